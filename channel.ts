@@ -1,0 +1,1366 @@
+/**
+ * Channels: values handed from any number of tasks to any number of tasks, each value to exactly one, in order.
+ *
+ * {@linkcode Channel} does all that `@std/async`'s `Channel` does, under the same names, and adds what that one lacks:
+ * a `signal` and a `timeout` on every wait, `receiveMany` and `drain`, split ends that are counted
+ * ({@linkcode bounded}, {@linkcode unbounded}), {@linkcode select} over several channels, `onDrop` for values that
+ * nobody will receive, a `WritableStream` in, and a `ReadableStream` out that reads nothing ahead. A program written for
+ * that class runs with this one when its import line is changed.
+ *
+ * What holds everywhere:
+ *
+ * - A value changes hands in one synchronous step. An abort or a timeout either comes before it, and the value has not
+ *   moved, or after it, and the operation has succeeded. Nothing is both rejected and delivered, and nothing is lost: a
+ *   value that cannot be sent comes back in {@linkcode ChannelClosedError}, one that can no longer be received goes to
+ *   `onDrop`.
+ * - First come, first served, for values, for waiting senders and for waiting receivers. `trySend` does not overtake.
+ * - Closing lets what is buffered be received; waiting senders get their values back.
+ * - `undefined` is a value like any other. A thenable is one too, but a promise of it would adopt its state: `receive()`
+ *   of a `Channel<Promise<X>>` gives the `X`. Iteration, `tryReceive`, `receiveMany`, `drain`, `select` and the stream
+ *   give the thenable itself, and so does a channel of `{ value: thenable }`.
+ * - Handles are given up by `close()` or `using`, never by garbage collection.
+ *
+ * @example Three workers, one queue
+ * ```ts
+ * import { bounded } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const { sender, receiver } = bounded<number>(16);
+ * const squares: number[] = [];
+ *
+ * async function work(jobs: typeof receiver) {
+ *   using mine = jobs;
+ *   for await (const n of mine) squares.push(n * n);
+ * }
+ * const workers = [work(receiver.clone()), work(receiver.clone()), work(receiver)];
+ *
+ * for (let n = 1; n <= 4; n++) await sender.send(n);
+ * sender.close();
+ * await Promise.all(workers);
+ * assertEquals(squares.sort((a, b) => a - b), [1, 4, 9, 16]);
+ * ```
+ *
+ * @module
+ */
+
+import { checkTimeout, type SelectCase, Wait, type WaitOptions } from "./select.ts";
+
+export { select, trySelect } from "./select.ts";
+export type { SelectCase, SelectCases, SelectOptions, SelectResult, WaitOptions } from "./select.ts";
+
+/**
+ * An operation met a closed channel, or a handle that was given up.
+ *
+ * @example Getting the value back
+ * ```ts
+ * import { Channel, ChannelClosedError } from "@sluice/smux/channel";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const channel = new Channel<string>();
+ * channel.close();
+ * const error = await assertRejects(() => channel.send("letter"), ChannelClosedError);
+ * assertEquals(error.value, "letter");
+ * ```
+ */
+export class ChannelClosedError extends Error {
+  /** The value that was not sent. Only errors of a send have this property. */
+  declare readonly value?: unknown;
+
+  /**
+   * Makes the error.
+   *
+   * @param message What could not be done.
+   * @param value The value that was not sent; left out, the error has no such property.
+   */
+  constructor(message: string, ...value: [] | [value: unknown]) {
+    super(message);
+    this.name = "ChannelClosedError";
+    if (value.length === 1) this.value = value[0];
+  }
+}
+
+/**
+ * What {@linkcode Channel.tryReceive} found: a value, nothing for now, or nothing for ever.
+ *
+ * @typeParam T The channel's values.
+ *
+ * @example Usage
+ * ```ts
+ * import { Channel, type ChannelReceiveResult } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const result: ChannelReceiveResult<number> = new Channel<number>().tryReceive();
+ * assertEquals(result, { state: "empty" });
+ * ```
+ */
+export type ChannelReceiveResult<T> = { state: "ok"; value: T } | { state: "empty" } | { state: "closed" };
+
+/**
+ * What is done with values nobody will receive.
+ *
+ * @typeParam T The channel's values.
+ *
+ * @example Closing what is thrown away
+ * ```ts
+ * import { bounded, type DropOptions } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const closed: string[] = [];
+ * const options: DropOptions<string> = { onDrop: (name) => closed.push(name) };
+ * const { sender, receiver } = bounded<string>(2, options);
+ * sender.trySend("a");
+ * sender.trySend("b");
+ * receiver.close();
+ * assertEquals(closed, ["a", "b"]);
+ * ```
+ */
+export interface DropOptions<T = unknown> {
+  /**
+   * Called once for each buffered value that nobody will ever receive, in order: the last `Receiver` was closed. What it
+   * throws comes out of that `close()`, after all values have had their turn.
+   *
+   * An unsplit {@linkcode Channel} keeps its buffer receivable as long as it is held, so it never drops a value.
+   */
+  onDrop?(value: T): void;
+}
+
+/**
+ * Options of the {@linkcode Channel} constructor.
+ *
+ * @typeParam T The channel's values.
+ *
+ * @example Usage
+ * ```ts
+ * import { Channel, type ChannelOptions } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const options: ChannelOptions<string> = { capacity: 4 };
+ * assertEquals(new Channel<string>(options).capacity, 4);
+ * ```
+ */
+export interface ChannelOptions<T = unknown> extends DropOptions<T> {
+  /**
+   * How many values are buffered at most, an integer. 0 makes every send wait for its receive.
+   *
+   * @default {0}
+   */
+  capacity?: number | undefined;
+}
+
+/**
+ * Options of a send: what can end its wait.
+ *
+ * @example Usage
+ * ```ts
+ * import { Channel, type ChannelSendOptions } from "@sluice/smux/channel";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const options: ChannelSendOptions = { timeout: 0 };
+ * await assertRejects(() => new Channel<number>().send(1, options), DOMException, "0 ms");
+ * ```
+ */
+export type ChannelSendOptions = WaitOptions;
+
+/**
+ * Options of a receive: what can end its wait.
+ *
+ * @example Usage
+ * ```ts
+ * import { Channel, type ChannelReceiveOptions } from "@sluice/smux/channel";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const options: ChannelReceiveOptions = { signal: AbortSignal.abort(new Error("not today")) };
+ * await assertRejects(() => new Channel<number>().receive(options), Error, "not today");
+ * ```
+ */
+export type ChannelReceiveOptions = WaitOptions;
+
+const DONE: Promise<void> = Promise.resolve();
+const EMPTY: { readonly state: "empty" } = Object.freeze({ state: "empty" });
+const CLOSED: { readonly state: "closed" } = Object.freeze({ state: "closed" });
+const NO_RING: never[] = [];
+
+/** A ring at most this long is not worth shrinking. */
+const SMALL_RING = 32;
+
+type Reason = [] | [reason: unknown];
+type Sent = { done: false; value?: undefined } | { done: true; value?: undefined };
+type Received<T> = { done: false; value: T } | { done: true; value?: undefined };
+
+/** In what form a receive gives its value, and its end: without `end` it rejects. */
+interface Form<T, R> {
+  value(value: T): R;
+  end?(): R;
+}
+const PLAIN = { value: <T>(value: T): T => value };
+const MANY = { value: <T>(value: T): T[] => [value], end: () => [] };
+const STEP = {
+  value: <T>(value: T): IteratorResult<T, undefined> => ({ done: false, value }),
+  end: (): IteratorResult<never, undefined> => ({ done: true, value: undefined }),
+};
+
+/** One holder of a channel's end, which may be closed while the channel goes on. */
+class Handle {
+  open = true;
+  /** Waits under way; while there are none, closing need not look for them. */
+  parked = 0;
+
+  constructor(readonly parent?: Handle, readonly endsOnError = false) {}
+
+  get live(): boolean {
+    return this.open && (this.parent === undefined || this.parent.open);
+  }
+
+  count(change: 1 | -1): void {
+    this.parked += change;
+    this.parent?.count(change);
+  }
+}
+
+/** A place in a {@linkcode Queue}. */
+interface Place<P extends Place<P>> {
+  queue: Queue<P> | undefined;
+  before: P | undefined;
+  after: P | undefined;
+  readonly handle: Handle | undefined;
+}
+
+/** Those who wait, oldest first, linked through themselves, so that anyone can leave at no cost. */
+class Queue<P extends Place<P>> {
+  first: P | undefined = undefined;
+  last: P | undefined = undefined;
+
+  add(place: P): void {
+    place.queue = this;
+    place.before = this.last;
+    if (this.last === undefined) this.first = place;
+    else this.last.after = place;
+    this.last = place;
+    place.handle?.count(1);
+  }
+
+  remove(place: P): void {
+    if (place.before === undefined) this.first = place.after;
+    else place.before.after = place.after;
+    if (place.after === undefined) this.last = place.before;
+    else place.after.before = place.before;
+    place.queue = place.before = place.after = undefined;
+    place.handle?.count(-1);
+  }
+
+  /** Those who wait through this handle. */
+  of(handle: Handle): P[] {
+    const found: P[] = [];
+    for (let place = this.first; place !== undefined && found.length < handle.parked; place = place.after) {
+      if (place.handle === handle || place.handle?.parent === handle) found.push(place);
+    }
+    return found;
+  }
+}
+
+/** A receive that waits, in whatever form. */
+interface Receiving<T> extends Place<Receiving<T>> {
+  take(value: T): void;
+  /** Nothing will come any more. */
+  end(clean: boolean, error: unknown): void;
+}
+
+class Receive<T, R> extends Wait<R> implements Receiving<T> {
+  queue: Queue<Receiving<T>> | undefined = undefined;
+  before: Receiving<T> | undefined = undefined;
+  after: Receiving<T> | undefined = undefined;
+  readonly handle: Handle | undefined;
+  readonly #core: Core<T>;
+  readonly #form: Form<T, R>;
+
+  constructor(core: Core<T>, handle: Handle | undefined, form: Form<T, R>) {
+    super();
+    this.handle = handle;
+    this.#core = core;
+    this.#form = form;
+  }
+
+  protected enter(): void {
+    this.#core.receivers.add(this);
+  }
+
+  leave(): void {
+    this.queue?.remove(this);
+  }
+
+  take(value: T): void {
+    this.succeed(this.#form.value(value));
+  }
+
+  end(clean: boolean, error: unknown): void {
+    if (clean && this.#form.end !== undefined) this.succeed(this.#form.end());
+    else this.fail(error);
+  }
+}
+
+class Send<T> extends Wait<void> implements Place<Send<T>> {
+  queue: Queue<Send<T>> | undefined = undefined;
+  before: Send<T> | undefined = undefined;
+  after: Send<T> | undefined = undefined;
+  readonly handle: Handle | undefined;
+  readonly value: T;
+  readonly #core: Core<T>;
+
+  constructor(core: Core<T>, handle: Handle | undefined, value: T) {
+    super();
+    this.handle = handle;
+    this.value = value;
+    this.#core = core;
+  }
+
+  protected enter(): void {
+    this.#core.senders.add(this);
+  }
+
+  leave(): void {
+    this.queue?.remove(this);
+  }
+}
+
+/**
+ * The channel behind every face of it.
+ *
+ * Receivers wait only while there is no value, senders only while there is no room. State is whole before any promise is
+ * settled or any callback called, since either may call back in.
+ */
+class Core<T> {
+  readonly capacity: number;
+  readonly senders: Queue<Send<T>> = new Queue();
+  readonly receivers: Queue<Receiving<T>> = new Queue();
+  size = 0;
+  closed = false;
+  senderCount = 1;
+  receiverCount = 1;
+  /** Why it was or will be closed, if anyone said. */
+  #reason: { error: unknown } | undefined = undefined;
+  #ring: (T | undefined)[] = NO_RING;
+  #head = 0;
+  readonly #onDrop: DropOptions<T>["onDrop"];
+  #receiversGone: AbortController | undefined = undefined;
+  #closedError: ChannelClosedError | undefined = undefined;
+
+  constructor(capacity: number, drop: DropOptions<T> | undefined) {
+    this.capacity = capacity;
+    this.#onDrop = drop?.onDrop;
+  }
+
+  trySend(value: T, handle?: Handle): boolean {
+    if (this.closed || handle?.live === false) return false;
+    const receiving = this.receivers.first;
+    if (receiving !== undefined) {
+      receiving.take(value);
+      return true;
+    }
+    if (this.size >= this.capacity) return false;
+    this.#push(value);
+    return true;
+  }
+
+  send(value: T, options: WaitOptions | undefined, handle?: Handle): Promise<void> {
+    const refused = refusal(options);
+    if (refused !== undefined) return refused;
+    if (this.trySend(value, handle)) return DONE;
+    if (this.closed || handle?.live === false) return Promise.reject(unsent(value, handle));
+    return new Send(this, handle, value).start(options);
+  }
+
+  sending(value: T, handle?: Handle): SelectCase<Sent> {
+    return {
+      attempt: () => {
+        if (this.trySend(value, handle)) return { done: false };
+        return this.closed || handle?.live === false ? { done: true } : undefined;
+      },
+      park: (settle) =>
+        new Send(this, handle, value).startWith(() => settle({ done: false }), () => settle({ done: true })),
+    };
+  }
+
+  /** Whether there is a value for {@linkcode Core.take}. */
+  get ready(): boolean {
+    return this.size > 0 || this.senders.first !== undefined;
+  }
+
+  take(): T {
+    const sending = this.senders.first;
+    const value = this.size > 0 ? this.#shift() : sending!.value;
+    if (sending === undefined) return value;
+    // Who waited for room has it now; with no capacity there is none to have, and the value is the sender's own.
+    if (this.capacity > 0) this.#push(sending.value);
+    sending.succeed();
+    return value;
+  }
+
+  takeMany(max: number, handle?: Handle): T[] {
+    const values: T[] = [];
+    if (handle?.live === false) return values;
+    while (values.length < max && this.ready) values.push(this.take());
+    return values;
+  }
+
+  tryReceive(handle?: Handle): ChannelReceiveResult<T> {
+    if (handle?.live === false) return CLOSED;
+    if (this.ready) return { state: "ok", value: this.take() };
+    return this.closed ? CLOSED : EMPTY;
+  }
+
+  receive<R>(form: Form<T, R>, options: WaitOptions | undefined, handle?: Handle): Promise<R> {
+    const refused = refusal(options);
+    if (refused !== undefined) return refused;
+    if (handle?.live !== false) {
+      if (this.ready) return resolved(form.value(this.take()));
+      if (!this.closed) return new Receive(this, handle, form).start(options);
+    }
+    const { clean, error } = this.#ending(handle);
+    return clean && form.end !== undefined ? resolved(form.end()) : Promise.reject(error);
+  }
+
+  receiveMany(max: number, options: WaitOptions | undefined, handle?: Handle): Promise<T[]> {
+    if (!(max >= 1) || (max !== Infinity && !Number.isInteger(max))) {
+      return Promise.reject(
+        new RangeError(`Cannot receive: max must be an integer of at least 1, or Infinity, received ${max}`),
+      );
+    }
+    const refused = refusal(options);
+    if (refused !== undefined) return refused;
+    const values = this.takeMany(max, handle);
+    return values.length > 0 ? Promise.resolve(values) : this.receive<T[]>(MANY, options, handle);
+  }
+
+  receiving(handle?: Handle): SelectCase<Received<T>> {
+    return {
+      attempt: () => {
+        const result = this.tryReceive(handle);
+        if (result.state === "ok") return { done: false, value: result.value };
+        return result.state === "closed" ? { done: true } : undefined;
+      },
+      park: (settle) =>
+        new Receive<T, T>(this, handle, PLAIN)
+          .startWith((value) => settle({ done: false, value }), () => settle({ done: true })),
+    };
+  }
+
+  readable(cancel: (reason: unknown) => void, handle?: Handle): ReadableStream<T> {
+    const pull = (controller: ReadableStreamDefaultController<T>): Promise<void> | void => {
+      const result = this.tryReceive(handle);
+      if (result.state === "ok") return controller.enqueue(result.value);
+      return new Promise((resolve, reject) => {
+        // Enqueued in the step that takes it from the channel: between the two, a cancel would lose it.
+        const receiving = new Receive<T, IteratorResult<T, undefined>>(this, handle, STEP).startWith((step) => {
+          if (step.done) controller.close();
+          else controller.enqueue(step.value);
+          resolve();
+        }, reject);
+        if (result.state === "closed") this.#end(receiving);
+      });
+    };
+    return new ReadableStream<T>({ pull, cancel }, { highWaterMark: 0 });
+  }
+
+  close(reason: Reason): void {
+    if (this.closed) return;
+    this.#giveReason(reason);
+    this.closed = true;
+    this.#rejectSenders();
+    for (let receiving; (receiving = this.receivers.first) !== undefined;) this.#end(receiving);
+  }
+
+  closeSender(handle: Handle, reason: Reason): void {
+    if (!handle.open) return;
+    handle.open = false;
+    this.#giveReason(reason);
+    for (const sending of this.senders.of(handle)) sending.fail(unsent(sending.value, handle));
+    if (--this.senderCount === 0) this.close([]);
+  }
+
+  closeReceiver(handle: Handle): void {
+    if (!handle.open) return;
+    this.closeIterator(handle);
+    if (--this.receiverCount > 0) return;
+    this.closed = true;
+    this.#rejectSenders();
+    const dropped = this.takeMany(Infinity);
+    const onDrop = this.#onDrop;
+    let failure: { error: unknown } | undefined;
+    if (onDrop !== undefined) {
+      for (const value of dropped) {
+        try {
+          onDrop(value);
+        } catch (error) {
+          failure ??= { error };
+        }
+      }
+    }
+    this.#receiversGone?.abort(noReceiver());
+    if (failure !== undefined) throw failure.error;
+  }
+
+  closeIterator(handle: Handle): void {
+    handle.open = false;
+    for (const receiving of this.receivers.of(handle)) this.#end(receiving);
+  }
+
+  get signal(): AbortSignal {
+    if (this.#receiversGone === undefined) {
+      this.#receiversGone = new AbortController();
+      if (this.receiverCount === 0) this.#receiversGone.abort(noReceiver());
+    }
+    return this.#receiversGone.signal;
+  }
+
+  #giveReason(reason: Reason): void {
+    if (reason.length === 1) this.#reason ??= { error: reason[0] };
+  }
+
+  #rejectSenders(): void {
+    for (let sending; (sending = this.senders.first) !== undefined;) sending.fail(unsent(sending.value));
+  }
+
+  #end(receiving: Receiving<T>): void {
+    const { clean, error } = this.#ending(receiving.handle);
+    receiving.end(clean, error);
+  }
+
+  /** How a receive ends for which nothing will come any more. */
+  #ending(handle: Handle | undefined): { clean: boolean; error: unknown } {
+    if (handle?.live === false) {
+      return { clean: true, error: new ChannelClosedError("Cannot receive through a closed receiver") };
+    }
+    if (this.#reason !== undefined) {
+      // An iteration fails once and is over then.
+      if (handle?.endsOnError) handle.open = false;
+      return { clean: false, error: this.#reason.error };
+    }
+    this.#closedError ??= new ChannelClosedError("Cannot receive from a closed channel");
+    return { clean: true, error: this.#closedError };
+  }
+
+  #push(value: T): void {
+    if (this.size === this.#ring.length) this.#resize(Math.max(4, this.size * 2));
+    this.#ring[(this.#head + this.size) & (this.#ring.length - 1)] = value;
+    this.size++;
+  }
+
+  #shift(): T {
+    const value = this.#ring[this.#head] as T;
+    this.#ring[this.#head] = undefined;
+    this.#head = (this.#head + 1) & (this.#ring.length - 1);
+    this.size--;
+    if (this.size * 4 <= this.#ring.length && this.#ring.length > SMALL_RING) this.#resize(this.#ring.length / 2);
+    return value;
+  }
+
+  /** Moves the values to a ring of another length, a power of two. */
+  #resize(length: number): void {
+    const ring = new Array<T | undefined>(length).fill(undefined);
+    for (let i = 0; i < this.size; i++) ring[i] = this.#ring[(this.#head + i) & (this.#ring.length - 1)];
+    this.#ring = ring;
+    this.#head = 0;
+  }
+}
+
+function refusal(options: WaitOptions | undefined): Promise<never> | undefined {
+  try {
+    checkTimeout(options?.timeout);
+    return undefined;
+  } catch (error) {
+    return Promise.reject(error);
+  }
+}
+
+/** `Promise.resolve` in the types of a generic caller. */
+function resolved<R>(value: R): Promise<R> {
+  return Promise.resolve(value) as Promise<R>;
+}
+
+function unsent(value: unknown, handle?: Handle): ChannelClosedError {
+  const what = handle?.live === false ? "through a closed sender" : "to a closed channel";
+  return new ChannelClosedError(`Cannot send ${what}`, value);
+}
+
+function noReceiver(): ChannelClosedError {
+  return new ChannelClosedError("Cannot send to a channel without receivers");
+}
+
+function checkCapacity(capacity: number, instead: string): number {
+  if (!Number.isInteger(capacity) || capacity < 0) {
+    throw new RangeError(
+      `Cannot create a channel: capacity must be an integer of at least 0${instead}, received ${capacity}`,
+    );
+  }
+  return capacity;
+}
+
+function writable<T>(
+  end: { send(value: T, options: WaitOptions): Promise<void>; close(...reason: Reason): void },
+): WritableStream<T> {
+  return new WritableStream<T>({
+    // A stream settles its write before it aborts, so the write must hear of the abort itself.
+    write: (value, controller) => end.send(value, { signal: controller.signal }),
+    close: () => end.close(),
+    abort: (reason) => end.close(reason),
+  });
+}
+
+class Values<T> implements AsyncIterableIterator<T, undefined> {
+  readonly #core: Core<T>;
+  readonly #handle: Handle;
+
+  constructor(core: Core<T>, parent?: Handle) {
+    this.#core = core;
+    this.#handle = new Handle(parent, true);
+  }
+
+  next(): Promise<IteratorResult<T, undefined>> {
+    return this.#core.receive<IteratorResult<T, undefined>>(STEP, undefined, this.#handle);
+  }
+
+  return(): Promise<IteratorResult<T, undefined>> {
+    this.#core.closeIterator(this.#handle);
+    return Promise.resolve(STEP.end());
+  }
+
+  throw(error: unknown): Promise<IteratorResult<T, undefined>> {
+    this.#core.closeIterator(this.#handle);
+    return Promise.reject(error);
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+}
+
+/**
+ * A queue between tasks: any number may send, any number may receive, and each value goes to exactly one.
+ *
+ * One object does both sides. Where the two sides belong to different owners, and the end of one should be noticed by the
+ * other, use {@linkcode bounded} or {@linkcode unbounded}.
+ *
+ * @typeParam T The values. `undefined` is allowed; of a thenable, see the module's text.
+ *
+ * @example Sending and receiving
+ * ```ts
+ * import { Channel } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const channel = new Channel<string>({ capacity: 2 });
+ * await channel.send("a");
+ * await channel.send("b");
+ * channel.close();
+ * assertEquals(await Array.fromAsync(channel), ["a", "b"]);
+ * ```
+ *
+ * @example A rendezvous
+ * ```ts
+ * import { Channel } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const channel = new Channel<number>();
+ * const sent = channel.send(1); // waits: there is no buffer
+ * assertEquals(channel.tryReceive(), { state: "ok", value: 1 });
+ * await sent;
+ * ```
+ *
+ * @example Not waiting for ever
+ * ```ts
+ * import { Channel } from "@sluice/smux/channel";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const channel = new Channel<number>({ capacity: 1 });
+ * await assertRejects(() => channel.receive({ timeout: 10 }), DOMException, "10 ms");
+ * channel.trySend(7); // the receive that gave up does not steal it
+ * assertEquals(await channel.receive(), 7);
+ * ```
+ */
+export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable {
+  readonly #core: Core<T>;
+
+  /**
+   * Makes a channel.
+   *
+   * @param options Its capacity, 0 if left out.
+   * @throws {RangeError} If `capacity` is not an integer of at least 0.
+   */
+  constructor(options: ChannelOptions<T> = {}) {
+    this.#core = new Core(checkCapacity(options.capacity ?? 0, ""), options);
+  }
+
+  /**
+   * Sends a value, waiting for room or, at capacity 0, for the receive that takes it.
+   *
+   * @param value The value.
+   * @param options What can end the wait early.
+   * @returns A promise that resolves once the value is buffered or received.
+   * @throws {ChannelClosedError} If the channel is or gets closed; `value` is in it.
+   * @throws {RangeError} If the timeout is one no timer can keep.
+   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   */
+  send(value: T, options?: ChannelSendOptions): Promise<void> {
+    return this.#core.send(value, options);
+  }
+
+  /**
+   * Sends a value if that is possible without waiting and without overtaking.
+   *
+   * @param value The value.
+   * @returns Whether it was sent; if not, the channel is full or closed and the value is still the caller's.
+   */
+  trySend(value: T): boolean {
+    return this.#core.trySend(value);
+  }
+
+  /**
+   * A send for {@linkcode select}.
+   *
+   * @param value The value to send if this case is the one.
+   * @returns The case.
+   */
+  sending(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
+    return this.#core.sending(value);
+  }
+
+  /**
+   * Receives the oldest value, waiting for one if there is none.
+   *
+   * @param options What can end the wait early.
+   * @returns A promise of the value.
+   * @throws {ChannelClosedError} If the channel is closed and drained. If it was closed with a reason, that is thrown.
+   * @throws {RangeError} If the timeout is one no timer can keep.
+   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   */
+  receive(options?: ChannelReceiveOptions): Promise<T> {
+    return this.#core.receive<T>(PLAIN, options);
+  }
+
+  /**
+   * Receives the oldest value if there is one.
+   *
+   * @returns The value, or whether there is none for now (`"empty"`) or none any more (`"closed"`).
+   */
+  tryReceive(): ChannelReceiveResult<T> {
+    return this.#core.tryReceive();
+  }
+
+  /**
+   * Receives what there is, waiting for one value if there is none.
+   *
+   * @param max How many values at most: an integer of at least 1, or `Infinity`.
+   * @param options What can end the wait early.
+   * @returns A promise of the oldest values, at least one, and none only at the end of a closed channel.
+   * @throws {RangeError} If `max` or the timeout makes no sense.
+   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   *   If the channel was closed with a reason, that is thrown once it is drained.
+   */
+  receiveMany(max: number, options?: ChannelReceiveOptions): Promise<T[]> {
+    return this.#core.receiveMany(max, options);
+  }
+
+  /**
+   * Takes all there is now: what is buffered, and what waiting senders hold, whose sends resolve.
+   *
+   * @returns The values, oldest first.
+   */
+  drain(): T[] {
+    return this.#core.takeMany(Infinity);
+  }
+
+  /**
+   * A receive for {@linkcode select}.
+   *
+   * @returns The case.
+   */
+  receiving(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
+    return this.#core.receiving();
+  }
+
+  /**
+   * Closes the channel. Waiting sends reject and get their values back; what is buffered can still be received, then
+   * receives fail and iterations end. Closing again does nothing.
+   *
+   * @param reason If given, even as `undefined`: what receives, iterations and streams fail with after the last value.
+   */
+  close(...reason: [] | [reason: unknown]): void {
+    this.#core.close(reason);
+  }
+
+  /**
+   * Whether the channel has been closed; values may be left in it.
+   *
+   * @returns `true` after `close()`.
+   */
+  get closed(): boolean {
+    return this.#core.closed;
+  }
+
+  /**
+   * How many values are buffered. Those of waiting senders do not count.
+   *
+   * @returns 0 to `capacity`.
+   */
+  get size(): number {
+    return this.#core.size;
+  }
+
+  /**
+   * How many values are buffered at most.
+   *
+   * @returns The capacity given to the constructor.
+   */
+  get capacity(): number {
+    return this.#core.capacity;
+  }
+
+  /**
+   * Receives until the channel is closed and drained; if it was closed with a reason, fails with that. Breaking out of
+   * the loop leaves the channel open. Several loops share the values.
+   *
+   * @returns An iterator.
+   */
+  [Symbol.asyncIterator](): AsyncIterableIterator<T> {
+    return new Values(this.#core);
+  }
+
+  /**
+   * The channel as a stream. It takes a value only when somebody reads, and shares the values with other receivers.
+   * Cancelling it closes the channel, with the cancel's reason unless that is `undefined`; what is buffered stays
+   * receivable.
+   *
+   * @returns A stream that ends, or fails, as an iteration does.
+   */
+  toReadableStream(): ReadableStream<T> {
+    return this.#core.readable((reason) => reason === undefined ? this.close() : this.close(reason));
+  }
+
+  /**
+   * A stream into the channel; each chunk is sent when there is room. Closing it closes the channel, aborting it closes
+   * the channel with the reason.
+   *
+   * @returns A stream whose writes resolve as sends do.
+   */
+  toWritableStream(): WritableStream<T> {
+    return writable(this);
+  }
+
+  /** Closes the channel, for `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /**
+   * Closes the channel, for `await using`.
+   *
+   * @returns A promise that is resolved.
+   */
+  [Symbol.asyncDispose](): Promise<void> {
+    this.close();
+    return DONE;
+  }
+}
+
+let newSender: <T>(core: Core<T>) => Sender<T>;
+let newReceiver: <T>(core: Core<T>) => Receiver<T>;
+let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
+let coreOfSender: <T>(sender: Sender<T>) => Core<T>;
+let coreOf: <T>(end: Sender<T> | Receiver<T>) => Core<T>;
+
+/**
+ * A sending end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
+ * one is, the channel is closed; what is buffered can still be received.
+ *
+ * A handle that is never closed keeps the channel open, collected as garbage or not.
+ *
+ * @typeParam T The channel's values.
+ *
+ * @example Two producers
+ * ```ts
+ * import { bounded, type Sender } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const { sender, receiver } = bounded<string>(1);
+ *
+ * async function produce(name: string, out: Sender<string>) {
+ *   using mine = out;
+ *   await mine.send(`${name} 1`);
+ *   await mine.send(`${name} 2`);
+ * }
+ * const producers = [produce("a", sender.clone()), produce("b", sender)];
+ *
+ * const all = await Array.fromAsync(receiver); // ends when both have closed their handles
+ * assertEquals(all.sort(), ["a 1", "a 2", "b 1", "b 2"]);
+ * await Promise.all(producers);
+ * ```
+ */
+export class Sender<T> implements Disposable {
+  readonly #core: Core<T>;
+  readonly #handle = new Handle();
+
+  static {
+    newSender = (core) => new Sender(core);
+    coreOfSender = (sender) => sender.#core;
+  }
+
+  private constructor(core: Core<T>) {
+    this.#core = core;
+  }
+
+  /**
+   * Sends a value, waiting for room or, at capacity 0, for the receive that takes it.
+   *
+   * @param value The value.
+   * @param options What can end the wait early.
+   * @returns A promise that resolves once the value is buffered or received.
+   * @throws {ChannelClosedError} If this handle is or gets closed, or no receiver is left; `value` is in it.
+   * @throws {RangeError} If the timeout is one no timer can keep.
+   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   */
+  send(value: T, options?: ChannelSendOptions): Promise<void> {
+    return this.#core.send(value, options, this.#handle);
+  }
+
+  /**
+   * Sends a value if that is possible without waiting and without overtaking.
+   *
+   * @param value The value.
+   * @returns Whether it was sent; if not, the value is still the caller's.
+   */
+  trySend(value: T): boolean {
+    return this.#core.trySend(value, this.#handle);
+  }
+
+  /**
+   * A send for {@linkcode select}.
+   *
+   * @param value The value to send if this case is the one.
+   * @returns The case.
+   */
+  sending(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
+    return this.#core.sending(value, this.#handle);
+  }
+
+  /**
+   * A stream into the channel, through a handle of its own: closing it closes that handle, aborting it closes it with
+   * the reason.
+   *
+   * @returns A stream whose writes resolve as sends do.
+   * @throws {ChannelClosedError} If this handle is closed.
+   */
+  toWritableStream(): WritableStream<T> {
+    return writable(this.clone());
+  }
+
+  /**
+   * Another handle on the same channel.
+   *
+   * @returns A handle to be closed on its own.
+   * @throws {ChannelClosedError} If this handle is closed.
+   */
+  clone(): Sender<T> {
+    if (!this.#handle.open) throw new ChannelClosedError("Cannot clone a closed sender");
+    this.#core.senderCount++;
+    return newSender(this.#core);
+  }
+
+  /**
+   * A handle that does not hold the channel open.
+   *
+   * @returns The weak handle.
+   */
+  downgrade(): WeakSender<T> {
+    return newWeakSender(this.#core);
+  }
+
+  /**
+   * Gives this handle up: its waiting sends reject and get their values back. The last one closes the channel. Closing
+   * again does nothing.
+   *
+   * @param reason If given, even as `undefined`: what receives fail with after the last value, once all senders are
+   *   closed. Of several reasons the first stands.
+   */
+  close(...reason: [] | [reason: unknown]): void {
+    this.#core.closeSender(this.#handle, reason);
+  }
+
+  /**
+   * Tells that nobody will receive any more.
+   *
+   * @returns A signal that aborts, with a {@linkcode ChannelClosedError}, when the last receiver is closed.
+   */
+  get signal(): AbortSignal {
+    return this.#core.signal;
+  }
+
+  /**
+   * How many values are buffered. Those of waiting senders do not count.
+   *
+   * @returns 0 to `capacity`.
+   */
+  get size(): number {
+    return this.#core.size;
+  }
+
+  /**
+   * How many values are buffered at most.
+   *
+   * @returns The capacity, `Infinity` when unbounded.
+   */
+  get capacity(): number {
+    return this.#core.capacity;
+  }
+
+  /**
+   * Whether nothing is buffered.
+   *
+   * @returns Always `true` at capacity 0.
+   */
+  get isEmpty(): boolean {
+    return this.#core.size === 0;
+  }
+
+  /**
+   * Whether the buffer has no room.
+   *
+   * @returns Always `true` at capacity 0, never when unbounded.
+   */
+  get isFull(): boolean {
+    return this.#core.size >= this.#core.capacity;
+  }
+
+  /**
+   * How many senders are open, this one and its clones.
+   *
+   * @returns 0 once the last is closed.
+   */
+  get senderCount(): number {
+    return this.#core.senderCount;
+  }
+
+  /**
+   * How many receivers are open.
+   *
+   * @returns 0 once the last is closed.
+   */
+  get receiverCount(): number {
+    return this.#core.receiverCount;
+  }
+
+  /**
+   * Whether another end belongs to the same channel.
+   *
+   * @param other A sender or a receiver.
+   * @returns `true` if it does.
+   */
+  sameChannel(other: Sender<T> | Receiver<T>): boolean {
+    return this.#core === coreOf(other);
+  }
+
+  /** Closes this handle, for `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * A handle on a channel's sending side that does not keep the channel open, for who may have to send but should not be
+ * waited for.
+ *
+ * @typeParam T The channel's values.
+ *
+ * @example Usage
+ * ```ts
+ * import { unbounded } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const { sender, receiver } = unbounded<string>();
+ * const weak = sender.downgrade();
+ * {
+ *   using mine = weak.upgrade();
+ *   mine?.trySend("still there");
+ * }
+ * sender.close();
+ * assertEquals(weak.upgrade(), undefined);
+ * assertEquals(await Array.fromAsync(receiver), ["still there"]);
+ * ```
+ */
+export class WeakSender<T> {
+  readonly #core: Core<T>;
+
+  static {
+    newWeakSender = (core) => new WeakSender(core);
+  }
+
+  private constructor(core: Core<T>) {
+    this.#core = core;
+  }
+
+  /**
+   * A sender of the same channel, to be closed on its own.
+   *
+   * @returns The sender, or `undefined` when all senders are closed.
+   */
+  upgrade(): Sender<T> | undefined {
+    if (this.#core.senderCount === 0) return undefined;
+    this.#core.senderCount++;
+    return newSender(this.#core);
+  }
+}
+
+/**
+ * A receiving end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
+ * one is, senders get their values back, what is buffered goes to `onDrop`, and {@linkcode Sender.signal} aborts.
+ *
+ * A handle that is never closed keeps the channel open, collected as garbage or not.
+ *
+ * @typeParam T The channel's values.
+ *
+ * @example Leaving early
+ * ```ts
+ * import { bounded } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const dropped: number[] = [];
+ * const { sender, receiver } = bounded<number>(8, { onDrop: (n) => dropped.push(n) });
+ * for (let n = 1; n <= 4; n++) sender.trySend(n);
+ *
+ * assertEquals(await receiver.receiveMany(2), [1, 2]);
+ * receiver.close();
+ * assertEquals(dropped, [3, 4]);
+ * assertEquals(sender.signal.aborted, true);
+ * assertEquals(sender.trySend(5), false);
+ * ```
+ */
+export class Receiver<T> implements AsyncIterable<T>, Disposable {
+  readonly #core: Core<T>;
+  readonly #handle = new Handle();
+
+  static {
+    newReceiver = (core) => new Receiver(core);
+    coreOf = (end) => #core in end ? end.#core : coreOfSender(end);
+  }
+
+  private constructor(core: Core<T>) {
+    this.#core = core;
+  }
+
+  /**
+   * Receives the oldest value, waiting for one if there is none.
+   *
+   * @param options What can end the wait early.
+   * @returns A promise of the value.
+   * @throws {ChannelClosedError} If this handle is or gets closed, or all senders are and the buffer is drained; if a
+   *   sender gave a reason, that is thrown.
+   * @throws {RangeError} If the timeout is one no timer can keep.
+   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   */
+  receive(options?: ChannelReceiveOptions): Promise<T> {
+    return this.#core.receive<T>(PLAIN, options, this.#handle);
+  }
+
+  /**
+   * Receives the oldest value if there is one.
+   *
+   * @returns The value, or whether there is none for now (`"empty"`) or none any more (`"closed"`).
+   */
+  tryReceive(): ChannelReceiveResult<T> {
+    return this.#core.tryReceive(this.#handle);
+  }
+
+  /**
+   * Receives what there is, waiting for one value if there is none.
+   *
+   * @param max How many values at most: an integer of at least 1, or `Infinity`.
+   * @param options What can end the wait early.
+   * @returns A promise of the oldest values, at least one, and none only at the end.
+   * @throws {RangeError} If `max` or the timeout makes no sense.
+   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   *   If a sender closed with a reason, that is thrown once the buffer is drained.
+   */
+  receiveMany(max: number, options?: ChannelReceiveOptions): Promise<T[]> {
+    return this.#core.receiveMany(max, options, this.#handle);
+  }
+
+  /**
+   * Takes all there is now: what is buffered, and what waiting senders hold, whose sends resolve.
+   *
+   * @returns The values, oldest first; none if this handle is closed.
+   */
+  drain(): T[] {
+    return this.#core.takeMany(Infinity, this.#handle);
+  }
+
+  /**
+   * A receive for {@linkcode select}.
+   *
+   * @returns The case.
+   */
+  receiving(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
+    return this.#core.receiving(this.#handle);
+  }
+
+  /**
+   * Receives until all senders are closed and the buffer is drained, or this handle is closed; if a sender gave a reason,
+   * fails with that. Breaking out of the loop leaves the handle open. Several loops share the values.
+   *
+   * @returns An iterator.
+   */
+  [Symbol.asyncIterator](): AsyncIterableIterator<T> {
+    return new Values(this.#core, this.#handle);
+  }
+
+  /**
+   * The channel as a stream, through a handle of its own, which is closed when the stream is cancelled. It takes a value
+   * only when somebody reads, and shares the values with other receivers.
+   *
+   * @returns A stream that ends, or fails, as an iteration does.
+   * @throws {ChannelClosedError} If this handle is closed.
+   */
+  toReadableStream(): ReadableStream<T> {
+    const own = this.clone();
+    return this.#core.readable(() => own.close(), own.#handle);
+  }
+
+  /**
+   * Another handle on the same channel.
+   *
+   * @returns A handle to be closed on its own.
+   * @throws {ChannelClosedError} If this handle is closed.
+   */
+  clone(): Receiver<T> {
+    if (!this.#handle.open) throw new ChannelClosedError("Cannot clone a closed receiver");
+    this.#core.receiverCount++;
+    return newReceiver(this.#core);
+  }
+
+  /**
+   * Gives this handle up: its waiting receives reject and its iterations end. The last one fails the senders, drops what
+   * is buffered and aborts {@linkcode Sender.signal}. Closing again does nothing.
+   *
+   * @throws What `onDrop` threw first, if it did.
+   */
+  close(): void {
+    this.#core.closeReceiver(this.#handle);
+  }
+
+  /**
+   * How many values are buffered. Those of waiting senders do not count.
+   *
+   * @returns 0 to `capacity`.
+   */
+  get size(): number {
+    return this.#core.size;
+  }
+
+  /**
+   * How many values are buffered at most.
+   *
+   * @returns The capacity, `Infinity` when unbounded.
+   */
+  get capacity(): number {
+    return this.#core.capacity;
+  }
+
+  /**
+   * Whether nothing is buffered.
+   *
+   * @returns Always `true` at capacity 0.
+   */
+  get isEmpty(): boolean {
+    return this.#core.size === 0;
+  }
+
+  /**
+   * Whether the buffer has no room.
+   *
+   * @returns Always `true` at capacity 0, never when unbounded.
+   */
+  get isFull(): boolean {
+    return this.#core.size >= this.#core.capacity;
+  }
+
+  /**
+   * How many senders are open, this one and its clones.
+   *
+   * @returns 0 once the last is closed.
+   */
+  get senderCount(): number {
+    return this.#core.senderCount;
+  }
+
+  /**
+   * How many receivers are open.
+   *
+   * @returns 0 once the last is closed.
+   */
+  get receiverCount(): number {
+    return this.#core.receiverCount;
+  }
+
+  /**
+   * Whether another end belongs to the same channel.
+   *
+   * @param other A sender or a receiver.
+   * @returns `true` if it does.
+   */
+  sameChannel(other: Sender<T> | Receiver<T>): boolean {
+    return this.#core === coreOf(other);
+  }
+
+  /** Closes this handle, for `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * Makes a channel that buffers a number of values, as two ends.
+ *
+ * @param capacity How many values are buffered at most: an integer of at least 0. 0 makes every send wait for its receive.
+ * @param options What is done with values nobody will receive.
+ * @returns The first sender and the first receiver; each can be cloned.
+ * @throws {RangeError} If `capacity` is not an integer of at least 0.
+ * @typeParam T The values.
+ *
+ * @example Usage
+ * ```ts
+ * import { bounded } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const { sender, receiver } = bounded<number>(1);
+ * assertEquals([sender.trySend(1), sender.trySend(2)], [true, false]);
+ * sender.close();
+ * assertEquals(await Array.fromAsync(receiver), [1]);
+ * ```
+ */
+export function bounded<T>(capacity: number, options?: DropOptions<T>): { sender: Sender<T>; receiver: Receiver<T> } {
+  return ends(checkCapacity(capacity, " (unbounded() has no limit)"), options);
+}
+
+/**
+ * Makes a channel that buffers whatever is sent, as two ends. Sends never wait, so memory is the only limit.
+ *
+ * @param options What is done with values nobody will receive.
+ * @returns The first sender and the first receiver; each can be cloned.
+ * @typeParam T The values.
+ *
+ * @example Usage
+ * ```ts
+ * import { unbounded } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const { sender, receiver } = unbounded<number>();
+ * for (let n = 1; n <= 1000; n++) sender.trySend(n);
+ * assertEquals(receiver.size, 1000);
+ * assertEquals(receiver.drain().length, 1000);
+ * ```
+ */
+export function unbounded<T>(options?: DropOptions<T>): { sender: Sender<T>; receiver: Receiver<T> } {
+  return ends(Infinity, options);
+}
+
+function ends<T>(capacity: number, options: DropOptions<T> | undefined): { sender: Sender<T>; receiver: Receiver<T> } {
+  const core = new Core(capacity, options);
+  return { sender: newSender(core), receiver: newReceiver(core) };
+}

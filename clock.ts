@@ -1,0 +1,30 @@
+/**
+ * Time, through one object that a test can replace.
+ *
+ * Nothing in the package reads the time or sets a timer in another way, so a whole session can be simulated.
+ *
+ * @module
+ */
+
+/** What {@linkcode Clock.setTimer} returns: a number in browsers, an object in Deno and Node. */
+export type Timer = ReturnType<typeof setTimeout>;
+
+/** The longest delay, in milliseconds, that the timers of JavaScript can hold: a longer one fires at once. */
+export const MAX_DELAY = 2_147_483_647;
+
+/** What the package asks of time. */
+export interface Clock {
+  /** Milliseconds on a clock that never goes back. */
+  now(): number;
+  /** Calls `run` once, `delay` milliseconds from now. */
+  setTimer(run: () => void, delay: number): Timer;
+  /** Takes a timer back; one that has fired or was taken back is ignored. */
+  clearTimer(timer: Timer | undefined): void;
+}
+
+/** The clock in use. */
+export const clock: Clock = {
+  now: () => performance.now(),
+  setTimer: (run, delay) => setTimeout(run, delay),
+  clearTimer: (timer) => clearTimeout(timer),
+};

@@ -1,0 +1,253 @@
+/**
+ * The way out of a session: one buffer that fills, one that leaves, and a rendezvous behind them.
+ *
+ * While one write of the transport is under way, frames gather in the next buffer. A frame that fits is encoded into it
+ * at once; one that does not waits in a channel of capacity 0 until the buffers change. So no payload is copied twice,
+ * order is first come first served, and what is held is two buffers, however many streams write.
+ *
+ * @module
+ */
+
+import { bounded, type Receiver, type Sender } from "./channel.ts";
+import { clock } from "./clock.ts";
+import {
+  type Command,
+  encodeHeader,
+  encodeUpdate,
+  type Frame,
+  HEADER_LENGTH,
+  MAX_PAYLOAD_LENGTH,
+  NOTHING,
+  UPDATE_LENGTH,
+  type Version,
+} from "./frame.ts";
+import type { Link } from "./transport.ts";
+
+// What a session that carries little costs; a fuller buffer doubles.
+const SMALLEST_BUFFER = 16 * 1024;
+// From here on frames wait: large enough that a socket write costs little beside its bytes, and such that the last frame
+// let in, of the default size, ends within 256 KiB.
+const FULL = 224 * 1024;
+// Control frames are let in up to here: wherever data ended, 16 KiB are left for them.
+const FULL_FOR_CONTROL = FULL + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
+// A SYN waits so many microtasks for the data that a caller writes right after opening the stream.
+const SYN_HOPS = 6;
+
+/** What the way out needs from its session. */
+export interface OutgoingHost {
+  /** There is room: encode the control frames that are owed. */
+  writeOwed(): void;
+  /** All has been written, for now. */
+  idle(): void;
+  /** The transport failed. */
+  failed(error: unknown): void;
+}
+
+/** The filling buffer, the channel of frames that wait for room in it, and the loop that writes to the transport. */
+export class Outgoing {
+  readonly #link: Link;
+  readonly #host: OutgoingHost;
+  readonly #waiting: Receiver<Frame>;
+  /** Frames that wait for room; each stream that has some clones this handle, and closes it to take them back. */
+  readonly sender: Sender<Frame>;
+  /** Of every frame; set before the first one. */
+  version: Version;
+  #filling: Uint8Array = NOTHING;
+  #used = 0;
+  #spare: Uint8Array | undefined;
+  #leaving = 0;
+  #hops = 0;
+  #scheduled = false;
+  #running: Promise<void> | undefined;
+  #ended = false;
+  #frames = 0;
+  #bytes = 0;
+  #begunAt = 0;
+  #progressAt = 0;
+
+  /**
+   * @param link Where the bytes go.
+   * @param version Version of the session's frames.
+   * @param host Who is asked for control frames and told of failure.
+   */
+  constructor(link: Link, version: Version, host: OutgoingHost) {
+    this.#link = link;
+    this.version = version;
+    this.#host = host;
+    const { sender, receiver } = bounded<Frame>(0);
+    this.sender = sender;
+    this.#waiting = receiver;
+    this.#begunAt = clock.now();
+  }
+
+  /** Frames encoded so far. */
+  get frames(): number {
+    return this.#frames;
+  }
+
+  /** Bytes the transport took so far. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Bytes encoded that the transport has not taken. */
+  get unsent(): number {
+    return this.#used + this.#leaving;
+  }
+
+  /** When, by the clock, the last transport write began. */
+  get begunAt(): number {
+    return this.#begunAt;
+  }
+
+  /** Since when, by the clock, the transport write under way has made no progress; `undefined` when none is. */
+  get stalledSince(): number | undefined {
+    return this.#leaving > 0 ? this.#progressAt : undefined;
+  }
+
+  /** Encodes a frame if there is room, and says whether there was. */
+  tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean {
+    // While there is room nobody waits for it, so nobody is overtaken here.
+    if (this.#used >= FULL || this.#ended) return false;
+    this.#encode(command, id, bytes, start, end);
+    this.#schedule(0);
+    return true;
+  }
+
+  /** Encodes the SYN of a stream if there is room, and gives the data that follows it time to share its write. */
+  trySyn(command: Command, id: number): boolean {
+    if (this.#used >= FULL || this.#ended) return false;
+    this.#encode(command, id, NOTHING, 0, 0);
+    this.#schedule(SYN_HOPS);
+    return true;
+  }
+
+  /** Encodes a frame without payload that nobody waits for, in the room kept for such, and says whether there was any. */
+  tryControl(command: Command, id: number): boolean {
+    if (this.#used >= FULL_FOR_CONTROL || this.#ended) return false;
+    this.#encode(command, id, NOTHING, 0, 0);
+    this.#schedule(0);
+    return true;
+  }
+
+  /** The same for a UPD. */
+  tryUpdate(id: number, consumed: number, window: number): boolean {
+    if (this.#used >= FULL_FOR_CONTROL || this.#ended) return false;
+    this.#reserve(HEADER_LENGTH + UPDATE_LENGTH);
+    this.#used = encodeUpdate(this.#filling, this.#used, id, consumed, window);
+    this.#frames++;
+    this.#schedule(0);
+    return true;
+  }
+
+  /** Settles when all that was encoded, and every frame that waited, has been taken by the transport or the end came. */
+  async flushed(): Promise<void> {
+    while (!this.#ended && (this.#running !== undefined || this.#used > 0)) {
+      this.#start();
+      await this.#running;
+    }
+  }
+
+  /** Ends it: nothing more is taken or written, and every frame that waits is given back to its sender. */
+  end(): void {
+    this.#ended = true;
+    this.#waiting.close();
+    this.sender.close();
+    this.#filling = NOTHING;
+    this.#spare = undefined;
+    this.#used = 0;
+  }
+
+  /** Whether buffers larger than an idle session needs are held. */
+  get isLarge(): boolean {
+    return this.#filling.length > SMALLEST_BUFFER || this.#spare !== undefined;
+  }
+
+  /** Gives back what an idle session does not need. */
+  trim(): void {
+    if (this.unsent > 0) return;
+    this.#filling = NOTHING;
+    this.#spare = undefined;
+  }
+
+  #encode(command: Command, id: number, bytes: Uint8Array, start: number, end: number): void {
+    const length = end - start;
+    this.#reserve(HEADER_LENGTH + length);
+    const at = encodeHeader(this.#filling, this.#used, this.version, command, length, id);
+    if (length > 0) this.#filling.set(start === 0 && end === bytes.length ? bytes : bytes.subarray(start, end), at);
+    this.#used = at + length;
+    this.#frames++;
+  }
+
+  #reserve(length: number): void {
+    const needed = this.#used + length;
+    if (needed <= this.#filling.length) return;
+    let size = Math.max(this.#filling.length, SMALLEST_BUFFER);
+    while (size < needed) size *= 2;
+    const larger = new Uint8Array(size);
+    larger.set(this.#filling.subarray(0, this.#used));
+    this.#filling = larger;
+  }
+
+  #schedule(hops: number): void {
+    if (this.#running !== undefined || this.#scheduled) return;
+    this.#scheduled = true;
+    this.#hops = hops;
+    queueMicrotask(this.#hop);
+  }
+
+  readonly #hop = (): void => {
+    if (this.#hops-- > 0) return queueMicrotask(this.#hop);
+    this.#start();
+  };
+
+  #start(): void {
+    this.#scheduled = false;
+    if (this.#used > 0 && !this.#ended) this.#running ??= this.#run();
+  }
+
+  async #run(): Promise<void> {
+    try {
+      do {
+        const bytes = this.#filling;
+        const length = this.#used;
+        this.#leaving = length;
+        this.#begunAt = this.#progressAt = clock.now();
+        const written = this.#link.write(bytes.subarray(0, length), this.#progressed);
+        this.#filling = this.#spare ?? NOTHING;
+        this.#spare = undefined;
+        this.#used = 0;
+        this.#refill();
+        await written;
+        this.#leaving = 0;
+        this.#bytes += length;
+        if (!this.#ended) this.#spare = bytes;
+      } while (this.#used > 0);
+    } catch (error) {
+      this.#leaving = 0;
+      if (!this.#ended) this.#host.failed(error);
+    }
+    this.#running = undefined;
+    if (this.#ended) return;
+    if (this.#filling.length === 0 && this.#spare !== undefined) {
+      this.#filling = this.#spare;
+      this.#spare = undefined;
+    }
+    this.#host.idle();
+  }
+
+  readonly #progressed = (): void => {
+    this.#progressAt = clock.now();
+  };
+
+  // Control frames first: they unblock the peer, and what waits here has waited for its turn anyway.
+  #refill(): void {
+    this.#host.writeOwed();
+    while (this.#used < FULL) {
+      const next = this.#waiting.tryReceive();
+      if (next.state !== "ok") return;
+      const { command, id, bytes, start, end } = next.value;
+      this.#encode(command, id, bytes, start, end);
+    }
+  }
+}

@@ -1,0 +1,327 @@
+/**
+ * Waiting for the first of several channel operations, and what every wait of a channel shares: the signal and the
+ * timeout that can end it.
+ *
+ * @module
+ */
+
+import { clock, MAX_DELAY, type Timer } from "./clock.ts";
+
+/**
+ * What can end a wait early. An operation that can be done at once is done, whatever stands here.
+ *
+ * @example A wait that gives up
+ * ```ts
+ * import { Channel, type WaitOptions } from "@sluice/smux/channel";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const patience: WaitOptions = { timeout: 5 };
+ * await assertRejects(() => new Channel<string>().receive(patience), DOMException, "5 ms");
+ * ```
+ */
+export interface WaitOptions {
+  /** Gives the wait up: it rejects with the signal's own `reason`. Listened to only while waiting. */
+  signal?: AbortSignal | undefined;
+  /**
+   * The longest wait in milliseconds: 0 to 2 147 483 647, or `Infinity` for no limit. A wait that outlasts it rejects
+   * with a `DOMException` named `"TimeoutError"`; 0 means "at once or not at all".
+   *
+   * @default {Infinity}
+   */
+  timeout?: number | undefined;
+}
+
+/** Refuses a timeout that no timer can keep. */
+export function checkTimeout(timeout: number | undefined): void {
+  if (timeout === undefined || timeout === Infinity) return;
+  if (typeof timeout !== "number" || !(timeout >= 0 && timeout <= MAX_DELAY)) {
+    throw new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY} ms or Infinity, received ${timeout}`);
+  }
+}
+
+function timeoutError(timeout: number): DOMException {
+  return new DOMException(`Gave up waiting after ${timeout} ms`, "TimeoutError");
+}
+
+/** A wait under way: how it is settled, and what may end it. It is its signal's listener itself, to save a closure. */
+export abstract class Wait<R> {
+  #resolve!: (outcome: R) => void;
+  #reject!: (reason: unknown) => void;
+  #signal: AbortSignal | undefined = undefined;
+  #timer: Timer | undefined = undefined;
+
+  /** Takes a place in every queue concerned. */
+  protected abstract enter(): void;
+  /** Gives up the places still held. */
+  abstract leave(): void;
+
+  /** Waits until settled, unless the options allow no waiting. */
+  start(options: WaitOptions | undefined): Promise<R> {
+    const signal = options?.signal;
+    const timeout = options?.timeout ?? Infinity;
+    if (signal?.aborted) return Promise.reject(signal.reason);
+    if (timeout === 0) return Promise.reject(timeoutError(0));
+    return new Promise<R>((resolve, reject) => {
+      if (signal !== undefined) {
+        signal.addEventListener("abort", this);
+        this.#signal = signal;
+      }
+      if (timeout !== Infinity) this.#timer = clock.setTimer(() => this.fail(timeoutError(timeout)), timeout);
+      this.startWith(resolve, reject);
+    });
+  }
+
+  /** Waits until settled, calling one of these. */
+  startWith(resolve: (outcome: R) => void, reject: (reason: unknown) => void): this {
+    this.#resolve = resolve;
+    this.#reject = reject;
+    this.enter();
+    return this;
+  }
+
+  succeed(outcome: R): void {
+    this.#end();
+    this.#resolve(outcome);
+  }
+
+  fail(reason: unknown): void {
+    this.#end();
+    this.#reject(reason);
+  }
+
+  /** The signal has aborted. */
+  handleEvent(): void {
+    this.fail(this.#signal?.reason);
+  }
+
+  #end(): void {
+    this.leave();
+    if (this.#signal !== undefined) this.#signal.removeEventListener("abort", this);
+    if (this.#timer !== undefined) clock.clearTimer(this.#timer);
+  }
+}
+
+/**
+ * One thing {@linkcode select} can wait for. `receiving()` and `sending(value)` make them; a case holds no place in any
+ * queue until a select waits for it, and may be used again. Its two members are for select alone.
+ *
+ * @typeParam Outcome What happened: `done` tells whether the channel was closed instead.
+ *
+ * @example One case in a loop
+ * ```ts
+ * import { Channel, select, type SelectCase } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const numbers = new Channel<number>({ capacity: 2 });
+ * numbers.trySend(1);
+ * numbers.trySend(2);
+ * numbers.close();
+ * const next: SelectCase<{ done: false; value: number } | { done: true; value?: undefined }> = numbers.receiving();
+ *
+ * let sum = 0;
+ * for (let r = await select({ next }); !r.done; r = await select({ next })) sum += r.value;
+ * assertEquals(sum, 3);
+ * ```
+ */
+export interface SelectCase<Outcome extends object> {
+  /** Does it at once, if that can be. */
+  attempt(): Outcome | undefined;
+  /** Queues for it; `settle` is called once, unless `leave` is called before. */
+  park(settle: (outcome: Outcome) => void): { leave(): void };
+}
+
+/**
+ * The cases of one {@linkcode select} by name; one that is `undefined` is left out.
+ *
+ * @example A case switched off
+ * ```ts
+ * import { Channel, type SelectCases, trySelect } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const jobs = new Channel<number>({ capacity: 1 });
+ * jobs.trySend(1);
+ * const paused = true;
+ * const cases = { job: paused ? undefined : jobs.receiving() } satisfies SelectCases;
+ * assertEquals(trySelect(cases), undefined);
+ * ```
+ */
+export type SelectCases = Record<string, SelectCase<object> | undefined>;
+
+/**
+ * Which case it was, under `key`, and what it came to: a union that narrows by `key` and then by `done`.
+ *
+ * @typeParam Cases The object given to {@linkcode select}.
+ *
+ * @example Narrowing
+ * ```ts
+ * import { Channel, select, type SelectResult } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const names = new Channel<string>({ capacity: 1 });
+ * const cases = { name: names.receiving(), out: new Channel<Date>().sending(new Date()) };
+ *
+ * function tell(r: SelectResult<typeof cases>): string {
+ *   switch (r.key) {
+ *     case "name":
+ *       return r.done ? "no more names" : r.value.toUpperCase();
+ *     case "out":
+ *       return r.done ? "nobody wants it" : "sent";
+ *   }
+ * }
+ *
+ * names.trySend("ada");
+ * assertEquals(tell(await select(cases)), "ADA");
+ * ```
+ */
+export type SelectResult<Cases extends SelectCases> = {
+  [K in keyof Cases]: NonNullable<Cases[K]> extends SelectCase<infer Outcome>
+    ? Outcome extends object ? { key: K } & Outcome : never
+    : never;
+}[keyof Cases];
+
+/**
+ * Options of {@linkcode select}.
+ *
+ * @example The first case first
+ * ```ts
+ * import { Channel, select, type SelectOptions } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const stop = new Channel<string>({ capacity: 1 });
+ * const work = new Channel<string>({ capacity: 1 });
+ * stop.trySend("stop");
+ * work.trySend("work");
+ * const options: SelectOptions = { biased: true };
+ * assertEquals((await select({ stop: stop.receiving(), work: work.receiving() }, options)).key, "stop");
+ * ```
+ */
+export interface SelectOptions extends WaitOptions {
+  /**
+   * Takes the first case that is ready, in the order they are written, instead of any of those that are.
+   *
+   * @default {false}
+   */
+  biased?: boolean | undefined;
+}
+
+/**
+ * Waits for the first of several operations, and does exactly that one: nothing is received or sent by the others.
+ * Among cases that are ready together one is taken at random, so none starves, unless `biased`.
+ *
+ * A receive on a closed and drained channel and a send on a closed one are ready, with `done: true`; leave such a case
+ * out (`undefined`) to go on with the rest. Why a channel was closed is told by its own `receive()`.
+ *
+ * @param cases What to wait for, each under a name: `receiver.receiving()`, `sender.sending(value)` or `undefined`.
+ * @param options What can end the wait early, and whether the first case goes first.
+ * @returns The name of the case as `key`, `done`, and the `value` if one was received.
+ * @throws {TypeError} If there is nothing to wait for: no case, no signal, no timeout.
+ * @throws {RangeError} If the timeout is one no timer can keep.
+ * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+ * @typeParam Cases The cases by name.
+ *
+ * @example Work, unless there is a reason to stop
+ * ```ts
+ * import { Channel, select } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const jobs = new Channel<number>({ capacity: 8 });
+ * const results = new Channel<number>();
+ * jobs.trySend(20);
+ *
+ * const r = await select({ job: jobs.receiving(), out: results.sending(1) }, { timeout: 5_000 });
+ * switch (r.key) {
+ *   case "job":
+ *     if (!r.done) assertEquals(r.value, 20);
+ *     break;
+ *   case "out":
+ *     throw new Error("nobody was receiving");
+ * }
+ * ```
+ */
+export function select<Cases extends SelectCases>(
+  cases: Cases,
+  options: SelectOptions = {},
+): Promise<SelectResult<Cases>> {
+  try {
+    checkTimeout(options.timeout);
+    const entries = entriesOf(cases);
+    if (entries.length === 0 && options.signal === undefined && (options.timeout ?? Infinity) === Infinity) {
+      throw new TypeError("Cannot select: there is no case, no signal and no timeout");
+    }
+    const result = attempt<Cases>(entries, options.biased);
+    return result === undefined ? new Selection<Cases>(entries).start(options) : Promise.resolve(result);
+  } catch (error) {
+    return Promise.reject(error);
+  }
+}
+
+/**
+ * Does one of several operations if that is possible at once, as {@linkcode select} would.
+ *
+ * @param cases What to try, each under a name.
+ * @param options Whether the first case goes first.
+ * @returns As {@linkcode select}, or `undefined` when no case is ready.
+ * @typeParam Cases The cases by name.
+ *
+ * @example Usage
+ * ```ts
+ * import { Channel, trySelect } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const a = new Channel<string>({ capacity: 1 });
+ * const b = new Channel<string>({ capacity: 1 });
+ * assertEquals(trySelect({ a: a.receiving(), b: b.receiving() }), undefined);
+ * b.trySend("hello");
+ * assertEquals(trySelect({ a: a.receiving(), b: b.receiving() }), { key: "b", done: false, value: "hello" });
+ * ```
+ */
+export function trySelect<Cases extends SelectCases>(
+  cases: Cases,
+  options: Pick<SelectOptions, "biased"> = {},
+): SelectResult<Cases> | undefined {
+  return attempt<Cases>(entriesOf(cases), options.biased);
+}
+
+type Entry = [key: string, selectCase: SelectCase<object>];
+
+function entriesOf(cases: SelectCases): Entry[] {
+  const entries: Entry[] = [];
+  for (const key of Object.keys(cases)) {
+    const selectCase = cases[key];
+    if (selectCase !== undefined) entries.push([key, selectCase]);
+  }
+  return entries;
+}
+
+/** Tries the cases one by one. The order is shuffled as it goes, so that each ready one is as likely as the others. */
+function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): SelectResult<Cases> | undefined {
+  for (let i = 0; i < entries.length; i++) {
+    const j = biased ? i : i + Math.floor(Math.random() * (entries.length - i));
+    const entry = entries[j]!;
+    entries[j] = entries[i]!;
+    entries[i] = entry;
+    const outcome = entry[1].attempt();
+    if (outcome !== undefined) return { key: entry[0], ...outcome } as SelectResult<Cases>;
+  }
+  return undefined;
+}
+
+class Selection<Cases extends SelectCases> extends Wait<SelectResult<Cases>> {
+  readonly #entries: Entry[];
+  #places: { leave(): void }[] = [];
+
+  constructor(entries: Entry[]) {
+    super();
+    this.#entries = entries;
+  }
+
+  protected enter(): void {
+    this.#places = this.#entries.map(([key, selectCase]) =>
+      selectCase.park((outcome) => this.succeed({ key, ...outcome } as SelectResult<Cases>))
+    );
+  }
+
+  leave(): void {
+    for (const place of this.#places) place.leave();
+  }
+}

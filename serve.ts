@@ -1,0 +1,261 @@
+/**
+ * The two programs everyone writes: a server of sessions, and two connections joined into one.
+ *
+ * @module
+ */
+
+import { clock } from "./clock.ts";
+import { type ServerOptions, Session, settle } from "./session.ts";
+import { SessionClosedError, type Stream } from "./stream.ts";
+import type { Connection } from "./transport.ts";
+
+/** Where connections come from: what `Deno.listen` and `Deno.listenTls` return, by shape. */
+export interface Listener {
+  /** The next connection. */
+  accept(): Promise<Connection>;
+  /** Ends listening; an `accept` that waits rejects. */
+  close(): void;
+}
+
+/** Options of {@linkcode serve}: those of every session, and two more. Streams go to the handler, so no `incoming`. */
+export interface ServeOptions extends Omit<ServerOptions, "incoming"> {
+  /** Ends the server at once when it aborts: the listener is closed and every session aborted with its reason. */
+  signal?: AbortSignal | undefined;
+  /** Gets every error of a connection, a session or a handler. Default: `console.error`. */
+  onError?: ((error: unknown) => void) | undefined;
+}
+
+/** A server made by {@linkcode serve}. */
+export interface Server extends AsyncDisposable {
+  /** Fulfils when nothing is accepted any more and every session has ended. It never rejects. */
+  readonly finished: Promise<void>;
+  /** Stops accepting, waits until no stream is open, closes the sessions; then `finished` fulfils. */
+  shutdown(): Promise<void>;
+}
+
+// What accept throws when the listener was closed, and when only one connection was lost before it was accepted.
+const LISTENER_CLOSED = ["BadResource", "Interrupted"];
+const CONNECTION_LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
+// Other failures, such as too many open files, last: to try again at once would only keep the processor busy.
+const SHORTEST_PAUSE = 5;
+const LONGEST_PAUSE = 1000;
+
+/**
+ * Accepts connections, makes a server's session of each, and calls `handler` for every stream that its peer opens.
+ *
+ * When the handler settles the stream is ended, in order if it fulfilled. A peer that vanishes, a handler that throws
+ * and a listener that hiccups are told to `onError`; none of them ends the server.
+ *
+ * @param listener Where connections come from; the server closes it.
+ * @param handler What to do with a stream.
+ * @param options Limits and times of the sessions, a signal, and who is told of errors.
+ * @returns The server, at once.
+ * @throws {RangeError} An option is out of bounds.
+ *
+ * @example An echo server
+ * ```ts
+ * import { serve, Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * await using _server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
+ *
+ * await using session = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * const stream = await session.openStream();
+ * await stream.write(new TextEncoder().encode("hello"));
+ * await stream.closeWrite();
+ * assertEquals(await new Response(stream.readable).text(), "hello");
+ * ```
+ */
+export function serve(
+  listener: Listener,
+  handler: (stream: Stream, session: Session) => void | Promise<void>,
+  options: ServeOptions = {},
+): Server {
+  const { signal, onError = console.error, ...sessionOptions } = options;
+  if ("incoming" in options) throw new TypeError("serve gives every stream to its handler: it takes no incoming");
+  settle(sessionOptions, "auto");
+  const sessions = new Set<Session>();
+  let isOpen = true;
+
+  function stop(): void {
+    if (!isOpen) return;
+    isOpen = false;
+    try {
+      listener.close();
+    } catch {
+      // It was closed by somebody else already.
+    }
+  }
+
+  function tell(error: unknown): void {
+    try {
+      onError(error);
+    } catch (thrown) {
+      console.error(thrown);
+    }
+  }
+
+  async function handle(stream: Stream, session: Session): Promise<void> {
+    try {
+      await handler(stream, session);
+      await stream[Symbol.asyncDispose]();
+    } catch (error) {
+      stream.close();
+      // The end of its session is told once, by the session.
+      if (!(error instanceof SessionClosedError)) tell(error);
+    }
+  }
+
+  async function run(connection: Connection): Promise<void> {
+    const session = Session.server(connection, sessionOptions);
+    sessions.add(session);
+    const handling = new Set<Promise<void>>();
+    try {
+      for await (const stream of session) {
+        const handled = handle(stream, session);
+        handling.add(handled);
+        handled.finally(() => handling.delete(handled));
+      }
+      await session.closed;
+    } catch (error) {
+      if (!signal?.aborted) tell(error instanceof SessionClosedError ? error.cause ?? error : error);
+    }
+    await Promise.all(handling);
+    sessions.delete(session);
+  }
+
+  async function accept(): Promise<void> {
+    const running = new Set<Promise<void>>();
+    let pause = 0;
+    while (isOpen) {
+      try {
+        const connection = await listener.accept();
+        if (!isOpen) {
+          connection.close();
+          break;
+        }
+        pause = 0;
+        const ran = run(connection).catch(tell);
+        running.add(ran);
+        ran.finally(() => running.delete(ran));
+      } catch (error) {
+        const name = error instanceof Error ? error.name : "";
+        if (!isOpen || LISTENER_CLOSED.includes(name)) break;
+        tell(error);
+        if (CONNECTION_LOST.includes(name)) continue;
+        pause = Math.min(Math.max(pause * 2, SHORTEST_PAUSE), LONGEST_PAUSE);
+        await new Promise<void>((resume) => clock.setTimer(resume, pause));
+      }
+    }
+    stop();
+    await Promise.all(running);
+    signal?.removeEventListener("abort", abort);
+  }
+
+  function abort(): void {
+    stop();
+    for (const session of sessions) session.abort(signal!.reason);
+  }
+
+  signal?.addEventListener("abort", abort);
+  if (signal?.aborted) abort();
+  const finished = accept();
+
+  function shutdown(): Promise<void> {
+    stop();
+    for (const session of sessions) session.close({ drain: true });
+    return finished;
+  }
+
+  return { finished, shutdown, [Symbol.asyncDispose]: shutdown };
+}
+
+/** A connection of which each direction ends on its own: `Deno.TcpConn`, `Deno.TlsConn`, `Deno.UnixConn`, a {@linkcode Stream}. */
+export interface Duplex extends Connection {
+  /** Ends writing; reading goes on. */
+  closeWrite(): Promise<void>;
+}
+
+/** What {@linkcode join} carried, in bytes. */
+export interface Joined {
+  /** From the first to the second. */
+  sent: number;
+  /** From the second to the first. */
+  received: number;
+}
+
+// A buffer of a direction that carries little, and of one that carries much.
+const SMALLEST_COPY = 8 * 1024;
+const LARGEST_COPY = 64 * 1024;
+
+/**
+ * Joins two connections: what arrives at one leaves by the other, both ways, each way's end included.
+ *
+ * Two `pipeTo` are not this. Piping into the `writable` of one of Deno's connections closes all of it at the end, so
+ * that a peer which had finished speaking first would never hear the answer.
+ *
+ * @param a One connection. When the promise settles, both are closed.
+ * @param b The other.
+ * @param options A signal to end it with.
+ * @returns How much was carried, when both ways have ended.
+ * @throws What failed first, or the reason of the signal.
+ *
+ * @example Forwarding every stream to a local service
+ * ```ts
+ * import { join, serve, Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const web = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
+ * const listener = Deno.listen({ port: 0 });
+ * const server = serve(listener, async (stream) => {
+ *   await join(stream, await Deno.connect({ port: web.addr.port }));
+ * });
+ *
+ * const session = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * const stream = await session.openStream();
+ * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
+ * const answer = await new Response(stream.readable).text();
+ * assertEquals(answer.endsWith("hello"), true);
+ *
+ * stream.close();
+ * await session.close();
+ * await server.shutdown();
+ * await web.shutdown();
+ * ```
+ */
+export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal | undefined } = {}): Promise<Joined> {
+  const { signal } = options;
+  const aborted = Promise.withResolvers<never>();
+  const abort = () => aborted.reject(signal!.reason);
+  signal?.addEventListener("abort", abort);
+  if (signal?.aborted) abort();
+  try {
+    const copied = Promise.all([copy(a, b), copy(b, a)]);
+    const [sent, received] = await Promise.race([copied, aborted.promise]);
+    return { sent, received };
+  } finally {
+    signal?.removeEventListener("abort", abort);
+    for (const connection of [a, b]) {
+      try {
+        connection.close();
+      } catch {
+        // It was closed by somebody else already.
+      }
+    }
+  }
+}
+
+async function copy(from: Duplex, to: Duplex): Promise<number> {
+  let total = 0;
+  let p = new Uint8Array(SMALLEST_COPY);
+  for (;;) {
+    const count = await from.read(p);
+    if (count === null) break;
+    for (let at = 0; at < count;) at += await to.write(p.subarray(at, count));
+    total += count;
+    if (count === p.length && count < LARGEST_COPY) p = new Uint8Array(count * 2);
+  }
+  await to.closeWrite();
+  return total;
+}

@@ -1,0 +1,827 @@
+/**
+ * One connection that carries many streams: the read loop, the table of streams, accepting, keepalive and the end.
+ *
+ * @module
+ */
+
+import { bounded, Channel, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
+import { clock, MAX_DELAY, type Timer } from "./clock.ts";
+import {
+  FIN,
+  FrameDecoder,
+  type FrameSink,
+  MAX_PAYLOAD_LENGTH,
+  NOP,
+  NOTHING,
+  ProtocolError,
+  SYN,
+  type Version,
+} from "./frame.ts";
+import { Outgoing } from "./outgoing.ts";
+import { SessionClosedError, type Stream, StreamCore, type StreamHost } from "./stream.ts";
+import { type Address, type Link, link, type Transport } from "./transport.ts";
+import { LARGEST_WINDOW, WindowPool } from "./window.ts";
+
+/** Options of a session, client or server. All sizes are in bytes, all times in milliseconds. */
+export interface SessionOptions {
+  /**
+   * A channel of the caller's for the streams the peer opens, so that many sessions can feed one pool. The session owns
+   * this handle, so give it a clone, and closes it when it ends. When the channel is full a stream is refused. Not
+   * together with `acceptBacklog`.
+   */
+  incoming?: Sender<Stream> | undefined;
+  /** After so long without sending, a NOP is sent. `Infinity`: never. Default 10 000, as in Go. */
+  keepAliveInterval?: number | undefined;
+  /**
+   * How long to bear it when the peer is silent, when a write of the transport makes no progress, when a writer gets no
+   * credit after the peer's end (version 2), and when a graceful {@linkcode Session.close} does not come to its end.
+   * `Infinity`: for ever. At least `keepAliveInterval`. Default 30 000, as in Go.
+   */
+  timeout?: number | undefined;
+  /** Most data in one frame that is sent, 1 to 65 535. Default 32 768, as in Go; any length is received. */
+  maxFrameSize?: number | undefined;
+  /**
+   * Bytes received and not yet read, of all streams together. When there are so many, the transport is not read until
+   * some have been. Default 16 MiB.
+   */
+  maxReceiveBuffer?: number | undefined;
+  /**
+   * The largest window of one stream, in version 2: how many bytes its peer may have sent that were not read. A stream
+   * starts with 256 KiB (or this, if it is less) and grows while that holds its sender back; all growth together stays
+   * within half of `maxReceiveBuffer`. So by default 31 streams that nobody reads cannot hold up the others:
+   * 31 × 256 KiB + 8 MiB is less than 16 MiB. Default 8 MiB, or half of `maxReceiveBuffer` if that is less.
+   */
+  maxStreamBuffer?: number | undefined;
+  /** Streams opened by the peer that may be open at once; more are refused. Default 8192. */
+  maxStreams?: number | undefined;
+  /** Streams that may wait to be accepted; more are refused. Default 1024, as in Go. */
+  acceptBacklog?: number | undefined;
+  /**
+   * When the unread bytes have stopped the session from reading for so long, the stream that holds most of them and of
+   * which nothing was read meanwhile is cut. Default `Infinity`: never.
+   */
+  stalledStreamTimeout?: number | undefined;
+}
+
+/** Options of {@linkcode Session.client}. */
+export interface ClientOptions extends SessionOptions {
+  /** The version of smux, which the peer must speak too. Go's default is 1. Default 2. */
+  version?: Version | undefined;
+}
+
+/** Options of {@linkcode Session.server}. */
+export interface ServerOptions extends SessionOptions {
+  /** The version of smux; `"auto"` is that of the first frame that arrives, before which nothing is sent. Default "auto". */
+  version?: Version | "auto" | undefined;
+}
+
+/** Options of {@linkcode Session.close}. */
+export interface SessionCloseOptions {
+  /** Wait first until no stream is open. Default false. */
+  drain?: boolean | undefined;
+  /** Milliseconds after which the session is aborted instead. Default: the session's `timeout`. */
+  timeout?: number | undefined;
+}
+
+/** Figures of one session at one moment; see {@linkcode Session.stats}. */
+export interface SessionStats {
+  /** Streams open now, of both sides. */
+  streams: number;
+  /** Streams opened here, ever. */
+  opened: number;
+  /** Streams opened by the peer and let in, ever. */
+  accepted: number;
+  /** Streams opened by the peer and refused, ever. */
+  refused: number;
+  /** Streams let in that nobody has taken from `incoming` yet; with a channel of the caller's, all it holds. */
+  pendingAccept: number;
+  /** Bytes the transport took, headers included. */
+  bytesSent: number;
+  /** Bytes the transport gave, headers included. */
+  bytesReceived: number;
+  /** Frames encoded. */
+  framesSent: number;
+  /** Frames decoded. */
+  framesReceived: number;
+  /** Bytes of data received and not yet read. */
+  bytesUnread: number;
+  /** Bytes in the session's buffer that the transport has not taken yet, headers included. */
+  bytesUnsent: number;
+  /** Windows of all open streams together, in version 2: what the peer may send without being read. */
+  creditGranted: number;
+  /** Whether the transport is not being read, because too much is unread or too many refusals wait to be sent. */
+  readPaused: boolean;
+}
+
+// Refusals that may wait for room; while there are more, the peer that causes them is not read.
+const MOST_REFUSALS = 1024;
+// How long after our end a quiet peer is taken to have nothing more under way: Go's closes only by keepalive.
+const QUIET_BEFORE_CLOSE = 1000;
+// How long an idle session keeps the buffers of its busy time.
+const TRIM_DELAY = 1000;
+// A timer that comes so late was held up by our own process, and so was what the peer sent meanwhile.
+const LATE = 100;
+const LAST_ID = 2 ** 32 - 1;
+
+type Limits = { readonly [Name in keyof Omit<SessionOptions, "incoming">]-?: number };
+
+/** The options with every default filled in. */
+export interface Settings extends Limits {
+  /** The version, or `"auto"`. */
+  readonly version: Version | "auto";
+  /** The caller's channel. */
+  readonly incoming: Sender<Stream> | undefined;
+}
+
+/**
+ * Checks options against their bounds and each other, and fills in the defaults.
+ *
+ * @throws {RangeError} A value is out of bounds.
+ * @throws {TypeError} Options do not go together.
+ */
+export function settle(options: ServerOptions, version: Version | "auto"): Settings {
+  const { maxReceiveBuffer = 16 * 1024 * 1024, incoming } = options;
+  if (incoming !== undefined && options.acceptBacklog !== undefined) {
+    throw new TypeError("acceptBacklog is the bound of the session's own channel: it cannot go with incoming");
+  }
+  const settings: Settings = {
+    version: options.version ?? version,
+    incoming,
+    keepAliveInterval: duration("keepAliveInterval", options.keepAliveInterval ?? 10_000),
+    timeout: duration("timeout", options.timeout ?? 30_000),
+    stalledStreamTimeout: duration("stalledStreamTimeout", options.stalledStreamTimeout ?? Infinity),
+    maxFrameSize: integer("maxFrameSize", options.maxFrameSize ?? 32_768, MAX_PAYLOAD_LENGTH),
+    maxReceiveBuffer: integer("maxReceiveBuffer", maxReceiveBuffer, LARGEST_WINDOW),
+    maxStreamBuffer: integer(
+      "maxStreamBuffer",
+      options.maxStreamBuffer ?? Math.max(1, Math.min(8 * 1024 * 1024, Math.floor(maxReceiveBuffer / 2))),
+      maxReceiveBuffer,
+      "maxReceiveBuffer, ",
+    ),
+    maxStreams: integer("maxStreams", options.maxStreams ?? 8192, LARGEST_WINDOW),
+    acceptBacklog: integer("acceptBacklog", options.acceptBacklog ?? 1024, LARGEST_WINDOW),
+  };
+  const { keepAliveInterval, timeout } = settings;
+  if (keepAliveInterval !== Infinity && timeout < keepAliveInterval) {
+    throw new RangeError(`timeout must be at least keepAliveInterval, ${keepAliveInterval}, received ${timeout}`);
+  }
+  return settings;
+}
+
+function integer(name: string, value: number, most: number, mostName = ""): number {
+  if (Number.isSafeInteger(value) && value >= 1 && value <= most) return value;
+  throw new RangeError(`${name} must be an integer from 1 to ${mostName}${most}, received ${value}`);
+}
+
+function duration(name: string, value: number): number {
+  if (value === Infinity) return value;
+  return integer(name, value, MAX_DELAY);
+}
+
+/**
+ * Many independent streams over one connection, in the protocol smux.
+ *
+ * Either side may open streams at any time, and any number of tasks may accept those of the peer at once. A session
+ * ends by {@linkcode Session.close}, by {@linkcode Session.abort}, by the end of its transport or by any error of it.
+ *
+ * @example
+ * ```ts
+ * import { Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * const [near, far] = await Promise.all([Deno.connect({ port: listener.addr.port }), listener.accept()]);
+ * await using client = Session.client(near);
+ * await using server = Session.server(far);
+ *
+ * const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
+ * await opened.write(new TextEncoder().encode("ping"));
+ *
+ * const p = new Uint8Array(16);
+ * const count = await accepted.read(p);
+ * assertEquals(new TextDecoder().decode(p.subarray(0, count!)), "ping");
+ * listener.close();
+ * ```
+ */
+export class Session implements AsyncDisposable, AsyncIterable<Stream> {
+  readonly #settings: Settings;
+  readonly #link: Link;
+  readonly #decoder: FrameDecoder;
+  readonly #outgoing: Outgoing;
+  readonly #windows: WindowPool;
+  readonly #host: StreamHost;
+  readonly #sink: FrameSink;
+
+  readonly #streams = new Map<number, StreamCore>();
+  #current: StreamCore | undefined;
+  #nextId: number;
+  readonly #parity: number;
+  #remoteStreams = 0;
+  readonly #accepting: Sender<Stream>;
+  readonly #incoming: Receiver<Stream> | undefined;
+
+  #unread = 0;
+  #settling: StreamCore[] = [];
+  #owing: StreamCore[] = [];
+  #refusals: number[] = [];
+  #owesNop = false;
+  // Each is made when first somebody waits.
+  #versionKnown: Channel<void> | undefined;
+  #mayRead: Channel<void> | undefined;
+  #empty: Channel<void> | undefined;
+  #gone: Channel<void> | undefined;
+
+  #heardAt: number;
+  #timer: Timer | undefined;
+  #deadline: Timer | undefined;
+  #timerAt = Infinity;
+  #isRef = true;
+  // Streams that have left the table with bytes unread; and what had been read of each when reading stopped.
+  readonly #holding = new Set<StreamCore>();
+  #stalledFrom: Map<StreamCore, number> | undefined;
+  #stalledAt = 0;
+
+  #isPaused = false;
+  #isClosing = false;
+  #isDropping = false;
+  #ended: { error?: unknown } | undefined;
+  #closing: Promise<void> | undefined;
+  readonly #closed = Promise.withResolvers<void>();
+
+  #opened = 0;
+  #accepted = 0;
+  #refused = 0;
+  #bytesReceived = 0;
+
+  /**
+   * Starts the client's side of a session.
+   *
+   * @param transport A connection, or a pair of web streams; it belongs to the session from here on.
+   * @param options Limits and times.
+   * @returns The session, at once: nothing is waited for.
+   * @throws {RangeError} An option is out of bounds.
+   * @throws {TypeError} The transport is none, or options do not go together.
+   */
+  static client(transport: Transport, options: ClientOptions = {}): Session {
+    return new Session(transport, settle(options, 2), 1);
+  }
+
+  /**
+   * Starts the server's side of a session.
+   *
+   * @param transport A connection, or a pair of web streams; it belongs to the session from here on.
+   * @param options Limits and times.
+   * @returns The session, at once: nothing is waited for.
+   * @throws {RangeError} An option is out of bounds.
+   * @throws {TypeError} The transport is none, or options do not go together.
+   */
+  static server(transport: Transport, options: ServerOptions = {}): Session {
+    return new Session(transport, settle(options, "auto"), 0);
+  }
+
+  private constructor(transport: Transport, settings: Settings, parity: 0 | 1) {
+    const { version } = settings;
+    const most = parity === 1 ? ["1", "2"] : ["1", "2", "auto"];
+    if (!most.includes(`${version}`)) {
+      throw new RangeError(`version must be ${parity === 1 ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);
+    }
+    this.#settings = settings;
+    this.#parity = parity;
+    this.#nextId = parity + 2;
+    this.#link = link(transport);
+    this.#decoder = new FrameDecoder(version === "auto" ? undefined : version);
+    this.#windows = new WindowPool(settings.maxStreamBuffer, Math.floor(settings.maxReceiveBuffer / 2));
+    this.#outgoing = new Outgoing(this.#link, version === "auto" ? 2 : version, {
+      writeOwed: () => this.#writeOwed(),
+      idle: () => this.#idle(),
+      failed: (error) => this.#end({ error }),
+    });
+    if (settings.incoming !== undefined) {
+      this.#accepting = settings.incoming;
+    } else {
+      const { sender, receiver } = bounded<Stream>(settings.acceptBacklog, { onDrop: (stream) => stream.close() });
+      this.#accepting = sender;
+      this.#incoming = receiver;
+    }
+    this.#closed.promise.catch(() => {});
+    this.#host = this.#makeHost();
+    this.#sink = this.#makeSink();
+    this.#heardAt = clock.now();
+    // An "auto" server learns the version from it without waiting; Go ignores it.
+    if (parity === 1) this.#outgoing.tryControl(NOP, 0);
+    this.#schedule();
+    this.#readLoop();
+  }
+
+  /** The version of smux in use; `undefined` until an "auto" server has seen the first frame. */
+  get version(): Version | undefined {
+    return this.#decoder.version;
+  }
+
+  /** Where this end of the connection is; hostname "" and port 0 if the transport does not say. */
+  get localAddr(): Address {
+    return this.#link.localAddr;
+  }
+
+  /** Where the other end of the connection is; hostname "" and port 0 if the transport does not say. */
+  get remoteAddr(): Address {
+    return this.#link.remoteAddr;
+  }
+
+  /**
+   * The channel of the streams that the peer opened. Any number of tasks may receive from it at once: each stream goes
+   * to exactly one.
+   *
+   * @throws {TypeError} The streams go to a channel of the caller's.
+   */
+  get incoming(): Receiver<Stream> {
+    if (this.#incoming !== undefined) return this.#incoming;
+    throw new TypeError("The streams of this session go to the channel that options.incoming names: receive there");
+  }
+
+  /** Fulfils after a clean end, rejects with what ended the session otherwise. Ignoring it is safe. */
+  get closed(): Promise<void> {
+    return this.#closed.promise;
+  }
+
+  /**
+   * Opens a stream. It can be written to at once: data written right after shares its transport write.
+   *
+   * It waits only for room in the buffer and, on an "auto" server, for the first frame.
+   *
+   * @param options A signal to give up with.
+   * @returns The stream. Whether the peer accepts it is not known: smux has no reply.
+   * @throws {SessionClosedError} The session is closing or has ended.
+   * @throws {RangeError} Every id has been used: for good, while all else goes on.
+   */
+  async openStream(options?: { signal?: AbortSignal | undefined }): Promise<Stream> {
+    const signal = options?.signal;
+    signal?.throwIfAborted();
+    if (this.version === undefined && !this.#isClosing && this.#ended === undefined) {
+      try {
+        await (this.#versionKnown ??= new Channel()).receive({ signal });
+      } catch (error) {
+        if (!(error instanceof ChannelClosedError)) throw error;
+      }
+    }
+    if (this.#isClosing || this.#ended !== undefined) {
+      throw this.#closedError("Cannot open a stream on a closed session");
+    }
+    if (this.#nextId > LAST_ID) throw new RangeError("Cannot open a stream: every stream id has been used");
+    const core = new StreamCore(this.#host, this.#nextId, false);
+    this.#nextId += 2;
+    // Before the SYN can leave, or the answer of a quick peer would find nobody.
+    this.#streams.set(core.id, core);
+    if (!this.#outgoing.trySyn(SYN, core.id)) await this.#waitToOpen(core, signal);
+    this.#opened++;
+    core.announce();
+    return core.stream;
+  }
+
+  /**
+   * Takes the next stream that the peer opened, or waits for one: `incoming.receive()` by another name.
+   *
+   * @param options A signal to give up with.
+   * @returns The stream.
+   * @throws {SessionClosedError} The session has ended and every stream that had arrived was taken.
+   */
+  async acceptStream(options?: { signal?: AbortSignal | undefined }): Promise<Stream> {
+    try {
+      return await this.incoming.receive({ signal: options?.signal });
+    } catch (error) {
+      if (!(error instanceof ChannelClosedError)) throw error;
+      throw this.#closedError("Cannot accept a stream on a closed session");
+    }
+  }
+
+  /** The streams that the peer opens, until the session ends. Breaking out of a loop leaves the session open. */
+  [Symbol.asyncIterator](): AsyncIterableIterator<Stream> {
+    return this.incoming[Symbol.asyncIterator]();
+  }
+
+  /**
+   * Ends the session in order. New opens, writes and streams of the peer are refused; what was written leaves; every
+   * stream whose writes all left is ended; then the connection is. What had arrived stays readable.
+   *
+   * @param options Whether to wait for the streams, and for how long.
+   * @returns Fulfils when the session has ended, in order or not; it never rejects. The same promise each time.
+   * @throws {RangeError} The timeout is out of bounds.
+   */
+  close(options: SessionCloseOptions = {}): Promise<void> {
+    const timeout = duration("timeout", options.timeout ?? this.#settings.timeout);
+    if (this.#closing === undefined) {
+      this.#closing = this.#closed.promise.catch(() => {});
+      if (this.#ended === undefined) this.#closeInOrder(options.drain ?? false, timeout);
+    }
+    return this.#closing;
+  }
+
+  /**
+   * Ends the session at once: what has not left is lost. What had arrived stays readable.
+   *
+   * @param reason What `closed` rejects with, and the `cause` of all errors that follow. Default: an "AbortError".
+   */
+  abort(reason: unknown = new DOMException("The session was aborted", "AbortError")): void {
+    this.#end({ error: reason });
+  }
+
+  /** Figures as they are now. */
+  stats(): SessionStats {
+    return {
+      streams: this.#streams.size,
+      opened: this.#opened,
+      accepted: this.#accepted,
+      refused: this.#refused,
+      pendingAccept: this.#accepting.size,
+      bytesSent: this.#outgoing.bytes,
+      bytesReceived: this.#bytesReceived,
+      framesSent: this.#outgoing.frames,
+      framesReceived: this.#decoder.frames,
+      bytesUnread: this.#unread,
+      bytesUnsent: this.#outgoing.unsent,
+      creditGranted: this.#windows.granted,
+      readPaused: this.#isPaused,
+    };
+  }
+
+  /** Keeps the process alive while the session is open, as it does from the start. */
+  ref(): void {
+    this.#isRef = true;
+    this.#link.ref();
+    this.#rearm();
+  }
+
+  /** Lets the process end while the session is open. */
+  unref(): void {
+    this.#isRef = false;
+    this.#link.unref();
+    this.#rearm();
+  }
+
+  /** Closes the session in order. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #makeHost(): StreamHost {
+    // deno-lint-ignore no-this-alias
+    const session = this;
+    return {
+      get version() {
+        return session.#outgoing.version;
+      },
+      get localAddr() {
+        return session.localAddr;
+      },
+      get remoteAddr() {
+        return session.remoteAddr;
+      },
+      get frameOffset() {
+        return session.#decoder.frameOffset;
+      },
+      maxFrameSize: this.#settings.maxFrameSize,
+      timeout: this.#settings.timeout,
+      windows: this.#windows,
+      outgoing: this.#outgoing,
+      charge: (count) => {
+        this.#unread += count;
+      },
+      release: (count) => this.#release(count),
+      settleLater: (stream) => this.#settling.push(stream),
+      owe: (stream) => {
+        stream.isOwing = true;
+        this.#owing.push(stream);
+      },
+      forget: (stream) => this.#forget(stream),
+    };
+  }
+
+  // Opening and forgetting streams.
+
+  async #waitToOpen(core: StreamCore, signal: AbortSignal | undefined): Promise<void> {
+    try {
+      const frame = { command: SYN, id: core.id, bytes: NOTHING, start: 0, end: 0 } as const;
+      await this.#outgoing.sender.send(frame, { signal });
+    } catch (error) {
+      this.#forget(core);
+      if (!(error instanceof ChannelClosedError)) throw error;
+      throw this.#closedError("Cannot open a stream on a closed session");
+    }
+  }
+
+  #forget(core: StreamCore): void {
+    // Another life of the same id may be in the table by now.
+    if (this.#streams.get(core.id) !== core) return;
+    this.#streams.delete(core.id);
+    if (core.isRemote) this.#remoteStreams--;
+    if (core.unread > 0 && this.#settings.stalledStreamTimeout !== Infinity) this.#holding.add(core);
+    if (this.#streams.size === 0) this.#empty?.trySend();
+  }
+
+  // Frames.
+
+  #makeSink(): FrameSink {
+    return {
+      begin: (version) => this.#begin(version),
+      syn: (id) => this.#syn(id),
+      fin: (id) => this.#streams.get(id)?.receiveFin(),
+      psh: (id) => {
+        this.#current = this.#streams.get(id);
+      },
+      data: (bytes, start, end) => {
+        if (this.#isDropping || this.#current === undefined) return;
+        if (this.#current.receive(bytes, start, end)) this.#link.keep();
+      },
+      nop: () => {},
+      upd: (id, consumed, window) => this.#streams.get(id)?.update(consumed, window),
+    };
+  }
+
+  #syn(id: number): void {
+    if (id === 0 || id % 2 === this.#parity) {
+      const own = this.#parity === 1 ? "even" : "odd";
+      const expected = `an ${own} stream id other than 0 on SYN (do both ends have the same role?)`;
+      throw new ProtocolError(this.#decoder.frameOffset, expected, `${id}`);
+    }
+    if (this.#streams.has(id)) return;
+    if (this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);
+    const core = new StreamCore(this.#host, id, true);
+    if (!this.#accepting.trySend(core.stream)) {
+      core.fail(() => this.#closedError("The stream was refused"));
+      return this.#refuse(id);
+    }
+    this.#streams.set(id, core);
+    this.#remoteStreams++;
+    this.#accepted++;
+    core.announce();
+  }
+
+  #refuse(id: number): void {
+    this.#refused++;
+    if (this.#refusals.length > 0 || !this.#outgoing.tryControl(FIN, id)) this.#refusals.push(id);
+  }
+
+  // Control frames that found no room, when there is room again.
+  #writeOwed(): void {
+    if (this.#owesNop && this.#outgoing.tryControl(NOP, 0)) this.#owesNop = false;
+    const { length } = this.#owing;
+    if (length > 0) {
+      const owing = this.#owing;
+      this.#owing = [];
+      for (const core of owing) {
+        core.isOwing = false;
+        if (!core.writeOwed()) this.#host.owe(core);
+      }
+    }
+    let sent = 0;
+    while (sent < this.#refusals.length && this.#outgoing.tryControl(FIN, this.#refusals[sent]!)) sent++;
+    if (sent > 0) {
+      this.#refusals.splice(0, sent);
+      this.#mayReadAgain();
+    }
+  }
+
+  // Reading.
+
+  async #readLoop(): Promise<void> {
+    try {
+      while (this.#ended === undefined) {
+        if (this.#mustPause()) await this.#pause();
+        const bytes = await this.#link.read();
+        if (this.#ended !== undefined) return;
+        if (bytes === null) return this.#transportEnded();
+        this.#take(bytes);
+      }
+    } catch (error) {
+      this.#end({ error });
+    }
+  }
+
+  #take(bytes: Uint8Array): void {
+    this.#bytesReceived += bytes.length;
+    const before = this.#decoder.progress;
+    try {
+      this.#decoder.push(bytes, this.#sink);
+    } finally {
+      const settling = this.#settling;
+      for (const core of settling) core.settle();
+      settling.length = 0;
+    }
+    // Bytes of an unfinished header are no sign of life: anybody can send those for ever.
+    if (this.#decoder.progress > before) this.#heardAt = clock.now();
+  }
+
+  #begin(version: Version): void {
+    this.#outgoing.version = version;
+    while (this.#versionKnown?.trySend());
+  }
+
+  #mustPause(): boolean {
+    if (this.#isDropping) return false;
+    return this.#unread >= this.#settings.maxReceiveBuffer || this.#refusals.length > MOST_REFUSALS;
+  }
+
+  async #pause(): Promise<void> {
+    this.#isPaused = true;
+    this.#watchStalled();
+    while (this.#mustPause() && this.#ended === undefined) {
+      await (this.#mayRead ??= new Channel()).receive();
+    }
+    this.#isPaused = false;
+    // The peer could not be heard while we did not listen.
+    this.#heardAt = clock.now();
+  }
+
+  #mayReadAgain(): void {
+    if (this.#isPaused && !this.#mustPause()) this.#mayRead?.trySend();
+  }
+
+  #release(count: number): void {
+    this.#unread -= count;
+    this.#mayReadAgain();
+  }
+
+  #transportEnded(): void {
+    const decoder = this.#decoder;
+    if (decoder.isBetweenFrames) return this.#end({});
+    this.#end({ error: new ProtocolError(decoder.frameOffset, decoder.missing, "the end of the connection") });
+  }
+
+  // Streams nobody reads.
+
+  #watchStalled(): void {
+    if (this.#stalledFrom !== undefined || this.#settings.stalledStreamTimeout === Infinity) return;
+    this.#stalledFrom = new Map();
+    for (const core of this.#holding) {
+      if (core.unread === 0) this.#holding.delete(core);
+      else this.#stalledFrom.set(core, core.taken);
+    }
+    for (const core of this.#streams.values()) this.#stalledFrom.set(core, core.taken);
+    this.#stalledAt = clock.now();
+    this.#arm(this.#stalledAt + this.#settings.stalledStreamTimeout);
+  }
+
+  /** Cuts the stream that holds most and was not read, if it is time; says when to look again. */
+  #checkStalled(now: number): number {
+    const { stalledStreamTimeout, maxReceiveBuffer } = this.#settings;
+    if (this.#stalledFrom === undefined) return Infinity;
+    if (this.#unread < maxReceiveBuffer / 2) {
+      this.#stalledFrom = undefined;
+      return Infinity;
+    }
+    const due = this.#stalledAt + stalledStreamTimeout;
+    if (now < due) return due;
+    if (!this.#isPaused) return now + LATE;
+    let hog: StreamCore | undefined;
+    for (const [core, taken] of this.#stalledFrom) {
+      if (core.taken === taken && core.unread > (hog?.unread ?? 0)) hog = core;
+    }
+    this.#stalledFrom = undefined;
+    const message = `Nothing was read of stream ${hog?.id} for ${stalledStreamTimeout} ms while it held up its session`;
+    hog?.cut(() => new DOMException(message, "TimeoutError"));
+    if (this.#isPaused && this.#mustPause()) this.#watchStalled();
+    return this.#stalledFrom === undefined ? Infinity : this.#stalledAt + stalledStreamTimeout;
+  }
+
+  // Time. One timer serves all: each time it fires, it is set to when something may next be due, and what begins later
+  // than that is due later.
+
+  readonly #tick = (): void => {
+    const now = clock.now();
+    const isLate = now - this.#timerAt > LATE;
+    this.#timerAt = Infinity;
+    const { keepAliveInterval, timeout } = this.#settings;
+
+    if (now >= this.#outgoing.begunAt + keepAliveInterval && this.version !== undefined) {
+      if (this.#outgoing.stalledSince === undefined && !this.#outgoing.tryControl(NOP, 0)) this.#owesNop = true;
+    }
+    if (this.#outgoing.isLarge && now >= this.#outgoing.begunAt + TRIM_DELAY) this.#outgoing.trim();
+
+    // Held up ourselves, we must first look at what the peer sent meanwhile.
+    if (isLate) return this.#arm(now + LATE);
+    if (now >= this.#silentSince() + timeout) return this.#end({ error: this.#silence() });
+    if (now >= (this.#outgoing.stalledSince ?? Infinity) + timeout) {
+      const message = `A write of the transport made no progress for ${timeout} ms`;
+      return this.#end({ error: new DOMException(message, "TimeoutError") });
+    }
+    this.#arm(this.#checkStalled(now));
+    this.#schedule();
+  };
+
+  #schedule(): void {
+    const now = clock.now();
+    const { keepAliveInterval, timeout } = this.#settings;
+    const { begunAt, stalledSince = now, isLarge } = this.#outgoing;
+    // A NOP that is due but cannot go yet is no reason to look again at once.
+    const nop = Math.max(begunAt, now - keepAliveInterval / 2) + keepAliveInterval;
+    this.#arm(Math.min(nop, Math.min(this.#silentSince(), stalledSince, now) + timeout));
+    if (isLarge) this.#arm(now + TRIM_DELAY);
+  }
+
+  #silentSince(): number {
+    return this.#isPaused || this.#isDropping ? Infinity : this.#heardAt;
+  }
+
+  #silence(): DOMException {
+    const hint = this.#bytesReceived === 0
+      ? "; not one byte ever came: the peer may speak version 1, which is Go's default"
+      : "";
+    return new DOMException(`The peer was silent for ${this.#settings.timeout} ms${hint}`, "TimeoutError");
+  }
+
+  #idle(): void {
+    if (this.#outgoing.isLarge) this.#arm(clock.now() + TRIM_DELAY);
+  }
+
+  #arm(at: number): void {
+    if (at >= this.#timerAt || this.#ended !== undefined) return;
+    clock.clearTimer(this.#timer);
+    this.#timerAt = at;
+    this.#timer = clock.setTimer(this.#tick, Math.max(0, at - clock.now()));
+    if (!this.#isRef) letGo(this.#timer);
+  }
+
+  #rearm(): void {
+    const at = this.#timerAt;
+    this.#timerAt = Infinity;
+    this.#arm(at);
+  }
+
+  // The end.
+
+  async #closeInOrder(drain: boolean, timeout: number): Promise<void> {
+    this.#isClosing = true;
+    this.#accepting.close();
+    this.#versionKnown?.close();
+    if (timeout !== Infinity) {
+      this.#deadline = clock.setTimer(() => {
+        this.#end({ error: new DOMException(`The session did not close within ${timeout} ms`, "TimeoutError") });
+      }, timeout);
+      if (!this.#isRef) letGo(this.#deadline);
+    }
+    try {
+      while (drain && this.#streams.size > 0) await (this.#empty ??= new Channel()).receive();
+      const failure = () => this.#closedError("Cannot write to a stream of a closed session");
+      await Promise.all(Array.from(this.#streams.values(), (core) => core.endWriting(failure)));
+      await this.#outgoing.flushed();
+      if (this.#ended !== undefined) return;
+      // A socket closed while it holds unread bytes is reset, and the peer loses what it had not read: so read on.
+      this.#isDropping = true;
+      this.#mayReadAgain();
+      this.#link.closeWrite().catch(() => {});
+      await this.#quiet();
+      this.#end({});
+    } catch {
+      // The end came first, and closed the channel that was waited on.
+    }
+  }
+
+  async #quiet(): Promise<void> {
+    this.#gone = new Channel();
+    for (let before = -1; before < this.#bytesReceived;) {
+      before = this.#bytesReceived;
+      try {
+        await this.#gone.receive({ timeout: QUIET_BEFORE_CLOSE });
+      } catch (error) {
+        if (error instanceof ChannelClosedError) throw error;
+      }
+    }
+  }
+
+  /** The one end, in whatever way it comes: with an error it is unclean. */
+  #end(end: { error?: unknown }): void {
+    if (this.#ended !== undefined) return;
+    // When all of ours has left in order, what happens to the connection after that is nobody's loss.
+    this.#ended = this.#isDropping ? {} : end;
+    const isClean = !("error" in this.#ended);
+    clock.clearTimer(this.#timer);
+    clock.clearTimer(this.#deadline);
+    if (isClean || this.#incoming === undefined) this.#accepting.close();
+    else this.#accepting.close(this.#closedError("The session has ended"));
+    const failure = () => this.#closedError("The session ended before the stream did");
+    for (const core of this.#streams.values()) core.fail(failure);
+    this.#streams.clear();
+    this.#holding.clear();
+    this.#stalledFrom = undefined;
+    this.#owing = [];
+    this.#refusals = [];
+    this.#outgoing.end();
+    for (const channel of [this.#mayRead, this.#versionKnown, this.#empty, this.#gone]) channel?.close();
+    this.#link.close();
+    if (isClean) this.#closed.resolve();
+    else this.#closed.reject(this.#ended.error);
+  }
+
+  #closedError(message: string): SessionClosedError {
+    const ended = this.#ended;
+    return new SessionClosedError(
+      message,
+      ended !== undefined && "error" in ended ? { cause: ended.error } : undefined,
+    );
+  }
+}
+
+/** Lets the process end although the timer is set, where the runtime knows how to. */
+function letGo(timer: Timer): void {
+  (timer as { unref?: () => void }).unref?.();
+}

@@ -1,0 +1,948 @@
+/**
+ * One logical stream: its two halves, its received bytes, and its credit in version 2.
+ *
+ * {@linkcode Stream} is what users hold; {@linkcode StreamCore} is the same stream as its session sees it. What a
+ * stream needs from its session is {@linkcode StreamHost}.
+ *
+ * @module
+ */
+
+import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
+import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
+import type { Address } from "./transport.ts";
+import { FIRST_WINDOW, ReceiveWindow, SendWindow, type WindowPool } from "./window.ts";
+
+/** Options of {@linkcode Stream.read} and {@linkcode Stream.write}. */
+export interface StreamOperationOptions {
+  /** Gives up waiting. What has moved already is never taken back: then the operation fulfils with its count. */
+  signal?: AbortSignal | undefined;
+}
+
+/**
+ * The session has ended, so nothing can be done on it or its streams.
+ *
+ * `cause` says why; it is absent when the session ended cleanly.
+ *
+ * @example
+ * ```ts
+ * import { Session, SessionClosedError } from "@sluice/smux";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+ * const session = Session.client({ readable, writable });
+ * await session.close();
+ * await assertRejects(() => session.openStream(), SessionClosedError);
+ * ```
+ */
+export class SessionClosedError extends Error {
+  /** Bytes of the write that this error cut which had been taken before; absent on other operations. */
+  bytesWritten?: number;
+
+  /**
+   * Says what could not be done.
+   *
+   * @param message What could not be done.
+   * @param options The cause, where the end was not clean.
+   */
+  constructor(message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = "SessionClosedError";
+  }
+}
+
+/**
+ * The stream was used after its own `close()`, or written to after its own `closeWrite()`.
+ *
+ * @example
+ * ```ts
+ * import { Session, StreamClosedError } from "@sluice/smux";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+ * const session = Session.client({ readable, writable });
+ * const stream = await session.openStream();
+ * await stream.closeWrite();
+ * await assertRejects(() => stream.write(new Uint8Array(1)), StreamClosedError);
+ * session.abort();
+ * ```
+ */
+export class StreamClosedError extends Error {
+  /** Bytes of the write that this error cut which had been taken before; absent on other operations. */
+  bytesWritten?: number;
+
+  /**
+   * Says what could not be done.
+   *
+   * @param message What could not be done.
+   */
+  constructor(message: string) {
+    super(message);
+    this.name = "StreamClosedError";
+  }
+}
+
+/** What a stream needs from its session. */
+export interface StreamHost {
+  /** Version of the session. */
+  readonly version: Version;
+  /** Most bytes in one frame. */
+  readonly maxFrameSize: number;
+  /** Milliseconds a writer waits for credit after the peer's FIN. */
+  readonly timeout: number;
+  /** What the receive windows share. */
+  readonly windows: WindowPool;
+  /** Where this end is. */
+  readonly localAddr: Address;
+  /** Where the other end is. */
+  readonly remoteAddr: Address;
+  /** The way out. */
+  readonly outgoing: {
+    /** Frames that wait for room. */
+    readonly sender: Sender<Frame>;
+    /** Encodes a frame if there is room. */
+    tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean;
+    /** Encodes a frame without payload if there is room, some of which is kept for such. */
+    tryControl(command: Command, id: number): boolean;
+    /** Encodes a UPD in the same way. */
+    tryUpdate(id: number, consumed: number, window: number): boolean;
+  };
+  /** Position of the frame being received, for errors. */
+  readonly frameOffset: number;
+  /** Bytes were received and wait to be read. */
+  charge(count: number): void;
+  /** Such bytes were read or dropped. */
+  release(count: number): void;
+  /** Call `settle` of this stream when all that has arrived is decoded. */
+  settleLater(stream: StreamCore): void;
+  /** Call `writeOwed` of this stream when there is room for control frames. */
+  owe(stream: StreamCore): void;
+  /** The stream has left: its id may come again. */
+  forget(stream: StreamCore): void;
+}
+
+// A chunk that gathers small payloads starts and ends at these sizes.
+const SMALLEST_CHUNK = 64;
+const LARGEST_CHUNK = 16 * 1024;
+// Less than this is copied, whatever it came in.
+const SMALLEST_VIEW = 4096;
+// The size of a chunk of `readable` when it is not known what will come.
+const PULL_SIZE = 64 * 1024;
+// Chunks are limited by their bytes (credit, the session's budget), never by their number.
+const UNCOUNTED = 2 ** 31 - 1;
+// Below this many bytes a loop copies faster than a view can be made.
+const COPY_BY_LOOP = 32;
+// By how much a peer may overrun its credit: in Go, concurrent writers on one stream do.
+const OVERRUN = 1024 * 1024;
+
+/** A `read` that waits, filled in place. */
+interface WaitingRead {
+  readonly p: Uint8Array;
+  readonly resolve: (count: number | null) => void;
+  readonly reject: (reason: unknown) => void;
+  readonly signal: AbortSignal | undefined;
+  onAbort: (() => void) | undefined;
+  filled: number;
+}
+
+/** One stream as its session sees it. */
+export class StreamCore {
+  /** Id on the wire. */
+  readonly id: number;
+  /** Whether the peer opened it. */
+  readonly isRemote: boolean;
+  /** The same stream as users hold it. */
+  readonly stream: Stream;
+  /** Bytes received and not read, charged to the session. */
+  unread = 0;
+  /** Bytes the application has taken, ever. */
+  taken = 0;
+  /** Whether it stands in the session's list of streams that owe a control frame. */
+  isOwing = false;
+  readonly #host: StreamHost;
+
+  // Received: the chunk being read, whole chunks behind it, the chunk being filled.
+  #chunk: Uint8Array | undefined;
+  #chunkAt = 0;
+  #chunks: Channel<Uint8Array> | undefined;
+  #tail: Uint8Array | undefined;
+  #tailLength = 0;
+  #reader: WaitingRead | undefined;
+  #isReading = false;
+  #readTurns: Channel<void> | undefined;
+  #isSettling = false;
+  #isDiscarding = false;
+  #peerFinished = false;
+  readonly #receiveWindow: ReceiveWindow | undefined;
+  #owesUpdate = false;
+
+  // Sending.
+  readonly #sendWindow: SendWindow | undefined;
+  #isWriting = false;
+  #writeTurns: Channel<void> | undefined;
+  #credit: Channel<void> | undefined;
+  #sender: Sender<Frame> | undefined;
+  #closingWrite: Promise<void> | undefined;
+  #finished = false;
+  #owesFin = false;
+  #wasCut = false;
+
+  #isClosed = false;
+  #isDone = false;
+  // Make the error of an operation: each gets its own, with the stack of who called.
+  #failure: (() => Error) | undefined;
+  #writeFailure: (() => Error) | undefined;
+  #ending: (() => Error) | undefined;
+  #closed: PromiseWithResolvers<void> | undefined;
+
+  /**
+   * @param host The session.
+   * @param id Id on the wire.
+   * @param isRemote Whether the peer opened it.
+   */
+  constructor(host: StreamHost, id: number, isRemote: boolean) {
+    this.#host = host;
+    this.id = id;
+    this.isRemote = isRemote;
+    if (host.version === 2) {
+      this.#sendWindow = new SendWindow();
+      this.#receiveWindow = new ReceiveWindow(host.windows);
+    }
+    this.stream = makeStream(this);
+  }
+
+  /** Where the two ends are. */
+  get host(): Pick<StreamHost, "localAddr" | "remoteAddr"> {
+    return this.#host;
+  }
+
+  // What the session does to a stream.
+
+  /** Tells the peer the first window, where it is smaller than what every peer starts from. */
+  announce(): void {
+    if (this.#receiveWindow === undefined || this.#host.windows.first === FIRST_WINDOW) return;
+    this.#owesUpdate = true;
+    this.#pay();
+  }
+
+  /**
+   * Takes data that arrived.
+   *
+   * @returns Whether a view on `bytes` was kept.
+   */
+  receive(bytes: Uint8Array, start: number, end: number): boolean {
+    if (this.#peerFinished || this.#isClosed || this.#failure !== undefined) return false;
+    const window = this.#receiveWindow;
+    window?.arrived(end - start);
+    if (this.#isDiscarding) {
+      this.#credited(end - start);
+      return false;
+    }
+    const reader = this.#reader;
+    if (reader !== undefined && reader.filled < reader.p.length) {
+      const stop = Math.min(end, start + reader.p.length - reader.filled);
+      copy(bytes, start, stop, reader.p, reader.filled);
+      reader.filled += stop - start;
+      this.#settleLater();
+      if (stop === end) return false;
+      start = stop;
+    }
+    const length = end - start;
+    if (window !== undefined && this.unread + length > window.allowed + OVERRUN) {
+      const { frameOffset } = this.#host;
+      const received = `${this.unread + length} unread bytes on stream ${this.id}`;
+      this.cut(() => new ProtocolError(frameOffset, `at most ${window.allowed} bytes of credit to be used`, received));
+      return false;
+    }
+    this.unread += length;
+    this.#host.charge(length);
+    // A view costs the whole buffer it looks into, and some hundred bytes of its own.
+    if (length >= SMALLEST_VIEW && length * 2 >= bytes.buffer.byteLength) {
+      this.#pushTail();
+      this.#pushChunk(bytes.subarray(start, end));
+      return true;
+    }
+    this.#append(bytes, start, end);
+    return false;
+  }
+
+  /** Takes the peer's FIN. */
+  receiveFin(): void {
+    if (this.#peerFinished) return;
+    this.#peerFinished = true;
+    this.#owesUpdate = false;
+    this.#receiveWindow?.close();
+    // A writer that waits for credit must now do so against the clock.
+    this.#credit?.trySend();
+    if (this.#reader !== undefined) this.#settleLater();
+    if (this.#finished) this.#leave();
+  }
+
+  /** Takes a UPD. */
+  update(consumed: number, window: number): void {
+    const moved = this.#sendWindow!.update(consumed, window);
+    if (moved) this.#credit?.trySend();
+    if (moved !== undefined || this.#writeFailure !== undefined) return;
+    const { frameOffset } = this.#host;
+    const received = `${consumed} on stream ${this.id}`;
+    this.#writeFailure = () => new ProtocolError(frameOffset, "a UPD for bytes that were sent", received);
+    this.#credit?.close();
+  }
+
+  /** Settles the read that waits, if it can be. */
+  settle(): void {
+    this.#isSettling = false;
+    const reader = this.#reader;
+    if (reader === undefined) return;
+    if (reader.filled > 0) {
+      this.#endRead(reader);
+      this.#credited(reader.filled);
+      reader.resolve(reader.filled);
+    } else if (this.#peerFinished) {
+      this.#endRead(reader);
+      reader.resolve(null);
+    } else if (this.#failure !== undefined) {
+      this.#endRead(reader);
+      reader.reject(this.#failure());
+    }
+  }
+
+  /** Encodes the control frames it owes; says whether all found room. */
+  writeOwed(): boolean {
+    const { outgoing } = this.#host;
+    if (this.#owesUpdate) {
+      const window = this.#receiveWindow!;
+      const consumed = window.consumed;
+      if (!outgoing.tryUpdate(this.id, consumed, window.advertise())) return false;
+      this.#owesUpdate = false;
+    }
+    if (this.#owesFin) {
+      if (!outgoing.tryControl(FIN, this.id)) return false;
+      this.#owesFin = false;
+      this.#finish();
+    }
+    return true;
+  }
+
+  /** The session ends in order: writes that wait for room go, those that wait for credit do not, then FIN. */
+  async endWriting(failure: () => Error): Promise<void> {
+    this.#ending = failure;
+    this.#credit?.close();
+    try {
+      await this.closeWrite();
+    } catch {
+      // Without a FIN the peer learns that not all was sent.
+    }
+  }
+
+  /** The session has ended: what arrived stays readable, all else fails. */
+  fail(failure: () => Error): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = failure;
+    this.#owesUpdate = this.#owesFin = false;
+    this.#receiveWindow?.close();
+    this.#credit?.close();
+    this.#sender?.close();
+    this.settle();
+    if (!this.#isDone) this.#closed?.reject(failure());
+  }
+
+  /** Ends both ways, with a FIN and for this reason; the session lives. */
+  cut(failure: () => Error): void {
+    if (this.#failure !== undefined || this.#isClosed) return;
+    this.#drop();
+    this.fail(failure);
+    if (this.#finished) return this.#leave();
+    this.#owesFin = true;
+    this.#pay();
+  }
+
+  // What users do to a stream, through `Stream`.
+
+  read(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
+    if (!(p instanceof Uint8Array)) return Promise.reject(notBytes("read into"));
+    if (p.length === 0) return Promise.resolve(0);
+    if (signal?.aborted) return Promise.reject(signal.reason);
+    if (this.#isReading) return this.#readInTurn(p, signal);
+    let count;
+    try {
+      count = this.#poll(p);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    return count === 0 ? this.#park(p, signal) : Promise.resolve(count);
+  }
+
+  tryRead(p: Uint8Array): number | null {
+    if (!(p instanceof Uint8Array)) throw notBytes("read into");
+    if (p.length === 0) throw new RangeError("tryRead needs room for at least 1 byte, received an empty array");
+    return this.#isReading ? 0 : this.#poll(p);
+  }
+
+  write(p: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
+    if (!(p instanceof Uint8Array)) return Promise.reject(notBytes("written"));
+    const failure = this.#writeError();
+    if (failure !== undefined) return Promise.reject(failure);
+    if (p.length === 0) return Promise.resolve(0);
+    if (signal?.aborted) return Promise.reject(signal.reason);
+    if (this.#isWriting) return this.#writeInTurn(p, signal);
+    const count = this.#put(p, 0);
+    if (count === p.length) return Promise.resolve(count);
+    this.#isWriting = true;
+    return this.#writeRest(p, count, signal);
+  }
+
+  tryWrite(p: Uint8Array): number {
+    if (!(p instanceof Uint8Array)) throw notBytes("written");
+    const failure = this.#writeError();
+    if (failure !== undefined) throw failure;
+    return this.#isWriting ? 0 : this.#put(p, 0);
+  }
+
+  closeWrite(): Promise<void> {
+    if (this.#closingWrite === undefined) {
+      this.#closingWrite = this.#isClosed || this.#finished ? Promise.resolve() : this.#closeWriteInTurn();
+      // Later writes and `closed` tell of it too; a caller who does not await this one has chosen not to know.
+      this.#closingWrite.catch(() => {});
+    }
+    return this.#closingWrite;
+  }
+
+  close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#drop();
+    this.#receiveWindow?.close();
+    this.#owesUpdate = false;
+    const reader = this.#reader;
+    if (reader !== undefined) {
+      this.#endRead(reader);
+      if (reader.filled > 0) reader.resolve(reader.filled);
+      else reader.reject(new StreamClosedError("Cannot read from a closed stream"));
+    }
+    this.#credit?.close();
+    this.#sender?.close();
+    this.#done();
+    if (this.#failure !== undefined) return;
+    if (this.#finished) return this.#leave();
+    this.#owesFin = true;
+    this.#pay();
+  }
+
+  get closed(): Promise<void> {
+    if (this.#closed === undefined) {
+      this.#closed = Promise.withResolvers();
+      this.#closed.promise.catch(() => {});
+      if (this.#isDone) this.#closed.resolve();
+      else if (this.#failure !== undefined) this.#closed.reject(this.#failure());
+    }
+    return this.#closed.promise;
+  }
+
+  /** Drops what is unread and what will arrive, as if it had been read. */
+  discard(): void {
+    this.#isDiscarding = true;
+    const reader = this.#reader;
+    if (reader !== undefined) {
+      this.#endRead(reader);
+      reader.resolve(reader.filled);
+    }
+    this.#credited(this.#drop() + (reader?.filled ?? 0));
+  }
+
+  // Reading.
+
+  /** Bytes now, `null` at the end, 0 if it must wait. */
+  #poll(p: Uint8Array): number | null {
+    if (this.#isClosed) throw new StreamClosedError("Cannot read from a closed stream");
+    let count = 0;
+    while (count < p.length && this.#nextChunk()) {
+      const chunk = this.#chunk!;
+      const stop = Math.min(chunk.length, this.#chunkAt + p.length - count);
+      copy(chunk, this.#chunkAt, stop, p, count);
+      count += stop - this.#chunkAt;
+      this.#chunkAt = stop;
+      if (stop === chunk.length) this.#chunk = undefined;
+    }
+    if (count > 0) {
+      this.unread -= count;
+      this.#host.release(count);
+      this.#credited(count);
+      return count;
+    }
+    if (this.#peerFinished) return null;
+    if (this.#failure !== undefined) throw this.#failure();
+    return 0;
+  }
+
+  #nextChunk(): boolean {
+    if (this.#chunk !== undefined) return true;
+    if (this.unread === 0) return false;
+    const next = this.#chunks?.tryReceive();
+    if (next?.state === "ok") {
+      this.#chunk = next.value;
+    } else {
+      if (this.#tail === undefined) return false;
+      this.#chunk = this.#tail.subarray(0, this.#tailLength);
+      this.#tail = undefined;
+    }
+    this.#chunkAt = 0;
+    return true;
+  }
+
+  #park(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
+    this.#isReading = true;
+    return new Promise((resolve, reject) => {
+      const reader: WaitingRead = { p, resolve, reject, signal, onAbort: undefined, filled: 0 };
+      this.#reader = reader;
+      if (signal === undefined) return;
+      reader.onAbort = () => {
+        if (reader.filled > 0) return this.settle();
+        this.#endRead(reader);
+        reject(signal.reason);
+      };
+      signal.addEventListener("abort", reader.onAbort);
+    });
+  }
+
+  async #readInTurn(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
+    await (this.#readTurns ??= new Channel()).receive({ signal });
+    let count: number | null = 0;
+    try {
+      signal?.throwIfAborted();
+      count = this.#poll(p);
+    } catch (error) {
+      this.#passRead();
+      throw error;
+    }
+    if (count === 0) return this.#park(p, signal);
+    this.#passRead();
+    return count;
+  }
+
+  #endRead(reader: WaitingRead): void {
+    this.#reader = undefined;
+    if (reader.onAbort !== undefined) reader.signal!.removeEventListener("abort", reader.onAbort);
+    this.#passRead();
+  }
+
+  #passRead(): void {
+    this.#isReading = this.#readTurns?.trySend() ?? false;
+  }
+
+  #settleLater(): void {
+    if (this.#isSettling) return;
+    this.#isSettling = true;
+    this.#host.settleLater(this);
+  }
+
+  /** Counts bytes the application has taken, and tells the peer where that is due. */
+  #credited(count: number): void {
+    this.taken += count;
+    if (count === 0 || !this.#receiveWindow?.read(count, this.unread)) return;
+    this.#owesUpdate = true;
+    this.#pay();
+  }
+
+  #append(bytes: Uint8Array, start: number, end: number): void {
+    while (start < end) {
+      const room = this.#tail === undefined ? 0 : this.#tail.length - this.#tailLength;
+      if (room === 0) {
+        this.#makeRoom(end - start);
+        continue;
+      }
+      const stop = Math.min(end, start + room);
+      copy(bytes, start, stop, this.#tail!, this.#tailLength);
+      this.#tailLength += stop - start;
+      start = stop;
+    }
+  }
+
+  #makeRoom(length: number): void {
+    const tail = this.#tail;
+    if (tail === undefined) {
+      this.#tail = new Uint8Array(Math.max(SMALLEST_CHUNK, length));
+      this.#tailLength = 0;
+    } else if (tail.length >= LARGEST_CHUNK) {
+      this.#pushTail();
+      this.#tail = new Uint8Array(Math.max(LARGEST_CHUNK, length));
+    } else {
+      const larger = new Uint8Array(Math.max(Math.min(tail.length * 2, LARGEST_CHUNK), tail.length + length));
+      larger.set(tail);
+      this.#tail = larger;
+    }
+  }
+
+  #pushTail(): void {
+    if (this.#tail === undefined) return;
+    this.#pushChunk(this.#tailLength === this.#tail.length ? this.#tail : this.#tail.subarray(0, this.#tailLength));
+    this.#tail = undefined;
+    this.#tailLength = 0;
+  }
+
+  #pushChunk(chunk: Uint8Array): void {
+    (this.#chunks ??= new Channel({ capacity: UNCOUNTED })).trySend(chunk);
+  }
+
+  /** Drops what is unread, gives its budget back, and says how much it was. */
+  #drop(): number {
+    const count = this.unread;
+    this.#chunk = this.#tail = undefined;
+    this.#chunks?.drain();
+    this.unread = 0;
+    if (count > 0) this.#host.release(count);
+    return count;
+  }
+
+  // Writing.
+
+  #writeError(): Error | undefined {
+    if (this.#isClosed || (this.#closingWrite !== undefined && this.#ending === undefined)) {
+      return new StreamClosedError("Cannot write to a closed stream");
+    }
+    return (this.#failure ?? this.#writeFailure ?? this.#ending)?.();
+  }
+
+  /** Bytes that may go into the next frame. */
+  #allowance(wanted: number): number {
+    const { maxFrameSize } = this.#host;
+    if (wanted > maxFrameSize) wanted = maxFrameSize;
+    return this.#sendWindow === undefined ? wanted : Math.min(wanted, this.#sendWindow.credit);
+  }
+
+  /** Encodes what can go at once, from `at` on, and says up to where that was. */
+  #put(p: Uint8Array, at: number): number {
+    while (at < p.length) {
+      const count = this.#allowance(p.length - at);
+      if (count === 0 || !this.#host.outgoing.tryFrame(PSH, this.id, p, at, at + count)) break;
+      this.#sendWindow?.spend(count);
+      at += count;
+    }
+    return at;
+  }
+
+  async #writeInTurn(p: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
+    await (this.#writeTurns ??= new Channel()).receive({ signal });
+    return this.#writeRest(p, 0, signal);
+  }
+
+  /** Writes from `at` on, one frame a turn; the write's turn is held, and passed on at the end. */
+  async #writeRest(p: Uint8Array, at: number, signal: AbortSignal | undefined): Promise<number> {
+    try {
+      while (at < p.length && !this.#cannotSend) {
+        signal?.throwIfAborted();
+        const count = this.#allowance(p.length - at);
+        if (count === 0) {
+          if (this.#ending !== undefined) break;
+          await this.#waitForCredit(signal);
+          continue;
+        }
+        await this.#send(PSH, p, at, at + count, signal);
+        this.#sendWindow?.spend(count);
+        at += count;
+      }
+      if (at === p.length) return at;
+    } catch (error) {
+      const aborted = signal?.aborted && error === signal.reason;
+      if (aborted && at > 0) return at;
+      if (aborted) throw error;
+      // Whatever closed the channel that was waited on says below why; what is left is a wait that took too long.
+      if (!(error instanceof ChannelClosedError)) throw Object.assign(error as Error, { bytesWritten: at });
+    } finally {
+      // Nothing may follow a write that the session's end cut, not even FIN: the peer would take it for whole.
+      if (at < p.length && this.#ending !== undefined) this.#wasCut = true;
+      this.#passWrite();
+    }
+    const error = this.#isClosed
+      ? new StreamClosedError("Cannot write to a closed stream")
+      : (this.#failure ?? this.#writeFailure ?? this.#ending)!();
+    throw Object.assign(error, { bytesWritten: at });
+  }
+
+  get #cannotSend(): boolean {
+    return this.#isClosed || this.#wasCut || this.#failure !== undefined || this.#writeFailure !== undefined;
+  }
+
+  async #waitForCredit(signal: AbortSignal | undefined): Promise<void> {
+    // After its FIN a peer may be gone for good, and smux has no way to tell.
+    const timeout = this.#peerFinished ? this.#host.timeout : Infinity;
+    await (this.#credit ??= new Channel()).receive({ signal, timeout });
+  }
+
+  /** Puts a frame into the filling buffer, waiting for room; gives way to others either way. */
+  async #send(
+    command: Command,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const { outgoing } = this.#host;
+    if (outgoing.tryFrame(command, this.id, bytes, start, end)) return;
+    this.#sender ??= outgoing.sender.clone();
+    await this.#sender.send({ command, id: this.id, bytes, start, end }, { signal });
+  }
+
+  async #closeWriteInTurn(): Promise<void> {
+    if (this.#isWriting) await (this.#writeTurns ??= new Channel()).receive();
+    this.#isWriting = true;
+    try {
+      if (this.#failure !== undefined) throw this.#failure();
+      if (this.#writeFailure !== undefined) throw this.#writeFailure();
+      if (this.#wasCut) throw this.#ending!();
+      if (this.#isClosed) return;
+      await this.#send(FIN, NOTHING, 0, 0, undefined);
+      this.#finish();
+    } catch (error) {
+      if (this.#isClosed) return;
+      throw this.#failure?.() ?? error;
+    } finally {
+      this.#passWrite();
+    }
+  }
+
+  #passWrite(): void {
+    this.#isWriting = this.#writeTurns?.trySend() ?? false;
+  }
+
+  /** Our FIN is in the buffer, behind all our data. */
+  #finish(): void {
+    if (this.#finished) return;
+    this.#finished = true;
+    this.#sender?.close();
+    if (this.#peerFinished || this.#isClosed || this.#failure !== undefined) this.#leave();
+  }
+
+  #leave(): void {
+    this.#host.forget(this);
+    this.#done();
+  }
+
+  #done(): void {
+    if (this.#failure === undefined) this.#isDone = true;
+    this.#closed?.resolve();
+  }
+
+  #pay(): void {
+    if (!this.isOwing && !this.writeOwed()) this.#host.owe(this);
+  }
+}
+
+let makeStream: (core: StreamCore) => Stream;
+
+/**
+ * One of the many byte streams of a {@linkcode Session}.
+ *
+ * It is read and written as a `Deno.Conn` is, and can go wherever one goes: `read` and `write` for speed, `readable`
+ * and `writable` for what speaks web streams, `tryRead` and `tryWrite` for what must not wait. The two directions end
+ * on their own: {@linkcode Stream.closeWrite} ends ours, and `null` from {@linkcode Stream.read} is the peer's end.
+ *
+ * smux cannot say why a stream ended: refusal, `close()` in the middle and an abort all reach the peer as the same
+ * end. A protocol that must know that all has arrived carries its own length.
+ *
+ * @example
+ * ```ts
+ * import { Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * const client = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * const server = Session.server(await listener.accept());
+ *
+ * const stream = await client.openStream();
+ * await stream.write(new TextEncoder().encode("hello"));
+ * await stream.closeWrite();
+ *
+ * const accepted = await server.acceptStream();
+ * assertEquals(await new Response(accepted.readable).text(), "hello");
+ *
+ * await client.close();
+ * await server.closed;
+ * listener.close();
+ * ```
+ */
+export class Stream {
+  readonly #core: StreamCore;
+  #readable: ReadableStream<Uint8Array<ArrayBuffer>> | undefined;
+  #writable: WritableStream<Uint8Array> | undefined;
+
+  static {
+    makeStream = (core) => new Stream(core);
+  }
+
+  private constructor(core: StreamCore) {
+    this.#core = core;
+  }
+
+  /** The stream's id on the wire: odd when the client opened it, even when the server did. */
+  get id(): number {
+    return this.#core.id;
+  }
+
+  /** Where this end of the connection is. */
+  get localAddr(): Address {
+    return this.#core.host.localAddr;
+  }
+
+  /** Where the other end of the connection is. */
+  get remoteAddr(): Address {
+    return this.#core.host.remoteAddr;
+  }
+
+  /**
+   * Reads what has arrived, or waits until something has. Reads at the same time are served in the order of the calls.
+   *
+   * `p` belongs to the stream until the promise settles. What arrived before the session ended stays readable.
+   *
+   * @param p Where the bytes go.
+   * @param options A signal to give up with.
+   * @returns How many bytes, at most `p.length`; `null` after the peer's end, and only then. 0 for an empty `p`, at once.
+   * @throws {SessionClosedError} The session ended before the peer ended this stream.
+   * @throws {StreamClosedError} The stream was closed here.
+   * @throws {ProtocolError} The peer sent more than it had credit for.
+   */
+  read(p: Uint8Array, options?: StreamOperationOptions): Promise<number | null> {
+    return this.#core.read(p, options?.signal);
+  }
+
+  /**
+   * Reads what has arrived, at once.
+   *
+   * @param p Where the bytes go, at least one.
+   * @returns How many bytes; 0 when there are none now or another read waits; `null` after the peer's end.
+   * @throws {RangeError} `p` is empty.
+   * @throws As {@linkcode Stream.read} rejects.
+   */
+  tryRead(p: Uint8Array): number | null {
+    return this.#core.tryRead(p);
+  }
+
+  /**
+   * Writes all of `p`. Writes at the same time leave whole, in the order of the calls.
+   *
+   * It fulfils when the bytes are in the session's buffer, on their way but not yet delivered; until then `p` belongs
+   * to the stream. Nothing is sent for an empty `p`.
+   *
+   * @param p What to write.
+   * @param options A signal to give up with.
+   * @returns `p.length`, or fewer if the signal aborted when some bytes had been taken.
+   * @throws {SessionClosedError} The session ended; `bytesWritten` says how many bytes were taken before.
+   * @throws {StreamClosedError} The stream, or its writing half, was closed here.
+   * @throws {ProtocolError} The peer acknowledged more than was sent.
+   * @throws {DOMException} "TimeoutError": in version 2, the peer has ended its half and gave no credit for
+   * the session's `timeout`.
+   */
+  write(p: Uint8Array, options?: StreamOperationOptions): Promise<number> {
+    return this.#core.write(p, options?.signal);
+  }
+
+  /**
+   * Writes as much of `p` as can be taken at once.
+   *
+   * @param p What to write.
+   * @returns How many bytes were taken; 0 when it would have to wait, or another write does.
+   * @throws As {@linkcode Stream.write} rejects.
+   */
+  tryWrite(p: Uint8Array): number {
+    return this.#core.tryWrite(p);
+  }
+
+  /**
+   * What arrives, as a stream of bytes that reads nothing ahead. Cancelling it drops what is unread and what still
+   * arrives; writing goes on.
+   */
+  get readable(): ReadableStream<Uint8Array<ArrayBuffer>> {
+    return this.#readable ??= makeReadable(this.#core);
+  }
+
+  /** What is sent, as a stream. Closing it is {@linkcode Stream.closeWrite}; so is aborting it, after what was taken. */
+  get writable(): WritableStream<Uint8Array> {
+    return this.#writable ??= makeWritable(this.#core);
+  }
+
+  /**
+   * Ends writing: writes that wait are finished, then the peer is told. Reading goes on.
+   *
+   * @returns Fulfils when the end is in the session's buffer; the same promise each time.
+   * @throws {SessionClosedError} The session ended before.
+   */
+  closeWrite(): Promise<void> {
+    return this.#core.closeWrite();
+  }
+
+  /**
+   * Ends both directions at once: what waits rejects, what is unread is dropped, what was taken still leaves, and the
+   * peer is told unless it was. Closing again does nothing.
+   */
+  close(): void {
+    this.#core.close();
+  }
+
+  /**
+   * Fulfils when the stream has ended both ways or was closed here; rejects with the error that ended it otherwise.
+   * Ignoring it is safe.
+   */
+  get closed(): Promise<void> {
+    return this.#core.closed;
+  }
+
+  /** Does nothing: the connection is shared. See {@linkcode Session.ref}. */
+  ref(): void {}
+
+  /** Does nothing: the connection is shared. See {@linkcode Session.unref}. */
+  unref(): void {}
+
+  /** Closes the stream. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** Ends writing in order, then closes the stream. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.closeWrite();
+    } finally {
+      this.close();
+    }
+  }
+}
+
+function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>> {
+  return new ReadableStream({
+    type: "bytes",
+    async pull(controller) {
+      const view = controller.byobRequest?.view;
+      if (view) {
+        const request = controller.byobRequest!;
+        const count = await core.read(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), undefined);
+        if (count === null) controller.close();
+        // A request must be answered even at the end; one of a stream cancelled meanwhile is void.
+        if (request.view) request.respond(count ?? 0);
+        return;
+      }
+      const p = new Uint8Array(core.unread > 0 ? Math.min(core.unread, PULL_SIZE) : PULL_SIZE);
+      const count = await core.read(p, undefined);
+      if (count === null) controller.close();
+      else if (count > 0) controller.enqueue(count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count));
+    },
+    cancel: () => core.discard(),
+  }, { highWaterMark: 0 });
+}
+
+function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
+  return new WritableStream({
+    async write(chunk, controller) {
+      await core.write(chunk, controller.signal);
+    },
+    close: () => core.closeWrite(),
+    abort: () => core.closeWrite(),
+  });
+}
+
+function copy(source: Uint8Array, start: number, end: number, target: Uint8Array, at: number): void {
+  if (end - start >= COPY_BY_LOOP) target.set(source.subarray(start, end), at);
+  else while (start < end) target[at++] = source[start++]!;
+}
+
+function notBytes(what: string): TypeError {
+  return new TypeError(`Only a Uint8Array can be ${what}`);
+}

@@ -1,0 +1,35 @@
+/**
+ * The sanitizers find leaks: they are off unless deno.json switches them on, so this proves that it does.
+ *
+ * @module
+ */
+import { assertEquals, assertStringIncludes } from "@std/assert";
+
+/** Runs the leaking tests as the repository runs its own, without any flag that could help. */
+async function run(...args: string[]): Promise<{ success: boolean; output: string }> {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["test", "-A", "tests/fixtures/leaks.ts", "--", ...args],
+    cwd: new URL("..", import.meta.url),
+    env: { NO_COLOR: "1" },
+  });
+  const { success, stdout, stderr } = await child.output();
+  return { success, output: [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes)).join("") };
+}
+
+Deno.test("sanitizers: tests that leak an operation, a listener or a timer fail, and the leaks are named", async () => {
+  const { success, output } = await run("leak");
+  assertEquals(success, false, output);
+  assertStringIncludes(output, "0 passed | 3 failed");
+  assertStringIncludes(
+    output,
+    "An async operation to accept a TCP stream was started in this test, but never completed",
+  );
+  assertStringIncludes(output, "A TCP listener was opened during the test, but not closed");
+  assertStringIncludes(output, "A timer was started in this test, but never completed");
+});
+
+Deno.test("sanitizers: the same tests pass when they clean up", async () => {
+  const { success, output } = await run();
+  assertEquals(success, true, output);
+  assertStringIncludes(output, "3 passed | 0 failed");
+});

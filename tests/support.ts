@@ -1,0 +1,256 @@
+/** What several tests use: connections of every kind, and a peer that speaks raw frames. */
+
+import { concat } from "@std/bytes";
+import { type Command, encodeHeader, encodeUpdate, FrameDecoder, NOTHING, type Version } from "../frame.ts";
+import { type ClientOptions, type Connection, type ServerOptions, Session } from "../mod.ts";
+
+/** Both ends of a TCP connection over loopback. */
+export async function tcpPair(): Promise<[Deno.TcpConn, Deno.TcpConn]> {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return await Promise.all([Deno.connect({ port: listener.addr.port, hostname: "127.0.0.1" }), listener.accept()]);
+}
+
+/** Both ends of a connection in memory that holds `capacity` bytes each way. */
+export function memoryPair(capacity = 64 * 1024): [MemoryConnection, MemoryConnection] {
+  const there = new Pipe(capacity);
+  const back = new Pipe(capacity);
+  return [new MemoryConnection(back, there), new MemoryConnection(there, back)];
+}
+
+/** One direction of a connection in memory. */
+class Pipe {
+  readonly #capacity: number;
+  #chunks: Uint8Array[] = [];
+  #length = 0;
+  #isEnded = false;
+  #error: Error | undefined;
+  #changed = Promise.withResolvers<void>();
+
+  constructor(capacity: number) {
+    this.#capacity = capacity;
+  }
+
+  async read(p: Uint8Array): Promise<number | null> {
+    while (this.#length === 0 && !this.#isEnded && this.#error === undefined) await this.#changed.promise;
+    if (this.#length === 0) {
+      if (this.#error !== undefined) throw this.#error;
+      return null;
+    }
+    const first = this.#chunks[0]!;
+    const count = Math.min(p.length, first.length);
+    p.set(first.subarray(0, count));
+    if (count === first.length) this.#chunks.shift();
+    else this.#chunks[0] = first.subarray(count);
+    this.#length -= count;
+    this.#change();
+    return count;
+  }
+
+  async write(p: Uint8Array): Promise<number> {
+    while (this.#length >= this.#capacity && this.#error === undefined) await this.#changed.promise;
+    if (this.#error !== undefined) throw this.#error;
+    if (this.#isEnded) throw new Error("Broken pipe");
+    const count = Math.min(p.length, this.#capacity - this.#length);
+    this.#chunks.push(p.slice(0, count));
+    this.#length += count;
+    this.#change();
+    return count;
+  }
+
+  end(): void {
+    this.#isEnded = true;
+    this.#change();
+  }
+
+  fail(error: Error): void {
+    this.#error ??= error;
+    this.#change();
+  }
+
+  #change(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+}
+
+/** One end of a connection in memory. */
+export class MemoryConnection implements Connection {
+  readonly #inbound: Pipe;
+  readonly #outbound: Pipe;
+  /** Whether `close` was called. */
+  isClosed = false;
+
+  constructor(inbound: Pipe, outbound: Pipe) {
+    this.#inbound = inbound;
+    this.#outbound = outbound;
+  }
+
+  read(p: Uint8Array): Promise<number | null> {
+    return this.#inbound.read(p);
+  }
+
+  write(p: Uint8Array): Promise<number> {
+    return this.#outbound.write(p);
+  }
+
+  closeWrite(): Promise<void> {
+    this.#outbound.end();
+    return Promise.resolve();
+  }
+
+  close(): void {
+    if (this.isClosed) throw new Error("Closed twice");
+    this.isClosed = true;
+    this.#outbound.end();
+    this.#inbound.fail(new Error("Connection closed here"));
+  }
+
+  /** Breaks the connection both ways, as a reset does. */
+  reset(error = new Error("Connection reset by peer")): void {
+    this.#outbound.fail(error);
+    this.#inbound.fail(error);
+  }
+}
+
+/** A client's and a server's session over a connection in memory. */
+export function sessionPair(
+  options: ClientOptions & { server?: ServerOptions; capacity?: number } = {},
+): { client: Session; server: Session; connections: [MemoryConnection, MemoryConnection] } {
+  const { server, capacity, ...rest } = options;
+  const connections = memoryPair(capacity);
+  return {
+    client: Session.client(connections[0], rest),
+    server: Session.server(connections[1], server ?? rest),
+    connections,
+  };
+}
+
+/** A frame as a raw peer received it. */
+export interface RawFrame {
+  command: Command;
+  id: number;
+  /** Of PSH. */
+  data: Uint8Array;
+  /** Of UPD. */
+  consumed: number;
+  /** Of UPD. */
+  window: number;
+}
+
+/** The far end of a session's transport, speaking frames one by one. */
+export class RawPeer {
+  readonly connection: Connection;
+  readonly version: Version;
+  readonly #decoder: FrameDecoder;
+  readonly #frames: RawFrame[] = [];
+
+  constructor(connection: Connection, version: Version) {
+    this.connection = connection;
+    this.version = version;
+    this.#decoder = new FrameDecoder(version);
+  }
+
+  /** Sends bytes as they are, given as such or in hexadecimal. */
+  async bytes(...parts: (string | Uint8Array)[]): Promise<void> {
+    const all = concat(parts.map((part) => typeof part === "string" ? Uint8Array.fromHex(part) : part));
+    for (let at = 0; at < all.length;) at += await this.connection.write(all.subarray(at));
+  }
+
+  /** Sends a frame. */
+  send(command: Command, id: number, data: Uint8Array = NOTHING): Promise<void> {
+    return this.bytes(frame(this.version, command, id, data));
+  }
+
+  /** Sends a UPD. */
+  update(id: number, consumed: number, window: number): Promise<void> {
+    const bytes = new Uint8Array(16);
+    encodeUpdate(bytes, 0, id, consumed, window);
+    return this.bytes(bytes);
+  }
+
+  /** The next frame, `null` at the end of the connection. */
+  async next(): Promise<RawFrame | null> {
+    const p = new Uint8Array(64 * 1024);
+    while (this.#frames.length === 0) {
+      const count = await this.connection.read(p);
+      if (count === null) return null;
+      this.#decoder.push(p.subarray(0, count), collector(this.#frames));
+    }
+    // Data of one frame may have come in pieces; wait for all of it.
+    while (this.#frames.length === 1 && !this.#decoder.isBetweenFrames) {
+      const count = await this.connection.read(p);
+      if (count === null) return null;
+      this.#decoder.push(p.subarray(0, count), collector(this.#frames));
+    }
+    return this.#frames.shift()!;
+  }
+
+  /** The next frame with this command; others before it are dropped. */
+  async nextOf(command: Command): Promise<RawFrame> {
+    for (;;) {
+      const frame = await this.next();
+      if (frame === null) throw new Error(`The connection ended before a frame with command ${command}`);
+      if (frame.command === command) return frame;
+    }
+  }
+}
+
+/** Encodes one frame. */
+export function frame(version: Version, command: Command, id: number, data: Uint8Array = NOTHING): Uint8Array {
+  const bytes = new Uint8Array(8 + data.length);
+  encodeHeader(bytes, 0, version, command, data.length, id);
+  bytes.set(data, 8);
+  return bytes;
+}
+
+/** Puts every frame that is decoded into `frames`. */
+export function collector(frames: RawFrame[]) {
+  const add = (command: Command, id: number, consumed = 0, window = 0) =>
+    void frames.push({ command, id, data: NOTHING, consumed, window });
+  return {
+    begin() {},
+    syn: (id: number) => add(0, id),
+    fin: (id: number) => add(1, id),
+    psh: (id: number) => add(2, id),
+    nop: (id: number) => add(3, id),
+    upd: (id: number, consumed: number, window: number) => add(4, id, consumed, window),
+    data(bytes: Uint8Array, start: number, end: number) {
+      const last = frames.at(-1)!;
+      last.data = concat([last.data, bytes.subarray(start, end)]);
+    },
+  };
+}
+
+/** Reads to the end of a stream or connection. */
+export async function readAll(from: Pick<Connection, "read">): Promise<Uint8Array> {
+  const parts: Uint8Array[] = [];
+  const p = new Uint8Array(64 * 1024);
+  for (;;) {
+    const count = await from.read(p);
+    if (count === null) return concat(parts);
+    parts.push(p.slice(0, count));
+  }
+}
+
+/** Writes all, however little is taken at a time. */
+export async function writeAll(to: Pick<Connection, "write">, p: Uint8Array): Promise<void> {
+  for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
+}
+
+/** Bytes of which no two neighbourhoods are alike, the same for the same seed. */
+export function pattern(length: number, seed = 1): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(length);
+  let state = seed >>> 0 || 1;
+  for (let at = 0; at < length; at++) {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    bytes[at] = state;
+  }
+  return bytes;
+}
+
+/** SHA-256, in hexadecimal. */
+export async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+}

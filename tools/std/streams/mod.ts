@@ -1,0 +1,54 @@
+/**
+ * Stand-in for `@std/streams` where JSR cannot be reached: the functions this repository uses, nothing more.
+ *
+ * @module
+ */
+
+/** Reads a stream to its end, as text. */
+export async function toText(stream: ReadableStream<string> | ReadableStream<Uint8Array>): Promise<string> {
+  const decoder = new TextDecoder();
+  let text = "";
+  for await (const chunk of stream) text += typeof chunk === "string" ? chunk : decoder.decode(chunk, { stream: true });
+  return text + decoder.decode();
+}
+
+/** Reads a stream to its end, as bytes. */
+export async function toArrayBuffer(readableStream: ReadableStream<Uint8Array>): Promise<ArrayBuffer> {
+  return await new Response(readableStream as ReadableStream<Uint8Array<ArrayBuffer>>).arrayBuffer();
+}
+
+/** Passes on the chunks of all streams as they come; ends when all have ended, fails when one fails. */
+export function mergeReadableStreams<T>(...streams: ReadableStream<T>[]): ReadableStream<T> {
+  return new ReadableStream<T>({
+    async start(controller) {
+      await Promise.all(streams.map(async (stream) => {
+        for await (const chunk of stream) controller.enqueue(chunk);
+      }));
+      controller.close();
+    },
+  });
+}
+
+/** Options of {@linkcode TextLineStream}. */
+export interface TextLineStreamOptions {
+  /** Whether a lone `\r` ends a line too; default false. */
+  allowCR?: boolean;
+}
+
+/** Turns chunks of text into lines, without their `\n` or `\r\n`. */
+export class TextLineStream extends TransformStream<string, string> {
+  constructor({ allowCR = false }: TextLineStreamOptions = {}) {
+    const lineEnd = allowCR ? /\r?\n|\r(?!$)/ : /\r?\n/; // a `\r` at the very end may be half of a `\r\n`
+    let rest = "";
+    super({
+      transform(chunk, controller) {
+        const lines = (rest + chunk).split(lineEnd);
+        rest = lines.pop() ?? "";
+        for (const line of lines) controller.enqueue(line);
+      },
+      flush(controller) {
+        if (rest !== "") controller.enqueue(allowCR ? rest.replace(/\r$/, "") : rest);
+      },
+    });
+  }
+}
