@@ -121,7 +121,11 @@ const QUIET_BEFORE_CLOSE = 1000;
 const TRIM_DELAY = 1000;
 // A timer that comes so late was held up by our own process, and so was what the peer sent meanwhile.
 const LATE = 100;
+// What Deno calls the errors of a connection that the other side has reset.
+const RESETS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe"];
 const LAST_ID = 2 ** 32 - 1;
+/** The first stream id of each role, as in Go. Nobody changes them but a test that cannot open two thousand million streams. */
+export const FIRST_ID: { client: number; server: number } = { client: 3, server: 2 };
 
 type Limits = { readonly [Name in keyof Omit<SessionOptions, "incoming">]-?: number };
 
@@ -287,14 +291,14 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     }
     this.#settings = settings;
     this.#parity = parity;
-    this.#nextId = parity + 2;
+    this.#nextId = parity === 1 ? FIRST_ID.client : FIRST_ID.server;
     this.#link = link(transport);
     this.#decoder = new FrameDecoder(version === "auto" ? undefined : version);
     this.#windows = new WindowPool(settings.maxStreamBuffer, Math.floor(settings.maxReceiveBuffer / 2));
     this.#outgoing = new Outgoing(this.#link, version === "auto" ? 2 : version, {
       writeOwed: () => this.#writeOwed(),
       idle: () => this.#idle(),
-      failed: (error) => this.#end({ error }),
+      failed: (error) => this.#transportFailed(error),
     });
     if (settings.incoming !== undefined) {
       this.#accepting = settings.incoming;
@@ -558,6 +562,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #refuse(id: number): void {
     this.#refused++;
+    // Our half has ended: the peer will see that it gets no answer.
+    if (this.#isDropping) return;
     if (this.#refusals.length > 0 || !this.#outgoing.tryControl(FIN, id)) this.#refusals.push(id);
   }
 
@@ -587,13 +593,24 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     try {
       while (this.#ended === undefined) {
         if (this.#mustPause()) await this.#pause();
-        const bytes = await this.#link.read();
+        const bytes = await this.#read();
         if (this.#ended !== undefined) return;
+        if (bytes === undefined) return;
         if (bytes === null) return this.#transportEnded();
         this.#take(bytes);
       }
     } catch (error) {
       this.#end({ error });
+    }
+  }
+
+  /** The next bytes; `undefined` when the transport failed, which has then ended the session. */
+  async #read(): Promise<Uint8Array | null | undefined> {
+    try {
+      return await this.#link.read();
+    } catch (error) {
+      this.#transportFailed(error);
+      return undefined;
     }
   }
 
@@ -645,6 +662,14 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const decoder = this.#decoder;
     if (decoder.isBetweenFrames) return this.#end({});
     this.#end({ error: new ProtocolError(decoder.frameOffset, decoder.missing, "the end of the connection") });
+  }
+
+  #transportFailed(error: unknown): void {
+    // A peer that closes its socket with our last FINs unread in it resets the connection: Go's does so whenever it
+    // hangs up. When no stream is open nothing can be lost by that, so it is as clean as any other hanging up.
+    const isHangUp = RESETS.includes(error instanceof Error ? error.name : "") && this.#bytesReceived > 0 &&
+      this.#streams.size === 0 && this.#decoder.isBetweenFrames;
+    this.#end(isHangUp ? {} : { error });
   }
 
   // Streams nobody reads.
@@ -767,6 +792,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       if (this.#ended !== undefined) return;
       // A socket closed while it holds unread bytes is reset, and the peer loses what it had not read: so read on.
       this.#isDropping = true;
+      this.#outgoing.end();
       this.#mayReadAgain();
       this.#link.closeWrite().catch(() => {});
       await this.#quiet();

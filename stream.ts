@@ -399,12 +399,14 @@ export class StreamCore {
   }
 
   closeWrite(): Promise<void> {
-    if (this.#closingWrite === undefined) {
-      this.#closingWrite = this.#isClosed || this.#finished ? Promise.resolve() : this.#closeWriteInTurn();
-      // Later writes and `closed` tell of it too; a caller who does not await this one has chosen not to know.
-      this.#closingWrite.catch(() => {});
-    }
-    return this.#closingWrite;
+    let closing = this.#closingWrite;
+    if (closing !== undefined) return closing;
+    if (this.#isClosed) return Promise.resolve();
+    if (this.#failure !== undefined) closing = Promise.reject(this.#failure());
+    else closing = this.#closingWrite = this.#closeWriteInTurn();
+    // Later writes and `closed` tell of it too; a caller who does not await this one has chosen not to know.
+    closing.catch(() => {});
+    return closing;
   }
 
   close(): void {

@@ -190,16 +190,14 @@ export class ReceiveWindow {
       return;
     }
     const now = clock.now();
-    if (this.#lapAt === undefined) {
-      this.#lapAt = now;
-      this.#lapConsumed = this.consumed;
-    } else if (((this.consumed - this.#lapConsumed) >>> 0) >= this.#window) {
-      // A whole window within two round trips: the window is what holds the sender back.
-      if (now - this.#lapAt < 2 * roundTrip) {
-        this.#window += this.#pool.take(Math.min(this.#window * 2, largest) - this.#window);
-      }
-      this.#lapAt = now;
-      this.#lapConsumed = this.consumed;
+    const read = (this.consumed - this.#lapConsumed) >>> 0;
+    if (this.#lapAt !== undefined && read < this.#window) return;
+    // A whole window within two round trips: the window is what holds the sender back. Data that comes in bursts, one a
+    // round trip, is seen only at its end, when more than a window may have been read: so the time is that of a window.
+    if (this.#lapAt !== undefined && (now - this.#lapAt) * this.#window < 2 * roundTrip * read) {
+      this.#window += this.#pool.take(Math.min(this.#window * 2, largest) - this.#window);
     }
+    this.#lapAt = now;
+    this.#lapConsumed = this.consumed;
   }
 }

@@ -1,6 +1,8 @@
 /** What several tests use: connections of every kind, and a peer that speaks raw frames. */
 
+import { setImmediate } from "node:timers/promises";
 import { concat } from "@std/bytes";
+import { clock, type Timer } from "../clock.ts";
 import { type Command, encodeHeader, encodeUpdate, FrameDecoder, NOTHING, type Version } from "../frame.ts";
 import { type ClientOptions, type Connection, type ServerOptions, Session } from "../mod.ts";
 
@@ -222,7 +224,7 @@ export function collector(frames: RawFrame[]) {
 }
 
 /** Reads to the end of a stream or connection. */
-export async function readAll(from: Pick<Connection, "read">): Promise<Uint8Array> {
+export async function readAll(from: Pick<Connection, "read">): Promise<Uint8Array<ArrayBuffer>> {
   const parts: Uint8Array[] = [];
   const p = new Uint8Array(64 * 1024);
   for (;;) {
@@ -253,4 +255,59 @@ export function pattern(length: number, seed = 1): Uint8Array<ArrayBuffer> {
 /** SHA-256, in hexadecimal. */
 export async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
   return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+}
+
+/** Lets everything happen that needs no time and no socket. */
+export async function turn(times = 3): Promise<void> {
+  for (let i = 0; i < times; i++) await setImmediate();
+}
+
+/** A clock that stands still until it is told to go on; the real one is back when it is disposed of. */
+export class ManualClock implements Disposable {
+  readonly #real = { ...clock };
+  readonly #timers = new Map<number, { at: number; run: () => void }>();
+  #now = 1000;
+  #next = 1;
+
+  constructor() {
+    clock.now = () => this.#now;
+    clock.setTimer = (run, delay) => {
+      this.#timers.set(this.#next, { at: this.#now + delay, run });
+      return this.#next++ as unknown as Timer;
+    };
+    clock.clearTimer = (timer) => void this.#timers.delete(timer as unknown as number);
+  }
+
+  /** Timers that are set. */
+  get pending(): number {
+    return this.#timers.size;
+  }
+
+  /** Goes on by so many milliseconds, and lets happen what is due on the way, in order. */
+  async advance(milliseconds: number): Promise<void> {
+    const end = this.#now + milliseconds;
+    for (;;) {
+      await turn();
+      let next: number | undefined;
+      for (const [timer, { at }] of this.#timers) {
+        if (at <= end && (next === undefined || at < this.#timers.get(next)!.at)) next = timer;
+      }
+      if (next === undefined) break;
+      const { at, run } = this.#timers.get(next)!;
+      this.#timers.delete(next);
+      this.#now = Math.max(this.#now, at);
+      run();
+    }
+    this.#now = end;
+    await turn();
+  }
+
+  /** Lets time pass in which the process does nothing, not even its timers. */
+  freeze(milliseconds: number): void {
+    this.#now += milliseconds;
+  }
+
+  [Symbol.dispose](): void {
+    Object.assign(clock, this.#real);
+  }
 }

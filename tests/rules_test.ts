@@ -1,0 +1,1201 @@
+/** The fifteen rules of the design where smux leaves room, each by its number. */
+
+import {
+  assert,
+  assertEquals,
+  assertInstanceOf,
+  assertRejects,
+  assertStrictEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { concat } from "@std/bytes";
+import { FIN, NOP, PSH, SYN, UPD, type Version } from "../frame.ts";
+import {
+  type ClientOptions,
+  ProtocolError,
+  type ServerOptions,
+  Session,
+  SessionClosedError,
+  type Stream,
+  StreamClosedError,
+} from "../mod.ts";
+import { FIRST_ID } from "../session.ts";
+import {
+  frame,
+  ManualClock,
+  type MemoryConnection,
+  memoryPair,
+  pattern,
+  RawPeer,
+  readAll,
+  sessionPair,
+  turn,
+} from "./support.ts";
+
+const bytes = (text: string) => new TextEncoder().encode(text);
+const text = (p: Uint8Array) => new TextDecoder().decode(p);
+
+/** A session, and a raw peer at the other end of its connection. */
+function withPeer(
+  role: "client" | "server",
+  version: Version,
+  options: ClientOptions & ServerOptions = {},
+  capacity?: number,
+): { session: Session; peer: RawPeer; connection: MemoryConnection } {
+  const [connection, far] = memoryPair(capacity);
+  const session = role === "client"
+    ? Session.client(connection, { version, ...options } as ClientOptions)
+    : Session.server(connection, { version, ...options });
+  return { session, peer: new RawPeer(far, version), connection };
+}
+
+async function readText(stream: Stream): Promise<string> {
+  const p = new Uint8Array(1024);
+  const count = await stream.read(p);
+  return count === null ? "(end)" : text(p.subarray(0, count));
+}
+
+/** How a promise stands once everything that can happen has. */
+async function state(promise: Promise<unknown>): Promise<"pending" | "fulfilled" | "rejected"> {
+  let found: "pending" | "fulfilled" | "rejected" = "pending";
+  promise.then(() => found = "fulfilled", () => found = "rejected");
+  await turn();
+  return found;
+}
+
+// 1
+
+Deno.test("rule 1: a client opens 3, 5, 7 and a server 2, 4, 6", async () => {
+  for (const [role, ids] of [["client", [3, 5, 7]], ["server", [2, 4, 6]]] as const) {
+    const { session, peer } = withPeer(role, 2);
+    const streams = [await session.openStream(), await session.openStream(), await session.openStream()];
+    assertEquals(streams.map((stream) => stream.id), [...ids]);
+    for (const id of ids) assertEquals((await peer.nextOf(SYN)).id, id);
+    session.abort();
+  }
+});
+
+Deno.test("rule 1: used-up ids reject openStream for good, and all else goes on", async () => {
+  FIRST_ID.client = 2 ** 32 - 3;
+  const { session, peer } = withPeer("client", 1);
+  FIRST_ID.client = 3;
+  const [first, last] = [await session.openStream(), await session.openStream()];
+  assertEquals([first.id, last.id], [2 ** 32 - 3, 2 ** 32 - 1]);
+  await assertRejects(() => session.openStream(), RangeError, "every stream id has been used");
+  await assertRejects(() => session.openStream(), RangeError);
+  assertEquals((await peer.nextOf(SYN)).id, 2 ** 32 - 3);
+  assertEquals((await peer.nextOf(SYN)).id, 2 ** 32 - 1);
+  await peer.send(PSH, 2 ** 32 - 1, bytes("still here"));
+  assertEquals(await readText(last), "still here");
+  await peer.send(SYN, 2);
+  assertEquals((await session.acceptStream()).id, 2);
+  session.abort();
+});
+
+for (const [role, id] of [["client", 0], ["client", 5], ["server", 0], ["server", 4]] as const) {
+  Deno.test(`rule 1: a SYN with id ${id} ends a ${role}'s session and asks about roles`, async () => {
+    const { session, peer } = withPeer(role, 2);
+    await peer.send(SYN, id);
+    const error = await assertRejects(() => session.closed, ProtocolError, "same role");
+    assertEquals(error.received, `${id}`);
+    assertEquals(session.stats().accepted, 0);
+  });
+}
+
+Deno.test("rule 1: frames for unknown streams are dropped, uncharged, never answered", async () => {
+  for (const role of ["client", "server"] as const) {
+    const { session, peer } = withPeer(role, 2, { keepAliveInterval: Infinity });
+    for (const id of [0, 1, 2, 3, 8, 9, 4_000_000_001]) {
+      await peer.send(PSH, id, pattern(1000));
+      await peer.send(FIN, id);
+      await peer.update(id, 77, 100);
+    }
+    await peer.send(NOP, 4711);
+    const id = role === "client" ? 2 : 3;
+    await peer.send(SYN, id);
+    const stream = await session.acceptStream();
+    assertEquals(session.stats().bytesUnread, 0);
+    await stream.write(bytes("x"));
+    const answered = [];
+    for (let frame = await peer.next(); frame!.command !== PSH; frame = await peer.next()) {
+      answered.push(frame!.command);
+    }
+    assertEquals(answered, role === "client" ? [NOP] : []);
+    session.abort();
+  }
+});
+
+Deno.test("rule 1: a SYN for a stream in the table is ignored", async () => {
+  const { session, peer } = withPeer("server", 1);
+  await peer.send(SYN, 3);
+  await peer.send(PSH, 3, bytes("a"));
+  for (let i = 0; i < 1000; i++) await peer.send(SYN, 3);
+  await peer.send(PSH, 3, bytes("b"));
+  await peer.send(FIN, 3);
+  const stream = await session.acceptStream();
+  assertEquals(text(await readAll(stream)), "ab");
+  assertEquals(session.stats().accepted, 1);
+  assertEquals(session.incoming.tryReceive(), { state: "empty" });
+  session.abort();
+});
+
+// 2
+
+Deno.test("rule 2: a stream is in the table before its SYN can leave", async () => {
+  const [near, far] = memoryPair();
+  const peer = new RawPeer(far, 2);
+  let answer = Promise.resolve();
+  const session = Session.client({
+    read: (p) => near.read(p),
+    close: () => near.close(),
+    async write(p) {
+      // The answer is under way before the write of the SYN has even returned.
+      if (p.length >= 8) answer = peer.send(PSH, 3, bytes("at once"));
+      await answer;
+      return await near.write(p);
+    },
+  });
+  const stream = await session.openStream();
+  assertEquals(await readText(stream), "at once");
+  session.abort();
+});
+
+Deno.test("rule 2: the SYN leaves in the same turn of the event loop, and data written right away leaves with it", async () => {
+  for (const data of [false, true]) {
+    const [near] = memoryPair();
+    const writes: Uint8Array[] = [];
+    const session = Session.client({
+      read: (p) => near.read(p),
+      close: () => near.close(),
+      write: (p) => Promise.resolve(writes.push(p.slice())).then(() => p.length),
+    }, { version: 1 });
+    await turn();
+    assertEquals(writes.splice(0).length, 1, "the first NOP has left");
+    const opened = (async () => {
+      const stream = await session.openStream();
+      if (data) await stream.write(bytes("hello"));
+    })();
+    for (let i = 0; i < 50; i++) await Promise.resolve();
+    await opened;
+    const expected = data ? concat([frame(1, SYN, 3), frame(1, PSH, 3, bytes("hello"))]) : frame(1, SYN, 3);
+    assertEquals(writes, [expected]);
+    session.abort();
+  }
+});
+
+// 3
+
+for (const version of [1, 2] as const) {
+  Deno.test(`rule 3: FIN never overtakes its own stream's data, version ${version}`, async () => {
+    const { session, peer } = withPeer("client", version, { maxFrameSize: 1000 }, 2000);
+    const stream = await session.openStream();
+    const parts = [pattern(100_000, 1), pattern(1, 2), pattern(70_000, 3), pattern(85_000, 4)];
+    const writes = parts.map((part) => stream.write(part));
+    const ended = stream.closeWrite();
+    const received = [];
+    for (let frame = await peer.next(); frame!.command !== FIN; frame = await peer.next()) {
+      if (frame!.command === PSH) received.push(frame!.data);
+    }
+    assertEquals(concat(received), concat(parts));
+    assertEquals(await Promise.all(writes), parts.map((part) => part.length));
+    await ended;
+    session.abort();
+  });
+}
+
+Deno.test("rule 3: what was taken leaves before the FIN of close()", async () => {
+  const { session, peer } = withPeer("client", 1, {}, 1000);
+  const stream = await session.openStream();
+  const taken = stream.tryWrite(pattern(200_000));
+  assertEquals(taken, 200_000);
+  stream.close();
+  const received = [];
+  for (let frame = await peer.next(); frame!.command !== FIN; frame = await peer.next()) {
+    if (frame!.command === PSH) received.push(frame!.data);
+  }
+  assertEquals(concat(received), pattern(200_000));
+  session.abort();
+});
+
+for (const end of ["an error", "FIN", "close() of the session", "abort()"] as const) {
+  Deno.test(`rule 3: data received before ${end} stays readable`, async () => {
+    const { session, peer, connection } = withPeer("server", 2);
+    await peer.send(SYN, 3);
+    await peer.send(PSH, 3, bytes("kept"));
+    const stream = await session.acceptStream();
+    await turn();
+    if (end === "an error") connection.reset();
+    else if (end === "FIN") await peer.send(FIN, 3);
+    else if (end === "abort()") session.abort();
+    else {
+      const closing = session.close();
+      peer.connection.close();
+      await closing;
+    }
+    await turn();
+    assertEquals(await readText(stream), "kept");
+    if (end === "FIN") assertEquals(await readText(stream), "(end)");
+    else await assertRejects(() => readText(stream), SessionClosedError);
+    session.abort();
+  });
+}
+
+// 4
+
+Deno.test("rule 4: without the peer's FIN, read rejects once the buffer is drained, however the session ends", async () => {
+  const ends: Record<string, (at: ReturnType<typeof withPeer>) => unknown> = {
+    "the transport's end": ({ peer }) => peer.connection.closeWrite!(),
+    "a reset": ({ connection }) => connection.reset(),
+    "a cut frame": ({ peer }) => peer.bytes("0202ff").then(() => peer.connection.closeWrite!()),
+    "abort": ({ session }) => session.abort(),
+    "close": ({ session, peer }) => Promise.all([session.close(), peer.connection.closeWrite!()]),
+  };
+  for (const [name, end] of Object.entries(ends)) {
+    const all = withPeer("server", 2);
+    await all.peer.send(SYN, 3);
+    await all.peer.send(PSH, 3, bytes("abc"));
+    const stream = await all.session.acceptStream();
+    assertEquals(await readText(stream), "abc", name);
+    const pending = assertRejects(() => readText(stream), SessionClosedError, undefined, name);
+    await end(all);
+    await pending;
+    await assertRejects(() => readText(stream), SessionClosedError, undefined, name);
+    all.session.abort();
+  }
+});
+
+// 5
+
+Deno.test("rule 5: a stream leaves the table when the later of the two FINs passes", async () => {
+  const { session, peer } = withPeer("server", 2);
+  await peer.send(SYN, 3);
+  await peer.send(SYN, 5);
+  const [one, two] = [await session.acceptStream(), await session.acceptStream()];
+  await one.closeWrite();
+  assertEquals(session.stats().streams, 2);
+  await peer.send(FIN, 3);
+  await one.closed;
+  assertEquals(session.stats().streams, 1);
+  await peer.send(FIN, 5);
+  assertEquals(await readText(two), "(end)");
+  assertEquals(session.stats().streams, 1);
+  await two.closeWrite();
+  assertEquals(session.stats().streams, 0);
+  await two.closed;
+  session.abort();
+});
+
+Deno.test("rule 5: a stream has left the table before its own FIN can reach the wire, and its id may come again", async () => {
+  const [near, far] = memoryPair();
+  const peer = new RawPeer(far, 1);
+  let streamsAtFin = -1;
+  const session: Session = Session.server({
+    read: (p) => near.read(p),
+    close: () => near.close(),
+    write(p) {
+      if (p[1] === FIN) streamsAtFin = session.stats().streams;
+      return near.write(p);
+    },
+  }, { version: 1 });
+  for (let life = 0; life < 50; life++) {
+    await peer.send(SYN, 3);
+    await peer.send(PSH, 3, bytes(`life ${life}`));
+    const stream = await session.acceptStream();
+    assertEquals(await readText(stream), `life ${life}`);
+    stream.close();
+    await peer.nextOf(FIN);
+    assertEquals(streamsAtFin, 0);
+    await peer.send(PSH, 3, bytes("late"));
+  }
+  assertEquals(session.stats().bytesUnread, 0);
+  session.abort();
+});
+
+Deno.test("rule 5: after both FINs unread bytes stay, charged to the session, until read or closed", async () => {
+  const { session, peer } = withPeer("server", 1);
+  for (const id of [3, 5]) {
+    await peer.send(SYN, id);
+    await peer.send(PSH, id, pattern(1000, id));
+    await peer.send(FIN, id);
+  }
+  const [one, two] = [await session.acceptStream(), await session.acceptStream()];
+  await Promise.all([one.closeWrite(), two.closeWrite()]);
+  assertEquals(session.stats().streams, 0);
+  assertEquals(session.stats().bytesUnread, 2000);
+  assertEquals(await readAll(one), pattern(1000, 3));
+  assertEquals(session.stats().bytesUnread, 1000);
+  two.close();
+  assertEquals(session.stats().bytesUnread, 0);
+  await assertRejects(() => readText(two), StreamClosedError);
+  session.abort();
+});
+
+// 6
+
+Deno.test("rule 6: half-close works both ways", async () => {
+  const { client, server } = sessionPair();
+  const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
+  await opened.closeWrite();
+  assertEquals(await readText(accepted), "(end)");
+  await accepted.write(bytes("answer"));
+  assertEquals(await readText(opened), "answer");
+  await accepted.closeWrite();
+  assertEquals(await readText(opened), "(end)");
+  await Promise.all([client.close(), server.close()]);
+});
+
+Deno.test("rule 6: a v2 writer without credit for the timeout after the peer's FIN rejects, each UPD starts it anew", async () => {
+  using clock = new ManualClock();
+  const { session, peer } = withPeer("client", 2, { timeout: 1000, keepAliveInterval: 900 }, 1 << 20);
+  const stream = await session.openStream();
+  const alive = async (milliseconds: number) => {
+    for (let passed = 0; passed < milliseconds; passed += 100) {
+      await peer.send(NOP, 0);
+      await clock.advance(100);
+    }
+  };
+  const writing = stream.write(pattern(300_000));
+  const failed = assertRejects(() => writing, DOMException);
+  await alive(3000);
+  assertEquals(await state(writing), "pending", "while the peer may still read, it waits");
+  await peer.send(FIN, 3);
+  await alive(900);
+  await peer.update(3, 1000, 262_144);
+  await alive(900);
+  await peer.update(3, 1000, 262_144);
+  assertEquals(await state(writing), "pending", "the first UPD moved the limit");
+  await alive(300);
+  const error = await failed;
+  assertEquals(error.name, "TimeoutError");
+  assertEquals((error as DOMException & { bytesWritten: number }).bytesWritten, 262_144 + 1000);
+  assertEquals(await state(session.closed), "pending");
+  session.abort();
+});
+
+// 7
+
+Deno.test("rule 7: a protocol error ends the session at once and is the cause of every error", async () => {
+  const { session, peer, connection } = withPeer("client", 2);
+  const stream = await session.openStream();
+  const other = await session.openStream();
+  const pending = {
+    read: stream.read(new Uint8Array(1)),
+    write: stream.write(pattern(1 << 20)),
+    closed: stream.closed,
+    accept: session.acceptStream(),
+    receive: session.incoming.receive(),
+    iteration: session[Symbol.asyncIterator]().next(),
+  };
+  const failed = Object.entries(pending).map(async ([name, promise]) => {
+    const error = await assertRejects(() => promise, SessionClosedError, undefined, name);
+    return error.cause;
+  });
+  await turn();
+  await peer.bytes("0209000000000000");
+  const reason = await assertRejects(() => session.closed, ProtocolError);
+  for (const cause of await Promise.all(failed)) assertStrictEquals(cause, reason);
+  assert(connection.isClosed);
+  const later = [
+    () => session.openStream(),
+    () => session.acceptStream(),
+    () => stream.read(new Uint8Array(1)),
+    () => other.write(new Uint8Array(1)),
+    () => other.closeWrite(),
+    () => other.closed,
+  ];
+  for (const operation of later) {
+    assertStrictEquals((await assertRejects<SessionClosedError>(operation, SessionClosedError)).cause, reason);
+  }
+  assertThrows(() => other.tryRead(new Uint8Array(1)), SessionClosedError);
+  assertThrows(() => other.tryWrite(new Uint8Array(1)), SessionClosedError);
+  await session.close();
+});
+
+Deno.test("rule 7: a transport error ends the session in the same way", async () => {
+  const { session, connection } = withPeer("client", 2);
+  const stream = await session.openStream();
+  const reading = assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError);
+  const reset = new Error("reset");
+  connection.reset(reset);
+  assertStrictEquals((await reading).cause, reset);
+  assertStrictEquals(await assertRejects(() => session.closed, Error), reset);
+});
+
+Deno.test("rule 7: a header is judged before anything else happens", async () => {
+  for (const [wrong, name] of [["01000400", "SYN"], ["01010800", "FIN"], ["01030100", "NOP"]] as const) {
+    const { session, peer } = withPeer("server", 1);
+    await peer.send(SYN, 3);
+    const stream = await session.acceptStream();
+    const reading = assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError);
+    await peer.bytes(wrong, name === "SYN" ? "05000000" : "03000000");
+    await assertRejects(() => session.closed, ProtocolError, `length 0 on ${name}`);
+    await reading;
+    assertEquals(session.stats().accepted, 1);
+  }
+});
+
+// 8
+
+Deno.test("rule 8: a peer silent for the timeout ends the session; a hint about version 1 when not one byte came", async () => {
+  using clock = new ManualClock();
+  for (const said of [false, true]) {
+    const { session, peer } = withPeer("client", 2, { timeout: 1000, keepAliveInterval: 500 });
+    if (said) await peer.send(NOP, 0);
+    await clock.advance(990);
+    assertEquals(await state(session.closed), "pending");
+    await clock.advance(20);
+    const error = await assertRejects(() => session.closed, DOMException, "silent for 1000 ms");
+    assertEquals(error.name, "TimeoutError");
+    assertEquals(error.message.includes("version 1"), !said);
+  }
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("rule 8: payload bytes are life, bytes of an unfinished header are not", async () => {
+  using clock = new ManualClock();
+  for (const [start, isLife] of [["0202ffff03000000", true], ["", false]] as const) {
+    const { session, peer } = withPeer("server", 2, { timeout: 1000, keepAliveInterval: 500 });
+    await peer.bytes("0200000003000000", start);
+    for (let i = 0; i < 7; i++) {
+      await clock.advance(300);
+      await peer.bytes(isLife ? "02" : "02030000000000".slice(i * 2, i * 2 + 2)).catch(() => {});
+    }
+    assertEquals(await state(session.closed), isLife ? "pending" : "rejected");
+    session.abort();
+  }
+});
+
+Deno.test("rule 8: a NOP goes out after the interval without sending, ahead of data, and is never answered", async () => {
+  using clock = new ManualClock();
+  const { session, peer } = withPeer("server", 1, { timeout: Infinity, keepAliveInterval: 500 });
+  await clock.advance(499);
+  assertEquals(session.stats().framesSent, 0);
+  await clock.advance(1);
+  assertEquals((await peer.next())!.command, NOP);
+  await peer.send(NOP, 0);
+  await peer.send(NOP, 9);
+  await clock.advance(300);
+  assertEquals(session.stats().framesSent, 1);
+  const stream = await session.openStream();
+  await turn();
+  await clock.advance(499);
+  assertEquals(session.stats().framesSent, 2, "a SYN is sending, too");
+  await clock.advance(1);
+  assertEquals(session.stats().framesSent, 3);
+  assertEquals((await peer.next())!.command, SYN);
+  assertEquals((await peer.next())!.command, NOP);
+  stream.close();
+  session.abort();
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("rule 8: keepAliveInterval Infinity sends no NOP but the client's first", async () => {
+  using clock = new ManualClock();
+  const { session } = withPeer("client", 2, { timeout: Infinity, keepAliveInterval: Infinity });
+  await clock.advance(1_000_000);
+  assertEquals(session.stats().framesSent, 1);
+  session.abort();
+});
+
+Deno.test("rule 8: an auto server sends nothing before the first frame, and its openStream waits for it", async () => {
+  using clock = new ManualClock();
+  for (const version of [1, 2] as const) {
+    const [near, far] = memoryPair();
+    const session = Session.server(near, { keepAliveInterval: 100, timeout: 10_000 });
+    const opening = session.openStream();
+    const aborted = new AbortController();
+    const given = assertRejects(() => session.openStream({ signal: aborted.signal }), Error, "enough");
+    await clock.advance(1000);
+    assertEquals(session.version, undefined);
+    assertEquals(session.stats().framesSent, 0);
+    aborted.abort(new Error("enough"));
+    await given;
+    const peer = new RawPeer(far, version);
+    await peer.send(NOP, 0);
+    assertEquals((await opening).id, 2);
+    assertEquals(session.version, version);
+    assertEquals((await peer.nextOf(SYN)).id, 2);
+    session.abort();
+  }
+});
+
+Deno.test("rule 8: an auto server that is closed or cut before the first frame rejects who waits to open", async () => {
+  for (const end of ["close", "abort"] as const) {
+    const [near, far] = memoryPair();
+    const session = Session.server(near);
+    const opening = assertRejects(() => session.openStream(), SessionClosedError);
+    if (end === "close") far.close();
+    session[end]();
+    await opening;
+    await session.close();
+  }
+});
+
+Deno.test("rule 8: a client sends one NOP at once", async () => {
+  const { session, peer } = withPeer("client", 2);
+  const { command, id } = (await peer.next())!;
+  assertEquals([command, id], [NOP, 0]);
+  session.abort();
+});
+
+Deno.test("rule 8: while we hold reading back, silence does not count", async () => {
+  using clock = new ManualClock();
+  const { session, peer } = withPeer("server", 1, { timeout: 1000, keepAliveInterval: 500, maxReceiveBuffer: 1000 });
+  await peer.send(SYN, 3);
+  await peer.send(PSH, 3, pattern(1000));
+  const stream = await session.acceptStream();
+  await clock.advance(5000);
+  assert(session.stats().readPaused);
+  assertEquals(await state(session.closed), "pending");
+  await stream.read(new Uint8Array(1000));
+  await clock.advance(900);
+  assertEquals(await state(session.closed), "pending", "the time that was held back is not held against the peer");
+  await clock.advance(200);
+  await assertRejects(() => session.closed, DOMException, "silent");
+});
+
+Deno.test("rule 8: a transport write without progress for the timeout ends the session", async () => {
+  using clock = new ManualClock();
+  const { session, peer } = withPeer("client", 1, { timeout: 1000, keepAliveInterval: 500 }, 1000);
+  const stream = await session.openStream();
+  const writing = assertRejects(() => stream.write(pattern(1 << 20)), SessionClosedError);
+  const p = new Uint8Array(100);
+  for (let i = 0; i < 30; i++) {
+    await clock.advance(100);
+    await peer.send(NOP, 0).catch(() => {});
+    if (i < 15) await peer.connection.read(p);
+    if (i === 22) assertEquals(await state(session.closed), "pending", "some bytes left until lately");
+  }
+  await assertRejects(() => session.closed, DOMException, "no progress for 1000 ms");
+  await writing;
+});
+
+Deno.test("rule 8: a process held up for longer than the timeout looks at what came before it gives the peer up", async () => {
+  using clock = new ManualClock();
+  const { session, peer } = withPeer("server", 1, { timeout: 1000, keepAliveInterval: 500 });
+  await clock.advance(10);
+  clock.freeze(40_000);
+  await Promise.all([clock.advance(1), peer.send(NOP, 0)]);
+  await clock.advance(600);
+  assertEquals(await state(session.closed), "pending");
+  clock.freeze(40_000);
+  await clock.advance(200);
+  await assertRejects(() => session.closed, DOMException, "silent");
+});
+
+// 9
+
+Deno.test("rule 9: consumed beyond what was sent fails that stream's writes, and nothing else", async () => {
+  const { session, peer } = withPeer("client", 2);
+  const [one, two] = [await session.openStream(), await session.openStream()];
+  await one.write(bytes("abc"));
+  await peer.update(3, 4, 1000);
+  await turn();
+  await assertRejects(() => one.write(bytes("d")), ProtocolError, "UPD for bytes that were sent");
+  assertThrows(() => one.tryWrite(bytes("d")), ProtocolError);
+  await peer.send(PSH, 3, bytes("still read"));
+  assertEquals(await readText(one), "still read");
+  assertEquals(await two.write(bytes("fine")), 4);
+  session.abort();
+});
+
+Deno.test("rule 9: consumed going back is ignored, and a window above 2^31-1 is clamped", async () => {
+  const { session, peer } = withPeer("client", 2, {}, 4 << 20);
+  const stream = await session.openStream();
+  await stream.write(pattern(262_144));
+  assertEquals(stream.tryWrite(bytes("x")), 0);
+  await peer.update(3, 200_000, 62_144 + 10);
+  await turn();
+  assertEquals(stream.tryWrite(pattern(100)), 10);
+  await peer.update(3, 100, 4_000_000_000);
+  await turn();
+  assertEquals(stream.tryWrite(bytes("x")), 0, "an old UPD moves nothing");
+  await peer.update(3, 200_000, 2 ** 32 - 1);
+  await turn();
+  assertEquals(stream.tryWrite(pattern(50_000)), 50_000);
+  session.abort();
+});
+
+Deno.test("rule 9: a window of zero lets nothing out until it opens; close() and abort release the writer", async () => {
+  for (const release of ["UPD", "close", "signal"] as const) {
+    const { session, peer } = withPeer("client", 2, {}, 1 << 20);
+    const stream = await session.openStream();
+    await peer.update(3, 0, 0);
+    await turn();
+    const aborting = new AbortController();
+    const writing = stream.write(pattern(100), { signal: aborting.signal });
+    assertEquals(await state(writing), "pending");
+    assertEquals(session.stats().framesSent, 2);
+    if (release === "UPD") {
+      await peer.update(3, 0, 100);
+      assertEquals(await writing, 100);
+    } else if (release === "close") {
+      stream.close();
+      const error = await assertRejects(() => writing, StreamClosedError);
+      assertEquals(error.bytesWritten, 0);
+    } else {
+      aborting.abort(new Error("enough"));
+      await assertRejects(() => writing, Error, "enough");
+    }
+    session.abort();
+  }
+});
+
+Deno.test("rule 9: a peer that overruns its credit by more than 1 MiB loses that stream, the session lives", async () => {
+  const { session, peer } = withPeer("server", 2, {}, 1 << 22);
+  await peer.send(SYN, 3);
+  await peer.send(SYN, 5);
+  const [hog, other] = [await session.acceptStream(), await session.acceptStream()];
+  const most = 262_144 + 1024 * 1024;
+  for (let sent = 0; sent < most; sent += 65_536) await peer.send(PSH, 3, pattern(65_535));
+  await peer.send(PSH, 3, pattern(most - 20 * 65_535));
+  await turn();
+  assertEquals(session.stats().bytesUnread, most, "the slack that Go needs is granted");
+  const reason = assertRejects(() => hog.closed, ProtocolError, "credit");
+  await peer.send(PSH, 3, bytes("x"));
+  await reason;
+  assertEquals(session.stats().bytesUnread, 0);
+  await assertRejects(() => hog.read(new Uint8Array(1)), ProtocolError);
+  await assertRejects(() => hog.write(new Uint8Array(1)), ProtocolError);
+  assertEquals((await peer.nextOf(FIN)).id, 3);
+  assertEquals(session.stats().streams, 1);
+  await peer.send(PSH, 5, bytes("alive"));
+  assertEquals(await readText(other), "alive");
+  session.abort();
+});
+
+// 10
+
+Deno.test("rule 10: a window below 262144 is told at once, after our SYN and on accepting", async () => {
+  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 1000 });
+  await peer.send(SYN, 3);
+  const told = await peer.next();
+  assertEquals([told!.command, told!.id, told!.consumed, told!.window], [UPD, 3, 0, 1000]);
+  const stream = await session.openStream();
+  assertEquals((await peer.next())!.command, SYN);
+  const mine = await peer.next();
+  assertEquals([mine!.command, mine!.id, mine!.window], [UPD, stream.id, 1000]);
+  session.abort();
+
+  const usual = withPeer("server", 2);
+  await usual.peer.send(SYN, 3);
+  await usual.session.acceptStream();
+  await turn();
+  assertEquals(usual.session.stats().framesSent, 0);
+  usual.session.abort();
+});
+
+Deno.test("rule 10: an update on the first read, then when half the window or 1 MiB has been read", async () => {
+  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 100 });
+  await peer.send(SYN, 3);
+  const stream = await session.acceptStream();
+  assertEquals((await peer.nextOf(UPD)).consumed, 0);
+  await peer.send(PSH, 3, pattern(100));
+  await stream.read(new Uint8Array(1));
+  assertEquals((await peer.nextOf(UPD)).consumed, 1);
+  await stream.read(new Uint8Array(49));
+  await stream.read(new Uint8Array(1));
+  const update = await peer.nextOf(UPD);
+  assertEquals([update.consumed, update.window], [51, 100]);
+  session.abort();
+});
+
+Deno.test("rule 10: no update after the peer's FIN or our close", async () => {
+  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 100, keepAliveInterval: Infinity });
+  for (const id of [3, 5]) {
+    await peer.send(SYN, id);
+    await peer.send(PSH, id, pattern(100));
+  }
+  await peer.send(FIN, 3);
+  const [one, two] = [await session.acceptStream(), await session.acceptStream()];
+  await turn();
+  const before = session.stats().framesSent;
+  assertEquals(before, 2);
+  await readAll(one);
+  two.close();
+  await turn();
+  assertEquals(session.stats().framesSent, before + 1, "only the FIN of close()");
+  session.abort();
+});
+
+Deno.test("rule 10: over a slow link the window grows to what the link needs, and is given back at the end", async () => {
+  using clock = new ManualClock();
+  // A peer with endless data, 50 ms away there and back: it sends what it may, and hears what we say 50 ms later.
+  const { session, peer } = withPeer("server", 2, { timeout: Infinity, keepAliveInterval: Infinity }, 64 << 20);
+  await peer.send(SYN, 3);
+  const stream = await session.acceptStream();
+  let told = 262_144;
+  const windows: number[] = [];
+  const listening = (async () => {
+    for (let frame = await peer.next(); frame !== null; frame = await peer.next()) {
+      if (frame.command !== UPD) continue;
+      told = frame.consumed + frame.window;
+      windows.push(frame.window);
+    }
+  })();
+  const p = new Uint8Array(1 << 20);
+  for (let trip = 0, sent = 0, limit = told; trip < 20; trip++, limit = told) {
+    for (let count; sent < limit; sent += count) {
+      count = Math.min(limit - sent, 65_535);
+      await peer.send(PSH, 3, p.subarray(0, count));
+      await turn(1);
+      while (stream.tryRead(p)! > 0);
+    }
+    await clock.advance(50);
+  }
+  assert(windows[0] === 262_144, "it starts small");
+  assert(Math.max(...windows) > 2 << 20, `it grew to ${Math.max(...windows)} only`);
+  assert(Math.max(...windows) <= 8 << 20);
+  stream.close();
+  assertEquals(session.stats().creditGranted, 0);
+  session.abort();
+  await listening;
+});
+
+Deno.test("rule 10: 31 unread streams cannot stop the others", async () => {
+  const { client, server } = sessionPair({ version: 2, capacity: 1 << 20 });
+  const hogs = [];
+  for (let i = 0; i < 31; i++) {
+    const [opened] = await Promise.all([client.openStream(), server.acceptStream()]);
+    const writing = opened.write(pattern(1 << 20));
+    writing.catch(() => {});
+    hogs.push(opened);
+  }
+  await turn(20);
+  const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
+  const data = pattern(12 << 20);
+  const writing = opened.write(data).then(() => opened.closeWrite());
+  assertEquals(await readAll(accepted), data);
+  await writing;
+  assert(!server.stats().readPaused);
+  client.abort();
+  server.abort();
+});
+
+// 11
+
+Deno.test("rule 11: at maxReceiveBuffer the transport is not read, what was read is parsed, and writing goes on", async () => {
+  const { session, peer } = withPeer("server", 1, { maxReceiveBuffer: 10_000 }, 1 << 20);
+  await peer.bytes(
+    ...[3, 5].map((id) => frame(1, SYN, id)),
+    frame(1, PSH, 3, pattern(12_000)),
+    frame(1, PSH, 5, bytes("in the same read")),
+  );
+  const [hog, other] = [await session.acceptStream(), await session.acceptStream()];
+  await turn();
+  assert(session.stats().readPaused);
+  assertEquals(await readText(other), "in the same read");
+  await peer.send(PSH, 5, bytes("not read yet"));
+  const reading = readText(other);
+  assertEquals(await state(reading), "pending");
+  await hog.write(bytes("out"));
+  assertEquals((await peer.nextOf(PSH)).data, bytes("out"));
+  hog.close();
+  assertEquals(await reading, "not read yet");
+  assertEquals(session.stats().readPaused, false);
+  session.abort();
+});
+
+Deno.test("rule 11: reading resumes below the limit", async () => {
+  const { session, peer } = withPeer("server", 1, { maxReceiveBuffer: 1000 });
+  await peer.send(SYN, 3);
+  await peer.send(PSH, 3, pattern(1000));
+  const stream = await session.acceptStream();
+  await turn();
+  assert(session.stats().readPaused);
+  await peer.send(SYN, 5);
+  assertEquals(session.incoming.tryReceive().state, "empty");
+  await stream.read(new Uint8Array(1));
+  assertEquals((await session.acceptStream()).id, 5);
+  session.abort();
+});
+
+Deno.test("rule 11: stalledStreamTimeout cuts the stream that holds most and is not read", async () => {
+  using clock = new ManualClock();
+  const options = { maxReceiveBuffer: 100_000, stalledStreamTimeout: 500, timeout: Infinity };
+  const { session, peer } = withPeer("server", 1, options, 1 << 20);
+  for (const [id, count] of [[3, 30_000], [5, 20_000], [7, 50_000]] as const) {
+    await peer.send(SYN, id);
+    await peer.send(PSH, id, pattern(count));
+  }
+  const [, , read] = [await session.acceptStream(), await session.acceptStream(), await session.acceptStream()];
+  await turn();
+  assert(session.stats().readPaused);
+  await read.read(new Uint8Array(100));
+  await peer.send(PSH, 7, pattern(200));
+  await clock.advance(499);
+  assertEquals(session.stats().streams, 3);
+  await clock.advance(110);
+  assertEquals(session.stats().streams, 2);
+  assertEquals((await peer.nextOf(FIN)).id, 3, "the largest is read, so the next largest is cut");
+  assertEquals(session.stats().readPaused, false);
+  session.abort();
+});
+
+// 12
+
+Deno.test("rule 12: beyond maxStreams and beyond the backlog a SYN is refused with FIN", async () => {
+  for (const options of [{ maxStreams: 2 }, { acceptBacklog: 2 }]) {
+    const { session, peer } = withPeer("server", 2, options);
+    for (const id of [3, 5, 7, 9]) await peer.send(SYN, id);
+    assertEquals((await peer.nextOf(FIN)).id, 7);
+    assertEquals((await peer.nextOf(FIN)).id, 9);
+    await peer.send(PSH, 7, bytes("dropped"));
+    const { streams, refused, accepted, pendingAccept } = session.stats();
+    assertEquals({ streams, refused, accepted, pendingAccept }, {
+      streams: 2,
+      refused: 2,
+      accepted: 2,
+      pendingAccept: 2,
+    });
+    const stream = await session.acceptStream();
+    assertEquals(stream.id, 3);
+    stream.close();
+    await peer.send(SYN, 11);
+    await turn();
+    assertEquals(session.stats().refused, 2, "there is room again");
+    assertEquals(session.stats().bytesUnread, 0);
+    session.abort();
+  }
+});
+
+Deno.test("rule 12: to its opener, a refused stream ended at once, empty", async () => {
+  const { client, server } = sessionPair({ server: { acceptBacklog: 1 } });
+  const streams = [await client.openStream(), await client.openStream()];
+  assertEquals(await streams[1]!.read(new Uint8Array(1)), null);
+  await Promise.all([client.close(), server.close()]);
+});
+
+Deno.test("rule 12: a peer that opens streams without end and never reads is not read any more", async () => {
+  const { session, peer } = withPeer("server", 1, { maxStreams: 1 }, 64 * 1024);
+  let sent = 0;
+  const flood = (async () => {
+    for (let id = 3; id < 2_000_001; id += 2) {
+      await peer.send(SYN, id);
+      sent++;
+    }
+  })();
+  const flooded = flood.catch(() => {});
+  while (!session.stats().readPaused) await turn();
+  await turn(50);
+  const { refused, bytesUnsent } = session.stats();
+  // What fits into the two buffers, then 1024 more, then what the last read held.
+  assert(refused < 2 * 320 * 1024 / 8 + 1024 + 64 * 1024 / 8, `${refused} refusals are kept`);
+  assert(bytesUnsent < 1024 * 1024);
+  assert(sent < 1_000_000);
+  // Once they are read they leave, and it goes on.
+  const before = session.stats().refused;
+  while (session.stats().refused === before) await peer.next();
+  session.abort();
+  await flooded;
+});
+
+Deno.test("rule 12: of updates that find no room only the newest is sent, and control frames leave before data", async () => {
+  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 1000, maxFrameSize: 65_535 }, 256);
+  await peer.send(SYN, 3);
+  const stream = await session.acceptStream();
+  const writes = Array.from({ length: 40 }, () => stream.write(pattern(6000)).catch(() => {}));
+  await turn();
+  for (let i = 0; i < 3000; i++) {
+    const sent = peer.send(PSH, 3, pattern(1000));
+    for (let count = 0; count < 1000;) count += (await stream.read(new Uint8Array(1000)))!;
+    await sent;
+  }
+  // The buffers are full, nobody reads: thousands of updates fell due.
+  assert(session.stats().bytesUnsent < 700_000, `${session.stats().bytesUnsent} bytes are kept`);
+  let newest = 0;
+  while (newest <= 2_999_000) {
+    const frame = await peer.nextOf(UPD);
+    assert(frame.consumed >= newest);
+    newest = frame.consumed;
+  }
+  session.abort();
+  await Promise.all(writes);
+});
+
+Deno.test("rule 12: the FIN of close() waits as state while nothing has room, once for each stream", async () => {
+  const { session, peer } = withPeer("client", 1, { maxFrameSize: 65_535 }, 16);
+  const streams: Stream[] = [];
+  for (let i = 0; i < 100; i++) streams.push(await session.openStream());
+  const hog = await session.openStream();
+  const writing = hog.write(pattern(1 << 20)).catch(() => {});
+  await turn();
+  for (const stream of streams) stream.close();
+  for (const stream of streams) stream.close();
+  const ended = new Set<number>();
+  while (ended.size < 100) {
+    const { id } = await peer.nextOf(FIN);
+    assert(!ended.has(id));
+    ended.add(id);
+  }
+  session.abort();
+  await writing;
+});
+
+// 13
+
+for (const version of [1, 2] as const) {
+  Deno.test(`rule 13: a stream that writes megabytes gives way to others that wait, version ${version}`, async () => {
+    const { session, peer } = withPeer("client", version, { maxFrameSize: 1000 }, 4096);
+    const [bulk, small] = [await session.openStream(), await session.openStream()];
+    await peer.nextOf(SYN);
+    await peer.nextOf(SYN);
+    if (version === 2) { for (const id of [3, 5]) await peer.update(id, 0, 2 ** 31 - 1); }
+    await turn();
+    const writing = bulk.write(pattern(4 << 20)).catch(() => {});
+    await turn();
+    const others = Array.from({ length: 10 }, (_, i) => small.write(pattern(10, i)));
+    await turn();
+    let bulkFrames = 0;
+    let smallFrames = 0;
+    while (smallFrames < 10) {
+      const { id } = await peer.nextOf(PSH);
+      if (id === small.id) smallFrames++;
+      else bulkFrames++;
+    }
+    // Two buffers were full before the small stream came; from then on they take turns.
+    assert(bulkFrames < 2 * 240 + 20, `${bulkFrames} frames went first`);
+    await Promise.all(others);
+    session.abort();
+    await writing;
+  });
+}
+
+Deno.test("rule 13: a hundred equal writers progress alike", async () => {
+  const { session, peer } = withPeer("client", 1, {}, 64 * 1024);
+  const streams = await Promise.all(Array.from({ length: 100 }, () => session.openStream()));
+  const writing = streams.map((stream) => stream.write(pattern(1 << 20)).catch(() => {}));
+  const bytesOf = new Map<number, number>();
+  for (let received = 0; received < 40 << 20;) {
+    const { id, data } = await peer.nextOf(PSH);
+    bytesOf.set(id, (bytesOf.get(id) ?? 0) + data.length);
+    received += data.length;
+  }
+  const shares = streams.map((stream) => bytesOf.get(stream.id) ?? 0);
+  const sum = shares.reduce((a, b) => a + b);
+  const jain = sum ** 2 / (shares.length * shares.reduce((a, b) => a + b ** 2, 0));
+  assert(jain >= 0.95, `Jain's index is ${jain.toFixed(3)}`);
+  session.abort();
+  await Promise.all(writing);
+});
+
+// 14
+
+Deno.test("rule 14: close() sends what was taken and what waits for room, then FIN on every stream, then the end", async () => {
+  const { session, peer } = withPeer("client", 1, {}, 4096);
+  const [one, two] = [await session.openStream(), await session.openStream()];
+  const data = pattern(1 << 20);
+  const writing = one.write(data);
+  await turn();
+  const closing = session.close();
+  assertStrictEquals(session.close(), closing);
+  await assertRejects(() => session.openStream(), SessionClosedError);
+  await assertRejects(() => two.write(bytes("x")), SessionClosedError);
+  await assertRejects(() => session.acceptStream(), SessionClosedError);
+  const received = [];
+  const ended = [];
+  for (let frame = await peer.next(); frame !== null; frame = await peer.next()) {
+    if (frame.command === PSH) received.push(frame.data);
+    if (frame.command === FIN) ended.push(frame.id);
+  }
+  assertEquals(concat(received), data);
+  assertEquals(ended.sort(), [3, 5]);
+  assertEquals(await writing, data.length);
+  assertEquals(await state(closing), "pending", "the peer has not ended its half");
+  await peer.connection.closeWrite!();
+  await closing;
+  await session.closed;
+});
+
+Deno.test("rule 14: a SYN is refused while closing, and late data is read and dropped until the peer's end", async () => {
+  const { session, peer } = withPeer("server", 1, { maxReceiveBuffer: 1000 });
+  await peer.send(SYN, 3);
+  await session.acceptStream();
+  const closing = session.close();
+  assertEquals((await peer.nextOf(FIN)).id, 3);
+  await peer.send(SYN, 5);
+  for (let i = 0; i < 100; i++) await peer.send(PSH, 3, pattern(10_000));
+  assertEquals(await state(closing), "pending");
+  await peer.connection.closeWrite!();
+  await closing;
+  assertEquals(session.stats().accepted, 1);
+});
+
+Deno.test("rule 14: after one quiet second it closes although the peer does not", async () => {
+  using clock = new ManualClock();
+  const { session, peer, connection } = withPeer("client", 1);
+  const closing = session.close();
+  await clock.advance(900);
+  await peer.send(NOP, 0);
+  await clock.advance(900);
+  assertEquals(connection.isClosed, false);
+  await clock.advance(1300);
+  assert(connection.isClosed);
+  await closing;
+  await session.closed;
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("rule 14: a stream with a rejected write gets no FIN, so that its peer's read rejects", async () => {
+  const { client, server } = sessionPair({ version: 2 });
+  const [cut, whole] = [await client.openStream(), await client.openStream()];
+  const [farCut, farWhole] = [await server.acceptStream(), await server.acceptStream()];
+  const writing = cut.write(pattern(300_000));
+  const queued = cut.write(pattern(10));
+  const failures = Promise.all([
+    assertRejects(() => writing, SessionClosedError),
+    assertRejects(() => queued, SessionClosedError),
+  ]);
+  await whole.write(bytes("all of it"));
+  await turn();
+  await client.close();
+  const [first, second] = await failures;
+  assertEquals([first.bytesWritten, second.bytesWritten], [262_144, 0]);
+  assertEquals(text(await readAll(farWhole)), "all of it");
+  let count = 0;
+  const failure = await assertRejects(async () => {
+    for (;;) count += (await farCut.read(new Uint8Array(65_536)))!;
+  }, SessionClosedError);
+  assertEquals(count, 262_144);
+  assertEquals(failure.cause, undefined, "the end of the session was clean, that of the stream was not");
+  await server.closed;
+});
+
+Deno.test("rule 14: drain waits until no stream is open, and streams work meanwhile", async () => {
+  const { client, server } = sessionPair();
+  const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
+  const closing = client.close({ drain: true });
+  await assertRejects(() => client.openStream(), SessionClosedError);
+  await opened.write(bytes("still"));
+  assertEquals(await readText(accepted), "still");
+  await accepted.closeWrite();
+  assertEquals(await readText(opened), "(end)");
+  assertEquals(await state(closing), "pending");
+  await opened.closeWrite();
+  await closing;
+  await Promise.all([client.closed, server.closed]);
+});
+
+Deno.test("rule 14: past its timeout it aborts, and still never rejects", async () => {
+  using clock = new ManualClock();
+  for (const options of [{ timeout: 100 }, { timeout: 100, drain: true }]) {
+    const { session, connection } = withPeer("client", 1, {}, 100);
+    const stream = await session.openStream();
+    const writing = assertRejects(() => stream.write(pattern(1 << 20)), SessionClosedError);
+    await turn();
+    const closing = session.close(options);
+    await clock.advance(99);
+    assertEquals(await state(closing), "pending");
+    await clock.advance(1);
+    await closing;
+    const error = await assertRejects(() => session.closed, DOMException, "did not close within 100 ms");
+    assertEquals(error.name, "TimeoutError");
+    await writing;
+    assert(connection.isClosed);
+  }
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("rule 14: close() over TCP loses nothing, though the peer has written what nobody reads", async () => {
+  for (let round = 0; round < 20; round++) {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const [near, far] = await Promise.all([Deno.connect({ port: listener.addr.port }), listener.accept()]);
+    const client = Session.client(near, { version: 1 });
+    const server = Session.server(far);
+    const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
+    const unread = accepted.write(pattern(300_000)).catch(() => {});
+    await opened.write(pattern(1 << 20));
+    const [received] = await Promise.all([readAll(accepted), client.close()]);
+    assertEquals(received.length, 1 << 20);
+    await unread;
+    await Promise.all([client.closed, server.close()]);
+  }
+});
+
+// 15
+
+Deno.test("rule 15: a hang-up that resets the connection is clean while no stream is open, and only then", async () => {
+  class ConnectionReset extends Error {
+    override name = "ConnectionReset";
+  }
+  for (const isOpen of [false, true]) {
+    const { session, peer, connection } = withPeer("server", 1);
+    await peer.send(SYN, 3);
+    const stream = await session.acceptStream();
+    if (!isOpen) stream.close();
+    await turn();
+    const looping = (async () => {
+      for await (const _ of session);
+    })();
+    connection.reset(new ConnectionReset());
+    if (isOpen) {
+      await assertRejects(() => looping, SessionClosedError);
+      await assertRejects(() => session.closed, ConnectionReset);
+    } else {
+      await looping;
+      await session.closed;
+    }
+  }
+  const { session, connection } = withPeer("client", 1);
+  connection.reset(new ConnectionReset());
+  await assertRejects(() => session.closed, ConnectionReset, undefined, "from a peer never heard of it is no hang-up");
+});
+
+Deno.test("rule 15: the transport's end between two frames is clean: closed fulfils and iteration ends", async () => {
+  const { session, peer } = withPeer("server", 2);
+  await peer.send(SYN, 3);
+  const seen: number[] = [];
+  const looping = (async () => {
+    for await (const stream of session) seen.push(stream.id);
+  })();
+  await turn();
+  await peer.connection.closeWrite!();
+  await looping;
+  await session.closed;
+  assertEquals(seen, [3]);
+  const error = await assertRejects(() => session.acceptStream(), SessionClosedError);
+  assertEquals(error.cause, undefined);
+});
+
+Deno.test("rule 15: an end within a frame is unclean: closed and iteration reject with the reason", async () => {
+  for (const [cut, missing] of [["0203", "6 more bytes of a header"], ["0202050003000000ff", "4 more bytes of PSH"]]) {
+    const { session, peer } = withPeer("server", 2);
+    await peer.send(SYN, 3);
+    const looping = (async () => {
+      for await (const _ of session);
+    })();
+    const failed = assertRejects(() => looping, SessionClosedError);
+    await peer.bytes(cut!);
+    await peer.connection.closeWrite!();
+    const reason = await assertRejects(() => session.closed, ProtocolError, missing);
+    assertStrictEquals((await failed).cause, reason);
+  }
+});
+
+Deno.test("rule 15: what abort() was given is what closed rejects with", async () => {
+  const { session } = withPeer("client", 2);
+  const reason = { code: 7 };
+  session.abort(reason);
+  session.abort("too late");
+  assertStrictEquals(await session.closed.catch((error) => error), reason);
+
+  const other = withPeer("client", 2).session;
+  other.abort();
+  const error = await assertRejects(() => other.closed, DOMException);
+  assertEquals(error.name, "AbortError");
+  assertInstanceOf((await assertRejects(() => other.openStream(), SessionClosedError)).cause, DOMException);
+});
+
+Deno.test("rule 15: breaking out of for await leaves the session open", async () => {
+  const { session, peer } = withPeer("server", 1);
+  await peer.send(SYN, 3);
+  await peer.send(SYN, 5);
+  for await (const stream of session) {
+    assertEquals(stream.id, 3);
+    break;
+  }
+  assertEquals((await session.acceptStream()).id, 5);
+  assertStringIncludes(await state(session.closed), "pending");
+  session.abort();
+});
