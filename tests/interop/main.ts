@@ -1,0 +1,310 @@
+/**
+ * `deno task interop [filter]`: Sluice against Go's smux, both roles, both versions, every workload.
+ *
+ * Each cell is one session over TCP between a Go process and this one. The opener checks every hash, both sides check
+ * how the session ends, and what one side sent must be what the other received. With `--self` Go's smux runs against
+ * itself, which shows that the Go side of the workloads is right.
+ *
+ * @module
+ */
+
+import { deadline } from "@std/async";
+import { runClient, runServer, type Tally, type Workload } from "./workloads.ts";
+
+const GO_PATH = "/usr/share/gocode";
+const CELL_TIMEOUT = 60_000;
+const MiB = 1024 * 1024;
+
+const DEFAULTS: Omit<Workload, "name" | "kind"> = {
+  streams: 1,
+  parallel: 1,
+  size: 1024,
+  large: 0,
+  idle: 0,
+  options: {},
+};
+
+const ECHO: Workload = {
+  ...DEFAULTS,
+  name: "echo",
+  kind: "echo",
+  streams: 1000,
+  parallel: 64,
+  size: 256 * 1024,
+  large: 2 * MiB,
+};
+
+const CHURN: Workload = { ...DEFAULTS, name: "churn", kind: "echo", streams: 5000, size: 100 };
+
+const SOME: Workload = { ...ECHO, streams: 200, large: 0 };
+
+const WORKLOADS: Workload[] = [
+  ECHO,
+  { ...DEFAULTS, name: "bulk both ways", kind: "bulk", size: 64 * MiB },
+  { ...CHURN, name: "churn, 1 at a time" },
+  { ...CHURN, name: "churn, 32 at a time", parallel: 32 },
+  // 64 streams of 64 KiB fit Go's receive buffer: were it full, Go would not see the credit its echoes wait for.
+  { ...SOME, name: "stream buffer 1 KiB", size: 64 * 1024, options: { maxStreamBuffer: 1024 } },
+  { ...SOME, name: "frame size 1", size: 1024, options: { maxFrameSize: 1 } },
+  { ...SOME, name: "frame size 1024", options: { maxFrameSize: 1024 } },
+  { ...SOME, name: "frame size 65535", large: 2 * MiB, options: { maxFrameSize: 65535 } },
+  // Below smux's first credit of 262144 bytes: Go 1.5.16 cannot wait for more after our FIN.
+  { ...SOME, name: "half-close", kind: "half-close", parallel: 16, size: 200_000 },
+  { ...SOME, name: "both ends open", kind: "both", parallel: 16 },
+  { ...SOME, name: "hang-up", kind: "hang-up", size: 10_000 },
+  { ...DEFAULTS, name: "keepalive", kind: "keepalive", idle: 2500, options: { keepAliveInterval: 200, timeout: 600 } },
+];
+
+/** Our options under the names of the Go peer's flags. */
+const FLAGS = {
+  maxFrameSize: "frame",
+  maxStreamBuffer: "buffer",
+  maxReceiveBuffer: "receive",
+  keepAliveInterval: "interval",
+  timeout: "timeout",
+} as const;
+
+/** One end of a cell: what it will have measured, and how to cut it short. */
+interface Side {
+  readonly tally: Promise<Tally>;
+  stop(): void;
+}
+
+interface ServerSide extends Side {
+  readonly port: number;
+}
+
+interface Cell {
+  readonly label: string;
+  readonly workload: Workload;
+  server(): Promise<ServerSide>;
+  client(port: number): Promise<Side>;
+}
+
+/** Yields the lines of a process's output. */
+async function* lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): AsyncGenerator<string, undefined> {
+  let rest = "";
+  for await (const text of output.pipeThrough(new TextDecoderStream())) {
+    const parts = (rest + text).split("\n");
+    rest = parts.pop() ?? "";
+    yield* parts;
+  }
+}
+
+/** Starts the Go peer. */
+function spawn(peer: string, role: string, version: number, workload: Workload, port: number) {
+  const { kind, streams, parallel, size, large, idle, options } = workload;
+  const flags = Object.entries({ role, port, version, workload: kind, streams, parallel, size, large, idle });
+  const settings = Object.entries(FLAGS).map(([option, flag]) =>
+    [flag, options[option as keyof typeof FLAGS]] as const
+  );
+  const args = [...flags, ...settings].filter(([, value]) => value !== undefined).map((flag) => "-" + flag.join("="));
+  const child = new Deno.Command(peer, { args, stdin: "null", stdout: "piped", stderr: "inherit" }).spawn();
+  const output = lines(child.stdout);
+  const stop = () => {
+    try {
+      child.kill("SIGKILL");
+    } catch {
+      // It has ended by itself.
+    }
+  };
+  const result = async (): Promise<Tally> => {
+    const { value } = await output.next();
+    const { code, signal } = await child.status;
+    const tally: Tally & { error?: string } = JSON.parse(value ?? "{}");
+    if (code !== 0) throw new Error(`Go: ${tally.error ?? `exit code ${code}, signal ${signal}`}`);
+    return tally;
+  };
+  return { output, result, stop };
+}
+
+function goClient(peer: string, version: number, workload: Workload, port: number): Promise<Side> {
+  const { result, stop } = spawn(peer, "client", version, workload, port);
+  return Promise.resolve({ tally: result(), stop });
+}
+
+async function goServer(peer: string, version: number, workload: Workload): Promise<ServerSide> {
+  const { output, result, stop } = spawn(peer, "server", version, workload, 0);
+  const { value } = await output.next();
+  return { port: Number(value), tally: result(), stop };
+}
+
+async function ourClient(version: 1 | 2, workload: Workload, port: number): Promise<Side> {
+  const conn = await Deno.connect({ hostname: "127.0.0.1", port });
+  return { tally: runClient(conn, version, workload), stop: () => close(conn) };
+}
+
+function ourServer(version: 1 | 2 | "auto", workload: Workload): Promise<ServerSide> {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  let conn: Deno.Conn | undefined;
+  const run = async () => {
+    conn = await listener.accept();
+    listener.close();
+    return await runServer(conn, version, workload);
+  };
+  const stop = () => {
+    close(listener);
+    close(conn);
+  };
+  return Promise.resolve({ port: listener.addr.port, tally: run(), stop });
+}
+
+function close(resource: { close(): void } | undefined): void {
+  try {
+    resource?.close();
+  } catch {
+    // It is closed already.
+  }
+}
+
+function cells(peer: string, self: boolean): Cell[] {
+  const versions = [1, 2] as const;
+  if (self) {
+    return versions.flatMap((version) =>
+      WORKLOADS.map((workload): Cell => ({
+        label: `Go v${version} ${workload.name}`,
+        workload,
+        server: () => goServer(peer, version, workload),
+        client: (port) => goClient(peer, version, workload, port),
+      }))
+    );
+  }
+  const client = versions.flatMap((version) =>
+    WORKLOADS.map((workload): Cell => ({
+      label: `client v${version} ${workload.name}`,
+      workload,
+      server: () => goServer(peer, version, workload),
+      client: (port) => ourClient(version, workload, port),
+    }))
+  );
+  const server = (version: 1 | 2, ours: 1 | 2 | "auto", name: string, workload: Workload): Cell => ({
+    label: `server v${version} ${name}`,
+    workload,
+    server: () => ourServer(ours, workload),
+    client: (port) => goClient(peer, version, workload, port),
+  });
+  return [
+    ...client,
+    ...versions.flatMap((version) => WORKLOADS.map((workload) => server(version, version, workload.name, workload))),
+    ...versions.map((version) => server(version, "auto", `echo, "auto"`, ECHO)),
+  ];
+}
+
+/** Says what went wrong, with every cause. */
+function reason(error: unknown): string {
+  const reasons: string[] = [];
+  while (error instanceof Error) {
+    reasons.push(`${error.name}: ${error.message}`);
+    error = error.cause;
+  }
+  if (error !== undefined) reasons.push(String(error));
+  return reasons.join(" <- ");
+}
+
+/** Runs one cell; throws what each side says if it failed. */
+async function run(cell: Cell): Promise<Tally> {
+  const sides: Side[] = [];
+  const reasons: string[] = [];
+  const unhandled = (event: PromiseRejectionEvent) => {
+    event.preventDefault();
+    reasons.push(`unhandled: ${reason(event.reason)}`);
+  };
+  globalThis.addEventListener("unhandledrejection", unhandled);
+  const start = (side: Side) => {
+    sides.push(side);
+    side.tally.catch((error) => reasons.push(reason(error)));
+  };
+  try {
+    const server = await cell.server();
+    start(server);
+    const client = await cell.client(server.port);
+    start(client);
+    const both = [server.tally, client.tally] as const;
+    const [ofServer, ofClient] = await deadline(Promise.all(both), CELL_TIMEOUT).catch(async (error) => {
+      if (reasons.length === 0) throw new Error(`no end within ${CELL_TIMEOUT / 1000} s`);
+      // A side that failed has cut the other, which then says why, too.
+      await deadline(Promise.allSettled(both), 1000).catch(() => {});
+      throw error;
+    });
+    if (reasons.length > 0) throw new Error(reasons[0]);
+    if (
+      ofServer.streams !== ofClient.streams || ofServer.sent !== ofClient.received ||
+      ofServer.received !== ofClient.sent
+    ) {
+      throw new Error(`the sides differ: server ${JSON.stringify(ofServer)}, client ${JSON.stringify(ofClient)}`);
+    }
+    return ofClient;
+  } catch (error) {
+    if (reasons.length === 0) reasons.push(reason(error));
+    throw new Error([...new Set(reasons)].slice(0, 4).join("\n    "));
+  } finally {
+    for (const side of sides) side.stop();
+    await deadline(Promise.allSettled(sides.map((side) => side.tally)), 1000).catch(() => {});
+    globalThis.removeEventListener("unhandledrejection", unhandled);
+  }
+}
+
+/** Builds the Go peer in `folder`; null without Go or its smux. */
+async function build(folder: string): Promise<string | null> {
+  const peer = `${folder}/peer`;
+  try {
+    await Deno.stat(`${GO_PATH}/src/github.com/xtaci/smux/mux.go`);
+    const { success, stderr } = await new Deno.Command("go", {
+      args: ["build", "-o", peer, `${import.meta.dirname}/peer.go`],
+      env: { GO111MODULE: "off", GOFLAGS: "", GOPATH: GO_PATH, GOCACHE: `${folder}/cache` },
+      stdin: "null",
+      stdout: "null",
+      stderr: "piped",
+    }).output();
+    if (!success) throw new Error(`go build: ${new TextDecoder().decode(stderr)}`);
+    return peer;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return null;
+    throw error;
+  }
+}
+
+async function main(args: string[]): Promise<number> {
+  const self = args.includes("--self");
+  const filter = args.filter((arg) => arg !== "--self").join(" ");
+  let [passed, failed, skipped] = [0, 0, 0];
+
+  const folder = await Deno.makeTempDir({ prefix: "sluice-interop-" });
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(signal, () => {
+      Deno.removeSync(folder, { recursive: true });
+      Deno.exit(1);
+    });
+  }
+  try {
+    const peer = await build(folder);
+    const chosen = cells(peer ?? "", self).filter((cell) => cell.label.includes(filter));
+    if (chosen.length === 0) throw new Error(`No cell's name contains "${filter}"`);
+    if (peer === null) {
+      console.log("interop needs Go and its smux: apt-get install golang-go golang-github-xtaci-smux-dev");
+      skipped = chosen.length;
+    }
+    for (const cell of peer === null ? [] : chosen) {
+      const start = performance.now();
+      const label = cell.label.padEnd(30);
+      try {
+        const { streams, sent, received } = await run(cell);
+        const seconds = (performance.now() - start) / 1000;
+        const size = ((sent + received) / MiB).toFixed(1);
+        console.log(
+          `${label} ok   ${String(streams).padStart(4)} streams, ${size.padStart(5)} MiB, ${seconds.toFixed(1)} s`,
+        );
+        passed++;
+      } catch (error) {
+        console.log(`${label} FAILED\n    ${error instanceof Error ? error.message : error}`);
+        failed++;
+      }
+    }
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+  console.log(`${passed} passed, ${failed} failed, ${skipped} skipped`);
+  return failed > 0 ? 1 : 0;
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -1,0 +1,391 @@
+/**
+ * Our side of every interop workload, on the public API only. The messages inside the streams are described at the top
+ * of `peer.go`, the Go side of the same.
+ *
+ * @module
+ */
+
+import { pooledMap } from "@std/async";
+import { createHash, type Hash } from "node:crypto";
+import { Session, SessionClosedError, type SessionOptions, type Stream } from "../../mod.ts";
+
+/** One workload, given to both sides alike. */
+export interface Workload {
+  readonly name: string;
+  /** "both": the server does the client's echo, too, at the same time. */
+  readonly kind: "echo" | "both" | "bulk" | "half-close" | "keepalive" | "hang-up";
+  /** How many streams, where it is open, and how many of them at a time. */
+  readonly streams: number;
+  readonly parallel: number;
+  /** The most a message carries; bulk: exactly that each way. */
+  readonly size: number;
+  /** What every 200th message carries instead; 0 = as the others. */
+  readonly large: number;
+  /** keepalive: milliseconds of silence. */
+  readonly idle: number;
+  /** The same for both sides; what is not given is each side's own default. */
+  readonly options: SessionOptions;
+}
+
+/** What one side has measured: streams, and bytes carried inside streams. */
+export interface Tally {
+  streams: number;
+  sent: number;
+  received: number;
+}
+
+type Message = Uint8Array<ArrayBuffer>;
+
+const HASH_SIZE = 32;
+const CHUNK_SIZE = 64 * 1024;
+
+const sha256 = (data: Message): string => createHash("sha256").update(data).digest("hex");
+const digest = (hash: Hash): Message => new Uint8Array(hash.digest());
+
+/** Seeded random bytes (xorshift), the same for the same seed. */
+class Random {
+  #state: number;
+
+  constructor(seed: number) {
+    this.#state = (Math.imul(seed + 1, 0x9e3779b1) | 0) || 1;
+  }
+
+  next(): number {
+    let state = this.#state;
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    this.#state = state;
+    return state >>> 0;
+  }
+
+  bytes(length: number): Message {
+    const words = new Uint32Array(Math.ceil(length / 4));
+    for (let i = 0; i < words.length; i++) words[i] = this.next();
+    return new Uint8Array(words.buffer, 0, length);
+  }
+}
+
+/** The contents of the `i`-th message. */
+function message(workload: Workload, i: number): Message {
+  const random = new Random(i);
+  const length = workload.large > 0 && i % 200 === 100 ? workload.large : random.next() % (workload.size + 1);
+  return random.bytes(length);
+}
+
+/** A stream that counts its bytes and knows the messages. */
+class Wire {
+  readonly stream: Stream;
+  readonly #tally: Tally;
+
+  constructor(stream: Stream, tally: Tally) {
+    this.stream = stream;
+    this.#tally = tally;
+  }
+
+  async read(p: Message): Promise<number | null> {
+    const n = await this.stream.read(p);
+    this.#tally.received += n ?? 0;
+    return n;
+  }
+
+  async write(p: Message): Promise<void> {
+    const n = await this.stream.write(p);
+    this.#tally.sent += n;
+    if (n !== p.length) throw this.error(`write took ${n} of ${p.length} bytes`);
+  }
+
+  /** Fills `p`; false when the stream ended before its first byte. */
+  async fill(p: Message): Promise<boolean> {
+    let filled = 0;
+    while (filled < p.length) {
+      const n = await this.read(p.subarray(filled));
+      if (n === null && filled === 0) return false;
+      if (n === null) throw this.error(`ended after ${filled} of ${p.length} bytes`);
+      filled += n;
+    }
+    return true;
+  }
+
+  async exactly(length: number): Promise<Message> {
+    const p = new Uint8Array(length);
+    if (!await this.fill(p) && length > 0) throw this.error(`ended before the first of ${length} bytes`);
+    return p;
+  }
+
+  /** Checks that the peer's FIN comes next. */
+  async ended(): Promise<void> {
+    const n = await this.read(new Uint8Array(1));
+    if (n !== null) throw this.error(`expected the peer's FIN, got ${n} bytes`);
+  }
+
+  async send(op: string, length: number): Promise<void> {
+    const header = new DataView(new ArrayBuffer(9));
+    header.setUint8(0, op.charCodeAt(0));
+    header.setBigUint64(1, BigInt(length));
+    await this.write(new Uint8Array(header.buffer));
+  }
+
+  /** The next message's op and length; null when the stream ended. */
+  async header(): Promise<[op: string, length: number] | null> {
+    const p = new Uint8Array(9);
+    if (!await this.fill(p)) return null;
+    const view = new DataView(p.buffer);
+    return [String.fromCharCode(view.getUint8(0)), Number(view.getBigUint64(1))];
+  }
+
+  /** Sends back the next `length` bytes as they come. */
+  async echo(length: number): Promise<void> {
+    const chunk = new Uint8Array(CHUNK_SIZE);
+    while (length > 0) {
+      const n = await this.read(chunk.subarray(0, Math.min(length, CHUNK_SIZE)));
+      if (n === null) throw this.error(`ended with ${length} bytes of an echo to come`);
+      await this.write(chunk.subarray(0, n));
+      length -= n;
+    }
+  }
+
+  /** Sends random bytes and their hash, and checks the hash that comes back. */
+  async upload(length: number): Promise<void> {
+    const hash = createHash("sha256");
+    const random = new Random(length);
+    while (length > 0) {
+      const chunk = random.bytes(Math.min(length, CHUNK_SIZE));
+      hash.update(chunk);
+      await this.write(chunk);
+      length -= chunk.length;
+    }
+    const sum = digest(hash);
+    await this.write(sum);
+    await this.#expect(sum);
+  }
+
+  /** The other end of {@linkcode upload}. */
+  async download(length: number): Promise<void> {
+    const hash = createHash("sha256");
+    const chunk = new Uint8Array(CHUNK_SIZE);
+    while (length > 0) {
+      const n = await this.read(chunk.subarray(0, Math.min(length, CHUNK_SIZE)));
+      if (n === null) throw this.error(`ended with ${length} bytes of a download to come`);
+      hash.update(chunk.subarray(0, n));
+      length -= n;
+    }
+    const sum = digest(hash);
+    await this.#expect(sum);
+    await this.write(sum);
+  }
+
+  /** Sends a message, half-closes if `last`, and checks that the same bytes come back. */
+  async exchange(op: string, data: Message, last = false): Promise<void> {
+    const write = async () => {
+      await this.send(op, data.length);
+      await this.write(data);
+      if (last) await this.stream.closeWrite();
+    };
+    const [, back] = await Promise.all([write(), this.exactly(data.length)]);
+    const [sent, got] = [sha256(data), sha256(back)];
+    if (sent !== got) throw this.error(`sent ${data.length} bytes with hash ${sent}, got hash ${got}`);
+  }
+
+  async #expect(sum: Message): Promise<void> {
+    const [ours, theirs] = [sum.toHex(), (await this.exactly(HASH_SIZE)).toHex()];
+    if (ours !== theirs) throw this.error(`hash ${ours}, the peer has ${theirs}`);
+  }
+
+  error(reason: string): Error {
+    return new Error(`stream ${this.stream.id}: ${reason}`);
+  }
+}
+
+/** One end of a session, and what it has measured. */
+class Peer {
+  readonly #tally: Tally = { streams: 0, sent: 0, received: 0 };
+  readonly #errors: unknown[] = [];
+  readonly #session: Session;
+  readonly #workload: Workload;
+  /** Accepted streams, in their order: when each was done. */
+  readonly #accepted: Promise<void>[] = [];
+  /** When a server has done its own part of the workload. */
+  #opened: Promise<void> = Promise.resolve();
+  /** Whether the client has announced the end. */
+  #quit = false;
+
+  constructor(session: Session, workload: Workload) {
+    this.#session = session;
+    this.#workload = workload;
+  }
+
+  /** Does the workload, announces the end and ends the session. */
+  async client(): Promise<void> {
+    const accepting = this.#accept();
+    try {
+      await this.#work();
+      const last = await this.#open();
+      await last.send(this.#workload.kind === "hang-up" ? "X" : "Q", 0);
+      await last.ended();
+      last.stream.close();
+      await Promise.all(this.#accepted);
+      await this.#session.close();
+    } catch (error) {
+      this.#fail(error);
+    }
+    await accepting;
+  }
+
+  /** Answers the client until it ends the session. */
+  async server(): Promise<void> {
+    if (this.#workload.kind === "both") this.#opened = this.#work().catch((error) => this.#fail(error));
+    await this.#accept();
+    if (!this.#quit) this.#fail(new Error("the session ended too early"));
+    await this.#opened;
+  }
+
+  /** Answers every stream of the peer until the session ends. */
+  async #accept(): Promise<void> {
+    try {
+      for await (const stream of this.#session) {
+        const answered = this.#answered(new Wire(stream, this.#tally), this.#accepted.length);
+        this.#accepted.push(answered.catch((error) => this.#fail(error)));
+      }
+      await this.#session.closed;
+    } catch (error) {
+      this.#fail(error);
+    }
+    await Promise.all(this.#accepted);
+  }
+
+  async #open(): Promise<Wire> {
+    return new Wire(await this.#session.openStream(), this.#tally);
+  }
+
+  /** Opens a stream, works on it and closes it. */
+  async #on(work: (wire: Wire) => Promise<void>): Promise<void> {
+    const wire = await this.#open();
+    this.#tally.streams++;
+    await work(wire);
+    if (this.#workload.kind !== "hang-up") wire.stream.close();
+  }
+
+  /** Calls `work` with a stream for every message, so many at a time. */
+  async #each(work: (wire: Wire, data: Message) => Promise<void>): Promise<void> {
+    const { parallel, streams } = this.#workload;
+    const numbers = Array.from({ length: streams }, (_, i) => i);
+    const one = (i: number) =>
+      this.#on((wire) => work(wire, message(this.#workload, i))).catch((error) => this.#fail(error));
+    for await (const _ of pooledMap(parallel, numbers, one));
+  }
+
+  async #work(): Promise<void> {
+    const { kind, size, idle } = this.#workload;
+    switch (kind) {
+      case "echo":
+      case "both":
+      case "hang-up":
+        return await this.#each((wire, data) => wire.exchange("E", data));
+      case "bulk": {
+        const up = this.#on(async (wire) => {
+          await wire.send("U", size);
+          await wire.upload(size);
+        });
+        const down = this.#on(async (wire) => {
+          await wire.send("D", size);
+          await wire.download(size);
+        });
+        await Promise.all([up, down]);
+        return;
+      }
+      case "half-close":
+        return await this.#each(async (wire, data) => {
+          await wire.exchange("H", data, true);
+          await wire.ended();
+        });
+      case "keepalive":
+        return await this.#on(async (wire) => {
+          await wire.exchange("E", message(this.#workload, 0));
+          await new Promise((resolve) => setTimeout(resolve, idle)); // the silence is what is tested
+          await wire.exchange("E", message(this.#workload, 1));
+        });
+    }
+  }
+
+  async #answered(wire: Wire, earlier: number): Promise<void> {
+    const op = await (this.#workload.kind === "hang-up" ? answerCut(wire) : answer(wire));
+    if (op === null) {
+      this.#tally.streams++;
+    } else {
+      if (op === "Q") await Promise.all([...this.#accepted.slice(0, earlier), this.#opened]);
+      this.#quit = true;
+    }
+    wire.stream.close();
+  }
+
+  #fail(error: unknown): void {
+    this.#errors.push(error);
+    this.#session.abort(error);
+  }
+
+  /** What was measured; throws the first failure, since those after it follow from it. */
+  result(): Tally {
+    if (this.#errors.length > 0) throw this.#errors[0];
+    return this.#tally;
+  }
+}
+
+/** Serves the messages of one stream until its end (null), or until the op that announces the end of all. */
+async function answer(wire: Wire): Promise<"Q" | "X" | null> {
+  for (let next = await wire.header(); next !== null; next = await wire.header()) {
+    const [op, length] = next;
+    switch (op) {
+      case "E":
+        await wire.echo(length);
+        break;
+      case "U":
+        await wire.download(length);
+        break;
+      case "D":
+        await wire.upload(length);
+        break;
+      case "H": {
+        const data = await wire.exactly(length);
+        await wire.ended();
+        await wire.write(data);
+        return null;
+      }
+      case "A":
+        await wire.write(await wire.exactly(length));
+        await wire.stream.closeWrite();
+        await wire.ended();
+        return null;
+      case "Q":
+      case "X":
+        return op;
+      default:
+        throw wire.error(`unknown op ${op}`);
+    }
+  }
+  return null;
+}
+
+/** As {@linkcode answer}, of a client that hangs up: no FIN came, so reading must not say that the stream ended. */
+async function answerCut(wire: Wire): Promise<"Q" | "X" | null> {
+  const op = await answer(wire).catch((error) => {
+    if (error instanceof SessionClosedError && error.cause === undefined) return undefined;
+    throw error;
+  });
+  if (op === null) throw wire.error("ended, but the client sent no FIN");
+  return op ?? null;
+}
+
+/** Does the workload as the client, and ends the session. */
+export async function runClient(conn: Deno.Conn, version: 1 | 2, workload: Workload): Promise<Tally> {
+  const peer = new Peer(Session.client(conn, { ...workload.options, version }), workload);
+  await peer.client();
+  return peer.result();
+}
+
+/** Answers the client as the server, until it ends the session cleanly. */
+export async function runServer(conn: Deno.Conn, version: 1 | 2 | "auto", workload: Workload): Promise<Tally> {
+  const peer = new Peer(Session.server(conn, { ...workload.options, version }), workload);
+  await peer.server();
+  return peer.result();
+}
