@@ -53,6 +53,8 @@ export interface Frame {
   readonly start: number;
   /** Position after its last byte. */
   readonly end: number;
+  /** Called in the step that encodes it. */
+  readonly taken?: () => void;
 }
 
 const NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;

@@ -248,6 +248,7 @@ export class Outgoing {
       if (next.state !== "ok") return;
       const { command, id, bytes, start, end } = next.value;
       this.#encode(command, id, bytes, start, end);
+      next.value.taken?.();
     }
   }
 }

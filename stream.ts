@@ -134,7 +134,7 @@ const COPY_BY_LOOP = 32;
 // By how much a peer may overrun its credit: in Go, concurrent writers on one stream do.
 const OVERRUN = 1024 * 1024;
 
-/** A `read` that waits, filled in place. */
+/** A `read` that waits, filled in place; it is settled in the same step of the event loop in which bytes came. */
 interface WaitingRead {
   readonly p: Uint8Array;
   readonly resolve: (count: number | null) => void;
@@ -418,8 +418,7 @@ export class StreamCore {
     const reader = this.#reader;
     if (reader !== undefined) {
       this.#endRead(reader);
-      if (reader.filled > 0) reader.resolve(reader.filled);
-      else reader.reject(new StreamClosedError("Cannot read from a closed stream"));
+      reader.reject(new StreamClosedError("Cannot read from a closed stream"));
     }
     this.#credit?.close();
     this.#sender?.close();
@@ -446,9 +445,9 @@ export class StreamCore {
     const reader = this.#reader;
     if (reader !== undefined) {
       this.#endRead(reader);
-      reader.resolve(reader.filled);
+      reader.resolve(0);
     }
-    this.#credited(this.#drop() + (reader?.filled ?? 0));
+    this.#credited(this.#drop());
   }
 
   // Reading.
@@ -498,7 +497,6 @@ export class StreamCore {
       this.#reader = reader;
       if (signal === undefined) return;
       reader.onAbort = () => {
-        if (reader.filled > 0) return this.settle();
         this.#endRead(reader);
         reject(signal.reason);
       };
@@ -638,7 +636,7 @@ export class StreamCore {
           await this.#waitForCredit(signal);
           continue;
         }
-        await this.#send(PSH, p, at, at + count, signal);
+        await this.#send(p, at, at + count, signal);
         this.#sendWindow?.spend(count);
         at += count;
       }
@@ -670,18 +668,12 @@ export class StreamCore {
     await (this.#credit ??= new Channel()).receive({ signal, timeout });
   }
 
-  /** Puts a frame into the filling buffer, waiting for room; gives way to others either way. */
-  async #send(
-    command: Command,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-    signal: AbortSignal | undefined,
-  ): Promise<void> {
+  /** Puts a frame of data into the filling buffer, waiting for room; gives way to others either way. */
+  async #send(bytes: Uint8Array, start: number, end: number, signal: AbortSignal | undefined): Promise<void> {
     const { outgoing } = this.#host;
-    if (outgoing.tryFrame(command, this.id, bytes, start, end)) return;
+    if (outgoing.tryFrame(PSH, this.id, bytes, start, end)) return;
     this.#sender ??= outgoing.sender.clone();
-    await this.#sender.send({ command, id: this.id, bytes, start, end }, { signal });
+    await this.#sender.send({ command: PSH, id: this.id, bytes, start, end }, { signal });
   }
 
   async #closeWriteInTurn(): Promise<void> {
@@ -692,8 +684,11 @@ export class StreamCore {
       if (this.#writeFailure !== undefined) throw this.#writeFailure();
       if (this.#wasCut) throw this.#ending!();
       if (this.#isClosed) return;
-      await this.#send(FIN, NOTHING, 0, 0, undefined);
-      this.#finish();
+      // It counts from the step that encodes it, or a close() in between would send another.
+      const taken = () => this.#finish();
+      if (this.#host.outgoing.tryFrame(FIN, this.id, NOTHING, 0, 0)) return taken();
+      this.#sender ??= this.#host.outgoing.sender.clone();
+      await this.#sender.send({ command: FIN, id: this.id, bytes: NOTHING, start: 0, end: 0, taken });
     } catch (error) {
       if (this.#isClosed) return;
       throw this.#failure?.() ?? error;

@@ -736,9 +736,10 @@ Deno.test("rule 10: over a slow link the window grows to what the link needs, an
   })();
   const p = new Uint8Array(1 << 20);
   for (let trip = 0, sent = 0, limit = told; trip < 20; trip++, limit = told) {
-    for (let count; sent < limit; sent += count) {
-      count = Math.min(limit - sent, 65_535);
+    while (sent < limit) {
+      const count = Math.min(limit - sent, 65_535);
       await peer.send(PSH, 3, p.subarray(0, count));
+      sent += count;
       await turn(1);
       while (stream.tryRead(p)! > 0);
     }
