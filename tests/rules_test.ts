@@ -320,7 +320,7 @@ Deno.test("rule 5: after both FINs unread bytes stay, charged to the session, un
     await peer.send(FIN, id);
   }
   const [one, two] = [await session.acceptStream(), await session.acceptStream()];
-  await Promise.all([one.closeWrite(), two.closeWrite()]);
+  await Promise.all([one.closeWrite(), two.closeWrite(), one.closed, two.closed]);
   assertEquals(session.stats().streams, 0);
   assertEquals(session.stats().bytesUnread, 2000);
   assertEquals(await readAll(one), pattern(1000, 3));
