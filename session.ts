@@ -507,6 +507,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       const frame = { command: SYN, id: core.id, bytes: NOTHING, start: 0, end: 0 } as const;
       await this.#outgoing.sender.send(frame, { signal });
     } catch (error) {
+      core.fail(() => this.#closedError("The stream was never opened"));
       this.#forget(core);
       if (!(error instanceof ChannelClosedError)) throw error;
       throw this.#closedError("Cannot open a stream on a closed session");
@@ -594,8 +595,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       while (this.#ended === undefined) {
         if (this.#mustPause()) await this.#pause();
         const bytes = await this.#read();
-        if (this.#ended !== undefined) return;
-        if (bytes === undefined) return;
+        if (this.#ended !== undefined || bytes === undefined) return;
         if (bytes === null) return this.#transportEnded();
         this.#take(bytes);
       }

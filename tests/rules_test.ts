@@ -140,6 +140,28 @@ Deno.test("rule 1: a SYN for a stream in the table is ignored", async () => {
   session.abort();
 });
 
+Deno.test("rule 1: an open that is given up before its SYN could leave leaves nothing behind but a used id", async () => {
+  const { session, peer } = withPeer("client", 2, {}, 100);
+  const first = await session.openStream();
+  const writing = [first, await session.openStream()].map((stream) => stream.write(pattern(250_000)).catch(() => {}));
+  await turn();
+  const aborting = new AbortController();
+  const opening = [session.openStream({ signal: aborting.signal }), session.openStream()];
+  const failed = assertRejects(() => opening[0]!, Error, "enough");
+  await turn();
+  assertEquals(session.stats().streams, 4);
+  aborting.abort(new Error("enough"));
+  await failed;
+  assertEquals(session.stats().streams, 3);
+  assertEquals(session.stats().creditGranted, 3 * 262_144);
+  const ids = [];
+  while (ids.length < 3) ids.push((await peer.nextOf(SYN)).id);
+  assertEquals(ids, [3, 5, 9]);
+  assertEquals((await opening[1]!).id, 9);
+  session.abort();
+  await Promise.all(writing);
+});
+
 // 2
 
 Deno.test("rule 2: a stream is in the table before its SYN can leave", async () => {
