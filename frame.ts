@@ -208,9 +208,9 @@ export class FrameDecoder {
     return this.#frames;
   }
 
-  /** Position, in bytes from the start, of the frame being handed over. */
+  /** Position, in bytes from the start, of the frame that began last, whole or not. */
   get frameOffset(): number {
-    return this.#frameOffset;
+    return this.#remaining === 0 && this.#held > 0 ? this.#offset - this.#held : this.#frameOffset;
   }
 
   /** Bytes taken so far, those of an unfinished header not counted: what shows that a peer makes progress. */
@@ -268,13 +268,21 @@ export class FrameDecoder {
     const version = source[at]!;
     const command = source[at + 1]!;
     const length = source[at + 2]! | source[at + 3]! << 8;
-    if (version !== this.#version) this.#takeVersion(version, sink);
+    if (this.#version === undefined) {
+      if (version !== 1 && version !== 2) this.#fail("version 1 or 2", `${version}`);
+    } else if (version !== this.#version) {
+      this.#fail(`version ${this.#version}`, `${version}`);
+    }
     if (command > UPD || (command === UPD && version === 1)) {
       this.#fail(version === 1 ? "a command from 0 to 3 in version 1" : "a command from 0 to 4", `${command}`);
     }
     if (command !== PSH) {
       const expected = command === UPD ? UPDATE_LENGTH : 0;
       if (length !== expected) this.#fail(`length ${expected} on ${NAMES[command]}`, `length ${length}`);
+    }
+    if (this.#version === undefined) {
+      this.#version = version as Version;
+      sink.begin(this.#version);
     }
     const id = decodeUint32(source, at + 4);
     this.#frames++;
@@ -311,13 +319,6 @@ export class FrameDecoder {
   #hold(bytes: Uint8Array, at: number, stop: number): number {
     while (at < stop) this.#scratch[this.#held++] = bytes[at++]!;
     return at;
-  }
-
-  #takeVersion(version: number, sink: FrameSink): void {
-    if (this.#version !== undefined) this.#fail(`version ${this.#version}`, `${version}`);
-    if (version !== 1 && version !== 2) return this.#fail("version 1 or 2", `${version}`);
-    this.#version = version;
-    sink.begin(version);
   }
 
   #fail(expected: string, received: string): never {

@@ -74,7 +74,7 @@ export function serve(
 ): Server {
   const { signal, onError = console.error, ...sessionOptions } = options;
   if ("incoming" in options) throw new TypeError("serve gives every stream to its handler: it takes no incoming");
-  settle(sessionOptions, "auto");
+  settle(sessionOptions, "server");
   const sessions = new Set<Session>();
   let isOpen = true;
 

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { bounded, Channel, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
+import { bounded, Channel, ChannelClosedError, type Receiver, Sender } from "./channel.ts";
 import { clock, MAX_DELAY, type Timer } from "./clock.ts";
 import {
   FIN,
@@ -143,13 +143,19 @@ export interface Settings extends Limits {
  * @throws {RangeError} A value is out of bounds.
  * @throws {TypeError} Options do not go together.
  */
-export function settle(options: ServerOptions, version: Version | "auto"): Settings {
-  const { maxReceiveBuffer = 16 * 1024 * 1024, incoming } = options;
+export function settle(options: ServerOptions, role: "client" | "server"): Settings {
+  const { version = role === "client" ? 2 : "auto", maxReceiveBuffer = 16 * 1024 * 1024, incoming } = options;
+  if (version !== 1 && version !== 2 && !(version === "auto" && role === "server")) {
+    throw new RangeError(`version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);
+  }
+  if (incoming !== undefined && !(incoming instanceof Sender)) {
+    throw new TypeError("incoming must be a Sender: the sending end that bounded() or unbounded() gives");
+  }
   if (incoming !== undefined && options.acceptBacklog !== undefined) {
     throw new TypeError("acceptBacklog is the bound of the session's own channel: it cannot go with incoming");
   }
   const settings: Settings = {
-    version: options.version ?? version,
+    version,
     incoming,
     keepAliveInterval: duration("keepAliveInterval", options.keepAliveInterval ?? 10_000),
     timeout: duration("timeout", options.timeout ?? 30_000),
@@ -267,7 +273,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @throws {TypeError} The transport is none, or options do not go together.
    */
   static client(transport: Transport, options: ClientOptions = {}): Session {
-    return new Session(transport, settle(options, 2), 1);
+    return new Session(transport, settle(options, "client"), 1);
   }
 
   /**
@@ -280,15 +286,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @throws {TypeError} The transport is none, or options do not go together.
    */
   static server(transport: Transport, options: ServerOptions = {}): Session {
-    return new Session(transport, settle(options, "auto"), 0);
+    return new Session(transport, settle(options, "server"), 0);
   }
 
   private constructor(transport: Transport, settings: Settings, parity: 0 | 1) {
     const { version } = settings;
-    const most = parity === 1 ? ["1", "2"] : ["1", "2", "auto"];
-    if (!most.includes(`${version}`)) {
-      throw new RangeError(`version must be ${parity === 1 ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);
-    }
     this.#settings = settings;
     this.#parity = parity;
     this.#nextId = parity === 1 ? FIRST_ID.client : FIRST_ID.server;
