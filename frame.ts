@@ -225,8 +225,10 @@ export class FrameDecoder {
 
   /** What must still come before the frame under way is whole, in words. */
   get missing(): string {
-    if (this.#remaining === 0) return `${HEADER_LENGTH - this.#held} more bytes of a header`;
-    return `${this.#remaining} more bytes of ${NAMES[this.#command]} payload`;
+    const [count, whole] = this.#remaining === 0
+      ? [HEADER_LENGTH - this.#held, "a header"]
+      : [this.#remaining, `${NAMES[this.#command]} payload`];
+    return `${count} more ${count === 1 ? "byte" : "bytes"} of ${whole}`;
   }
 
   /**

@@ -56,7 +56,7 @@ export class WindowPool {
   readonly first: number;
   /** The largest window of one stream, in bytes. */
   readonly largest: number;
-  /** The shortest round trip seen, in milliseconds; 0 before there was one. */
+  /** The shortest round trip seen, in milliseconds; 0 before there was one that the clock could tell from none. */
   roundTrip = 0;
   #left: number;
   #granted = 0;
@@ -134,7 +134,8 @@ export class ReceiveWindow {
     // The first byte beyond the old limit answers the update that moved it: smux has no other round trip to measure.
     const elapsed = clock.now() - this.#probeAt;
     this.#probeAt = undefined;
-    if (this.#pool.roundTrip === 0 || elapsed < this.#pool.roundTrip) this.#pool.roundTrip = elapsed;
+    const least = this.#pool.roundTrip;
+    if (elapsed > 0 && (least === 0 || elapsed < least)) this.#pool.roundTrip = elapsed;
   }
 
   /**

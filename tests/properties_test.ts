@@ -1,0 +1,475 @@
+/**
+ * What holds for every input: the codec against a plain reading of the wire, credit against unbounded integers.
+ *
+ * `PROPERTY_RUNS` says how many inputs are tried for each; a failure prints the seed and the smallest input that fails.
+ *
+ * @module
+ */
+import { assert, assertEquals, assertInstanceOf } from "@std/assert";
+import { concat } from "@std/bytes";
+import fc from "fast-check";
+import { clock } from "../clock.ts";
+import {
+  type Command,
+  encodeUpdate,
+  FIN,
+  FrameDecoder,
+  NOP,
+  NOTHING,
+  ProtocolError,
+  PSH,
+  SYN,
+  UPD,
+  type Version,
+} from "../frame.ts";
+import { FIRST_WINDOW, LARGEST_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
+import { decode, recorder } from "./decoding.ts";
+import { collector, frame, pattern, type RawFrame } from "./support.ts";
+
+const numRuns = Number(Deno.env.get("PROPERTY_RUNS") ?? 200);
+
+/** Tries a property on many inputs. */
+function check<Ts extends [unknown, ...unknown[]]>(property: fc.IProperty<Ts>): void {
+  fc.assert(property, { numRuns });
+}
+
+// The wire.
+
+const version = fc.constantFrom<Version[]>(1, 2);
+const uint32 = fc.oneof(fc.nat(10), fc.integer({ min: 2 ** 32 - 10, max: 2 ** 32 - 1 }), fc.nat(2 ** 32 - 1));
+const payload = fc.oneof(
+  { arbitrary: fc.uint8Array({ maxLength: 40 }), weight: 20 },
+  { arbitrary: fc.integer({ min: 0, max: 65535 }).map((length) => pattern(length, length)), weight: 1 },
+);
+
+const EMPTY = { data: NOTHING, consumed: 0, window: 0 };
+const bareFrame = fc.tuple(fc.constantFrom<Command[]>(SYN, FIN, NOP), uint32)
+  .map(([command, id]): RawFrame => ({ ...EMPTY, command, id }));
+const dataFrame = fc.tuple(uint32, payload)
+  .map(([id, data]): RawFrame => ({ ...EMPTY, command: PSH, id, data }));
+const updateFrame = fc.tuple(uint32, uint32, uint32)
+  .map(([id, consumed, window]): RawFrame => ({ ...EMPTY, command: UPD, id, consumed, window }));
+
+/** A frame that a peer of this version may send. */
+function frameOf(version: Version): fc.Arbitrary<RawFrame> {
+  return version === 1 ? fc.oneof(bareFrame, dataFrame) : fc.oneof(bareFrame, dataFrame, updateFrame);
+}
+
+function encode(version: Version, { command, id, data, consumed, window }: RawFrame): Uint8Array {
+  if (command !== UPD) return frame(version, command, id, data);
+  const bytes = new Uint8Array(16);
+  encodeUpdate(bytes, 0, id, consumed, window);
+  return bytes;
+}
+
+const session = version.chain((version) =>
+  fc.record({ version: fc.constant(version), frames: fc.array(frameOf(version), { maxLength: 12 }) })
+);
+
+/** Bytes that are smux for a while, and then perhaps are not. */
+const input = session.chain(({ version, frames }) => {
+  const whole = concat(frames.map((frame) => encode(version, frame)));
+  return fc.record({
+    version: fc.constantFrom(version, undefined),
+    bytes: fc.oneof(
+      fc.constant(whole),
+      fc.nat(whole.length).map((length) => whole.slice(0, length)),
+      fc.uint8Array({ maxLength: 40 }).map((bytes) => concat([whole, bytes])),
+      // Headers that break one rule, or none.
+      fc.tuple(fc.nat(3), fc.nat(6), fc.nat(12), uint32, fc.uint8Array({ maxLength: 20 })).map(
+        ([version, command, length, id, rest]) =>
+          concat([whole, Uint8Array.of(version, command, length, 0), little(id), rest, whole]),
+      ),
+      // One byte that differs.
+      fc.tuple(fc.nat(Math.max(0, whole.length - 1)), fc.nat(255)).map(([at, byte]) => {
+        const bytes = whole.slice();
+        bytes.fill(byte, at, at + 1);
+        return bytes;
+      }),
+    ),
+  });
+});
+
+function little(value: number): Uint8Array {
+  const bytes = new Uint8Array(4);
+  new DataView(bytes.buffer).setUint32(0, value, true);
+  return bytes;
+}
+
+const places = fc.array(fc.nat(), { maxLength: 30 });
+
+/** Cuts bytes in places that need not be inside them. */
+function cut(bytes: Uint8Array, places: number[]): Uint8Array[] {
+  const ends = [...places.map((place) => place % (bytes.length + 1)).sort((a, b) => a - b), bytes.length];
+  return ends.map((end, at) => bytes.subarray(ends[at - 1] ?? 0, end));
+}
+
+/** The wire as its description has it, for bytes that are all there: what `decode` notes, and where it breaks a rule. */
+function plainly(bytes: Uint8Array, version: number | undefined): { lines: string[]; brokenAt: number | undefined } {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const lines: string[] = [];
+  for (let at = 0; at + 8 <= bytes.length;) {
+    const [first, command, length, id] = [
+      bytes[at]!,
+      bytes[at + 1]!,
+      view.getUint16(at + 2, true),
+      view.getUint32(at + 4, true),
+    ];
+    const isVersion = version === undefined ? first === 1 || first === 2 : first === version;
+    const isCommand = command <= (first === 1 ? NOP : UPD);
+    const isLength = command === PSH || length === (command === UPD ? 8 : 0);
+    if (!isVersion || !isCommand || !isLength) return { lines, brokenAt: at };
+    if (version === undefined) lines.push(`version ${version = first}`);
+    if (command === SYN) lines.push(`SYN ${id} at ${at}`);
+    if (command === FIN) lines.push(`FIN ${id} at ${at}`);
+    if (command === NOP) lines.push(`NOP ${id} at ${at}`);
+    if (command === PSH) {
+      lines.push(`PSH ${id} length ${length} at ${at}: ${bytes.subarray(at + 8, at + 8 + length).toHex()}`);
+    }
+    if (command === UPD && at + 16 <= bytes.length) {
+      lines.push(`UPD ${id} consumed ${view.getUint32(at + 8, true)} window ${view.getUint32(at + 12, true)} at ${at}`);
+    }
+    at += 8 + length;
+  }
+  return { lines, brokenAt: undefined };
+}
+
+Deno.test("any list of frames, encoded and cut anywhere, decodes to the same list", () => {
+  check(fc.property(session, places, ({ version, frames }, places) => {
+    const found: RawFrame[] = [];
+    const sink = collector(found);
+    const decoder = new FrameDecoder(version);
+    for (const chunk of cut(concat(frames.map((frame) => encode(version, frame))), places)) decoder.push(chunk, sink);
+    assertEquals(found, frames);
+    assert(decoder.isBetweenFrames);
+  }));
+});
+
+Deno.test("any bytes give the same frames and the same error, wherever they are cut", () => {
+  check(fc.property(input, places, ({ bytes, version }, places) => {
+    const whole = decode([bytes], version);
+    const parts = decode(cut(bytes, places), version);
+    assertEquals(parts.lines, whole.lines);
+    assertEquals(parts.error?.message, whole.error?.message);
+    assertEquals(parts.decoder.frames, whole.decoder.frames);
+    if (whole.error !== undefined) return;
+    const state = ({ decoder }: typeof whole) => [decoder.progress, decoder.isBetweenFrames, decoder.missing];
+    assertEquals(state(parts), state(whole));
+  }));
+});
+
+Deno.test("any bytes give the frames that a plain reading of the wire gives, and an error where that finds one", () => {
+  check(fc.property(input, ({ bytes, version }) => {
+    const { lines, brokenAt } = plainly(bytes, version);
+    const found = decode([bytes], version);
+    assertEquals(found.error?.offset, brokenAt);
+    assertEquals(found.lines, lines);
+  }));
+});
+
+const isFrame = (line: string) => !line.startsWith("version");
+
+Deno.test("any bytes whatever give frames or a ProtocolError, never anything else, and progress never goes back", () => {
+  const anything = fc.oneof(
+    input,
+    fc.record({ version: fc.constant(undefined), bytes: fc.uint8Array({ maxLength: 200 }) }),
+  );
+  check(fc.property(anything, places, ({ bytes, version }, places) => {
+    const decoder = new FrameDecoder(version);
+    const lines: string[] = [];
+    const sink = recorder(decoder, lines);
+    let pushed = 0;
+    let progress = 0;
+    for (const chunk of cut(bytes, places)) {
+      try {
+        decoder.push(chunk, sink);
+      } catch (error) {
+        assertInstanceOf(error, ProtocolError);
+        assert(error.offset >= progress && error.offset < pushed + chunk.length);
+        return;
+      }
+      pushed += chunk.length;
+      assert(decoder.progress >= progress && decoder.progress <= pushed, `progress ${decoder.progress}`);
+      // All but an unfinished header counts.
+      assert(pushed - decoder.progress < 8);
+      if (decoder.isBetweenFrames) assertEquals(decoder.progress, pushed);
+      progress = decoder.progress;
+    }
+    assert(decoder.frames - lines.filter(isFrame).length <= 1, "a frame was lost");
+  }));
+});
+
+// Credit.
+
+const mod32 = (value: bigint) => Number(BigInt.asUintN(32, value));
+const smallest = (a: bigint, b: bigint) => a < b ? a : b;
+
+const window = fc.oneof(
+  fc.nat(10),
+  fc.nat(300_000),
+  fc.integer({ min: LARGEST_WINDOW - 3, max: LARGEST_WINDOW + 3 }),
+  fc.nat(2 ** 32 - 1),
+);
+// Where a stream stands when the test begins: at its start, or about to pass 2^32 once more.
+const beginning = fc.oneof(
+  fc.constant(0n),
+  fc.tuple(fc.bigInt(1n, 3n), fc.oneof(fc.bigInt(0n, 5n), fc.bigInt(0n, 4_000_000n))).map(([n, d]) => (n << 32n) - d),
+);
+// What part of what is possible, in thousandths.
+const share = fc.oneof(fc.constant(0), fc.constant(1000), fc.nat(1000));
+
+const part = (of: bigint, share: number) => of * BigInt(share) / 1000n;
+
+const sendStep = fc.oneof(
+  fc.record({ kind: fc.constant("spend" as const), share, window }),
+  fc.record({ kind: fc.constantFrom("read", "goes back", "was never sent"), share, window }),
+);
+
+Deno.test("send credit is that of integers without bound, whatever is sent and told", () => {
+  check(fc.property(beginning, fc.array(sendStep, { minLength: 1, maxLength: 60, size: "max" }), (beginning, steps) => {
+    const credit = new SendWindow();
+    let sent = 0n;
+    let consumed = 0n;
+    let window = BigInt(FIRST_WINDOW);
+    while (sent < beginning) {
+      const count = smallest(beginning - sent, 1n << 30n);
+      credit.spend(Number(count));
+      consumed = sent += count;
+      window = 1000n;
+      credit.update(mod32(consumed), 1000);
+    }
+    for (const step of steps) {
+      const left = consumed + window - sent;
+      assertEquals(BigInt(credit.credit), left > 0n ? left : 0n);
+      if (step.kind === "spend") {
+        const count = part(BigInt(credit.credit), step.share);
+        credit.spend(Number(count));
+        sent += count;
+        continue;
+      }
+      // What goes back by 2^31 would be taken for what goes ahead; no peer gets there by counting.
+      const back = (1n << 31n) - 2n - (sent - consumed);
+      if (step.kind === "goes back" && back < 0n) continue;
+      const told = step.kind === "read"
+        ? consumed + part(sent - consumed, step.share)
+        : step.kind === "goes back"
+        ? consumed - 1n - part(back, step.share)
+        : sent + 1n + part((1n << 31n) - 1n, step.share);
+      const size = smallest(BigInt(step.window), BigInt(LARGEST_WINDOW));
+      const moved = credit.update(mod32(told), step.window);
+      if (step.kind === "read") {
+        assertEquals(moved, told + size !== consumed + window);
+        [consumed, window] = [told, size];
+      } else {
+        assertEquals(moved, step.kind === "goes back" ? false : undefined);
+      }
+    }
+  }));
+});
+
+/** Runs in a time that passes only when told to. */
+function inTime(run: (time: { now: number }) => void): void {
+  const { now } = clock;
+  const time = { now: 0 };
+  clock.now = () => time.now;
+  try {
+    run(time);
+  } finally {
+    clock.now = now;
+  }
+}
+
+/** The receiving end of a stream, counted without wrapping. */
+class Inbound {
+  readonly window: ReceiveWindow;
+  received = 0n;
+  consumed = 0n;
+  limit: bigint;
+  isOpen = true;
+
+  constructor(pool: WindowPool, beginning: bigint) {
+    this.window = new ReceiveWindow(pool);
+    this.limit = BigInt(this.window.advertise());
+    while (this.consumed < beginning) {
+      const count = smallest(beginning - this.consumed, 1n << 30n);
+      this.arrive(count);
+      this.read(count);
+    }
+  }
+
+  get unread(): bigint {
+    return this.received - this.consumed;
+  }
+
+  arrive(count: bigint): void {
+    this.received += count;
+    this.window.arrived(Number(count));
+  }
+
+  /** Reads; gives the window of the update, if one was due. */
+  read(count: bigint): number | undefined {
+    this.consumed += count;
+    const isDue = this.window.read(Number(count), Number(this.unread));
+    assertEquals(this.window.consumed, mod32(this.consumed));
+    if (!isDue) return undefined;
+    assert(this.isOpen, "an update was due after the window was given up");
+    const advertised = this.window.advertise();
+    const limit = this.consumed + BigInt(advertised);
+    assert(limit >= this.limit, `the limit went back from ${this.limit} to ${limit}`);
+    this.limit = limit;
+    return advertised;
+  }
+
+  close(): void {
+    this.isOpen = false;
+    this.window.close();
+  }
+}
+
+const largest = fc.oneof(
+  fc.integer({ min: 1, max: 10 }),
+  fc.nat(400_000).map((size) => size + 1),
+  fc.constant(8 << 20),
+);
+const receiveStep = fc.record({
+  stream: fc.nat(3),
+  kind: fc.constantFrom("arrive", "arrive", "read", "read", "lap", "lap", "time", "close"),
+  share,
+  time: fc.nat(40),
+});
+
+Deno.test("limits never go back, first windows are always renewed and growth stays within the pool, whatever is read when", () => {
+  check(
+    fc.property(
+      largest,
+      fc.nat(4 << 20),
+      fc.array(beginning, { minLength: 1, maxLength: 4 }),
+      fc.array(receiveStep, { maxLength: 120, size: "max" }),
+      (largest, room, beginnings, steps) => {
+        inTime((time) => {
+          const pool = new WindowPool(largest, room);
+          const streams = beginnings.map((beginning) => new Inbound(pool, beginning));
+          for (const { stream: index, kind, share, time: elapsed } of steps) {
+            const stream = streams[index % streams.length]!;
+            if (kind === "time") time.now += elapsed;
+            if (kind === "close") stream.close();
+            if (kind === "arrive" && stream.isOpen) stream.arrive(part(stream.limit - stream.received, share));
+            if (kind === "lap" && stream.isOpen) {
+              // A round trip in which all credit is used, and all of it read as it comes.
+              time.now += elapsed;
+              for (let left = stream.limit - stream.received, chunk = left / 8n + 1n; left > 0n; left -= chunk) {
+                stream.arrive(smallest(left, chunk));
+                stream.read(smallest(stream.unread, chunk));
+              }
+            }
+            if (kind === "read" && stream.unread > 0n) {
+              const advertised = stream.read(part(stream.unread - 1n, share) + 1n);
+              assert(
+                advertised === undefined || advertised >= pool.first,
+                "an update renewed less than the first window",
+              );
+              assert(
+                advertised === undefined || advertised <= largest,
+                "an update granted more than the largest window",
+              );
+            }
+            if (stream.isOpen) {
+              // What the peer may send beyond what was read: it can always go on.
+              assert(
+                (stream.limit - stream.consumed) * 2n >= BigInt(pool.first),
+                "less than half a first window is left",
+              );
+            }
+            const open = streams.filter(({ isOpen }) => isOpen).length;
+            const promised = streams.reduce(
+              (sum, { isOpen, limit, consumed }) => sum + (isOpen ? limit - consumed : 0n),
+              0n,
+            );
+            const { granted } = pool;
+            assert(granted >= promised, `granted ${granted}, promised ${promised}`);
+            assert(granted >= open * pool.first && granted <= open * pool.first + room, `granted ${granted}`);
+          }
+          for (const stream of streams) stream.close();
+          assertEquals([pool.granted, pool.take(room + 1)], [0, room], "the pool is not whole again");
+        });
+      },
+    ),
+  );
+});
+
+const transferStep = fc.record({
+  kind: fc.constantFrom("send", "deliver", "read", "tell", "time"),
+  share,
+});
+
+Deno.test("a sender that obeys and a reader that reads everything come to an end, down to windows of one byte", () => {
+  const size = fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: 65535 }));
+  check(
+    fc.property(
+      largest.chain((largest) =>
+        fc.record({ largest: fc.constant(largest), total: fc.nat(Math.min(largest * 200, 20 << 20)) })
+      ),
+      fc.record({ beginning, room: fc.nat(4 << 20), frame: size, chunk: size }),
+      fc.array(transferStep, { maxLength: 100, size: "max" }),
+      ({ largest, total }, { beginning, room, frame, chunk }, steps) => {
+        inTime((time) => {
+          const out = new SendWindow();
+          const inbound = new Inbound(new WindowPool(largest, room), beginning);
+          let sent = 0n;
+          while (sent < beginning) {
+            const count = smallest(beginning - sent, 1n << 30n);
+            out.spend(Number(count));
+            sent += count;
+            out.update(mod32(sent), LARGEST_WINDOW);
+          }
+          // A new stream tells its window where it is less than the sender takes for granted; an old one has told it.
+          const updates: [consumed: number, window: number][] = [];
+          if (beginning > 0n) out.update(mod32(sent), Number(inbound.limit - sent));
+          else if (largest < FIRST_WINDOW) updates.push([0, largest]);
+          const end = sent + BigInt(total);
+          // However small the frames, a run has to end soon.
+          const most = BigInt(Math.max(frame, Math.ceil(total / 2000)));
+          const piece = BigInt(Math.max(chunk, Math.ceil(total / 2000)));
+
+          const act = {
+            send() {
+              const count = smallest(smallest(BigInt(out.credit), most), end - sent);
+              out.spend(Number(count));
+              sent += count;
+              const granted = inbound.limit > BigInt(FIRST_WINDOW) ? inbound.limit : BigInt(FIRST_WINDOW);
+              assert(sent <= granted, "more was sent than was granted");
+              return count > 0n;
+            },
+            deliver(share = 1000) {
+              const count = part(sent - inbound.received, share);
+              inbound.arrive(count);
+              return count > 0n;
+            },
+            read() {
+              const count = smallest(inbound.unread, piece);
+              const window = count > 0n ? inbound.read(count) : undefined;
+              if (window !== undefined) updates.push([inbound.window.consumed, window]);
+              return count > 0n;
+            },
+            tell() {
+              const update = updates.shift();
+              if (update === undefined) return false;
+              assert(out.update(...update) !== undefined, "more was read than was sent");
+              return true;
+            },
+            time() {
+              time.now += 7;
+              return false;
+            },
+          };
+          for (const { kind, share } of steps) act[kind](share);
+          for (let isMoving = true; isMoving;) {
+            isMoving = [act.send(), act.deliver(), act.read(), act.tell()].includes(true);
+            act.time();
+          }
+          assertEquals(inbound.consumed, end, "it stands still before the end");
+        });
+      },
+    ),
+  );
+});

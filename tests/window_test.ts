@@ -1,0 +1,605 @@
+/**
+ * Credit, as rules 9 and 10 of the design have it: what may be sent, what is granted, and when the peer is told.
+ *
+ * @module
+ */
+import { assert, assertEquals, assertGreater, assertGreaterOrEqual } from "@std/assert";
+import { clock } from "../clock.ts";
+import { FIRST_WINDOW, LARGEST_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+
+/** Runs a test in a time that passes only when the test says so. */
+function inTime(run: (time: { now: number }) => void): () => void {
+  return () => {
+    const { now } = clock;
+    const time = { now: 1000 };
+    clock.now = () => time.now;
+    try {
+      run(time);
+    } finally {
+      clock.now = now;
+    }
+  };
+}
+
+const ROUND_TRIP = 10;
+
+/** A window whose every update is noted, counted without wrapping; the limit must never go back. */
+class Inbound {
+  readonly window: ReceiveWindow;
+  received = 0;
+  consumed = 0;
+  limit: number;
+  /** As the last update had it. */
+  advertised: number;
+  updates = 0;
+
+  constructor(pool: WindowPool) {
+    this.window = new ReceiveWindow(pool);
+    this.limit = this.advertised = pool.first;
+  }
+
+  arrive(count: number): void {
+    this.window.arrived(count);
+    this.received += count;
+  }
+
+  /** Goes on to where so many bytes have been read, in no time. */
+  skipTo(consumed: number): void {
+    while (this.consumed < consumed) this.read(Math.min(consumed - this.consumed, 2 ** 30));
+    while (this.limit < consumed + this.advertised) this.read(1);
+  }
+
+  /** The peer sends all it may. */
+  arriveAll(): void {
+    this.arrive(this.limit - this.received);
+  }
+
+  /** Reads what has arrived, or arrives just now; says whether an update was due, which then leaves. */
+  read(count: number): boolean {
+    this.consumed += count;
+    if (this.received < this.consumed) this.arrive(this.consumed - this.received);
+    const due = this.window.read(count, this.received - this.consumed);
+    if (due) {
+      this.advertised = this.window.advertise();
+      assertGreaterOrEqual(this.consumed + this.advertised, this.limit, "a limit went back");
+      this.limit = this.consumed + this.advertised;
+      this.updates++;
+    }
+    assertEquals(this.window.consumed, this.consumed % 2 ** 32);
+    return due;
+  }
+
+  /** One round trip later, all that the peer could send by then comes in and is read as it comes. */
+  lap(time: { now: number }, elapsed = ROUND_TRIP): void {
+    time.now += elapsed;
+    for (let left = this.limit - this.received; left > 0; left -= 32 * KiB) this.read(Math.min(left, 32 * KiB));
+  }
+
+  /** Is read as quickly as it comes, until the window is so large. */
+  growTo(size: number, time: { now: number }): void {
+    for (let laps = 0; this.advertised < size; laps++) {
+      assert(laps < 100, `the window stays at ${this.advertised}`);
+      this.lap(time);
+    }
+    assertEquals(this.advertised, size);
+  }
+}
+
+/** A window of a stream that has sent `sent` bytes, all of them read, with `window` beyond them. */
+function sendWindowAt(sent: number, window: number): SendWindow {
+  const credit = new SendWindow();
+  for (let at = 0; at < sent;) {
+    const count = Math.min(credit.credit, sent - at);
+    credit.spend(count);
+    at += count;
+    assertEquals(credit.update(at % 2 ** 32, LARGEST_WINDOW), true);
+  }
+  credit.update(sent % 2 ** 32, window);
+  return credit;
+}
+
+Deno.test("rule 9: a stream may send 262144 bytes before it has heard from its peer", () => {
+  const window = new SendWindow();
+  assertEquals([window.credit, FIRST_WINDOW], [262_144, 262_144]);
+  window.spend(262_143);
+  assertEquals(window.credit, 1);
+  window.spend(1);
+  assertEquals(window.credit, 0);
+});
+
+Deno.test("rule 9: the limit is consumed and window together, replaced by every update", () => {
+  const window = new SendWindow();
+  window.spend(100);
+  assertEquals(window.update(40, 64), true);
+  assertEquals(window.credit, 4);
+  window.spend(4);
+  assertEquals(window.update(104, 1000), true);
+  assertEquals(window.credit, 1000);
+});
+
+Deno.test("rule 9: an update says whether it moved the limit", () => {
+  const window = new SendWindow();
+  window.spend(1000);
+  assertEquals(window.update(0, FIRST_WINDOW), false);
+  assertEquals(window.update(500, FIRST_WINDOW - 500), false);
+  assertEquals(window.update(500, FIRST_WINDOW), true);
+  assertEquals(window.update(500, FIRST_WINDOW), false);
+});
+
+Deno.test("rule 9: a window that shrinks below what is under way leaves no credit, and no debt once that was read", () => {
+  const window = new SendWindow();
+  window.spend(1000);
+  assertEquals(window.update(0, 10), true);
+  assertEquals(window.credit, 0);
+  assertEquals(window.update(0, 0), true);
+  assertEquals(window.credit, 0);
+  assertEquals(window.update(1000, 10), true);
+  assertEquals(window.credit, 10);
+});
+
+Deno.test("rule 9: counters wrap at 2^32 on the way", () => {
+  for (const sent of [2 ** 32 - 8, 2 ** 32 - 1, 2 ** 32, 2 ** 32 + 1, 2 ** 33 - 3, 5 * 2 ** 32 + 7]) {
+    const window = sendWindowAt(sent, 16);
+    assertEquals(window.credit, 16);
+    window.spend(10);
+    assertEquals(window.credit, 6);
+    assertEquals(window.update((sent + 9) % 2 ** 32, 16), true);
+    assertEquals(window.credit, 15);
+    window.spend(15);
+    assertEquals(window.credit, 0);
+    assertEquals(window.update((sent + 25) % 2 ** 32, 16), true);
+    assertEquals(window.credit, 16);
+  }
+});
+
+Deno.test("rule 9: a limit just before the wrap and one just behind it differ by what lies between", () => {
+  const window = sendWindowAt(2 ** 32 - 20, 20);
+  assertEquals(window.credit, 20);
+  window.spend(20);
+  assertEquals(window.update(2 ** 32 - 4, 8), true);
+  assertEquals(window.credit, 4);
+  assertEquals(window.update(0, 8), true);
+  assertEquals(window.credit, 8);
+});
+
+Deno.test("rule 9: a window above 2^31-1 counts as 2^31-1", () => {
+  for (const size of [2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1]) {
+    const window = new SendWindow();
+    assertEquals(window.update(0, size), true);
+    assertEquals(window.credit, 2 ** 31 - 1);
+    window.spend(2 ** 31 - 1);
+    assertEquals(window.credit, 0);
+    assertEquals(window.update(2 ** 31 - 1, size), true);
+    assertEquals(window.credit, 2 ** 31 - 1);
+  }
+  const window = new SendWindow();
+  window.update(0, 2 ** 31 - 2);
+  assertEquals(window.credit, 2 ** 31 - 2);
+});
+
+Deno.test("rule 9: consumed beyond what was sent is told as such and changes nothing", () => {
+  for (const sent of [0, 5, 2 ** 32 - 3]) {
+    const window = sendWindowAt(sent, 100);
+    window.spend(10);
+    assertEquals(window.update((sent + 11) % 2 ** 32, 1000), undefined);
+    assertEquals(window.update((sent + 10 + 2 ** 31) % 2 ** 32, 1000), undefined);
+    assertEquals(window.credit, 90);
+    assertEquals(window.update((sent + 10) % 2 ** 32, 1000), true);
+    assertEquals(window.credit, 1000);
+  }
+});
+
+Deno.test("rule 9: consumed that goes back is ignored, window and all", () => {
+  for (const sent of [1000, 2 ** 32 + 3]) {
+    const window = sendWindowAt(sent, 100);
+    assertEquals(window.update((sent - 1) % 2 ** 32, 5000), false);
+    assertEquals(window.update((sent - 900) % 2 ** 32, 0), false);
+    assertEquals(window.credit, 100);
+  }
+});
+
+Deno.test("rule 10: the first window is 262144 bytes, or the largest there may be", () => {
+  for (const [largest, first] of [[8 * MiB, 262_144], [262_144, 262_144], [262_143, 262_143], [1, 1]] as const) {
+    const pool = new WindowPool(largest, 8 * MiB);
+    const window = new ReceiveWindow(pool);
+    assertEquals([pool.first, window.advertise(), pool.granted], [first, first, first]);
+  }
+});
+
+Deno.test(
+  "rule 10: what may be unread by right is the window, and never less than every peer's first guess",
+  inTime((time) => {
+    assertEquals(new ReceiveWindow(new WindowPool(1, 0)).allowed, 262_144);
+    const inbound = new Inbound(new WindowPool(4 * MiB, 4 * MiB));
+    assertEquals(inbound.window.allowed, 262_144);
+    inbound.growTo(1 * MiB, time);
+    assertEquals(inbound.window.allowed, 1 * MiB);
+  }),
+);
+
+Deno.test("rule 10: an update falls due on the first read, then whenever half a window has been read", () => {
+  for (const first of [1, 100, 200_000]) {
+    const inbound = new Inbound(new WindowPool(262_144, 0));
+    assertEquals(inbound.read(first), true);
+    assertEquals(inbound.limit, first + 262_144);
+    for (let times = 1; times <= 3; times++) {
+      assertEquals(inbound.read(131_071), false);
+      assertEquals(inbound.read(1), true);
+      assertEquals(inbound.limit, first + times * 131_072 + 262_144);
+    }
+  }
+});
+
+Deno.test("rule 10: with a window of one byte every byte read is told", () => {
+  const inbound = new Inbound(new WindowPool(1, 0));
+  for (let count = 1; count <= 20; count++) {
+    assertEquals(inbound.read(1), true);
+    assertEquals([inbound.updates, inbound.advertised], [count, 1]);
+  }
+});
+
+Deno.test("rule 10: with a window of three bytes every second byte read is told", () => {
+  const inbound = new Inbound(new WindowPool(3, 0));
+  assertEquals([1, 1, 1, 1, 1].map((count) => inbound.read(count)), [true, false, true, false, true]);
+  assertEquals([inbound.limit, inbound.advertised], [8, 3]);
+});
+
+Deno.test(
+  "rule 10: however large the window, an update falls due for every MiB read",
+  inTime((time) => {
+    const inbound = new Inbound(new WindowPool(8 * MiB, 8 * MiB));
+    inbound.growTo(8 * MiB, time);
+    while (!inbound.read(32 * KiB));
+    for (let times = 0; times < 3; times++) {
+      assertEquals(inbound.read(1 * MiB - 1), false);
+      assertEquals(inbound.read(1), true);
+      assertEquals(inbound.advertised, 8 * MiB);
+    }
+  }),
+);
+
+Deno.test("rule 10: an update that falls due as the count passes 2^32 is not lost", () => {
+  const inbound = new Inbound(new WindowPool(64 * KiB, 0));
+  inbound.read(32 * KiB);
+  while (inbound.consumed < 2 ** 32 - 32 * KiB) assertEquals(inbound.read(32 * KiB), true);
+  // Here Go's candidate is 0, which it takes for none.
+  assertEquals(inbound.read(32 * KiB), true);
+  assertEquals([inbound.window.consumed, inbound.advertised], [0, 64 * KiB]);
+  assertEquals(inbound.read(32 * KiB - 1), false);
+  assertEquals(inbound.read(1), true);
+  assertEquals([inbound.window.consumed, inbound.advertised], [32 * KiB, 64 * KiB]);
+});
+
+Deno.test("rule 10: no update falls due after the window was given up, while bytes are still counted", () => {
+  const inbound = new Inbound(new WindowPool(1000, 0));
+  inbound.read(1);
+  inbound.window.close();
+  assertEquals(inbound.read(999), false);
+  assertEquals(inbound.window.consumed, 1000);
+  const never = new Inbound(new WindowPool(1000, 0));
+  never.window.close();
+  assertEquals(never.read(1000), false);
+});
+
+Deno.test(
+  "rule 10: the round trip is from an update to the first byte beyond the limit that stood before",
+  inTime((time) => {
+    const pool = new WindowPool(4 * MiB, 4 * MiB);
+    const inbound = new Inbound(pool);
+    inbound.read(1);
+    time.now += 30;
+    inbound.arrive(262_143);
+    assertEquals(pool.roundTrip, 0, "the last byte within the old limit says nothing");
+    time.now += 20;
+    inbound.arrive(1);
+    assertEquals(pool.roundTrip, 50);
+    time.now += 7;
+    inbound.arrive(1);
+    assertEquals(pool.roundTrip, 50, "an answer is counted once");
+  }),
+);
+
+Deno.test(
+  "rule 10: the least round trip of all streams counts",
+  inTime((time) => {
+    const pool = new WindowPool(4 * MiB, 4 * MiB);
+    for (const [elapsed, least] of [[50, 50], [12, 12], [70, 12], [11, 11]] as const) {
+      const inbound = new Inbound(pool);
+      inbound.read(1);
+      time.now += elapsed;
+      inbound.arrive(262_144);
+      assertEquals(pool.roundTrip, least);
+    }
+  }),
+);
+
+Deno.test("rule 10: a round trip is measured across 2^32 too, wherever the limit stood", () => {
+  for (const distance of [-1000, -1, 0, 1, 1000]) {
+    inTime((time) => {
+      const pool = new WindowPool(64 * KiB, 0);
+      const inbound = new Inbound(pool);
+      inbound.skipTo(2 ** 32 + distance - 64 * KiB);
+      assertEquals([pool.roundTrip, inbound.limit], [0, 2 ** 32 + distance]);
+      inbound.read(32 * KiB);
+      time.now += 9;
+      for (let times = 0; times < 4; times++) {
+        inbound.arrive(8 * KiB);
+        assertEquals(pool.roundTrip, 0);
+      }
+      inbound.arrive(2000);
+      assertEquals(pool.roundTrip, 9);
+    })();
+  }
+});
+
+Deno.test(
+  "rule 10: an update that moves no limit begins no measure",
+  inTime((time) => {
+    const pool = new WindowPool(4 * MiB, 4 * MiB);
+    const inbound = new Inbound(pool);
+    assertEquals(inbound.window.advertise(), 262_144);
+    time.now += 100;
+    inbound.read(1);
+    time.now += ROUND_TRIP;
+    inbound.arriveAll();
+    assertEquals(pool.roundTrip, ROUND_TRIP);
+  }),
+);
+
+Deno.test(
+  "rule 10: a window given up measures nothing",
+  inTime((time) => {
+    const pool = new WindowPool(4 * MiB, 4 * MiB);
+    const inbound = new Inbound(pool);
+    inbound.read(1);
+    inbound.window.close();
+    time.now += 5;
+    inbound.arrive(300_000);
+    assertEquals(pool.roundTrip, 0);
+  }),
+);
+
+Deno.test("rule 10: a window doubles when all of it was read in less than two round trips, and only then", () => {
+  for (const [elapsed, window] of [[1, 524_288], [19, 524_288], [20, 262_144], [5000, 262_144]] as const) {
+    inTime((time) => {
+      const pool = new WindowPool(8 * MiB, 8 * MiB);
+      pool.roundTrip = ROUND_TRIP;
+      const inbound = new Inbound(pool);
+      inbound.read(1);
+      inbound.read(131_072);
+      time.now += elapsed;
+      inbound.read(131_072);
+      assertEquals(inbound.advertised, window);
+    })();
+  }
+});
+
+Deno.test("rule 10: of data that comes in bursts the time of one window counts, not that of the burst", () => {
+  for (const [elapsed, window] of [[20, 524_288], [29, 524_288], [30, 262_144], [40, 262_144]] as const) {
+    inTime((time) => {
+      const pool = new WindowPool(8 * MiB, 8 * MiB);
+      pool.roundTrip = ROUND_TRIP;
+      const inbound = new Inbound(pool);
+      inbound.read(1);
+      assertEquals(inbound.read(131_072), true);
+      time.now += elapsed;
+      // With this, one and a half windows have been read since the beginning.
+      assertEquals(inbound.read(262_144), true);
+      assertEquals(inbound.advertised, window);
+    })();
+  }
+});
+
+Deno.test(
+  "rule 10: less than a whole window proves nothing, however quickly it was read",
+  inTime((time) => {
+    const inbound = new Inbound(new WindowPool(8 * MiB, 8 * MiB));
+    assertEquals(inbound.read(1), true);
+    assertEquals(inbound.read(262_143), true);
+    assertEquals(inbound.advertised, 262_144);
+    time.now += ROUND_TRIP;
+    // The next byte makes it a whole one, which is seen when the next update falls due.
+    assertEquals(inbound.read(131_071), false);
+    assertEquals(inbound.read(1), true);
+    assertEquals(inbound.advertised, 524_288);
+  }),
+);
+
+Deno.test(
+  "rule 10: a round trip too short to be measured makes no window grow",
+  inTime((time) => {
+    const pool = new WindowPool(8 * MiB, 8 * MiB);
+    const inbound = new Inbound(pool);
+    for (let laps = 0; laps < 10; laps++) inbound.lap(time, 0);
+    assertEquals([inbound.advertised, pool.roundTrip], [262_144, 0]);
+  }),
+);
+
+Deno.test(
+  "rule 10: a peer that does not use its credit in less than two round trips gets no more",
+  inTime((time) => {
+    const pool = new WindowPool(8 * MiB, 8 * MiB);
+    const inbound = new Inbound(pool);
+    inbound.read(1);
+    time.now += ROUND_TRIP;
+    inbound.arriveAll();
+    assertEquals(pool.roundTrip, ROUND_TRIP);
+    for (let times = 0; times < 400; times++) {
+      time.now += ROUND_TRIP / 2;
+      inbound.read(64 * KiB);
+    }
+    assertEquals([inbound.advertised, pool.granted], [262_144, 262_144]);
+  }),
+);
+
+Deno.test(
+  "rule 10: a window grows by doubling, up to the largest there may be and no further",
+  inTime((time) => {
+    const pool = new WindowPool(1_000_000, 100 * MiB);
+    const inbound = new Inbound(pool);
+    const sizes = new Set<number>();
+    for (let laps = 0; laps < 20; laps++) {
+      inbound.lap(time);
+      sizes.add(inbound.advertised);
+    }
+    assertEquals([[...sizes], pool.granted], [[262_144, 524_288, 1_000_000], 1_000_000]);
+  }),
+);
+
+Deno.test(
+  "rule 10: a stream with half its window unread falls back, as it reads, to what it was promised",
+  inTime((time) => {
+    const pool = new WindowPool(2 * MiB, 4 * MiB);
+    const inbound = new Inbound(pool);
+    inbound.growTo(2 * MiB, time);
+    while (!inbound.read(32 * KiB));
+    // One byte less than half is unread.
+    inbound.arrive(2 * MiB - 1);
+    assertEquals(inbound.read(1 * MiB), true);
+    assertEquals([inbound.advertised, pool.granted], [2 * MiB, 2 * MiB]);
+    // Half is unread. As much is promised beyond what was read, and stays so; but it is not renewed.
+    inbound.arrive(1 * MiB + 1);
+    assertEquals(inbound.read(1 * MiB), false);
+    assertEquals(pool.granted, 1 * MiB);
+  }),
+);
+
+Deno.test(
+  "rule 10: a stream that stays in arrears comes down to its first window, and keeps that",
+  inTime((time) => {
+    const pool = new WindowPool(2 * MiB, 4 * MiB);
+    const inbound = new Inbound(pool);
+    inbound.growTo(2 * MiB, time);
+    inbound.arriveAll();
+    const { limit, updates } = inbound;
+    while (inbound.consumed + 262_144 < limit) inbound.read(32 * KiB);
+    assertEquals([inbound.limit, inbound.updates], [limit, updates], "more was granted than had been promised");
+    for (let times = 0; times < 50; times++) {
+      inbound.read(32 * KiB);
+      inbound.arriveAll();
+      assertGreaterOrEqual(inbound.limit - inbound.consumed, 131_072);
+    }
+    assertEquals([inbound.advertised, pool.granted], [262_144, 262_144]);
+  }),
+);
+
+Deno.test(
+  "rule 10: a stream that fell back grows again when it is read as quickly as it comes",
+  inTime((time) => {
+    const pool = new WindowPool(2 * MiB, 4 * MiB);
+    const inbound = new Inbound(pool);
+    inbound.growTo(2 * MiB, time);
+    inbound.arriveAll();
+    while (pool.granted > 262_144) inbound.read(32 * KiB);
+    while (inbound.received > inbound.consumed) inbound.read(1);
+    inbound.growTo(2 * MiB, time);
+    assertEquals(pool.granted, 2 * MiB);
+  }),
+);
+
+Deno.test("rule 10: windows grow across 2^32 as anywhere", () => {
+  for (const start of [100_000, 300_000, 1 * MiB, 3 * MiB]) {
+    inTime((time) => {
+      const inbound = new Inbound(new WindowPool(2 * MiB, 4 * MiB));
+      inbound.skipTo(2 ** 32 - start);
+      inbound.growTo(2 * MiB, time);
+    })();
+  }
+});
+
+Deno.test("rule 10: windows fall back across 2^32 as anywhere: what was promised stays accounted for", () => {
+  for (const start of [100_000, 1 * MiB, 1.9 * MiB]) {
+    inTime((time) => {
+      const pool = new WindowPool(2 * MiB, 4 * MiB);
+      const inbound = new Inbound(pool);
+      inbound.skipTo(2 ** 32 - 10 * MiB);
+      inbound.growTo(2 * MiB, time);
+      while (inbound.consumed < 2 ** 32 - start) inbound.read(32 * KiB);
+      inbound.arriveAll();
+      while (pool.granted > 262_144) {
+        inbound.read(32 * KiB);
+        assertGreaterOrEqual(pool.granted, inbound.limit - inbound.consumed);
+      }
+    })();
+  }
+});
+
+Deno.test(
+  "rule 10: growth is rationed: all windows together exceed their first ones by no more than the pool",
+  inTime((time) => {
+    const pool = new WindowPool(8 * MiB, 300_000);
+    const [one, two, three] = [new Inbound(pool), new Inbound(pool), new Inbound(pool)] as const;
+    one.growTo(524_288, time);
+    two.growTo(300_000, time);
+    // Every stream has its first window, whatever the others took.
+    for (let laps = 0; laps < 20; laps++) three.lap(time);
+    assertEquals([one.advertised, two.advertised, three.advertised], [524_288, 300_000, 262_144]);
+    assertEquals(pool.granted, 3 * 262_144 + 300_000);
+  }),
+);
+
+Deno.test(
+  "rule 10: what a stream took is there for others when it is closed or falls back",
+  inTime((time) => {
+    const pool = new WindowPool(8 * MiB, 262_144);
+    const [one, two, three] = [new Inbound(pool), new Inbound(pool), new Inbound(pool)] as const;
+    one.growTo(524_288, time);
+    for (let laps = 0; laps < 20; laps++) two.lap(time);
+    assertEquals(two.advertised, 262_144);
+
+    one.window.close();
+    assertEquals(pool.granted, 2 * 262_144);
+    two.growTo(524_288, time);
+    assertEquals(pool.granted, 3 * 262_144);
+
+    two.arriveAll();
+    while (pool.granted > 2 * 262_144) two.read(32 * KiB);
+    three.growTo(524_288, time);
+    assertEquals(pool.granted, 3 * 262_144);
+  }),
+);
+
+Deno.test(
+  "rule 10: a window is given back once, and all of it",
+  inTime((time) => {
+    const pool = new WindowPool(1 * MiB, 1 * MiB);
+    const [one, two] = [new Inbound(pool), new Inbound(pool)] as const;
+    one.growTo(1 * MiB, time);
+    assertEquals(pool.granted, 1 * MiB + 262_144);
+    one.window.close();
+    one.window.close();
+    assertEquals(pool.granted, 262_144);
+    two.window.close();
+    assertEquals(pool.granted, 0);
+    // Were more given back than was taken, these could grow by more than the pool has.
+    const [three, four] = [new Inbound(pool), new Inbound(pool)] as const;
+    three.growTo(1 * MiB, time);
+    for (let laps = 0; laps < 20; laps++) four.lap(time);
+    assertEquals([four.advertised, pool.granted], [524_288, 2 * 262_144 + 1 * MiB]);
+  }),
+);
+
+Deno.test(
+  "rule 10: a limit never goes back, whatever is read when",
+  inTime((time) => {
+    const pool = new WindowPool(4 * MiB, 3 * MiB);
+    const all = [new Inbound(pool), new Inbound(pool), new Inbound(pool)];
+    // They are read quickly, slowly and in arrears by turns; Inbound compares each limit with the one before.
+    for (let times = 0; times < 600; times++) {
+      const inbound = all[times % 3]!;
+      if (times % 200 < 100) {
+        while (inbound.received > inbound.consumed) inbound.read(1 * KiB);
+        inbound.lap(time, times % 100 < 80 ? ROUND_TRIP : 50);
+      } else {
+        inbound.arriveAll();
+        inbound.read(32 * KiB);
+      }
+      const { granted } = pool;
+      assert(granted >= 3 * 262_144 && granted <= 3 * 262_144 + 3 * MiB, `granted ${granted}`);
+    }
+    for (const inbound of all) assertGreater(inbound.updates, 20);
+  }),
+);
