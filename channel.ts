@@ -43,7 +43,7 @@
  * @module
  */
 
-import { checkTimeout, type SelectCase, Wait, type WaitOptions } from "./select.ts";
+import { Limit, type Place, Queue, refusal, type SelectCase, timeoutProblem, type WaitOptions } from "./select.ts";
 
 export { select, trySelect } from "./select.ts";
 export type { SelectCase, SelectCases, SelectOptions, SelectResult, WaitOptions } from "./select.ts";
@@ -72,7 +72,7 @@ export class ChannelClosedError extends Error {
    * @param message What could not be done.
    * @param value The value that was not sent; left out, the error has no such property.
    */
-  constructor(message: string, ...value: [] | [value: unknown]) {
+  constructor(message: string, ...value: [value?: unknown]) {
     super(message);
     this.name = "ChannelClosedError";
     if (value.length === 1) this.value = value[0];
@@ -187,17 +187,25 @@ type Reason = [] | [reason: unknown];
 type Sent = { done: false; value?: undefined } | { done: true; value?: undefined };
 type Received<T> = { done: false; value: T } | { done: true; value?: undefined };
 
-/** In what form a receive gives its value, and its end: without `end` it rejects. */
+/** What a wait resolves with: for a value, and at a clean end, where without `end` it rejects. */
 interface Form<T, R> {
   value(value: T): R;
-  end?(): R;
+  end: (() => R) | undefined;
 }
-const PLAIN = { value: <T>(value: T): T => value };
+const SENT = { value: (): void => {}, end: undefined };
+const PLAIN = { value: <T>(value: T): T => value, end: undefined };
 const MANY = { value: <T>(value: T): T[] => [value], end: () => [] };
 const STEP = {
   value: <T>(value: T): IteratorResult<T, undefined> => ({ done: false, value }),
   end: (): IteratorResult<never, undefined> => ({ done: true, value: undefined }),
 };
+const CASE = {
+  value: <T>(value: T): Received<T> => ({ done: false, value }),
+  end: (): Received<never> => ({ done: true }),
+};
+
+/** How a receive ends for which nothing will come any more; a clean end is an error only to those without a form for it. */
+type Ending = { clean: boolean; error: unknown };
 
 /** One holder of a channel's end, which may be closed while the channel goes on. */
 class Handle {
@@ -215,111 +223,99 @@ class Handle {
     this.parked += change;
     this.parent?.count(change);
   }
-}
 
-/** A place in a {@linkcode Queue}. */
-interface Place<P extends Place<P>> {
-  queue: Queue<P> | undefined;
-  before: P | undefined;
-  after: P | undefined;
-  readonly handle: Handle | undefined;
-}
-
-/** Those who wait, oldest first, linked through themselves, so that anyone can leave at no cost. */
-class Queue<P extends Place<P>> {
-  first: P | undefined = undefined;
-  last: P | undefined = undefined;
-
-  add(place: P): void {
-    place.queue = this;
-    place.before = this.last;
-    if (this.last === undefined) this.first = place;
-    else this.last.after = place;
-    this.last = place;
-    place.handle?.count(1);
-  }
-
-  remove(place: P): void {
-    if (place.before === undefined) this.first = place.after;
-    else place.before.after = place.after;
-    if (place.after === undefined) this.last = place.before;
-    else place.after.before = place.before;
-    place.queue = place.before = place.after = undefined;
-    place.handle?.count(-1);
-  }
-
-  /** Those who wait through this handle. */
-  of(handle: Handle): P[] {
-    const found: P[] = [];
-    for (let place = this.first; place !== undefined && found.length < handle.parked; place = place.after) {
-      if (place.handle === handle || place.handle?.parent === handle) found.push(place);
+  /** Those of a queue who wait through this handle. */
+  waiters<T>(queue: Queue<Waiter<T>>): Waiter<T>[] {
+    const found: Waiter<T>[] = [];
+    for (let waiter = queue.first; waiter !== undefined && found.length < this.parked; waiter = waiter.after) {
+      if (waiter.handle === this || waiter.handle?.parent === this) found.push(waiter);
     }
     return found;
   }
 }
 
-/** A receive that waits, in whatever form. */
-interface Receiving<T> extends Place<Receiving<T>> {
-  take(value: T): void;
-  /** Nothing will come any more. */
-  end(clean: boolean, error: unknown): void;
-}
-
-class Receive<T, R> extends Wait<R> implements Receiving<T> {
-  queue: Queue<Receiving<T>> | undefined = undefined;
-  before: Receiving<T> | undefined = undefined;
-  after: Receiving<T> | undefined = undefined;
+/** A send or a receive that waits. It is of no class but its own: deriving it makes every wait slower. */
+class Waiter<T> implements Place<Waiter<T>> {
+  queue: Queue<Waiter<T>> | undefined = undefined;
+  before: Waiter<T> | undefined = undefined;
+  after: Waiter<T> | undefined = undefined;
   readonly handle: Handle | undefined;
-  readonly #core: Core<T>;
-  readonly #form: Form<T, R>;
+  /** What a send has to give. */
+  readonly value: T | undefined;
+  readonly #form: Form<T, unknown>;
+  readonly #resolve: (outcome: unknown) => void;
+  readonly #reject: (reason: unknown) => void;
+  readonly #limit: Limit | undefined;
 
-  constructor(core: Core<T>, handle: Handle | undefined, form: Form<T, R>) {
-    super();
-    this.handle = handle;
-    this.#core = core;
-    this.#form = form;
-  }
-
-  protected enter(): void {
-    this.#core.receivers.add(this);
-  }
-
-  leave(): void {
-    this.queue?.remove(this);
-  }
-
-  take(value: T): void {
-    this.succeed(this.#form.value(value));
-  }
-
-  end(clean: boolean, error: unknown): void {
-    if (clean && this.#form.end !== undefined) this.succeed(this.#form.end());
-    else this.fail(error);
-  }
-}
-
-class Send<T> extends Wait<void> implements Place<Send<T>> {
-  queue: Queue<Send<T>> | undefined = undefined;
-  before: Send<T> | undefined = undefined;
-  after: Send<T> | undefined = undefined;
-  readonly handle: Handle | undefined;
-  readonly value: T;
-  readonly #core: Core<T>;
-
-  constructor(core: Core<T>, handle: Handle | undefined, value: T) {
-    super();
+  constructor(
+    queue: Queue<Waiter<T>>,
+    handle: Handle | undefined,
+    value: T | undefined,
+    form: Form<T, unknown>,
+    resolve: (outcome: unknown) => void,
+    reject: (reason: unknown) => void,
+    options?: WaitOptions,
+  ) {
     this.handle = handle;
     this.value = value;
-    this.#core = core;
+    this.#form = form;
+    this.#resolve = resolve;
+    this.#reject = reject;
+    this.#limit = options && new Limit(options, this);
+    queue.add(this);
+    handle?.count(1);
   }
 
-  protected enter(): void {
-    this.#core.senders.add(this);
-  }
-
+  /** Gives the place up, if it is still held. */
   leave(): void {
-    this.queue?.remove(this);
+    this.#limit?.stop();
+    if (this.queue === undefined) return;
+    this.queue.remove(this);
+    this.handle?.count(-1);
   }
+
+  /** The value has changed hands. */
+  settle(value: T): void {
+    this.leave();
+    this.#resolve(this.#form.value(value));
+  }
+
+  fail(reason: unknown): void {
+    this.leave();
+    this.#reject(reason);
+  }
+
+  /** Nothing will come any more. */
+  end({ clean, error }: Ending): void {
+    if (!clean || this.#form.end === undefined) return this.fail(error);
+    this.leave();
+    this.#resolve(this.#form.end());
+  }
+}
+
+/** Makes a waiter; the form and the callback agree on what a value becomes. */
+function park<T, R>(
+  queue: Queue<Waiter<T>>,
+  handle: Handle | undefined,
+  value: T | undefined,
+  form: Form<T, R>,
+  resolve: (outcome: R) => void,
+  reject: (reason: unknown) => void,
+  options?: WaitOptions,
+): Waiter<T> {
+  return new Waiter(queue, handle, value, form, resolve as (outcome: unknown) => void, reject, options);
+}
+
+function wait<T, R>(
+  queue: Queue<Waiter<T>>,
+  handle: Handle | undefined,
+  value: T | undefined,
+  form: Form<T, R>,
+  options: WaitOptions | undefined,
+): Promise<R> {
+  return refusal(options) ?? new Promise<R>((resolve, reject) => {
+    park(queue, handle, value, form, resolve, reject, options);
+  });
 }
 
 /**
@@ -330,8 +326,8 @@ class Send<T> extends Wait<void> implements Place<Send<T>> {
  */
 class Core<T> {
   readonly capacity: number;
-  readonly senders: Queue<Send<T>> = new Queue();
-  readonly receivers: Queue<Receiving<T>> = new Queue();
+  readonly senders: Queue<Waiter<T>> = new Queue();
+  readonly receivers: Queue<Waiter<T>> = new Queue();
   size = 0;
   closed = false;
   senderCount = 1;
@@ -353,7 +349,7 @@ class Core<T> {
     if (this.closed || handle?.live === false) return false;
     const receiving = this.receivers.first;
     if (receiving !== undefined) {
-      receiving.take(value);
+      receiving.settle(value);
       return true;
     }
     if (this.size >= this.capacity) return false;
@@ -362,11 +358,11 @@ class Core<T> {
   }
 
   send(value: T, options: WaitOptions | undefined, handle?: Handle): Promise<void> {
-    const refused = refusal(options);
-    if (refused !== undefined) return refused;
+    const problem = timeoutProblem(options?.timeout);
+    if (problem !== undefined) return Promise.reject(problem);
     if (this.trySend(value, handle)) return DONE;
     if (this.closed || handle?.live === false) return Promise.reject(unsent(value, handle));
-    return new Send(this, handle, value).start(options);
+    return wait(this.senders, handle, value, SENT, options);
   }
 
   sending(value: T, handle?: Handle): SelectCase<Sent> {
@@ -376,7 +372,7 @@ class Core<T> {
         return this.closed || handle?.live === false ? { done: true } : undefined;
       },
       park: (settle) =>
-        new Send(this, handle, value).startWith(() => settle({ done: false }), () => settle({ done: true })),
+        new Waiter(this.senders, handle, value, SENT, () => settle({ done: false }), () => settle({ done: true })),
     };
   }
 
@@ -387,11 +383,15 @@ class Core<T> {
 
   take(): T {
     const sending = this.senders.first;
-    const value = this.size > 0 ? this.#shift() : sending!.value;
-    if (sending === undefined) return value;
-    // Who waited for room has it now; with no capacity there is none to have, and the value is the sender's own.
-    if (this.capacity > 0) this.#push(sending.value);
-    sending.succeed();
+    if (sending === undefined) return this.#shift();
+    const sent = sending.value as T;
+    if (this.size === 0) {
+      sending.settle(sent);
+      return sent;
+    }
+    const value = this.#shift();
+    this.#push(sent);
+    sending.settle(sent);
     return value;
   }
 
@@ -409,24 +409,24 @@ class Core<T> {
   }
 
   receive<R>(form: Form<T, R>, options: WaitOptions | undefined, handle?: Handle): Promise<R> {
-    const refused = refusal(options);
-    if (refused !== undefined) return refused;
+    const problem = timeoutProblem(options?.timeout);
+    if (problem !== undefined) return Promise.reject(problem);
     if (handle?.live !== false) {
       if (this.ready) return resolved(form.value(this.take()));
-      if (!this.closed) return new Receive(this, handle, form).start(options);
+      if (!this.closed) return wait(this.receivers, handle, undefined, form, options);
     }
     const { clean, error } = this.#ending(handle);
     return clean && form.end !== undefined ? resolved(form.end()) : Promise.reject(error);
   }
 
   receiveMany(max: number, options: WaitOptions | undefined, handle?: Handle): Promise<T[]> {
-    if (!(max >= 1) || (max !== Infinity && !Number.isInteger(max))) {
+    if (max !== Infinity && !(Number.isInteger(max) && max >= 1)) {
       return Promise.reject(
         new RangeError(`Cannot receive: max must be an integer of at least 1, or Infinity, received ${max}`),
       );
     }
-    const refused = refusal(options);
-    if (refused !== undefined) return refused;
+    const problem = timeoutProblem(options?.timeout);
+    if (problem !== undefined) return Promise.reject(problem);
     const values = this.takeMany(max, handle);
     return values.length > 0 ? Promise.resolve(values) : this.receive<T[]>(MANY, options, handle);
   }
@@ -439,26 +439,44 @@ class Core<T> {
         return result.state === "closed" ? { done: true } : undefined;
       },
       park: (settle) =>
-        new Receive<T, T>(this, handle, PLAIN)
-          .startWith((value) => settle({ done: false, value }), () => settle({ done: true })),
+        park<T, Received<T>>(this.receivers, handle, undefined, CASE, settle, () => settle({ done: true })),
     };
   }
 
-  readable(cancel: (reason: unknown) => void, handle?: Handle): ReadableStream<T> {
-    const pull = (controller: ReadableStreamDefaultController<T>): Promise<void> | void => {
-      const result = this.tryReceive(handle);
-      if (result.state === "ok") return controller.enqueue(result.value);
-      return new Promise((resolve, reject) => {
-        // Enqueued in the step that takes it from the channel: between the two, a cancel would lose it.
-        const receiving = new Receive<T, IteratorResult<T, undefined>>(this, handle, STEP).startWith((step) => {
-          if (step.done) controller.close();
-          else controller.enqueue(step.value);
-          resolve();
-        }, reject);
-        if (result.state === "closed") this.#end(receiving);
-      });
+  /** A stream that gives its handle up when it is over; without a handle, it closes the channel when it is cancelled. */
+  readable(handle?: Handle): ReadableStream<T> {
+    let over = false;
+    const leave = () => {
+      over = true;
+      if (handle !== undefined) this.closeReceiver(handle);
     };
-    return new ReadableStream<T>({ pull, cancel }, { highWaterMark: 0 });
+    return new ReadableStream<T>({
+      pull: (controller) => {
+        const result = this.tryReceive(handle);
+        if (result.state === "ok") return controller.enqueue(result.value);
+        return new Promise((resolve, reject) => {
+          // Enqueued in the step that takes it from the channel: between the two, a cancel would lose it.
+          const take = (step: IteratorResult<T, undefined>) => {
+            if (!step.done) controller.enqueue(step.value);
+            else {
+              if (!over) controller.close();
+              leave();
+            }
+            resolve();
+          };
+          const fail = (reason: unknown) => {
+            leave();
+            reject(reason);
+          };
+          const waiter = park<T, IteratorResult<T, undefined>>(this.receivers, handle, undefined, STEP, take, fail);
+          if (result.state === "closed") this.#end(waiter);
+        });
+      },
+      cancel: (reason) => {
+        leave();
+        if (handle === undefined) this.close(reason === undefined ? [] : [reason]);
+      },
+    }, { highWaterMark: 0 });
   }
 
   close(reason: Reason): void {
@@ -473,13 +491,13 @@ class Core<T> {
     if (!handle.open) return;
     handle.open = false;
     this.#giveReason(reason);
-    for (const sending of this.senders.of(handle)) sending.fail(unsent(sending.value, handle));
+    for (const sending of handle.waiters(this.senders)) sending.fail(unsent(sending.value, handle));
     if (--this.senderCount === 0) this.close([]);
   }
 
   closeReceiver(handle: Handle): void {
     if (!handle.open) return;
-    this.closeIterator(handle);
+    this.closeHandle(handle);
     if (--this.receiverCount > 0) return;
     this.closed = true;
     this.#rejectSenders();
@@ -499,9 +517,9 @@ class Core<T> {
     if (failure !== undefined) throw failure.error;
   }
 
-  closeIterator(handle: Handle): void {
+  closeHandle(handle: Handle): void {
     handle.open = false;
-    for (const receiving of this.receivers.of(handle)) this.#end(receiving);
+    for (const receiving of handle.waiters(this.receivers)) this.#end(receiving);
   }
 
   get signal(): AbortSignal {
@@ -520,13 +538,11 @@ class Core<T> {
     for (let sending; (sending = this.senders.first) !== undefined;) sending.fail(unsent(sending.value));
   }
 
-  #end(receiving: Receiving<T>): void {
-    const { clean, error } = this.#ending(receiving.handle);
-    receiving.end(clean, error);
+  #end(receiving: Waiter<T>): void {
+    receiving.end(this.#ending(receiving.handle));
   }
 
-  /** How a receive ends for which nothing will come any more. */
-  #ending(handle: Handle | undefined): { clean: boolean; error: unknown } {
+  #ending(handle: Handle | undefined): Ending {
     if (handle?.live === false) {
       return { clean: true, error: new ChannelClosedError("Cannot receive through a closed receiver") };
     }
@@ -560,15 +576,6 @@ class Core<T> {
     for (let i = 0; i < this.size; i++) ring[i] = this.#ring[(this.#head + i) & (this.#ring.length - 1)];
     this.#ring = ring;
     this.#head = 0;
-  }
-}
-
-function refusal(options: WaitOptions | undefined): Promise<never> | undefined {
-  try {
-    checkTimeout(options?.timeout);
-    return undefined;
-  } catch (error) {
-    return Promise.reject(error);
   }
 }
 
@@ -620,12 +627,12 @@ class Values<T> implements AsyncIterableIterator<T, undefined> {
   }
 
   return(): Promise<IteratorResult<T, undefined>> {
-    this.#core.closeIterator(this.#handle);
+    this.#core.closeHandle(this.#handle);
     return Promise.resolve(STEP.end());
   }
 
   throw(error: unknown): Promise<IteratorResult<T, undefined>> {
-    this.#core.closeIterator(this.#handle);
+    this.#core.closeHandle(this.#handle);
     return Promise.reject(error);
   }
 
@@ -825,14 +832,14 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * The channel as a stream. It takes a value only when somebody reads, and shares the values with other receivers.
-   * Cancelling it closes the channel, with the cancel's reason unless that is `undefined`; what is buffered stays
+   * The channel as a stream. It takes a value only when somebody reads, and shares the values with other receivers. A read
+   * that is given up by `releaseLock()` still takes its value, for the stream's next reader. Cancelling it closes the channel, with the cancel's reason unless that is `undefined`; what is buffered stays
    * receivable.
    *
    * @returns A stream that ends, or fails, as an iteration does.
    */
   toReadableStream(): ReadableStream<T> {
-    return this.#core.readable((reason) => reason === undefined ? this.close() : this.close(reason));
+    return this.#core.readable();
   }
 
   /**
@@ -1211,15 +1218,15 @@ export class Receiver<T> implements AsyncIterable<T>, Disposable {
   }
 
   /**
-   * The channel as a stream, through a handle of its own, which is closed when the stream is cancelled. It takes a value
-   * only when somebody reads, and shares the values with other receivers.
+   * The channel as a stream, through a handle of its own, which is closed when the stream ends, fails or is cancelled. It
+   * takes a value only when somebody reads, and shares the values with other receivers. A read that is given up by
+   * `releaseLock()` still takes its value, for the stream's next reader.
    *
    * @returns A stream that ends, or fails, as an iteration does.
    * @throws {ChannelClosedError} If this handle is closed.
    */
   toReadableStream(): ReadableStream<T> {
-    const own = this.clone();
-    return this.#core.readable(() => own.close(), own.#handle);
+    return this.#core.readable(this.clone().#handle);
   }
 
   /**

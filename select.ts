@@ -31,74 +31,123 @@ export interface WaitOptions {
   timeout?: number | undefined;
 }
 
-/** Refuses a timeout that no timer can keep. */
-export function checkTimeout(timeout: number | undefined): void {
-  if (timeout === undefined || timeout === Infinity) return;
-  if (typeof timeout !== "number" || !(timeout >= 0 && timeout <= MAX_DELAY)) {
-    throw new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY} ms or Infinity, received ${timeout}`);
-  }
+/** What is wrong with a timeout, if anything is. */
+export function timeoutProblem(timeout: number | undefined): RangeError | undefined {
+  if (timeout === undefined || timeout === Infinity) return undefined;
+  if (typeof timeout === "number" && timeout >= 0 && timeout <= MAX_DELAY) return undefined;
+  return new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY} ms or Infinity, received ${timeout}`);
+}
+
+/** The rejection of a wait that its options do not even let begin. */
+export function refusal(options: WaitOptions | undefined): Promise<never> | undefined {
+  if (options?.signal?.aborted) return Promise.reject(options.signal.reason);
+  return options?.timeout === 0 ? Promise.reject(timeoutError(0)) : undefined;
 }
 
 function timeoutError(timeout: number): DOMException {
   return new DOMException(`Gave up waiting after ${timeout} ms`, "TimeoutError");
 }
 
-/** A wait under way: how it is settled, and what may end it. It is its signal's listener itself, to save a closure. */
-export abstract class Wait<R> {
-  #resolve!: (outcome: R) => void;
-  #reject!: (reason: unknown) => void;
-  #signal: AbortSignal | undefined = undefined;
-  #timer: Timer | undefined = undefined;
+/** A member of a {@linkcode Queue}. */
+export interface Place<P extends Place<P>> {
+  queue: Queue<P> | undefined;
+  before: P | undefined;
+  after: P | undefined;
+}
 
-  /** Takes a place in every queue concerned. */
-  protected abstract enter(): void;
-  /** Gives up the places still held. */
-  abstract leave(): void;
+/** Those who wait, oldest first, linked through themselves, so that anyone can leave at no cost. */
+export class Queue<P extends Place<P>> {
+  first: P | undefined = undefined;
+  last: P | undefined = undefined;
 
-  /** Waits until settled, unless the options allow no waiting. */
-  start(options: WaitOptions | undefined): Promise<R> {
-    const signal = options?.signal;
-    const timeout = options?.timeout ?? Infinity;
-    if (signal?.aborted) return Promise.reject(signal.reason);
-    if (timeout === 0) return Promise.reject(timeoutError(0));
-    return new Promise<R>((resolve, reject) => {
-      if (signal !== undefined) {
-        signal.addEventListener("abort", this);
-        this.#signal = signal;
-      }
-      if (timeout !== Infinity) this.#timer = clock.setTimer(() => this.fail(timeoutError(timeout)), timeout);
-      this.startWith(resolve, reject);
-    });
+  add(place: P): void {
+    place.queue = this;
+    place.before = this.last;
+    if (this.last === undefined) this.first = place;
+    else this.last.after = place;
+    this.last = place;
   }
 
-  /** Waits until settled, calling one of these. */
-  startWith(resolve: (outcome: R) => void, reject: (reason: unknown) => void): this {
-    this.#resolve = resolve;
-    this.#reject = reject;
-    this.enter();
-    return this;
+  remove(place: P): void {
+    if (place.before === undefined) this.first = place.after;
+    else place.before.after = place.after;
+    if (place.after === undefined) this.last = place.before;
+    else place.after.before = place.before;
+    place.queue = place.before = place.after = undefined;
+  }
+}
+
+/** What a signal or a timeout can end; `fail` has to call {@linkcode Limit.stop}. */
+interface Limited {
+  fail(reason: unknown): void;
+}
+
+/** The signal and the timeout of one wait under way. */
+export class Limit implements Place<Limit> {
+  queue: Queue<Limit> | undefined = undefined;
+  before: Limit | undefined = undefined;
+  after: Limit | undefined = undefined;
+  readonly wait: Limited;
+  readonly #timer: Timer | undefined;
+
+  constructor({ signal, timeout = Infinity }: WaitOptions, wait: Limited) {
+    this.wait = wait;
+    if (signal !== undefined) watchOver(signal).add(this);
+    if (timeout !== Infinity) this.#timer = setTimer(wait, timeout);
   }
 
-  succeed(outcome: R): void {
-    this.#end();
-    this.#resolve(outcome);
-  }
-
-  fail(reason: unknown): void {
-    this.#end();
-    this.#reject(reason);
-  }
-
-  /** The signal has aborted. */
-  handleEvent(): void {
-    this.fail(this.#signal?.reason);
-  }
-
-  #end(): void {
-    this.leave();
-    if (this.#signal !== undefined) this.#signal.removeEventListener("abort", this);
+  stop(): void {
+    this.queue?.remove(this);
     if (this.#timer !== undefined) clock.clearTimer(this.#timer);
   }
+}
+
+/** Apart from the constructor, which would make room for the closure's variables even where there is no timeout. */
+function setTimer(wait: Limited, timeout: number): Timer {
+  return clock.setTimer(() => wait.fail(timeoutError(timeout)), timeout);
+}
+
+/** Waits that one signal can end, behind one listener: a signal searches its whole list for each it adds or removes. */
+class Watch extends Queue<Limit> {
+  readonly signal: AbortSignal;
+  readonly #slot: number;
+
+  constructor(signal: AbortSignal, slot: number) {
+    super();
+    this.signal = signal;
+    this.#slot = slot;
+  }
+
+  override add(limit: Limit): void {
+    if (this.first === undefined) this.signal.addEventListener("abort", this);
+    super.add(limit);
+  }
+
+  override remove(limit: Limit): void {
+    super.remove(limit);
+    if (this.first !== undefined) return;
+    this.signal.removeEventListener("abort", this);
+    if (watches[this.#slot] === this) watches[this.#slot] = undefined;
+  }
+
+  handleEvent(): void {
+    for (let limit; (limit = this.first) !== undefined;) limit.wait.fail(this.signal.reason);
+  }
+}
+
+/** The latest to be in use. A map of all would make a wait on a fresh signal cost five times as much. */
+const watches: (Watch | undefined)[] = new Array(8).fill(undefined);
+let oldest = 0;
+
+function watchOver(signal: AbortSignal): Watch {
+  for (let i = 0; i < watches.length; i++) {
+    const watch = watches[i];
+    if (watch !== undefined && watch.signal === signal) return watch;
+  }
+  const watch = new Watch(signal, oldest);
+  watches[oldest] = watch;
+  oldest = (oldest + 1) % watches.length;
+  return watch;
 }
 
 /**
@@ -174,8 +223,8 @@ export type SelectCases = Record<string, SelectCase<object> | undefined>;
  * ```
  */
 export type SelectResult<Cases extends SelectCases> = {
-  [K in keyof Cases]: NonNullable<Cases[K]> extends SelectCase<infer Outcome>
-    ? Outcome extends object ? { key: K } & Outcome : never
+  [K in keyof Cases]: [NonNullable<Cases[K]>] extends [never] ? never
+    : NonNullable<Cases[K]> extends SelectCase<infer Outcome> ? Outcome extends object ? { key: K } & Outcome : never
     : never;
 }[keyof Cases];
 
@@ -242,17 +291,32 @@ export function select<Cases extends SelectCases>(
   cases: Cases,
   options: SelectOptions = {},
 ): Promise<SelectResult<Cases>> {
-  try {
-    checkTimeout(options.timeout);
-    const entries = entriesOf(cases);
-    if (entries.length === 0 && options.signal === undefined && (options.timeout ?? Infinity) === Infinity) {
-      throw new TypeError("Cannot select: there is no case, no signal and no timeout");
-    }
-    const result = attempt<Cases>(entries, options.biased);
-    return result === undefined ? new Selection<Cases>(entries).start(options) : Promise.resolve(result);
-  } catch (error) {
-    return Promise.reject(error);
-  }
+  const entries = entriesOf(cases);
+  const endless = options.signal === undefined && (options.timeout ?? Infinity) === Infinity;
+  const problem = entries.length === 0 && endless
+    ? new TypeError("Cannot select: there is no case, no signal and no timeout")
+    : timeoutProblem(options.timeout);
+  if (problem !== undefined) return Promise.reject(problem);
+  const result = attempt<Cases>(entries, options.biased);
+  if (result !== undefined) return Promise.resolve(result);
+  return refusal(options) ?? new Promise((resolve, reject) => {
+    const end = () => {
+      limit.stop();
+      for (const place of places) place.leave();
+    };
+    const limit = new Limit(options, {
+      fail(reason) {
+        end();
+        reject(reason);
+      },
+    });
+    const places = entries.map(([key, selectCase]) =>
+      selectCase.park((outcome) => {
+        end();
+        resolve({ key, ...outcome } as SelectResult<Cases>);
+      })
+    );
+  });
 }
 
 /**
@@ -304,24 +368,4 @@ function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): S
     if (outcome !== undefined) return { key: entry[0], ...outcome } as SelectResult<Cases>;
   }
   return undefined;
-}
-
-class Selection<Cases extends SelectCases> extends Wait<SelectResult<Cases>> {
-  readonly #entries: Entry[];
-  #places: { leave(): void }[] = [];
-
-  constructor(entries: Entry[]) {
-    super();
-    this.#entries = entries;
-  }
-
-  protected enter(): void {
-    this.#places = this.#entries.map(([key, selectCase]) =>
-      selectCase.park((outcome) => this.succeed({ key, ...outcome } as SelectResult<Cases>))
-    );
-  }
-
-  leave(): void {
-    for (const place of this.#places) place.leave();
-  }
 }

@@ -1,0 +1,203 @@
+/**
+ * What the compiler has to know about channels. Most of it is checked before anything runs: a line marked
+ * `@ts-expect-error` that is no error is one.
+ *
+ * @module
+ */
+import { assert, assertEquals, assertStrictEquals } from "@std/assert";
+import {
+  bounded,
+  Channel,
+  type ChannelOptions,
+  type ChannelReceiveOptions,
+  type ChannelReceiveResult,
+  type ChannelSendOptions,
+  type Receiver,
+  select,
+  type SelectResult,
+  Sender,
+  trySelect,
+  unbounded,
+} from "../channel.ts";
+
+/** The public shape of `@std/async`'s `Channel`, written down because the real one may not be at hand. */
+interface StdChannel<T> {
+  send(value: T, options?: { signal?: AbortSignal }): Promise<void>;
+  receive(options?: { signal?: AbortSignal }): Promise<T>;
+  trySend(value: T): boolean;
+  tryReceive(): { state: "ok"; value: T } | { state: "empty" } | { state: "closed" };
+  close(): void;
+  close(reason: unknown): void;
+  get closed(): boolean;
+  get size(): number;
+  get capacity(): number;
+  [Symbol.asyncIterator](): AsyncIterableIterator<T>;
+  toReadableStream(): ReadableStream<T>;
+  [Symbol.dispose](): void;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+type Equal<A, B> = (<X>() => X extends A ? 1 : 2) extends <X>() => X extends B ? 1 : 2 ? true : false;
+/** Fails to compile unless the two types are the same. */
+function assertType<_ extends true>(): void {}
+
+Deno.test("types: a Channel goes where std's shape is asked for", async () => {
+  async function program(channel: Pick<StdChannel<number>, keyof StdChannel<number>>): Promise<number> {
+    const options: { signal?: AbortSignal } = {};
+    await channel.send(1, options);
+    channel.trySend(2);
+    channel.close();
+    let sum = 0;
+    for await (const value of channel) sum += value;
+    return sum;
+  }
+  assertEquals(await program(new Channel<number>({ capacity: 2 })), 3);
+
+  // The names std exports beside the class.
+  const options: ChannelOptions = { capacity: 1 };
+  const sending: ChannelSendOptions = { signal: AbortSignal.abort() };
+  const receiving: ChannelReceiveOptions = { signal: AbortSignal.abort() };
+  const channel = new Channel<string>(options);
+  await channel.send("a", sending);
+  const result: ChannelReceiveResult<string> = channel.tryReceive();
+  if (result.state === "ok") assertEquals(result.value.length, 1);
+  assertEquals(await channel.send("b").then(() => channel.receive(receiving)), "b");
+});
+
+Deno.test("types: select narrows by key, then by done, and the compiler sees that every case is dealt with", async () => {
+  const jobs = new Channel<{ id: number }>({ capacity: 1 });
+  const outbox = new Channel<string>();
+  const { receiver: ticks } = unbounded<Date>();
+
+  function tell(r: SelectResult<ReturnType<typeof cases>>): string {
+    switch (r.key) {
+      case "job":
+        if (r.done) {
+          assertType<Equal<typeof r.value, undefined>>();
+          return "end";
+        }
+        assertType<Equal<typeof r.value, { id: number }>>();
+        return `job ${r.value.id}`;
+      case "out":
+        assertType<Equal<typeof r.done, boolean>>();
+        assertType<Equal<typeof r.value, undefined>>();
+        return `out ${r.done}`;
+      case "tick":
+        // @ts-expect-error whether there is a value has to be asked first
+        void (() => r.value.getTime());
+        return r.done ? "end" : `tick ${r.value.getTime()}`;
+      default:
+        return r satisfies never;
+    }
+  }
+  function cases() {
+    return { job: jobs.receiving(), out: outbox.sending("x"), tick: ticks.receiving() };
+  }
+
+  jobs.trySend({ id: 7 });
+  assertEquals(tell(await select(cases())), "job 7");
+  const received = outbox.receive();
+  assertEquals(tell(await select(cases())), "out false");
+  assertEquals(await received, "x");
+  assertEquals(trySelect(cases()), undefined);
+  jobs.close();
+  assertEquals(tell(await select(cases())), "end");
+
+  const r = await select(cases());
+  assertType<Equal<typeof r.key, "job" | "out" | "tick">>();
+  // @ts-expect-error there is no such case
+  assert(r.key !== "nothing");
+  // @ts-expect-error a case is left out: nothing is returned for it
+  const incomplete = (r: SelectResult<ReturnType<typeof cases>>): string => {
+    switch (r.key) {
+      case "job":
+      case "out":
+        return "";
+    }
+  };
+  void incomplete;
+});
+
+Deno.test("types: a case that may be undefined keeps its key", async () => {
+  const channel = new Channel<number>({ capacity: 1 });
+  const paused: boolean = Math.random() > 2;
+  channel.trySend(1);
+  const r = await select({ a: paused ? undefined : channel.receiving(), never: undefined });
+  assertType<Equal<typeof r.key, "a">>();
+  if (!r.done) assertType<Equal<typeof r.value, number>>();
+  assertEquals(r, { key: "a", done: false, value: 1 });
+  // @ts-expect-error a channel is no case
+  const wrong = () => select({ a: channel });
+  void wrong;
+});
+
+Deno.test("types: undefined is a value like any other", async () => {
+  const channel = new Channel<undefined>({ capacity: 1 });
+  channel.trySend(undefined);
+  const result = channel.tryReceive();
+  assert(result.state === "ok");
+  assertType<Equal<typeof result.value, undefined>>();
+  channel.trySend(undefined);
+  const r = await select({ a: channel.receiving() });
+  assertEquals(r, { key: "a", done: false, value: undefined });
+
+  const maybe = new Channel<number | undefined>({ capacity: 1 });
+  maybe.trySend(undefined);
+  const received: number | undefined = await maybe.receive();
+  assertStrictEquals(received, undefined);
+  // @ts-expect-error a value must be given even if it may be undefined
+  const wrong = () => maybe.trySend();
+  void wrong;
+});
+
+Deno.test("types: a thenable is unwrapped by promises and by nothing else", async () => {
+  const promise = Promise.resolve("later");
+  const channel = new Channel<Promise<string>>({ capacity: 8 });
+  for (let i = 0; i < 6; i++) channel.trySend(promise);
+  assertEquals<unknown>(await channel.receive(), "later");
+  const result = channel.tryReceive();
+  assert(result.state === "ok");
+  assertStrictEquals(result.value, promise);
+  assertStrictEquals((await channel.receiveMany(1))[0], promise);
+  const r = await select({ a: channel.receiving() });
+  assertStrictEquals(r.value, promise);
+  assertStrictEquals((await channel.toReadableStream().getReader().read()).value, promise);
+  assertStrictEquals(channel.drain()[0], promise);
+
+  // The same for those who waited.
+  const next = channel[Symbol.asyncIterator]().next();
+  const many = channel.receiveMany(1);
+  const selected = select({ a: channel.receiving() });
+  const read = channel.toReadableStream().getReader().read();
+  while (channel.size === 0) channel.trySend(promise);
+  assertStrictEquals((await next).value, promise);
+  assertStrictEquals((await many)[0], promise);
+  assertStrictEquals((await selected).value, promise);
+  assertStrictEquals((await read).value, promise);
+});
+
+Deno.test("types: options are checked, ends are not made by hand, and each side has its own methods", () => {
+  const { sender, receiver } = bounded<number>(1, { onDrop: (value) => void value.toFixed() });
+  assertType<Equal<typeof sender, Sender<number>>>();
+  assertType<Equal<typeof receiver, Receiver<number>>>();
+  const wrong = () => {
+    // @ts-expect-error a string is no number
+    sender.trySend("a");
+    // @ts-expect-error a sender does not receive
+    sender.receive();
+    // @ts-expect-error a receiver does not send
+    receiver.trySend(1);
+    // @ts-expect-error ends come from bounded() and unbounded()
+    new Sender();
+    // @ts-expect-error no such option
+    bounded(1, { onDropped() {} });
+    // @ts-expect-error a capacity is a number
+    bounded("1");
+    // @ts-expect-error biased is for selects
+    receiver.receive({ biased: true });
+  };
+  void wrong;
+  // Options that may be undefined can be passed on as they are.
+  const options: { signal?: AbortSignal; timeout?: number } = {};
+  void (() => receiver.receive({ signal: options.signal, timeout: options.timeout }));
+});
