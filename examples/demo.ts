@@ -1,0 +1,254 @@
+/**
+ * The main job, as `deno task demo`: a folder of files is served over HTTP, fetched through a tunnel with 100 requests
+ * in flight, and every byte is checked.
+ *
+ * Four processes take part: this one fetches, one serves the files, and two are the ends of the tunnel, with one TCP
+ * connection between them. Every request has a connection of its own, and so a stream of its own.
+ *
+ * @module
+ */
+import { createHash } from "node:crypto";
+
+const FILES = 400;
+const SMALLEST = 5;
+const LARGEST = 20_000_000;
+const IN_FLIGHT = 100;
+
+/** A file that is served. */
+interface File {
+  name: string;
+  size: number;
+  /** SHA-256 of what is on disk, in hexadecimal. */
+  hash: string;
+}
+
+/** A process of ours that listens. */
+interface Listening {
+  port: number;
+  /** Ends it in order and gives what it has printed. */
+  end(): Promise<string>;
+}
+
+/** Writes files of 5 bytes to 20 MB, the same each time, and reads each again to see what is on disk. */
+async function makeFiles(folder: string, signal: AbortSignal): Promise<File[]> {
+  const sizes = Array.from({ length: FILES }, (_, n) => {
+    // Small and large ones take turns; each size stands to the next as every other does.
+    const rank = (n * 171) % FILES;
+    return Math.round(SMALLEST * (LARGEST / SMALLEST) ** (rank / (FILES - 1)));
+  });
+  const progress = new Progress("making files", sum(sizes));
+  const words = new Uint32Array(Math.ceil(LARGEST / 4));
+  const files: File[] = [];
+  for (const [n, size] of sizes.entries()) {
+    signal.throwIfAborted();
+    const name = `${n}.bin`;
+    fillRandomly(words.subarray(0, Math.ceil(size / 4)), n + 1);
+    await Deno.writeFile(`${folder}/${name}`, new Uint8Array(words.buffer, 0, size));
+    const onDisk = await Deno.readFile(`${folder}/${name}`);
+    files.push({ name, size, hash: createHash("sha256").update(onDisk).digest("hex") });
+    progress.add(size);
+  }
+  progress.end();
+  return files;
+}
+
+/** Fills with what xorshift makes of a seed. */
+function fillRandomly(words: Uint32Array, seed: number): void {
+  let state = seed;
+  for (let at = 0; at < words.length; at++) {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    words[at] = state;
+  }
+}
+
+/** What the process that serves the files runs. */
+function serveFiles(folder: string): void {
+  const onListen = ({ hostname, port }: Deno.NetAddr) => console.log(`listening on ${hostname}:${port}`);
+  Deno.serve({ hostname: "127.0.0.1", port: 0, onListen }, async (request) => {
+    const file = await Deno.open(folder + new URL(request.url).pathname);
+    return new Response(file.readable);
+  });
+}
+
+/** Starts `deno run -A` and waits until that listens; what it complains of is shown until we are interrupted. */
+async function start(signal: AbortSignal, script: string, ...args: string[]): Promise<Listening> {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", new URL(script, import.meta.url).href, ...args],
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const complaining = (async () => {
+    for await (const bytes of child.stderr) if (!signal.aborted) Deno.stderr.writeSync(bytes);
+  })();
+  const listening = Promise.withResolvers<number>();
+  let printed = "";
+  const reading = (async () => {
+    for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
+      printed += text;
+      const port = /^listening on .*:(\d+)$/m.exec(printed)?.[1];
+      if (port !== undefined) listening.resolve(Number(port));
+    }
+    listening.reject(new Error(`${script} ${args[0]} ended before it listened`));
+  })();
+  const port = await listening.promise;
+  const end = async () => {
+    try {
+      child.kill("SIGTERM");
+    } catch {
+      // It has ended already.
+    }
+    await Promise.all([reading, complaining, child.status]);
+    return printed;
+  };
+  return { port, end };
+}
+
+/** Fetches all files, checks them, and gives the bytes per second. */
+async function fetchAll(what: string, files: File[], port: number, signal: AbortSignal): Promise<number> {
+  const total = sum(files.map((file) => file.size));
+  const progress = new Progress(what, total);
+  using client = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
+  const failures: unknown[] = [];
+
+  async function fetchOne(file: File): Promise<void> {
+    const response = await fetch(`http://127.0.0.1:${port}/${file.name}`, { client, signal });
+    if (!response.ok) throw new Error(`${file.name} came with status ${response.status}`);
+    const hash = createHash("sha256");
+    for await (const chunk of response.body!) {
+      hash.update(chunk);
+      progress.add(chunk.length);
+    }
+    if (hash.digest("hex") !== file.hash) throw new Error(`${file.name} is not what is on disk: another SHA-256`);
+  }
+
+  // All workers take from one iterator.
+  const waiting = files.values();
+  const workers = Array.from({ length: IN_FLIGHT }, async () => {
+    for (const file of waiting) await fetchOne(file).catch((error) => failures.push(error));
+  });
+  await Promise.all(workers);
+  const seconds = progress.end();
+  signal.throwIfAborted();
+  if (failures.length > 0) throw new Error(`${failures.length} of ${files.length} files failed: ${failures[0]}`);
+  return total / seconds;
+}
+
+/** A bar on a terminal, else a line now and then. */
+class Progress {
+  readonly #what: string;
+  readonly #total: number;
+  readonly #isTerminal = Deno.stdout.isTerminal();
+  readonly #begun = performance.now();
+  #done = 0;
+  #shown = 0;
+
+  constructor(what: string, total: number) {
+    this.#what = what;
+    this.#total = total;
+    if (this.#isTerminal) this.#draw();
+  }
+
+  add(count: number): void {
+    this.#done += count;
+    if (this.#isTerminal) {
+      if (performance.now() - this.#shown > 50) this.#draw();
+    } else {
+      const quarter = Math.floor(4 * this.#done / this.#total);
+      if (quarter > this.#shown && quarter < 4) console.log(`${this.#what}: ${quarter * 25} %`);
+      this.#shown = quarter;
+    }
+  }
+
+  /** Gives the seconds it took. */
+  end(): number {
+    const seconds = (performance.now() - this.#begun) / 1000;
+    if (this.#isTerminal) {
+      this.#draw();
+      write("\n");
+    } else {
+      console.log(`${this.#what}: ${megabytes(this.#done)} in ${seconds.toFixed(1)} s`);
+    }
+    return seconds;
+  }
+
+  #draw(): void {
+    this.#shown = performance.now();
+    const seconds = (this.#shown - this.#begun) / 1000;
+    const part = Math.min(1, this.#done / this.#total);
+    const bar = "█".repeat(Math.round(part * 25)).padEnd(25, "░");
+    const percent = `${Math.floor(part * 100)}`.padStart(3);
+    write(`\r${this.#what.padEnd(20)}${bar} ${percent} %  ${megabytes(this.#done)} in ${seconds.toFixed(1)} s  `);
+  }
+}
+
+function write(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(text));
+}
+
+function megabytes(bytes: number): string {
+  return `${Math.round(bytes / 1e6)} MB`;
+}
+
+function sum(numbers: number[]): number {
+  return numbers.reduce((sum, number) => sum + number, 0);
+}
+
+/** Does it all; whatever happens, nothing is left behind. */
+async function main(signal: AbortSignal): Promise<void> {
+  await using cleanup = new AsyncDisposableStack();
+  const folder = await Deno.makeTempDir({ prefix: "sluice-demo-" });
+  cleanup.defer(() => Deno.remove(folder, { recursive: true }));
+  const startHere = async (script: string, ...args: string[]) => {
+    signal.throwIfAborted();
+    const process = await start(signal, script, ...args);
+    cleanup.defer(async () => void await process.end());
+    return process;
+  };
+  console.log(`${FILES} files over HTTP, ${IN_FLIGHT} requests in flight, one TCP connection\n`);
+
+  const files = await makeFiles(folder, signal);
+  const listen = ["--listen", "127.0.0.1:0"];
+  const web = await startHere("demo.ts", "serve-files", folder);
+  const server = await startHere("../tunnel.ts", "server", ...listen, "--target", `127.0.0.1:${web.port}`);
+  const client = await startHere("../tunnel.ts", "client", ...listen, "--connect", `127.0.0.1:${server.port}`);
+
+  const tunnelled = await fetchAll("through the tunnel", files, client.port, signal);
+  await client.end();
+  const printed = await server.end();
+  const direct = await fetchAll("directly", files, web.port, signal);
+
+  // The server prints a line for each connection it accepts, and last how many streams were opened.
+  const connections = printed.match(/^connection from /gm)?.length ?? 0;
+  const streams = /^carried (\d+) streams? /m.exec(printed)?.[1] ?? "an unknown number";
+  const bytes = sum(files.map((file) => file.size));
+  console.log(`
+files        ${files.length}, of ${SMALLEST} bytes to 20 MB; every SHA-256 is that of the file on disk
+bytes        ${bytes.toLocaleString("en")}
+streams      ${streams}, as the tunnel's server counted them
+connections  ${connections} between the tunnel's two ends, as its server counted
+speed        ${megabytes(tunnelled)}/s through the tunnel, ${megabytes(direct)}/s directly: ratio ${
+    (tunnelled / direct).toFixed(2)
+  }`);
+  if (connections !== 1) throw new Error(`There were ${connections} connections between client and server, not 1`);
+}
+
+if (Deno.args[0] === "serve-files") {
+  serveFiles(Deno.args[1]!);
+} else {
+  const interrupted = new AbortController();
+  const interrupt = () => interrupted.abort();
+  const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
+  for (const signal of signals) Deno.addSignalListener(signal, interrupt);
+  try {
+    await main(interrupted.signal);
+  } catch (error) {
+    const message = interrupted.signal.aborted ? "interrupted" : error instanceof Error ? error.message : String(error);
+    console.error(`\n${message}`);
+    Deno.exitCode = interrupted.signal.aborted ? 130 : 1;
+  } finally {
+    for (const signal of signals) Deno.removeSignalListener(signal, interrupt);
+  }
+}

@@ -1,0 +1,133 @@
+/**
+ * Which module knows which: the arrows of the design, none of them back, and nothing from outside.
+ *
+ * @module
+ */
+import { assert, assertEquals } from "@std/assert";
+import config from "../deno.json" with { type: "json" };
+
+const ROOT = new URL("../", import.meta.url);
+const ENTRYPOINTS = Object.values(config.exports).map((path) => path.slice("./".length));
+
+// Every module, and all it imports, types included.
+const ARROWS: Record<string, string[]> = {
+  "channel.ts": ["select.ts"],
+  "clock.ts": [],
+  "frame.ts": [],
+  "mod.ts": ["channel.ts", "frame.ts", "serve.ts", "session.ts", "stream.ts", "transport.ts"],
+  "outgoing.ts": ["channel.ts", "clock.ts", "frame.ts", "transport.ts"],
+  "select.ts": ["clock.ts"],
+  "serve.ts": ["clock.ts", "session.ts", "stream.ts", "transport.ts"],
+  "session.ts": ["channel.ts", "clock.ts", "frame.ts", "outgoing.ts", "stream.ts", "transport.ts", "window.ts"],
+  "stream.ts": ["channel.ts", "frame.ts", "transport.ts", "window.ts"],
+  "transport.ts": ["frame.ts"],
+  "tunnel.ts": ["mod.ts"],
+  "window.ts": ["clock.ts"],
+};
+
+/** What `deno info --json` says, as far as it matters here. */
+interface Graph {
+  modules: {
+    specifier: string;
+    error?: string;
+    dependencies?: { specifier: string; code?: { specifier?: string }; type?: { specifier?: string } }[];
+  }[];
+}
+
+/** Runs this Deno on the repository and parses what it prints. */
+async function deno(...args: string[]): Promise<unknown> {
+  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
+  assert(success, new TextDecoder().decode(stderr));
+  return JSON.parse(new TextDecoder().decode(stdout));
+}
+
+const graphs = async () => await Promise.all(ENTRYPOINTS.map((path) => deno("info", "--json", path))) as Graph[];
+
+/** The arrows of the code: between modules by their path from the root, to anything else by its whole name. */
+async function arrows(): Promise<Record<string, string[]>> {
+  const found = new Map<string, Set<string>>();
+  const name = (specifier: string) => specifier.startsWith(ROOT.href) ? specifier.slice(ROOT.href.length) : specifier;
+  for (const { modules } of await graphs()) {
+    for (const { specifier, error, dependencies = [] } of modules) {
+      assertEquals(error, undefined);
+      const imports = dependencies.map(({ specifier, code, type }) =>
+        code?.specifier ?? type?.specifier ?? `${specifier}, which is not found`
+      );
+      found.set(name(specifier), new Set([...found.get(name(specifier)) ?? [], ...imports.map(name)]));
+    }
+  }
+  return Object.fromEntries([...found].map(([from, to]) => [from, [...to].sort()]));
+}
+
+/** The modules a module can reach, itself only by a circle. */
+function reach(arrows: Record<string, string[]>, from: string): Set<string> {
+  const reached = new Set<string>();
+  const open = [...arrows[from] ?? []];
+  for (let next; (next = open.pop()) !== undefined;) {
+    if (reached.has(next)) continue;
+    reached.add(next);
+    open.push(...arrows[next] ?? []);
+  }
+  return reached;
+}
+
+Deno.test("modules import each other as the design's table has it, and nothing from outside the package", async () => {
+  assertEquals(await arrows(), ARROWS);
+});
+
+Deno.test("no module imports itself by a circle", async () => {
+  // That a circle would be found:
+  assert(reach({ a: ["b"], b: ["c"], c: ["a"] }, "a").has("a"));
+  const found = await arrows();
+  assertEquals(Object.keys(found).filter((module) => reach(found, module).has(module)), []);
+});
+
+Deno.test("the channel and the wire know nothing of each other, nor of streams", async () => {
+  const found = await arrows();
+  assertEquals([...reach(found, "frame.ts")], []);
+  assertEquals([...reach(found, "channel.ts")].sort(), ["clock.ts", "select.ts"]);
+});
+
+Deno.test("a stream does not know its session, by whatever way", async () => {
+  const found = await arrows();
+  assertEquals(
+    [...reach(found, "stream.ts")].filter((module) => ["session.ts", "serve.ts", "mod.ts"].includes(module)),
+    [],
+  );
+});
+
+Deno.test("the tunnel is an application: it imports the public face only", async () => {
+  assertEquals((await arrows())["tunnel.ts"], ["mod.ts"]);
+});
+
+/** Every mention of `Deno` in what `deno doc --json` prints, but for prose, examples and where a file lies. */
+function mentions(doc: unknown): string[] {
+  if (typeof doc === "string") return /\bDeno\b/.test(doc) ? [doc] : [];
+  if (typeof doc !== "object" || doc === null) return [];
+  return Object.entries(doc)
+    .filter(([key]) => !["jsDoc", "module_doc", "location"].includes(key))
+    .flatMap(([, value]) => mentions(value));
+}
+
+Deno.test("no exported signature names a type of Deno's, so the package runs wherever its transport runs", async () => {
+  assertEquals(mentions(await deno("doc", "--json", ...ENTRYPOINTS)), []);
+});
+
+Deno.test("a signature that named one would be found, and prose that does would not", async () => {
+  const path = await Deno.makeTempFile({ suffix: ".ts" });
+  try {
+    await Deno.writeTextFile(
+      path,
+      `/** Takes a Deno.Conn. */ export function prose(): void {}
+       export function parameter(p: Deno.TcpConn): void {}
+       export interface Member { m: Map<string, Deno.Addr[]> }
+       export type Alias = typeof Deno;
+       export class Base implements Deno.Conn {}`,
+    );
+    const found = mentions(await deno("doc", "--json", path));
+    for (const name of ["Deno.TcpConn", "Deno.Addr", "Deno", "Deno.Conn"]) assert(found.includes(name), `${found}`);
+    assertEquals(found.filter((text) => text.includes("Takes")), []);
+  } finally {
+    await Deno.remove(path);
+  }
+});

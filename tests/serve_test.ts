@@ -1,0 +1,680 @@
+/** `serve` and `join`: what they do with good peers, bad peers, errors of every kind, and the end. */
+
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import { concat } from "@std/bytes";
+import * as net from "node:net";
+import { clock } from "../clock.ts";
+import { PSH, SYN } from "../frame.ts";
+import {
+  type Connection,
+  join,
+  type Listener,
+  ProtocolError,
+  serve,
+  type ServeOptions,
+  Session,
+  SessionClosedError,
+  type Stream,
+} from "../mod.ts";
+import {
+  frame,
+  type MemoryConnection,
+  memoryPair,
+  pattern,
+  readAll,
+  sessionPair,
+  tcpPair,
+  writeAll,
+} from "./support.ts";
+
+const MEGABYTE = 1_000_000;
+const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
+
+/** A server on a port of its own, and a way to connect a session to it. */
+function start(handler: (stream: Stream, session: Session) => void | Promise<void>, options: ServeOptions = {}) {
+  const listener = Deno.listen(LOOPBACK);
+  const server = serve(listener, handler, options);
+  const dial = () => Deno.connect({ ...LOOPBACK, port: listener.addr.port });
+  return { listener, server, dial, connect: async () => Session.client(await dial()) };
+}
+
+const echo = (stream: Stream) => stream.readable.pipeTo(stream.writable);
+
+/** Sends a word on a new stream and gives all that comes back. */
+async function ask(session: Session, word: string): Promise<string> {
+  const stream = await session.openStream();
+  await stream.write(new TextEncoder().encode(word));
+  await stream.closeWrite();
+  return new TextDecoder().decode(await readAll(stream));
+}
+
+/** Whether nobody answers: the connection is refused, or was waiting when the listener closed. */
+function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean> {
+  return dial().then(async (connection) => {
+    using waiting = connection;
+    return await waiting.read(new Uint8Array(1)) === null;
+  }).catch(() => true);
+}
+
+/** One turn of the event loop: all that could go on has gone on. */
+function turn(): Promise<void> {
+  return new Promise((resume) => setTimeout(resume));
+}
+
+/** Counts the listeners that others leave on a signal. */
+function countListeners(signal: AbortSignal): () => number {
+  let listeners = 0;
+  const { addEventListener, removeEventListener } = signal;
+  signal.addEventListener = (...args: Parameters<typeof addEventListener>) => {
+    listeners++;
+    addEventListener.apply(signal, args);
+  };
+  signal.removeEventListener = (...args: Parameters<typeof removeEventListener>) => {
+    listeners--;
+    removeEventListener.apply(signal, args);
+  };
+  return () => listeners;
+}
+
+/** A list of errors, and a way to wait for so many. */
+function errorList() {
+  const errors: unknown[] = [];
+  let wanted = Infinity;
+  let reached = Promise.withResolvers<void>();
+  return {
+    errors,
+    onError: (error: unknown) => {
+      errors.push(error);
+      if (errors.length >= wanted) reached.resolve();
+    },
+    until: (count: number) => {
+      wanted = count;
+      reached = Promise.withResolvers();
+      if (errors.length >= wanted) reached.resolve();
+      return reached.promise;
+    },
+  };
+}
+
+/** Puts something else in place of `console.error` until disposed. */
+function catchConsole() {
+  const original = console.error;
+  const printed: unknown[] = [];
+  console.error = (...data: unknown[]) => void printed.push(...data);
+  return { printed, [Symbol.dispose]: () => void (console.error = original) };
+}
+
+/** A listener that does what it is told, one step for each accept; after the last it waits until it is closed. */
+function scriptedListener(...steps: (() => Connection | Promise<Connection>)[]): Listener & { isClosed: boolean } {
+  const closing = Promise.withResolvers<never>();
+  closing.promise.catch(() => {});
+  return {
+    isClosed: false,
+    async accept() {
+      return await (steps.shift()?.() ?? closing.promise);
+    },
+    close() {
+      this.isClosed = true;
+      closing.reject(new Deno.errors.BadResource("Listener has been closed"));
+    },
+  };
+}
+
+Deno.test("serve: many streams of many sessions, each to the handler with its session", async () => {
+  const seen = new Set<Session>();
+  const { server, connect } = start((stream, session) => {
+    seen.add(session);
+    return echo(stream);
+  });
+  const sessions = await Promise.all([connect(), connect(), connect()]);
+  const words = Array.from({ length: 50 }, (_, n) => `word ${n}`);
+  for (const session of sessions) {
+    assertEquals(await Promise.all(words.map((word) => ask(session, word))), words);
+  }
+  assertEquals(seen.size, 3);
+  await Promise.all(sessions.map((session) => session.close()));
+  await server.shutdown();
+});
+
+Deno.test("serve: a stream is ended in order when its handler returns, whatever was left unread", async () => {
+  const { server, connect } = start(async (stream) => {
+    await stream.write(new TextEncoder().encode("take this"));
+  });
+  const session = await connect();
+  const stream = await session.openStream();
+  await stream.write(new Uint8Array(1000));
+  assertEquals(new TextDecoder().decode(await readAll(stream)), "take this");
+  stream.close();
+  await session.close();
+  await server.shutdown();
+});
+
+Deno.test("serve: writes that a handler did not wait for still leave before the end", async () => {
+  const sent = pattern(MEGABYTE);
+  const { server, connect } = start((stream) => {
+    stream.write(sent);
+  });
+  const session = await connect();
+  const stream = await session.openStream();
+  assertEquals(await readAll(stream), sent);
+  stream.close();
+  await session.close();
+  await server.shutdown();
+});
+
+Deno.test("serve: what a handler throws is told, its stream is closed, and the server lives", async () => {
+  const { errors, onError, until } = errorList();
+  const { server, connect } = start((stream, session) => {
+    if (session.stats().accepted === 1) throw new Error("at once");
+    if (session.stats().accepted === 2) return Promise.reject(new Error("later"));
+    return echo(stream);
+  }, { onError });
+  const session = await connect();
+  assertEquals(await ask(session, "one"), "");
+  assertEquals(await ask(session, "two"), "");
+  assertEquals(await ask(session, "three"), "three");
+  await until(2);
+  assertEquals(errors.map(String), ["Error: at once", "Error: later"]);
+  await session.close();
+  await server.shutdown();
+  assertEquals(errors.length, 2);
+});
+
+Deno.test("serve: errors go to console.error when nobody else is named", async () => {
+  using console = catchConsole();
+  const { server, connect } = start(() => {
+    throw new Error("to the console");
+  });
+  const session = await connect();
+  assertEquals(await ask(session, "one"), "");
+  await session.close();
+  await server.shutdown();
+  assertEquals(console.printed.map(String), ["Error: to the console"]);
+});
+
+Deno.test("serve: an onError that throws does no harm, and what it throws is printed", async () => {
+  using console = catchConsole();
+  const { server, connect } = start((stream, session) => {
+    if (session.stats().accepted === 1) throw new Error("from the handler");
+    return echo(stream);
+  }, {
+    onError() {
+      throw new Error("from onError");
+    },
+  });
+  const session = await connect();
+  assertEquals(await ask(session, "one"), "");
+  assertEquals(await ask(session, "two"), "two");
+  await session.close();
+  await server.shutdown();
+  assertEquals(console.printed.map(String), ["Error: from onError"]);
+});
+
+Deno.test("serve: a peer that hangs up between frames is no error", async () => {
+  const { errors, onError } = errorList();
+  const ended = Promise.withResolvers<void>();
+  const { server, dial, connect } = start(async (stream, session) => {
+    session.closed.then(ended.resolve, ended.reject);
+    await echo(stream);
+  }, { onError });
+  const connection = await dial();
+  await writeAll(connection, frame(2, SYN, 3));
+  connection.close();
+  await ended.promise;
+  const session = await connect();
+  assertEquals(await ask(session, "still here"), "still here");
+  await session.close();
+  await server.shutdown();
+  assertEquals(errors, []);
+});
+
+Deno.test("serve: a peer that vanishes in the middle of a frame is told once, its streams reject, and the server lives", async () => {
+  const { errors, onError, until } = errorList();
+  const rejected: Promise<unknown>[] = [];
+  const { server, dial, connect } = start((stream) => {
+    const done = echo(stream);
+    rejected.push(done.catch((error) => error));
+    return done;
+  }, { onError });
+  const connection = await dial();
+  const whole = concat([frame(2, SYN, 3), frame(2, SYN, 5), frame(2, PSH, 3, new Uint8Array(100))]);
+  await writeAll(connection, whole.subarray(0, -1));
+  connection.close();
+  await until(1);
+  assertInstanceOf(errors[0], ProtocolError);
+
+  const session = await connect();
+  assertEquals(await ask(session, "still here"), "still here");
+  await session.close();
+  await server.shutdown();
+  assertEquals(errors.length, 1);
+  const reasons = await Promise.all(rejected);
+  assertEquals(reasons.length, 3);
+  for (const reason of reasons.slice(0, 2)) {
+    assertInstanceOf(reason, SessionClosedError);
+    assertStrictEquals(reason.cause, errors[0]);
+  }
+});
+
+Deno.test("serve: a peer that resets its connection is told, and the server lives", async () => {
+  const { errors, onError, until } = errorList();
+  const opened = Promise.withResolvers<void>();
+  const { listener, server, connect } = start((stream) => {
+    opened.resolve();
+    return echo(stream);
+  }, { onError });
+  const socket = net.connect(listener.addr.port, listener.addr.hostname);
+  socket.write(frame(2, SYN, 3));
+  await opened.promise;
+  socket.resetAndDestroy();
+  await until(1);
+  assertInstanceOf(errors[0], Deno.errors.ConnectionReset);
+
+  const session = await connect();
+  assertEquals(await ask(session, "still here"), "still here");
+  await session.close();
+  await server.shutdown();
+  assertEquals(errors.length, 1);
+});
+
+Deno.test("serve: bytes that are no smux end their session only", async () => {
+  const { errors, onError, until } = errorList();
+  const { server, dial, connect } = start(echo, { onError });
+  const session = await connect();
+  const connection = await dial();
+  await writeAll(connection, new TextEncoder().encode("GET / HTTP/1.1\r\n\r\n"));
+  assertEquals(await connection.read(new Uint8Array(1)).catch(() => null), null);
+  connection.close();
+  await until(1);
+  assertInstanceOf(errors[0], ProtocolError);
+  assertEquals(await ask(session, "still here"), "still here");
+  await session.close();
+  await server.shutdown();
+});
+
+Deno.test("serve: 200 connections that were reset before they are accepted do not end it", async () => {
+  const COUNT = 200;
+  const listener = Deno.listen(LOOPBACK);
+  await Promise.all(Array.from({ length: COUNT }, () => {
+    const closed = Promise.withResolvers<void>();
+    const socket = net.connect(listener.addr.port, listener.addr.hostname, () => socket.resetAndDestroy());
+    socket.on("close", () => closed.resolve());
+    return closed.promise;
+  }));
+
+  // Only now does anybody accept them.
+  let accepted = 0;
+  let failed = 0;
+  const { errors, onError } = errorList();
+  const server = serve(
+    {
+      async accept() {
+        try {
+          const connection = await listener.accept();
+          accepted++;
+          return connection;
+        } catch (error) {
+          if (!(error instanceof Deno.errors.BadResource)) failed++;
+          throw error;
+        }
+      },
+      close: () => listener.close(),
+    },
+    echo,
+    { onError },
+  );
+  const session = Session.client(await Deno.connect({ ...LOOPBACK, port: listener.addr.port }));
+  assertEquals(await ask(session, "still here"), "still here");
+  assertEquals(accepted + failed, COUNT + 1);
+  assert(failed > 0, "not one accept failed: this test has tested nothing");
+  await session.close();
+  await server.shutdown();
+  assertEquals(errors.length, COUNT, "each of them is told, once");
+});
+
+Deno.test("serve: after other failures of accept it waits longer and longer, until one succeeds", async () => {
+  const delays: number[] = [];
+  const { setTimer } = clock;
+  clock.setTimer = (run, delay) => {
+    if (delay > 1000) return setTimer(run, delay);
+    delays.push(delay);
+    return setTimer(run, 0);
+  };
+  try {
+    const fail = () => {
+      throw new Error("Too many open files");
+    };
+    const lose = () => {
+      throw new Deno.errors.NotConnected("gone");
+    };
+    const [near, far] = memoryPair();
+    const { errors, onError, until } = errorList();
+    const listener = scriptedListener(...Array(10).fill(fail), () => near, fail, lose, fail);
+    const server = serve(listener, echo, { onError });
+    await until(13);
+    assertEquals(delays.slice(0, 10), [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+    assertEquals(delays.slice(10), [5, 10], "and a connection lost is no reason to wait");
+    far.close();
+    await server.shutdown();
+    assertEquals(errors.length, 13);
+  } finally {
+    clock.setTimer = setTimer;
+  }
+});
+
+Deno.test("serve: shutdown stops accepting, waits for open streams, then ends the sessions", async () => {
+  const { server, connect, dial } = start(echo);
+  const session = await connect();
+  const stream = await session.openStream();
+  const p = new Uint8Array(10);
+  await stream.write(p.subarray(0, 3));
+  assertEquals(await stream.read(p), 3);
+
+  let isFinished = false;
+  const finished = server.shutdown().then(() => isFinished = true);
+  assertEquals(await isRefused(dial), true);
+  assertEquals(await ask(session, "too late"), "", "a new stream is refused");
+  await stream.write(p.subarray(0, 7));
+  assertEquals(await stream.read(p), 7);
+  assertEquals(isFinished, false);
+
+  await stream.closeWrite();
+  assertEquals(await stream.read(p), null);
+  await finished;
+  await session.closed;
+  await server.finished;
+});
+
+Deno.test("serve: finished waits for the sessions, and for handlers that go on after them", async () => {
+  const serving = Promise.withResolvers<Session>();
+  const mayReturn = Promise.withResolvers<void>();
+  const { server, connect } = start(async (stream, session) => {
+    serving.resolve(session);
+    stream.close();
+    await mayReturn.promise;
+  });
+  const client = await connect();
+  assertEquals(await ask(client, "one"), "");
+  const events: string[] = [];
+  const session = await serving.promise;
+  const ended = session.closed.then(() => events.push("session"));
+  const finished = server.shutdown().then(() => events.push("finished"));
+  await ended;
+  await turn();
+  events.push("handler");
+  mayReturn.resolve();
+  await finished;
+  assertEquals(events, ["session", "handler", "finished"]);
+  await client.closed;
+});
+
+Deno.test("serve: finished waits for sessions that have no stream", async () => {
+  const accepted = Promise.withResolvers<Session>();
+  const { server, connect } = start((_, session) => accepted.resolve(session));
+  const client = await connect();
+  assertEquals(await ask(client, "one"), "");
+  const events: string[] = [];
+  (await accepted.promise).closed.then(() => events.push("session"));
+  await server.shutdown().then(() => events.push("finished"));
+  assertEquals(events, ["session", "finished"]);
+  await client.closed;
+});
+
+Deno.test("serve: `await using` is shutdown, again is the same, and finished tells", async () => {
+  let finished: Promise<void>;
+  {
+    await using server = start(echo).server;
+    finished = server.finished;
+  }
+  await finished;
+  const { signal } = new AbortController();
+  const listeners = countListeners(signal);
+  const { server } = start(echo, { signal });
+  assertEquals(listeners(), 1);
+  await Promise.all([server.shutdown(), server.shutdown(), server[Symbol.asyncDispose](), server.finished]);
+  assertEquals(listeners(), 0);
+});
+
+Deno.test("serve: a signal ends everything at once, and its reason is why", async () => {
+  const controller = new AbortController();
+  const { errors, onError } = errorList();
+  const reason = new Error("enough");
+  const rejected = Promise.withResolvers<unknown>();
+  const { server, connect, dial } = start(async (stream) => {
+    await echo(stream).catch((error) => {
+      rejected.resolve(error);
+      throw error;
+    });
+  }, { signal: controller.signal, onError });
+  const session = await connect();
+  const stream = await session.openStream();
+  await stream.write(new Uint8Array(1));
+  await stream.read(new Uint8Array(1));
+
+  controller.abort(reason);
+  await server.finished;
+  const error = await rejected.promise;
+  assertInstanceOf(error, SessionClosedError);
+  assertStrictEquals(error.cause, reason);
+  assertEquals(await isRefused(dial), true);
+  await assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError);
+  await session.closed.catch(() => {});
+  assertEquals(errors, [], "who aborts knows it");
+});
+
+Deno.test("serve: a signal that was aborted before ends it before it begins", async () => {
+  const listener = scriptedListener();
+  const server = serve(listener, echo, { signal: AbortSignal.abort() });
+  await server.finished;
+  assertEquals(listener.isClosed, true);
+});
+
+Deno.test("serve: a listener closed by somebody else ends accepting; open sessions live on", async () => {
+  const { errors, onError } = errorList();
+  const { listener, server, connect } = start(echo, { onError });
+  const session = await connect();
+  assertEquals(await ask(session, "before"), "before");
+  listener.close();
+  let isFinished = false;
+  const finished = server.finished.then(() => isFinished = true);
+  assertEquals(await ask(session, "after"), "after");
+  assertEquals(isFinished, false);
+  await session.close();
+  await finished;
+  await server.shutdown();
+  assertEquals(errors, []);
+});
+
+Deno.test("serve: a connection that is accepted after the end is closed", async () => {
+  const accepted = Promise.withResolvers<Connection>();
+  const listener = scriptedListener(() => accepted.promise);
+  const server = serve(listener, echo);
+  const finished = server.shutdown();
+  const [near, far] = memoryPair();
+  accepted.resolve(near);
+  await finished;
+  assertEquals(near.isClosed, true);
+  assertEquals(await far.read(new Uint8Array(1)), null);
+});
+
+Deno.test("serve: finished fulfils although everything fails", async () => {
+  const { errors, onError } = errorList();
+  const controller = new AbortController();
+  const { server, connect, dial } = start(() => {
+    throw new Error("handler");
+  }, { onError, signal: controller.signal });
+  const session = await connect();
+  assertEquals(await ask(session, "one"), "");
+  const connection = await dial();
+  await writeAll(connection, new TextEncoder().encode("nonsense"));
+  assertEquals(await connection.read(new Uint8Array(1)).catch(() => null), null);
+  connection.close();
+  controller.abort();
+  assertEquals(await server.finished, undefined);
+  assertEquals(errors.length, 2);
+  await session.closed.catch(() => {});
+});
+
+Deno.test("serve: bad options throw at once, and the listener stays the caller's", () => {
+  const listener = scriptedListener(() => {
+    throw new Error("Nobody may accept");
+  });
+  assertThrows(() => serve(listener, echo, { maxFrameSize: 0 }), RangeError, "maxFrameSize");
+  assertThrows(() => serve(listener, echo, { timeout: 5 }), RangeError, "keepAliveInterval");
+  assertThrows(() => serve(listener, echo, { version: 3 as 2 }), RangeError, "version");
+  // @ts-expect-error: streams go to the handler
+  assertThrows(() => serve(listener, echo, { incoming: undefined }), TypeError, "incoming");
+  assertEquals(listener.isClosed, false);
+});
+
+// join
+
+/** Two Deno connections that lead, through a join, to each other. */
+async function joinedOverTcp() {
+  const [near, a] = await tcpPair();
+  const [b, far] = await tcpPair();
+  const end = () => near.close();
+  return { near, far, joined: join(a, b), end };
+}
+
+/** The same with a stream for the first half. */
+async function joinedOverStream() {
+  const [clientEnd, serverEnd] = await tcpPair();
+  const client = Session.client(clientEnd);
+  const server = Session.server(serverEnd);
+  const near = await client.openStream();
+  const accepted = await server.acceptStream();
+  const [b, far] = await tcpPair();
+  const end = () => Promise.all([client.close(), server.close()]);
+  return { near, far, joined: join(accepted, b), end };
+}
+
+for (const [name, make] of Object.entries({ "TCP and TCP": joinedOverTcp, "a stream and TCP": joinedOverStream })) {
+  Deno.test(`join: ${name}: a backend that answered and half-closed first receives all 1 000 000 bytes`, async () => {
+    const { near, far: backend, joined, end } = await make();
+    await writeAll(backend, new TextEncoder().encode("the answer"));
+    await backend.closeWrite();
+    // The answer and its end are here before the first byte leaves.
+    assertEquals(new TextDecoder().decode(await readAll(near)), "the answer");
+
+    const upload = pattern(MEGABYTE);
+    const [received] = await Promise.all([
+      readAll(backend),
+      writeAll(near, upload).then(() => near.closeWrite()),
+    ]);
+    assertEquals(received.length, MEGABYTE);
+    assertEquals(received, upload);
+    assertEquals(await joined, { sent: MEGABYTE, received: 10 });
+    backend.close();
+    await end();
+  });
+
+  Deno.test(`join: ${name}: a client that sent all and half-closed gets its answer, both counted`, async () => {
+    const { near, far: backend, joined, end } = await make();
+    const request = pattern(300_000, 2);
+    const answer = pattern(MEGABYTE, 3);
+    const answering = readAll(backend).then(async (received) => {
+      await writeAll(backend, answer);
+      await backend.closeWrite();
+      return received;
+    });
+    await writeAll(near, request);
+    await near.closeWrite();
+    assertEquals(await readAll(near), answer);
+    assertEquals(await answering, request);
+    assertEquals(await joined, { sent: 300_000, received: MEGABYTE });
+    backend.close();
+    await end();
+  });
+}
+
+Deno.test("join: connections that take a few bytes at a time get all of them in order", async () => {
+  const [near, a] = memoryPair(3);
+  const [b, far] = memoryPair(5);
+  const joined = join(a, b);
+  const there = pattern(5000, 4);
+  const back = pattern(3000, 5);
+  const [atFar, atNear] = await Promise.all([
+    readAll(far),
+    readAll(near),
+    writeAll(near, there).then(() => near.closeWrite()),
+    writeAll(far, back).then(() => far.closeWrite()),
+  ]);
+  assertEquals(atFar, there);
+  assertEquals(atNear, back);
+  assertEquals(await joined, { sent: 5000, received: 3000 });
+  assertEquals([a.isClosed, b.isClosed], [true, true]);
+});
+
+Deno.test("join: nothing either way is two zeros", async () => {
+  const [near, a] = memoryPair();
+  const [b, far] = memoryPair();
+  near.close();
+  far.close();
+  assertEquals(await join(a, b), { sent: 0, received: 0 });
+});
+
+Deno.test("join: what fails first is what it rejects with, and both are closed", async () => {
+  for (const side of ["first", "second"]) {
+    const [near, a] = memoryPair();
+    const [b, far] = memoryPair();
+    const joined = join(a, b);
+    await writeAll(near, new Uint8Array(10));
+    assertEquals(await far.read(new Uint8Array(10)), 10);
+    const reason = new Error("pulled the plug");
+    (side === "first" ? near : far).reset(reason);
+    assertStrictEquals(await joined.catch((error) => error), reason);
+    assertEquals([a.isClosed, b.isClosed], [true, true]);
+  }
+});
+
+Deno.test("join: a session that dies rejects it, and the connection at its other side is closed", async () => {
+  const { client, server, connections } = sessionPair();
+  const stream = await client.openStream();
+  await stream.write(new Uint8Array(1));
+  const [a, far] = await tcpPair();
+  const joined = join(await server.acceptStream(), a);
+  assertEquals(await far.read(new Uint8Array(1)), 1);
+  const reason = new Error("the network is gone");
+  connections[0].reset(reason);
+  const error = await assertRejects(() => joined, SessionClosedError);
+  assertStrictEquals(error.cause, reason);
+  assertEquals(await far.read(new Uint8Array(1)), null);
+  far.close();
+});
+
+Deno.test("join: a connection that was closed already is an error, and the other is closed", async () => {
+  const [a] = memoryPair();
+  const [b] = memoryPair();
+  a.close();
+  await assertRejects(() => join(a, b), Error, "Connection closed here");
+  assertEquals(b.isClosed, true);
+});
+
+Deno.test("join: an aborted signal ends it with its reason, both are closed, and no listener is left", async () => {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const listeners = countListeners(signal);
+  const [near, a] = await tcpPair();
+  const [b, far] = await tcpPair();
+  const joined = join(a, b, { signal });
+  await writeAll(near, new Uint8Array(5));
+  assertEquals(await far.read(new Uint8Array(5)), 5);
+  assertEquals(listeners(), 1);
+  const reason = new Error("enough");
+  controller.abort(reason);
+  assertStrictEquals(await joined.catch((error) => error), reason);
+  assertEquals(await near.read(new Uint8Array(1)), null);
+  assertEquals(await far.read(new Uint8Array(1)), null);
+  near.close();
+  far.close();
+  assertEquals(listeners(), 0);
+});
+
+Deno.test("join: a signal that was aborted before closes both", async () => {
+  const connections = [...memoryPair(), ...memoryPair()] as MemoryConnection[];
+  const reason = new Error("too late");
+  const joined = join(connections[0]!, connections[2]!, { signal: AbortSignal.abort(reason) });
+  assertStrictEquals(await joined.catch((error) => error), reason);
+  assertEquals(connections.map((connection) => connection.isClosed), [true, false, true, false]);
+});
