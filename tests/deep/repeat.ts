@@ -1,0 +1,69 @@
+/**
+ * The everyday tests again and again, each time in another order: what fails only sometimes is a flake.
+ *
+ * @module
+ */
+
+/** What it does. */
+export const description = "`deno task test` in shuffled order, again and again: [--times 100] [FILE...]";
+
+// A run that takes so long, in milliseconds, hangs.
+const LIMIT = 10 * 60_000;
+
+/** Runs it; rejects when a run failed. */
+export async function run(args: string[]): Promise<void> {
+  const at = args.indexOf("--times");
+  const times = at < 0 ? 100 : Number(args[at + 1]);
+  if (!(Number.isInteger(times) && times >= 1)) {
+    throw new RangeError(`--times must be an integer of at least 1, received ${args[at + 1]}`);
+  }
+  const files = args.filter((_, n) => at < 0 || (n !== at && n !== at + 1));
+
+  const started = performance.now();
+  const failures = new Map<string, number[]>();
+  let failedRuns = 0;
+  for (let n = 1; n <= times; n++) {
+    const [seed] = crypto.getRandomValues(new Uint32Array(1));
+    const runStarted = performance.now();
+    const { success, output } = await test(seed!, files);
+    const seconds = ((performance.now() - runStarted) / 1000).toFixed(1);
+    console.log(`run ${n} of ${times}: ${success ? "ok" : "FAILED"}, ${seconds} s, seed ${seed}`);
+    if (success) continue;
+    failedRuns++;
+    for (const name of failing(output)) failures.set(name, [...failures.get(name) ?? [], seed!]);
+    console.log(output.replaceAll(/^/gm, "  | "));
+    console.log(`  again: deno task test --shuffle=${seed} ${files.join(" ")}`.trimEnd());
+  }
+
+  const minutes = ((performance.now() - started) / 60_000).toFixed(1);
+  const flakes = Array.from(failures).filter(([, seeds]) => seeds.length < times);
+  console.log(`repeat: ${times} runs, ${times - failedRuns} passed, ${flakes.length} flakes, ${minutes} minutes`);
+  for (const [name, seeds] of failures) {
+    console.log(`  ${seeds.length} of ${times} times: ${name} (seeds ${seeds.join(", ")})`);
+  }
+  if (failedRuns > 0) throw new Error(`${failedRuns} of ${times} runs failed`);
+}
+
+async function test(seed: number, files: string[]): Promise<{ success: boolean; output: string }> {
+  const limit = new AbortController();
+  const timer = setTimeout(() => limit.abort(), LIMIT);
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["task", "test", `--shuffle=${seed}`, ...files],
+    cwd: new URL("../..", import.meta.url),
+    env: { NO_COLOR: "1" },
+    stdin: "null",
+    signal: limit.signal,
+  });
+  const { success, stdout, stderr } = await child.output();
+  clearTimeout(timer);
+  const decoder = new TextDecoder();
+  const hung = limit.signal.aborted ? `\nkilled after ${LIMIT} ms\n` : "";
+  return { success, output: decoder.decode(stdout) + decoder.decode(stderr) + hung };
+}
+
+/** The names under the heading of failures, or something that stands for a run that did not get there. */
+function failing(output: string): string[] {
+  const [, list] = output.split(/^ FAILURES $/m);
+  const names = Array.from(list?.matchAll(/^(.+?)( => .+:\d+:\d+| \(uncaught error\))$/gm) ?? [], ([, name]) => name!);
+  return names.length > 0 ? names : ["(the run itself)"];
+}

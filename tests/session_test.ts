@@ -1,0 +1,497 @@
+/**
+ * A session by itself: its options, its figures, its life in the process, and opening streams.
+ *
+ * @module
+ */
+
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStrictEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { NOP, PSH, SYN } from "../frame.ts";
+import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
+import { settle } from "../session.ts";
+import { memoryPair, pattern, RawPeer, readAll, sessionPair, turn } from "./support.ts";
+
+/** Makes a session with these options, of whatever kind they are, and ends it. */
+function construct(options: object, make: "client" | "server" = "server"): void {
+  const [near] = memoryPair();
+  Session[make](near, options).abort();
+  assertEquals(near.isClosed, true);
+}
+
+const MOST = 2 ** 31 - 1;
+
+const integers: Record<string, { most: number; others?: Record<string, number> }> = {
+  maxFrameSize: { most: 65_535 },
+  maxReceiveBuffer: { most: MOST },
+  maxStreamBuffer: { most: MOST, others: { maxReceiveBuffer: MOST } },
+  maxStreams: { most: MOST },
+  acceptBacklog: { most: MOST },
+  keepAliveInterval: { most: MOST, others: { timeout: Infinity } },
+  timeout: { most: MOST, others: { keepAliveInterval: Infinity } },
+  stalledStreamTimeout: { most: MOST },
+};
+const times = ["keepAliveInterval", "timeout", "stalledStreamTimeout"];
+
+for (const [name, { most, others }] of Object.entries(integers)) {
+  Deno.test(`options: ${name} is an integer from 1 to ${most}, and the error names it, its value and its bound`, () => {
+    for (const make of ["client", "server"] as const) {
+      for (const value of [1, most]) construct({ ...others, [name]: value }, make);
+      for (const value of [0, -1, most + 1, 1.5, NaN, -Infinity, 2 ** 53]) {
+        const { message } = assertThrows(() => construct({ ...others, [name]: value }, make), RangeError);
+        for (const part of [name, "1 to", `${most}`, `received ${value}`]) assertStringIncludes(message, part);
+      }
+    }
+  });
+
+  Deno.test(`options: ${name} ${times.includes(name) ? "may" : "may not"} be Infinity`, () => {
+    const run = () => construct({ [name]: Infinity });
+    if (times.includes(name)) run();
+    else assertStringIncludes(assertThrows(run, RangeError).message, `${name} must be`);
+  });
+}
+
+Deno.test("options: left out or undefined, each has its default", () => {
+  const defaults = {
+    version: "auto" as const,
+    incoming: undefined,
+    keepAliveInterval: 10_000,
+    timeout: 30_000,
+    stalledStreamTimeout: Infinity,
+    maxFrameSize: 32_768,
+    maxReceiveBuffer: 16 * 2 ** 20,
+    maxStreamBuffer: 8 * 2 ** 20,
+    maxStreams: 8192,
+    acceptBacklog: 1024,
+  };
+  assertEquals(settle({}, "server"), defaults);
+  assertEquals(settle({}, "client"), { ...defaults, version: 2 });
+  const unset = Object.fromEntries(Object.keys(defaults).map((name) => [name, undefined]));
+  assertEquals(settle(unset, "server"), defaults);
+  // maxStreamBuffer follows half of maxReceiveBuffer, where that is less.
+  for (const [maxReceiveBuffer, maxStreamBuffer] of [[1, 1], [3, 1], [1001, 500], [MOST, 8 * 2 ** 20]] as const) {
+    assertEquals(settle({ maxReceiveBuffer }, "server"), { ...defaults, maxReceiveBuffer, maxStreamBuffer });
+  }
+});
+
+Deno.test("options: maxStreamBuffer is at most maxReceiveBuffer", () => {
+  construct({ maxReceiveBuffer: 1000, maxStreamBuffer: 1000 });
+  const { message } = assertThrows(() => construct({ maxReceiveBuffer: 1000, maxStreamBuffer: 1001 }), RangeError);
+  for (const part of ["maxStreamBuffer", "maxReceiveBuffer", "1000", "1001"]) assertStringIncludes(message, part);
+});
+
+Deno.test("options: timeout is at least keepAliveInterval, unless one is Infinity", () => {
+  construct({ keepAliveInterval: 500, timeout: 500 });
+  construct({ keepAliveInterval: Infinity, timeout: 1 });
+  construct({ keepAliveInterval: MOST, timeout: Infinity });
+  for (const options of [{ keepAliveInterval: 500, timeout: 499 }, { keepAliveInterval: 30_001 }, { timeout: 9_999 }]) {
+    const { message } = assertThrows(() => construct(options), RangeError);
+    const { keepAliveInterval = 10_000, timeout = 30_000 } = options;
+    for (const part of ["timeout", "keepAliveInterval", `${keepAliveInterval}`, `${timeout}`]) {
+      assertStringIncludes(message, part);
+    }
+  }
+});
+
+Deno.test("options: a version is 1 or 2, or auto on a server", () => {
+  for (const version of [1, 2, undefined]) {
+    construct({ version }, "client");
+    construct({ version }, "server");
+  }
+  construct({ version: "auto" }, "server");
+  for (const version of [0, 3, "auto", "3", NaN, 1.5]) {
+    const { message } = assertThrows(() => construct({ version }, "client"), RangeError);
+    for (const part of ["version", "1 or 2", `${version}`]) assertStringIncludes(message, part);
+  }
+  for (const version of [0, 3, "Auto"]) {
+    const { message } = assertThrows(() => construct({ version }, "server"), RangeError);
+    for (const part of ["version", '"auto"', `${version}`]) assertStringIncludes(message, part);
+  }
+});
+
+Deno.test("options: those refused leave the connection alone", async () => {
+  const [near, far] = memoryPair();
+  assertThrows(() => Session.client(near, { maxStreams: 0 }), RangeError);
+  assertEquals(near.isClosed, false);
+  const client = Session.client(near);
+  const server = Session.server(far);
+  await client.openStream();
+  await server.acceptStream();
+  await client.close();
+});
+
+Deno.test("options: the timeout of close() is checked as the others are, and the session stays open", async () => {
+  const { client, server } = sessionPair();
+  for (const timeout of [0, -1, NaN, 1.5, MOST + 1]) {
+    const { message } = assertThrows(() => client.close({ timeout }), RangeError);
+    for (const part of ["timeout", `${MOST}`, `received ${timeout}`]) assertStringIncludes(message, part);
+  }
+  await client.openStream();
+  await server.acceptStream();
+  await client.close({ timeout: Infinity });
+});
+
+Deno.test("version: the one given, and for an auto server that of the first frame", async () => {
+  for (const version of [1, 2] as const) {
+    const [near, far] = memoryPair();
+    const server = Session.server(far);
+    assertEquals(server.version, undefined);
+    const client = Session.client(near, { version });
+    assertEquals(client.version, version);
+    await client.openStream();
+    await server.acceptStream();
+    assertEquals(server.version, version);
+    await client.close();
+    assertEquals(server.version, version);
+  }
+  const [near] = memoryPair();
+  const client = Session.client(near);
+  assertEquals(client.version, 2);
+  client.abort();
+});
+
+Deno.test("addresses: without any from the transport they name nowhere", async () => {
+  const { client, server } = sessionPair();
+  const stream = await client.openStream();
+  const accepted = await server.acceptStream();
+  const nowhere = { transport: "tcp", hostname: "", port: 0 } as const;
+  for (const { localAddr, remoteAddr } of [client, server, stream, accepted]) {
+    assertEquals(localAddr, nowhere);
+    assertEquals(remoteAddr, nowhere);
+  }
+  await client.close();
+  assertEquals(client.remoteAddr, nowhere);
+});
+
+Deno.test("addresses: those of the transport, still after the end", async () => {
+  const [near] = memoryPair();
+  const localAddr = { transport: "vsock", cid: 3, port: 5 } as const;
+  const remoteAddr = { transport: "unix", path: "/run/socket" } as const;
+  const session = Session.client(Object.assign(near, { localAddr, remoteAddr }));
+  const stream = await session.openStream();
+  session.abort();
+  for (const at of [session, stream]) assertEquals([at.localAddr, at.remoteAddr], [localAddr, remoteAddr]);
+});
+
+for (const version of [1, 2] as const) {
+  Deno.test(`stats: in version ${version} a known exchange adds up, frame by frame`, async () => {
+    const { client, server } = sessionPair({ version });
+    const opened = await client.openStream();
+    await opened.write(pattern(100_000));
+    const accepted = await server.acceptStream();
+    while (server.stats().bytesUnread < 100_000) await turn(1);
+
+    // Beside the data, a header each: NOP, SYN, and PSH for each 32 768 bytes begun.
+    const sent = { frames: 2 + 4, bytes: 8 * 6 + 100_000 };
+    const credit = version === 2 ? 262_144 : 0;
+    const nothing = {
+      streams: 1,
+      opened: 0,
+      accepted: 0,
+      refused: 0,
+      pendingAccept: 0,
+      bytesSent: 0,
+      bytesReceived: 0,
+      framesSent: 0,
+      framesReceived: 0,
+      bytesUnread: 0,
+      bytesUnsent: 0,
+      creditGranted: credit,
+      readPaused: false,
+    };
+    assertEquals(client.stats(), { ...nothing, opened: 1, framesSent: sent.frames, bytesSent: sent.bytes });
+    assertEquals(server.stats(), {
+      ...nothing,
+      accepted: 1,
+      framesReceived: sent.frames,
+      bytesReceived: sent.bytes,
+      bytesUnread: 100_000,
+    });
+
+    // The first read is told to the peer in version 2, by a UPD of 16 bytes.
+    assertEquals(await accepted.read(new Uint8Array(1)), 1);
+    const update = version === 2 ? { frames: 1, bytes: 16 } : { frames: 0, bytes: 0 };
+    while (client.stats().framesReceived < update.frames) await turn(1);
+    assertEquals(server.stats().bytesUnread, 99_999);
+
+    // Both ends: one FIN each.
+    await accepted.write(pattern(10));
+    await accepted.closeWrite();
+    await opened.closeWrite();
+    assertEquals((await readAll(accepted)).length, 99_999);
+    assertEquals((await readAll(opened)).length, 10);
+    await Promise.all([opened.closed, accepted.closed]);
+    await turn();
+    const back = { frames: client.stats().framesReceived, bytes: client.stats().bytesReceived };
+    const ended = { ...nothing, streams: 0, creditGranted: 0 };
+    assertEquals(client.stats(), {
+      ...ended,
+      opened: 1,
+      framesSent: sent.frames + 1,
+      bytesSent: sent.bytes + 8,
+      // The client's own first read was behind the server's FIN, so no UPD was due; the server's may have been.
+      framesReceived: back.frames,
+      bytesReceived: back.bytes,
+    });
+    assertEquals(server.stats(), {
+      ...ended,
+      accepted: 1,
+      framesReceived: sent.frames + 1,
+      bytesReceived: sent.bytes + 8,
+      framesSent: back.frames,
+      bytesSent: back.bytes,
+    });
+    const updates = back.frames - 2;
+    assertEquals(back.bytes, 18 + 8 + 16 * updates);
+    assertEquals(updates, update.frames);
+
+    // What was counted stays after the end.
+    await client.close();
+    await server.closed;
+    assertEquals(client.stats().framesSent, sent.frames + 1);
+    assertEquals(server.stats().framesReceived, sent.frames + 1);
+  });
+}
+
+Deno.test("stats: both sides' streams, refusals and who waits to be accepted are counted", async () => {
+  const { client, server } = sessionPair({ server: { acceptBacklog: 2 } });
+  const mine = [await client.openStream(), await client.openStream(), await client.openStream()];
+  assertEquals(await mine[2]!.read(new Uint8Array(1)), null);
+  await server.openStream();
+  await client.acceptStream();
+  const count = (session: Session) => {
+    const { streams, opened, accepted, refused, pendingAccept } = session.stats();
+    return { streams, opened, accepted, refused, pendingAccept };
+  };
+  // The refused one is in its opener's table until that ends it, too.
+  assertEquals(count(client), { streams: 4, opened: 3, accepted: 1, refused: 0, pendingAccept: 0 });
+  assertEquals(count(server), { streams: 3, opened: 1, accepted: 2, refused: 1, pendingAccept: 2 });
+  await server.acceptStream();
+  mine[2]!.close();
+  assertEquals(count(client), { streams: 3, opened: 3, accepted: 1, refused: 0, pendingAccept: 0 });
+  assertEquals(count(server), { streams: 3, opened: 1, accepted: 2, refused: 1, pendingAccept: 1 });
+  await client.close();
+  await server.closed;
+  assertEquals(count(client), { streams: 0, opened: 3, accepted: 1, refused: 0, pendingAccept: 0 });
+});
+
+Deno.test("stats: what the transport has not taken is unsent, and a full receive buffer pauses reading", async () => {
+  const { client, server } = sessionPair({ version: 1, server: { maxReceiveBuffer: 1000 }, capacity: 2000 });
+  const stream = await client.openStream();
+  const accepted = await server.acceptStream();
+  await stream.write(pattern(10_000));
+  while (!server.stats().readPaused) await turn(1);
+  await turn();
+  // NOP, SYN, PSH, and its data: all of it is counted on one side or the other, but for what the pipe holds.
+  const total = 8 * 3 + 10_000;
+  const held = total - server.stats().bytesReceived;
+  assert(held >= 2000, `${held} bytes are not received`);
+  assert(server.stats().bytesUnread >= 1000);
+  assert(client.stats().bytesUnsent > 0);
+
+  await stream.closeWrite();
+  assertEquals(await readAll(accepted), pattern(10_000));
+  assertEquals([server.stats().readPaused, server.stats().bytesUnread], [false, 0]);
+  await turn();
+  const { bytesSent, bytesUnsent } = client.stats();
+  assertEquals([bytesSent, bytesUnsent], [total + 8, 0]);
+  await client.close();
+  await server.closed;
+});
+
+Deno.test("stats: credit granted is the first window of every open stream, and given back as they end", async () => {
+  const { client, server } = sessionPair({ version: 2, maxStreamBuffer: 1000, maxReceiveBuffer: 5000 });
+  const streams = [await client.openStream(), await client.openStream()];
+  const accepted = [await server.acceptStream(), await server.acceptStream()];
+  for (const session of [client, server]) assertEquals(session.stats().creditGranted, 2000);
+  streams[0]!.close();
+  await turn();
+  assertEquals(client.stats().creditGranted, 1000);
+  // Of the peer's FIN on nothing more will be sent, so nothing need be granted.
+  assertEquals(server.stats().creditGranted, 1000);
+  for (const stream of [...streams, ...accepted]) stream.close();
+  await turn();
+  for (const session of [client, server]) assertEquals(session.stats().creditGranted, 0);
+  await client.close();
+});
+
+Deno.test("openStream: an aborted signal rejects with its reason, opens nothing and uses no id", async () => {
+  const [near, far] = memoryPair();
+  const session = Session.client(near);
+  const peer = new RawPeer(far, 2);
+  const reason = new Error("Changed my mind");
+  assertStrictEquals(
+    await assertRejects(() => session.openStream({ signal: AbortSignal.abort(reason) })),
+    reason,
+  );
+  assertEquals([session.stats().opened, session.stats().streams], [0, 0]);
+  assertEquals((await session.openStream({ signal: new AbortController().signal })).id, 3);
+  assertEquals([(await peer.next())?.command, (await peer.next())?.id], [NOP, 3]);
+  session.abort();
+});
+
+Deno.test("openStream: a signal ends the wait of an auto server for the version", async () => {
+  const [near, far] = memoryPair();
+  const session = Session.server(far);
+  const controller = new AbortController();
+  const opening = session.openStream({ signal: controller.signal });
+  const patient = session.openStream();
+  const reason = new Error("Nobody there");
+  controller.abort(reason);
+  assertStrictEquals(await assertRejects(() => opening), reason);
+  const peer = new RawPeer(near, 1);
+  await peer.send(NOP, 0);
+  assertEquals((await patient).id, 2);
+  const frame = await peer.next();
+  assertEquals([frame?.command, frame?.id], [SYN, 2]);
+  session.abort();
+});
+
+Deno.test("openStream: a signal ends the wait for room, and no SYN is sent", async () => {
+  const [near, far] = memoryPair(10);
+  const session = Session.client(near, { version: 1 });
+  const first = await session.openStream();
+  // Nobody reads: write until nothing more is taken, however long one waits.
+  const fill = () => {
+    let taken = 0;
+    while (first.tryWrite(new Uint8Array(10_000)) > 0) taken++;
+    return taken;
+  };
+  while (fill() > 0) await turn();
+  const controller = new AbortController();
+  const opening = session.openStream({ signal: controller.signal });
+  const patient = session.openStream();
+  await turn();
+  const { streams } = session.stats();
+  const reason = new Error("Too slow");
+  controller.abort(reason);
+  assertStrictEquals(await assertRejects(() => opening), reason);
+  assertEquals(session.stats().streams, streams - 1);
+
+  const peer = new RawPeer(far, 1);
+  let frame = await peer.nextOf(SYN);
+  assertEquals(frame.id, first.id);
+  frame = await peer.nextOf(SYN);
+  const { id } = await patient;
+  assertEquals(frame.id, id);
+  assertEquals(session.stats().opened, 2);
+  session.abort();
+});
+
+Deno.test("openStream: on a session that is closing or has ended it is a SessionClosedError, with the cause if any", async () => {
+  const { client, server } = sessionPair();
+  const closing = client.close();
+  const refused = await assertRejects(() => client.openStream(), SessionClosedError);
+  assertEquals(refused.cause, undefined);
+  await closing;
+  assertEquals((await assertRejects(() => client.openStream(), SessionClosedError)).cause, undefined);
+  assertEquals((await assertRejects(() => server.openStream(), SessionClosedError)).cause, undefined);
+
+  const reason = new Error("Enough");
+  const other = sessionPair();
+  other.client.abort(reason);
+  assertStrictEquals((await assertRejects(() => other.client.openStream(), SessionClosedError)).cause, reason);
+  await other.server.closed;
+});
+
+Deno.test("abort: without a reason it is an AbortError, and the session ends at once", async () => {
+  const { client, server } = sessionPair();
+  const stream = await client.openStream();
+  client.abort();
+  const error = await assertRejects(() => client.closed, DOMException);
+  assertEquals(error.name, "AbortError");
+  assertStrictEquals((await assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError)).cause, error);
+  client.abort(new Error("Too late"));
+  assertStrictEquals(await assertRejects(() => client.closed), error);
+  await client.close();
+  await server.close();
+});
+
+Deno.test("close: the same promise each time, and await using closes too", async () => {
+  let kept: Session;
+  {
+    await using client = sessionPair().client;
+    kept = client;
+    await client.openStream();
+  }
+  await kept.closed;
+  assertStrictEquals(kept.close(), kept.close());
+});
+
+Deno.test("stats: streams that come for a channel of the caller's are counted as waiting, whoever sent them there", async () => {
+  const { sender, receiver } = bounded<Stream>(10);
+  const pairs = [1, 2].map(() => sessionPair({ server: { incoming: sender.clone() } }));
+  sender.close();
+  for (const { client } of pairs) await client.openStream();
+  await turn();
+  for (const { server } of pairs) {
+    assertEquals([server.stats().accepted, server.stats().pendingAccept], [1, 2]);
+  }
+  receiver.drain();
+  for (const { server } of pairs) assertEquals(server.stats().pendingAccept, 0);
+  for (const { client } of pairs) await client.close();
+});
+
+/** Runs fixtures/idle.ts against a server of frames. */
+async function idle(...calls: string[]) {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const program = new URL("fixtures/idle.ts", import.meta.url).pathname;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "--allow-net", program, `${listener.addr.port}`, ...calls],
+    stdin: "null",
+    stdout: "inherit",
+    stderr: "inherit",
+  }).spawn();
+  const connection = await listener.accept();
+  // A process that stays when it should not would hold up the tests for ever.
+  const watchdog = setTimeout(() => child.kill("SIGKILL"), 20_000);
+  const status = child.status.finally(() => clearTimeout(watchdog));
+  const peer = new RawPeer(connection, 2);
+  assertEquals(new TextDecoder().decode((await peer.nextOf(PSH)).data), "ready");
+  return { child, status, connection, peer };
+}
+
+for (const calls of [["unref"], ["unref", "ref", "unref"]]) {
+  Deno.test(`unref: after ${calls.join(", ")} the process ends by itself, though the session is open`, async () => {
+    const { status, connection } = await idle(...calls);
+    const { success, signal } = await status;
+    assertEquals([success, signal], [true, null]);
+    connection.close();
+  });
+}
+
+for (const calls of [[], ["unref", "ref"]]) {
+  const after = calls.length === 0 ? "without unref" : `after ${calls.join(", ")}`;
+  Deno.test(`unref: ${after} the process stays as long as the session is open, and keeps it alive`, async () => {
+    const { child, status, connection, peer } = await idle(...calls);
+    for (let n = 0; n < 5; n++) await peer.nextOf(NOP);
+    child.kill("SIGKILL");
+    assertEquals((await status).signal, "SIGKILL");
+    connection.close();
+  });
+}
+
+Deno.test("unref: a process that stays ends when its peer ends the session", async () => {
+  const { status, connection } = await idle();
+  await connection.closeWrite();
+  assertEquals((await status).success, true);
+  connection.close();
+});
+
+Deno.test("unref: ref and unref are passed on to the connection", () => {
+  const [near] = memoryPair();
+  const calls: string[] = [];
+  const session = Session.client(
+    Object.assign(near, { ref: () => void calls.push("ref"), unref: () => void calls.push("unref") }),
+  );
+  session.unref();
+  session.unref();
+  session.ref();
+  assertEquals(calls, ["unref", "unref", "ref"]);
+  session.abort();
+});

@@ -1,0 +1,777 @@
+/**
+ * Everything a session can run over: the same exchanges over each kind of transport, and what each may do wrong.
+ *
+ * @module
+ */
+
+import { connect } from "node:net";
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import {
+  type Address,
+  type Connection,
+  ProtocolError,
+  Session,
+  SessionClosedError,
+  type Stream,
+  StreamClosedError,
+  type Transport,
+  type Version,
+} from "../mod.ts";
+import { NOP, PSH, SYN } from "../frame.ts";
+import { answer } from "./fixtures/answer.ts";
+import { frame, memoryPair, pattern, readAll, sha256, tcpPair, writeAll } from "./support.ts";
+
+const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
+const BULK = 10_000_000;
+const text = (words: string) => new TextEncoder().encode(words);
+const words = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+const fixture = (name: string) => new URL(`fixtures/${name}`, import.meta.url);
+
+/** A connection of one kind, ready for a session at each end. */
+interface Wire {
+  client: Transport;
+  /** The other end; or, where another process holds it and serves it, how that went. */
+  server: Transport | Promise<Transport> | { served: Promise<void> };
+  /** The addresses its client should report, and its server the other way round. */
+  local: Address;
+  remote: Address;
+  /** Ends what does not belong to the sessions, when both have ended. */
+  end(): Promise<void> | void;
+}
+
+interface Kind {
+  name: string;
+  /** Bytes of its bulk transfers. */
+  bulk?: number;
+  connect(version: Version): Promise<Wire>;
+}
+
+const kinds: Kind[] = [
+  { name: "a connection in memory", connect: () => nowhere(...memoryPair()) },
+  {
+    name: "TCP",
+    async connect() {
+      const [client, server] = await tcpPair();
+      return { client, server, local: client.localAddr, remote: client.remoteAddr, end() {} };
+    },
+  },
+  {
+    name: "TLS",
+    async connect() {
+      const [caCert, cert, key] = await certificates();
+      using listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
+      const [client, server] = await Promise.all([
+        Deno.connectTls({ hostname: "127.0.0.1", port: listener.addr.port, caCerts: [caCert] }),
+        listener.accept(),
+      ]);
+      return { client, server, local: client.localAddr, remote: client.remoteAddr, end() {} };
+    },
+  },
+  {
+    name: "a Unix socket",
+    async connect() {
+      const folder = await Deno.makeTempDir();
+      const options = { transport: "unix", path: `${folder}/socket` } as const;
+      using listener = Deno.listen(options);
+      const [client, server] = await Promise.all([Deno.connect(options), listener.accept()]);
+      return {
+        client,
+        server,
+        local: client.localAddr,
+        remote: options,
+        end: () => Deno.remove(folder, { recursive: true }),
+      };
+    },
+  },
+  {
+    name: "two TransformStreams",
+    connect() {
+      const there = new TransformStream<Uint8Array, Uint8Array>();
+      const back = new TransformStream<Uint8Array, Uint8Array>();
+      return nowhere(
+        { readable: back.readable, writable: there.writable },
+        { readable: there.readable, writable: back.writable },
+      );
+    },
+  },
+  {
+    name: "a WebSocketStream",
+    async connect() {
+      const { url, accepted, end } = webSocketServer();
+      const socket = new WebSocketStream(url);
+      const client = await socket.opened;
+      return {
+        ...await nowhere(client, webSocketStreams(await accepted)),
+        async end() {
+          await socket.closed;
+          await end();
+          // As it closes it sets a timer of 0 ms, which must not outlast the test.
+          await new Promise((resolve) => setTimeout(resolve));
+        },
+      };
+    },
+  },
+  {
+    name: "a WebSocket with streams made of it",
+    async connect() {
+      const { url, accepted, end } = webSocketServer();
+      const client = new WebSocket(url);
+      const streams = webSocketStreams(client);
+      await new Promise((resolve) => client.onopen = resolve);
+      return { ...await nowhere(streams, webSocketStreams(await accepted)), end };
+    },
+  },
+  {
+    name: "a QUIC stream",
+    async connect() {
+      const [caCert, cert, key] = await certificates();
+      const endpoint = new Deno.QuicEndpoint({ hostname: "127.0.0.1" });
+      const listener = endpoint.listen({ cert, key, alpnProtocols: ["smux"] });
+      const [near, far] = await Promise.all([
+        Deno.connectQuic({
+          hostname: "127.0.0.1",
+          port: endpoint.addr.port,
+          serverName: "localhost",
+          caCerts: [caCert],
+          alpnProtocols: ["smux"],
+        }),
+        listener.accept(),
+      ]);
+      const streams = far.incomingBidirectionalStreams.getReader();
+      const client = await near.createBidirectionalStream();
+      return {
+        ...await nowhere(client, client),
+        // Nobody hears of it before something was sent on it.
+        server: streams.read().then(({ value }) => value!),
+        async end() {
+          near.close();
+          await far.closed;
+          await streams.cancel();
+          near.endpoint.close();
+          endpoint.close();
+        },
+      };
+    },
+  },
+  {
+    name: "the pipes of a child process",
+    connect(version) {
+      const child = new Deno.Command(Deno.execPath(), {
+        args: ["run", "--allow-read", fixture("answer.ts").pathname, `${version}`],
+        stdin: "piped",
+        stdout: "piped",
+        stderr: "inherit",
+      }).spawn();
+      const served = child.status.then(({ code }) => assertEquals(code, 0));
+      const client = { readable: child.stdout, writable: child.stdin };
+      return Promise.resolve({ client, server: { served }, local: NOWHERE, remote: NOWHERE, end() {} });
+    },
+  },
+  {
+    name: "a stream of another session",
+    async connect() {
+      const [client, server] = await tcpPair();
+      return await nested(client, server, client);
+    },
+  },
+  {
+    name: "a stream of a session in a stream of another",
+    async connect() {
+      const [client, server] = await tcpPair();
+      const outer = await nested(client, server, client);
+      const inner = await nested(outer.client as Stream, outer.server as Stream, client);
+      return {
+        ...inner,
+        async end() {
+          await inner.end();
+          await outer.end();
+        },
+      };
+    },
+  },
+  {
+    name: "a connection that moves a few bytes at a time, or none",
+    bulk: 200_000,
+    connect() {
+      const [client, server] = memoryPair(10_000);
+      return nowhere(choppy(client, 61), choppy(server, 97));
+    },
+  },
+  {
+    name: "streams of chunks of 0 to 6 bytes",
+    bulk: 50_000,
+    connect() {
+      const there = new TransformStream<Uint8Array, Uint8Array>(new Chopper());
+      const back = new TransformStream<Uint8Array, Uint8Array>(new Chopper());
+      return nowhere(
+        { readable: back.readable, writable: there.writable },
+        { readable: there.readable, writable: back.writable },
+      );
+    },
+  },
+];
+
+/** The authority, the server's certificate and its key, as fixtures/tls/make.sh made them. */
+function certificates(): Promise<[caCert: string, cert: string, key: string]> {
+  const read = (name: string) => Deno.readTextFile(fixture(`tls/${name}`));
+  return Promise.all([read("ca.pem"), read("localhost.pem"), read("localhost.key")]);
+}
+
+/** A wire without addresses, or anything to end. */
+function nowhere(client: Transport, server: Transport): Promise<Wire> {
+  return Promise.resolve({ client, server, local: NOWHERE, remote: NOWHERE, end() {} });
+}
+
+/** Both ends of a stream of a session of its own. */
+async function nested(client: Connection, server: Connection, tcp: Deno.TcpConn): Promise<Wire> {
+  const outer = { client: Session.client(client), server: Session.server(server) };
+  const [opened, accepted] = await Promise.all([outer.client.openStream(), outer.server.acceptStream()]);
+  return {
+    client: opened,
+    server: accepted,
+    local: tcp.localAddr,
+    remote: tcp.remoteAddr,
+    async end() {
+      await Promise.all([opened.closed, accepted.closed]);
+      assertEquals(outer.client.stats().streams + outer.server.stats().streams, 0);
+      await outer.client.close();
+      await Promise.all([outer.client.closed, outer.server.closed]);
+    },
+  };
+}
+
+/** A server that lets one WebSocket in. */
+function webSocketServer(): { url: string; accepted: Promise<WebSocket>; end: () => Promise<void> } {
+  const accepted = Promise.withResolvers<WebSocket>();
+  const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, (request) => {
+    const { socket, response } = Deno.upgradeWebSocket(request);
+    socket.onopen = () => accepted.resolve(socket);
+    return response;
+  });
+  return { url: `ws://127.0.0.1:${server.addr.port}`, accepted: accepted.promise, end: () => server.shutdown() };
+}
+
+/** A WebSocket as a pair of streams. */
+function webSocketStreams(socket: WebSocket) {
+  socket.binaryType = "arraybuffer";
+  return {
+    readable: new ReadableStream<Uint8Array | string>({
+      start(controller) {
+        socket.onmessage = ({ data }) => controller.enqueue(typeof data === "string" ? data : new Uint8Array(data));
+        socket.onclose = () => controller.close();
+      },
+      cancel() {
+        socket.onmessage = socket.onclose = null;
+        socket.close();
+      },
+    }),
+    writable: new WritableStream<Uint8Array<ArrayBuffer>>({
+      write: (chunk) => socket.send(chunk),
+      close: () => socket.close(),
+      abort: () => socket.close(),
+    }),
+  };
+}
+
+/** A connection of which no call moves more than `most` bytes, and some none. */
+function choppy(connection: Connection, most: number): Connection {
+  let call = 0;
+  const some = () => call++ % (most + 1);
+  return {
+    read: (p) => connection.read(p.subarray(0, some())),
+    write: (p) => connection.write(p.subarray(0, some())),
+    closeWrite: () => connection.closeWrite!(),
+    close: () => connection.close(),
+  };
+}
+
+/** Cuts chunks into pieces of 0 to 6 bytes. */
+class Chopper implements Transformer<Uint8Array, Uint8Array> {
+  #turn = 0;
+
+  transform(chunk: Uint8Array, controller: TransformStreamDefaultController<Uint8Array>): void {
+    for (let at = 0; at < chunk.length;) {
+      const end = Math.min(chunk.length, at + this.#turn++ % 7);
+      controller.enqueue(chunk.subarray(at, end));
+      at = end;
+    }
+  }
+}
+
+/** A client's session over a wire, and the server's unless it is elsewhere. */
+async function start(kind: Kind, version: Version) {
+  const wire = await kind.connect(version);
+  const client = Session.client(wire.client, { version });
+  let server: Session | undefined;
+  let served: Promise<void>;
+  if ("served" in wire.server) {
+    ({ served } = wire.server);
+  } else {
+    server = Session.server(await wire.server, { version });
+    served = answer(server);
+  }
+  /** Both ends have ended cleanly, and all that was opened is closed. */
+  async function ended(): Promise<void> {
+    await client.closed;
+    await server?.closed;
+    await served;
+    await wire.end();
+    assertEquals(client.stats().streams, 0);
+  }
+  return { wire, client, server, ended };
+}
+
+/** Asks for something on a stream of its own. */
+async function ask(session: Session, command: string): Promise<Stream> {
+  const stream = await session.openStream();
+  await writeAll(stream, text(`${command}\n`));
+  return stream;
+}
+
+const patterns = new Map<number, Promise<{ bytes: Uint8Array; hash: string }>>();
+
+/** The same bytes each time, made once. */
+function bulk(length: number) {
+  if (!patterns.has(length)) {
+    const bytes = pattern(length);
+    patterns.set(length, sha256(bytes).then((hash) => ({ bytes, hash })));
+  }
+  return patterns.get(length)!;
+}
+
+for (const kind of kinds) {
+  for (const version of [1, 2] as const) {
+    const test = (claim: string, run: (client: Session, server: Session | undefined, wire: Wire) => Promise<void>) =>
+      Deno.test(`transport: over ${kind.name}, in version ${version}, ${claim}`, async () => {
+        const { client, server, wire, ended } = await start(kind, version);
+        await run(client, server, wire);
+        await client.close();
+        await ended();
+      });
+
+    test("streams at the same time are echoed", async (client) => {
+      const lengths = [0, 1, 100, 1000, 10_000, 20_000, 30_000, 40_000];
+      await Promise.all(lengths.map(async (length, seed) => {
+        const stream = await ask(client, "echo");
+        const sent = pattern(length, seed + 1);
+        const [received] = await Promise.all([readAll(stream), writeAll(stream, sent).then(() => stream.closeWrite())]);
+        assertEquals(received, sent);
+      }));
+    });
+
+    test("megabytes arrive whole one way", async (client) => {
+      const { bytes, hash } = await bulk(kind.bulk ?? BULK);
+      const stream = await ask(client, "hash");
+      await writeAll(stream, bytes);
+      await stream.closeWrite();
+      assertEquals(words(await readAll(stream)), hash);
+    });
+
+    test("megabytes arrive whole the other way", async (client) => {
+      const { bytes, hash } = await bulk(kind.bulk ?? BULK);
+      const stream = await ask(client, `give ${bytes.length}`);
+      assertEquals(await sha256(await readAll(stream)), hash);
+      await stream.closeWrite();
+    });
+
+    test("either half of a stream can end first", async (client) => {
+      const { bytes, hash } = await bulk(50_000);
+      const mine = await ask(client, "hash");
+      await writeAll(mine, bytes);
+      await mine.closeWrite();
+      await assertRejects(() => mine.write(bytes), StreamClosedError);
+      assertEquals(words(await readAll(mine)), hash);
+      await mine.closed;
+
+      const theirs = await ask(client, "finish");
+      assertEquals(words(await readAll(theirs)), "finished");
+      await writeAll(theirs, bytes);
+      await theirs.closeWrite();
+      await theirs.closed;
+      using back = await client.acceptStream();
+      assertEquals(back.id % 2, 0);
+      assertEquals(words(await readAll(back)), hash);
+    });
+
+    test("each end says where both are", async (client, server, wire) => {
+      const stream = await ask(client, "echo");
+      await stream.closeWrite();
+      assertEquals(await readAll(stream), new Uint8Array());
+      for (const { localAddr, remoteAddr } of [client, stream]) {
+        assertEquals([localAddr, remoteAddr], [wire.local, wire.remote]);
+      }
+      if (server !== undefined) assertEquals([server.localAddr, server.remoteAddr], [wire.remote, wire.local]);
+    });
+
+    Deno.test(`transport: over ${kind.name}, in version ${version}, the server can end the session`, async () => {
+      const { client, ended } = await start(kind, version);
+      const echo = await ask(client, "echo");
+      const close = await ask(client, "close");
+      await client.closed;
+      assertEquals(await readAll(close), new Uint8Array());
+      await assertRejects(() => echo.write(new Uint8Array(1)), SessionClosedError);
+      await ended();
+    });
+  }
+}
+
+/** A session that serves, and what its peer does by hand: send bytes, and vanish without a word. */
+interface Rough {
+  session: Session;
+  send(bytes: Uint8Array): Promise<void>;
+  /** Ends what the peer sends, wherever that is. */
+  cut(): Promise<void>;
+  end(): void;
+}
+
+const rough: { name: string; connect(version: Version): Promise<Rough> }[] = [
+  {
+    name: "a connection in memory",
+    connect(version) {
+      const [near, far] = memoryPair();
+      const session = Session.server(far, { version });
+      return Promise.resolve({
+        session,
+        send: (bytes) => writeAll(near, bytes),
+        cut: () => near.closeWrite(),
+        end: () => near.close(),
+      });
+    },
+  },
+  {
+    name: "TCP",
+    async connect(version) {
+      const [near, far] = await tcpPair();
+      const session = Session.server(far, { version });
+      return {
+        session,
+        send: (bytes) => writeAll(near, bytes),
+        cut: () => near.closeWrite(),
+        end: () => near.close(),
+      };
+    },
+  },
+  {
+    name: "web streams",
+    connect(version) {
+      const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+      const session = Session.server({ readable, writable: new WritableStream() }, { version });
+      const writer = writable.getWriter();
+      return Promise.resolve({
+        session,
+        send: (bytes) => writer.write(bytes),
+        cut: () => writer.close(),
+        end() {},
+      });
+    },
+  },
+];
+
+const cuts: { where: string; version: Version; rest: string; missing?: string }[] = [
+  { where: "between two frames", version: 1, rest: "" },
+  { where: "between two frames", version: 2, rest: "" },
+  { where: "in a header", version: 1, rest: "010205", missing: "5 more bytes of a header" },
+  { where: "in a header", version: 2, rest: "02020500030000", missing: "1 more byte of a header" },
+  {
+    where: "between a header and its data",
+    version: 2,
+    rest: "0202050003000000",
+    missing: "5 more bytes of PSH payload",
+  },
+  { where: "in the data of a frame", version: 1, rest: "01020500030000006161", missing: "3 more bytes of PSH payload" },
+  { where: "in the data of a frame", version: 2, rest: "02020500030000006161", missing: "3 more bytes of PSH payload" },
+  { where: "in an update", version: 2, rest: "0204080003000000010000", missing: "5 more bytes of UPD payload" },
+];
+
+for (const { name, connect } of rough) {
+  for (const { where, version, rest, missing } of cuts) {
+    Deno.test(`transport: over ${name}, in version ${version}, a connection cut ${where} is never the end of a stream`, async () => {
+      const { session, send, cut, end } = await connect(version);
+      const start = [frame(version, SYN, 3), frame(version, PSH, 3, text("hello"))];
+      for (const bytes of start) await send(bytes);
+      const stream = await session.acceptStream();
+      const p = new Uint8Array(100);
+      assertEquals(await stream.read(p), 5);
+      if (rest !== "") await send(Uint8Array.fromHex(rest));
+      // What came of an unfinished frame is data all the same.
+      const data = rest.slice(16).startsWith("6161") ? 2 : 0;
+      if (data > 0) assertEquals(await stream.read(p), data);
+      const pending = assertRejects(() => stream.read(p), SessionClosedError);
+      await cut();
+      const { cause } = await pending;
+      const later = await assertRejects(() => stream.read(p), SessionClosedError);
+      assertStrictEquals(later.cause, cause);
+      if (missing === undefined) {
+        assertEquals(cause, undefined);
+        await session.closed;
+      } else {
+        assertInstanceOf(cause, ProtocolError);
+        const offset = 8 + 13;
+        assertEquals(
+          cause.message,
+          `Not valid smux at byte ${offset}: expected ${missing}, received the end of the connection`,
+        );
+        assertStrictEquals(await assertRejects(() => session.closed), cause);
+      }
+      end();
+    });
+  }
+}
+
+Deno.test("transport: data that came before the cut is read before the error", async () => {
+  const { session, send, cut, end } = await rough[1]!.connect(2);
+  await send(frame(2, SYN, 3));
+  const stream = await session.acceptStream();
+  await send(frame(2, PSH, 3, text("hello")));
+  await cut();
+  await session.closed;
+  const p = new Uint8Array(3);
+  assertEquals([await stream.read(p), await stream.read(p)], [3, 2]);
+  await assertRejects(() => stream.read(p), SessionClosedError);
+  end();
+});
+
+Deno.test("transport: a connection that is reset fails the session and all its streams with that error", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  // Closing one of Deno's own connections sends an end first, whatever is unread.
+  const socket = connect(listener.addr.port, "127.0.0.1");
+  const session = Session.server(await listener.accept(), { version: 1 });
+  socket.write(frame(1, SYN, 3));
+  const stream = await session.acceptStream();
+  const reading = assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError);
+  const accepting = assertRejects(() => session.acceptStream(), SessionClosedError);
+  socket.resetAndDestroy();
+  const reason = await assertRejects(() => session.closed, Deno.errors.ConnectionReset);
+  for (const error of await Promise.all([reading, accepting])) assertStrictEquals(error.cause, reason);
+  for (
+    const use of [
+      () => stream.read(new Uint8Array(1)),
+      () => stream.write(new Uint8Array(1)),
+      () => stream.closed,
+      () => session.openStream(),
+      () => session.acceptStream(),
+    ]
+  ) {
+    assertStrictEquals((await assertRejects(use, SessionClosedError)).cause, reason);
+  }
+});
+
+/** A connection that does as told: reads give what was put in, or fail. */
+function scripted(script: Partial<Connection>) {
+  const never = new Promise<never>(() => {});
+  let closes = 0;
+  const connection: Connection = {
+    read: () => never,
+    write: (p) => Promise.resolve(p.length),
+    ...script,
+    close() {
+      closes++;
+      script.close?.();
+    },
+  };
+  return { connection, closes: () => closes };
+}
+
+Deno.test("transport: a write that fails ends the session with its error, and the connection is closed once", async () => {
+  const reason = new Error("Disk on fire");
+  let writes = 0;
+  const { connection, closes } = scripted({
+    write: (p) => ++writes < 2 ? Promise.resolve(p.length) : Promise.reject(reason),
+  });
+  const session = Session.client(connection);
+  const stream = await session.openStream();
+  const reading = assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError);
+  await stream.write(new Uint8Array(1));
+  assertStrictEquals(await assertRejects(() => session.closed), reason);
+  assertStrictEquals((await reading).cause, reason);
+  assertStrictEquals((await assertRejects(() => stream.write(new Uint8Array(1)), SessionClosedError)).cause, reason);
+  await session.close();
+  assertEquals(closes(), 1);
+});
+
+Deno.test("transport: writes that wait for room say how much of them was taken when the connection fails", async () => {
+  const reason = new Error("Cable cut");
+  const failing = Promise.withResolvers<number>();
+  const { connection } = scripted({ write: () => failing.promise });
+  const session = Session.client(connection, { version: 1, maxFrameSize: 1000 });
+  const stream = await session.openStream();
+  const writing = assertRejects(() => stream.write(new Uint8Array(1_000_000)), SessionClosedError);
+  failing.reject(reason);
+  const error = await writing;
+  assertStrictEquals(error.cause, reason);
+  assert(error.bytesWritten! > 0 && error.bytesWritten! < 1_000_000);
+  assertEquals(error.bytesWritten! % 1000, 0);
+});
+
+Deno.test("transport: a read that fails ends the session with its error", async () => {
+  const reason = new Error("Disk on fire");
+  const { connection, closes } = scripted({ read: () => Promise.reject(reason) });
+  const session = Session.client(connection);
+  assertStrictEquals(await assertRejects(() => session.closed), reason);
+  assertEquals(closes(), 1);
+});
+
+Deno.test("transport: a connection that throws at once ends the session as one that rejects does", async () => {
+  const reason = new Error("Not even a promise");
+  const fail = () => {
+    throw reason;
+  };
+  for (const script of [{ read: fail }, { write: fail }]) {
+    const { connection, closes } = scripted({ ...script, close: fail, setNoDelay: fail });
+    const session = Session.client(connection);
+    assertStrictEquals(await assertRejects(() => session.closed), reason);
+    assertEquals(closes(), 1);
+  }
+});
+
+Deno.test("transport: a connection that somebody else closed ends the session without an exception", async () => {
+  const [near, far] = await tcpPair();
+  const session = Session.client(near);
+  near.close();
+  await assertRejects(() => session.closed);
+  await session.close();
+  far.close();
+});
+
+Deno.test("transport: a readable that fails ends the session with its error, and the writable is aborted", async () => {
+  const reason = new Error("Socket vanished");
+  const { promise: aborted, resolve: abort } = Promise.withResolvers<void>();
+  const readable = new ReadableStream<Uint8Array>({
+    start(controller) {
+      controller.enqueue(frame(2, SYN, 3));
+      controller.enqueue(frame(2, PSH, 3, text("hi")));
+    },
+    pull() {
+      throw reason;
+    },
+  });
+  const session = Session.server({ readable, writable: new WritableStream({ abort: () => abort() }) });
+  assertStrictEquals(await assertRejects(() => session.closed), reason);
+  await aborted;
+});
+
+Deno.test("transport: a writable that fails ends the session with its error, and the readable is cancelled", async () => {
+  const reason = new Error("Socket vanished");
+  const { promise: cancelled, resolve: cancel } = Promise.withResolvers<void>();
+  const writable = new WritableStream({
+    write() {
+      throw reason;
+    },
+  });
+  const session = Session.client({ readable: new ReadableStream({ cancel: () => cancel() }), writable });
+  const stream = await session.openStream();
+  assertStrictEquals(await assertRejects(() => session.closed), reason);
+  await cancelled;
+  assertStrictEquals((await assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError)).cause, reason);
+});
+
+Deno.test("transport: a chunk of text from a WebSocket is a protocol error", async () => {
+  const { url, accepted, end } = webSocketServer();
+  const socket = new WebSocketStream(url);
+  const session = Session.client(await socket.opened, { version: 2 });
+  const stream = await session.openStream();
+  const reading = assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError);
+  const far = await accepted;
+  const closed = new Promise((resolve) => far.onclose = resolve);
+  far.send(frame(2, NOP, 0) as Uint8Array<ArrayBuffer>);
+  far.send("hello");
+  const error = await assertRejects(() => session.closed, ProtocolError);
+  assertEquals(
+    error.message,
+    "Not valid smux at byte 8: expected bytes, received a chunk of type string",
+  );
+  assertStrictEquals((await reading).cause, error);
+  await closed;
+  await socket.closed;
+  await end();
+  await new Promise((resolve) => setTimeout(resolve));
+});
+
+Deno.test("transport: closing or aborting a session closes its connection", async () => {
+  for (const stop of [(session: Session) => session.close(), (session: Session) => session.abort()]) {
+    const [near, far] = await tcpPair();
+    const [client, server] = [Session.client(near), Session.server(far)];
+    await client.openStream();
+    await server.acceptStream();
+    await stop(client);
+    await server.closed.catch(() => {});
+    for (const connection of [near, far]) {
+      await assertRejects(() => connection.read(new Uint8Array(1)), Deno.errors.BadResource);
+    }
+  }
+});
+
+Deno.test("transport: a session over web streams closes them in order, and cancels and aborts them otherwise", async () => {
+  const ends = async (stop: (session: Session) => void) => {
+    const heard: string[] = [];
+    const there = new ReadableStream<Uint8Array>({ cancel: () => void heard.push("cancel") });
+    const back = new WritableStream<Uint8Array>({
+      close: () => void heard.push("close"),
+      abort: () => void heard.push("abort"),
+    });
+    const session = Session.client({ readable: there, writable: back });
+    stop(session);
+    await session.closed.catch(() => {});
+    return heard.sort();
+  };
+  assertEquals(await ends((session) => session.abort()), ["abort", "cancel"]);
+
+  const heard: string[] = [];
+  const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+  const session = Session.client({
+    readable: new ReadableStream({
+      // The peer ends when it hears our end.
+      start(controller) {
+        readable.pipeTo(new WritableStream({ close: () => controller.close() }));
+      },
+      cancel: () => void heard.push("cancel"),
+    }),
+    writable,
+  });
+  await session.close();
+  await session.closed;
+  assertEquals(heard, []);
+});
+
+Deno.test("transport: read, write and close are all a connection needs", async () => {
+  const [near, far] = memoryPair();
+  const least = ({ read, write, close }: Connection, of: Connection): Connection => ({
+    read: read.bind(of),
+    write: write.bind(of),
+    close: close.bind(of),
+  });
+  const [client, server] = [Session.client(least(near, near)), Session.server(least(far, far))];
+  const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
+  await opened.write(text("hello"));
+  await opened.closeWrite();
+  assertEquals(words(await readAll(accepted)), "hello");
+  await accepted.closeWrite();
+  assertEquals(await readAll(opened), new Uint8Array());
+  client.ref();
+  client.unref();
+  await Promise.all([client.close(), server.close()]);
+  assertEquals([near.isClosed, far.isClosed], [true, true]);
+});
+
+Deno.test("transport: what is neither a connection nor a pair of streams is a TypeError", () => {
+  const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+  const wrong = [
+    undefined,
+    null,
+    5,
+    "tcp",
+    {},
+    () => {},
+    { readable },
+    { writable },
+    { read() {}, close() {} },
+    { read: 1, write: 2 },
+    { readable: 1, writable: 2 },
+  ];
+  for (const transport of wrong) {
+    assertThrows(() => Session.client(transport as unknown as Transport), TypeError);
+    assertThrows(() => Session.server(transport as unknown as Transport), TypeError);
+  }
+  readable.getReader();
+  assertThrows(() => Session.client({ readable, writable }), TypeError);
+});
