@@ -234,7 +234,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #settling: StreamCore[] = [];
   #owing: StreamCore[] = [];
   #refusals: number[] = [];
-  #owesNop = false;
   // Each is made when first somebody waits.
   #versionKnown: Channel<void> | undefined;
   #mayRead: Channel<void> | undefined;
@@ -572,7 +571,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   // Control frames that found no room, when there is room again.
   #writeOwed(): void {
-    if (this.#owesNop && this.#outgoing.tryControl(NOP, 0)) this.#owesNop = false;
     const { length } = this.#owing;
     if (length > 0) {
       const owing = this.#owing;
@@ -719,8 +717,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#timerAt = Infinity;
     const { keepAliveInterval, timeout } = this.#settings;
 
-    if (now >= this.#outgoing.begunAt + keepAliveInterval && this.version !== undefined) {
-      if (this.#outgoing.stalledSince === undefined && !this.#outgoing.tryControl(NOP, 0)) this.#owesNop = true;
+    // While a write is under way its bytes will be the sign of life, and nothing could overtake them.
+    if (now >= this.#outgoing.begunAt + keepAliveInterval && this.#outgoing.stalledSince === undefined) {
+      if (this.version !== undefined) this.#outgoing.tryControl(NOP, 0);
     }
     if (this.#outgoing.isLarge && now >= this.#outgoing.begunAt + TRIM_DELAY) this.#outgoing.trim();
 

@@ -162,6 +162,17 @@ Deno.test("rule 1: an open that is given up before its SYN could leave leaves no
   await Promise.all(writing);
 });
 
+Deno.test("rule 1: an open that waits for room when the session ends rejects", async () => {
+  const { session } = withPeer("client", 1, {}, 100);
+  const stream = await session.openStream();
+  const writing = stream.write(pattern(1 << 20)).catch(() => {});
+  const opening = assertRejects(() => session.openStream(), SessionClosedError);
+  const reason = new Error("enough");
+  session.abort(reason);
+  assertStrictEquals((await opening).cause, reason);
+  await writing;
+});
+
 // 2
 
 Deno.test("rule 2: a stream is in the table before its SYN can leave", async () => {
@@ -856,6 +867,73 @@ Deno.test("rule 11: stalledStreamTimeout cuts the stream that holds most and is 
   session.abort();
 });
 
+Deno.test("rule 11: a stream that is read, however slowly, is not cut, and nothing is when the pressure goes", async () => {
+  using clock = new ManualClock();
+  const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
+  const { session, peer } = withPeer("server", 1, options, 1 << 20);
+  await peer.send(SYN, 3);
+  await peer.send(PSH, 3, pattern(1000));
+  const stream = await session.acceptStream();
+  await turn();
+  for (let i = 0; i < 20; i++) {
+    assert(session.stats().readPaused);
+    await clock.advance(200);
+    await stream.read(new Uint8Array(1));
+    await peer.send(PSH, 3, bytes("x"));
+    await turn();
+  }
+  await stream.read(new Uint8Array(900));
+  await clock.advance(5000);
+  assertEquals(session.stats().streams, 1);
+  session.abort();
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("rule 11: a stalled stream that has ended both ways is cut like any other", async () => {
+  using clock = new ManualClock();
+  const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
+  const { session, peer } = withPeer("server", 1, options, 1 << 20);
+  for (const [id, length] of [[3, 100], [5, 900]] as const) {
+    await peer.send(SYN, id);
+    await peer.send(PSH, id, pattern(length));
+    await peer.send(FIN, id);
+    const stream = await session.acceptStream();
+    await Promise.all([stream.closeWrite(), stream.closed]);
+    if (id === 3) assertEquals(await readText(stream), text(pattern(100)));
+  }
+  assertEquals(session.stats().streams, 0);
+  await peer.send(SYN, 7);
+  await peer.send(PSH, 7, pattern(100));
+  const last = await session.acceptStream();
+  await turn();
+  assert(session.stats().readPaused);
+  await clock.advance(600);
+  assertEquals(session.stats().bytesUnread, 100, "the larger one was cut");
+  assert(!session.stats().readPaused);
+  assertEquals((await last.read(new Uint8Array(200)))!, 100);
+  session.abort();
+});
+
+Deno.test("rule 11: when one cut is not enough the next follows, each after its time", async () => {
+  using clock = new ManualClock();
+  const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
+  const { session, peer } = withPeer("server", 1, options, 1 << 20);
+  // One read of the transport brings them all, so that more is held than one stream's share.
+  const frames = [3, 5, 7].flatMap((id) => [frame(1, SYN, id), frame(1, PSH, id, pattern(1500 + id))]);
+  await peer.bytes(...frames);
+  const streams = [await session.acceptStream(), await session.acceptStream(), await session.acceptStream()];
+  await turn();
+  const cut = streams.map((stream) => assertRejects(() => stream.closed, DOMException, "Nothing was read of stream"));
+  await clock.advance(600);
+  assertEquals(session.stats().streams, 2);
+  await cut[2];
+  await clock.advance(1200);
+  assertEquals(session.stats().streams, 0);
+  await Promise.all(cut);
+  await assertRejects(() => readText(streams[0]!), DOMException);
+  session.abort();
+});
+
 // 12
 
 Deno.test("rule 12: beyond maxStreams and beyond the backlog a SYN is refused with FIN", async () => {
@@ -914,46 +992,84 @@ Deno.test("rule 12: a peer that opens streams without end and never reads is not
   await flooded;
 });
 
-Deno.test("rule 12: of updates that find no room only the newest is sent, and control frames leave before data", async () => {
-  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 1000, maxFrameSize: 65_535 }, 256);
-  await peer.send(SYN, 3);
-  const stream = await session.acceptStream();
-  const writes = Array.from({ length: 40 }, () => stream.write(pattern(6000)).catch(() => {}));
+/** A session of whose control frames none has room any more: its peer does not read, and updates fell due until then. */
+async function withFullBuffers() {
+  const options = { maxStreamBuffer: 1000, maxFrameSize: 65_535 };
+  const all = withPeer("server", 2, options, 256);
+  const { session, peer } = all;
+  const streams: Stream[] = [];
+  for (let id = 3; id < 3 + 2 * 50; id += 2) {
+    await peer.send(SYN, id);
+    streams.push(await session.acceptStream());
+  }
+  const [noisy, ...others] = streams;
+  const writing = Array.from({ length: 10 }, (_, i) => noisy!.write(pattern(60_000, i)).catch(() => {}));
   await turn();
-  for (let i = 0; i < 3000; i++) {
+  await peer.update(3, 0, 2 ** 31 - 1);
+  let consumed = 0;
+  for (let before = -1; before < session.stats().framesSent;) {
+    before = session.stats().framesSent;
     const sent = peer.send(PSH, 3, pattern(1000));
-    for (let count = 0; count < 1000;) count += (await stream.read(new Uint8Array(1000)))!;
+    for (let count = 0; count < 1000;) count += (await noisy!.read(new Uint8Array(1000)))!;
+    consumed += 1000;
     await sent;
   }
-  // The buffers are full, nobody reads: thousands of updates fell due.
-  assert(session.stats().bytesUnsent < 700_000, `${session.stats().bytesUnsent} bytes are kept`);
-  let newest = 0;
-  while (newest <= 2_999_000) {
-    const frame = await peer.nextOf(UPD);
-    assert(frame.consumed >= newest);
-    newest = frame.consumed;
+  return { ...all, noisy: noisy!, others, consumed, writing };
+}
+
+Deno.test("rule 12: of updates that find no room only the newest is kept", async () => {
+  const { session, peer, noisy, consumed, writing } = await withFullBuffers();
+  const { framesSent, bytesUnsent } = session.stats();
+  assert(bytesUnsent < 700_000, `${bytesUnsent} bytes are kept`);
+  for (let i = 0; i < 1000; i++) {
+    const sent = peer.send(PSH, 3, pattern(1000));
+    for (let count = 0; count < 1000;) count += (await noisy.read(new Uint8Array(1000)))!;
+    await sent;
   }
+  assertEquals(session.stats().framesSent, framesSent, "nothing was encoded meanwhile");
+  const total = consumed + 1_000_000;
+  const seen: number[] = [];
+  while ((seen.at(-1) ?? 0) < total - 1000) seen.push((await peer.nextOf(UPD)).consumed);
+  assert(seen.at(-2)! <= consumed, "those of the last thousand reads but one were never sent");
   session.abort();
-  await Promise.all(writes);
+  await Promise.all(writing);
 });
 
-Deno.test("rule 12: the FIN of close() waits as state while nothing has room, once for each stream", async () => {
-  const { session, peer } = withPeer("client", 1, { maxFrameSize: 65_535 }, 16);
-  const streams: Stream[] = [];
-  for (let i = 0; i < 100; i++) streams.push(await session.openStream());
-  const hog = await session.openStream();
-  const writing = hog.write(pattern(1 << 20)).catch(() => {});
-  await turn();
-  for (const stream of streams) stream.close();
-  for (const stream of streams) stream.close();
-  const ended = new Set<number>();
-  while (ended.size < 100) {
-    const { id } = await peer.nextOf(FIN);
-    assert(!ended.has(id));
-    ended.add(id);
+Deno.test("rule 12: the FIN of close() waits as state while nothing has room, once for each stream, and goes ahead of data", async () => {
+  const { session, peer, others, writing } = await withFullBuffers();
+  for (const stream of others) stream.close();
+  for (const stream of others) stream.close();
+  assertEquals(session.stats().streams, 50, "they leave the table before their FIN can reach the wire, not sooner");
+  const ended: number[] = [];
+  const order: number[] = [];
+  while (ended.length < 49) {
+    const frame = (await peer.next())!;
+    order.push(frame.command);
+    if (frame.command === FIN) ended.push(frame.id);
   }
+  assertEquals(ended.toSorted((a, b) => a - b), others.map((stream) => stream.id));
+  assertEquals(session.stats().streams, 1);
+  assert(
+    order.lastIndexOf(PSH) < order.indexOf(FIN),
+    "data that was taken before leaves before, data that waits does not",
+  );
   session.abort();
-  await writing;
+  await Promise.all(writing);
+});
+
+Deno.test("rule 12: while refusals wait for room the streams that exist go on", async () => {
+  const { session, peer, noisy, consumed, writing } = await withFullBuffers();
+  session.incoming.close();
+  for (let id = 1001; id < 1001 + 2 * 500; id += 2) await peer.send(SYN, id);
+  await peer.send(PSH, 3, bytes("still"));
+  assertEquals(await readText(noisy), "still");
+  assertEquals(session.stats().refused, 500);
+  assert(!session.stats().readPaused);
+  assert(consumed > 0);
+  const refused = new Set<number>();
+  while (refused.size < 500) refused.add((await peer.nextOf(FIN)).id);
+  session.abort();
+  await Promise.all(writing);
 });
 
 // 13

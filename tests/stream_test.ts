@@ -4,7 +4,7 @@ import { assert, assertEquals, assertRejects, assertStrictEquals, assertThrows }
 import { concat } from "@std/bytes";
 import { mergeReadableStreams, TextLineStream, toText } from "@std/streams";
 import { FIN, PSH, SYN, UPD } from "../frame.ts";
-import { Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
+import { ProtocolError, Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
 import { MemoryConnection, memoryPair, pattern, RawPeer, readAll, sessionPair, turn } from "./support.ts";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
@@ -375,6 +375,60 @@ Deno.test("a stream that nobody waits for ends without an unhandled rejection", 
   all.server.abort();
   await turn(5);
   assertEquals(all.client.stats().streams, 0);
+});
+
+Deno.test("close: while closeWrite waits for its turn, one FIN leaves and both are done", async () => {
+  using all = await stuckStream();
+  const writing = assertRejects(() => all.stream.write(pattern(1 << 20)), StreamClosedError);
+  await turn();
+  const ended = all.stream.closeWrite();
+  all.stream.close();
+  await writing;
+  await ended;
+  await all.receiveAll();
+  await all.peer.send(SYN, 2);
+  const next = await all.session.acceptStream();
+  await next.write(bytes("x"));
+  assertEquals((await all.peer.next())!.command, PSH, "no second FIN came first");
+});
+
+Deno.test("close: while the FIN of closeWrite waits for room, or has just found it, one FIN leaves", async () => {
+  for (const when of ["while it waits", "afterwards"]) {
+    using all = await stuckStream();
+    const other = await all.session.openStream();
+    const writing = other.write(pattern(1 << 20)).then(() => other.closeWrite());
+    await turn();
+    const ended = all.stream.closeWrite();
+    await turn();
+    if (when === "while it waits") all.stream.close();
+    const fins = [];
+    while (fins.at(-1) !== other.id) {
+      fins.push((await all.peer.nextOf(FIN)).id);
+      all.stream.close();
+    }
+    assertEquals(fins, [all.stream.id, other.id]);
+    await Promise.all([ended, writing]);
+  }
+});
+
+Deno.test("closeWrite: rejects when the session ends while it waits, and when the peer lied about what it read", async () => {
+  using all = await stuckStream();
+  const writing = all.stream.write(pattern(1 << 20)).catch(() => {});
+  const ended = assertRejects(() => all.stream.closeWrite(), SessionClosedError);
+  all.session.abort();
+  await Promise.all([writing, ended]);
+
+  using lied = await stuckStream(2);
+  await lied.peer.update(3, 100, 100);
+  await turn();
+  await assertRejects(() => lied.stream.closeWrite(), ProtocolError, "UPD");
+});
+
+Deno.test("write: an aborted signal rejects before anything moves", async () => {
+  using all = await rawStream();
+  const signal = AbortSignal.abort(new Error("before"));
+  await assertRejects(() => all.stream.write(bytes("x"), { signal }), Error, "before");
+  assertEquals(all.session.stats().framesSent, 0);
 });
 
 // Web streams
