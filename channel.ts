@@ -239,9 +239,6 @@ class Waiter<T> implements Place<Waiter<T>> {
   queue: Queue<Waiter<T>> | undefined = undefined;
   before: Waiter<T> | undefined = undefined;
   after: Waiter<T> | undefined = undefined;
-  readonly handle: Handle | undefined;
-  /** What a send has to give. */
-  readonly value: T | undefined;
   readonly #form: Form<T, unknown>;
   readonly #resolve: (outcome: unknown) => void;
   readonly #reject: (reason: unknown) => void;
@@ -249,15 +246,14 @@ class Waiter<T> implements Place<Waiter<T>> {
 
   constructor(
     queue: Queue<Waiter<T>>,
-    handle: Handle | undefined,
-    value: T | undefined,
+    readonly handle: Handle | undefined,
+    /** What a send has to give. */
+    readonly value: T | undefined,
     form: Form<T, unknown>,
     resolve: (outcome: unknown) => void,
     reject: (reason: unknown) => void,
     options?: WaitOptions,
   ) {
-    this.handle = handle;
-    this.value = value;
     this.#form = form;
     this.#resolve = resolve;
     this.#reject = reject;
@@ -412,18 +408,16 @@ class Core<T> {
     const problem = timeoutProblem(options?.timeout);
     if (problem !== undefined) return Promise.reject(problem);
     if (handle?.live !== false) {
-      if (this.ready) return resolved(form.value(this.take()));
+      if (this.ready) return Promise.resolve(form.value(this.take())) as Promise<R>;
       if (!this.closed) return wait(this.receivers, handle, undefined, form, options);
     }
     const { clean, error } = this.#ending(handle);
-    return clean && form.end !== undefined ? resolved(form.end()) : Promise.reject(error);
+    return clean && form.end !== undefined ? Promise.resolve(form.end()) as Promise<R> : Promise.reject(error);
   }
 
   receiveMany(max: number, options: WaitOptions | undefined, handle?: Handle): Promise<T[]> {
     if (max !== Infinity && !(Number.isInteger(max) && max >= 1)) {
-      return Promise.reject(
-        new RangeError(`Cannot receive: max must be an integer of at least 1, or Infinity, received ${max}`),
-      );
+      return Promise.reject(new RangeError(`Cannot receive: max must be an integer >= 1 or Infinity, received ${max}`));
     }
     const problem = timeoutProblem(options?.timeout);
     if (problem !== undefined) return Promise.reject(problem);
@@ -523,10 +517,8 @@ class Core<T> {
   }
 
   get signal(): AbortSignal {
-    if (this.#receiversGone === undefined) {
-      this.#receiversGone = new AbortController();
-      if (this.receiverCount === 0) this.#receiversGone.abort(noReceiver());
-    }
+    this.#receiversGone ??= new AbortController();
+    if (this.receiverCount === 0) this.#receiversGone.abort(noReceiver());
     return this.#receiversGone.signal;
   }
 
@@ -579,11 +571,6 @@ class Core<T> {
   }
 }
 
-/** `Promise.resolve` in the types of a generic caller. */
-function resolved<R>(value: R): Promise<R> {
-  return Promise.resolve(value) as Promise<R>;
-}
-
 function unsent(value: unknown, handle?: Handle): ChannelClosedError {
   const what = handle?.live === false ? "through a closed sender" : "to a closed channel";
   return new ChannelClosedError(`Cannot send ${what}`, value);
@@ -595,9 +582,7 @@ function noReceiver(): ChannelClosedError {
 
 function checkCapacity(capacity: number, instead: string): number {
   if (!Number.isInteger(capacity) || capacity < 0) {
-    throw new RangeError(
-      `Cannot create a channel: capacity must be an integer of at least 0${instead}, received ${capacity}`,
-    );
+    throw new RangeError(`Cannot create a channel: capacity must be an integer >= 0${instead}, received ${capacity}`);
   }
   return capacity;
 }

@@ -91,9 +91,9 @@ export interface Tunnel extends AsyncDisposable {
  * Starts the server's end of a tunnel: any number of clients may connect, and each stream they open is connected to the
  * target. When that cannot be reached the stream ends at once, and `onError` is told.
  *
- * @param options Where to listen, where to connect to, limits, a signal, and who is told of what.
+ * @param options Where to listen, where to connect to, a signal, and who is told of what.
  * @returns The tunnel, at once.
- * @throws {RangeError} An option is out of bounds.
+ * @throws {RangeError} A port is out of bounds.
  * @throws {Error} It cannot listen there.
  *
  * @example
@@ -158,9 +158,9 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
  * Starts the client's end of a tunnel: it connects to the server, then listens, and carries each connection it accepts
  * as a stream of that one connection. Each direction's end is carried too.
  *
- * @param options Where to listen, where the server is, limits, a signal, and who is told of errors.
+ * @param options Where to listen, where the server is, a signal, and who is told of errors.
  * @returns The tunnel, when it is connected and listens.
- * @throws {RangeError} An option is out of bounds.
+ * @throws {RangeError} A port is out of bounds.
  * @throws {Error} It cannot listen there, or the server cannot be reached.
  *
  * @example

@@ -39,7 +39,7 @@ async function rawStream(version: 1 | 2 = 1, capacity?: number) {
 
 /** A stream whose peer reads only when it is told to, so that writes wait for room. */
 async function stuckStream(version: 1 | 2 = 1) {
-  const [connection, remote] = memoryPair(10);
+  const [connection, remote] = memoryPair(1000);
   const session = Session.client(connection, { version });
   const peer = new RawPeer(remote, version);
   const stream = await session.openStream();
