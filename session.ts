@@ -535,7 +535,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         this.#current = this.#streams.get(id);
       },
       data: (bytes, start, end) => {
-        if (this.#isDropping || this.#current === undefined) return;
+        if (this.#current === undefined) return;
+        // A stream of which data was dropped must not seem whole, even if its FIN still comes.
+        if (this.#isDropping) {
+          return this.#current.fail(() => this.#closedError("Data came after the session was closed"));
+        }
         if (this.#current.receive(bytes, start, end)) this.#link.keep();
       },
       nop: () => {},

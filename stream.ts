@@ -267,7 +267,7 @@ export class StreamCore {
 
   /** Takes the peer's FIN. */
   receiveFin(): void {
-    if (this.#peerFinished) return;
+    if (this.#peerFinished || this.#failure !== undefined) return;
     this.#peerFinished = true;
     this.#owesUpdate = false;
     this.#receiveWindow?.close();

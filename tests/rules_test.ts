@@ -1161,6 +1161,30 @@ Deno.test("rule 14: a SYN is refused while closing, and late data is read and dr
   assertEquals(session.stats().accepted, 1);
 });
 
+Deno.test("rule 14: a stream whose late data was dropped never reads as whole, one that only ended does", async () => {
+  const { session, peer } = withPeer("server", 1);
+  for (const id of [3, 5]) {
+    await peer.send(SYN, id);
+    await peer.send(PSH, id, bytes("first"));
+  }
+  const [cut, whole] = [await session.acceptStream(), await session.acceptStream()];
+  const closing = session.close();
+  await peer.nextOf(FIN);
+  await peer.nextOf(FIN);
+  assertEquals(await peer.next(), null, "our half has ended");
+  await peer.send(PSH, 3, bytes("late"));
+  await peer.send(FIN, 3);
+  await peer.send(FIN, 5);
+  await turn();
+  assertEquals(await readText(cut), "first");
+  await assertRejects(() => readText(cut), SessionClosedError);
+  await assertRejects(() => cut.closed, SessionClosedError);
+  assertEquals(text(await readAll(whole)), "first");
+  await peer.connection.closeWrite!();
+  await closing;
+  await session.closed;
+});
+
 Deno.test("rule 14: after one quiet second it closes although the peer does not", async () => {
   using clock = new ManualClock();
   const { session, peer, connection } = withPeer("client", 1);
