@@ -19,7 +19,7 @@ import {
 } from "../mod.ts";
 import { NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
-import { frame, memoryPair, pattern, readAll, sha256, tcpPair, writeAll } from "./support.ts";
+import { frame, ManualClock, memoryPair, pattern, readAll, sha256, tcpPair, writeAll } from "./support.ts";
 
 const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
 const BULK = 10_000_000;
@@ -191,7 +191,7 @@ const kinds: Kind[] = [
   },
   {
     name: "a connection that moves a few bytes at a time, or none",
-    bulk: 200_000,
+    bulk: 100_000,
     connect() {
       const [client, server] = memoryPair(10_000);
       return nowhere(choppy(client, 61), choppy(server, 97));
@@ -687,6 +687,36 @@ Deno.test("transport: a chunk of text from a WebSocket is a protocol error", asy
   await new Promise((resolve) => setTimeout(resolve));
 });
 
+Deno.test("transport: over a WebTransport stream bytes arrive whole both ways", async () => {
+  const [, cert, key] = await certificates();
+  const endpoint = new Deno.QuicEndpoint({ hostname: "127.0.0.1" });
+  const listener = endpoint.listen({ cert, key, alpnProtocols: ["h3"] });
+  const der = Uint8Array.fromBase64(cert.replaceAll(/-----.*-----|\s/g, ""));
+  const value = await crypto.subtle.digest("SHA-256", der);
+  const near = new WebTransport(`https://127.0.0.1:${endpoint.addr.port}/`, {
+    serverCertificateHashes: [{ algorithm: "sha-256", value }],
+  });
+  const far = await Deno.upgradeWebTransport(await (await listener.incoming()).accept());
+  await Promise.all([near.ready, far.ready]);
+  const client = Session.client(await near.createBidirectionalStream());
+  const streams = far.incomingBidirectionalStreams.getReader();
+  const server = Session.server((await streams.read()).value!);
+  const answered = assertRejects(() => answer(server), SessionClosedError);
+
+  const { bytes, hash } = await bulk(1_000_000);
+  const stream = await ask(client, "echo");
+  const [received] = await Promise.all([readAll(stream), writeAll(stream, bytes).then(() => stream.closeWrite())]);
+  assertEquals(await sha256(received), hash);
+
+  // Deno 2.9 does not carry the end of one direction, so there is no closing in order.
+  server.abort();
+  await answered;
+  client.abort();
+  near.close();
+  await Promise.all([near.closed, far.closed]);
+  endpoint.close();
+});
+
 Deno.test("transport: closing or aborting a session closes its connection", async () => {
   for (const stop of [(session: Session) => session.close(), (session: Session) => session.abort()]) {
     const [near, far] = await tcpPair();
@@ -734,6 +764,7 @@ Deno.test("transport: a session over web streams closes them in order, and cance
 });
 
 Deno.test("transport: read, write and close are all a connection needs", async () => {
+  using clock = new ManualClock();
   const [near, far] = memoryPair();
   const least = ({ read, write, close }: Connection, of: Connection): Connection => ({
     read: read.bind(of),
@@ -749,8 +780,14 @@ Deno.test("transport: read, write and close are all a connection needs", async (
   assertEquals(await readAll(opened), new Uint8Array());
   client.ref();
   client.unref();
-  await Promise.all([client.close(), server.close()]);
+  // Neither end can hear that the other has finished, so each waits for a second in which nothing comes.
+  const closing = Promise.all([client.close(), server.close()]);
+  await clock.advance(999);
+  assertEquals([near.isClosed, far.isClosed], [false, false]);
+  await clock.advance(1);
   assertEquals([near.isClosed, far.isClosed], [true, true]);
+  await closing;
+  assertEquals(clock.pending, 0);
 });
 
 Deno.test("transport: what is neither a connection nor a pair of streams is a TypeError", () => {
