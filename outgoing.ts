@@ -30,8 +30,9 @@ const SMALLEST_BUFFER = 16 * 1024;
 const FULL = 224 * 1024;
 // Control frames are let in up to here: wherever data ended, 16 KiB are left for them.
 const FULL_FOR_CONTROL = FULL + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
-// A SYN waits so many microtasks for the data that a caller writes right after opening the stream.
-const SYN_HOPS = 6;
+// A write of the transport begins so many microtasks after the first frame for it: still in the same turn of the event
+// loop, but late enough to take along what the caller does next, as the first data of a stream or its end.
+const HOPS = 6;
 
 /** What the way out needs from its session. */
 export interface OutgoingHost {
@@ -110,15 +111,7 @@ export class Outgoing {
     // While there is room nobody waits for it, so nobody is overtaken here.
     if (this.#used >= FULL || this.#ended) return false;
     this.#encode(command, id, bytes, start, end);
-    this.#schedule(0);
-    return true;
-  }
-
-  /** Encodes the SYN of a stream if there is room, and gives the data that follows it time to share its write. */
-  trySyn(command: Command, id: number): boolean {
-    if (this.#used >= FULL || this.#ended) return false;
-    this.#encode(command, id, NOTHING, 0, 0);
-    this.#schedule(SYN_HOPS);
+    this.#schedule();
     return true;
   }
 
@@ -126,7 +119,7 @@ export class Outgoing {
   tryControl(command: Command, id: number): boolean {
     if (this.#used >= FULL_FOR_CONTROL || this.#ended) return false;
     this.#encode(command, id, NOTHING, 0, 0);
-    this.#schedule(0);
+    this.#schedule();
     return true;
   }
 
@@ -136,7 +129,7 @@ export class Outgoing {
     this.#reserve(HEADER_LENGTH + UPDATE_LENGTH);
     this.#used = encodeUpdate(this.#filling, this.#used, id, consumed, window);
     this.#frames++;
-    this.#schedule(0);
+    this.#schedule();
     return true;
   }
 
@@ -189,10 +182,10 @@ export class Outgoing {
     this.#filling = larger;
   }
 
-  #schedule(hops: number): void {
+  #schedule(): void {
     if (this.#running !== undefined || this.#scheduled) return;
     this.#scheduled = true;
-    this.#hops = hops;
+    this.#hops = HOPS;
     queueMicrotask(this.#hop);
   }
 

@@ -377,7 +377,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#nextId += 2;
     // Before the SYN can leave, or the answer of a quick peer would find nobody.
     this.#streams.set(core.id, core);
-    if (!this.#outgoing.trySyn(SYN, core.id)) await this.#waitToOpen(core, signal);
+    if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);
     this.#opened++;
     core.announce();
     return core.stream;
@@ -456,7 +456,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#rearm();
   }
 
-  /** Lets the process end while the session is open. */
+  /** Lets the process end while the session is open, where the transport can: web streams cannot. */
   unref(): void {
     this.#isRef = false;
     this.#link.unref();

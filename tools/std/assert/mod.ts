@@ -9,7 +9,7 @@ import { Buffer } from "node:buffer";
 import { isDeepStrictEqual } from "node:util";
 
 /** A class, whatever its constructor takes. */
-type Class<T> = new (...args: never[]) => T;
+type Class<T> = abstract new (...args: never) => T;
 
 /** An array or anything like one, but not a string. */
 export type ArrayLikeArg<T> = ArrayLike<T> & object;
