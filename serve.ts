@@ -4,7 +4,7 @@
  * @module
  */
 
-import { clock } from "./clock.ts";
+import { Channel } from "./channel.ts";
 import { type ServerOptions, Session, settle } from "./session.ts";
 import { SessionClosedError, type Stream } from "./stream.ts";
 import type { Connection } from "./transport.ts";
@@ -76,11 +76,11 @@ export function serve(
   if ("incoming" in options) throw new TypeError("serve gives every stream to its handler: it takes no incoming");
   settle(sessionOptions, "server");
   const sessions = new Set<Session>();
-  let isOpen = true;
+  const stopped = new Channel<void>();
 
   function stop(): void {
-    if (!isOpen) return;
-    isOpen = false;
+    if (stopped.closed) return;
+    stopped.close();
     try {
       listener.close();
     } catch {
@@ -128,10 +128,10 @@ export function serve(
   async function accept(): Promise<void> {
     const running = new Set<Promise<void>>();
     let pause = 0;
-    while (isOpen) {
+    while (!stopped.closed) {
       try {
         const connection = await listener.accept();
-        if (!isOpen) {
+        if (stopped.closed) {
           connection.close();
           break;
         }
@@ -141,11 +141,11 @@ export function serve(
         ran.finally(() => running.delete(ran));
       } catch (error) {
         const name = error instanceof Error ? error.name : "";
-        if (!isOpen || LISTENER_CLOSED.includes(name)) break;
+        if (stopped.closed || LISTENER_CLOSED.includes(name)) break;
         tell(error);
         if (CONNECTION_LOST.includes(name)) continue;
         pause = Math.min(Math.max(pause * 2, SHORTEST_PAUSE), LONGEST_PAUSE);
-        await new Promise<void>((resume) => clock.setTimer(resume, pause));
+        await stopped.receive({ timeout: pause }).catch(() => {});
       }
     }
     stop();

@@ -17,7 +17,7 @@ const ARROWS: Record<string, string[]> = {
   "mod.ts": ["channel.ts", "frame.ts", "serve.ts", "session.ts", "stream.ts", "transport.ts"],
   "outgoing.ts": ["channel.ts", "clock.ts", "frame.ts", "transport.ts"],
   "select.ts": ["clock.ts"],
-  "serve.ts": ["clock.ts", "session.ts", "stream.ts", "transport.ts"],
+  "serve.ts": ["channel.ts", "session.ts", "stream.ts", "transport.ts"],
   "session.ts": ["channel.ts", "clock.ts", "frame.ts", "outgoing.ts", "stream.ts", "transport.ts", "window.ts"],
   "stream.ts": ["channel.ts", "frame.ts", "transport.ts", "window.ts"],
   "transport.ts": ["frame.ts"],
