@@ -442,7 +442,7 @@ class Step implements fc.AsyncCommand<Model, Real> {
   }
 }
 
-Deno.test(`model: two channels do what plain arrays do, command by command (${runs} cases)`, async () => {
+Deno.test(`model: two channels do what plain arrays do, command by command (${runs} cases, seed ${seed})`, async () => {
   const steps = fc.commands([arbitraryCommand.map((command) => new Step(command))], { size: "+1", maxCommands: 60 });
   const property = fc.asyncProperty(arbitraryCapacities, steps, async (capacities, commands) => {
     const model = new Model(capacities);
@@ -455,7 +455,7 @@ Deno.test(`model: two channels do what plain arrays do, command by command (${ru
   await fc.assert(property, { numRuns: runs, seed });
 });
 
-Deno.test(`model: tasks that wait for their operations, in whatever order the scheduler lets them go on (${runs} cases)`, async () => {
+Deno.test(`model: tasks that wait for their operations, in whatever order the scheduler lets them go on (${runs} cases, seed ${seed})`, async () => {
   const tasks = fc.array(fc.array(arbitraryCommand, { maxLength: 12 }), { minLength: 2, maxLength: 5 });
   const property = fc.asyncProperty(
     arbitraryCapacities,
