@@ -300,22 +300,23 @@ export function select<Cases extends SelectCases>(
   const result = attempt<Cases>(entries, options.biased);
   if (result !== undefined) return Promise.resolve(result);
   return refusal(options) ?? new Promise((resolve, reject) => {
+    const places: { leave(): void }[] = [];
     const end = () => {
-      limit.stop();
+      limit?.stop();
       for (const place of places) place.leave();
     };
-    const limit = new Limit(options, {
+    const limit = endless ? undefined : new Limit(options, {
       fail(reason) {
         end();
         reject(reason);
       },
     });
-    const places = entries.map(([key, selectCase]) =>
-      selectCase.park((outcome) => {
+    for (const [key, selectCase] of entries) {
+      places.push(selectCase.park((outcome) => {
         end();
-        resolve({ key, ...outcome } as SelectResult<Cases>);
-      })
-    );
+        resolve(named<Cases>(key, outcome));
+      }));
+    }
   });
 }
 
@@ -365,7 +366,13 @@ function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): S
     entries[j] = entries[i]!;
     entries[i] = entry;
     const outcome = entry[1].attempt();
-    if (outcome !== undefined) return { key: entry[0], ...outcome } as SelectResult<Cases>;
+    if (outcome !== undefined) return named<Cases>(entry[0], outcome);
   }
   return undefined;
+}
+
+/** The outcome under the name of its case; it is the case's own to give away, made for this one select. */
+function named<Cases extends SelectCases>(key: string, outcome: object & { key?: string }): SelectResult<Cases> {
+  outcome.key = key;
+  return outcome as unknown as SelectResult<Cases>;
 }

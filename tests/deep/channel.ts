@@ -1,0 +1,197 @@
+/**
+ * The channel beside its peers, in rounds in which each of them has its turn, so that a busy machine is busy for all.
+ *
+ * @module
+ */
+
+import { peers } from "../../bench/channel_peers.ts";
+import { Runner } from "../../bench/channel_runner.ts";
+import { type Peer, type Scenario, scenarios } from "../../bench/channel_scenarios.ts";
+
+/** What it does. */
+export const description = "The channel's speed and memory beside its peers, as a table: [--rounds 7]";
+
+const OURS = "ours";
+// Runs of a peer in its turn, of which the fastest counts: what makes one slower is the machine.
+const RUNS = 3;
+// Before the rounds, so that all of it is compiled: so many runs, or so many milliseconds.
+const WARM_RUNS = 30;
+const WARM_ENOUGH = 1000;
+const WORTH_A_WORD = 0.9;
+const MILLION = 1_000_000;
+const MAX_BYTES = 10;
+const MAX_LEFT = 0.1;
+// Some peers take a time that grows with its square; no longer than this, in milliseconds.
+const PATIENCE = 10_000;
+
+/** What a million queued values take of the heap, in bytes each, and what is left of that once they are received. */
+interface Memory {
+  queued: number;
+  /** Absent when it took too long. */
+  drained?: number;
+}
+
+/** Runs it; rejects when a value is lost or the memory is more than promised. */
+export async function run(args: string[]): Promise<void> {
+  if (args[0] === "--memory") return await answerMemory(args[1] ?? "");
+  const rounds = Number(args.includes("--rounds") ? args[args.indexOf("--rounds") + 1] : 7);
+  if (!(Number.isInteger(rounds) && rounds >= 1)) {
+    throw new RangeError(`--rounds must be an integer of at least 1, received ${args[args.indexOf("--rounds") + 1]}`);
+  }
+  const leftOut: string[] = [];
+  const runners = await Runner.startAll((name, why) => leftOut.push(`${name}: all, ${why}`));
+  const names = runners.map(({ name }) => name);
+  const { v8, deno } = Deno.version;
+  console.log(`${rounds} rounds, Deno ${deno}, V8 ${v8}, ${navigator.hardwareConcurrency} cores`);
+
+  const rows: string[][] = [];
+  const slower: string[] = [];
+  for (const scenario of scenarios) {
+    const able = runners.filter((runner) => runner.lacks(scenario) === undefined);
+    const times = await measure(scenario, able, rounds);
+    const ours = times.get(OURS)!;
+    const row = [scenario.name, `${(median(ours) / scenario.count * 1e6).toFixed(0)} ns`];
+    for (const name of names.filter((name) => name !== OURS)) {
+      const ratios = times.get(name)?.map((time, round) => time / ours[round]!);
+      row.push(ratios === undefined ? "" : cell(ratios));
+      if (ratios !== undefined && median(ratios) < WORTH_A_WORD) slower.push(`${scenario.name}: ${name}`);
+    }
+    rows.push(row);
+  }
+  for (const runner of runners) {
+    const out = scenarios.filter((scenario) => runner.lacks(scenario) !== undefined);
+    if (out.length > 0) {
+      leftOut.push(
+        `${runner.name}: ${out.map((scenario) => `${scenario.name} (${runner.lacks(scenario)})`).join(", ")}`,
+      );
+    }
+    runner[Symbol.dispose]();
+  }
+
+  print([["scenario", OURS, ...names.filter((name) => name !== OURS)], ...rows]);
+  console.log(
+    `\n${OURS}: the median time of one operation. The others: their time in ours, median and least to most; ` +
+      `above 1 ours is faster, ** stands for less than ${WORTH_A_WORD}.`,
+  );
+  for (const what of slower) console.log(`below ${WORTH_A_WORD}: ${what}`);
+  for (const what of leftOut) console.log(`left out: ${what}`);
+  if (!names.includes("@std/async")) console.log("The figure against @std/async's Channel is missing.");
+
+  await compareMemory(names);
+}
+
+/** The milliseconds of every peer, one of each round. */
+async function measure(scenario: Scenario, runners: Runner[], rounds: number): Promise<Map<string, number[]>> {
+  const run = async (runner: Runner) => {
+    await runner.prepare(scenario, scenario.count);
+    return await runner.run();
+  };
+  for (const runner of runners) {
+    let spent = 0;
+    for (let i = 0; i < WARM_RUNS && spent < WARM_ENOUGH; i++) spent += await run(runner);
+  }
+  const times = new Map(runners.map(({ name }) => [name, [] as number[]]));
+  for (let round = 0; round < rounds; round++) {
+    for (let turn = 0; turn < runners.length; turn++) {
+      const runner = runners[(turn + round) % runners.length]!;
+      let fastest = Infinity;
+      for (let i = 0; i < RUNS; i++) fastest = Math.min(fastest, await run(runner));
+      times.get(runner.name)!.push(fastest);
+    }
+  }
+  return times;
+}
+
+function median(numbers: number[]): number {
+  const sorted = numbers.toSorted((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
+}
+
+function cell(ratios: number[]): string {
+  const text = `${median(ratios).toFixed(2)} (${Math.min(...ratios).toFixed(2)}–${Math.max(...ratios).toFixed(2)})`;
+  return median(ratios) < WORTH_A_WORD ? `**${text}**` : text;
+}
+
+/** A Markdown table; the first row is its head. */
+function print(rows: string[][]): void {
+  const widths = rows[0]!.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
+  const line = (row: string[]) => `| ${row.map((text, i) => text.padEnd(widths[i]!)).join(" | ")} |`;
+  const [head, ...body] = rows;
+  console.log([line(head!), line(widths.map((width) => "-".repeat(width))), ...body.map(line)].join("\n"));
+}
+
+/** Measures each in a process of its own, which can collect its garbage when told to. */
+async function compareMemory(names: string[]): Promise<void> {
+  const rows = [["a million integers", "bytes each", "once received"]];
+  let ours: Memory | undefined;
+  for (const name of names) {
+    const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: [
+        "run",
+        "-A",
+        "--v8-flags=--expose-gc",
+        new URL("main.ts", import.meta.url).pathname,
+        "channel",
+        "--memory",
+        name,
+      ],
+      stdin: "null",
+    }).output();
+    if (!success) throw new Error(`${name}: ${new TextDecoder().decode(stderr)}`);
+    const memory: Memory = JSON.parse(new TextDecoder().decode(stdout));
+    if (name === OURS) ours = memory;
+    rows.push([name, memory.queued.toFixed(1), memory.drained?.toFixed(3) ?? `not within ${PATIENCE / 1000} s`]);
+  }
+  console.log();
+  print(rows);
+  const { queued, drained } = ours!;
+  if (!(queued <= MAX_BYTES)) throw new Error(`A queued value takes ${queued} bytes, more than ${MAX_BYTES}`);
+  if (!(drained !== undefined && drained <= MAX_LEFT)) {
+    throw new Error(`Once received, a million values leave ${drained} bytes each, more than ${MAX_LEFT}`);
+  }
+}
+
+/** The other process: small integers take no memory of their own, so all there is, is the queue's. */
+async function answerMemory(name: string): Promise<void> {
+  const peer = await peers[name]!();
+  const trial = peer.open(1000);
+  fill(peer, trial, 1000);
+  await empty(peer, trial, 1000); // so that what the code itself takes is there before
+  const queue = peer.open(MILLION);
+  const before = await used();
+  fill(peer, queue, MILLION);
+  const memory: Memory = { queued: (await used() - before) / MILLION };
+  if (await empty(peer, queue, MILLION)) memory.drained = (await used() - before) / MILLION;
+  console.log(JSON.stringify(memory));
+  peer.close(queue); // and so it is held until here
+}
+
+function fill<Q, R>(peer: Peer<Q, R>, queue: Q, count: number): void {
+  for (let value = 1; value <= count; value++) {
+    if (peer.trySend === undefined) peer.send(queue, value);
+    else if (!peer.trySend(queue, value)) throw new Error(`no room for ${value}`);
+  }
+}
+
+/** Whether all could be received in reasonable time. */
+async function empty<Q, R>(peer: Peer<Q, R>, queue: Q, count: number): Promise<boolean> {
+  const deadline = performance.now() + PATIENCE;
+  let sum = 0;
+  for (let i = 0; i < count; i++) {
+    if (i % 1000 === 0 && performance.now() > deadline) return false;
+    sum += peer.tryReceive === undefined ? peer.read(await peer.receive(queue)) : peer.tryReceive(queue) ?? NaN;
+  }
+  if (sum !== count * (count + 1) / 2) throw new Error(`lost or changed a value: the sum is ${sum}`);
+  return true;
+}
+
+/** How much of the heap is in use. */
+async function used(): Promise<number> {
+  const { gc } = globalThis as { gc?: () => void };
+  for (let i = 0; i < 3; i++) {
+    await new Promise((resolve) => setTimeout(resolve));
+    gc!();
+  }
+  return Deno.memoryUsage().heapUsed;
+}
