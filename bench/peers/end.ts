@@ -1,0 +1,268 @@
+/**
+ * One process of one cell: `end.ts client|server PEER PLAN`. A server prints its port first; both print a
+ * {@linkcode Result} when they have one, and stay until they are ended.
+ *
+ * @module
+ */
+
+import { bare } from "./bare.ts";
+import { ours } from "./ours.ts";
+import type { Line, Peer, Pipe, Plan, Result } from "./shape.ts";
+
+// Each KiB of a bulk stream begins with its number, so that what is lost, doubled or out of place shows.
+const BLOCK = 1024;
+// Senders go on for so long after the receiver has measured, in milliseconds.
+const SLACK = 150;
+const PEERS: Record<string, Peer> = { bare, ours1: ours(1), ours2: ours(2) };
+
+const now = () => performance.now();
+const sleep = (delay: number) => new Promise<void>((resolve) => setTimeout(resolve, delay));
+const say = (result: Result) => console.log(JSON.stringify(result));
+
+/** Takes the snapshots between which a rate is measured, by a timer: nothing of it is on the hot path. */
+class Meter {
+  count = 0;
+  readonly rate: Promise<number>;
+  /** Whether the measured time is over. */
+  isOver = false;
+
+  constructor({ warm, time }: Plan) {
+    this.rate = (async () => {
+      await sleep(warm);
+      const [count, start] = [this.count, now()];
+      await sleep(time);
+      this.isOver = true;
+      return (this.count - count) / (now() - start) * 1000;
+    })();
+  }
+}
+
+async function writeAll(pipe: Pipe, p: Uint8Array): Promise<void> {
+  let at = await pipe.write(p);
+  while (at < p.length) at += await pipe.write(p.subarray(at));
+}
+
+async function readAll(pipe: Pipe, p: Uint8Array): Promise<void> {
+  for (let at = 0; at < p.length;) {
+    const count = await pipe.read(at === 0 ? p : p.subarray(at));
+    if (count === null) throw new Error(`the end came after ${at} of ${p.length} bytes`);
+    at += count;
+  }
+}
+
+// The server.
+
+async function echo(pipe: Pipe, size: number): Promise<void> {
+  const p = new Uint8Array(size);
+  for (;;) {
+    const count = await pipe.read(p);
+    if (count === null) return pipe.close();
+    await writeAll(pipe, count === size ? p : p.subarray(0, count));
+  }
+}
+
+/** Drains the streams of a cell together. */
+class Drain {
+  readonly #plan: Plan;
+  #meter: Meter | undefined;
+  #open: number;
+
+  constructor(plan: Plan) {
+    this.#plan = plan;
+    this.#open = plan.connections * plan.streams;
+  }
+
+  async take(pipe: Pipe): Promise<void> {
+    const p = new Uint8Array(64 * 1024);
+    let position = 0;
+    let first: number | undefined;
+    for (;;) {
+      const count = await pipe.read(p);
+      if (count === null) break;
+      const meter = this.#meter ??= new Meter(this.#plan);
+      meter.count += count;
+      for (let at = (BLOCK - position % BLOCK) % BLOCK; at + 4 <= count; at += BLOCK) {
+        const word = p[at]! | p[at + 1]! << 8 | p[at + 2]! << 16 | p[at + 3]! << 24;
+        const number = word - (position + at) / BLOCK | 0;
+        if (number !== (first ??= number)) throw new Error(`wrong data at ${position + at}`);
+      }
+      position += count;
+    }
+    pipe.close();
+    if (--this.#open > 0) return;
+    say({ bytes: this.#meter?.count ?? 0, rate: await this.#meter?.rate ?? 0 });
+  }
+}
+
+function server(peer: Peer, plan: Plan): void {
+  const drain = new Drain(plan);
+  const handle = async (pipe: Pipe) => {
+    try {
+      await (plan.kind === "bulk" ? drain.take(pipe) : echo(pipe, plan.size));
+    } catch (error) {
+      // A client that has its result is ended, which breaks its connections.
+      if (plan.kind === "bulk") say({ error: `server: ${error}` });
+    }
+  };
+  console.log(peer.serve(handle));
+}
+
+// The client.
+
+/** Opens so many streams on each of so many sessions. */
+async function openAll(peer: Peer, { connections, streams, port }: Plan): Promise<Pipe[]> {
+  const pipes: Pipe[] = [];
+  for (let n = 0; n < connections; n++) {
+    const line = await peer.connect(port);
+    for (let m = 0; m < streams; m++) pipes.push(await line.open());
+  }
+  return pipes;
+}
+
+async function send(pipe: Pipe, first: number, { size, eager }: Plan, state: { stop: boolean }): Promise<number> {
+  const words = new Uint32Array(size / 4).fill(0x5a5a5a5a);
+  const p = new Uint8Array(words.buffer);
+  let bytes = 0;
+  for (let number = first; !state.stop; bytes += size) {
+    for (let at = 0; at < words.length; at += BLOCK / 4) words[at] = number++;
+    if (!eager) {
+      await writeAll(pipe, p);
+      continue;
+    }
+    for (let at = 0; at < size;) {
+      const part = at === 0 ? p : p.subarray(at);
+      at += pipe.tryWrite!(part) || await pipe.write(part);
+    }
+  }
+  await pipe.closeWrite();
+  return bytes;
+}
+
+async function bulk(peer: Peer, plan: Plan): Promise<Result> {
+  const pipes = await openAll(peer, plan);
+  const state = { stop: false };
+  setTimeout(() => state.stop = true, plan.warm + plan.time + SLACK);
+  const counts = await Promise.all(pipes.map((pipe, n) => send(pipe, n << 22, plan, state)));
+  return { bytes: counts.reduce((sum, count) => sum + count) };
+}
+
+/** A message there and back. */
+async function exchange(pipe: Pipe, p: Uint32Array, q: Uint32Array): Promise<void> {
+  const first = p[0] = p.at(-1)! + 1;
+  await writeAll(pipe, new Uint8Array(p.buffer));
+  await readAll(pipe, new Uint8Array(q.buffer));
+  if (q[0] !== first || q.at(-1) !== p.at(-1)) throw new Error("the wrong message came back");
+  p[p.length - 1] = first;
+}
+
+function messages(size: number, seed: number): [Uint32Array, Uint32Array] {
+  return [new Uint32Array(size / 4).fill(seed), new Uint32Array(size / 4)];
+}
+
+/** So many messages on every stream: sockets that race against time feed a few of them and starve the others. */
+async function equalEchoes(pipes: Pipe[], { size, messages: count }: Plan): Promise<Result> {
+  const works = pipes.map((pipe, n) => ({ pipe, pair: messages(size, n << 16) }));
+  const run = (count: number) =>
+    Promise.all(works.map(async ({ pipe, pair }) => {
+      for (let n = 0; n < count; n++) await exchange(pipe, ...pair);
+    }));
+  await run(Math.ceil(count / 2));
+  const start = now();
+  await run(count);
+  return { rate: count * pipes.length / (now() - start) * 1000 };
+}
+
+async function echoes(peer: Peer, plan: Plan): Promise<Result> {
+  const pipes = await openAll(peer, plan);
+  if (plan.messages > 0) return await equalEchoes(pipes, plan);
+  const meter = new Meter(plan);
+  const times: number[] = [];
+  await Promise.all(pipes.map(async (pipe, n) => {
+    const [p, q] = messages(plan.size, n << 16);
+    while (!meter.isOver) {
+      const start = now();
+      await exchange(pipe, p, q);
+      times.push(now() - start);
+      meter.count++;
+    }
+  }));
+  // The first quarter warms.
+  const sorted = times.slice(times.length / 4).sort((a, b) => a - b);
+  const at = (part: number) => sorted[Math.floor(sorted.length * part)] ?? NaN;
+  return { rate: await meter.rate, p50: at(0.5), p99: at(0.99) };
+}
+
+async function churn(peer: Peer, plan: Plan): Promise<Result> {
+  const line = await peer.connect(plan.port);
+  const meter = new Meter(plan);
+  await Promise.all(Array.from({ length: plan.streams }, async (_, n) => {
+    const [p, q] = messages(plan.size, n << 16);
+    while (!meter.isOver) {
+      const pipe = await line.open();
+      await exchange(pipe, p, q);
+      pipe.close();
+      meter.count++;
+    }
+  }));
+  return { rate: await meter.rate };
+}
+
+async function memory(count: number, work: () => Promise<unknown>): Promise<Result> {
+  const collect = (globalThis as { gc?: () => void }).gc!;
+  const usage = async () => {
+    for (let n = 0; n < 3; n++) {
+      collect();
+      await sleep(50);
+    }
+    return Deno.memoryUsage();
+  };
+  const before = await usage();
+  const kept = await work();
+  const after = await usage();
+  if (kept === undefined) throw new Error("nothing was kept");
+  return { resident: (after.rss - before.rss) / count, heap: (after.heapUsed - before.heapUsed) / count };
+}
+
+function streams(peer: Peer, plan: Plan): Promise<Result> {
+  return memory(plan.streams, async () => {
+    const pipes = await openAll(peer, plan);
+    for (const pipe of pipes) await exchange(pipe, ...messages(plan.size, 1));
+    // Idle means that somebody waits for what comes next.
+    for (const pipe of pipes) pipe.read(new Uint8Array(plan.size)).catch(() => {});
+    return pipes;
+  });
+}
+
+function sessions(peer: Peer, plan: Plan): Promise<Result> {
+  return memory(plan.connections, async () => {
+    const kept: [Line, Pipe?][] = [];
+    for (let n = 0; n < plan.connections; n++) {
+      const line = await peer.connect(plan.port);
+      const pipe = await line.open();
+      await exchange(pipe, ...messages(plan.size, n));
+      if (!peer.streamIsConnection) pipe.close();
+      kept.push(peer.streamIsConnection ? [line, pipe] : [line]);
+    }
+    // Idle is what has been so for a while.
+    await sleep(1500);
+    return kept;
+  });
+}
+
+const CLIENTS = { bulk, echo: echoes, churn, streams, sessions };
+
+const [role, name, json] = Deno.args;
+const peer = PEERS[name ?? ""];
+if (peer === undefined || json === undefined) throw new TypeError(`end.ts client|server PEER PLAN, not ${Deno.args}`);
+const plan: Plan = JSON.parse(json);
+// Whoever started this holds its input open; when that ends, however it ended, so does this.
+Deno.stdin.readable.pipeTo(new WritableStream()).finally(() => Deno.exit(0));
+if (role === "server") {
+  server(peer, plan);
+} else {
+  try {
+    say(await CLIENTS[plan.kind](peer, plan));
+  } catch (error) {
+    say({ error: `client: ${error}` });
+  }
+}

@@ -1,0 +1,81 @@
+/**
+ * What every peer of the comparison looks like, so that one set of workloads runs over all of them.
+ *
+ * @module
+ */
+
+/** A byte stream of a peer. */
+export interface Pipe {
+  /** Reads at most `p.length` bytes; `null` at the end. */
+  read(p: Uint8Array): Promise<number | null>;
+  /** Writes from `p`; gives how many bytes were taken. */
+  write(p: Uint8Array): Promise<number>;
+  /** Writes what can be taken at once, where the peer has such. */
+  tryWrite?(p: Uint8Array): number;
+  /** Ends writing. */
+  closeWrite(): Promise<void>;
+  /** Gives the stream up. */
+  close(): void;
+}
+
+/** What streams are opened on: a session, or nothing where each stream is a connection. */
+export interface Line {
+  /** Opens a stream. */
+  open(): Promise<Pipe>;
+}
+
+/** A way to carry streams over TCP on the loopback. */
+export interface Peer {
+  /** Whether each stream is a connection of its own, so that there is no session to be idle without one. */
+  readonly streamIsConnection: boolean;
+  /** Connects to a server. */
+  connect(port: number): Promise<Line>;
+  /** Serves every stream that comes, for as long as the process lives, and gives the port. */
+  serve(handle: (pipe: Pipe) => Promise<void>): number;
+}
+
+/** One cell's work, as both processes get it: as JSON, in Go too. */
+export interface Plan {
+  /**
+   * - bulk: each stream is written to until the time is over, and drained
+   * - echo: on each stream a message goes and comes back, again and again
+   * - churn: so many times at once, again and again: open, one message there and back, close
+   * - streams: memory of open streams
+   * - sessions: memory of sessions
+   */
+  kind: "bulk" | "echo" | "churn" | "streams" | "sessions";
+  /** How many sessions. */
+  connections: number;
+  /** How many streams on each. */
+  streams: number;
+  /** Bytes of a write or a message. */
+  size: number;
+  /** Whether to use `tryWrite` first. */
+  eager: boolean;
+  /** echo: how many messages each stream sends, so that none is left behind; 0: as many as the time allows. */
+  messages: number;
+  /** Milliseconds that are not measured. */
+  warm: number;
+  /** Milliseconds that are. */
+  time: number;
+  /** Where the server listens. */
+  port: number;
+}
+
+/** What one process has to say at its end; a line of JSON. */
+export interface Result {
+  /** Bytes sent or received, all of them. */
+  bytes?: number;
+  /** Bytes, messages or streams a second. */
+  rate?: number;
+  /** Milliseconds of the median message. */
+  p50?: number;
+  /** Milliseconds of the 99th percentile. */
+  p99?: number;
+  /** Resident bytes for each stream or session. */
+  resident?: number;
+  /** Bytes on the heap for each. */
+  heap?: number;
+  /** What went wrong. */
+  error?: string;
+}
