@@ -33,6 +33,10 @@ const FULL_FOR_CONTROL = FULL + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
 // A write of the transport begins so many microtasks after the first frame for it: still in the same turn of the event
 // loop, but late enough to take along what the caller does next, as the first data of a stream or its end.
 const HOPS = 6;
+// While frames keep coming in such microtasks it waits for more, up to so many bytes or microtasks: a caller that awaits
+// each small write would otherwise have a transport write for every few of them.
+const GATHERED = 64 * 1024;
+const MOST_HOPS = 256;
 
 /** What the way out needs from its session. */
 export interface OutgoingHost {
@@ -58,6 +62,8 @@ export class Outgoing {
   #spare: Uint8Array | undefined;
   #leaving = 0;
   #hops = 0;
+  #hopsLeft = 0;
+  #usedBefore = 0;
   #scheduled = false;
   #running: Promise<void> | undefined;
   #ended = false;
@@ -186,11 +192,17 @@ export class Outgoing {
     if (this.#running !== undefined || this.#scheduled) return;
     this.#scheduled = true;
     this.#hops = HOPS;
+    this.#hopsLeft = MOST_HOPS;
+    this.#usedBefore = this.#used;
     queueMicrotask(this.#hop);
   }
 
   readonly #hop = (): void => {
-    if (this.#hops-- > 0) return queueMicrotask(this.#hop);
+    if (this.#used !== this.#usedBefore) {
+      this.#usedBefore = this.#used;
+      this.#hops = HOPS;
+    }
+    if (this.#hops-- > 0 && this.#hopsLeft-- > 0 && this.#used < GATHERED) return queueMicrotask(this.#hop);
     this.#start();
   };
 
@@ -215,7 +227,7 @@ export class Outgoing {
         this.#leaving = 0;
         this.#bytes += length;
         if (!this.#ended) this.#spare = bytes;
-      } while (this.#used > 0);
+      } while (this.#used >= GATHERED);
     } catch (error) {
       this.#leaving = 0;
       if (!this.#ended) this.#host.failed(error);
@@ -226,7 +238,8 @@ export class Outgoing {
       this.#filling = this.#spare;
       this.#spare = undefined;
     }
-    this.#host.idle();
+    if (this.#used > 0) this.#schedule();
+    else this.#host.idle();
   }
 
   readonly #progressed = (): void => {
