@@ -491,7 +491,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       charge: (count) => {
         this.#unread += count;
       },
-      release: (count) => this.#release(count),
+      release: (stream, count) => this.#release(stream, count),
       settleLater: (stream) => this.#settling.push(stream),
       owe: (stream) => {
         stream.isOwing = true;
@@ -657,8 +657,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     if (this.#isPaused && !this.#mustPause()) this.#mayRead?.trySend();
   }
 
-  #release(count: number): void {
+  #release(stream: StreamCore, count: number): void {
     this.#unread -= count;
+    if (stream.unread === 0) this.#holding.delete(stream);
     this.#mayReadAgain();
   }
 
@@ -681,10 +682,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #watchStalled(): void {
     if (this.#stalledFrom !== undefined || this.#settings.stalledStreamTimeout === Infinity) return;
     this.#stalledFrom = new Map();
-    for (const core of this.#holding) {
-      if (core.unread === 0) this.#holding.delete(core);
-      else this.#stalledFrom.set(core, core.taken);
-    }
+    for (const core of this.#holding) this.#stalledFrom.set(core, core.taken);
     for (const core of this.#streams.values()) this.#stalledFrom.set(core, core.taken);
     this.#stalledAt = clock.now();
     this.#arm(this.#stalledAt + this.#settings.stalledStreamTimeout);

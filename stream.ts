@@ -110,8 +110,8 @@ export interface StreamHost {
   readonly frameOffset: number;
   /** Bytes were received and wait to be read. */
   charge(count: number): void;
-  /** Such bytes were read or dropped. */
-  release(count: number): void;
+  /** Such bytes were read or dropped; what the stream still has is in its `unread`. */
+  release(stream: StreamCore, count: number): void;
   /** Call `settle` of this stream when all that has arrived is decoded. */
   settleLater(stream: StreamCore): void;
   /** Call `writeOwed` of this stream when there is room for control frames. */
@@ -466,7 +466,7 @@ export class StreamCore {
     }
     if (count > 0) {
       this.unread -= count;
-      this.#host.release(count);
+      this.#host.release(this, count);
       this.#credited(count);
       return count;
     }
@@ -589,7 +589,7 @@ export class StreamCore {
     this.#chunk = this.#tail = undefined;
     this.#chunks?.drain();
     this.unread = 0;
-    if (count > 0) this.#host.release(count);
+    if (count > 0) this.#host.release(this, count);
     return count;
   }
 
