@@ -236,11 +236,11 @@ export class FrameDecoder {
    *
    * @param bytes What arrived; not kept.
    * @param sink Gets what was found, during the call.
+   * @param end Where it ends in `bytes`.
    * @throws {ProtocolError} A header breaks a rule: nothing of its frame has been handed over.
    */
-  push(bytes: Uint8Array, sink: FrameSink): void {
+  push(bytes: Uint8Array, sink: FrameSink, end: number = bytes.length): void {
     const start = this.#offset;
-    const end = bytes.length;
     let at = 0;
     while (at < end) {
       if (this.#remaining > 0) {

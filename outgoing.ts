@@ -218,12 +218,19 @@ export class Outgoing {
         const length = this.#used;
         this.#leaving = length;
         this.#begunAt = this.#progressAt = clock.now();
-        const written = this.#link.write(bytes.subarray(0, length), this.#progressed);
+        let writing = this.#link.write(bytes.subarray(0, length));
         this.#filling = this.#spare ?? NOTHING;
         this.#spare = undefined;
         this.#used = 0;
         this.#refill();
-        await written;
+        // A write may take less than it was given, and two under way at once would interleave.
+        for (let at = 0;;) {
+          const count = await writing;
+          at += count;
+          if (at === length) break;
+          if (count > 0) this.#progressAt = clock.now();
+          writing = this.#link.write(bytes.subarray(at, length));
+        }
         this.#leaving = 0;
         this.#bytes += length;
         if (!this.#ended) this.#spare = bytes;
@@ -241,10 +248,6 @@ export class Outgoing {
     if (this.#used > 0) this.#schedule();
     else this.#host.idle();
   }
-
-  readonly #progressed = (): void => {
-    this.#progressAt = clock.now();
-  };
 
   // Control frames first: they unblock the peer, and what waits here has waited for its turn anyway.
   #refill(): void {

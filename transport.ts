@@ -4,7 +4,7 @@
  * @module
  */
 
-import { ProtocolError } from "./frame.ts";
+import { NOTHING, ProtocolError } from "./frame.ts";
 
 /** Where one end of a connection is: what Deno's connections report, by shape. */
 export type Address =
@@ -46,14 +46,20 @@ export type Transport =
   | Connection
   | { readonly readable: ReadableStream<Uint8Array | string>; readonly writable: WritableStream<Uint8Array> };
 
-/** A transport as the session sees it. */
+/** A transport as the session sees it: as few steps between a session and its connection as can be. */
 export interface Link {
-  /** The next bytes, at least one; `null` at the end. They stay as they are until the next call. */
-  read(): Promise<Uint8Array | null>;
+  /**
+   * Waits for the next bytes, and gives how many they are, from the start of `bytes`; `null` at the end.
+   *
+   * @param last How many the read before gave: the buffer follows the traffic.
+   */
+  read(last: number): Promise<number | null>;
+  /** Where the last `read` put its bytes. They stay as they are until the next one. */
+  readonly bytes: Uint8Array;
   /** Leaves the bytes of the last `read` to the caller for good. */
   keep(): void;
-  /** Writes all of `bytes`, and tells each time that some left. They are free again when it settles. */
-  write(bytes: Uint8Array, progress: () => void): Promise<void>;
+  /** Writes from `bytes`, which are free again when it settles; gives how many were taken. */
+  write(bytes: Uint8Array): Promise<number>;
   /** Ends writing; reading goes on. */
   closeWrite(): Promise<void>;
   /** Gives the transport up, at once and without an error. */
@@ -67,7 +73,7 @@ export interface Link {
 const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
 
 // A session that carries little costs little; 64 KiB is where a loopback socket stops gaining from larger reads.
-const SMALLEST_READ = 16 * 1024;
+const SMALLEST_READ = 8 * 1024;
 const LARGEST_READ = 64 * 1024;
 
 /**
@@ -88,7 +94,7 @@ export function link(transport: Transport): Link {
 /** A link over `read` and `write`. */
 class ConnectionLink implements Link {
   readonly #connection: Connection;
-  #buffer: Uint8Array | undefined;
+  bytes: Uint8Array = NOTHING;
   #size = SMALLEST_READ;
 
   constructor(connection: Connection) {
@@ -109,30 +115,19 @@ class ConnectionLink implements Link {
     return this.#connection.remoteAddr ?? NOWHERE;
   }
 
-  async read(): Promise<Uint8Array | null> {
-    if (this.#buffer?.length !== this.#size) this.#buffer = new Uint8Array(this.#size);
-    const buffer = this.#buffer!;
-    for (;;) {
-      const count = await this.#connection.read(buffer);
-      if (count === null) return null;
-      if (count === 0) continue;
-      if (count === buffer.length) this.#size = Math.min(buffer.length * 2, LARGEST_READ);
-      else if (count < buffer.length / 4) this.#size = Math.max(buffer.length / 2, SMALLEST_READ);
-      return count === buffer.length ? buffer : buffer.subarray(0, count);
-    }
+  read(last: number): Promise<number | null> {
+    if (last === this.#size) this.#size = Math.min(last * 2, LARGEST_READ);
+    else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, SMALLEST_READ);
+    if (this.bytes.length !== this.#size) this.bytes = new Uint8Array(this.#size);
+    return this.#connection.read(this.bytes);
   }
 
   keep(): void {
-    this.#buffer = undefined;
+    this.bytes = NOTHING;
   }
 
-  async write(bytes: Uint8Array, progress: () => void): Promise<void> {
-    // A write may take less than it was given, and two under way at once would interleave.
-    for (let at = 0; at < bytes.length;) {
-      const count = await this.#connection.write(at === 0 ? bytes : bytes.subarray(at));
-      if (count > 0) progress();
-      at += count;
-    }
+  write(bytes: Uint8Array): Promise<number> {
+    return this.#connection.write(bytes);
   }
 
   async closeWrite(): Promise<void> {
@@ -160,6 +155,7 @@ class ConnectionLink implements Link {
 class StreamsLink implements Link {
   readonly #reader: ReadableStreamDefaultReader<Uint8Array | string>;
   readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
+  bytes: Uint8Array = NOTHING;
   #received = 0;
   readonly localAddr = NOWHERE;
   readonly remoteAddr = NOWHERE;
@@ -172,24 +168,23 @@ class StreamsLink implements Link {
     this.#writer.closed.catch(() => {});
   }
 
-  async read(): Promise<Uint8Array | null> {
-    for (;;) {
-      const { done, value } = await this.#reader.read();
-      if (done) return null;
-      if (!(value instanceof Uint8Array)) {
-        throw new ProtocolError(this.#received, "bytes", `a chunk of type ${typeof value}`);
-      }
-      this.#received += value.length;
-      if (value.length > 0) return value;
+  async read(): Promise<number | null> {
+    const { done, value } = await this.#reader.read();
+    if (done) return null;
+    if (!(value instanceof Uint8Array)) {
+      throw new ProtocolError(this.#received, "bytes", `a chunk of type ${typeof value}`);
     }
+    this.#received += value.length;
+    this.bytes = value;
+    return value.length;
   }
 
   keep(): void {}
 
-  async write(bytes: Uint8Array, progress: () => void): Promise<void> {
+  async write(bytes: Uint8Array): Promise<number> {
     // A sink may hold on to its chunk for longer than the write takes, so it gets one of its own.
     await this.#writer.write(bytes.slice());
-    progress();
+    return bytes.length;
   }
 
   async closeWrite(): Promise<void> {

@@ -19,20 +19,20 @@ const NOWHERE = { transport: "tcp", hostname: "", port: 0 } as const;
 class FakeLink implements Link {
   /** A copy of what each write was given. */
   readonly writes: Uint8Array[] = [];
-  readonly #pending: { settle: PromiseWithResolvers<void>; given: Uint8Array; progress: () => void }[] = [];
+  readonly #pending: { settle: PromiseWithResolvers<number>; given: Uint8Array }[] = [];
   #begun = Promise.withResolvers<void>();
   /** Whether writes settle by themselves. */
   isOpen = false;
   readonly localAddr = NOWHERE;
   readonly remoteAddr = NOWHERE;
 
-  write(bytes: Uint8Array, progress: () => void): Promise<void> {
+  write(bytes: Uint8Array): Promise<number> {
     this.writes.push(bytes.slice());
     this.#begun.resolve();
     this.#begun = Promise.withResolvers();
-    if (this.isOpen) return Promise.resolve();
-    const settle = Promise.withResolvers<void>();
-    this.#pending.push({ settle, given: bytes, progress });
+    if (this.isOpen) return Promise.resolve(bytes.length);
+    const settle = Promise.withResolvers<number>();
+    this.#pending.push({ settle, given: bytes });
     return settle.promise;
   }
 
@@ -41,9 +41,9 @@ class FakeLink implements Link {
     while (this.writes.length < count) await this.#begun.promise;
   }
 
-  /** The transport takes a part of the write under way. */
-  progress(): void {
-    this.#pending[0]!.progress();
+  /** The transport takes the first byte of the write under way, and must be given the others again. */
+  takeOne(): void {
+    this.#pending.shift()!.settle.resolve(1);
   }
 
   /** The transport has taken all of the write under way, whose bytes must still be what they were. */
@@ -51,7 +51,7 @@ class FakeLink implements Link {
     const { settle, given } = this.#pending.shift()!;
     assertEquals(this.#pending, [], "two writes were under way at once");
     assertEquals(given, this.writes.at(-1), "bytes were changed while they left");
-    settle.resolve();
+    settle.resolve(given.length);
   }
 
   /** Lets the write under way and all that follow pass. */
@@ -70,6 +70,7 @@ class FakeLink implements Link {
     return frames(concat(this.writes), version);
   }
 
+  readonly bytes = NOTHING;
   read = () => Promise.resolve(null);
   keep() {}
   closeWrite = () => Promise.resolve();
@@ -478,12 +479,13 @@ Deno.test("the clock shows when a write began and since when it has made no prog
     await link.begun(1);
     time = 1020;
     assertEquals([outgoing.begunAt, outgoing.stalledSince], [1010, 1010]);
-    link.progress();
+    link.takeOne();
+    await link.begun(2);
     time = 1030;
     assertEquals([outgoing.begunAt, outgoing.stalledSince], [1010, 1020]);
     outgoing.tryControl(NOP, 0);
     link.take();
-    await link.begun(2);
+    await link.begun(3);
     assertEquals([outgoing.begunAt, outgoing.stalledSince], [1030, 1030]);
     link.take();
     await outgoing.flushed();

@@ -574,13 +574,18 @@ function scripted(script: Partial<Connection>) {
 
 Deno.test("transport: a write that fails ends the session with its error, and the connection is closed once", async () => {
   const reason = new Error("Disk on fire");
+  const first = Promise.withResolvers<void>();
   let writes = 0;
   const { connection, closes } = scripted({
-    write: (p) => ++writes < 2 ? Promise.resolve(p.length) : Promise.reject(reason),
+    write: (p) => {
+      first.resolve();
+      return ++writes < 2 ? Promise.resolve(p.length) : Promise.reject(reason);
+    },
   });
   const session = Session.client(connection);
   const stream = await session.openStream();
   const reading = assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError);
+  await first.promise;
   await stream.write(new Uint8Array(1));
   assertStrictEquals(await assertRejects(() => session.closed), reason);
   assertStrictEquals((await reading).cause, reason);
