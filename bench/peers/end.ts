@@ -6,6 +6,7 @@
  */
 
 import { bare } from "./bare.ts";
+import { floor } from "./floor.ts";
 import { ours } from "./ours.ts";
 import type { Line, Peer, Pipe, Plan, Result } from "./shape.ts";
 
@@ -13,7 +14,20 @@ import type { Line, Peer, Pipe, Plan, Result } from "./shape.ts";
 const BLOCK = 1024;
 // Senders go on for so long after the receiver has measured, in milliseconds.
 const SLACK = 150;
-const PEERS: Record<string, Peer> = { bare, ours1: ours(1), ours2: ours(2) };
+// By how they are loaded, so that a process has only its own.
+const PEERS: Record<string, () => Peer | Promise<Peer>> = {
+  bare: () => bare,
+  floor: () => floor,
+  ours1: () => ours(1),
+  ours2: () => ours(2),
+  locked1: () => ours(1, true),
+  locked2: () => ours(2, true),
+  yamux: async () => (await import("./libp2p.ts")).libp2pYamux,
+  mplex: async () => (await import("./libp2p.ts")).libp2pMplex,
+  yamuxjs: async () => (await import("./yamux_js.ts")).yamuxJs,
+  http2: async () => (await import("./http2.ts")).overHttp2(),
+  http2w: async () => (await import("./http2.ts")).overHttp2(16 * 1024 * 1024),
+};
 
 const now = () => performance.now();
 const sleep = (delay: number) => new Promise<void>((resolve) => setTimeout(resolve, delay));
@@ -73,38 +87,81 @@ class Drain {
   }
 
   async take(pipe: Pipe): Promise<void> {
-    const p = new Uint8Array(64 * 1024);
-    let position = 0;
-    let first: number | undefined;
-    for (;;) {
-      const count = await pipe.read(p);
-      if (count === null) break;
-      const meter = this.#meter ??= new Meter(this.#plan);
-      meter.count += count;
-      for (let at = (BLOCK - position % BLOCK) % BLOCK; at + 4 <= count; at += BLOCK) {
-        const word = p[at]! | p[at + 1]! << 8 | p[at + 2]! << 16 | p[at + 3]! << 24;
-        const number = word - (position + at) / BLOCK | 0;
-        if (number !== (first ??= number)) throw new Error(`wrong data at ${position + at}`);
+    const place: Place = { position: 0 };
+    if (this.#plan.web) {
+      await pipe.readable!.pipeTo(new WritableStream({ write: (chunk) => this.#check(chunk, chunk.length, place) }));
+    } else {
+      const p = new Uint8Array(64 * 1024);
+      for (;;) {
+        const count = await pipe.read(p);
+        if (count === null) break;
+        this.#check(p, count, place);
       }
-      position += count;
     }
-    pipe.close();
+    // A connection whose web stream ended is closed.
+    if (!this.#plan.web) pipe.close();
     if (--this.#open > 0) return;
     say({ bytes: this.#meter?.count ?? 0, rate: await this.#meter?.rate ?? 0 });
   }
+
+  #check(p: Uint8Array, count: number, place: Place): void {
+    const meter = this.#meter ??= new Meter(this.#plan);
+    meter.count += count;
+    const { position } = place;
+    for (let at = (BLOCK - position % BLOCK) % BLOCK; at + 4 <= count; at += BLOCK) {
+      const word = p[at]! | p[at + 1]! << 8 | p[at + 2]! << 16 | p[at + 3]! << 24;
+      const number = word - (position + at) / BLOCK | 0;
+      if (number !== (place.first ??= number)) throw new Error(`wrong data at ${position + at}`);
+    }
+    place.position += count;
+  }
 }
 
-function server(peer: Peer, plan: Plan): void {
+/** How far a stream is drained, and the number it began with. */
+interface Place {
+  position: number;
+  first?: number;
+}
+
+/** Sees that each stream of a cell comes to one acceptor, once, and that every acceptor has its share. */
+class Tally {
+  readonly #plan: Plan;
+  readonly #ids = new Set<number>();
+  readonly #byAcceptor: number[];
+  #start = 0;
+
+  constructor(plan: Plan) {
+    this.#plan = plan;
+    this.#byAcceptor = Array<number>(plan.acceptors).fill(0);
+  }
+
+  take(pipe: Pipe, acceptor: number): void {
+    if (this.#ids.size === 0) this.#start = now();
+    if (pipe.id === undefined || this.#ids.has(pipe.id)) throw new Error(`stream ${pipe.id} was accepted twice`);
+    this.#ids.add(pipe.id);
+    this.#byAcceptor[acceptor]!++;
+    pipe.close();
+    if (this.#ids.size < this.#plan.messages) return;
+    if (this.#byAcceptor.includes(0)) throw new Error(`an acceptor got nothing: ${this.#byAcceptor}`);
+    const bytes = this.#byAcceptor.reduce((sum, count) => sum + count);
+    say({ bytes, rate: bytes / (now() - this.#start) * 1000 });
+  }
+}
+
+async function server(peer: Peer, plan: Plan): Promise<void> {
   const drain = new Drain(plan);
-  const handle = async (pipe: Pipe) => {
+  const tally = new Tally(plan);
+  const handle = async (pipe: Pipe, acceptor = 0) => {
     try {
-      await (plan.kind === "bulk" ? drain.take(pipe) : echo(pipe, plan.size));
+      if (plan.kind === "bulk") await drain.take(pipe);
+      else if (plan.kind === "accept") tally.take(pipe, acceptor);
+      else await echo(pipe, plan.size);
     } catch (error) {
       // A client that has its result is ended, which breaks its connections.
-      if (plan.kind === "bulk") say({ error: `server: ${error}` });
+      if (plan.kind === "bulk" || plan.kind === "accept") say({ error: `server: ${error}` });
     }
   };
-  console.log(peer.serve(handle));
+  console.log(await peer.serve(handle, plan.acceptors));
 }
 
 // The client.
@@ -119,7 +176,9 @@ async function openAll(peer: Peer, { connections, streams, port }: Plan): Promis
   return pipes;
 }
 
-async function send(pipe: Pipe, first: number, { size, eager }: Plan, state: { stop: boolean }): Promise<number> {
+async function send(pipe: Pipe, first: number, plan: Plan, state: { stop: boolean }): Promise<number> {
+  if (plan.web) return await sendPiped(pipe, first, plan, state);
+  const { size, eager } = plan;
   const words = new Uint32Array(size / 4).fill(0x5a5a5a5a);
   const p = new Uint8Array(words.buffer);
   let bytes = 0;
@@ -135,6 +194,23 @@ async function send(pipe: Pipe, first: number, { size, eager }: Plan, state: { s
     }
   }
   await pipe.closeWrite();
+  return bytes;
+}
+
+/** The same from a source of web streams, whose chunks are new as everybody's. */
+async function sendPiped(pipe: Pipe, first: number, { size }: Plan, state: { stop: boolean }): Promise<number> {
+  const words = new Uint32Array(size / 4).fill(0x5a5a5a5a);
+  let bytes = 0;
+  let number = first;
+  const source = new ReadableStream<Uint8Array>({
+    pull(controller) {
+      if (state.stop) return controller.close();
+      for (let at = 0; at < words.length; at += BLOCK / 4) words[at] = number++;
+      controller.enqueue(new Uint8Array(words.buffer.slice(0)));
+      bytes += size;
+    },
+  });
+  await source.pipeTo(pipe.writable!);
   return bytes;
 }
 
@@ -207,6 +283,22 @@ async function churn(peer: Peer, plan: Plan): Promise<Result> {
   return { rate: await meter.rate };
 }
 
+async function accept(peer: Peer, plan: Plan): Promise<Result> {
+  const line = await peer.connect(plan.port);
+  const p = new Uint8Array(1);
+  let left = plan.messages;
+  let ended = 0;
+  await Promise.all(Array.from({ length: plan.streams }, async () => {
+    while (left-- > 0) {
+      const pipe = await line.open();
+      if (await pipe.read(p) !== null) throw new Error("bytes came that nobody sent");
+      pipe.close();
+      ended++;
+    }
+  }));
+  return { bytes: ended };
+}
+
 async function memory(count: number, work: () => Promise<unknown>): Promise<Result> {
   const collect = (globalThis as { gc?: () => void }).gc!;
   const usage = async () => {
@@ -249,16 +341,17 @@ function sessions(peer: Peer, plan: Plan): Promise<Result> {
   });
 }
 
-const CLIENTS = { bulk, echo: echoes, churn, streams, sessions };
+const CLIENTS = { bulk, echo: echoes, churn, accept, streams, sessions };
 
 const [role, name, json] = Deno.args;
-const peer = PEERS[name ?? ""];
-if (peer === undefined || json === undefined) throw new TypeError(`end.ts client|server PEER PLAN, not ${Deno.args}`);
+const load = PEERS[name ?? ""];
+if (load === undefined || json === undefined) throw new TypeError(`end.ts client|server PEER PLAN, not ${Deno.args}`);
 const plan: Plan = JSON.parse(json);
 // Whoever started this holds its input open; when that ends, however it ended, so does this.
 Deno.stdin.readable.pipeTo(new WritableStream()).finally(() => Deno.exit(0));
+const peer = await load();
 if (role === "server") {
-  server(peer, plan);
+  await server(peer, plan);
 } else {
   try {
     say(await CLIENTS[plan.kind](peer, plan));

@@ -4,27 +4,45 @@
  * @module
  */
 
-import { Session } from "../../mod.ts";
+import { Session, SessionClosedError, type Stream } from "../../mod.ts";
 import type { Peer } from "./shape.ts";
 
-/** Sluice in this version of smux. */
-export const ours = (version: 1 | 2): Peer => ({
+/** Sluice in this version of smux; `locked`: with a lock round accepting, as if only one at a time could. */
+export const ours = (version: 1 | 2, locked = false): Peer => ({
   streamIsConnection: false,
   async connect(port) {
     const session = Session.client(await Deno.connect({ hostname: "127.0.0.1", port }), { version });
     return { open: () => session.openStream() };
   },
-  serve(handle) {
+  serve(handle, acceptors) {
     const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const take = async (accept: () => Promise<Stream>, acceptor: number) => {
+      try {
+        for (;;) handle(await accept(), acceptor);
+      } catch (error) {
+        if (!(error instanceof SessionClosedError)) throw error;
+      }
+    };
     (async () => {
       for await (const conn of listener) {
         // The limits that a workload exceeds: ten thousand streams opened in one go.
         const session = Session.server(conn, { version, maxStreams: 16_384, acceptBacklog: 16_384 });
-        (async () => {
-          for await (const stream of session) handle(stream);
-        })();
+        const accept = () => session.acceptStream();
+        const next = locked ? oneByOne(accept) : accept;
+        for (let n = 0; n < acceptors; n++) take(next, n);
       }
     })();
     return listener.addr.port;
   },
 });
+
+/** The cheapest of locks: each call begins when the one before it is done. */
+function oneByOne<T>(call: () => Promise<T>): () => Promise<T> {
+  let last: Promise<unknown> = Promise.resolve();
+  return () => {
+    const mine = last.then(call);
+    // A failed call is its caller's, and frees the lock too.
+    last = mine.catch(() => {});
+    return mine;
+  };
+}

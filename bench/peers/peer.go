@@ -1,4 +1,5 @@
-// Go's smux beside the others: `peer client|server VERSION PLAN`, the same as end.ts, with Go's own default options.
+// Go's peers beside the others: `peer client|server NAME PLAN`, the same as end.ts, each with its own default options.
+// A file beside this one is one of them.
 package main
 
 import (
@@ -16,9 +17,25 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/xtaci/smux"
 )
+
+// stream is a stream of any peer.
+type stream = io.ReadWriteCloser
+
+// session is what streams come from.
+type session interface {
+	open() (stream, error)
+	accept() (stream, error)
+}
+
+// muxer makes sessions of connections.
+type muxer struct {
+	client func(net.Conn) (session, error)
+	server func(net.Conn) (session, error)
+}
+
+// muxers are the peers by their names; each adds itself.
+var muxers = map[string]muxer{}
 
 // Each KiB of a bulk stream begins with its number.
 const block = 1024
@@ -78,7 +95,7 @@ func newMeter(p plan) *meter {
 
 // The server.
 
-func echo(s *smux.Stream, size int) {
+func echo(s stream, size int) {
 	defer s.Close()
 	b := make([]byte, size)
 	for {
@@ -99,7 +116,7 @@ type drain struct {
 	open  int64
 }
 
-func (d *drain) take(s *smux.Stream) {
+func (d *drain) take(s stream) {
 	b := make([]byte, 64*1024)
 	var position int
 	var first uint32
@@ -128,7 +145,7 @@ func (d *drain) take(s *smux.Stream) {
 	}
 }
 
-func server(config *smux.Config, p plan) {
+func server(m muxer, p plan) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	check(err)
 	fmt.Println(listener.Addr().(*net.TCPAddr).Port)
@@ -136,11 +153,11 @@ func server(config *smux.Config, p plan) {
 	for {
 		conn, err := listener.Accept()
 		check(err)
-		session, err := smux.Server(conn, config)
+		session, err := m.server(conn)
 		check(err)
 		go func() {
 			for {
-				s, err := session.AcceptStream()
+				s, err := session.accept()
 				if err != nil {
 					return
 				}
@@ -156,19 +173,19 @@ func server(config *smux.Config, p plan) {
 
 // The client.
 
-func connect(config *smux.Config, p plan) *smux.Session {
+func connect(m muxer, p plan) session {
 	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", p.Port))
 	check(err)
-	session, err := smux.Client(conn, config)
+	session, err := m.client(conn)
 	check(err)
 	return session
 }
 
-func openAll(config *smux.Config, p plan) (streams []*smux.Stream) {
+func openAll(m muxer, p plan) (streams []stream) {
 	for n := 0; n < p.Connections; n++ {
-		session := connect(config, p)
-		for m := 0; m < p.Streams; m++ {
-			s, err := session.OpenStream()
+		session := connect(m, p)
+		for k := 0; k < p.Streams; k++ {
+			s, err := session.open()
 			check(err)
 			streams = append(streams, s)
 		}
@@ -189,8 +206,8 @@ func each(count int, work func(n int)) {
 	all.Wait()
 }
 
-func bulk(config *smux.Config, p plan) result {
-	streams := openAll(config, p)
+func bulk(m muxer, p plan) result {
+	streams := openAll(m, p)
 	var stop int32
 	time.AfterFunc(p.warm()+p.time()+slack, func() { atomic.StoreInt32(&stop, 1) })
 	var bytes int64
@@ -212,7 +229,7 @@ func bulk(config *smux.Config, p plan) result {
 }
 
 // exchange sends a message and checks what comes back.
-func exchange(s *smux.Stream, b, back []byte, number uint32) {
+func exchange(s stream, b, back []byte, number uint32) {
 	binary.LittleEndian.PutUint32(b, number)
 	binary.LittleEndian.PutUint32(b[len(b)-4:], ^number)
 	_, err := s.Write(b)
@@ -225,12 +242,12 @@ func exchange(s *smux.Stream, b, back []byte, number uint32) {
 }
 
 // equalEchoes sends so many messages on every stream.
-func equalEchoes(streams []*smux.Stream, p plan) result {
+func equalEchoes(streams []stream, p plan) result {
 	run := func(count int) {
 		each(len(streams), func(n int) {
 			b, back := make([]byte, p.Size), make([]byte, p.Size)
-			for m := 0; m < count; m++ {
-				exchange(streams[n], b, back, uint32(n)<<16+uint32(m))
+			for k := 0; k < count; k++ {
+				exchange(streams[n], b, back, uint32(n)<<16+uint32(k))
 			}
 		})
 	}
@@ -240,45 +257,45 @@ func equalEchoes(streams []*smux.Stream, p plan) result {
 	return result{"rate": float64(p.Messages*len(streams)) / time.Since(start).Seconds()}
 }
 
-func echoes(config *smux.Config, p plan) result {
-	streams := openAll(config, p)
+func echoes(m muxer, p plan) result {
+	streams := openAll(m, p)
 	if p.Messages > 0 {
 		return equalEchoes(streams, p)
 	}
-	m := newMeter(p)
+	meter := newMeter(p)
 	var lock sync.Mutex
 	var times []float64
 	each(len(streams), func(n int) {
 		b, back := make([]byte, p.Size), make([]byte, p.Size)
 		var own []float64
-		for number := uint32(n) << 16; atomic.LoadInt32(&m.over) == 0; number++ {
+		for number := uint32(n) << 16; atomic.LoadInt32(&meter.over) == 0; number++ {
 			start := time.Now()
 			exchange(streams[n], b, back, number)
 			own = append(own, time.Since(start).Seconds()*1000)
-			atomic.AddInt64(&m.count, 1)
+			atomic.AddInt64(&meter.count, 1)
 		}
 		lock.Lock()
 		times = append(times, own[len(own)/4:]...)
 		lock.Unlock()
 	})
 	sort.Float64s(times)
-	return result{"rate": <-m.rate, "p50": times[len(times)/2], "p99": times[len(times)*99/100]}
+	return result{"rate": <-meter.rate, "p50": times[len(times)/2], "p99": times[len(times)*99/100]}
 }
 
-func churn(config *smux.Config, p plan) result {
-	session := connect(config, p)
-	m := newMeter(p)
+func churn(m muxer, p plan) result {
+	session := connect(m, p)
+	meter := newMeter(p)
 	each(p.Streams, func(n int) {
 		b, back := make([]byte, p.Size), make([]byte, p.Size)
-		for number := uint32(n) << 16; atomic.LoadInt32(&m.over) == 0; number++ {
-			s, err := session.OpenStream()
+		for number := uint32(n) << 16; atomic.LoadInt32(&meter.over) == 0; number++ {
+			s, err := session.open()
 			check(err)
 			exchange(s, b, back, number)
 			check(s.Close())
-			atomic.AddInt64(&m.count, 1)
+			atomic.AddInt64(&meter.count, 1)
 		}
 	})
-	return result{"rate": <-m.rate}
+	return result{"rate": <-meter.rate}
 }
 
 func usage() (resident, heap float64) {
@@ -306,9 +323,9 @@ func memory(count int, work func() interface{}) result {
 	}
 }
 
-func streams(config *smux.Config, p plan) result {
+func streams(m muxer, p plan) result {
 	return memory(p.Streams, func() interface{} {
-		streams := openAll(config, p)
+		streams := openAll(m, p)
 		for _, s := range streams {
 			exchange(s, make([]byte, p.Size), make([]byte, p.Size), 1)
 			// Idle means that somebody waits for what comes next.
@@ -318,12 +335,12 @@ func streams(config *smux.Config, p plan) result {
 	})
 }
 
-func sessions(config *smux.Config, p plan) result {
+func sessions(m muxer, p plan) result {
 	return memory(p.Connections, func() interface{} {
-		var kept []*smux.Session
+		var kept []session
 		for n := 0; n < p.Connections; n++ {
-			session := connect(config, p)
-			s, err := session.OpenStream()
+			session := connect(m, p)
+			s, err := session.open()
 			check(err)
 			exchange(s, make([]byte, p.Size), make([]byte, p.Size), uint32(n))
 			check(s.Close())
@@ -340,18 +357,18 @@ func main() {
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
+	m, known := muxers[os.Args[2]]
+	if !known {
+		check(fmt.Errorf("no peer %s", os.Args[2]))
+	}
 	var p plan
-	config := smux.DefaultConfig()
-	version, err := strconv.Atoi(os.Args[2])
-	check(err)
-	config.Version = version
 	check(json.Unmarshal([]byte(os.Args[3]), &p))
 	if os.Args[1] == "server" {
-		server(config, p)
+		server(m, p)
 	}
-	clients := map[string]func(*smux.Config, plan) result{
+	clients := map[string]func(muxer, plan) result{
 		"bulk": bulk, "echo": echoes, "churn": churn, "streams": streams, "sessions": sessions,
 	}
-	say(clients[p.Kind](config, p))
+	say(clients[p.Kind](m, p))
 	select {}
 }

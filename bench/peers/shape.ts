@@ -6,9 +6,15 @@
 
 /** A byte stream of a peer. */
 export interface Pipe {
+  /** Which of its session's streams this is, where the peer says so. */
+  readonly id?: number;
+  /** Where the peer has web streams: what arrives. */
+  readonly readable?: ReadableStream<Uint8Array>;
+  /** Where the peer has web streams: what leaves. */
+  readonly writable?: WritableStream<Uint8Array>;
   /** Reads at most `p.length` bytes; `null` at the end. */
   read(p: Uint8Array): Promise<number | null>;
-  /** Writes from `p`; gives how many bytes were taken. */
+  /** Writes from `p`, which is the caller's again afterwards; gives how many bytes were taken. */
   write(p: Uint8Array): Promise<number>;
   /** Writes what can be taken at once, where the peer has such. */
   tryWrite?(p: Uint8Array): number;
@@ -24,14 +30,20 @@ export interface Line {
   open(): Promise<Pipe>;
 }
 
+/** Takes a stream that came, from the acceptor of this number. */
+export type Handle = (pipe: Pipe, acceptor?: number) => void;
+
 /** A way to carry streams over TCP on the loopback. */
 export interface Peer {
   /** Whether each stream is a connection of its own, so that there is no session to be idle without one. */
   readonly streamIsConnection: boolean;
   /** Connects to a server. */
   connect(port: number): Promise<Line>;
-  /** Serves every stream that comes, for as long as the process lives, and gives the port. */
-  serve(handle: (pipe: Pipe) => Promise<void>): number;
+  /**
+   * Serves every stream that comes, for as long as the process lives, and gives the port; with so many acceptors a
+   * session, where the peer can have several.
+   */
+  serve(handle: Handle, acceptors: number): number | Promise<number>;
 }
 
 /** One cell's work, as both processes get it: as JSON, in Go too. */
@@ -40,10 +52,11 @@ export interface Plan {
    * - bulk: each stream is written to until the time is over, and drained
    * - echo: on each stream a message goes and comes back, again and again
    * - churn: so many times at once, again and again: open, one message there and back, close
+   * - accept: so many times at once, until there were so many messages: open, wait for the end, close
    * - streams: memory of open streams
    * - sessions: memory of sessions
    */
-  kind: "bulk" | "echo" | "churn" | "streams" | "sessions";
+  kind: "bulk" | "echo" | "churn" | "accept" | "streams" | "sessions";
   /** How many sessions. */
   connections: number;
   /** How many streams on each. */
@@ -52,8 +65,12 @@ export interface Plan {
   size: number;
   /** Whether to use `tryWrite` first. */
   eager: boolean;
+  /** bulk: whether both sides use `pipeTo` and the web streams. */
+  web: boolean;
   /** echo: how many messages each stream sends, so that none is left behind; 0: as many as the time allows. */
   messages: number;
+  /** How many tasks take the streams of a session that come. */
+  acceptors: number;
   /** Milliseconds that are not measured. */
   warm: number;
   /** Milliseconds that are. */
@@ -64,7 +81,7 @@ export interface Plan {
 
 /** What one process has to say at its end; a line of JSON. */
 export interface Result {
-  /** Bytes sent or received, all of them. */
+  /** Bytes sent or received, all of them; of accept: streams. */
   bytes?: number;
   /** Bytes, messages or streams a second. */
   rate?: number;

@@ -5,62 +5,133 @@
  * @module
  */
 
-import { deadline } from "@std/async";
+import { parseArgs } from "node:util";
+import { buildGo, canTie, cell, type Cores, type GoPeers } from "../../bench/peers/cell.ts";
+import { chart, type Report, type Row, text } from "../../bench/peers/report.ts";
 import type { Plan, Result } from "../../bench/peers/shape.ts";
 
 /** What it does. */
-export const description =
-  "The speed of every workload beside a bare socket and Go's smux: [--rounds 5] [--only W1,W3] [--json FILE]";
+export const description = "The speed of every workload beside a bare socket and other multiplexers: [--rounds 5] " +
+  "[--only W1,W3] [--peers ours2,go2] [--json FILE] [--chart FILE] [--from FILE]";
 
-const GO_PATH = "/usr/share/gocode";
-const BENCH = new URL("../../bench/peers/", import.meta.url).pathname;
-const YARDSTICK = "bare";
-const PEERS = [YARDSTICK, "ours1", "ours2", "go1", "go2"];
+const BARE = "bare";
+const PEERS: Record<string, string> = {
+  bare: "a bare Deno socket for each stream",
+  ours1: "Sluice, smux version 1",
+  ours2: "Sluice, smux version 2",
+  floor: "the smallest program that carries streams in JavaScript, without credit, limits or errors",
+  locked1: "Sluice, smux version 1, its acceptors behind a lock",
+  locked2: "Sluice, smux version 2, its acceptors behind a lock",
+  go1: "Go's xtaci/smux, version 1",
+  go2: "Go's xtaci/smux, version 2",
+  goyamux: "Go's hashicorp/yamux",
+  yamux: "@libp2p/yamux 8.0.3",
+  mplex: "@libp2p/mplex 12.0.32",
+  yamuxjs: "yamux-js 0.2.0",
+  http2: "Deno's node:http2",
+  http2w: "Deno's node:http2 with windows of 16 MiB",
+};
 const OURS = ["ours1", "ours2"];
-// A cell takes about a second; the bound is for one that hangs, in milliseconds.
-const BOUND = 20_000;
+const LOCKED = ["locked1", "locked2"];
+const ONE_CORE: Cores = { client: 0, server: 0 };
+const TWO_CORES: Cores = { client: 0, server: 1 };
 
-type Figure = "rate" | "p50" | "p99" | "resident" | "heap";
-
-/** A workload: what both processes do, which figures they give, and which peers can do it. */
-interface Workload {
-  name: string;
-  what: string;
+/** A workload: what both processes do, who can do it, and where. */
+interface Workload extends Row {
   plan: Partial<Plan>;
-  figures: Figure[];
+  /** Who does it; everybody, but behind a lock, if it does not say. */
   peers?: string[];
+  /** The cores to which the processes are tied. */
+  cores?: Cores;
+  /** Turns of each peer in so many rounds, if not that many. */
+  turns?: (rounds: number) => number;
 }
 
-const bulk = (streams: number, size: number, eager = false): Partial<Plan> => ({ kind: "bulk", streams, size, eager });
+const TO_BARE = Object.fromEntries(
+  Object.keys(PEERS).filter((peer) => peer !== BARE && !LOCKED.includes(peer)).map((peer) => [peer, BARE]),
+);
+const bulk = (streams: number, size: number, how: Partial<Plan> = {}) => ({
+  unit: "MB/s" as const,
+  figures: ["rate" as const],
+  plan: { kind: "bulk" as const, streams, size, ...how },
+  against: TO_BARE,
+});
+const [EAGER, WEB] = [{ eager: true }, { web: true }];
+const ALONE = [BARE, ...OURS];
+
+/** What takes a moment is soon disturbed. */
+const twice = (rounds: number) => 2 * rounds;
+
+const accepting = (acceptors: number): Workload => ({
+  name: `W0/${acceptors}`,
+  what: `100 000 streams, ${acceptors} acceptor${acceptors === 1 ? "" : "s"}`,
+  figures: ["rate"],
+  plan: { kind: "accept", streams: 256, messages: 100_000, acceptors },
+  peers: [...OURS, ...LOCKED],
+  against: { ours1: "locked1", ours2: "locked2" },
+  turns: twice,
+});
+
+const pingPong = (name: string, where: string, cores?: Cores): Workload => ({
+  name,
+  what: `ping-pong 64 B${where}`,
+  figures: ["p50", "p99"],
+  plan: { kind: "echo", warm: 100, time: 250 },
+  against: TO_BARE,
+  ...cores && { cores, turns: twice },
+});
+
+/** What a stream or a session takes hardly changes from round to round. */
+const memory = (name: string, what: string, plan: Partial<Plan>): Workload => ({
+  name,
+  what,
+  figures: ["resident", "heap"],
+  plan,
+  against: TO_BARE,
+  turns: (rounds) => Math.min(rounds, 2),
+});
 
 const WORKLOADS: Workload[] = [
-  { name: "W1", what: "1 stream, 64 KiB writes", plan: bulk(1, 65536), figures: ["rate"] },
-  { name: "W2", what: "100 streams, 64 KiB writes", plan: bulk(100, 65536), figures: ["rate"] },
-  { name: "W3", what: "1 stream, 1 KiB writes", plan: bulk(1, 1024), figures: ["rate"] },
-  { name: "W3t", what: "the same, tryWrite first", plan: bulk(1, 1024, true), figures: ["rate"], peers: OURS },
-  { name: "W4", what: "100 streams, 1 KiB writes", plan: bulk(100, 1024), figures: ["rate"] },
-  { name: "W4t", what: "the same, tryWrite first", plan: bulk(100, 1024, true), figures: ["rate"], peers: OURS },
-  { name: "W5", what: "ping-pong 64 B", plan: { kind: "echo" }, figures: ["p50", "p99"] },
-  { name: "W6s", what: "open, 64 B echo, close: one by one", plan: { kind: "churn" }, figures: ["rate"] },
-  { name: "W6c", what: "the same, 100 in flight", plan: { kind: "churn", streams: 100 }, figures: ["rate"] },
+  ...[1, 8, 64].map(accepting),
+  { name: "W1", what: "1 stream, 64 KiB writes", ...bulk(1, 65536), isCharted: true },
+  { name: "W1w", what: "1 stream, 64 KiB chunks, pipeTo at both ends", ...bulk(1, 65536, WEB), peers: ALONE },
+  { name: "W2", what: "100 streams, 64 KiB writes", ...bulk(100, 65536), isCharted: true },
+  { name: "W3", what: "1 stream, 1 KiB writes", ...bulk(1, 1024), isCharted: true },
+  { name: "W3t", what: "1 stream, 1 KiB, tryWrite first", ...bulk(1, 1024, EAGER), peers: ALONE },
+  { name: "W3w", what: "1 stream, 1 KiB chunks, pipeTo at both ends", ...bulk(1, 1024, WEB), peers: ALONE },
+  { name: "W4", what: "100 streams, 1 KiB writes", ...bulk(100, 1024), isCharted: true },
+  { name: "W4t", what: "100 streams, 1 KiB, tryWrite first", ...bulk(100, 1024, EAGER), peers: ALONE },
+  // Whether a process that waits is woken on the core of the other or on one that sleeps is most of a round trip, and
+  // chance decides it for each pair of processes: so both are measured as well.
+  pingPong("W5", ""),
+  pingPong("W5/1", ", both processes on one core", ONE_CORE),
+  pingPong("W5/2", ", each process on a core of its own", TWO_CORES),
   {
-    name: "W7",
-    what: "one of 10 000 idle streams",
-    plan: { kind: "streams", streams: 10_000 },
-    figures: ["resident", "heap"],
+    name: "W6s",
+    what: "open, 64 B echo, close: one by one",
+    figures: ["rate"],
+    plan: { kind: "churn" },
+    against: TO_BARE,
+    isCharted: true,
   },
+  {
+    name: "W6c",
+    what: "open, echo, close: 100 in flight",
+    figures: ["rate"],
+    plan: { kind: "churn", streams: 100 },
+    against: TO_BARE,
+    isCharted: true,
+  },
+  memory("W7", "one of 10 000 idle streams", { kind: "streams", streams: 10_000 }),
   {
     name: "W8",
     what: "200 × 10 streams, 16 KiB echo",
-    plan: { kind: "echo", connections: 200, streams: 10, size: 16384, messages: 8 },
     figures: ["rate"],
+    plan: { kind: "echo", connections: 200, streams: 10, size: 16384, messages: 24 },
+    against: TO_BARE,
+    isCharted: true,
   },
-  {
-    name: "W9",
-    what: "one of 1000 idle sessions",
-    plan: { kind: "sessions", connections: 1000 },
-    figures: ["resident", "heap"],
-  },
+  memory("W9", "one of 1000 idle sessions", { kind: "sessions", connections: 1000 }),
 ];
 
 const DEFAULTS: Plan = {
@@ -69,7 +140,9 @@ const DEFAULTS: Plan = {
   streams: 1,
   size: 64,
   eager: false,
+  web: false,
   messages: 0,
+  acceptors: 1,
   warm: 250,
   time: 600,
   port: 0,
@@ -77,16 +150,58 @@ const DEFAULTS: Plan = {
 
 /** Runs it; rejects when one of our own cells fails. */
 export async function run(args: string[]): Promise<void> {
-  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
-  const rounds = Number(option("--rounds") ?? 5);
-  if (!(Number.isInteger(rounds) && rounds >= 1)) {
-    throw new RangeError(`--rounds must be an integer of at least 1, received ${option("--rounds")}`);
-  }
-  const only = option("--only")?.split(",");
-  const unknown = only?.find((name) => !WORKLOADS.some((workload) => workload.name === name));
-  if (unknown !== undefined) throw new RangeError(`--only must name workloads, received ${unknown}`);
+  const { rounds, only, peers, json, chart: picture, from } = parse(args);
   const chosen = WORKLOADS.filter(({ name }) => only?.includes(name) ?? true);
+  const report: Report = from === undefined
+    ? await measureAll(chosen, peers, rounds)
+    : JSON.parse(await Deno.readTextFile(from));
+  const shown = Object.fromEntries(
+    Object.entries(PEERS).filter(([peer]) => [...peers, BARE, ...LOCKED].includes(peer)),
+  );
+  console.log(text(report, chosen, shown));
+  if (json !== undefined) await Deno.writeTextFile(json, JSON.stringify(report));
+  if (picture !== undefined) await Deno.writeTextFile(picture, chart(report, chosen, shown));
 
+  for (const [workload, byPeer] of Object.entries(report.results)) {
+    for (const peer of [...OURS, ...LOCKED]) {
+      const failed = byPeer[peer]?.find(({ error }) => error !== undefined);
+      if (failed !== undefined) throw new Error(`A cell of ours failed: ${workload}, ${peer}: ${failed.error}`);
+    }
+  }
+}
+
+function parse(args: string[]) {
+  const { rounds: count, only, peers, ...files } = parseArgs({
+    args,
+    options: {
+      rounds: { type: "string", default: "5" },
+      only: { type: "string" },
+      peers: { type: "string" },
+      json: { type: "string" },
+      chart: { type: "string" },
+      from: { type: "string" },
+    },
+  }).values;
+  const rounds = Number(count);
+  if (!(Number.isInteger(rounds) && rounds >= 1)) {
+    throw new RangeError(`--rounds must be an integer of at least 1, received ${count}`);
+  }
+  const list = (text: string | undefined, option: string, known: string[]) => {
+    const names = text?.split(",");
+    const unknown = names?.find((name) => !known.includes(name));
+    if (unknown !== undefined) throw new RangeError(`--${option} must be of ${known}, received ${unknown}`);
+    return names;
+  };
+  return {
+    ...files,
+    rounds,
+    only: list(only, "only", WORKLOADS.map(({ name }) => name)),
+    peers: list(peers, "peers", Object.keys(PEERS)) ?? Object.keys(PEERS),
+  };
+}
+
+/** What it needs, then all of it, then nothing left behind. */
+async function measureAll(chosen: Workload[], peers: string[], rounds: number): Promise<Report> {
   const folder = await Deno.makeTempDir({ prefix: "sluice-peers-" });
   const interrupted = () => {
     // The processes end with their standard input.
@@ -95,201 +210,53 @@ export async function run(args: string[]): Promise<void> {
   };
   for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, interrupted);
   try {
-    const go = await build(folder);
-    if (go === undefined) {
-      console.log("Without Go's columns: apt-get install golang-go golang-github-xtaci-smux-dev");
-    }
-    const peers = PEERS.filter((peer) => go !== undefined || !peer.startsWith("go"));
-    const results = await measure(chosen, peers, rounds, go);
+    const go = await buildGo(folder);
+    const missing = go?.missing ?? ["go", "its packages"];
+    if (missing.length > 0) console.error(`Without Go's peers that need what is not there: ${missing.join(", ")}.`);
+    const there = peers.filter((peer) => !peer.startsWith("go") || go?.names.includes(peer));
+    const isTied = await canTie();
+    if (!isTied) console.error("Without what is tied to cores: it needs taskset and two of them.");
+    const workloads = chosen.filter(({ cores }) => cores === undefined || isTied);
     const machine = `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} cores`;
-    console.log(`${machine}, ${rounds} round${rounds === 1 ? "" : "s"}\n\n${table(results, chosen, peers)}`);
-    const file = option("--json");
-    if (file !== undefined) {
-      await Deno.writeTextFile(file, JSON.stringify({ machine, rounds, results: Object.fromEntries(results) }));
-    }
-    const failed = Array.from(results.values(), (byPeer) => OURS.flatMap((peer) => byPeer[peer] ?? [])).flat()
-      .find(({ error }) => error !== undefined);
-    if (failed !== undefined) throw new Error(`A cell of ours failed: ${failed.error}`);
+    return { machine, rounds, results: await measure(workloads, there, rounds, go) };
   } finally {
     for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.removeSignalListener(signal, interrupted);
     await Deno.remove(folder, { recursive: true });
   }
 }
 
-/** What every peer gave for a workload, one of each round. */
-type Results = Map<string, Record<string, Result[]>>;
-
-async function measure(chosen: Workload[], peers: string[], rounds: number, go?: string): Promise<Results> {
-  const results: Results = new Map();
+async function measure(
+  chosen: Workload[],
+  peers: string[],
+  rounds: number,
+  go: GoPeers | undefined,
+): Promise<Report["results"]> {
+  const results: Report["results"] = {};
   for (const workload of chosen) {
-    const able = peers.filter((peer) => peer === YARDSTICK || (workload.peers?.includes(peer) ?? true));
+    const { name, against } = workload;
+    const wanted = new Set([...peers, ...peers.flatMap((peer) => against[peer] ?? [])]);
+    const able = (workload.peers ?? Object.keys(TO_BARE).concat(BARE)).filter((peer) => wanted.has(peer));
     const byPeer: Record<string, Result[]> = Object.fromEntries(able.map((peer) => [peer, []]));
-    results.set(workload.name, byPeer);
-    for (let round = 0; round < rounds; round++) {
+    if (able.length > 0) results[name] = byPeer;
+    const turns = workload.turns?.(rounds) ?? rounds;
+    for (let turn = 0; turn < turns; turn++) {
       for (let n = 0; n < able.length; n++) {
-        const peer = able[(round + n) % able.length]!;
-        if (Deno.stderr.isTerminal()) {
-          Deno.stderr.writeSync(new TextEncoder().encode(`\r${workload.name} round ${round + 1}: ${peer}\x1b[K`));
-        }
+        const peer = able[(turn + n) % able.length]!;
+        const mine = byPeer[peer]!;
+        // Who failed would fail again, and some of them by hanging; ours has to go on.
+        if (mine.at(-1)?.error !== undefined && !OURS.includes(peer)) continue;
+        progress(`${name} turn ${turn + 1} of ${turns}: ${peer}`);
         const plan = { ...DEFAULTS, ...workload.plan };
         // What cannot be taken at once is no way of the bare socket.
-        if (peer === YARDSTICK) plan.eager = false;
-        byPeer[peer]!.push(await cell(peer, plan, go));
+        if (peer === BARE) plan.eager = false;
+        mine.push(await cell(peer, plan, workload.cores, go));
       }
     }
   }
-  if (Deno.stderr.isTerminal()) Deno.stderr.writeSync(new TextEncoder().encode("\r\x1b[K"));
+  progress("");
   return results;
 }
 
-/** Runs one cell in two processes; whatever goes wrong is its result. */
-async function cell(peer: string, plan: Plan, go?: string): Promise<Result> {
-  const processes: Process[] = [];
-  const start = (role: "client" | "server", plan: Plan) => {
-    const process = new Process(role, peer, plan, go);
-    processes.push(process);
-    return process;
-  };
-  const work = async (): Promise<Result> => {
-    const server = start("server", plan);
-    const port = Number(await server.line());
-    const client = start("client", { ...plan, port });
-    if (plan.kind !== "bulk") return JSON.parse(await client.line());
-    const both = [server.result(), client.result()] as const;
-    // A side that fails may leave the other waiting.
-    const [received, sent] = await Promise.all(both);
-    if (received.bytes !== sent.bytes) throw new Error(`lost data: ${received.bytes} of ${sent.bytes} bytes arrived`);
-    return received;
-  };
-  try {
-    const result = await deadline(work(), BOUND);
-    if (result.error !== undefined) throw new Error(result.error);
-    return result;
-  } catch (error) {
-    const hangs = error instanceof DOMException && error.name === "TimeoutError";
-    return { error: hangs ? "hangs" : error instanceof Error ? error.message : `${error}` };
-  } finally {
-    for (const process of processes) await process.end();
-  }
-}
-
-/** One end of a cell. */
-class Process {
-  readonly #child: Deno.ChildProcess;
-  readonly #lines: ReadableStreamDefaultReader<string>;
-  #rest = "";
-
-  constructor(role: string, peer: string, plan: Plan, go?: string) {
-    const json = JSON.stringify(plan);
-    const [command, args] = peer.startsWith("go")
-      ? [go!, [role, peer.slice(2), json]]
-      : [Deno.execPath(), ["run", "-A", "--v8-flags=--expose-gc", `${BENCH}end.ts`, role, peer, json]];
-    this.#child = new Deno.Command(command, { args, stdin: "piped", stdout: "piped", stderr: "inherit" }).spawn();
-    this.#lines = this.#child.stdout.pipeThrough(new TextDecoderStream()).getReader();
-  }
-
-  /** The next line it prints. */
-  async line(): Promise<string> {
-    for (;;) {
-      const end = this.#rest.indexOf("\n");
-      if (end >= 0) {
-        const line = this.#rest.slice(0, end);
-        this.#rest = this.#rest.slice(end + 1);
-        return line;
-      }
-      const { done, value } = await this.#lines.read();
-      if (done) throw new Error(`it ended with code ${(await this.#child.status).code}`);
-      this.#rest += value;
-    }
-  }
-
-  async result(): Promise<Result> {
-    const result: Result = JSON.parse(await this.line());
-    if (result.error !== undefined) throw new Error(result.error);
-    return result;
-  }
-
-  async end(): Promise<void> {
-    try {
-      this.#child.kill("SIGKILL");
-    } catch {
-      // It has ended by itself.
-    }
-    await this.#child.stdin.close().catch(() => {});
-    await this.#lines.cancel().catch(() => {});
-    await this.#child.status;
-  }
-}
-
-/** Builds the Go peer in `folder`; `undefined` without Go or its smux. */
-async function build(folder: string): Promise<string | undefined> {
-  const go = `${folder}/peer`;
-  try {
-    await Deno.stat(`${GO_PATH}/src/github.com/xtaci/smux/mux.go`);
-    const { success, stderr } = await new Deno.Command("go", {
-      args: ["build", "-o", go, `${BENCH}peer.go`],
-      env: { GO111MODULE: "off", GOFLAGS: "", GOPATH: GO_PATH, GOCACHE: `${folder}/cache` },
-      stdin: "null",
-      stdout: "null",
-      stderr: "piped",
-    }).output();
-    if (!success) throw new Error(`go build: ${new TextDecoder().decode(stderr)}`);
-    return go;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
-}
-
-function table(results: Results, chosen: Workload[], peers: string[]): string {
-  const others = peers.filter((peer) => peer !== YARDSTICK);
-  const rows = [["", "workload", "figure", YARDSTICK, ...others]];
-  for (const { name, what, figures } of chosen) {
-    const byPeer = results.get(name)!;
-    const yardstick = byPeer[YARDSTICK]!;
-    for (const figure of figures) {
-      const inBytes = figure === "resident" || figure === "heap";
-      const absolute = show(yardstick, (result) => result[figure], (value) => unit(figure, value, name));
-      rows.push([
-        name,
-        what,
-        inBytes ? `${figure}, each` : figure === "rate" ? "ratio" : `${figure}, ratio`,
-        absolute,
-        ...others.map((peer) =>
-          show(
-            byPeer[peer] ?? [],
-            (result, round) => inBytes ? result[figure] : result[figure]! / yardstick[round]![figure]!,
-            (value) => inBytes ? unit(figure, value, name) : value.toFixed(value < 10 ? 2 : 1),
-          )
-        ),
-      ]);
-    }
-  }
-  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  const lines = rows.map((row) => `| ${row.map((text, column) => text.padEnd(widths[column]!)).join(" | ")} |`);
-  lines.splice(1, 0, `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`);
-  return `${lines.join("\n")}
-
-${YARDSTICK}: the median of its figure. The others: the median of the ratio to ${YARDSTICK} in the same round, or of the bytes.
-In brackets the least and the most. ratio: more is better; of latencies and bytes, less.`;
-}
-
-/** The median of what rounds gave, and least to most; or what went wrong in one. */
-function show(results: Result[], value: (result: Result, round: number) => number | undefined, text: Format): string {
-  if (results.length === 0) return "";
-  const failed = results.filter(({ error }) => error !== undefined);
-  if (failed.length > 0) return `${failed[0]!.error} (${failed.length} of ${results.length} rounds)`;
-  const values = results.map((result, round) => value(result, round) ?? NaN).sort((a, b) => a - b);
-  if (values.some(Number.isNaN)) return "nothing to compare with";
-  const median = (values[(values.length - 1) >> 1]! + values[values.length >> 1]!) / 2;
-  if (values.length === 1) return text(median);
-  return `${text(median)} (${text(values[0]!)}–${text(values.at(-1)!)})`;
-}
-
-type Format = (value: number) => string;
-
-function unit(figure: Figure, value: number, workload: string): string {
-  if (figure === "p50" || figure === "p99") return `${(value * 1000).toFixed(0)} µs`;
-  if (figure !== "rate") return `${(value / 1024).toFixed(2)} KiB`;
-  return /^W[1-4]/.test(workload) ? `${(value / 1e6).toFixed(0)} MB/s` : `${value.toFixed(0)}/s`;
+function progress(text: string): void {
+  if (Deno.stderr.isTerminal()) Deno.stderr.writeSync(new TextEncoder().encode(`\r${text}\x1b[K`));
 }

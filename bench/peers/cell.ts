@@ -1,0 +1,164 @@
+/**
+ * Runs one cell of the comparison: a client and a server, each a process of its own.
+ *
+ * @module
+ */
+
+import { deadline } from "@std/async";
+import { existsSync } from "node:fs";
+import type { Plan, Result } from "./shape.ts";
+
+const HERE = new URL(".", import.meta.url).pathname;
+const GO_PATH = "/usr/share/gocode";
+// What Go's peers are named after, and the file and package of each.
+const GO = "go";
+const GO_FILES = [
+  { file: "smux.go", needs: "github.com/xtaci/smux", peers: ["go1", "go2"] },
+  { file: "yamux.go", needs: "github.com/hashicorp/yamux", peers: ["goyamux"] },
+];
+// A cell takes a second or a few; the bound is for one that hangs, in milliseconds.
+const BOUND = 20_000;
+
+/** On which core each of the two processes runs. */
+export interface Cores {
+  /** The client's. */
+  client: number;
+  /** The server's. */
+  server: number;
+}
+
+/** Go's peers as far as they are there. */
+export interface GoPeers {
+  /** The program. */
+  path: string;
+  /** The peers that it has. */
+  names: string[];
+  /** Packages that it was built without. */
+  missing: string[];
+}
+
+/** Runs one cell; whatever goes wrong is its result. */
+export async function cell(peer: string, plan: Plan, cores?: Cores, go?: GoPeers): Promise<Result> {
+  const processes: Process[] = [];
+  const start = (role: "client" | "server", plan: Plan) => {
+    const own = [role, peer.startsWith(GO) ? peer.slice(GO.length) : peer, JSON.stringify(plan)];
+    const command = peer.startsWith(GO)
+      ? [go!.path, ...own]
+      : [Deno.execPath(), "run", "-A", "--v8-flags=--expose-gc", `${HERE}end.ts`, ...own];
+    const process = new Process(cores === undefined ? command : ["taskset", "-c", `${cores[role]}`, ...command]);
+    processes.push(process);
+    return process;
+  };
+  const work = async (): Promise<Result> => {
+    const server = start("server", plan);
+    const port = Number(await server.line());
+    const client = start("client", { ...plan, port });
+    // A server that only answers has nothing to say, but that it failed.
+    if (plan.kind !== "bulk" && plan.kind !== "accept") return await Promise.race([client.result(), server.result()]);
+    // A side that fails may leave the other waiting.
+    const [received, sent] = await Promise.all([server.result(), client.result()]);
+    if (received.bytes !== sent.bytes) throw new Error(`lost data: ${received.bytes} of ${sent.bytes} arrived`);
+    return received;
+  };
+  try {
+    return await deadline(work(), BOUND);
+  } catch (error) {
+    const hangs = error instanceof DOMException && error.name === "TimeoutError";
+    return { error: hangs ? "hangs" : error instanceof Error ? error.message : `${error}` };
+  } finally {
+    for (const process of processes) await process.end();
+  }
+}
+
+/** One end of a cell. */
+class Process {
+  readonly #child: Deno.ChildProcess;
+  readonly #lines: ReadableStreamDefaultReader<string>;
+  readonly #complaint: Promise<string>;
+  #rest = "";
+
+  constructor([command, ...args]: string[]) {
+    this.#child = new Deno.Command(command!, {
+      args,
+      env: { NO_COLOR: "1" },
+      stdin: "piped",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    this.#lines = this.#child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+    this.#complaint = new Response(this.#child.stderr).text();
+  }
+
+  /** The next line it prints. */
+  async line(): Promise<string> {
+    for (;;) {
+      const end = this.#rest.indexOf("\n");
+      if (end >= 0) {
+        const line = this.#rest.slice(0, end);
+        this.#rest = this.#rest.slice(end + 1);
+        return line;
+      }
+      const { done, value } = await this.#lines.read();
+      if (done) {
+        const { code } = await this.#child.status;
+        const [complaint] = (await this.#complaint).trim().split("\n");
+        throw new Error(`it ended with code ${code}${complaint && `: ${complaint}`}`);
+      }
+      this.#rest += value;
+    }
+  }
+
+  async result(): Promise<Result> {
+    const result: Result = JSON.parse(await this.line());
+    if (result.error !== undefined) throw new Error(result.error);
+    return result;
+  }
+
+  async end(): Promise<void> {
+    try {
+      this.#child.kill("SIGKILL");
+    } catch {
+      // It has ended by itself.
+    }
+    await this.#child.stdin.close().catch(() => {});
+    await this.#lines.cancel().catch(() => {});
+    await this.#complaint.catch(() => {});
+    await this.#child.status;
+  }
+}
+
+/** Builds Go's peers in `folder`; `undefined` without Go or any of them. */
+export async function buildGo(folder: string): Promise<GoPeers | undefined> {
+  const path = `${folder}/peer`;
+  const isThere = ({ needs }: { needs: string }) => existsSync(`${GO_PATH}/src/${needs}`);
+  const there = GO_FILES.filter(isThere);
+  if (there.length === 0) return undefined;
+  try {
+    const { success, stderr } = await new Deno.Command("go", {
+      args: ["build", "-o", path, `${HERE}peer.go`, ...there.map(({ file }) => HERE + file)],
+      env: { GO111MODULE: "off", GOFLAGS: "", GOPATH: GO_PATH, GOCACHE: `${folder}/cache` },
+      stdin: "null",
+      stdout: "null",
+      stderr: "piped",
+    }).output();
+    if (!success) throw new Error(`go build: ${new TextDecoder().decode(stderr)}`);
+    return {
+      path,
+      names: there.flatMap(({ peers }) => peers),
+      missing: GO_FILES.filter((file) => !isThere(file)).map(({ needs }) => needs),
+    };
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
+/** Whether processes can be tied to cores here, of which there must be two. */
+export async function canTie(): Promise<boolean> {
+  if (navigator.hardwareConcurrency < 2) return false;
+  try {
+    return (await new Deno.Command("taskset", { args: ["-c", "0,1", "true"], stderr: "null" }).output()).success;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,171 @@
+/**
+ * Shows what the comparison measured: Markdown tables and a chart.
+ *
+ * @module
+ */
+
+import { bars } from "../chart.ts";
+import type { Result } from "./shape.ts";
+
+/** What is measured of a workload. */
+export type Figure = "rate" | "p50" | "p99" | "resident" | "heap";
+
+/** What a workload's table needs. */
+export interface Row {
+  /** Its short name. */
+  name: string;
+  /** What is done. */
+  what: string;
+  /** What its rate counts: bytes, shown in millions, or things. */
+  unit?: "MB/s";
+  /** What is measured. */
+  figures: Figure[];
+  /** With whom each peer is compared. */
+  against: Record<string, string>;
+  /** Whether it belongs in the chart. */
+  isCharted?: boolean;
+}
+
+/** All that was measured. */
+export interface Report {
+  /** Where. */
+  machine: string;
+  /** How many rounds were asked for. */
+  rounds: number;
+  /** What every peer gave for a workload, one of each round in which it had its turn. */
+  results: Record<string, Record<string, Result[]>>;
+}
+
+const isMemory = (figure: Figure) => figure === "resident" || figure === "heap";
+const label = (figure: Figure, unit = "/s") =>
+  isMemory(figure) ? `${figure}, KiB each` : figure === "rate" ? unit : `${figure}, µs`;
+
+/** Medians of all, then a table for each workload. `peers` are the lines, with what each is. */
+export function text(report: Report, rows: Row[], peers: Record<string, string>): string {
+  const { machine, rounds, results } = report;
+  const shown = rows.filter(({ name }) => results[name] !== undefined);
+  const names = Object.keys(peers).filter((peer) => shown.some(({ name }) => results[name]![peer] !== undefined));
+  const columns = names.filter((peer) => shown.some(({ against }) => against[peer] !== undefined));
+  const medians = [["workload", "figure", ...columns]];
+  const blocks: string[] = [];
+  for (const row of shown) {
+    const byPeer = results[row.name]!;
+    for (const figure of row.figures) {
+      medians.push([
+        row.name,
+        isMemory(figure) ? label(figure) : figure === "rate" ? "ratio" : `${figure}, ratio`,
+        ...columns.map((peer) => {
+          const values = isMemory(figure) ? shownOf(row, byPeer, peer, figure) : ratios(row, byPeer, peer, figure);
+          if (values.length > 0) return number(median(values));
+          const error = byPeer[peer]?.find(({ error }) => error !== undefined)?.error;
+          return error === undefined ? "" : error === "hangs" ? error : "fails";
+        }),
+      ]);
+    }
+    const table = [[
+      "peer",
+      ...row.figures.flatMap((figure) => [label(figure, row.unit), ...ratioOf(figure)]),
+      "failure",
+    ]];
+    for (const peer of names.filter((name) => byPeer[name] !== undefined)) {
+      table.push([
+        peer,
+        ...row.figures.flatMap((figure) => [
+          spread(shownOf(row, byPeer, peer, figure)),
+          ...ratioOf(figure).map(() => spread(ratios(row, byPeer, peer, figure))),
+        ]),
+        complaint(byPeer[peer]!),
+      ]);
+    }
+    blocks.push(`### ${row.name}: ${row.what}\n\n${markdown(table)}`);
+  }
+  return `${machine}, ${rounds} round${rounds === 1 ? "" : "s"}
+
+## Medians
+
+${markdown(medians)}
+
+${names.map((peer) => `- ${peer}: ${peers[peer]}`).join("\n")}
+
+A ratio is to the peer that it is compared with, in the same round: of rates more is better, of latencies less. Memory
+is the client's.
+
+## Median, and least to most
+
+${blocks.join("\n\n")}`;
+}
+
+/** Bars of the ratios of rates. */
+export function chart(report: Report, rows: Row[], peers: Record<string, string>): string {
+  const { machine, rounds, results } = report;
+  const shown = rows.filter(({ name, isCharted }) => isCharted && results[name] !== undefined);
+  const names = Object.keys(peers).filter((peer) =>
+    shown.some(({ name, against }) => against[peer] !== undefined && results[name]![peer] !== undefined)
+  );
+  return bars({
+    title: "Speed beside a bare Deno socket",
+    subtitle: `${machine}, median of ${rounds}`,
+    categories: shown.map(({ name, what }) => `${name}: ${what}`),
+    series: names.map((peer) => ({
+      name: peer,
+      values: shown.map((row) => {
+        const values = ratios(row, results[row.name]!, peer, "rate");
+        return values.length > 0 ? median(values) : undefined;
+      }),
+    })).filter(({ values }) => values.some((value) => value !== undefined)),
+    y: "times the bare socket",
+    log: true,
+    line: 1,
+  });
+}
+
+type ByPeer = Record<string, Result[]>;
+
+const ratioOf = (figure: Figure) => isMemory(figure) ? [] : ["ratio"];
+
+/** From milliseconds, bytes or things a second to what is shown. */
+const scale = (figure: Figure, unit?: string) =>
+  isMemory(figure) ? 1024 : figure !== "rate" ? 1 / 1000 : unit === undefined ? 1 : 1e6;
+
+/** What a peer gave, in the unit that is shown. */
+function shownOf({ unit }: Row, byPeer: ByPeer, peer: string, figure: Figure): number[] {
+  return byPeer[peer]?.flatMap((result) => result[figure] ?? []).map((value) => value / scale(figure, unit)) ?? [];
+}
+
+function ratios({ against }: Row, byPeer: ByPeer, peer: string, figure: Figure): number[] {
+  const other = byPeer[against[peer] ?? ""] ?? [];
+  return byPeer[peer]?.flatMap((result, round) => {
+    const [mine, theirs] = [result[figure], other[round]?.[figure]];
+    return mine === undefined || theirs === undefined ? [] : mine / theirs;
+  }) ?? [];
+}
+
+function median(values: number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return (sorted[(sorted.length - 1) >> 1]! + sorted[sorted.length >> 1]!) / 2;
+}
+
+const number = (value: number) => value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0);
+
+function spread(values: number[]): string {
+  if (values.length === 0) return "";
+  if (values.length === 1) return number(values[0]!);
+  return `${number(median(values))} (${number(Math.min(...values))}–${number(Math.max(...values))})`;
+}
+
+/** What went wrong, if anything did. */
+function complaint(results: Result[]): string {
+  const [error] = results.flatMap(({ error }) => error ?? []);
+  // Neither may break the table.
+  return error === undefined ? "" : `turn ${results.length}: ${error.replaceAll("|", "/").replaceAll("\n", " ")}`;
+}
+
+/** A Markdown table; the first row is its head, and columns at the end that have nothing else are left out. */
+function markdown(rows: string[][]): string {
+  const [head, ...body] = rows;
+  const width = head!.findLastIndex((_, column) => body.some((row) => row[column] !== "")) + 1;
+  const widths = head!.slice(0, width).map((_, column) => Math.max(3, ...rows.map((row) => row[column]!.length)));
+  const lines = rows.map((row) => `| ${widths.map((width, column) => row[column]!.padEnd(width)).join(" | ")} |`);
+  lines.splice(1, 0, `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`);
+  return lines.join("\n");
+}

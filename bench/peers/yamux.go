@@ -1,0 +1,30 @@
+package main
+
+import (
+	"io"
+	"net"
+
+	"github.com/hashicorp/yamux"
+)
+
+type yamuxSession struct{ *yamux.Session }
+
+func (s yamuxSession) open() (stream, error)   { return s.OpenStream() }
+func (s yamuxSession) accept() (stream, error) { return s.AcceptStream() }
+
+// Hashicorp's yamux.
+func init() {
+	config := yamux.DefaultConfig()
+	// It logs what ends a session, as the end of a cell does.
+	config.LogOutput = io.Discard
+	muxers["yamux"] = muxer{
+		client: func(conn net.Conn) (session, error) {
+			s, err := yamux.Client(conn, config)
+			return yamuxSession{s}, err
+		},
+		server: func(conn net.Conn) (session, error) {
+			s, err := yamux.Server(conn, config)
+			return yamuxSession{s}, err
+		},
+	}
+}
