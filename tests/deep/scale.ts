@@ -1,0 +1,297 @@
+/**
+ * From one stream to ten thousand on one connection between two processes: what a byte costs, and what a stream costs.
+ *
+ * @module
+ */
+
+import { lines, stack } from "../../bench/chart.ts";
+import { Session, type Stream } from "../../mod.ts";
+
+/** What it does. */
+export const description =
+  "Speed with 1 to 10 000 streams on a connection: [--rounds 5] [--json FILE] [--chart FILE, an SVG]";
+
+const VERSIONS = [1, 2] as const;
+const COUNTS = [1, 10, 100, 1000, 10_000];
+const FIGURES = ["rate", "cost"] as const;
+// Ten thousand streams opened in one go exceed what a peer may have by default.
+const LIMITS = { maxStreams: 16_384, acceptBacklog: 16_384 };
+
+const SIZE = 16 * 1024;
+/** Writes of one transfer, shared among its streams. */
+const WRITES = 80_000;
+/** Streams opened and closed to measure the cost, but never more than so many times. */
+const [STREAMS, TIMES] = [40_000, 2000];
+
+// Each KiB of what is sent begins with its place in here, and every write begins a KiB further on than the one before
+// it: so all streams share these bytes, which fit in a cache, and yet what is lost, doubled or out of place shows.
+const BLOCK = 1024;
+const PLACES = 64;
+const words = Uint32Array.from({ length: (PLACES * BLOCK + SIZE) / 4 }, (_, n) => n);
+const source = new Uint8Array(words.buffer);
+
+// What grows with the square of the number costs ten times as much a step. Up to twice as much is the machine's own: a
+// buffer for each of 10 000 streams fits in no cache near a core, and the garbage collector finds more alive.
+const BOUND = 2;
+// A cell takes some seconds; so many milliseconds it takes when it hangs.
+const PATIENCE = 60_000;
+
+/** Megabytes a second, or microseconds to open and close a stream. */
+type Figure = typeof FIGURES[number];
+type Version = typeof VERSIONS[number];
+
+/** What one pair of processes measures. */
+interface Cell {
+  figure: Figure;
+  version: Version;
+  count: number;
+}
+
+/** Runs it; rejects when a byte is wrong, or a step costs more than its share. */
+export async function run(args: string[]): Promise<void> {
+  if (args[0] === "--ask") return await ask(JSON.parse(args[1]!));
+  if (args[0] === "--answer") return await answer(Number(args[1]), args[2] === "1" ? 1 : 2);
+  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
+  const rounds = Number(option("--rounds") ?? 5);
+  if (!(Number.isInteger(rounds) && rounds >= 1)) {
+    throw new RangeError(`--rounds must be an integer of at least 1, received ${option("--rounds")}`);
+  }
+
+  // A machine that changes its pace does so between rounds: what is compared follows one upon the other.
+  const columns = FIGURES.flatMap((figure) => VERSIONS.map((version) => ({ figure, version })));
+  const cells = columns.flatMap((column) => COUNTS.map((count): Cell => ({ ...column, count })));
+  const results = cells.map((cell) => ({ ...cell, values: [] as number[] }));
+  for (let round = 1; round <= rounds; round++) {
+    for (const [n, { values, ...cell }] of results.entries()) {
+      progress(`round ${round} of ${rounds}, ${n + 1} of ${results.length}: ${JSON.stringify(cell)}`);
+      values.push(await measure(cell));
+    }
+  }
+  progress("");
+
+  const machine = `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} cores`;
+  const conditions = `${machine}, ${rounds} round${rounds === 1 ? "" : "s"}`;
+  const values = (figure: Figure, version: Version, count: number) =>
+    results.find((cell) => cell.figure === figure && cell.version === version && cell.count === count)!.values;
+  const medians = (figure: Figure, version: Version) => COUNTS.map((count) => median(values(figure, version, count)));
+
+  console.log(`${conditions}\n`);
+  const heading = ["MB/s", "µs"].flatMap((unit) => VERSIONS.map((version) => `v${version}, ${unit}`));
+  console.log(table([
+    ["streams", ...heading],
+    ...COUNTS.map((count) => [
+      `${count}`,
+      ...columns.map(({ figure, version }) => show(values(figure, version, count))),
+    ]),
+  ]));
+  const steps = COUNTS.slice(1).map((count, n) => ({
+    name: `${COUNTS[n]} to ${count}`,
+    factors: columns.map(({ figure, version }) => {
+      const before = values(figure, version, COUNTS[n]!);
+      return median(values(figure, version, count).map((value, round) => value / before[round]!));
+    }),
+  }));
+  console.log(`\nThe factor of each step, the median of those of the rounds:\n`);
+  console.log(table([
+    ["streams", ...heading],
+    ...steps.map(({ name, factors }) => [name, ...factors.map((factor) => `× ${factor.toFixed(2)}`)]),
+  ]));
+
+  const json = option("--json");
+  if (json !== undefined) await Deno.writeTextFile(json, JSON.stringify({ machine, rounds, results }) + "\n");
+  const chart = option("--chart");
+  if (chart !== undefined) {
+    const draw = (figure: Figure, title: string, y: string, log: "x" | "both") =>
+      lines({
+        title,
+        subtitle: `${conditions}, medians`,
+        x: "streams on one connection",
+        y,
+        xs: COUNTS,
+        series: VERSIONS.map((version) => ({ name: `smux ${version}`, values: medians(figure, version) })),
+        log,
+      });
+    const rate = draw("rate", "Throughput, all streams together", "MB/s", "x");
+    const cost = draw("cost", "Opening so many streams, then closing them", "µs a stream", "both");
+    await Deno.writeTextFile(chart, stack(rate, cost));
+  }
+
+  const growths = steps.flatMap(({ name, factors }) =>
+    columns.map(({ figure, version }, n) => ({
+      growth: figure === "rate" ? 1 / factors[n]! : factors[n]!,
+      text: `a ${figure === "rate" ? "byte" : "stream"} of v${version} from ${name} streams`,
+    }))
+  ).sort((a, b) => b.growth - a.growth);
+  const tell = growths.map(({ growth, text }) => `${text} × ${growth.toFixed(2)}`);
+  const worse = growths.filter(({ growth }) => growth > BOUND).length;
+  if (worse > 0) throw new Error(`Worse than linear, × ${BOUND} at most: ${tell.slice(0, worse).join("; ")}`);
+  console.log(`\nNo step is worse than linear: most grew the cost of ${tell[0]}, and × ${BOUND} is the bound.`);
+}
+
+/** Runs a cell in two fresh processes. */
+async function measure(cell: Cell): Promise<number> {
+  const limit = AbortSignal.timeout(PATIENCE);
+  const child = new Deno.Command(Deno.execPath(), {
+    args: [...PROGRAM, "--ask", JSON.stringify(cell)],
+    stdin: "null",
+    stderr: "inherit",
+    signal: limit,
+  });
+  const { success, stdout } = await child.output();
+  const value = Number(new TextDecoder().decode(stdout));
+  if (success && value > 0) return value;
+  throw new Error(`${JSON.stringify(cell)} ${limit.aborted ? `took over ${PATIENCE} ms` : "failed"}`);
+}
+
+const PROGRAM = ["run", "-A", new URL("main.ts", import.meta.url).pathname, "scale"];
+
+/** The client: measures a cell, and prints what comes out. */
+async function ask({ figure, version, count }: Cell): Promise<void> {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const child = new Deno.Command(Deno.execPath(), {
+    args: [...PROGRAM, "--answer", `${listener.addr.port}`, `${version}`],
+    stdin: "null",
+    stdout: "null",
+  }).spawn();
+  const session = Session.client(await listener.accept(), { version });
+  try {
+    const control = await session.openStream();
+    console.log(await (figure === "rate" ? rate(session, control, count) : cost(session, control, count)));
+    await control.closeWrite();
+    await session.close();
+  } finally {
+    // A server that fails has more to say than that the session ended, and its life ends with ours.
+    session.abort();
+    await child.status;
+  }
+  const { code } = await child.status;
+  if (code !== 0) throw new Error(`The server ended with code ${code}`);
+}
+
+/** Megabytes a second, as the server measures them. */
+async function rate(session: Session, control: Stream, count: number): Promise<number> {
+  const streams = await openAll(session, control, count, WRITES / count);
+  await Promise.all(streams.map(send));
+  const [bytes, speed] = new Float64Array((await readExactly(control, 16))!.buffer);
+  if (bytes !== WRITES * SIZE) throw new Error(`${bytes} of ${WRITES * SIZE} bytes arrived`);
+  return speed!;
+}
+
+async function send(stream: Stream, n: number, { length }: Stream[]): Promise<void> {
+  for (let write = 0; write < WRITES / length; write++) {
+    const start = (n + write) % PLACES * BLOCK;
+    await stream.write(source.subarray(start, start + SIZE));
+  }
+  await stream.closeWrite();
+}
+
+/** Microseconds a stream: to open all, until the server has them all, and to close all, until the server has too. */
+async function cost(session: Session, control: Stream, count: number): Promise<number> {
+  const times = Math.min(STREAMS / count, TIMES);
+  let started = 0;
+  for (let n = -Math.ceil(times / 4); n < times; n++) { // the first quarter warms
+    if (n === 0) started = performance.now();
+    for (const stream of await openAll(session, control, count, 0)) stream.close();
+    await readExactly(control, 16);
+  }
+  return (performance.now() - started) * 1000 / (times * count);
+}
+
+/** Opens streams for so many writes each, and waits until the server has accepted the last. */
+async function openAll(session: Session, control: Stream, count: number, writes: number): Promise<Stream[]> {
+  await control.write(new Uint8Array(new Uint32Array([count, writes]).buffer));
+  const streams: Stream[] = [];
+  for (let n = 0; n < count; n++) streams.push(await session.openStream());
+  await readExactly(control, 1);
+  return streams;
+}
+
+/** The server: accepts as many streams as the first one says, reads them to their end, and tells what it saw. */
+async function answer(port: number, version: Version): Promise<void> {
+  const session = Session.server(await Deno.connect({ hostname: "127.0.0.1", port }), { version, ...LIMITS });
+  const control = await session.acceptStream();
+  for (let request; (request = await readExactly(control, 8)) !== null;) {
+    const [count, writes] = new Uint32Array(request.buffer);
+    const streams: Stream[] = [];
+    while (streams.length < count!) streams.push(await session.acceptStream());
+    const drain = new Drain(count! * writes! * SIZE);
+    const done = Promise.all(streams.map((stream, n) => drain.take(stream, n)));
+    await control.write(new Uint8Array(1));
+    await done;
+    await control.write(new Uint8Array(drain.report().buffer));
+  }
+  await control.closeWrite();
+  await session.closed;
+}
+
+/** Counts and checks what comes on all streams of a transfer. */
+class Drain {
+  readonly #total: number;
+  #bytes = 0;
+  #ended = NaN;
+  #started: { at: number; bytes: number } | undefined;
+
+  constructor(total: number) {
+    this.#total = total;
+  }
+
+  async take(stream: Stream, n: number): Promise<void> {
+    const p = new Uint8Array(this.#total === 0 ? 1 : SIZE);
+    for (let position = 0;;) {
+      const count = await stream.read(p);
+      if (count === null) break;
+      for (let at = (BLOCK - position % BLOCK) % BLOCK; at + 4 <= count; at += BLOCK) {
+        const from = position + at;
+        const place = (n + Math.floor(from / SIZE)) % PLACES * BLOCK + from % SIZE;
+        const word = p[at]! | p[at + 1]! << 8 | p[at + 2]! << 16 | p[at + 3]! << 24;
+        if (word !== place / 4) throw new Error(`Wrong data at ${from} of stream ${n}`);
+      }
+      position += count;
+      this.#bytes += count;
+      // The first quarter warms; what comes after the last byte is the cost of streams, not of bytes.
+      if (this.#bytes >= this.#total / 4) this.#started ??= { at: performance.now(), bytes: this.#bytes };
+      if (this.#bytes === this.#total) this.#ended = performance.now();
+    }
+    stream.close();
+  }
+
+  /** How many bytes came, and how many megabytes of them a second. */
+  report(): Float64Array<ArrayBuffer> {
+    const { at, bytes } = this.#started ?? { at: NaN, bytes: 0 };
+    return new Float64Array([this.#bytes, (this.#bytes - bytes) / (this.#ended - at) / 1000]);
+  }
+}
+
+/** Reads so many bytes; `null` when the end comes first. */
+async function readExactly(stream: Stream, length: number): Promise<Uint8Array<ArrayBuffer> | null> {
+  const p = new Uint8Array(length);
+  for (let at = 0; at < length;) {
+    const count = await stream.read(p.subarray(at));
+    if (count === null) return null;
+    at += count;
+  }
+  return p;
+}
+
+function progress(line: string): void {
+  if (Deno.stderr.isTerminal()) Deno.stderr.writeSync(new TextEncoder().encode(`\r${line}\x1b[K`));
+}
+
+function median(values: number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return (sorted[(sorted.length - 1) >> 1]! + sorted[sorted.length >> 1]!) / 2;
+}
+
+/** The median, and least to most. */
+function show(values: number[]): string {
+  const text = (value: number) => value.toFixed(value < 100 ? 1 : 0);
+  if (values.length === 1) return text(values[0]!);
+  return `${text(median(values))} (${text(Math.min(...values))}–${text(Math.max(...values))})`;
+}
+
+function table(rows: string[][]): string {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  const lines = rows.map((row) => `| ${row.map((text, column) => text.padEnd(widths[column]!)).join(" | ")} |`);
+  lines.splice(1, 0, `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`);
+  return lines.join("\n");
+}
