@@ -1,35 +1,35 @@
-/** A stream beside the bare connection it runs over: loopback TCP, both ends in this process. */
+/**
+ * Streams beside the bare connection that they run over, both ends in this process: in memory, where nothing but our own
+ * work is left, and over TCP on the loopback. There a bare read finds in the kernel what this process has just written,
+ * which flatters its exchanges: `deno task deep peers` measures them between two processes.
+ */
 
-import { Session, type Stream } from "../mod.ts";
+import { type Connection, Session, type Stream } from "../mod.ts";
+import { memoryPair, readAll, tcpPair, writeAll } from "../tests/support.ts";
 
-type Ends = readonly [Pick<Deno.Conn, "read" | "write">, Pick<Deno.Conn, "read" | "write">];
+const BULK = 4 * 1024 * 1024;
 
-async function connections(): Promise<[Deno.TcpConn, Deno.TcpConn]> {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const [near, far] = await Promise.all([Deno.connect({ port: listener.addr.port }), listener.accept()]);
-  near.setNoDelay();
-  far.setNoDelay();
-  return [near, far];
+type Ends = readonly [Pick<Connection, "read" | "write">, Pick<Connection, "read" | "write">];
+
+async function socketPair(): Promise<[Deno.TcpConn, Deno.TcpConn]> {
+  const pair = await tcpPair();
+  for (const conn of pair) conn.setNoDelay();
+  return pair;
 }
 
-async function streams(version: 1 | 2): Promise<[Stream, Stream]> {
-  const [near, far] = await connections();
-  const [client, server] = [Session.client(near, { version }), Session.server(far)];
+function sessions([near, far]: [Connection, Connection], version: 1 | 2): [Session, Session] {
+  return [Session.client(near, { version }), Session.server(far, { version })];
+}
+
+async function streams(connections: [Connection, Connection], version: 1 | 2): Promise<[Stream, Stream]> {
+  const [client, server] = sessions(connections, version);
   return await Promise.all([client.openStream(), server.acceptStream()]);
 }
-
-const kinds: Record<string, Ends> = {
-  "bare connection": await connections(),
-  "stream, version 1": await streams(1),
-  "stream, version 2": await streams(2),
-};
 
 async function transfer([near, far]: Ends, total: number, size: number): Promise<void> {
   const writing = (async () => {
     const p = new Uint8Array(size);
-    for (let sent = 0; sent < total;) {
-      sent += await near.write(p.subarray(0, Math.min(size, total - sent)));
-    }
+    for (let sent = 0; sent < total; sent += size) await writeAll(near, p);
   })();
   const p = new Uint8Array(64 * 1024);
   for (let received = 0; received < total;) received += (await far.read(p))!;
@@ -47,34 +47,71 @@ async function exchange([near, far]: Ends, times: number): Promise<void> {
   }
 }
 
-for (const [name, ends] of Object.entries(kinds)) {
-  const baseline = name === "bare connection";
-  Deno.bench(`16 MiB in writes of 64 KiB: ${name}`, { group: "bulk", baseline }, async () => {
-    await transfer(ends, 1 << 24, 65_536);
-  });
-  Deno.bench(`1 MiB in writes of 1 KiB: ${name}`, { group: "small", baseline }, async () => {
-    await transfer(ends, 1 << 20, 1024);
-  });
-  Deno.bench(`100 exchanges of 64 B: ${name}`, { group: "exchange", baseline }, async () => {
-    await exchange(ends, 100);
-  });
+/** Sends a little, and waits until it has come back. */
+async function visit(to: Connection & { closeWrite(): Promise<void> }): Promise<void> {
+  await to.write(new Uint8Array(64));
+  await to.closeWrite();
+  const { length } = await readAll(to);
+  if (length !== 64) throw new Error(`${length} of 64 bytes came back`);
+  to.close();
 }
 
-const [near, far] = await connections();
-const [client, server] = [Session.client(near), Session.server(far)];
-(async () => {
-  const p = new Uint8Array(64);
-  for await (const stream of server) {
-    const count = await stream.read(p);
-    await stream.write(p.subarray(0, count!));
-    stream.close();
-  }
-})();
+async function echo(from: Connection): Promise<void> {
+  await writeAll(from, await readAll(from));
+  from.close();
+}
 
-Deno.bench("open, write 64 B, read the echo, close", { group: "open" }, async () => {
-  const p = new Uint8Array(64);
-  const stream = await client.openStream();
-  await stream.write(p);
-  await stream.read(p);
-  stream.close();
-});
+/** Sends back what comes on each stream, and closes it. */
+async function answer(server: Session): Promise<void> {
+  for await (const stream of server) {
+    echo(stream);
+  }
+}
+
+// A pipe that fills takes a part of a write, and what waits in it falls into ever smaller pieces, which no socket does.
+const pipePair = () => memoryPair(2 * BULK);
+
+for (const [where, pair] of [["memory", pipePair], ["socket", socketPair]] as const) {
+  const bare = `bare ${where === "memory" ? "pipe" : "socket"}`;
+  const kinds: Record<string, Ends> = {
+    [bare]: await pair(),
+    "stream, version 1": await streams(await pair(), 1),
+    "stream, version 2": await streams(await pair(), 2),
+  };
+  for (const [name, ends] of Object.entries(kinds)) {
+    const baseline = name === bare;
+    Deno.bench(`${where}, 4 MiB in writes of 64 KiB: ${name}`, { group: `${where}, bulk`, baseline }, async () => {
+      await transfer(ends, BULK, 65_536);
+    });
+    Deno.bench(`${where}, 1 MiB in writes of 1 KiB: ${name}`, { group: `${where}, small`, baseline }, async () => {
+      await transfer(ends, 1 << 20, 1024);
+    });
+    Deno.bench(`${where}, 100 exchanges of 64 B: ${name}`, { group: `${where}, exchange`, baseline }, async () => {
+      await exchange(ends, 100);
+    });
+  }
+
+  // A pipe in memory costs nothing to make, so it is no yardstick for opening.
+  const group = `${where}, open`;
+  if (where === "socket") {
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    (async () => {
+      for await (const conn of listener) echo(conn);
+    })();
+    Deno.bench(`${where}, open, 64 B there and back, close: ${bare}`, { group, baseline: true }, async () => {
+      await visit(await Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port }));
+    });
+  }
+  for (const version of [1, 2] as const) {
+    const [client, server] = sessions(await pair(), version);
+    answer(server);
+    const baseline = where === "memory" && version === 1;
+    Deno.bench(
+      `${where}, open, 64 B there and back, close: stream, version ${version}`,
+      { group, baseline },
+      async () => {
+        await visit(await client.openStream());
+      },
+    );
+  }
+}
