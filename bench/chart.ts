@@ -78,7 +78,7 @@ export function bars(
         color: TEXT,
         fontSize: 12,
         interval: 0,
-        width: room - 8,
+        width: room - 20,
         overflow: "break",
       },
     },

@@ -107,7 +107,7 @@ export function chart(report: Report, rows: Row[], peers: Record<string, string>
     subtitle: `${machine}, median of ${rounds}`,
     categories: shown.map(({ name, what }) => `${name}: ${what}`),
     series: names.map((peer) => ({
-      name: peer,
+      name: peers[peer]!,
       values: shown.map((row) => {
         const values = ratios(row, results[row.name]!, peer, "rate");
         return values.length > 0 ? median(values) : undefined;

@@ -31,6 +31,18 @@ const PEERS: Record<string, string> = {
   http2: "Deno's node:http2",
   http2w: "Deno's node:http2 with windows of 16 MiB",
 };
+// Whom the chart shows, and by which name.
+const CHARTED: Record<string, string> = {
+  ours1: "Sluice, v1",
+  ours2: "Sluice, v2",
+  go1: "Go smux, v1",
+  go2: "Go smux, v2",
+  goyamux: "Go yamux",
+  yamux: "@libp2p/yamux",
+  mplex: "@libp2p/mplex",
+  yamuxjs: "yamux-js",
+  http2w: "node:http2",
+};
 const OURS = ["ours1", "ours2"];
 const LOCKED = ["locked1", "locked2"];
 const ONE_CORE: Cores = { client: 0, server: 0 };
@@ -160,7 +172,7 @@ export async function run(args: string[]): Promise<void> {
   );
   console.log(text(report, chosen, shown));
   if (json !== undefined) await Deno.writeTextFile(json, JSON.stringify(report));
-  if (picture !== undefined) await Deno.writeTextFile(picture, chart(report, chosen, shown));
+  if (picture !== undefined) await Deno.writeTextFile(picture, chart(report, chosen, CHARTED));
 
   for (const [workload, byPeer] of Object.entries(report.results)) {
     for (const peer of [...OURS, ...LOCKED]) {
