@@ -5,11 +5,10 @@
  */
 
 import { deadline } from "@std/async";
-import { existsSync } from "node:fs";
+import { buildGo, hasGoPackage } from "../../tests/go.ts";
 import type { Plan, Result } from "./shape.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
-const GO_PATH = "/usr/share/gocode";
 // What Go's peers are named after, and the file and package of each.
 const GO = "go";
 const GO_FILES = [
@@ -128,29 +127,16 @@ class Process {
 }
 
 /** Builds Go's peers in `folder`; `undefined` without Go or any of them. */
-export async function buildGo(folder: string): Promise<GoPeers | undefined> {
-  const path = `${folder}/peer`;
-  const isThere = ({ needs }: { needs: string }) => existsSync(`${GO_PATH}/src/${needs}`);
-  const there = GO_FILES.filter(isThere);
+export async function buildGoPeers(folder: string): Promise<GoPeers | undefined> {
+  const there = GO_FILES.filter(({ needs }) => hasGoPackage(needs));
   if (there.length === 0) return undefined;
-  try {
-    const { success, stderr } = await new Deno.Command("go", {
-      args: ["build", "-o", path, `${HERE}peer.go`, ...there.map(({ file }) => HERE + file)],
-      env: { GO111MODULE: "off", GOFLAGS: "", GOPATH: GO_PATH, GOCACHE: `${folder}/cache` },
-      stdin: "null",
-      stdout: "null",
-      stderr: "piped",
-    }).output();
-    if (!success) throw new Error(`go build: ${new TextDecoder().decode(stderr)}`);
-    return {
-      path,
-      names: there.flatMap(({ peers }) => peers),
-      missing: GO_FILES.filter((file) => !isThere(file)).map(({ needs }) => needs),
-    };
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
+  const path = await buildGo(folder, [`${HERE}peer.go`, ...there.map(({ file }) => HERE + file)]);
+  if (path === undefined) return undefined;
+  return {
+    path,
+    names: there.flatMap(({ peers }) => peers),
+    missing: GO_FILES.filter((file) => !there.includes(file)).map(({ needs }) => needs),
+  };
 }
 
 /** Whether processes can be tied to cores here, of which there must be two. */

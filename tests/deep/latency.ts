@@ -9,6 +9,7 @@ import { deadline } from "@std/async";
 import { TextLineStream } from "@std/streams";
 import { parseArgs } from "node:util";
 import type { Plan, Result, Role } from "./latency/end.ts";
+import { buildGo, hasGoPackage } from "../go.ts";
 
 /** What it does. */
 export const description =
@@ -18,7 +19,6 @@ const ROUND_TRIP = 50;
 const BITS_PER_SECOND = 1e9;
 const ENOUGH = 0.9;
 const HERE = new URL("./latency/", import.meta.url).pathname;
-const GO_PATH = "/usr/share/gocode";
 // TCP is at full speed after a round trip here, since the link loses nothing; windows need some more to grow.
 const WARM = 2000;
 const TIME = 3000;
@@ -106,7 +106,7 @@ export async function run(args: string[]): Promise<void> {
   };
   for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, interrupted);
   try {
-    const go = await build(folder);
+    const go = hasGoPackage("github.com/xtaci/smux") ? await buildGo(folder, [`${HERE}peer.go`]) : undefined;
     if (go === undefined) {
       console.log("Without Go's rows: apt-get install golang-go golang-github-xtaci-smux-dev");
     }
@@ -244,26 +244,6 @@ class Process implements AsyncDisposable {
     await this.#child.stdin.close().catch(() => {});
     await this.#lines.cancel().catch(() => {});
     await this.#child.status;
-  }
-}
-
-/** Builds the Go peer in `folder`; `undefined` without Go or its smux. */
-async function build(folder: string): Promise<string | undefined> {
-  const go = `${folder}/peer`;
-  try {
-    await Deno.stat(`${GO_PATH}/src/github.com/xtaci/smux/mux.go`);
-    const { success, stderr } = await new Deno.Command("go", {
-      args: ["build", "-o", go, `${HERE}peer.go`],
-      env: { GO111MODULE: "off", GOFLAGS: "", GOPATH: GO_PATH, GOCACHE: `${folder}/cache` },
-      stdin: "null",
-      stdout: "null",
-      stderr: "piped",
-    }).output();
-    if (!success) throw new Error(`go build: ${new TextDecoder().decode(stderr)}`);
-    return go;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
   }
 }
 

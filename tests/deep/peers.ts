@@ -6,7 +6,7 @@
  */
 
 import { parseArgs } from "node:util";
-import { buildGo, canTie, cell, type Cores, type GoPeers } from "../../bench/peers/cell.ts";
+import { buildGoPeers, canTie, cell, type Cores, type GoPeers } from "../../bench/peers/cell.ts";
 import { chart, type Report, type Row, text } from "../../bench/peers/report.ts";
 import type { Plan, Result } from "../../bench/peers/shape.ts";
 
@@ -222,7 +222,7 @@ async function measureAll(chosen: Workload[], peers: string[], rounds: number): 
   };
   for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, interrupted);
   try {
-    const go = await buildGo(folder);
+    const go = await buildGoPeers(folder);
     const missing = go?.missing ?? ["go", "its packages"];
     if (missing.length > 0) console.error(`Without Go's peers that need what is not there: ${missing.join(", ")}.`);
     const there = peers.filter((peer) => !peer.startsWith("go") || go?.names.includes(peer));

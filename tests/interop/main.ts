@@ -10,8 +10,8 @@
 
 import { deadline } from "@std/async";
 import { runClient, runServer, type Tally, type Workload } from "./workloads.ts";
+import { buildGo, hasGoPackage } from "../go.ts";
 
-const GO_PATH = "/usr/share/gocode";
 const CELL_TIMEOUT = 60_000;
 const MiB = 1024 * 1024;
 
@@ -244,26 +244,6 @@ async function run(cell: Cell): Promise<Tally> {
   }
 }
 
-/** Builds the Go peer in `folder`; null without Go or its smux. */
-async function build(folder: string): Promise<string | null> {
-  const peer = `${folder}/peer`;
-  try {
-    await Deno.stat(`${GO_PATH}/src/github.com/xtaci/smux/mux.go`);
-    const { success, stderr } = await new Deno.Command("go", {
-      args: ["build", "-o", peer, `${import.meta.dirname}/peer.go`],
-      env: { GO111MODULE: "off", GOFLAGS: "", GOPATH: GO_PATH, GOCACHE: `${folder}/cache` },
-      stdin: "null",
-      stdout: "null",
-      stderr: "piped",
-    }).output();
-    if (!success) throw new Error(`go build: ${new TextDecoder().decode(stderr)}`);
-    return peer;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return null;
-    throw error;
-  }
-}
-
 async function main(args: string[]): Promise<number> {
   const self = args.includes("--self");
   const filter = args.filter((arg) => arg !== "--self").join(" ");
@@ -277,10 +257,12 @@ async function main(args: string[]): Promise<number> {
     });
   }
   try {
-    const peer = await build(folder);
+    const peer = hasGoPackage("github.com/xtaci/smux")
+      ? await buildGo(folder, [`${import.meta.dirname}/peer.go`])
+      : undefined;
     const chosen = cells(peer ?? "", self).filter((cell) => cell.label.includes(filter));
     if (chosen.length === 0) throw new Error(`No cell's name contains "${filter}"`);
-    if (peer === null) {
+    if (peer === undefined) {
       console.log("interop needs Go and its smux: apt-get install golang-go golang-github-xtaci-smux-dev");
       skipped = chosen.length;
     }
