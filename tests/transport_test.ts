@@ -5,6 +5,7 @@
  */
 
 import { connect } from "node:net";
+import { concat } from "@std/bytes";
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import {
   type Address,
@@ -17,9 +18,9 @@ import {
   type Transport,
   type Version,
 } from "../mod.ts";
-import { NOP, PSH, SYN } from "../frame.ts";
+import { FIN, NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
-import { frame, ManualClock, memoryPair, pattern, readAll, sha256, tcpPair, writeAll } from "./support.ts";
+import { frame, ManualClock, memoryPair, pattern, readAll, sha256, tcpPair, turn, writeAll } from "./support.ts";
 
 const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
 const BULK = 10_000_000;
@@ -668,6 +669,40 @@ Deno.test("transport: a writable that fails ends the session with its error, and
   assertStrictEquals(await assertRejects(() => session.closed), reason);
   await cancelled;
   assertStrictEquals((await assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError)).cause, reason);
+});
+
+Deno.test("transport: a huge chunk is read in parts, and the event loop has its turn between them", async () => {
+  const frames = 1_000_000;
+  const chunk = new Uint8Array(8 * frames);
+  for (let at = 0; at < chunk.length; at += 8) chunk.set([1, NOP], at);
+  const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+  const session = Session.server({ readable, writable: new WritableStream() });
+  const seen: number[] = [];
+  const writer = writable.getWriter();
+  const written = writer.write(chunk);
+  while (session.stats().framesReceived < frames) {
+    await turn();
+    seen.push(session.stats().framesReceived);
+  }
+  await written;
+  // Not all of them in one go, though there was nothing to wait for.
+  assert(new Set(seen).size > 4, `${seen}`);
+  await writer.close();
+  await session.closed;
+});
+
+Deno.test("transport: of a chunk larger than maxReceiveBuffer no more is taken than from a socket", async () => {
+  const data = pattern(4 * 1024 * 1024);
+  const frames = [frame(1, SYN, 3)];
+  for (let at = 0; at < data.length; at += 32_768) frames.push(frame(1, PSH, 3, data.subarray(at, at + 32_768)));
+  frames.push(frame(1, FIN, 3));
+  const readable = ReadableStream.from([concat(frames)]);
+  const session = Session.server({ readable, writable: new WritableStream() }, { maxReceiveBuffer: 256 * 1024 });
+  const stream = await session.acceptStream();
+  while (!session.stats().readPaused) await turn();
+  assert(session.stats().bytesUnread < (256 + 64) * 1024, `${session.stats().bytesUnread}`);
+  assertEquals(await readAll(stream), data);
+  await session.closed;
 });
 
 Deno.test("transport: a chunk of text from a WebSocket is a protocol error", async () => {
