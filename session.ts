@@ -42,7 +42,8 @@ export interface SessionOptions {
   maxFrameSize?: number | undefined;
   /**
    * Bytes received and not yet read, of all streams together. When there are so many, the transport is not read until
-   * some have been. Default 16 MiB.
+   * some have been. Whatever the peer does, a session takes at most twice this, 2 MiB, and 4 KiB for each open stream.
+   * Default 16 MiB.
    */
   maxReceiveBuffer?: number | undefined;
   /**
@@ -52,7 +53,7 @@ export interface SessionOptions {
    * 31 × 256 KiB + 8 MiB is less than 16 MiB. Default 8 MiB, or half of `maxReceiveBuffer` if that is less.
    */
   maxStreamBuffer?: number | undefined;
-  /** Streams opened by the peer that may be open at once; more are refused. Default 8192. */
+  /** Streams opened by the peer that may be open at once; more are refused. Default 8192: 32 MiB at 4 KiB each. */
   maxStreams?: number | undefined;
   /** Streams that may wait to be accepted; more are refused. Default 1024, as in Go. */
   acceptBacklog?: number | undefined;
@@ -513,6 +514,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       await this.#outgoing.sender.send(frame, { signal });
     } catch (error) {
       core.fail(() => this.#closedError("The stream was never opened"));
+      // A peer that guessed the id may have sent something, which nobody will read.
+      core.discard();
       this.#forget(core);
       if (!(error instanceof ChannelClosedError)) throw error;
       throw this.#closedError("Cannot open a stream on a closed session");

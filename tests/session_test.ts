@@ -15,7 +15,7 @@ import {
 import { NOP, PSH, SYN } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { settle } from "../session.ts";
-import { memoryPair, pattern, RawPeer, readAll, sessionPair, turn } from "./support.ts";
+import { frame, memoryPair, pattern, RawPeer, readAll, sessionPair, turn, writeAll } from "./support.ts";
 
 /** Makes a session with these options, of whatever kind they are, and ends it. */
 function construct(options: object, make: "client" | "server" = "server"): void {
@@ -349,6 +349,22 @@ Deno.test("openStream: a signal ends the wait of an auto server for the version"
   assertEquals((await patient).id, 2);
   const frame = await peer.next();
   assertEquals([frame?.command, frame?.id], [SYN, 2]);
+  session.abort();
+});
+
+Deno.test("openStream: what a peer that guessed the id sent is not charged when the wait was given up", async () => {
+  const [near, far] = memoryPair();
+  const session = Session.client(near, { version: 1 });
+  const first = await session.openStream();
+  while (first.tryWrite(pattern(32_768)) > 0) await turn();
+  const controller = new AbortController();
+  const opening = session.openStream({ signal: controller.signal });
+  await writeAll(far, frame(1, PSH, 5, pattern(1000)));
+  await turn();
+  assertEquals(session.stats().bytesUnread, 1000);
+  controller.abort();
+  await assertRejects(() => opening);
+  assertEquals(session.stats().bytesUnread, 0);
   session.abort();
 });
 
