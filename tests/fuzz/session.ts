@@ -1,0 +1,467 @@
+/**
+ * Fuzzing a whole session: the input is what its peer sends and also when what happens, how much the transport moves at
+ * a time, and what the application does meanwhile.
+ *
+ * The first byte chooses the role, the version and the limits. Each byte after it is a step, whose arguments are the
+ * bytes that follow. Then the session is closed and time goes on: everything must have come to its end, whatever the
+ * input was.
+ *
+ * @module
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { type Command, encodeHeader, encodeUpdate, FrameDecoder, type FrameSink, PSH, UPD } from "../../frame.ts";
+import {
+  type Connection,
+  ProtocolError,
+  Session,
+  SessionClosedError,
+  type Stream,
+  StreamClosedError,
+} from "../../mod.ts";
+import { ManualClock, pattern, turn } from "../support.ts";
+
+const TIMEOUT = 5000;
+const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
+// Streams that a script can name; it can use only the last so many.
+const STREAMS = 8;
+// Bytes that a session parses at most beyond its limit: the largest read.
+const READ = 64 * 1024;
+// Two buffers, each full, with its last frame of data, and with what is kept for control frames.
+const UNSENT = 2 * (224 * 1024 + 65_543 + 16 * 1024 + 16);
+// What an operation may wait for is at most a chain of a few microtasks a frame.
+const HOPS = 40;
+
+const payload = pattern(65_535);
+const broken = new Error("The connection is broken");
+const givenUp = new Error("The caller has given up");
+
+/** Runs one input; throws when the session breaks a promise. */
+export async function session(input: Uint8Array): Promise<void> {
+  using clock = new ManualClock();
+  const run = new Run(new Script(input));
+  await run.steps(clock);
+  await run.end(clock);
+}
+
+/** The input, byte by byte; zeros after its end. */
+class Script {
+  readonly #input: Uint8Array;
+  #at = 0;
+
+  constructor(input: Uint8Array) {
+    this.#input = input;
+  }
+
+  get isAtEnd(): boolean {
+    return this.#at >= this.#input.length;
+  }
+
+  next(): number {
+    return this.#input[this.#at++] ?? 0;
+  }
+
+  bytes(count: number): Uint8Array {
+    const start = this.#at;
+    this.#at += count;
+    return this.#input.slice(start, this.#at);
+  }
+
+  /** A number that is small, at a bound of smux, or large. */
+  size(): number {
+    const byte = this.next();
+    return byte < 240 ? byte : [4096, 32_768, 65_535, 262_143, 262_144, 262_145, 2 ** 20, 2 ** 31 - 1][byte % 8]!;
+  }
+
+  /** The same, with what does not fit 31 bits. */
+  word(): number {
+    const byte = this.next();
+    return byte < 240
+      ? byte
+      : [256, 32_768, 65_535, 262_144, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 2, 2 ** 32 - 1][byte % 8]!;
+  }
+}
+
+/** One session and all that is asked of it. */
+class Run {
+  readonly #script: Script;
+  readonly #connection: ScriptedConnection;
+  readonly #session: Session;
+  readonly #isClient: boolean;
+  readonly #options: { maxReceiveBuffer: number; maxStreams: number; acceptBacklog: number };
+  readonly #streams: Stream[] = [];
+  readonly #all = new Set<Stream>();
+  #waiting = 0;
+  #problem: unknown;
+  #signal = new AbortController();
+
+  constructor(script: Script) {
+    this.#script = script;
+    const mode = script.next();
+    this.#isClient = (mode & 1) === 1;
+    this.#connection = new ScriptedConnection((mode & 2) === 2);
+    this.#options = {
+      maxReceiveBuffer: mode & 4 ? 3000 : 16 * 1024 * 1024,
+      maxStreams: mode & 8 ? 3 : 8192,
+      acceptBacklog: mode & 8 ? 2 : 1024,
+    };
+    const options = {
+      ...this.#options,
+      ...(mode & 4 && { maxStreamBuffer: 1000, maxFrameSize: 100 }),
+      timeout: TIMEOUT,
+      keepAliveInterval: mode & 16 ? Infinity : 1000,
+      stalledStreamTimeout: mode & 32 ? 2000 : Infinity,
+    };
+    const version = mode & 64 ? 1 : 2;
+    this.#session = this.#isClient
+      ? Session.client(this.#connection, { ...options, version })
+      : Session.server(this.#connection, { ...options, version: mode & 128 ? "auto" : version });
+    this.#watch(this.#session.closed, true);
+  }
+
+  /** Follows the script. */
+  async steps(clock: ManualClock): Promise<void> {
+    while (!this.#script.isAtEnd) {
+      const more = this.#step(clock);
+      if (more !== undefined) await more;
+      this.#check();
+    }
+  }
+
+  /** Closes what is open, gives it time, and sees that nothing is left. */
+  async end(clock: ManualClock): Promise<void> {
+    const session = this.#session;
+    this.#watch(session.close());
+    await clock.advance(10 * TIMEOUT);
+    this.#check();
+    assertEquals(this.#waiting, 0, "some operations never settle");
+    assert(this.#connection.isClosed, "the connection was not closed");
+    assertEquals(clock.pending, 0, "some timers are left");
+    for (;;) {
+      const next = session.incoming.tryReceive();
+      if (next.state !== "ok") break;
+      this.#all.add(next.value);
+    }
+    for (const stream of this.#all) stream.close();
+    const { streams, bytesUnread, bytesUnsent, creditGranted } = session.stats();
+    assertEquals({ streams, bytesUnread, bytesUnsent, creditGranted }, {
+      streams: 0,
+      bytesUnread: 0,
+      bytesUnsent: 0,
+      creditGranted: 0,
+    }, "the session still holds something");
+    await turn();
+    this.#check();
+  }
+
+  #step(clock: ManualClock): Promise<void> | undefined {
+    const script = this.#script;
+    const session = this.#session;
+    const step = script.next() % 32;
+    switch (step) {
+      case 0:
+        return hops(script.next() % HOPS);
+      case 1:
+        return clock.advance(DELAYS[script.next() % DELAYS.length]!);
+      case 2:
+        clock.freeze(DELAYS[script.next() % DELAYS.length]!);
+        break;
+      case 3:
+        this.#connection.readAtMost = script.size() + 1;
+        break;
+      case 4:
+        this.#connection.mayWrite(script.size());
+        break;
+      case 5:
+        this.#connection.arrive(script.bytes(script.next() % 32));
+        break;
+      case 6:
+        if (script.next() % 4 === 0) this.#connection.endReading();
+        break;
+      case 7:
+        if (script.next() % 4 === 0) this.#connection.break();
+        break;
+      case 8:
+        if (script.next() % 8 === 0) session.abort(broken);
+        break;
+      case 9: {
+        const choice = script.next();
+        if (choice % 4 === 0) this.#watch(session.close({ drain: choice > 127, timeout: TIMEOUT }));
+        break;
+      }
+      case 10:
+        this.#signal.abort(givenUp);
+        this.#signal = new AbortController();
+        break;
+      case 11:
+      case 12:
+        this.#take(session.openStream(this.#maybeSignal()));
+        break;
+      case 13:
+      case 14:
+        this.#take(session.acceptStream(this.#maybeSignal()));
+        break;
+      default:
+        if (step >= 24) this.#connection.arrive(this.#frame());
+        else this.#use(step - 15);
+    }
+    return undefined;
+  }
+
+  #use(what: number): void {
+    const script = this.#script;
+    const stream = this.#streams[script.next() % STREAMS];
+    if (stream === undefined) return;
+    switch (what) {
+      case 0:
+      case 1:
+        return this.#watch(stream.read(new Uint8Array(Math.min(script.size(), READ)), this.#maybeSignal()));
+      case 2:
+        return this.#watch(stream.write(payload.subarray(0, script.size()), this.#maybeSignal()));
+      case 3:
+        return this.#attempt(() => void stream.tryRead(new Uint8Array(Math.min(script.size(), READ) + 1)));
+      case 4:
+        return this.#attempt(() => void stream.tryWrite(payload.subarray(0, script.size())));
+      case 5:
+        return this.#watch(stream.closeWrite());
+      case 6:
+        return stream.close();
+      case 7:
+        return this.#watch(stream.closed);
+      default:
+        return this.#useWeb(stream, script.next());
+    }
+  }
+
+  /** The same stream as web streams, whose locks are given back at once. */
+  #useWeb(stream: Stream, choice: number): void {
+    const { readable, writable } = stream;
+    if (choice % 3 === 0) {
+      if (!readable.locked) this.#watch(readable.cancel());
+    } else if (choice % 3 === 1) {
+      if (!writable.locked) this.#watch(choice > 127 ? writable.abort(givenUp) : writable.close(), false, TypeError);
+    } else if (!readable.locked) {
+      const reader = readable.getReader();
+      this.#watch(reader.closed, true, TypeError);
+      this.#watch(reader.read().finally(() => reader.releaseLock()));
+    }
+  }
+
+  /** A frame of the peer; what the arguments make of it may well break a rule. */
+  #frame(): Uint8Array {
+    const script = this.#script;
+    const choice = script.next();
+    // Data twice as often as each of the others.
+    const command = [0, 1, 2, 2, 3, 4, 2, 0][choice % 8] as Command;
+    const version = choice >= 248 ? 1 : this.#session.version ?? (choice & 8 ? 1 : 2);
+    // Those that the peer may open, those that we did, and any.
+    const small = script.next();
+    const id = small < 128 ? (small % 12) * 2 + (this.#isClient ? 2 : 3) : small < 240 ? small % 16 : 2 ** 32 - small;
+    if (command === UPD) {
+      const bytes = new Uint8Array(16);
+      encodeUpdate(bytes, 0, id, script.word(), script.word());
+      bytes[0] = version;
+      return bytes;
+    }
+    const data = command === PSH ? payload.subarray(0, script.size()) : payload.subarray(0, choice === 240 ? 1 : 0);
+    const bytes = new Uint8Array(8 + data.length);
+    encodeHeader(bytes, 0, version, command, data.length, id);
+    bytes.set(data, 8);
+    return bytes;
+  }
+
+  #maybeSignal(): { signal: AbortSignal } | undefined {
+    return this.#script.next() % 4 === 0 ? { signal: this.#signal.signal } : undefined;
+  }
+
+  #take(promise: Promise<Stream>): void {
+    this.#watch(promise.then((stream) => {
+      this.#all.add(stream);
+      this.#streams.unshift(stream);
+      this.#streams.splice(STREAMS);
+    }));
+  }
+
+  #attempt(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.#judge(error, false);
+    }
+  }
+
+  /** Counts a promise until it settles, and sees that it rejects with nothing but what is declared. */
+  #watch(promise: Promise<unknown>, mayBeBroken = false, other?: typeof TypeError): void {
+    this.#waiting++;
+    promise.then(() => this.#waiting--, (error) => {
+      this.#waiting--;
+      if (other === undefined || !(error instanceof other)) this.#judge(error, mayBeBroken);
+    });
+  }
+
+  /** Declared are the library's own errors, timeouts, the caller's reason, and as a cause that of the transport. */
+  #judge(error: unknown, mayBeBroken: boolean): void {
+    if (error === givenUp || error instanceof ProtocolError || error instanceof StreamClosedError) return;
+    if (error instanceof DOMException && error.name === "TimeoutError") return;
+    if (mayBeBroken && error === broken) return;
+    if (error instanceof SessionClosedError) {
+      if (error.cause !== undefined) this.#judge(error.cause, true);
+      return;
+    }
+    this.#problem ??= error ?? new Error("Something rejected without a reason");
+  }
+
+  #check(): void {
+    if (this.#problem !== undefined) throw new Error("An undeclared error", { cause: this.#problem });
+    const { bytesUnread, bytesUnsent, pendingAccept } = this.#session.stats();
+    const { maxReceiveBuffer, acceptBacklog } = this.#options;
+    assert(bytesUnread >= 0 && bytesUnread <= maxReceiveBuffer + READ, `${bytesUnread} bytes are unread`);
+    assert(bytesUnsent <= UNSENT, `${bytesUnsent} bytes are unsent`);
+    assert(pendingAccept <= acceptBacklog, `${pendingAccept} streams wait to be accepted`);
+    this.#connection.check(this.#isClient, this.#session.version);
+  }
+}
+
+/** A connection that moves what the script lets it, and reads what the session sends. */
+class ScriptedConnection implements Connection {
+  /** The most that one read gives. */
+  readAtMost = Infinity;
+  isClosed = false;
+  readonly #peer = new Peer();
+  readonly #takesAll: boolean;
+  #arrived: Uint8Array[] = [];
+  #room = 0;
+  #hasEnded = false;
+  #error: Error | undefined;
+  #changed = Promise.withResolvers<void>();
+
+  constructor(takesAll: boolean) {
+    this.#takesAll = takesAll;
+  }
+
+  async read(p: Uint8Array): Promise<number | null> {
+    for (;;) {
+      const [first] = this.#arrived;
+      if (first !== undefined) {
+        const count = Math.min(p.length, first.length, this.readAtMost);
+        p.set(first.subarray(0, count));
+        if (count === first.length) this.#arrived.shift();
+        else this.#arrived[0] = first.subarray(count);
+        return count;
+      }
+      if (this.#error !== undefined) throw this.#error;
+      if (this.#hasEnded) return null;
+      await this.#changed.promise;
+    }
+  }
+
+  async write(p: Uint8Array): Promise<number> {
+    for (;;) {
+      if (this.#error !== undefined) throw this.#error;
+      const count = this.#takesAll ? p.length : Math.min(p.length, this.#room);
+      if (count > 0) {
+        this.#room -= this.#takesAll ? 0 : count;
+        this.#peer.take(p.subarray(0, count));
+        return count;
+      }
+      await this.#changed.promise;
+    }
+  }
+
+  closeWrite(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  close(): void {
+    this.isClosed = true;
+    this.#arrived = [];
+    this.break();
+  }
+
+  /** Bytes of the peer. */
+  arrive(bytes: Uint8Array): void {
+    if (bytes.length === 0 || this.#hasEnded || this.#error !== undefined) return;
+    this.#arrived.push(bytes);
+    this.#change();
+  }
+
+  /** Lets so many more bytes be written. */
+  mayWrite(count: number): void {
+    this.#room += count;
+    this.#change();
+  }
+
+  /** The peer ends its half. */
+  endReading(): void {
+    this.#hasEnded = true;
+    this.#change();
+  }
+
+  /** The connection fails, both ways. */
+  break(): void {
+    this.#error ??= broken;
+    this.#change();
+  }
+
+  /** Throws when the session has sent what is no valid smux. */
+  check(isClient: boolean, version: number | undefined): void {
+    this.#peer.check(isClient, version);
+  }
+
+  #change(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+}
+
+/** What the session sends, as its peer sees it. */
+class Peer {
+  readonly #decoder = new FrameDecoder();
+  readonly #opened = new Set<number>();
+  readonly #finished = new Set<number>();
+  #problem: unknown;
+  readonly #sink: FrameSink = {
+    begin: () => {},
+    syn: (id) => {
+      if (this.#opened.has(id)) this.#say(`stream ${id} was opened twice`);
+      this.#opened.add(id);
+    },
+    fin: (id) => {
+      if (!this.#opened.has(id)) return;
+      if (this.#finished.has(id)) this.#say(`stream ${id} was ended twice`);
+      this.#finished.add(id);
+    },
+    psh: (id, length) => {
+      if (this.#finished.has(id)) this.#say(`data of stream ${id} came after its end`);
+      if (length === 0) this.#say(`a frame of stream ${id} carries no data`);
+    },
+    data: () => {},
+    nop: () => {},
+    upd: () => {},
+  };
+
+  take(bytes: Uint8Array): void {
+    try {
+      this.#decoder.push(bytes, this.#sink);
+    } catch (error) {
+      this.#problem ??= error;
+    }
+  }
+
+  check(isClient: boolean, version: number | undefined): void {
+    if (this.#problem !== undefined) throw new Error("The session sent what it must not", { cause: this.#problem });
+    const { version: sent } = this.#decoder;
+    assert(sent === undefined || sent === version, `version ${version} sent frames of version ${sent}`);
+    for (const id of this.#opened) {
+      assert(id > 1 && id % 2 === (isClient ? 1 : 0), `a ${isClient ? "client" : "server"} opened stream ${id}`);
+    }
+  }
+
+  #say(what: string): void {
+    this.#problem ??= new Error(what);
+  }
+}
+
+async function hops(count: number): Promise<void> {
+  for (let n = 0; n < count; n++) await null;
+}
