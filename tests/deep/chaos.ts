@@ -1,0 +1,347 @@
+/**
+ * Sessions with Go's smux over a proxy that spoils the connection: both roles, both versions, seeded.
+ *
+ * A fault that only slows must not be noticed. One that ends the connection must end our session, in time, without a
+ * wrong byte and with nothing left behind. smux has no checksum, so a flipped bit may spoil bytes or lose a stream;
+ * then all that is asked is that nothing hangs when the session is given up.
+ *
+ * @module
+ */
+
+import { deadline, delay, pooledMap } from "@std/async";
+import { TextLineStream } from "@std/streams";
+import { random } from "../fuzz/mutate.ts";
+import { buildGo, hasGoPackage } from "../go.ts";
+import { runClient, runServer, type Workload } from "../interop/workloads.ts";
+
+/** What it does. */
+export const description =
+  "Sessions with Go's smux over a proxy that cuts, resets, stalls, flips: [--sessions 200] [--seed 1] [--only NUMBER]";
+
+const SMUX = "github.com/xtaci/smux";
+const HERE = import.meta.dirname!;
+
+/** What may happen to a connection, and what may then come of its session. */
+const FAULTS = {
+  none: "done",
+  split: "done",
+  delay: "done",
+  rate: "done",
+  pause: "done",
+  cut: "ended",
+  reset: "ended",
+  stall: "ended",
+  flip: "spoiled",
+} as const;
+const OUTCOMES = ["done", "ended", "wrong bytes", "stuck", "FAILED"] as const;
+
+// So many at a time: more would slow each other until a peer seems silent.
+const PARALLEL = 16;
+const TIMEOUT = 1500;
+const KEEP_ALIVE = 300;
+// Go looks whether its peer is silent only so often: it takes once to twice as long.
+const GO_TIMEOUT = 1000;
+// From a fault to the end of the session.
+const LIMIT = 2 * TIMEOUT;
+// A session that is only slowed is done in a second or two.
+const PATIENCE = 15_000;
+// After a session was given up.
+const GRACE = 1000;
+
+// What accept throws when a connection was lost before it was accepted.
+const LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
+
+type Fault = keyof typeof FAULTS;
+type Outcome = typeof OUTCOMES[number];
+
+interface Plan {
+  number: number;
+  role: "client" | "server";
+  version: 1 | 2;
+  fault: Fault;
+  up: boolean;
+  down: boolean;
+  at: number;
+  size: number;
+  workload: Workload;
+}
+
+interface Verdict {
+  outcome: Outcome;
+  why: string;
+}
+
+/** Runs it; rejects when a session went wrong. */
+export async function run(args: string[]): Promise<void> {
+  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
+  const [sessions, seed] = [Number(option("--sessions") ?? 200), Number(option("--seed") ?? 1)];
+  if (!(Number.isInteger(sessions) && sessions >= 1)) {
+    throw new RangeError(`--sessions must be an integer of at least 1, received ${option("--sessions")}`);
+  }
+  if (!Number.isInteger(seed)) throw new RangeError(`--seed must be an integer, received ${option("--seed")}`);
+  const only = option("--only");
+  const numbers = only === undefined ? Array.from({ length: sessions }, (_, n) => n) : [Number(only)];
+
+  const unhandled: unknown[] = [];
+  const listener = (event: PromiseRejectionEvent) => {
+    event.preventDefault();
+    unhandled.push(event.reason);
+  };
+  globalThis.addEventListener("unhandledrejection", listener);
+  const folder = await Deno.makeTempDir({ prefix: "sluice-chaos-" });
+  const counts = new Map<Fault, Map<Outcome, number>>();
+  const failures: string[] = [];
+  const started = performance.now();
+  try {
+    const peer = await build("../interop/peer.go", "smux", folder);
+    const proxy = new Proxy(await build("chaos/proxy.go", "proxy", folder));
+    const before = descriptors();
+    for await (const { plan, verdict } of pooledMap(PARALLEL, numbers, (n) => judge(planOf(seed, n), peer, proxy))) {
+      const { number, fault, role, version, up, down, at, size } = plan;
+      const ofFault = counts.get(fault) ?? new Map<Outcome, number>();
+      counts.set(fault, ofFault.set(verdict.outcome, (ofFault.get(verdict.outcome) ?? 0) + 1));
+      if (only !== undefined) console.log(JSON.stringify(plan), verdict);
+      if (verdict.outcome !== "FAILED") continue;
+      const ways = [up && "up", down && "down"].filter(Boolean).join(" and ");
+      failures.push(
+        `session ${number}, ${role} v${version}, ${fault} ${ways} at ${at} (${size}): ${verdict.why}\n` +
+          `  again: deno task deep chaos --seed ${seed} --only ${number}`,
+      );
+    }
+    const left = await settled(before);
+    if (left !== 0) failures.push(`${left} file descriptors are left open`);
+    await proxy.end();
+  } finally {
+    globalThis.removeEventListener("unhandledrejection", listener);
+    await Deno.remove(folder, { recursive: true });
+  }
+  for (const reason of unhandled) failures.push(`unhandled: ${say(reason)}`);
+
+  const seconds = ((performance.now() - started) / 1000).toFixed(0);
+  console.log(`chaos: ${numbers.length} sessions, seed ${seed}, ${seconds} s, ${failures.length} failures`);
+  console.log(["fault", ...OUTCOMES].map((text) => text.padEnd(12)).join(""));
+  for (const fault of Object.keys(FAULTS) as Fault[]) {
+    const cells = OUTCOMES.map((outcome) => `${counts.get(fault)?.get(outcome) ?? 0}`);
+    console.log([fault, ...cells].map((text) => text.padEnd(12)).join(""));
+  }
+  for (const failure of failures) console.log(failure);
+  if (failures.length > 0) throw new Error(`${failures.length} failures`);
+}
+
+function planOf(seed: number, number: number): Plan {
+  const next = random(Math.imul(seed, 1_000_003) + number + 1);
+  for (let n = 0; n < 5; n++) next(2);
+  const faults = Object.keys(FAULTS) as Fault[];
+  const fault = faults[next(faults.length)]!;
+  const ways = 1 + next(3);
+  // In a header, in the first data, somewhere, or never.
+  const at = next([16, 1000, 100_000, 400_000][next(4)]!);
+  const sizes = { none: 0, split: 1 + next(700), delay: 1 + next(10), rate: 200 + next(800), pause: 100 + next(600) };
+  return {
+    number,
+    fault,
+    role: next(2) === 0 ? "client" : "server",
+    version: next(2) === 0 ? 1 : 2,
+    up: (ways & 1) === 1,
+    down: (ways & 2) === 2,
+    at,
+    size: fault in sizes ? sizes[fault as keyof typeof sizes] : next(8),
+    workload: {
+      name: "chaos",
+      kind: "echo",
+      streams: 2 + next(12),
+      parallel: 1 + next(6),
+      size: 1 + next(60_000),
+      large: 0,
+      idle: 0,
+      options: { timeout: TIMEOUT, keepAliveInterval: KEEP_ALIVE },
+    },
+  };
+}
+
+/** Runs one session and says what came of it. */
+async function judge(plan: Plan, peer: string, proxy: Proxy): Promise<{ plan: Plan; verdict: Verdict }> {
+  try {
+    return { plan, verdict: await deadline(attempt(plan, peer, proxy), 3 * PATIENCE) };
+  } catch (error) {
+    return { plan, verdict: { outcome: "FAILED", why: say(error) } };
+  }
+}
+
+async function attempt(plan: Plan, program: string, proxy: Proxy): Promise<Verdict> {
+  const { role, version, workload } = plan;
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  let peer: Peer | undefined;
+  try {
+    if (role === "client") {
+      peer = new Peer(program, "server", plan, 0);
+      const { port, struck } = await proxy.carry(plan, Number(await peer.line()));
+      const conn = await Deno.connect({ hostname: "127.0.0.1", port });
+      return verdict(plan, await outcome(plan, conn, runClient(conn, version, workload), struck));
+    }
+    const { port, struck } = await proxy.carry(plan, listener.addr.port);
+    peer = new Peer(program, "client", plan, port);
+    const conn = await listener.accept();
+    return verdict(plan, await outcome(plan, conn, runServer(conn, version, workload), struck));
+  } catch (error) {
+    // A connection may be lost before it is accepted.
+    const isLost = LOST.includes(error instanceof Error ? error.name : "") && FAULTS[plan.fault] === "ended";
+    return { outcome: isLost ? "ended" : "FAILED", why: say(error) };
+  } finally {
+    await peer?.end();
+    proxy.forget(plan.number);
+  }
+}
+
+/** How our side ended: with nothing, with an error, or only when its connection was taken away. */
+async function outcome(
+  { fault }: Plan,
+  conn: Deno.Conn,
+  work: Promise<unknown>,
+  struck: Promise<void>,
+): Promise<{ error?: unknown; late?: boolean }> {
+  const end = work.then(() => ({}), (error: unknown) => ({ error }));
+  const isSlow = FAULTS[fault] === "done";
+  const late = async () => {
+    await Promise.race([end, isSlow ? delay(PATIENCE) : Promise.race([struck, delay(PATIENCE)])]);
+    if (!isSlow) await Promise.race([end, delay(LIMIT)]);
+    return { late: true };
+  };
+  const first: { error?: unknown; late?: boolean } = await Promise.race([end, late()]);
+  if (!first.late) return first;
+  try {
+    conn.close();
+  } catch {
+    // The session closed it, and yet its work has not ended.
+  }
+  const { error } = await deadline<{ error?: unknown }>(end, GRACE);
+  return { error, late: true };
+}
+
+function verdict({ fault }: Plan, { error, late }: { error?: unknown; late?: boolean }): Verdict {
+  const why = say(error);
+  const isWrong = /hash|unknown op|expected the peer's FIN|: ended /.test(why);
+  if (fault === "flip") {
+    return { outcome: late ? "stuck" : error === undefined ? "done" : isWrong ? "wrong bytes" : "ended", why };
+  }
+  if (late) {
+    return { outcome: "FAILED", why: `no end ${LIMIT} ms after the fault, or ${PATIENCE} ms without one; ${why}` };
+  }
+  if (error === undefined) return { outcome: "done", why };
+  if (isWrong || FAULTS[fault] === "done") return { outcome: "FAILED", why };
+  return { outcome: "ended", why };
+}
+
+/** A line of the proxy's. */
+interface Said {
+  id: number;
+  port?: number;
+  struck?: boolean;
+}
+
+/** A connection that the proxy carries. */
+interface Carried {
+  port: number;
+  /** When its fault strikes; it may never. */
+  struck: Promise<void>;
+}
+
+/** The process that carries the connections. */
+class Proxy {
+  readonly #child: Deno.ChildProcess;
+  readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
+  readonly #asked = new Map<number, { port: PromiseWithResolvers<number>; struck: PromiseWithResolvers<void> }>();
+  readonly #reading: Promise<void>;
+
+  constructor(program: string) {
+    this.#child = new Deno.Command(program, { stdin: "piped", stdout: "piped", stderr: "inherit" }).spawn();
+    this.#writer = this.#child.stdin.getWriter();
+    this.#reading = this.#read();
+  }
+
+  async carry({ number, fault, up, down, at, size }: Plan, port: number): Promise<Carried> {
+    const asked = { port: Promise.withResolvers<number>(), struck: Promise.withResolvers<void>() };
+    this.#asked.set(number, asked);
+    const line = JSON.stringify({ id: number, port, fault, up, down, at, size });
+    await this.#writer.write(new TextEncoder().encode(`${line}\n`));
+    return { port: await asked.port.promise, struck: asked.struck.promise };
+  }
+
+  forget(number: number): void {
+    this.#asked.delete(number);
+  }
+
+  async end(): Promise<void> {
+    await this.#writer.close();
+    await this.#reading;
+    await this.#child.status;
+  }
+
+  async #read(): Promise<void> {
+    for await (const line of lines(this.#child.stdout)) {
+      const { id, port, struck }: Said = JSON.parse(line);
+      const asked = this.#asked.get(id);
+      if (port !== undefined) asked?.port.resolve(port);
+      if (struck) asked?.struck.resolve();
+    }
+  }
+}
+
+/** A process of Go's smux. */
+class Peer {
+  readonly #child: Deno.ChildProcess;
+  readonly #lines: AsyncIterator<string>;
+
+  constructor(program: string, role: string, { number, version, workload }: Plan, port: number) {
+    const { kind, streams, parallel, size } = workload;
+    const flags = { role, port, version, workload: kind, streams, parallel, size, seed: number };
+    const times = { interval: KEEP_ALIVE, timeout: GO_TIMEOUT, bound: 2 * PATIENCE };
+    const args = Object.entries({ ...flags, ...times }).map(([name, value]) => `-${name}=${value}`);
+    this.#child = new Deno.Command(program, { args, stdin: "null", stdout: "piped", stderr: "null" }).spawn();
+    this.#lines = lines(this.#child.stdout)[Symbol.asyncIterator]();
+  }
+
+  async line(): Promise<string> {
+    const { value } = await this.#lines.next();
+    return value ?? "";
+  }
+
+  async end(): Promise<void> {
+    try {
+      this.#child.kill("SIGKILL");
+    } catch {
+      // It has ended by itself.
+    }
+    await this.#child.status;
+    await this.#lines.return?.();
+  }
+}
+
+function lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): ReadableStream<string> {
+  return output.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream());
+}
+
+/** Builds one of the Go programs, in a folder that serves for both. */
+async function build(source: string, name: string, folder: string): Promise<string> {
+  const built = hasGoPackage(SMUX) ? await buildGo(folder, [`${HERE}/${source}`]) : undefined;
+  if (built === undefined) throw new Error("It needs Go and its smux: golang-go and golang-github-xtaci-smux-dev");
+  await Deno.rename(built, `${folder}/${name}`);
+  return `${folder}/${name}`;
+}
+
+/** File descriptors of this process. */
+function descriptors(): number {
+  return Array.from(Deno.readDirSync("/proc/self/fd")).length;
+}
+
+/** How many there are more than before, when they have had time to be closed. */
+async function settled(before: number): Promise<number> {
+  for (let n = 0; n < 20 && descriptors() !== before; n++) await delay(100);
+  return descriptors() - before;
+}
+
+/** An error, with every cause. */
+function say(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  return `${error.name}: ${error.message}${error.cause === undefined ? "" : ` <- ${say(error.cause)}`}`;
+}
