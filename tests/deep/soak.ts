@@ -1,0 +1,389 @@
+/**
+ * Everything that sessions do, mixed, for as long as one likes: what leaks, however little of it, shows in the end.
+ *
+ * Both ends are in one process and talk over TCP. From time to time all tasks finish what they do and rest; then the
+ * heap is collected and measured, so that every sample sees the same state.
+ *
+ * @module
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { delay } from "@std/async";
+import { equals } from "@std/bytes";
+import { clock, type Timer } from "../../clock.ts";
+import { serve, Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
+import { mutate, type Random, random } from "../fuzz/mutate.ts";
+import { frame, pattern, readAll, writeAll } from "../support.ts";
+
+/** What it does. */
+export const description =
+  "All kinds of traffic mixed, while heap, resources and timers are watched: [--minutes 10] [--seed 1]";
+
+const MiB = 1024 * 1024;
+// How far the heap may drift over the run, by a line through the samples.
+const DRIFT = MiB;
+// A line needs samples; a long run has one a minute.
+const FEWEST_SAMPLES = 12;
+// Compiled code and its feedback come and go at first.
+const WARM_UP = 0.25;
+
+const source = pattern(4 * MiB);
+const VERSIONS = [1, 2] as const;
+const ECHO = 1;
+const SINK = 2;
+const SOURCE = 3;
+
+interface Sample {
+  minutes: number;
+  heap: number;
+}
+
+/** Runs it; rejects when something leaks or goes wrong. */
+export async function run(args: string[]): Promise<void> {
+  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
+  const [minutes, seed] = [Number(option("--minutes") ?? 10), Number(option("--seed") ?? 1)];
+  if (!(minutes > 0)) throw new RangeError(`--minutes must be a number above 0, received ${option("--minutes")}`);
+  if (!Number.isInteger(seed)) throw new RangeError(`--seed must be an integer, received ${option("--seed")}`);
+  if (args.includes("--inside")) return await soak(minutes, seed);
+  const { code } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      ...["run", "-A", "--v8-flags=--expose-gc", new URL("main.ts", import.meta.url).pathname, "soak", "--inside"],
+      ...["--minutes", `${minutes}`, "--seed", `${seed}`],
+    ],
+    stdin: "null",
+  }).spawn().status;
+  if (code !== 0) {
+    throw new Error(`It ended with code ${code}; again: deno task deep soak --minutes ${minutes} --seed ${seed}`);
+  }
+}
+
+async function soak(minutes: number, seed: number): Promise<void> {
+  const timers = countTimers();
+  const unhandled: unknown[] = [];
+  globalThis.addEventListener("unhandledrejection", (event) => {
+    event.preventDefault();
+    unhandled.push(event.reason);
+  });
+  const before = resources();
+  const place = new Place(seed);
+  await place.open();
+
+  const samples: Sample[] = [];
+  const started = performance.now();
+  const elapsed = () => (performance.now() - started) / 60_000;
+  const every = Math.min(1, minutes / FEWEST_SAMPLES);
+  for (let round = 1; elapsed() < minutes; round++) {
+    await place.work(() => elapsed() >= Math.min(minutes, round * every));
+    await place.check();
+    const heap = await heapUsed();
+    samples.push({ minutes: elapsed(), heap });
+    const { rss } = Deno.memoryUsage();
+    console.log(
+      `${elapsed().toFixed(1)} min: heap ${(heap / MiB).toFixed(2)} MiB, resident ${(rss / MiB).toFixed(0)} MiB, ` +
+        `${resources()} resources, ${timers.size} timers, ${unhandled.length} unhandled; ${place.told}`,
+    );
+  }
+  await place.close();
+
+  const steady = samples.slice(Math.floor(samples.length * WARM_UP));
+  const drift = slope(steady) * (steady.at(-1)!.minutes - steady[0]!.minutes);
+  const left = resources() - before;
+  console.log(
+    `soak: seed ${seed}, ${elapsed().toFixed(1)} minutes, ${place.told}; after the warm-up the heap drifted by ` +
+      `${
+        (drift / MiB).toFixed(2)
+      } MiB over ${steady.length} samples; ${left} resources and ${timers.size} timers left, ` +
+      `${unhandled.length} unhandled rejections`,
+  );
+  assertEquals(unhandled, [], "unhandled rejections");
+  assertEquals([left, timers.size], [0, 0], "resources and timers left");
+  assert(Math.abs(drift) <= DRIFT, `the heap drifted by ${(drift / MiB).toFixed(2)} MiB`);
+}
+
+/** A server, sessions to it, and what is done on them. */
+class Place {
+  readonly #random: Random;
+  readonly #listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  readonly #server = serve(this.#listener, answer, { maxStreams: 64, onError: (error) => void this.#judge(error) });
+  readonly #sessions: Session[] = [];
+  readonly #counts = new Map<string, number>();
+  #bytes = 0;
+  #problem: unknown;
+
+  constructor(seed: number) {
+    this.#random = random(seed);
+  }
+
+  /** Opens the sessions that last. */
+  async open(): Promise<void> {
+    for (const version of VERSIONS) this.#sessions.push(Session.client(await this.#connect(), { version }));
+  }
+
+  /** How much was done. */
+  get told(): string {
+    const counts = Array.from(this.#counts, ([name, count]) => `${count} ${name}`);
+    return `${counts.join(", ")}, ${(this.#bytes / 2 ** 30).toFixed(2)} GiB`;
+  }
+
+  /** Does everything at once, each again and again, until it is time to rest. */
+  async work(isOver: () => boolean): Promise<void> {
+    const again = async (name: string, task: () => Promise<void>) => {
+      do {
+        await task();
+        this.#counts.set(name, (this.#counts.get(name) ?? 0) + 1);
+      } while (!isOver() && this.#problem === undefined);
+    };
+    const tasks: Promise<void>[] = [
+      again("hostile peers", () => this.#hostile()),
+      again("sessions", () => this.#session()),
+      again("refusals", () => this.#refusal()),
+    ];
+    for (const session of this.#sessions) {
+      const on = (name: string, task: (stream: Stream) => Promise<void>) =>
+        again(name, async () => await task(await session.openStream()));
+      tasks.push(
+        on("echoes", (stream) => this.#echo(stream, 8)),
+        on("echoes", (stream) => this.#echo(stream, 8)),
+        on("short streams", (stream) => this.#echo(stream, 1, 100)),
+        on("uploads", (stream) => this.#upload(stream)),
+        on("slow downloads", (stream) => this.#download(stream)),
+        on("half-closed", (stream) => this.#halfClose(stream)),
+        on("aborts", (stream) => this.#abort(stream)),
+      );
+    }
+    await Promise.all(tasks);
+  }
+
+  /** Sees that nothing is under way. */
+  async check(): Promise<void> {
+    if (this.#problem !== undefined) throw this.#problem;
+    for (const session of this.#sessions) {
+      // What an aborted stream had asked for is still on its way.
+      for (let n = 0; n < 50 && session.stats().bytesUnread + session.stats().streams > 0; n++) await delay(20);
+      const { streams, bytesUnread } = session.stats();
+      assertEquals({ streams, bytesUnread }, { streams: 0, bytesUnread: 0 });
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const session of this.#sessions) {
+      await session.close();
+      await session.closed;
+    }
+    await this.#server.shutdown();
+  }
+
+  #connect(): Promise<Deno.TcpConn> {
+    return Deno.connect({ hostname: "127.0.0.1", port: (this.#listener.addr as Deno.NetAddr).port });
+  }
+
+  /** Peers that hang up, speak nonsense or abort are what is expected here; anything else is not. */
+  #judge(error: unknown): void {
+    if (!(error instanceof Error) || error.name === "AssertionError" || error instanceof TypeError) {
+      this.#problem ??= error;
+    }
+  }
+
+  /** Messages there and back on one stream. */
+  async #echo(stream: Stream, messages: number, most = 100_000): Promise<void> {
+    await stream.write(Uint8Array.of(ECHO));
+    for (let n = 0; n < messages; n++) {
+      const p = this.#part(1 + this.#random(most));
+      const [, q] = await Promise.all([stream.write(p), readExactly(stream, p.length)]);
+      this.#compare(q, p);
+    }
+    stream.close();
+  }
+
+  async #upload(stream: Stream): Promise<void> {
+    await stream.write(Uint8Array.of(SINK));
+    const p = this.#part(this.#random(source.length));
+    await stream.write(p);
+    await stream.closeWrite();
+    const [count] = new Float64Array((await readExactly(stream, 8)).slice().buffer);
+    assertEquals([count, await stream.read(new Uint8Array(1))], [p.length, null]);
+    this.#bytes += p.length;
+  }
+
+  /** More than the first window, read late and in small pieces. */
+  async #download(stream: Stream): Promise<void> {
+    const length = this.#random(MiB);
+    await stream.write(Uint8Array.of(SOURCE, ...new Uint8Array(new Uint32Array([length]).buffer)));
+    await stream.closeWrite();
+    const p = new Uint8Array(1 + this.#random(20_000));
+    let at = 0;
+    for (;;) {
+      if (this.#random(10) === 0) await delay(this.#random(5));
+      const count = await stream.read(p);
+      if (count === null) break;
+      this.#compare(p.subarray(0, count), source.subarray(at, at += count));
+    }
+    assertEquals(at, length);
+  }
+
+  async #halfClose(stream: Stream): Promise<void> {
+    const p = this.#part(this.#random(200_000));
+    const write = async () => {
+      await stream.write(Uint8Array.of(ECHO));
+      await stream.write(p);
+      await stream.closeWrite();
+    };
+    const [, q] = await Promise.all([write(), readAll(stream)]);
+    this.#compare(q, p);
+    await stream.closed;
+  }
+
+  /** Gives up in the middle: a read, a write, or the stream. */
+  async #abort(stream: Stream): Promise<void> {
+    const controller = new AbortController();
+    const { signal } = controller;
+    const reason = new Error("given up");
+    // Less than the first window: an answer to a stream that is closed gets no credit, and waits for its timeout.
+    const [op, most] = this.#random(2) === 0 ? [ECHO, 200_000] : [SINK, MiB];
+    await stream.write(Uint8Array.of(op));
+    const work = Promise.allSettled([
+      stream.read(new Uint8Array(100), { signal }),
+      stream.write(this.#part(most), { signal }),
+      stream.write(this.#part(1000), { signal }),
+    ]);
+    await delay(this.#random(4));
+    if (this.#random(2) === 0) controller.abort(reason);
+    stream.close();
+    for (const result of await work) {
+      if (result.status === "fulfilled" || result.reason === reason) continue;
+      if (!(result.reason instanceof StreamClosedError)) throw result.reason;
+    }
+  }
+
+  /** A session of its own, in either version, that ends in one way or the other. */
+  async #session(): Promise<void> {
+    const session = Session.client(await this.#connect(), { version: VERSIONS[this.#random(2)]! });
+    const streams = await Promise.all(Array.from({ length: 1 + this.#random(20) }, () => session.openStream()));
+    await Promise.all(streams.map((stream) => this.#echo(stream, 1, 5000)));
+    if (this.#random(3) > 0) return await session.close();
+    const stream = await session.openStream();
+    const waiting = stream.read(new Uint8Array(1)).catch((error) => this.#expectEnd(error));
+    session.abort();
+    await waiting;
+    await session.closed.catch(() => {});
+  }
+
+  /** More streams than the server lets in: those it refuses end at once, empty. */
+  async #refusal(): Promise<void> {
+    const session = Session.client(await this.#connect(), { version: VERSIONS[this.#random(2)]! });
+    const streams = await Promise.all(Array.from({ length: 80 }, () => session.openStream()));
+    const ends = streams.map((stream, n) => n < 64 ? this.#echo(stream, 1, 50) : stream.read(new Uint8Array(1)));
+    assertEquals((await Promise.all(ends)).filter((end) => end === null).length, 16);
+    for (const stream of streams) stream.close();
+    await session.close();
+  }
+
+  /** A peer that begins well and then sends something else. */
+  async #hostile(): Promise<void> {
+    const conn = await this.#connect();
+    const version = VERSIONS[this.#random(2)]!;
+    try {
+      await writeAll(conn, frame(version, 0, 3));
+      await writeAll(conn, frame(version, 2, 3, Uint8Array.of(ECHO, 1, 2, 3)));
+      for (let n = this.#random(5); n > 0; n--) {
+        const p = this.#part(1 + this.#random(40));
+        await writeAll(conn, mutate(frame(version, 2, 3 + this.#random(4), p), p, this.#random));
+      }
+      await conn.closeWrite();
+      while (await conn.read(new Uint8Array(4096)) !== null);
+    } catch (error) {
+      // It resets us, as it should.
+      if (!(error instanceof Deno.errors.ConnectionReset || error instanceof Deno.errors.BrokenPipe)) throw error;
+    } finally {
+      conn.close();
+    }
+  }
+
+  #expectEnd(error: unknown): void {
+    if (!(error instanceof SessionClosedError)) throw error;
+  }
+
+  #part(length: number): Uint8Array<ArrayBuffer> {
+    const at = this.#random(source.length - length + 1);
+    return source.subarray(at, at + length);
+  }
+
+  #compare(actual: Uint8Array, expected: Uint8Array): void {
+    assert(equals(actual, expected), `${actual.length} bytes came back and are not the ${expected.length} sent`);
+    this.#bytes += actual.length;
+  }
+}
+
+/** The server's side of every stream. */
+async function answer(stream: Stream): Promise<void> {
+  const op = new Uint8Array(1);
+  if (await stream.read(op) === null) return;
+  const p = new Uint8Array(64 * 1024);
+  if (op[0] === SOURCE) {
+    const [length] = new Uint32Array((await readExactly(stream, 4)).slice().buffer);
+    await stream.write(source.subarray(0, length));
+    return await stream.closeWrite();
+  }
+  let total = 0;
+  for (let count = await stream.read(p); count !== null; count = await stream.read(p)) {
+    total += count;
+    if (op[0] === ECHO) await stream.write(p.subarray(0, count));
+  }
+  if (op[0] === SINK) await stream.write(new Uint8Array(new Float64Array([total]).buffer));
+  await stream.closeWrite();
+}
+
+async function readExactly(stream: Stream, length: number): Promise<Uint8Array<ArrayBuffer>> {
+  const p = new Uint8Array(length);
+  for (let at = 0; at < length;) {
+    const count = await stream.read(p.subarray(at));
+    if (count === null) throw new Error(`Stream ${stream.id} ended after ${at} of ${length} bytes`);
+    at += count;
+  }
+  return p;
+}
+
+/** The timers that the library has set. */
+function countTimers(): Set<Timer> {
+  const timers = new Set<Timer>();
+  const { setTimer, clearTimer } = clock;
+  clock.setTimer = (run, milliseconds) => {
+    const timer = setTimer(() => {
+      timers.delete(timer);
+      run();
+    }, milliseconds);
+    timers.add(timer);
+    return timer;
+  };
+  clock.clearTimer = (timer) => {
+    if (timer !== undefined) timers.delete(timer);
+    clearTimer(timer);
+  };
+  return timers;
+}
+
+async function heapUsed(): Promise<number> {
+  const collect = (globalThis as { gc?: () => void }).gc!;
+  // What one collection frees may hold what the next one can: finalizers, and timers that run meanwhile.
+  for (let n = 0; n < 4; n++) {
+    collect();
+    await delay(50);
+  }
+  return Deno.memoryUsage().heapUsed;
+}
+
+/** How many entries the runtime's table of open resources has. */
+function resources(): number {
+  const { internal } = Deno as unknown as { internal: symbol };
+  const { core } = (Deno as unknown as Record<symbol, { core: { resources(): Record<string, string> } }>)[internal]!;
+  return Object.keys(core.resources()).length;
+}
+
+/** Bytes a minute, by least squares. */
+function slope(samples: Sample[]): number {
+  const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const [x, y] = [mean(samples.map(({ minutes }) => minutes)), mean(samples.map(({ heap }) => heap))];
+  const above = samples.reduce((sum, { minutes, heap }) => sum + (minutes - x) * (heap - y), 0);
+  const below = samples.reduce((sum, { minutes }) => sum + (minutes - x) ** 2, 0);
+  return below === 0 ? 0 : above / below;
+}
