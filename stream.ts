@@ -134,12 +134,16 @@ const COPY_BY_LOOP = 32;
 // By how much a peer may overrun its credit: in Go, concurrent writers on one stream do.
 const OVERRUN = 1024 * 1024;
 
-type Resolve = (count: number | null | Promise<never>) => void;
+/** How a read that waits is settled. */
+type Resolve = (count: number | null) => void;
+type Reject = (reason: unknown) => void;
 
 // One executor for the promises of all reads that wait: a closure for each would cost a tenth of a small frame.
-let parked: Resolve;
-const park = (resolve: Resolve): void => {
-  parked = resolve;
+let parkedResolve: Resolve;
+let parkedReject: Reject;
+const park = (resolve: Resolve, reject: Reject): void => {
+  parkedResolve = resolve;
+  parkedReject = reject;
 };
 
 /** One stream as its session sees it. */
@@ -168,6 +172,7 @@ export class StreamCore {
   #into: Uint8Array | undefined;
   #filled = 0;
   #resolve: Resolve | undefined;
+  #reject: Reject | undefined;
   #unlisten: (() => void) | undefined;
   #isReading = false;
   #readTurns: Channel<void> | undefined;
@@ -302,7 +307,9 @@ export class StreamCore {
     } else if (this.#peerFinished) {
       this.#endRead()(null);
     } else if (this.#failure !== undefined) {
-      this.#endRead()(Promise.reject(this.#failure()));
+      const reject = this.#reject!;
+      this.#endRead();
+      reject(this.#failure());
     }
   }
 
@@ -416,7 +423,9 @@ export class StreamCore {
     this.#receiveWindow?.close();
     this.#owesUpdate = false;
     if (this.#into !== undefined) {
-      this.#endRead()(Promise.reject(new StreamClosedError("Cannot read from a closed stream")));
+      const reject = this.#reject!;
+      this.#endRead();
+      reject(new StreamClosedError("Cannot read from a closed stream"));
     }
     this.#credit?.close();
     this.#sender?.close();
@@ -489,9 +498,14 @@ export class StreamCore {
     this.#into = p;
     this.#filled = 0;
     const promise = new Promise<number | null>(park);
-    this.#resolve = parked;
+    this.#resolve = parkedResolve;
+    this.#reject = parkedReject;
     if (signal !== undefined) {
-      const abort = () => this.#endRead()(Promise.reject(signal.reason));
+      const reject = parkedReject;
+      const abort = () => {
+        this.#endRead();
+        reject(signal.reason);
+      };
       signal.addEventListener("abort", abort);
       this.#unlisten = () => signal.removeEventListener("abort", abort);
     }
@@ -515,7 +529,7 @@ export class StreamCore {
 
   #endRead(): Resolve {
     const resolve = this.#resolve!;
-    this.#into = this.#resolve = undefined;
+    this.#into = this.#resolve = this.#reject = undefined;
     if (this.#unlisten !== undefined) {
       this.#unlisten();
       this.#unlisten = undefined;
