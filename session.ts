@@ -120,6 +120,12 @@ const MOST_REFUSALS = 1024;
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
 const LARGE_READ = 4096;
 const HOPS = 10;
+// A peer that always has more would keep the process to itself: after so many milliseconds without a wait a timer, which
+// takes about one, lets the runtime look at all else; it polls other sockets only when it has nothing to do. Whether a
+// read waited can be told from its time alone, and from whether it left something behind.
+const LONGEST_TURN = 8;
+const SURELY_WAITED = 0.1;
+const PROBABLY_WAITED = 0.005;
 // How long after our end a quiet peer is taken to have nothing more under way: Go's closes only by keepalive.
 const QUIET_BEFORE_CLOSE = 1000;
 // How long an idle session keeps the buffers of its busy time.
@@ -605,15 +611,28 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const link = this.#link;
     let count: number | null = 0;
     let isReading = false;
+    let turnBegan = clock.now();
     try {
       while (this.#ended === undefined) {
-        if (this.#mustPause()) await this.#pause();
+        if (this.#mustPause()) {
+          await this.#pause();
+          turnBegan = clock.now();
+        }
+        const asked = clock.now();
+        if (asked - turnBegan >= LONGEST_TURN) {
+          await new Promise<void>((resolve) => clock.setTimer(resolve, 0));
+          turnBegan = clock.now();
+          continue;
+        }
         isReading = true;
         count = await link.read(count);
         isReading = false;
         if (this.#ended !== undefined) return;
         if (count === null) return this.#transportEnded();
-        if (this.#take(link.bytes, count) && count >= LARGE_READ) {
+        const now = clock.now();
+        const waited = now - asked;
+        if (waited > SURELY_WAITED || (waited > PROBABLY_WAITED && !link.hasMore(count))) turnBegan = now;
+        if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
       }
@@ -624,7 +643,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /** Decodes what arrived and settles the reads that it fills; says whether there were any. */
-  #take(bytes: Uint8Array, count: number): boolean {
+  #take(bytes: Uint8Array, count: number, now: number): boolean {
     this.#bytesReceived += count;
     const before = this.#decoder.progress;
     let hasSettled = false;
@@ -637,7 +656,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       settling.length = 0;
     }
     // Bytes of an unfinished header are no sign of life: anybody can send those for ever.
-    if (this.#decoder.progress > before) this.#heardAt = clock.now();
+    if (this.#decoder.progress > before) this.#heardAt = now;
     return hasSettled;
   }
 

@@ -4,7 +4,6 @@
  * @module
  */
 
-import { clock } from "./clock.ts";
 import { NOTHING, ProtocolError } from "./frame.ts";
 
 /** Where one end of a connection is: what Deno's connections report, by shape. */
@@ -57,6 +56,8 @@ export interface Link {
   read(last: number): Promise<number | null>;
   /** Where the last `read` put its bytes. They stay as they are until the next one. */
   readonly bytes: Uint8Array;
+  /** Whether the last `read`, which gave `count`, may have left more that is there already. */
+  hasMore(count: number): boolean;
   /** Leaves the bytes of the last `read` to the caller for good. */
   keep(): void;
   /** Writes from `bytes`, which are free again when it settles; gives how many were taken. */
@@ -76,9 +77,6 @@ const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
 // A session that carries little costs little; 64 KiB is where a loopback socket stops gaining from larger reads.
 const SMALLEST_READ = 8 * 1024;
 const LARGEST_READ = 64 * 1024;
-// A chunk of a web stream may be as large as its sender likes, a WebSocket message say. So it is read in parts as from a
-// socket, and after so many bytes of it everybody else has a turn: full of empty frames they take two milliseconds.
-const MOST_AT_ONCE = 1024 * 1024;
 
 /**
  * Brings a transport into the shape the session sees.
@@ -126,6 +124,10 @@ class ConnectionLink implements Link {
     return this.#connection.read(this.bytes);
   }
 
+  hasMore(count: number): boolean {
+    return count === this.#size;
+  }
+
   keep(): void {
     this.bytes = NOTHING;
   }
@@ -160,9 +162,8 @@ class StreamsLink implements Link {
   readonly #reader: ReadableStreamDefaultReader<Uint8Array | string>;
   readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
   bytes: Uint8Array = NOTHING;
-  // What is left of a chunk, and how much of it was given since the event loop last had its turn.
+  // What is left of a chunk. It may be as large as its sender likes, a WebSocket message say, and is read in parts.
   #rest: Uint8Array = NOTHING;
-  #given = 0;
   #received = 0;
   readonly localAddr = NOWHERE;
   readonly remoteAddr = NOWHERE;
@@ -184,15 +185,15 @@ class StreamsLink implements Link {
       }
       this.#received += value.length;
       this.#rest = value;
-      this.#given = 0;
-    } else if (this.#given >= MOST_AT_ONCE) {
-      await new Promise<void>((resolve) => clock.setTimer(resolve, 0));
-      this.#given = 0;
     }
     this.bytes = this.#rest.subarray(0, LARGEST_READ);
     this.#rest = this.#rest.subarray(LARGEST_READ);
-    this.#given += this.bytes.length;
     return this.bytes.length;
+  }
+
+  hasMore(): boolean {
+    // A stream does not say.
+    return true;
   }
 
   keep(): void {}

@@ -20,7 +20,7 @@ const ARROWS: Record<string, string[]> = {
   "serve.ts": ["channel.ts", "session.ts", "stream.ts", "transport.ts"],
   "session.ts": ["channel.ts", "clock.ts", "frame.ts", "outgoing.ts", "stream.ts", "transport.ts", "window.ts"],
   "stream.ts": ["channel.ts", "frame.ts", "transport.ts", "window.ts"],
-  "transport.ts": ["clock.ts", "frame.ts"],
+  "transport.ts": ["frame.ts"],
   "tunnel.ts": ["mod.ts"],
   "window.ts": ["clock.ts"],
 };

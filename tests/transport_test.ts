@@ -672,7 +672,7 @@ Deno.test("transport: a writable that fails ends the session with its error, and
 });
 
 Deno.test("transport: a huge chunk is read in parts, and the event loop has its turn between them", async () => {
-  const frames = 1_000_000;
+  const frames = 4_000_000;
   const chunk = new Uint8Array(8 * frames);
   for (let at = 0; at < chunk.length; at += 8) chunk.set([1, NOP], at);
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
@@ -686,7 +686,7 @@ Deno.test("transport: a huge chunk is read in parts, and the event loop has its 
   }
   await written;
   // Not all of them in one go, though there was nothing to wait for.
-  assert(new Set(seen).size > 4, `${seen}`);
+  assert(new Set(seen).size > 2, `${seen}`);
   await writer.close();
   await session.closed;
 });
