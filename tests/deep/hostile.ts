@@ -1,0 +1,97 @@
+/**
+ * Hostile peers with the full counts, the victim in a process of its own, whose memory and processor time are measured.
+ *
+ * @module
+ */
+
+import { type Figures, Lab, percentile, ways } from "../hostile/lab.ts";
+import { CASES } from "../hostile/table.ts";
+import type { Role } from "../hostile/victim.ts";
+
+/** What it does. */
+export const description =
+  "Every attack on either role and version, and what it costs: [--only A1,B1] [--json FILE] [--list]";
+
+/** One line of the report. */
+interface Result {
+  id: string;
+  name: string;
+  role: Role;
+  version: number;
+  /** What came of it: "held", or how it broke. */
+  outcome: string;
+  hasHeld: boolean;
+  seconds: number;
+  figures: Figures;
+  notes: string[];
+}
+
+/** Runs it; rejects when a case is broken. */
+export async function run(args: string[]): Promise<void> {
+  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
+  const only = option("--only")?.split(",");
+  const cases = CASES.filter(({ id, name }) => only === undefined || only.includes(id) || only.includes(name));
+  const unknown = only?.filter((wanted) => !CASES.some(({ id, name }) => id === wanted || name === wanted)) ?? [];
+  if (unknown.length > 0) throw new RangeError(`--only names no case: ${unknown.join(", ")}`);
+  if (args.includes("--list")) {
+    for (const { id, name, attack, expected } of cases) console.log(`${id} ${name}: ${attack}; ${expected}`);
+    return;
+  }
+
+  console.log("case                          against    growth  left  µs/frame  fresh p99  outcome");
+  const results: Result[] = [];
+  for (const which of cases) {
+    for (const { role, version } of ways(which)) {
+      const started = performance.now();
+      const { failure, figures, notes } = await Lab.try(which, role, version, true);
+      const hasHeld = failure === undefined;
+      const result: Result = {
+        id: which.id,
+        name: which.name,
+        role,
+        version,
+        outcome: hasHeld ? "held" : explain(failure),
+        hasHeld,
+        seconds: (performance.now() - started) / 1000,
+        figures,
+        notes,
+      };
+      results.push(result);
+      console.log(line(result));
+    }
+  }
+  const broken = results.filter(({ hasHeld }) => !hasHeld).length;
+  console.log(`${results.length} cases, ${results.length - broken} held, ${broken} broken`);
+  const json = option("--json");
+  if (json !== undefined) {
+    const machine = `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} cores`;
+    await Deno.writeTextFile(json, JSON.stringify({ machine, results }) + "\n");
+  }
+  if (broken > 0) Deno.exit(1);
+}
+
+function line({ id, name, role, version, outcome, seconds, figures, notes }: Result): string {
+  const { growth, left, perFrame, fresh, closed, canary, gap } = figures;
+  const number = (value: number | undefined, digits: number, unit = "") =>
+    value === undefined ? "-" : `${value.toFixed(digits)}${unit}`;
+  const extra = [...notes];
+  if (closed !== undefined) extra.push(`closed in ${closed.toFixed(1)} ms`);
+  if (canary.length > 0) extra.push(`canary ${percentile(canary, 0.99).toFixed(1)} ms`);
+  return [
+    `${id} ${name}`.padEnd(28),
+    `${role} v${version}`,
+    number(growth, 1).padStart(7),
+    number(left, 1).padStart(5),
+    number(perFrame, 2).padStart(9),
+    (fresh.length === 0 ? "-" : percentile(fresh, 0.99).toFixed(1)).padStart(10),
+    number(gap, 1).padStart(5),
+    `${outcome}, ${seconds.toFixed(1)} s${extra.map((text) => `; ${text}`).join("")}`,
+  ].join("  ");
+}
+
+/** An error and what it came of, in one line. */
+function explain(error: unknown): string {
+  const messages = [];
+  for (let at = error; at instanceof Error; at = at.cause) messages.push(`${at.name}: ${at.message.split("\n")[0]}`);
+  return `BROKEN: ${messages.join(" < ") || error}`;
+}

@@ -1,0 +1,247 @@
+/**
+ * Who attacks: a socket that sends any bytes, and keeps account of what comes back without keeping it.
+ *
+ * @module
+ */
+
+import { assertEquals } from "@std/assert";
+import { deadline } from "@std/async";
+import { concat, repeat } from "@std/bytes";
+import { encodeUpdate, FIN, FrameDecoder, PSH, SYN, UPD, type Version } from "../../frame.ts";
+import { frame, pattern } from "../support.ts";
+
+// What has not come after so long does not come.
+const PATIENCE = 20_000;
+
+/** What came for one stream. */
+export interface Heard {
+  /** Bytes of data. */
+  bytes: number;
+  /** The data itself, while `keeps` is set. */
+  data: Uint8Array[];
+  keeps: boolean;
+  fins: number;
+  updates: number;
+  /** Frames after its first FIN. */
+  late: number;
+  consumed: number;
+  window: number;
+}
+
+/** One hostile connection. */
+export class Attacker {
+  readonly #connection: Deno.TcpConn;
+  readonly #decoder: FrameDecoder;
+  readonly #streams = new Map<number, Heard>();
+  readonly version: Version;
+  /** The id of the stream that must go on whatever happens on others. */
+  readonly canary: number;
+  /** Frames that came, by command. */
+  readonly counts = [0, 0, 0, 0, 0];
+  /** Bytes that came. */
+  received = 0;
+  /** Bytes that the kernel took. */
+  written = 0;
+  /** Whether the victim has ended the connection. */
+  isEnded = false;
+  /** Settles when it has. */
+  readonly ended: Promise<void>;
+  #changed = Promise.withResolvers<void>();
+  #mayRead: PromiseWithResolvers<void> | undefined;
+  #echoes = 0;
+
+  private constructor(connection: Deno.TcpConn, version: Version, firstId: number) {
+    this.#connection = connection;
+    this.version = version;
+    this.canary = firstId;
+    this.#decoder = new FrameDecoder(version);
+    connection.setNoDelay(true);
+    this.ended = this.#readLoop();
+  }
+
+  /** Connects. */
+  static async dial(port: number, version: Version, firstId: number): Promise<Attacker> {
+    return new Attacker(await Deno.connect({ hostname: "127.0.0.1", port }), version, firstId);
+  }
+
+  async #readLoop(): Promise<void> {
+    const p = new Uint8Array(256 * 1024);
+    const sink = this.#sink();
+    try {
+      for (;;) {
+        await this.#mayRead?.promise;
+        const count = await this.#connection.read(p);
+        if (count === null) break;
+        this.received += count;
+        this.#decoder.push(p.subarray(0, count), sink);
+        this.#change();
+      }
+    } catch (error) {
+      // A reset ends the connection as well as an end does; bytes that are not smux must never come.
+      if (error instanceof Error && error.name === "ProtocolError") throw error;
+    } finally {
+      this.isEnded = true;
+      this.#change();
+    }
+  }
+
+  #sink() {
+    let current: Heard | undefined;
+    const note = (command: number, id: number) => {
+      this.counts[command]!++;
+      current = this.#streams.get(id);
+      if (current !== undefined && current.fins > 0) current.late++;
+      return current;
+    };
+    return {
+      begin() {},
+      syn: (id: number) => void note(SYN, id),
+      fin: (id: number) => {
+        const heard = note(FIN, id);
+        if (heard !== undefined) heard.fins++;
+      },
+      psh: (id: number) => void note(PSH, id),
+      nop: () => void this.counts[3]!++,
+      upd: (id: number, consumed: number, window: number) => {
+        const heard = note(UPD, id);
+        if (heard === undefined) return;
+        heard.updates++;
+        heard.consumed = consumed;
+        heard.window = window;
+      },
+      data(bytes: Uint8Array, start: number, end: number) {
+        if (current === undefined) return;
+        current.bytes += end - start;
+        if (current.keeps) current.data.push(bytes.slice(start, end));
+      },
+    };
+  }
+
+  #change(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+
+  /** What came for a stream; from the first call on it is noted. */
+  heard(id: number, keeps = false): Heard {
+    let heard = this.#streams.get(id);
+    if (heard === undefined) {
+      heard = { bytes: 0, data: [], keeps, fins: 0, updates: 0, late: 0, consumed: 0, window: 0 };
+      this.#streams.set(id, heard);
+    }
+    return heard;
+  }
+
+  /** Keeps no more account of a stream. */
+  forget(id: number): void {
+    this.#streams.delete(id);
+  }
+
+  /** Sends bytes as they are; a connection that the victim has ended takes them without an error. */
+  async bytes(...parts: Uint8Array[]): Promise<void> {
+    const all = parts.length === 1 ? parts[0]! : concat(parts);
+    try {
+      for (let at = 0; at < all.length;) {
+        const count = await this.#connection.write(all.subarray(at));
+        at += count;
+        this.written += count;
+      }
+    } catch {
+      // Whether it was right to end it is what the case asks.
+    }
+  }
+
+  /** Encodes a frame of this version. */
+  frame(command: 0 | 1 | 2 | 3 | 4, id: number, data?: Uint8Array): Uint8Array {
+    return frame(this.version, command, id, data);
+  }
+
+  /** Encodes a UPD. */
+  update(id: number, consumed: number, window: number): Uint8Array {
+    const bytes = new Uint8Array(16);
+    encodeUpdate(bytes, 0, id, consumed, window);
+    return bytes;
+  }
+
+  /** Ends its own half of the connection. */
+  async end(): Promise<void> {
+    await this.#connection.closeWrite().catch(() => {});
+  }
+
+  /** Reads no more, but for a read that is under way. */
+  hold(): void {
+    this.#mayRead ??= Promise.withResolvers();
+  }
+
+  /** Reads again. */
+  resume(): void {
+    this.#mayRead?.resolve();
+    this.#mayRead = undefined;
+  }
+
+  /** Waits for what arrives. */
+  async until(isDone: () => boolean, what: string): Promise<void> {
+    const wait = async () => {
+      while (!isDone()) {
+        if (this.isEnded) throw new Error(`The connection ended before ${what}`);
+        await this.#changed.promise;
+      }
+    };
+    try {
+      await deadline(wait(), PATIENCE);
+    } catch (error) {
+      throw new Error(`Waited for ${what}`, { cause: error });
+    }
+  }
+
+  /** Opens the canary and hears its first echo. */
+  async start(): Promise<void> {
+    this.heard(this.canary, true);
+    await this.bytes(this.frame(SYN, this.canary));
+    await this.echo();
+  }
+
+  /** Has a few bytes echoed on the canary; gives the milliseconds it took. */
+  async echo(): Promise<number> {
+    const heard = this.heard(this.canary);
+    const sent = pattern(32, ++this.#echoes);
+    const expected = heard.bytes + sent.length;
+    heard.data = [];
+    const started = performance.now();
+    await this.bytes(this.frame(PSH, this.canary, sent));
+    await this.until(() => heard.bytes >= expected, "the echo on the canary");
+    assertEquals(concat(heard.data), sent);
+    return performance.now() - started;
+  }
+
+  /** Waits for the victim to end the connection. */
+  async gone(what: string): Promise<void> {
+    try {
+      await deadline(this.ended, PATIENCE);
+    } catch (error) {
+      throw new Error(`Waited for the end of the connection: ${what}`, { cause: error });
+    }
+  }
+
+  /** Hangs up; with bytes unread that is a reset. */
+  close(): void {
+    this.resume();
+    try {
+      this.#connection.close();
+    } catch {
+      // It was closed before.
+    }
+  }
+}
+
+/** The same frames over and over, on stream after stream: `step` between two ids, from `id` on. */
+export function many(count: number, id: number, frames: Uint8Array, step = 2): Uint8Array {
+  const all = repeat(frames, count);
+  const view = new DataView(all.buffer);
+  for (let n = 0; n < count; n++) {
+    for (let at = 0; at < frames.length; at += 8 + view.getUint16(n * frames.length + at + 2, true)) {
+      view.setUint32(n * frames.length + at + 4, id + n * step, true);
+    }
+  }
+  return all;
+}

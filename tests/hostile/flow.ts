@@ -1,0 +1,354 @@
+/**
+ * Attacks on flow control, C1 to C10: data that nobody reads, credit that lies, and frames as small as can be.
+ *
+ * @module
+ */
+
+import { assertAlmostEquals, assertEquals, assertLess, assertLessOrEqual } from "@std/assert";
+import { concat, repeat } from "@std/bytes";
+import { FIN, NOP, PSH, SYN } from "../../frame.ts";
+import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
+import { pattern } from "../support.ts";
+import type { Attacker } from "./attacker.ts";
+import { type Case, type Lab, percentile } from "./lab.ts";
+
+const MIB = 1024 * 1024;
+const PIECE = 32 * 1024;
+const OVERRUN = MIB;
+// What one read of the transport may give beyond the limit.
+const READ_BUFFER = 64 * 1024;
+
+/** The victim's limit of unread bytes: the default in the deep run, less where it only costs time. */
+const receiveBuffer = (isFull: boolean) => isFull ? 16 * MIB : 2 * MIB;
+
+/** Writes without end to a stream; settles when the connection is closed or all has been sent. */
+async function pour(attacker: Attacker, id: number, bytes: number): Promise<void> {
+  const piece = attacker.frame(PSH, id, pattern(PIECE));
+  for (let sent = 0; sent < bytes && !attacker.isEnded; sent += PIECE) await attacker.bytes(piece);
+}
+
+/** An attack by UPD on one stream, after which the canary echoes. */
+function update(
+  id: string,
+  name: string,
+  attack: string,
+  expected: string,
+  run: (lab: Lab, attacker: Attacker, id: number) => Promise<void>,
+): Case {
+  return {
+    id,
+    name,
+    attack,
+    expected,
+    versions: [2],
+    async run(lab) {
+      const attacker = await lab.attack();
+      await run(lab, attacker, lab.id(1));
+      await lab.echoes(attacker);
+    },
+  };
+}
+
+/** A flood of the same frames on a stream that is open, or on none. */
+function flood(id: string, name: string, attack: string, make: (attacker: Attacker, id: number) => Uint8Array): Case {
+  return {
+    id,
+    name,
+    attack,
+    expected: "2 µs each at most; nothing queued; others within 50 ms meanwhile",
+    perFrame: 2,
+    app: "hold",
+    async run(lab) {
+      const attacker = await lab.attack();
+      await attacker.bytes(attacker.frame(SYN, lab.id(1)));
+      const piece = make(attacker, lab.id(1));
+      const batch = Math.floor(READ_BUFFER / piece.length);
+      const bytes = repeat(piece, batch);
+      await lab.flood(attacker, lab.count(5000, 1_000_000), () => bytes, { batch, goesOn: true });
+      const { last } = await lab.victim.state();
+      assertEquals(last!.bytesUnread, 0);
+      assertEquals(last!.streams, 2);
+    },
+  };
+}
+
+/** The cases. */
+export const flow: readonly Case[] = [
+  {
+    id: "C1",
+    name: "unread-hol",
+    attack: "version 1: data without end for a stream that nobody reads",
+    expected: "reading stops at maxReceiveBuffer and one read buffer; closing that stream lets the canary go on",
+    versions: [1],
+    app: "hold",
+    session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
+    async run(lab) {
+      const attacker = await lab.attack();
+      await attacker.bytes(attacker.frame(SYN, lab.id(1)));
+      const most = receiveBuffer(lab.isFull);
+      const pouring = pour(attacker, lab.id(1), most + 32 * MIB);
+      const { last } = await lab.reached(({ last }) => last!.readPaused);
+      assertLessOrEqual(last!.bytesUnread, most + READ_BUFFER);
+      lab.notes.push(`${(attacker.written / MIB).toFixed(1)} MiB accepted`);
+      await lab.victim.drop(lab.id(1));
+      await pouring;
+      const took = await lab.echoes(attacker);
+      lab.notes.push(`went on ${took.toFixed(1)} ms after`);
+      assertEquals((await lab.victim.state()).last!.bytesUnread, 0);
+    },
+  },
+  {
+    id: "C2",
+    name: "stalled-streams",
+    attack: "version 2: 15 streams that nobody reads, each with its whole window",
+    expected: "the canary echoes within 20 ms",
+    versions: [2],
+    app: "hold",
+    async run(lab) {
+      const attacker = await lab.attack();
+      for (let n = 1; n <= 15; n++) {
+        await attacker.bytes(attacker.frame(SYN, lab.id(n)));
+        await pour(attacker, lab.id(n), FIRST_WINDOW);
+      }
+      for (let n = 0; n < lab.count(20, 1000); n++) await lab.echoes(attacker);
+      const { last } = await lab.victim.state();
+      assertEquals([last!.bytesUnread, last!.readPaused], [15 * FIRST_WINDOW, false]);
+      const canary = percentile(lab.figures.canary, 0.99);
+      assertLess(canary, lab.count(1000, 20), `ms to the canary's echo (p99): ${canary}`);
+    },
+  },
+  {
+    id: "C3",
+    name: "window-overrun",
+    attack: "version 2: 16 MiB to a stream that nobody reads, whatever its window",
+    expected: "that stream is cut with FIN beyond its window and 1 MiB, the rest dropped; the canary echoes",
+    versions: [2],
+    app: "hold",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const id = lab.id(1);
+      const heard = attacker.heard(id);
+      await attacker.bytes(attacker.frame(SYN, id));
+      await pour(attacker, id, FIRST_WINDOW + OVERRUN);
+      await lab.echoes(attacker);
+      assertEquals((await lab.victim.state()).last!.bytesUnread, FIRST_WINDOW + OVERRUN);
+      assertEquals(heard.fins, 0);
+      await pour(attacker, id, 16 * MIB);
+      await lab.echoes(attacker);
+      assertEquals(heard.fins, 1);
+      assertEquals((await lab.victim.state()).last!.bytesUnread, 0);
+    },
+  },
+  ...[0x7fffffff, 0xffffffff].map((consumed) =>
+    update(
+      "C4",
+      consumed === 0xffffffff ? "upd-consumed-max" : "upd-consumed-overflow",
+      `a UPD that says that ${consumed} bytes were read, of which 0 or 10 were sent`,
+      "the writes of that stream fail if it was more than sent, going back is ignored; the canary echoes",
+      async (lab, attacker, id) => {
+        const heard = attacker.heard(id);
+        await attacker.bytes(...lab.opening(attacker, id, pattern(10)));
+        await attacker.until(() => heard.bytes === 10, "the first echo");
+        await attacker.bytes(attacker.update(id, consumed, 1 << 20), attacker.frame(PSH, id, pattern(10)));
+        await lab.echoes(attacker);
+        // What is modulo 2^32 behind is as going back, and changes nothing.
+        const isBehind = ((10 - consumed) | 0) > 0;
+        await lab.reached(({ tasks }) => tasks === (isBehind ? 3 : 2));
+        if (isBehind) await attacker.until(() => heard.bytes === 20, "the second echo");
+        assertEquals(heard.bytes, isBehind ? 20 : 10);
+      },
+    )
+  ),
+  update(
+    "C4",
+    "upd-regress",
+    "UPDs that go back",
+    "ignored: never more than the window unacknowledged; the canary echoes",
+    async (lab, attacker, id) => {
+      const heard = attacker.heard(id);
+      const window = 100_000;
+      await attacker.bytes(attacker.frame(SYN, id), attacker.update(id, 0, window));
+      await attacker.bytes(attacker.frame(PSH, id, pattern(60_000)), attacker.frame(PSH, id, pattern(60_000)));
+      await attacker.until(() => heard.bytes === window, "a whole window");
+      await attacker.bytes(attacker.update(id, 50_000, 50_000));
+      for (let consumed = 49_999; consumed > 0; consumed -= 1000) {
+        await attacker.bytes(attacker.update(id, consumed, LARGEST_WINDOW));
+      }
+      await lab.echoes(attacker);
+      assertEquals(heard.bytes, window);
+      await attacker.bytes(attacker.update(id, 100_000, 20_000));
+      await attacker.until(() => heard.bytes === 120_000, "the rest");
+    },
+  ),
+  {
+    id: "C5",
+    name: "upd-window-zero",
+    attack: "version 2: a window of 0 for a stream that is to be written to without end",
+    expected: "nothing is sent, the writer waits, and is let go within 10 ms when its stream or its session ends",
+    versions: [2],
+    app: "pour",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const ids = [lab.id(1), lab.id(2)] as const;
+      for (const id of ids) {
+        attacker.heard(id);
+        await attacker.bytes(concat([attacker.frame(SYN, id), attacker.update(id, 0, 0)]));
+      }
+      await lab.echoes(attacker);
+      // The accept loop, the canary, and a writer that waits on each of the two.
+      const { last } = await lab.reached(({ tasks }) => tasks === 4);
+      assertEquals(ids.map((id) => attacker.heard(id).bytes), [0, 0]);
+      assertEquals(last!.bytesUnsent, 0);
+      for (const end of [() => lab.victim.drop(ids[0]), () => attacker.close()]) {
+        const { tasks: before } = await lab.victim.state();
+        const started = performance.now();
+        await end();
+        await lab.reached(({ tasks }) => tasks < before);
+        const took = performance.now() - started;
+        lab.notes.push(`let go in ${took.toFixed(1)} ms`);
+        if (lab.isFull) assertLess(took, 10, `ms until the writer was let go: ${took.toFixed(1)}`);
+      }
+    },
+  },
+  ...[0xffffffff, 0x80000000].map((window) =>
+    update(
+      "C6",
+      `upd-window-${window.toString(16)}`,
+      `a window of ${window}, then data to be echoed that is never read`,
+      "clamped; what waits to be sent stays bounded; every byte comes when it is read",
+      async (lab, attacker, id) => {
+        const heard = attacker.heard(id);
+        const total = lab.count(4, 32) * MIB;
+        await attacker.bytes(attacker.frame(SYN, id), attacker.update(id, 0, window));
+        attacker.hold();
+        // Within the victim's own window, which is told in updates that are not read here.
+        const several = Array.from({ length: total / FIRST_WINDOW }, (_, n) => lab.id(2 + n));
+        for (const other of several) {
+          await attacker.bytes(attacker.frame(SYN, other), attacker.update(other, 0, window));
+          attacker.heard(other);
+        }
+        const pouring = (async () => {
+          for (const other of several) await pour(attacker, other, FIRST_WINDOW);
+        })();
+        const { last } = await lab.reached(({ last }) => last!.bytesReceived >= MIB);
+        assertLessOrEqual(last!.bytesUnsent, 2 * 304 * 1024);
+        attacker.resume();
+        await pouring;
+        await attacker.until(
+          () => several.every((other) => attacker.heard(other).bytes === FIRST_WINDOW),
+          "every echo",
+        );
+        await attacker.bytes(attacker.frame(PSH, id, pattern(100)));
+        await attacker.until(() => heard.bytes === 100, "the echo");
+      },
+    )
+  ),
+  {
+    ...flood(
+      "C7",
+      "upd-flood",
+      "a million UPDs that change nothing, on an open stream",
+      (attacker, id) => attacker.update(id, 0, FIRST_WINDOW),
+    ),
+    versions: [2],
+  },
+  {
+    ...flood(
+      "C7",
+      "upd-flood-moving",
+      "a million UPDs, each of which moves the limit",
+      (attacker, id) => concat([attacker.update(id, 0, 1000), attacker.update(id, 0, 2000)]),
+    ),
+    versions: [2],
+    perFrame: 4,
+    expected: "2 µs each at most, 4 µs a pair; others within 50 ms meanwhile",
+  },
+  {
+    id: "C8",
+    name: "counters-wrap",
+    attack: "version 2: more than 4 GiB on one stream each way (a few MiB in the everyday run)",
+    expected: "every byte arrives, the updates count modulo 2^32, nothing stops",
+    versions: [2],
+    async run(lab) {
+      const attacker = await lab.attack();
+      const id = lab.id(1);
+      const heard = attacker.heard(id);
+      const total = lab.count(8 * MIB, 2 ** 32 + 8 * MIB);
+      const piece = attacker.frame(PSH, id, pattern(PIECE));
+      await attacker.bytes(attacker.frame(SYN, id));
+      let sent = 0;
+      let granted = 0;
+      while (sent < total) {
+        // As an honest peer does: within what the victim has told, and telling what has been read.
+        const window = heard.updates === 0 ? FIRST_WINDOW : heard.window;
+        const room = window - ((sent - heard.consumed) >>> 0);
+        const count = Math.min(Math.floor(room / PIECE), 8, (total - sent) / PIECE);
+        if (heard.bytes - granted >= FIRST_WINDOW / 2) {
+          granted = heard.bytes;
+          await attacker.bytes(attacker.update(id, granted >>> 0, FIRST_WINDOW));
+        } else if (count > 0) {
+          sent += count * PIECE;
+          await attacker.bytes(repeat(piece, count));
+        } else {
+          const { updates, bytes } = heard;
+          await attacker.until(() => heard.updates > updates || heard.bytes > bytes, `credit after ${sent} bytes`);
+        }
+      }
+      while (heard.bytes < total) {
+        granted = heard.bytes;
+        await attacker.bytes(attacker.update(id, granted >>> 0, FIRST_WINDOW));
+        await attacker.until(() => heard.bytes > granted, `an echo after ${granted} bytes`);
+      }
+      assertEquals(heard.bytes, total);
+      assertAlmostEquals((total - heard.consumed) >>> 0, 0, 8 * MIB);
+      await lab.echoes(attacker);
+    },
+  },
+  {
+    id: "C9",
+    name: "psh1-unread",
+    attack: "five million PSHs of one byte for a stream that nobody reads (within its window on version 2)",
+    expected: "bytes held are bytes counted; memory + 64 MiB at most; the canary echoes",
+    app: "hold",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const total = lab.count(20_000, 5_000_000);
+      // On version 2 as many streams as it takes without overrunning one of them.
+      const share = lab.version === 1 ? total : FIRST_WINDOW;
+      for (let sent = 0, n = 1; sent < total; sent += share, n++) {
+        await attacker.bytes(attacker.frame(SYN, lab.id(n)));
+        const batch = repeat(attacker.frame(PSH, lab.id(n), pattern(1)), 8192);
+        const count = Math.min(share, total - sent);
+        await lab.flood(attacker, count, (_, size) => batch.subarray(0, size * 9));
+      }
+      const { last } = await lab.victim.state();
+      assertEquals(last!.bytesUnread, total);
+    },
+  },
+  {
+    id: "C10",
+    name: "psh1-flood",
+    attack: "a million PSHs of one byte to be echoed",
+    expected: "every byte comes back; others within 50 ms meanwhile; the canary echoes",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const id = lab.id(1);
+      const heard = attacker.heard(id);
+      await attacker.bytes(attacker.frame(SYN, id));
+      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, LARGEST_WINDOW));
+      const batch = repeat(attacker.frame(PSH, id, pattern(1)), 8192);
+      const count = lab.count(20_000, 1_000_000);
+      await lab.flood(attacker, count, (_, size) => batch.subarray(0, size * 9));
+      await attacker.bytes(attacker.frame(FIN, id));
+      await attacker.until(() => heard.fins === 1, "the end of the echo");
+      assertEquals(heard.bytes, count);
+    },
+  },
+  flood(
+    "C10",
+    "psh0-flood",
+    "a million PSHs without data, on an open stream",
+    (attacker, id) => attacker.frame(PSH, id),
+  ),
+  flood("C10", "nop-flood", "a million NOPs", (attacker) => attacker.frame(NOP, 0)),
+];

@@ -1,0 +1,274 @@
+/**
+ * Attacks on framing, A1 to A10: bytes that are not smux, frames that never end, and frames cut anyhow.
+ *
+ * @module
+ */
+
+import { assertEquals } from "@std/assert";
+import { concat } from "@std/bytes";
+import { FIN, NOP, PSH, SYN, UPD, type Version } from "../../frame.ts";
+import { pattern } from "../support.ts";
+import { type Case, type Lab, TIMEOUT } from "./lab.ts";
+
+/** A header of any bytes. */
+function header(version: number, command: number, length: number, id: number): Uint8Array {
+  const bytes = new Uint8Array(8);
+  const view = new DataView(bytes.buffer);
+  bytes[0] = version;
+  bytes[1] = command;
+  view.setUint16(2, length, true);
+  view.setUint32(4, id, true);
+  return bytes;
+}
+
+/** An attack that must end the session, and leave nothing that was in the bytes. */
+function fatal(id: string, name: string, attack: string, make: (lab: Lab) => Uint8Array, versions?: Version[]): Case {
+  return {
+    id,
+    name,
+    attack,
+    expected: "a ProtocolError, closed within 100 ms, no stream shown; others go on",
+    ...(versions === undefined ? {} : { versions }),
+    async run(lab) {
+      const attacker = await lab.attack();
+      // What follows the offence must not be taken for a frame.
+      await attacker.bytes(make(lab), attacker.frame(SYN, lab.id(9)));
+      await lab.closes(attacker, "ProtocolError");
+      const { last } = await lab.victim.state();
+      assertEquals(last!.accepted, 1);
+    },
+  };
+}
+
+const SPLIT = 5;
+
+/** The cases. */
+export const framing: readonly Case[] = [
+  fatal("A1", "bad-version", "a header of version 0", () => header(0, NOP, 0, 0)),
+  fatal(
+    "A1",
+    "other-version",
+    "a header of the other version",
+    ({ version }) => header(3 - version, NOP, 0, 0),
+  ),
+  fatal("A1", "bad-version-255", "a header of version 255", () => header(255, NOP, 0, 0)),
+  {
+    id: "A1",
+    name: "bad-first-byte",
+    attack: "a version of 0 as the very first byte",
+    expected: "a ProtocolError, closed within 100 ms",
+    async run(lab) {
+      const attacker = await lab.dial();
+      await attacker.bytes(header(0, NOP, 0, 0));
+      await lab.closes(attacker, "ProtocolError");
+    },
+  },
+  fatal(
+    "A2",
+    "unknown-cmd-5",
+    "command 5, and a payload announced that never comes",
+    (lab) => header(lab.version, 5, 65535, lab.id(0)),
+  ),
+  fatal("A2", "unknown-cmd-255", "command 255", ({ version }) => header(version, 255, 0, 0)),
+  fatal("A3", "upd-in-v1", "a UPD in version 1", (lab) => header(1, UPD, 8, lab.id(0)), [1]),
+  fatal(
+    "A4",
+    "syn-payload",
+    "a SYN with 5 bytes of data",
+    (lab) => concat([header(lab.version, SYN, 5, lab.id(1)), pattern(5)]),
+  ),
+  fatal(
+    "A4",
+    "fin-payload",
+    "a FIN with 5 bytes of data",
+    (lab) => concat([header(lab.version, FIN, 5, lab.id(0)), pattern(5)]),
+  ),
+  fatal(
+    "A4",
+    "nop-payload",
+    "a NOP with 65 535 bytes of data",
+    (lab) => concat([header(lab.version, NOP, 65535, 0), pattern(65535)]),
+  ),
+  ...[0, 4, 12].map((length) =>
+    fatal(
+      "A5",
+      `upd-len-${length}`,
+      `a UPD of ${length} bytes`,
+      (lab) => concat([header(2, UPD, length, lab.id(0)), new Uint8Array(length)]),
+      [2],
+    )
+  ),
+  {
+    id: "A6",
+    name: "withhold-payload",
+    attack: "a PSH that announces 65 535 bytes, 10 of them, then silence",
+    expected: "closed between the timeout and twice that; others at once",
+    timed: true,
+    async run(lab) {
+      const attacker = await lab.attack();
+      await attacker.bytes(header(lab.version, PSH, 65535, lab.id(0)), pattern(10));
+      await lab.taken(attacker);
+      await lab.pass(TIMEOUT * 0.9);
+      await lab.fresh();
+      assertEquals((await lab.victim.state()).open, 1);
+      await lab.pass(TIMEOUT * 0.6);
+      await lab.closes(attacker, "TimeoutError");
+    },
+  },
+  {
+    id: "A7",
+    name: "trunc-header",
+    attack: "1 to 7 bytes of a header, then the end of the connection",
+    expected: "a ProtocolError; every call settles",
+    async run(lab) {
+      for (let length = 1; length < 8; length++) {
+        const attacker = await lab.attack();
+        await attacker.bytes(attacker.frame(NOP, 0).subarray(0, length));
+        await attacker.end();
+        await lab.closes(attacker, "ProtocolError");
+      }
+    },
+  },
+  {
+    id: "A7",
+    name: "trunc-payload",
+    attack: "half a payload, then the end of the connection",
+    expected: "a ProtocolError; every call settles",
+    async run(lab) {
+      const attacker = await lab.attack();
+      await attacker.bytes(attacker.frame(PSH, lab.id(0), pattern(1000)).subarray(0, 500));
+      await attacker.end();
+      await lab.closes(attacker, "ProtocolError");
+    },
+  },
+  {
+    id: "A7",
+    name: "rst-abort",
+    attack: "a reset with streams open, 200 times",
+    expected: "every session ends, every call settles, nothing is left",
+    async run(lab) {
+      for (let n = 0; n < lab.count(5, 200); n++) {
+        const attacker = await lab.dial();
+        attacker.hold();
+        const data = pattern(1000);
+        await attacker.bytes(...lab.opening(attacker, lab.id(0), data), ...lab.opening(attacker, lab.id(1), data));
+        await lab.reached(({ last }) => last?.accepted === 2 && last.bytesSent >= 2000);
+        // What has come and was never read makes the kernel reset the connection.
+        attacker.close();
+        await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      }
+    },
+  },
+  {
+    id: "A8",
+    name: "byte-at-a-time",
+    attack: "a stream of 64 bytes, each byte of it and of its frames sent for itself",
+    expected: "an exact echo",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const data = pattern(64);
+      const all = concat([...lab.opening(attacker, lab.id(1), data), attacker.frame(FIN, lab.id(1))]);
+      const heard = attacker.heard(lab.id(1), true);
+      for (let at = 0; at < all.length; at++) {
+        await attacker.bytes(all.subarray(at, at + 1));
+        await lab.taken(attacker);
+      }
+      await attacker.until(() => heard.fins === 1, "the end of the echo");
+      assertEquals(concat(heard.data), data);
+    },
+  },
+  {
+    id: "A8",
+    name: "coalesced",
+    attack: "1000 frames in one write",
+    expected: "an exact echo",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const data = pattern(16 * 998);
+      const heard = attacker.heard(lab.id(1), true);
+      const pieces = Array.from(
+        { length: 998 },
+        (_, n) => attacker.frame(PSH, lab.id(1), data.subarray(n * 16, n * 16 + 16)),
+      );
+      await attacker.bytes(attacker.frame(SYN, lab.id(1)), ...pieces, attacker.frame(FIN, lab.id(1)));
+      await attacker.until(() => heard.fins === 1, "the end of the echo");
+      assertEquals(concat(heard.data), data);
+    },
+  },
+  {
+    id: "A8",
+    name: "all-splits",
+    attack: "SYN, PSH and FIN cut in two at every byte",
+    expected: "an exact echo, wherever the cut is",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const data = pattern(SPLIT);
+      for (let cut = 1; cut < 3 * 8 + SPLIT; cut++) {
+        const id = lab.id(cut);
+        const heard = attacker.heard(id, true);
+        const all = concat([...lab.opening(attacker, id, data), attacker.frame(FIN, id)]);
+        await attacker.bytes(all.subarray(0, cut));
+        await lab.taken(attacker);
+        await attacker.bytes(all.subarray(cut));
+        await attacker.until(() => heard.fins === 1, `the end of the echo cut at ${cut}`);
+        assertEquals(concat(heard.data), data);
+      }
+    },
+  },
+  {
+    id: "A9",
+    name: "random-bytes",
+    attack: "64 KiB of noise, then the end of the connection, 300 times",
+    expected: "every session ends, every call settles",
+    async run(lab) {
+      for (let seed = 1; seed <= lab.count(10, 300); seed++) {
+        const attacker = await lab.attack();
+        await attacker.bytes(pattern(65536, seed * 7919));
+        await attacker.end();
+        await attacker.gone(`seed ${seed}`);
+      }
+    },
+  },
+  {
+    id: "A9",
+    name: "bit-flips",
+    attack: "a sound exchange with one bit flipped, then the end of the connection, 300 times",
+    expected: "every session ends, every call settles",
+    async run(lab) {
+      for (let seed = 0; seed < lab.count(20, 300); seed++) {
+        const attacker = await lab.dial();
+        const all = concat([
+          ...lab.opening(attacker, lab.id(0), pattern(100)),
+          attacker.frame(NOP, 0),
+          ...lab.opening(attacker, lab.id(1), pattern(100)),
+          attacker.frame(FIN, lab.id(0)),
+        ]);
+        const bit = seed * 1009 % (all.length * 8);
+        all[bit >> 3]! ^= 1 << (bit & 7);
+        await attacker.bytes(all);
+        await attacker.end();
+        await attacker.gone(`bit ${bit}`);
+      }
+    },
+  },
+  {
+    id: "A10",
+    name: "slowloris",
+    attack: "a header, one byte every tenth of the timeout",
+    expected: "closed within twice the timeout: bytes of an unfinished header are no life",
+    timed: true,
+    async run(lab) {
+      const attacker = await lab.attack();
+      const bytes = attacker.frame(NOP, 0);
+      const started = attacker.received;
+      for (let n = 0; n < 7; n++) {
+        await attacker.bytes(bytes.subarray(n, n + 1));
+        await lab.taken(attacker);
+        await lab.pass(TIMEOUT / 10);
+      }
+      assertEquals((await lab.victim.state()).open, 1, `after ${attacker.received - started} bytes`);
+      await lab.pass(TIMEOUT * 0.8);
+      await lab.closes(attacker, "TimeoutError");
+    },
+  },
+];

@@ -1,0 +1,335 @@
+/**
+ * Where an attack takes place: a victim, its attackers, others who must not suffer, and what is measured meanwhile.
+ *
+ * @module
+ */
+
+import { assert, assertEquals, assertLess } from "@std/assert";
+import { deadline, delay } from "@std/async";
+import { setImmediate } from "node:timers/promises";
+import type { SessionOptions } from "../../mod.ts";
+import { NOP, PSH, SYN, type Version } from "../../frame.ts";
+import { ManualClock } from "../support.ts";
+import { Attacker } from "./attacker.ts";
+import { Bystander, type Errand, visit } from "./bystander.ts";
+import { type App, LocalVictim, type Role, startVictim, type State, type Victim } from "./victim.ts";
+
+/** One attack. */
+export interface Case {
+  /** Its number in the list of attacks: A framing, B streams, C flow control, D writing and life. */
+  id: string;
+  name: string;
+  /** What the peer does. */
+  attack: string;
+  /** What must come of it. */
+  expected: string;
+  versions?: readonly Version[];
+  roles?: readonly Role[];
+  /** What the victim does with streams other than the first; by default it echoes them too. */
+  app?: App;
+  session?: (isFull: boolean) => SessionOptions;
+  /** The first id of streams that the victim opens. */
+  firstId?: (role: Role) => number;
+  /** Time must pass in it: the victim's timeout is `TIMEOUT` and its interval half of that. */
+  timed?: boolean;
+  /** Most MiB by which the victim's process may grow, 64 unless told. */
+  memory?: number;
+  /** Most microseconds of the processor for one frame of the flood. */
+  perFrame?: number;
+  run(lab: Lab): Promise<void>;
+}
+
+/** What was measured. */
+export interface Figures {
+  /** Milliseconds from the attack to the end of the connection. */
+  closed?: number;
+  /** Frames of the flood, and microseconds of the victim's processor for each. */
+  frames?: number;
+  perFrame?: number;
+  /** Milliseconds of the echoes on other connections, and of those on the canary, while the attack went on. */
+  fresh: number[];
+  canary: number[];
+  /** MiB by which the resident memory and the heap grew at most, and the heap after all had ended and a collection. */
+  growth?: number;
+  heap?: number;
+  left?: number;
+  /** Milliseconds the victim's timers had to wait, at most. */
+  gap?: number;
+}
+
+/** Milliseconds of silence that a victim bears in a timed case. */
+export const TIMEOUT = 2000;
+
+const MIB = 1024 * 1024;
+const PATIENCE = 20_000;
+// Bounds of the full run, in milliseconds, MiB, and samples without which there is no percentile.
+const CLOSED_WITHIN = 100;
+const FRESH_WITHIN = 50;
+const GROWTH = 64;
+const LEFT = 16;
+const GIVEN_BACK_WITHIN = 5000;
+const SAMPLES = 100;
+const WARM_UPS = 200;
+const MOST_GOING_ON = 2000;
+
+/** One run of a case. */
+export class Lab implements AsyncDisposable {
+  readonly role: Role;
+  readonly version: Version;
+  /** Whether the counts are those of the deep run. */
+  readonly isFull: boolean;
+  readonly figures: Figures = { fresh: [], canary: [] };
+  /** What else is worth telling. */
+  readonly notes: string[] = [];
+  readonly #case: Case;
+  readonly #clock: ManualClock | undefined;
+  readonly #attackers = new Set<Attacker>();
+  #victim: Victim | undefined;
+
+  private constructor(which: Case, role: Role, version: Version, isFull: boolean) {
+    this.#case = which;
+    this.role = role;
+    this.version = version;
+    this.isFull = isFull;
+    // In the everyday run time passes when it is told to; a process of its own has its own.
+    if (which.timed === true && !isFull) this.#clock = new ManualClock();
+  }
+
+  /** Runs a case, and judges it by what holds for every one as well. */
+  static async run(which: Case, role: Role, version: Version, isFull: boolean): Promise<void> {
+    const { failure } = await Lab.try(which, role, version, isFull);
+    if (failure !== undefined) throw failure;
+  }
+
+  /** The same, with what was measured whether it held or not. */
+  static async try(
+    which: Case,
+    role: Role,
+    version: Version,
+    isFull: boolean,
+  ): Promise<{ failure: unknown; figures: Figures; notes: string[] }> {
+    const lab = new Lab(which, role, version, isFull);
+    let failure: unknown;
+    try {
+      await using _ = lab;
+      await lab.#run();
+    } catch (error) {
+      failure = error;
+    }
+    return { failure, figures: lab.figures, notes: lab.notes };
+  }
+
+  async #run(): Promise<void> {
+    const { role, version, isFull } = this;
+    const { app = "echo", timed, session, firstId, run } = this.#case;
+    const life = timed === true ? { timeout: TIMEOUT, keepAliveInterval: TIMEOUT / 2 } : {};
+    const options = { role, version, app, session: { ...life, ...session?.(isFull) }, firstId: firstId?.(role) };
+    this.#victim = isFull ? await startVictim(options) : new LocalVictim(options);
+    // What is only made the first time is no growth.
+    for (let n = 0; n < (isFull ? WARM_UPS : 1); n++) await this.fresh();
+    this.figures.fresh.length = 0;
+    await this.victim.mark();
+    const before = await this.victim.state();
+    await run(this);
+    await this.fresh();
+    await this.#judge(before);
+  }
+
+  /** Whom it is all about. */
+  get victim(): Victim {
+    return this.#victim!;
+  }
+
+  async #judge(before: State): Promise<void> {
+    const { figures } = this;
+    for (const attacker of this.#attackers) attacker.close();
+    const after = await this.reached(({ open, tasks, last }) => open === 0 && tasks === 0 && !last?.streams);
+    assertEquals(after.unhandled, 0, "Rejections that nobody handled");
+    if (this.#clock !== undefined) assertEquals(this.#clock.pending, 0, "Timers that are still set");
+    figures.growth = (after.peakRss - before.rss) / MIB;
+    figures.heap = (after.peakHeap - before.heap) / MIB;
+    figures.gap = after.gap;
+    if (!this.isFull) return;
+    // Memory outside the heap is given back some time after it was collected.
+    for (const ends = performance.now() + GIVEN_BACK_WITHIN; performance.now() < ends; await delay(100)) {
+      await this.victim.mark();
+      figures.left = ((await this.victim.state()).heap - before.heap) / MIB;
+      if (figures.left <= LEFT) break;
+    }
+    const { memory = GROWTH, perFrame = Infinity } = this.#case;
+    const bounds: [string, number, number][] = [
+      ["MiB of growth", figures.growth, memory],
+      ["MiB of heap left after the end", figures.left!, LEFT],
+      ["µs a frame", figures.perFrame ?? 0, perFrame],
+      ["ms to a fresh echo (p99)", percentile(figures.fresh, 0.99), FRESH_WITHIN],
+    ];
+    const broken = bounds.filter(([, value, bound]) => value > bound);
+    const tell = broken.map(([what, value, bound]) => `${what}: ${value.toFixed(2)}, bound ${bound}`);
+    assert(broken.length === 0, tell.join("; "));
+  }
+
+  /** One number for each kind of run: the everyday one and the deep one. */
+  count(small: number, full: number): number {
+    return this.isFull ? full : small;
+  }
+
+  /** The id of the n-th stream of the attacker, the canary being the first. */
+  id(n: number): number {
+    return (this.role === "server" ? 3 : 2) + 2 * n;
+  }
+
+  /** A hostile connection on which nothing has been sent. */
+  async dial(): Promise<Attacker> {
+    const attacker = await Attacker.dial(this.victim.port, this.version, this.id(0));
+    this.#attackers.add(attacker);
+    return attacker;
+  }
+
+  /** A hostile connection with a canary that has echoed. */
+  async attack(): Promise<Attacker> {
+    const attacker = await this.dial();
+    await attacker.start();
+    return attacker;
+  }
+
+  /** Hangs up an attacker that has done its work. */
+  forget(attacker: Attacker): void {
+    attacker.close();
+    this.#attackers.delete(attacker);
+  }
+
+  /** Another connection, which must echo; gives the milliseconds from dialling on. */
+  async fresh(): Promise<number> {
+    const took = await visit(this.#errand);
+    this.figures.fresh.push(took);
+    return took;
+  }
+
+  get #errand(): Errand {
+    return { port: this.victim.freshPort, version: this.version, id: this.id(0) };
+  }
+
+  /** Waits until the victim is so. */
+  async reached(isSo: (state: State) => boolean): Promise<State> {
+    const started = performance.now();
+    for (;;) {
+      const state = await this.victim.state();
+      if (isSo(state)) return state;
+      if (performance.now() - started > PATIENCE) {
+        throw new Error(`The victim never came to be as expected: ${isSo}, ${JSON.stringify(state)}`);
+      }
+      await (this.isFull ? delay(2) : setImmediate());
+    }
+  }
+
+  /** Waits until the victim has read all that was sent on this connection, the last that was dialled. */
+  async taken(attacker: Attacker): Promise<void> {
+    await this.reached(({ last }) => last?.bytesReceived === attacker.written);
+  }
+
+  /** Lets time pass for the victim. */
+  async pass(milliseconds: number): Promise<void> {
+    await (this.#clock?.advance(milliseconds) ?? delay(milliseconds));
+  }
+
+  /** Lets time pass in which the victim's process does nothing. */
+  async freeze(milliseconds: number): Promise<void> {
+    if (this.#clock === undefined) return await this.victim.block(milliseconds);
+    this.#clock.freeze(milliseconds);
+    await this.#clock.advance(0);
+  }
+
+  /** The victim ends the connection, soon, and everything that waited on it. */
+  async closes(attacker: Attacker, name: string): Promise<void> {
+    const started = performance.now();
+    await attacker.gone(name);
+    const took = performance.now() - started;
+    this.figures.closed = Math.max(this.figures.closed ?? 0, took);
+    // A machine busy with other tests may be late; the bound is the deep run's.
+    if (this.isFull) assertLess(took, CLOSED_WITHIN, `ms until the connection was closed: ${took.toFixed(1)}`);
+    const { ends } = await this.reached(({ open, tasks }) => open === 0 && tasks === 0);
+    assert(ends.at(-1)!.startsWith(name), `The session ended with ${ends.at(-1)}, not with ${name}`);
+  }
+
+  /**
+   * Sends a flood of `count` pieces, others echoing all the while, and counts what a piece costs. One that `goesOn` does
+   * so, in whole batches, until there are enough echoes of others for a percentile. Gives how many were sent.
+   */
+  async flood(
+    attacker: Attacker,
+    count: number,
+    make: (first: number, count: number) => Uint8Array,
+    options: { frames?: number; batch?: number; goesOn?: boolean } = {},
+  ): Promise<number> {
+    const { frames = 1, batch = 8192, goesOn = false } = options;
+    const before = await this.victim.state();
+    const bystander = this.isFull ? new Bystander(this.#errand) : undefined;
+    if (bystander === undefined) await this.fresh();
+    let sent = 0;
+    const ends = performance.now() + MOST_GOING_ON;
+    const goes = () =>
+      goesOn && bystander !== undefined && bystander.visits.length < SAMPLES && performance.now() < ends;
+    while ((sent < count || goes()) && !attacker.isEnded) {
+      const size = goesOn ? batch : Math.min(batch, count - sent);
+      await attacker.bytes(make(sent, size));
+      sent += size;
+      // Writes that settle at once would keep this process, not the victim's, from attending to the others.
+      await setImmediate();
+    }
+    await this.echoes(attacker);
+    const after = await this.victim.state();
+    await bystander?.end();
+    this.figures.fresh.push(...bystander?.visits ?? []);
+    this.figures.frames = sent * frames;
+    this.figures.perFrame = (after.cpu - before.cpu) / sent;
+    return sent;
+  }
+
+  /** The canary echoes. */
+  async echoes(attacker: Attacker): Promise<number> {
+    const took = await attacker.echo();
+    this.figures.canary.push(took);
+    return took;
+  }
+
+  /** Whatever is awaited here must settle. */
+  async soon<T>(promise: Promise<T>, what: string): Promise<T> {
+    try {
+      return await deadline(promise, PATIENCE);
+    } catch (error) {
+      throw new Error(`Waited for ${what}`, { cause: error });
+    }
+  }
+
+  /** A stream in one piece: SYN and data. */
+  opening(attacker: Attacker, id: number, data: Uint8Array): Uint8Array[] {
+    return [attacker.frame(SYN, id), attacker.frame(PSH, id, data)];
+  }
+
+  /** A sign of life. */
+  nop(attacker: Attacker): Promise<void> {
+    return attacker.bytes(attacker.frame(NOP, 0));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const attacker of this.#attackers) {
+      attacker.close();
+      await attacker.ended;
+    }
+    await this.#victim?.[Symbol.asyncDispose]();
+    this.#clock?.[Symbol.dispose]();
+  }
+}
+
+/** The value that so much of the sample does not exceed; 0 of none. */
+export function percentile(sample: readonly number[], share: number): number {
+  if (sample.length === 0) return 0;
+  const sorted = sample.toSorted((a, b) => a - b);
+  return sorted[Math.min(sorted.length - 1, Math.ceil(share * sorted.length) - 1)]!;
+}
+
+/** The ways in which a case runs. */
+export function ways(which: Case): { role: Role; version: Version }[] {
+  const { roles = ["server", "client"], versions = [1, 2] } = which;
+  return roles.flatMap((role) => versions.map((version) => ({ role, version })));
+}

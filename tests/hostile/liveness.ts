@@ -1,0 +1,410 @@
+/**
+ * Attacks on writing and on life, D1 to D12: peers that never read, never speak, end anyhow, or leave no turn to others.
+ *
+ * @module
+ */
+
+import { assert, assertEquals, assertGreater, assertGreaterOrEqual, assertLess, assertLessOrEqual } from "@std/assert";
+import { concat } from "@std/bytes";
+import { FIN, NOP, PSH, SYN } from "../../frame.ts";
+import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
+import { pattern } from "../support.ts";
+import { type Attacker, many } from "./attacker.ts";
+import { type Case, type Lab, percentile, TIMEOUT } from "./lab.ts";
+
+const MIB = 1024 * 1024;
+const PIECE = 32 * 1024;
+// Two buffers of the way out, and what one read of the transport may give beyond the limit.
+const ON_THE_WAY = 2 * 304 * 1024;
+const READ_BUFFER = 64 * 1024;
+// Full of empty frames it is a few milliseconds.
+const MOST_IN_A_TURN = 2 * MIB;
+const receiveBuffer = (isFull: boolean) => isFull ? 16 * MIB : 2 * MIB;
+
+/** Opens so many streams and sends each its whole first window, to be echoed; settles when all is sent or cut. */
+async function burden(lab: Lab, attacker: Attacker, count: number, first = 1): Promise<void> {
+  for (let n = 0; n < count && !attacker.isEnded; n++) {
+    const id = lab.id(first + n);
+    await attacker.bytes(attacker.frame(SYN, id));
+    for (let sent = 0; sent < FIRST_WINDOW; sent += PIECE) {
+      await attacker.bytes(attacker.frame(PSH, id, pattern(PIECE, id + sent)));
+    }
+  }
+}
+
+/** The cases. */
+export const liveness: readonly Case[] = [
+  {
+    id: "D1",
+    name: "slow-read",
+    attack: "256 MiB to be echoed, nothing of it ever read",
+    expected: "what is taken is bounded by maxReceiveBuffer, the buffers and what the socket took; others go on",
+    session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
+    async run(lab) {
+      const attacker = await lab.attack();
+      attacker.hold();
+      const burdening = burden(lab, attacker, lab.count(128, 1024));
+      const { last } = await lab.reached(({ last }) => last!.readPaused);
+      const held = last!.bytesReceived - last!.bytesSent;
+      // Each echo holds a buffer of its own besides.
+      const most = receiveBuffer(lab.isFull) + ON_THE_WAY + 2 * READ_BUFFER + (last!.streams + 1) * READ_BUFFER;
+      assertLessOrEqual(held, most);
+      assertLessOrEqual(last!.bytesUnread, receiveBuffer(lab.isFull) + READ_BUFFER);
+      assertLessOrEqual(last!.bytesUnsent, ON_THE_WAY);
+      lab.notes.push(`${(attacker.written / MIB).toFixed(1)} MiB accepted, ${(held / MIB).toFixed(1)} held`);
+      await lab.fresh();
+      attacker.close();
+      await burdening;
+    },
+  },
+  {
+    id: "D2",
+    name: "slow-read-syn",
+    attack: "a million times SYN, data and FIN, nothing ever read",
+    expected: "reading stops when 1024 refusals wait; closed when the write stalls; memory + 64 MiB at most",
+    timed: true,
+    async run(lab) {
+      const attacker = await lab.attack();
+      attacker.hold();
+      const frames = concat([attacker.frame(SYN, 0), attacker.frame(PSH, 0, pattern(16)), attacker.frame(FIN, 0)]);
+      const attack = (async () => {
+        for (let sent = 0; sent < 1_000_000 && !attacker.isEnded; sent += 1024) {
+          await attacker.bytes(many(1024, lab.id(1 + sent), frames));
+        }
+      })();
+      const { last } = await lab.reached(({ last, ends }) => last!.readPaused || ends.length > 0);
+      assert(last!.readPaused, "It never stopped reading");
+      lab.notes.push(`${last!.refused} refused, ${last!.accepted} accepted`);
+      await lab.fresh();
+      await lab.pass(TIMEOUT * 1.5);
+      const { ends } = await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      assert(ends.at(-1)!.includes("made no progress"), ends.at(-1));
+      attacker.resume();
+      await attack;
+      await attacker.gone("the write that stalled");
+    },
+  },
+  {
+    id: "D3",
+    name: "both-write",
+    attack: "8 MiB to be echoed, which the peer does not read until it has written all of it",
+    expected: "every byte comes: reading never waits for a write",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const count = lab.count(8, 32);
+      for (let n = 1; n <= count; n++) attacker.heard(lab.id(n));
+      attacker.hold();
+      await burden(lab, attacker, count);
+      attacker.resume();
+      for (let n = 1; n <= count; n++) {
+        const heard = attacker.heard(lab.id(n));
+        await attacker.until(() => heard.bytes === FIRST_WINDOW, `the echo of stream ${lab.id(n)}`);
+      }
+      await lab.echoes(attacker);
+    },
+  },
+  {
+    id: "D4",
+    name: "write-stall",
+    attack: "a socket that takes nothing more, from a peer that goes on sending NOPs",
+    expected: "closed when a write has made no progress for the timeout; every writer rejects; close() settles",
+    timed: true,
+    async run(lab) {
+      const attacker = await lab.attack();
+      attacker.hold();
+      const burdening = burden(lab, attacker, 128);
+      await lab.reached(({ last }) => last!.readPaused);
+      await lab.pass(TIMEOUT / 2);
+      assertEquals((await lab.victim.state()).open, 1);
+      await lab.pass(TIMEOUT);
+      const { ends } = await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      assert(ends.at(-1)!.includes("made no progress"), ends.at(-1));
+      assertLess(await lab.victim.shut(), 100);
+      attacker.resume();
+      await burdening;
+    },
+  },
+  {
+    id: "D4",
+    name: "close-while-stalled",
+    attack: "a socket that takes nothing more, while the victim closes in order",
+    expected: "close() settles within its timeout",
+    timed: true,
+    async run(lab) {
+      const attacker = await lab.attack();
+      attacker.hold();
+      const burdening = burden(lab, attacker, 128);
+      await lab.reached(({ last }) => last!.readPaused);
+      const shutting = lab.victim.shut();
+      await lab.pass(TIMEOUT * 1.5);
+      await lab.soon(shutting, "close()");
+      await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      attacker.resume();
+      await burdening;
+    },
+  },
+  {
+    id: "D5",
+    name: "false-death",
+    attack: "a stream that fills maxReceiveBuffer and is not read for five timeouts",
+    expected: "no false death while the victim itself does not read; all goes on when it does again",
+    versions: [1],
+    timed: true,
+    app: "hold",
+    session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
+    async run(lab) {
+      const attacker = await lab.attack();
+      const id = lab.id(1);
+      await attacker.bytes(attacker.frame(SYN, id));
+      const piece = attacker.frame(PSH, id, pattern(PIECE));
+      const pouring = (async () => {
+        for (let sent = 0; sent <= receiveBuffer(lab.isFull); sent += PIECE) await attacker.bytes(piece);
+      })();
+      await lab.reached(({ last }) => last!.readPaused);
+      for (let n = 0; n < 5; n++) await lab.pass(TIMEOUT);
+      assertEquals((await lab.victim.state()).open, 1);
+      await lab.victim.drop(id);
+      await pouring;
+      await lab.echoes(attacker);
+    },
+  },
+  {
+    id: "D6",
+    name: "silent",
+    attack: "silence",
+    expected: "closed between the timeout and twice that; no timer left",
+    timed: true,
+    async run(lab) {
+      const attacker = await lab.attack();
+      await lab.pass(TIMEOUT * 0.9);
+      assertEquals((await lab.victim.state()).open, 1);
+      await lab.pass(TIMEOUT * 0.6);
+      await lab.closes(attacker, "TimeoutError");
+    },
+  },
+  {
+    id: "D6",
+    name: "silent-from-the-start",
+    attack: "a connection on which not one byte ever comes",
+    expected: "closed between the timeout and twice that; no timer left",
+    timed: true,
+    async run(lab) {
+      const attacker = await lab.dial();
+      await lab.reached(({ open }) => open === 1);
+      await lab.pass(TIMEOUT * 0.9);
+      assertEquals((await lab.victim.state()).open, 1);
+      await lab.pass(TIMEOUT * 0.6);
+      await lab.closes(attacker, "TimeoutError");
+    },
+  },
+  {
+    id: "D7",
+    name: "blocked-loop",
+    attack: "none: the victim's process does nothing for 2.5 timeouts, while the peer's NOPs wait in the socket",
+    expected: "no false death",
+    timed: true,
+    async run(lab) {
+      const attacker = await lab.attack();
+      const frozen = lab.freeze(TIMEOUT * 2.5);
+      await lab.nop(attacker);
+      await frozen;
+      await lab.echoes(attacker);
+      await lab.pass(TIMEOUT * 0.9);
+      assertEquals((await lab.victim.state()).open, 1);
+      await lab.echoes(attacker);
+    },
+  },
+  {
+    id: "D7",
+    name: "nop-under-load",
+    attack: "a peer that only listens to a stream written without end",
+    expected: "what it is sent keeps it alive; the victim closes when the peer itself is silent",
+    timed: true,
+    app: "pour",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const id = lab.id(1);
+      const heard = attacker.heard(id);
+      await attacker.bytes(attacker.frame(SYN, id));
+      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, LARGEST_WINDOW));
+      for (let n = 0; n < 4; n++) {
+        const { bytes } = heard;
+        await attacker.until(() => heard.bytes > bytes + MIB, "more data");
+        await lab.nop(attacker);
+        await lab.taken(attacker);
+        await lab.pass(TIMEOUT * 0.9);
+        assertEquals((await lab.victim.state()).open, 1);
+      }
+      await lab.pass(TIMEOUT * 0.6);
+      await lab.closes(attacker, "TimeoutError");
+    },
+  },
+  {
+    id: "D8",
+    name: "fin-order",
+    attack: "100 000 short streams to be echoed, the FIN right behind the data",
+    expected: "for each all its bytes, then its FIN, then nothing",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const data = pattern(100);
+      const frames = concat([attacker.frame(SYN, 0), attacker.frame(PSH, 0, data), attacker.frame(FIN, 0)]);
+      const batch = 500;
+      for (let first = 1; first < lab.count(500, 100_000); first += batch) {
+        const heard = Array.from({ length: batch }, (_, n) => attacker.heard(lab.id(first + n)));
+        await attacker.bytes(many(batch, lab.id(first), frames));
+        await attacker.until(() => heard.every(({ fins }) => fins === 1), "the end of every echo");
+        await lab.echoes(attacker);
+        for (const { bytes, late } of heard) assertEquals([bytes, late], [data.length, 0]);
+        for (let n = 0; n < batch; n++) attacker.forget(lab.id(first + n));
+      }
+    },
+  },
+  {
+    id: "D9",
+    name: "close-with-unread",
+    attack: "300 KB, FIN and the end of the connection at once, 10 000 times",
+    expected: "the application reads all of it, and the FIN",
+    app: "sink",
+    async run(lab) {
+      const times = lab.count(5, 10_000);
+      for (let n = 1; n <= times; n++) {
+        const attacker = await lab.attack();
+        const id = lab.id(1);
+        // On version 2 more than a window at once is more than is allowed, but within what is borne.
+        const pieces = Array.from({ length: 10 }, () => attacker.frame(PSH, id, pattern(30_000)));
+        await attacker.bytes(attacker.frame(SYN, id), ...pieces, attacker.frame(FIN, id));
+        await attacker.end();
+        await attacker.gone(`time ${n}`);
+        lab.forget(attacker);
+      }
+      const { sunk, whole } = await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      assertEquals([sunk, whole], [times * 300_000, times]);
+    },
+  },
+  {
+    id: "D9",
+    name: "close-flushes",
+    attack: "a peer that begins to read when the victim has written 200 KB and closed",
+    expected: "all of it comes, then FIN, then the end",
+    async run(lab) {
+      for (let n = 0; n < lab.count(5, 1000); n++) {
+        const attacker = await lab.attack();
+        const own = lab.role === "client" ? 3 : 2;
+        const heard = attacker.heard(own);
+        attacker.hold();
+        const said = lab.victim.say(200_000);
+        await lab.reached(({ last }) => last!.opened === 1);
+        attacker.resume();
+        await attacker.until(() => heard.fins === 1, "the FIN");
+        assertEquals(heard.bytes, 200_000);
+        await attacker.end();
+        await lab.soon(said, "close()");
+        await attacker.gone("after close()");
+        lab.forget(attacker);
+      }
+    },
+  },
+  {
+    id: "D10",
+    name: "starvation",
+    attack: "100 streams to which the victim writes without end",
+    expected: "all progress alike (Jain's index at least 0.95); the canary echoes within 20 ms",
+    app: "pour",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const heard = Array.from({ length: 100 }, (_, n) => attacker.heard(lab.id(1 + n)));
+      for (let n = 1; n <= heard.length; n++) {
+        await attacker.bytes(attacker.frame(SYN, lab.id(n)));
+        if (lab.version === 2) await attacker.bytes(attacker.update(lab.id(n), 0, LARGEST_WINDOW));
+      }
+      // Those that begin first have the sockets' buffers to themselves: what counts is when all are at it.
+      await attacker.until(() => heard.every(({ bytes }) => bytes > 0), "data of every stream");
+      const before = heard.map(({ bytes }) => bytes);
+      const shares = () => heard.map(({ bytes }, n) => bytes - before[n]!);
+      const sum = (values: number[]) => values.reduce((sum, value) => sum + value, 0);
+      const total = lab.count(64, 1024) * MIB;
+      while (sum(shares()) < total) await lab.echoes(attacker);
+      const jain = sum(shares()) ** 2 / (heard.length * sum(shares().map((share) => share ** 2)));
+      lab.notes.push(`Jain's index ${jain.toFixed(4)}`);
+      assertGreater(jain, 0.95);
+      if (lab.isFull) assertLess(percentile(lab.figures.canary, 0.99), 20);
+    },
+  },
+  {
+    id: "D11",
+    name: "concurrent-close",
+    attack: "every order of closing a stream and a session, with every operation pending, and the peer's hanging up",
+    expected: "every operation settles, and only with the errors that there are for it",
+    async run(lab) {
+      const acts = ["stream.close", "stream.closeWrite", "session.close", "abort"];
+      for (let round = 0; round < lab.count(1, 20); round++) {
+        for (const order of permutations(acts)) {
+          // Without abort it is the peer who ends it.
+          for (const some of [order, order.filter((act) => act !== "abort")]) {
+            const attacker = await lab.attack();
+            const colliding = lab.victim.collide(some);
+            // Its end is part of the collision; before the stream is open there would be none.
+            await Promise.race([attacker.ended, attacker.until(() => attacker.counts[SYN]! > 0, "the stream")]);
+            await attacker.end();
+            for (const outcome of await lab.soon(colliding, `what was pending at ${some}`)) {
+              const isKnown = ["fulfilled", "StreamClosedError", "SessionClosedError"].includes(outcome);
+              assert(isKnown, `${outcome} after ${some}`);
+            }
+            await attacker.gone(`${some}`);
+            lab.forget(attacker);
+          }
+        }
+      }
+    },
+  },
+  ...(["connection", "streams"] as const).map((kind): Case => ({
+    id: "D12",
+    name: `capture-${kind}`,
+    attack: `empty frames over a transport (${kind}) that always has more at once`,
+    expected: "others have their turn every 2 MiB at least, and within 50 ms",
+    async run(lab) {
+      const bytes = lab.count(32, 512) * MIB;
+      const { turns, gap } = await lab.victim.capture(kind, bytes);
+      lab.notes.push(`${turns} turns, at most ${gap.toFixed(1)} ms apart`);
+      assertGreaterOrEqual(turns, bytes / MOST_IN_A_TURN, `Turns for others in ${bytes} bytes: ${turns}`);
+      if (lab.isFull) assertLess(gap, 50, `ms without a turn: ${gap.toFixed(1)}`);
+    },
+  })),
+  {
+    id: "D12",
+    name: "capture-socket",
+    attack: "NOPs over a socket that always has more",
+    expected: "a fresh session echoes within 50 ms",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const bytes = many(8192, 0, attacker.frame(NOP, 0), 0);
+      await lab.flood(attacker, lab.count(10_000, 8_000_000), () => bytes, { batch: 8192, goesOn: true });
+    },
+  },
+  {
+    id: "D12",
+    name: "hang-up-with-many",
+    attack: "8192 streams that are waited on, then the end of the connection",
+    expected: "every call settles; no more than 100 ms pass in which others have no turn",
+    memory: 128,
+    async run(lab) {
+      const attacker = await lab.attack();
+      const batch = 512;
+      for (let first = 1; first < 8192; first += batch) {
+        await attacker.bytes(many(batch, lab.id(first), attacker.frame(SYN, 0)));
+        await lab.echoes(attacker);
+      }
+      assertEquals((await lab.victim.state()).last!.streams, 8192);
+      await lab.victim.mark();
+      attacker.close();
+      const { gap } = await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      lab.notes.push(`${gap.toFixed(1)} ms without a turn`);
+      if (lab.isFull) assertLess(gap, 100, `ms without a turn: ${gap.toFixed(1)}`);
+    },
+  },
+];
+
+function permutations<T>(items: readonly T[]): T[][] {
+  if (items.length === 0) return [[]];
+  return items.flatMap((item, n) => permutations(items.toSpliced(n, 1)).map((rest) => [item, ...rest]));
+}

@@ -1,0 +1,473 @@
+/**
+ * Who is attacked: sessions with an application on them, in this process or, run as a program, in one of its own.
+ *
+ * @module
+ */
+
+import { type ChildProcess, fork } from "node:child_process";
+import process from "node:process";
+import { setImmediate } from "node:timers/promises";
+import { Session, type SessionOptions, type SessionStats, type Stream, type Transport } from "../../mod.ts";
+import { FIRST_ID } from "../../session.ts";
+import { NOP, PSH, SYN, type Version } from "../../frame.ts";
+import { frame } from "../support.ts";
+
+/** The victim's side of a session. */
+export type Role = "client" | "server";
+
+/**
+ * What the application does with every stream but the first of a connection, which it always echoes: echo it, hold it
+ * without reading, not even accept it, close it at once, read all of it, or write to it without end.
+ */
+export type App = "echo" | "hold" | "ignore" | "close" | "sink" | "pour";
+
+/** What a victim is. */
+export interface VictimOptions {
+  role: Role;
+  version: Version;
+  app: App;
+  session: SessionOptions;
+  /** The first id of streams it opens, where that is not the usual one. */
+  firstId?: number | undefined;
+}
+
+/** How a victim is. */
+export interface State {
+  /** Attacked sessions that have not ended. */
+  open: number;
+  /** Promises of the application, all sessions', that have not settled. */
+  tasks: number;
+  /** Why attacked sessions ended, in order: "clean", or the error. */
+  ends: string[];
+  /** Of the attacked session that came last. */
+  last: SessionStats | undefined;
+  /** Bytes read by the application "sink". */
+  sunk: number;
+  /** Streams that the application "sink" read to the peer's FIN. */
+  whole: number;
+  /** Rejections that nobody handled; only counted in a process of its own. */
+  unhandled: number;
+  /** Microseconds of the processor used. */
+  cpu: number;
+  /** Bytes of the process now, and at most since `mark`. */
+  rss: number;
+  peakRss: number;
+  /** Bytes of the heap and of what it holds outside, now, and at most since `mark`. */
+  heap: number;
+  peakHeap: number;
+  /** Longest time, in milliseconds, in which its timers had no turn, since `mark`; only known of a process of its own. */
+  gap: number;
+}
+
+/** How often the event loop went round, and the longest time that took in milliseconds. */
+export interface Turns {
+  turns: number;
+  gap: number;
+}
+
+/** What may be asked of a victim, wherever it is. */
+export interface Victim extends AsyncDisposable {
+  /** Where it is attacked. */
+  readonly port: number;
+  /** Where others find it: the same, but always echoing and with default options. */
+  readonly freshPort: number;
+  state(): Promise<State>;
+  /** Collects garbage, and forgets the peaks of memory. */
+  mark(): Promise<void>;
+  /** Does nothing else for so many milliseconds. */
+  block(milliseconds: number): Promise<void>;
+  /** Closes a stream of the last session. */
+  drop(id: number): Promise<void>;
+  /** Opens a stream on the last session and echoes it. */
+  open(): Promise<number>;
+  /** Opens a stream on the last session, writes so many bytes to it, and closes the session in order. */
+  say(count: number): Promise<void>;
+  /** Closes the last session in order; gives the milliseconds it took. */
+  shut(): Promise<number>;
+  /** Does these things to the last session in one turn, with every operation pending; says how each settled. */
+  collide(acts: string[]): Promise<string[]>;
+  /** Runs a session over a transport of so many bytes that always has more at once; says how often others had a turn. */
+  capture(kind: "connection" | "streams", bytes: number): Promise<Turns>;
+}
+
+// So small that an array of it costs no memory outside the heap: what the application needs is not what is measured.
+const SMALLEST_READ = 64;
+const LARGEST_READ = 64 * 1024;
+const SAMPLE_INTERVAL = 10;
+// More than a connection takes at once.
+const LARGE = new Uint8Array(4 * 1024 * 1024);
+
+/** A victim in this process. */
+export class LocalVictim implements Victim {
+  readonly #options: VictimOptions;
+  readonly #attacked = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  readonly #others = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  readonly #sessions = new Set<Session>();
+  readonly #firstId = { ...FIRST_ID };
+  readonly #work: Promise<void>[] = [];
+  readonly #ends: string[] = [];
+  readonly #streams = new Map<number, Stream>();
+  #last: Session | undefined;
+  #open = 0;
+  #tasks = 0;
+  #sunk = 0;
+  #whole = 0;
+  #peakRss = 0;
+  #peakHeap = 0;
+  #maxRss = 0;
+  #sampledAt: number | undefined;
+  #gap = 0;
+  #unhandled = 0;
+
+  constructor(options: VictimOptions) {
+    this.#options = options;
+    if (options.firstId !== undefined) FIRST_ID[options.role] = options.firstId;
+    this.#work.push(this.#listen(this.#attacked, true), this.#listen(this.#others, false));
+  }
+
+  get port(): number {
+    return this.#attacked.addr.port;
+  }
+
+  get freshPort(): number {
+    return this.#others.addr.port;
+  }
+
+  async #listen(listener: Deno.TcpListener, isAttacked: boolean): Promise<void> {
+    for (;;) {
+      let connection: Deno.TcpConn;
+      try {
+        connection = await listener.accept();
+      } catch (error) {
+        // A peer that resets before it is accepted makes accept fail, and nobody else.
+        if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
+        continue;
+      }
+      this.#serve(connection, isAttacked);
+    }
+  }
+
+  #serve(transport: Transport, isAttacked: boolean): Session {
+    const { role, version, app } = this.#options;
+    const options = isAttacked ? this.#options.session : {};
+    const session = role === "client"
+      ? Session.client(transport, { version, ...options })
+      : Session.server(transport, options);
+    this.#sessions.add(session);
+    if (isAttacked) {
+      this.#open++;
+      this.#last = session;
+      this.#streams.clear();
+    }
+    const ended = (how: string) => {
+      this.#sessions.delete(session);
+      if (!isAttacked) return;
+      this.#open--;
+      this.#ends.push(how);
+    };
+    session.closed.then(() => ended("clean"), (error) => ended(`${error}`));
+    this.#task(() => this.#accept(session, isAttacked ? app : "echo"));
+    return session;
+  }
+
+  async #accept(session: Session, app: App): Promise<void> {
+    let isFirst = true;
+    for await (const stream of session) {
+      if (session === this.#last && (app === "hold" || app === "pour")) this.#streams.set(stream.id, stream);
+      this.#task(() => this.#use(stream, isFirst ? "echo" : app));
+      isFirst = false;
+      if (app === "ignore") return;
+    }
+  }
+
+  #task(run: () => Promise<void>): void {
+    this.#tasks++;
+    // What a stream was cut by is its session's end, and that is noted there.
+    run().catch(() => {}).finally(() => this.#tasks--);
+  }
+
+  async #use(stream: Stream, app: App): Promise<void> {
+    if (app === "hold" || app === "ignore") return await stream.closed;
+    if (app === "close") return stream.close();
+    if (app === "pour") {
+      const p = new Uint8Array(32 * 1024);
+      for (;;) await stream.write(p);
+    }
+    let p = new Uint8Array(SMALLEST_READ);
+    for (;;) {
+      const count = await stream.read(p);
+      if (count === null) break;
+      if (app === "echo") await stream.write(p.subarray(0, count));
+      else this.#sunk += count;
+      if (count === p.length && count < LARGEST_READ) p = new Uint8Array(count * 2);
+    }
+    if (app === "sink") this.#whole++;
+    await stream.closeWrite();
+  }
+
+  #session(): Session {
+    if (this.#last === undefined) throw new Error("Nobody has attacked yet");
+    return this.#last;
+  }
+
+  state(): Promise<State> {
+    this.#measureGap();
+    const { rss, heap } = this.sample();
+    const { user, system } = process.cpuUsage();
+    return Promise.resolve({
+      open: this.#open,
+      tasks: this.#tasks,
+      ends: this.#ends.slice(-4),
+      last: this.#last?.stats(),
+      sunk: this.#sunk,
+      whole: this.#whole,
+      unhandled: this.#unhandled,
+      cpu: user + system,
+      rss,
+      peakRss: this.#peakRss,
+      heap,
+      peakHeap: this.#peakHeap,
+      gap: this.#gap,
+    });
+  }
+
+  /** Looks how much memory there is. */
+  sample(): { rss: number; heap: number } {
+    const { rss, heapUsed, external } = Deno.memoryUsage();
+    const heap = heapUsed + external;
+    // The kernel's own peak tells what happened between two samples, once it has moved.
+    const maxRss = process.resourceUsage().maxRSS * 1024;
+    this.#peakRss = Math.max(this.#peakRss, rss, maxRss > this.#maxRss ? maxRss : 0);
+    this.#peakHeap = Math.max(this.#peakHeap, heap);
+    return { rss, heap };
+  }
+
+  mark(): Promise<void> {
+    (globalThis as { gc?: () => void }).gc?.();
+    this.#maxRss = process.resourceUsage().maxRSS * 1024;
+    this.#peakRss = this.#peakHeap = this.#gap = 0;
+    if (this.#sampledAt !== undefined) this.#sampledAt = performance.now();
+    this.sample();
+    return Promise.resolve();
+  }
+
+  /** Looks regularly, and how regularly that is. */
+  watch(): void {
+    setInterval(() => {
+      this.#measureGap();
+      this.#sampledAt = performance.now();
+      this.sample();
+    }, SAMPLE_INTERVAL);
+  }
+
+  #measureGap(): void {
+    if (this.#sampledAt === undefined) return;
+    this.#gap = Math.max(this.#gap, performance.now() - this.#sampledAt - SAMPLE_INTERVAL);
+  }
+
+  /** Counts a rejection that nobody handled. */
+  countUnhandled(): void {
+    this.#unhandled++;
+  }
+
+  block(milliseconds: number): Promise<void> {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+    return Promise.resolve();
+  }
+
+  drop(id: number): Promise<void> {
+    this.#streams.get(id)!.close();
+    return Promise.resolve();
+  }
+
+  async open(): Promise<number> {
+    const stream = await this.#session().openStream();
+    this.#task(() => this.#use(stream, "echo"));
+    return stream.id;
+  }
+
+  async say(count: number): Promise<void> {
+    const session = this.#session();
+    const stream = await session.openStream();
+    await stream.write(new Uint8Array(count));
+    await session.close();
+  }
+
+  async shut(): Promise<number> {
+    const started = performance.now();
+    await this.#session().close();
+    return performance.now() - started;
+  }
+
+  async collide(acts: string[]): Promise<string[]> {
+    const session = this.#session();
+    const stream = await session.openStream();
+    const pending = [
+      stream.read(new Uint8Array(1)),
+      stream.write(LARGE),
+      session.acceptStream(),
+      session.openStream(),
+      stream.closed,
+    ];
+    // Each is heard from now on, so that none can count as unhandled.
+    const settled = Promise.allSettled(pending);
+    for (const act of acts) {
+      if (act === "stream.close") stream.close();
+      else if (act === "stream.closeWrite") stream.closeWrite().catch(() => {});
+      else if (act === "session.close") session.close();
+      else session.abort(new Error("Cut on purpose"));
+    }
+    const outcomes = await settled;
+    return outcomes.map((outcome) => outcome.status === "fulfilled" ? outcome.status : outcome.reason.name);
+  }
+
+  async capture(kind: "connection" | "streams", bytes: number): Promise<Turns> {
+    const { role, version } = this.#options;
+    const id = role === "server" ? 3 : 2;
+    const chunk = new Uint8Array(64 * 1024);
+    const nop = frame(version, NOP, 0);
+    for (let at = 0; at < chunk.length; at += nop.length) chunk.set(nop, at);
+    const first = new Uint8Array([...frame(version, SYN, id), ...frame(version, PSH, id, new Uint8Array(8))]);
+    let left = bytes;
+    const next = () => {
+      if (left <= 0) return null;
+      const part = left === bytes ? first : chunk;
+      left -= part.length;
+      return part;
+    };
+    const transport: Transport = kind === "streams"
+      ? {
+        readable: new ReadableStream<Uint8Array>({
+          pull(controller) {
+            const part = next();
+            if (part === null) controller.close();
+            else controller.enqueue(part.slice());
+          },
+        }),
+        writable: new WritableStream<Uint8Array>(),
+      }
+      : {
+        read(p) {
+          const part = next();
+          if (part === null) return Promise.resolve(null);
+          const count = Math.min(p.length, part.length);
+          p.set(part.subarray(0, count));
+          // What did not fit is not lost: frames are 8 bytes, and so is every length read here.
+          left += part.length - count;
+          return Promise.resolve(count);
+        },
+        write: (p) => Promise.resolve(p.length),
+        close() {},
+      };
+    let gap = 0;
+    let turns = 0;
+    let isDone = false;
+    const session = this.#serve(transport, false);
+    session.closed.catch(() => {}).finally(() => isDone = true);
+    for (let before = performance.now(); !isDone;) {
+      await setImmediate();
+      const now = performance.now();
+      gap = Math.max(gap, now - before);
+      turns++;
+      before = now;
+    }
+    await session.closed;
+    return { turns, gap };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    Object.assign(FIRST_ID, this.#firstId);
+    this.#attacked.close();
+    this.#others.close();
+    await Promise.all(this.#work);
+    for (const session of this.#sessions) session.abort();
+    while (this.#tasks > 0) await setImmediate();
+  }
+}
+
+/** A question to a victim in another process, and its answer. */
+interface Message {
+  n: number;
+  method: string;
+  args: unknown[];
+  result?: unknown;
+  error?: string;
+}
+
+/** Starts a victim in a process of its own. */
+export async function startVictim(options: VictimOptions): Promise<Victim> {
+  const child = fork(new URL(import.meta.url).pathname, [JSON.stringify(options)], {
+    execArgv: ["--expose-gc"],
+  });
+  const victim = new RemoteVictim(child);
+  const [port, freshPort] = await victim.ports();
+  return Object.assign(victim, { port, freshPort });
+}
+
+class RemoteVictim implements Victim {
+  readonly #child: ChildProcess;
+  readonly #waiting = new Map<number, PromiseWithResolvers<unknown>>();
+  readonly #exited = Promise.withResolvers<void>();
+  port = 0;
+  freshPort = 0;
+  #asked = 0;
+
+  constructor(child: ChildProcess) {
+    this.#child = child;
+    child.on("message", (message: Message) => {
+      const { resolve, reject } = this.#waiting.get(message.n)!;
+      this.#waiting.delete(message.n);
+      if (message.error === undefined) resolve(message.result);
+      else reject(new Error(message.error));
+    });
+    child.on("exit", (code, signal) => {
+      this.#exited.resolve();
+      const error = new Error(`The victim's process ended with ${signal ?? `code ${code}`}`);
+      for (const { reject } of this.#waiting.values()) reject(error);
+    });
+  }
+
+  #ask<T>(method: string, ...args: unknown[]): Promise<T> {
+    if (this.#child.exitCode !== null) throw new Error(`The victim's process ended with code ${this.#child.exitCode}`);
+    const answer = Promise.withResolvers<unknown>();
+    this.#waiting.set(++this.#asked, answer);
+    this.#child.send({ n: this.#asked, method, args });
+    return answer.promise as Promise<T>;
+  }
+
+  ports = () => this.#ask<[number, number]>("ports");
+  state = () => this.#ask<State>("state");
+  mark = () => this.#ask<void>("mark");
+  block = (milliseconds: number) => this.#ask<void>("block", milliseconds);
+  drop = (id: number) => this.#ask<void>("drop", id);
+  open = () => this.#ask<number>("open");
+  say = (count: number) => this.#ask<void>("say", count);
+  shut = () => this.#ask<number>("shut");
+  collide = (acts: string[]) => this.#ask<string[]>("collide", acts);
+  capture = (kind: "connection" | "streams", bytes: number) => this.#ask<Turns>("capture", kind, bytes);
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#child.kill();
+    await this.#exited.promise;
+  }
+}
+
+if (import.meta.main) {
+  const victim = new LocalVictim(JSON.parse(process.argv.at(-1)!));
+  addEventListener("unhandledrejection", (event) => {
+    // It would end the process; here it is a figure, and any but 0 breaks the case.
+    event.preventDefault();
+    victim.countUnhandled();
+    console.error("Unhandled:", event.reason);
+  });
+  victim.watch();
+  const methods = victim as unknown as Record<string, (...args: unknown[]) => Promise<unknown>>;
+  process.on("message", async ({ n, method, args }: Message) => {
+    try {
+      const result = method === "ports" ? [victim.port, victim.freshPort] : await methods[method]!(...args);
+      process.send!({ n, result });
+    } catch (error) {
+      process.send!({ n, error: `${error}` });
+    }
+  });
+}
