@@ -71,6 +71,7 @@ class FakeLink implements Link {
   }
 
   readonly bytes = NOTHING;
+  hasMore = () => false;
   read = () => Promise.resolve(null);
   keep() {}
   closeWrite = () => Promise.resolve();
