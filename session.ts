@@ -120,12 +120,11 @@ const MOST_REFUSALS = 1024;
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
 const LARGE_READ = 4096;
 const HOPS = 10;
-// A peer that always has more would keep the process to itself: after so many milliseconds without a wait a timer, which
-// takes about one, lets the runtime look at all else; it polls other sockets only when it has nothing to do. Whether a
-// read waited can be told from its time alone, and from whether it left something behind.
+// A peer that always has more would keep the process to itself: after so many milliseconds in which no read waited, a
+// timer, which takes about one, lets the runtime look at all else; it polls other sockets only when nothing is ready.
 const LONGEST_TURN = 8;
-const SURELY_WAITED = 0.1;
-const PROBABLY_WAITED = 0.005;
+// A read that has not settled after so many microtasks waits: one that finds bytes takes two, through web streams a few.
+const AT_ONCE = 16;
 // How long after our end a quiet peer is taken to have nothing more under way: Go's closes only by keepalive.
 const QUIET_BEFORE_CLOSE = 1000;
 // How long an idle session keeps the buffers of its busy time.
@@ -611,29 +610,41 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const link = this.#link;
     let count: number | null = 0;
     let isReading = false;
-    let turnBegan = clock.now();
+    let now = clock.now();
+    let turnBegan = now;
+    let hasArrived = false;
+    const arrived = () => {
+      hasArrived = true;
+    };
     try {
       while (this.#ended === undefined) {
         if (this.#mustPause()) {
           await this.#pause();
-          turnBegan = clock.now();
-        }
-        const asked = clock.now();
-        if (asked - turnBegan >= LONGEST_TURN) {
-          await new Promise<void>((resolve) => clock.setTimer(resolve, 0));
-          turnBegan = clock.now();
-          continue;
+          now = turnBegan = clock.now();
         }
         isReading = true;
-        count = await link.read(count);
+        const reading = link.read(count);
+        // A small read has emptied the transport, so that the next one waits; only now and then is that made sure of.
+        const isWatched = count >= LARGE_READ || now - turnBegan >= LONGEST_TURN;
+        if (isWatched) {
+          hasArrived = false;
+          reading.then(arrived, arrived);
+          for (let hops = 0; hops < AT_ONCE && !hasArrived; hops++) await null;
+        }
+        const hasWaited = isWatched && !hasArrived;
+        count = await reading;
         isReading = false;
         if (this.#ended !== undefined) return;
         if (count === null) return this.#transportEnded();
-        const now = clock.now();
-        const waited = now - asked;
-        if (waited > SURELY_WAITED || (waited > PROBABLY_WAITED && !link.hasMore(count))) turnBegan = now;
+        const before = now;
+        now = clock.now();
+        if (hasWaited || (!isWatched && now - before >= LONGEST_TURN)) turnBegan = now;
         if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
+        }
+        if (isWatched && now - turnBegan >= LONGEST_TURN) {
+          await new Promise<void>((resolve) => clock.setTimer(resolve, 0));
+          now = turnBegan = clock.now();
         }
       }
     } catch (error) {

@@ -56,8 +56,6 @@ export interface Link {
   read(last: number): Promise<number | null>;
   /** Where the last `read` put its bytes. They stay as they are until the next one. */
   readonly bytes: Uint8Array;
-  /** Whether the last `read`, which gave `count`, may have left more that is there already. */
-  hasMore(count: number): boolean;
   /** Leaves the bytes of the last `read` to the caller for good. */
   keep(): void;
   /** Writes from `bytes`, which are free again when it settles; gives how many were taken. */
@@ -124,10 +122,6 @@ class ConnectionLink implements Link {
     return this.#connection.read(this.bytes);
   }
 
-  hasMore(count: number): boolean {
-    return count === this.#size;
-  }
-
   keep(): void {
     this.bytes = NOTHING;
   }
@@ -189,11 +183,6 @@ class StreamsLink implements Link {
     this.bytes = this.#rest.subarray(0, LARGEST_READ);
     this.#rest = this.#rest.subarray(LARGEST_READ);
     return this.bytes.length;
-  }
-
-  hasMore(): boolean {
-    // A stream does not say.
-    return true;
   }
 
   keep(): void {}

@@ -71,7 +71,6 @@ class FakeLink implements Link {
   }
 
   readonly bytes = NOTHING;
-  hasMore = () => false;
   read = () => Promise.resolve(null);
   keep() {}
   closeWrite = () => Promise.resolve();
