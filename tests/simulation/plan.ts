@@ -1,0 +1,177 @@
+/**
+ * What a seed stands for: the options of both sessions, the connection, what goes wrong, and how it ends.
+ *
+ * @module
+ */
+
+import type { Session } from "../../mod.ts";
+import { type Forgery, HARMLESS, other, type SideName } from "./invariants.ts";
+import type { Random } from "./random.ts";
+import type { Fault, Travel } from "./wire.ts";
+
+/** How the sessions end, if nothing goes wrong before. */
+export interface Ending {
+  readonly side: SideName;
+  readonly how: "close" | "drain" | "abort" | "both close";
+  /** Milliseconds after the start; `undefined`: when all is done. */
+  readonly after: number | undefined;
+}
+
+/** All that a seed decides before it begins. */
+export interface Plan {
+  readonly version: 1 | 2;
+  readonly serverVersion: 1 | 2 | "auto";
+  /** Of both sessions, but for the version. */
+  readonly options: { readonly [Side in SideName]: Limits };
+  /** What the bytes that this side sends go through. */
+  readonly travel: { readonly [Side in SideName]: Travel };
+  readonly fault: (Fault & { readonly side: SideName }) | undefined;
+  readonly forgery: Forgery | undefined;
+  /** When, in milliseconds, the process stands still for a while. */
+  readonly freeze: { readonly after: number; readonly milliseconds: number } | undefined;
+  readonly streams: { readonly [Side in SideName]: number };
+  /** Bytes of the largest transfer of one stream, and of one read or write. */
+  readonly mostBytes: number;
+  readonly mostPiece: number;
+  /** Milliseconds that one user of a stream may hold it up in all. */
+  readonly patience: number;
+  readonly ending: Ending;
+}
+
+/** The options that a seed decides. */
+export type Limits = { readonly [Name in OptionName]: number };
+
+type OptionName =
+  | "keepAliveInterval"
+  | "timeout"
+  | "maxFrameSize"
+  | "maxReceiveBuffer"
+  | "maxStreamBuffer"
+  | "maxStreams"
+  | "acceptBacklog"
+  | "stalledStreamTimeout";
+
+/** Makes the plan of a seed. */
+export function makePlan(random: Random): Plan {
+  const version = random.pick([1, 2, 2] as const);
+  const piece = random.pick([1, 9, 120, 2000, 40_000, 100_000]);
+  const frames = 40 + random.below(160);
+  // A writer of version 2 whose peer is gone ends by a timeout alone; and one without keepalive dies of the other's.
+  const keepAliveInterval = random.pick(version === 1 ? [200, 10_000, Infinity] : [200, 2000, 10_000]);
+  const timeout = keepAliveInterval === Infinity ? Infinity : Math.max(keepAliveInterval * random.pick([3, 4]), 3000);
+  const client = makeOptions(random, keepAliveInterval, timeout);
+  const server = random.oneIn(2) ? client : makeOptions(random, keepAliveInterval, timeout);
+  const frame = Math.min(client.maxFrameSize, server.maxFrameSize);
+  // Bytes a round trip, and so what can be moved in a time that is worth while.
+  const window = Math.min(
+    client.maxReceiveBuffer,
+    server.maxReceiveBuffer,
+    client.maxStreamBuffer,
+    server.maxStreamBuffer,
+  );
+  const mostRead = random.pick([piece, 7, 1000, 65_536, 65_536]);
+  const grain = Math.min(piece, frame * 20, mostRead * 30, window * 5);
+  const bearable = Math.min(timeout, 60_000);
+  const makeWay = () => makeTravel(random, mostRead, grain, Math.floor(bearable / 8));
+  const travel = { client: makeWay(), server: makeWay() };
+  // Where nobody's bytes can hold up the reading.
+  const isRoomy = Math.min(client.maxReceiveBuffer, server.maxReceiveBuffer) > 10 * grain * frames;
+  const side = random.pick(["client", "server"] as const);
+  const at = random.skewed(grain * frames);
+  const trouble = random.below(20);
+  const kind = trouble < 3
+    ? random.pick(["end", "reset", "stall"] as const)
+    : trouble < 5
+    ? random.pick(["flip", "duplicate", "drop"] as const)
+    : undefined;
+  const wantsForgery = trouble >= 5 && trouble < 9;
+  const forgeries = [
+    ...HARMLESS,
+    ...HARMLESS,
+    "bad version",
+    "bad command",
+    "SYN with payload",
+    "FIN with payload",
+    "wrong parity",
+    "UPD in version 1",
+  ] as const;
+  const early = random.oneIn(5);
+  return {
+    version,
+    serverVersion: random.oneIn(40) ? (version === 1 ? 2 : 1) : random.oneIn(2) ? version : "auto",
+    options: { client, server },
+    travel,
+    // What waits for ever can only be told from what is slow by a timeout.
+    fault: kind === undefined || (kind === "stall" && timeout === Infinity) ? undefined : {
+      kind,
+      side,
+      at,
+      length: random.skewed(kind === "flip" ? 1 : 64),
+    },
+    forgery: wantsForgery ? { kind: random.pick(forgeries), side, at: random.below(grain * 20) } : undefined,
+    freeze: random.oneIn(4) && isRoomy && isQuick(travel.client) && isQuick(travel.server)
+      ? { after: random.below(500), milliseconds: bearable * 2 }
+      : undefined,
+    streams: { client: random.below(6), server: random.oneIn(2) ? 0 : random.below(5) },
+    mostBytes: grain * frames,
+    mostPiece: piece * 2,
+    patience: Math.floor(bearable / 6),
+    ending: {
+      side: random.oneIn(2) ? side : other(side),
+      how: random.pick(
+        early ? ["close", "drain", "drain", "abort"] as const : ["close", "close", "drain", "both close"],
+      ),
+      after: early ? random.skewed(2000) : undefined,
+    },
+  };
+}
+
+// After a time in which nothing could happen, what the peer sends at once comes soon enough.
+function isQuick({ latency, jitter, rate, capacity, pauses }: Travel): boolean {
+  return capacity >= 500 && latency + jitter < 40 && rate === Infinity && pauses.length === 0;
+}
+
+function makeOptions(random: Random, keepAliveInterval: number, timeout: number): Limits {
+  const maxReceiveBuffer = random.pick([1, 100, 5000, 300_000, 2 ** 24, 2 ** 24]);
+  const largest = Math.min(maxReceiveBuffer, 2 ** 23);
+  return {
+    keepAliveInterval,
+    timeout,
+    maxFrameSize: random.pick([1, 10, 1000, 32_768, 32_768, 65_535]),
+    maxReceiveBuffer,
+    maxStreamBuffer: random.oneIn(2)
+      ? Math.max(1, largest >> 1)
+      : Math.min(largest, random.pick([1, 50, 3000, 300_000])),
+    maxStreams: random.pick([1, 2, 8192, 8192]),
+    acceptBacklog: random.pick([1, 2, 1024, 1024]),
+    stalledStreamTimeout: random.oneIn(12) ? 200 : Infinity,
+  };
+}
+
+function makeTravel(random: Random, mostRead: number, grain: number, longest: number): Travel {
+  return {
+    latency: random.pick([0, 0, 1, 25, 80]),
+    jitter: random.pick([0, 0, 3, 40]),
+    rate: random.oneIn(3) ? Math.max(1, grain) : Infinity,
+    mostRead,
+    mostWrite: random.pick([mostRead, 2 ** 20, 2 ** 20]),
+    capacity: Math.max(mostRead, random.pick([1, 500, 65_536, 2 ** 20])),
+    pauses: Array.from({ length: random.oneIn(3) ? 2 : 0 }, () => ({
+      at: random.skewed(grain * 50),
+      milliseconds: random.below(longest),
+    })).sort((one, next) => one.at - next.at),
+  };
+}
+
+/** Whether everything that is begun must come to its proper end, at least until the sessions are told to end. */
+export function isCalm(plan: Plan): boolean {
+  const { fault, forgery, serverVersion, version } = plan;
+  return fault === undefined && (forgery === undefined || HARMLESS.some((kind) => kind === forgery.kind)) &&
+    (serverVersion === "auto" || serverVersion === version);
+}
+
+/** Ends a session as the plan says. */
+export function end(session: Session, how: Ending["how"]): void {
+  if (how === "abort") session.abort(new Error("The plan aborts"));
+  else session.close({ drain: how === "drain" });
+}

@@ -1,0 +1,50 @@
+/**
+ * Chance that comes from a seed: the same seed, the same chances.
+ *
+ * @module
+ */
+
+/** A source of seeded chance; xorshift, which is enough to choose by. */
+export class Random {
+  #state: number;
+
+  /** @param seed Any integer. */
+  constructor(seed: number) {
+    // Neighbouring seeds must not begin alike, and the state must never be 0.
+    this.#state = (Math.imul(seed + 1, 0x9e3779b1) ^ 0x5bd1e995) >>> 0 || 1;
+    for (let i = 0; i < 8; i++) this.#next();
+  }
+
+  #next(): number {
+    let state = this.#state;
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return this.#state = state >>> 0;
+  }
+
+  /** An integer from 0 to below `end`. */
+  below(end: number): number {
+    return Math.floor(this.#next() / 2 ** 32 * end);
+  }
+
+  /** An integer from `least` to `most`, both included. */
+  between(least: number, most: number): number {
+    return least + this.below(most - least + 1);
+  }
+
+  /** An integer from 1 to `most`, a small one as likely as a large one. */
+  skewed(most: number): number {
+    return this.between(1, Math.max(1, Math.ceil(most / 2 ** this.below(Math.log2(most) + 1))));
+  }
+
+  /** True once in `times`. */
+  oneIn(times: number): boolean {
+    return this.below(times) === 0;
+  }
+
+  /** One of several. */
+  pick<T>(choices: readonly [T, ...T[]]): T {
+    return choices[this.below(choices.length)]!;
+  }
+}

@@ -1,0 +1,134 @@
+/**
+ * Time that a seed decides: what is due at the same time happens in an order chosen by it, and nothing happens otherwise.
+ *
+ * @module
+ */
+
+import { setImmediate } from "node:timers/promises";
+import { clock, type Timer } from "../../clock.ts";
+import type { Random } from "./random.ts";
+
+interface Event {
+  at: number;
+  rank: number;
+  order: number;
+  isTimer: boolean;
+  run: (() => void) | undefined;
+}
+
+/** The one source of events, and the package's clock until it is disposed of. */
+export class Scheduler implements Disposable {
+  readonly #random: Random;
+  readonly #real = { ...clock };
+  // A heap: the parent of the event at n is at (n - 1) >> 1, and is due no later.
+  readonly #heap: Event[] = [];
+  #order = 0;
+  #timers = 0;
+  /** Events that have happened. */
+  steps = 0;
+  /** Milliseconds. */
+  now = 1000;
+
+  /** @param random Chooses. */
+  constructor(random: Random) {
+    this.#random = random;
+    clock.now = () => this.now;
+    clock.setTimer = (run, delay) => this.#add(run, delay, true) as unknown as Timer;
+    clock.clearTimer = (timer) => this.#cancel(timer as unknown as Event | undefined);
+  }
+
+  /** Timers of the package that are set. */
+  get timers(): number {
+    return this.#timers;
+  }
+
+  /** Calls `run` so many milliseconds from now. */
+  after(delay: number, run: () => void): void {
+    this.#add(run, delay, false);
+  }
+
+  /** Settles so many milliseconds from now. */
+  sleep(delay: number): Promise<void> {
+    return new Promise((resolve) => this.after(delay, resolve));
+  }
+
+  /** Lets time pass in which nothing can happen: all that was due meanwhile is late. */
+  freeze(milliseconds: number): void {
+    this.now += milliseconds;
+  }
+
+  /**
+   * Lets things happen until `isDone` says so or nothing is left to happen.
+   *
+   * @param isDone Asked after each step.
+   * @param until The time beyond which nothing happens.
+   * @returns Whether it was done.
+   */
+  async run(isDone: () => boolean, until: number): Promise<boolean> {
+    for (;;) {
+      const next = this.#heap[0];
+      // Every reaction is a microtask, and one turn of the event loop begins only when no microtask is left. Events due
+      // at the same time may also meet reactions half done: after a number of microtasks that the seed chooses.
+      if (next === undefined || next.at > this.now || this.#random.oneIn(2)) await setImmediate();
+      else for (let hops = this.#random.below(20); hops > 0; hops--) await null;
+      if (isDone()) return true;
+      const event = this.#heap[0];
+      if (event === undefined || event.at > until) return false;
+      this.#shift();
+      if (event.run === undefined) continue;
+      this.now = Math.max(this.now, event.at);
+      this.steps++;
+      const { run } = event;
+      event.run = undefined;
+      if (event.isTimer) this.#timers--;
+      run();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    Object.assign(clock, this.#real);
+  }
+
+  #add(run: () => void, delay: number, isTimer: boolean): Event {
+    const event = { at: this.now + delay, rank: this.#random.below(2 ** 30), order: this.#order++, isTimer, run };
+    if (isTimer) this.#timers++;
+    const heap = this.#heap;
+    let at = heap.length;
+    heap.push(event);
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (isBefore(heap[parent]!, event)) break;
+      heap[at] = heap[parent]!;
+      at = parent;
+    }
+    heap[at] = event;
+    return event;
+  }
+
+  #cancel(event: Event | undefined): void {
+    if (event?.run === undefined) return;
+    event.run = undefined;
+    if (event.isTimer) this.#timers--;
+  }
+
+  #shift(): void {
+    const heap = this.#heap;
+    const last = heap.pop()!;
+    if (heap.length === 0) return;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= heap.length) break;
+      if (child + 1 < heap.length && isBefore(heap[child + 1]!, heap[child]!)) child++;
+      if (isBefore(last, heap[child]!)) break;
+      heap[at] = heap[child]!;
+      at = child;
+    }
+    heap[at] = last;
+  }
+}
+
+function isBefore(one: Event, other: Event): boolean {
+  if (one.at !== other.at) return one.at < other.at;
+  return one.rank === other.rank ? one.order < other.order : one.rank < other.rank;
+}

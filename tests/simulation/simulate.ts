@@ -1,0 +1,314 @@
+/**
+ * One seed: two sessions, their users and the connection between them, from the first byte to the last timer.
+ *
+ * @module
+ */
+
+import { createHash } from "node:crypto";
+import { ProtocolError, Session } from "../../mod.ts";
+import { FEW, other, type SideName, WireRules } from "./invariants.ts";
+import { end, isCalm, makePlan, type Plan } from "./plan.ts";
+import { Random } from "./random.ts";
+import { Scheduler } from "./scheduler.ts";
+import { connect, Pipe } from "./wire.ts";
+import { Workload, type World } from "./workload.ts";
+
+/** What became of a seed. */
+export interface Outcome {
+  readonly seed: number;
+  readonly plan: Plan;
+  /** What was wrong; empty when all held. */
+  readonly failures: string[];
+  /** The last of what happened. */
+  readonly trace: string[];
+  /** SHA-256 of all that happened. */
+  readonly hash: string;
+  readonly milliseconds: number;
+  readonly steps: number;
+  readonly streams: number;
+  /** Bytes that users read. */
+  readonly bytes: number;
+  /** Faults that happened, by kind. */
+  readonly faults: string[];
+}
+
+const SIDES = ["client", "server"] as const;
+// Bounds on what a session may hold: it parses a read to its end, and fills one buffer while another leaves.
+const READ_BUFFER = 64 * 1024;
+const WRITE_BUFFER = 224 * 1024 + 8 + 65_535 + 16 * 1024 + 16;
+// However slow the connection, in virtual milliseconds: what is not done by then hangs.
+const LONGEST = 3_600_000;
+const TRACE_LENGTH = 400;
+
+/**
+ * Runs a seed.
+ *
+ * @param seed Decides everything.
+ * @param traceLength How many of the last lines of the trace to keep.
+ */
+export async function simulate(seed: number, traceLength: number = TRACE_LENGTH): Promise<Outcome> {
+  const random = new Random(seed);
+  const plan = makePlan(random);
+  using scheduler = new Scheduler(random);
+  const failures: string[] = [];
+  const faults: string[] = [];
+  const lines: string[] = [];
+  const hash = createHash("sha256");
+  const started = scheduler.now;
+  const trace = (line: string) => {
+    lines.push(`${scheduler.now - started} ${line}`);
+    if (lines.length < traceLength + 1000) return;
+    const old = lines.splice(0, lines.length - traceLength);
+    hash.update(old.join("\n") + "\n");
+  };
+  const fail = (message: string) => {
+    trace(`WRONG: ${message}`);
+    failures.push(message);
+  };
+  const waiting = new Map<number, string>();
+  let tracked = 0;
+  const track = (name: string, work: Promise<void>) => {
+    const key = tracked++;
+    waiting.set(key, name);
+    work.catch((error) => {
+      if (error?.name !== "SessionClosedError") fail(`${name}: ${describe(error)}`);
+    }).finally(() => waiting.delete(key));
+  };
+  const onUnhandled = (event: PromiseRejectionEvent) => {
+    event.preventDefault();
+    fail(`A rejection that nobody handles: ${describe(event.reason)}`);
+  };
+  globalThis.addEventListener("unhandledrejection", onUnhandled);
+
+  // The connection and the sessions.
+  const fault = (kind: string) => {
+    trace(`fault: ${kind}`);
+    faults.push(kind);
+    faultAt = scheduler.now;
+    if (!isCalm(plan)) world.isCalm = false;
+  };
+  let faultAt = Infinity;
+  let wasForged = false;
+  const forged = () => {
+    wasForged = !isClosing.client && !isClosing.server;
+  };
+  const encoded = (side: SideName) => {
+    const { bytesSent, bytesUnsent } = sessions[side].stats();
+    return bytesSent + bytesUnsent;
+  };
+  const rules = new WireRules({ encoded, fail, fault, forged }, isMismatch(plan) ? 0 : plan.version, plan.forgery);
+  const pipe = (side: SideName) => {
+    const planned = plan.fault?.side === side ? plan.fault : undefined;
+    const watch = rules.watch(side);
+    const { delivered } = watch;
+    watch.delivered = (bytes) => {
+      trace(`${other(side)} got ${bytes.length}`);
+      delivered(bytes);
+    };
+    return new Pipe(scheduler, random, plan.travel[side], planned, watch);
+  };
+  const pipes = [pipe("client"), pipe("server")] as const;
+  const ends = connect(...pipes);
+  const sessions = {
+    client: Session.client(ends[0], { ...plan.options.client, version: plan.version }),
+    server: Session.server(ends[1], { ...plan.options.server, version: plan.serverVersion }),
+  };
+  const isClosing = { client: false, server: false };
+  const world: World = {
+    plan,
+    random,
+    scheduler,
+    rules,
+    sessions,
+    isCalm: !isMismatch(plan),
+    isCorrupt: () => !rules.isWhole || isMismatch(plan) || (plan.forgery !== undefined && !isCalm(plan)),
+    isClosing,
+    trace,
+    fail,
+    track,
+  };
+  const workload = new Workload(world);
+  const endings: { [Side in SideName]?: { at: number; error?: unknown } } = {};
+  for (const side of SIDES) {
+    const ended = (line: string, error?: unknown) => {
+      trace(`${side} session ${line}`);
+      endings[side] = error === undefined ? { at: scheduler.now } : { at: scheduler.now, error };
+    };
+    const clean = () => ended("ended");
+    track(`${side} session`, sessions[side].closed.then(clean, (error) => ended(`failed: ${error}`, error)));
+  }
+
+  // The end, as the plan has it.
+  const finish = () => {
+    const { side, how } = plan.ending;
+    trace(`${side}: ${how}`);
+    if (how === "abort") world.isCalm = false;
+    for (const each of how === "both close" ? SIDES : [side]) {
+      isClosing[each] = true;
+      end(sessions[each], how);
+    }
+  };
+  const { after } = plan.ending;
+  if (after !== undefined) scheduler.after(after, finish);
+  if (plan.freeze !== undefined) {
+    const { milliseconds } = plan.freeze;
+    scheduler.after(plan.freeze.after, () => {
+      if (isClosing.client || isClosing.server) return;
+      trace(`frozen for ${milliseconds}`);
+      scheduler.freeze(milliseconds);
+    });
+  }
+
+  const last = { client: sessions.client.stats(), server: sessions.server.stats() };
+  const check = () => {
+    for (const side of SIDES) {
+      const now = sessions[side].stats();
+      const options = plan.options[side];
+      const before = last[side];
+      last[side] = now;
+      const wrong = now.bytesUnread < 0 || now.bytesUnread > options.maxReceiveBuffer + READ_BUFFER
+        ? "bytesUnread"
+        : now.bytesUnsent < 0 || now.bytesUnsent > 2 * WRITE_BUFFER
+        ? "bytesUnsent"
+        : now.streams < 0 || now.streams > options.maxStreams + plan.streams[side]
+        ? "streams"
+        : now.pendingAccept < 0 || now.pendingAccept > options.acceptBacklog
+        ? "pendingAccept"
+        : now.creditGranted < 0
+        ? "creditGranted"
+        : now.bytesSent < before.bytesSent || now.bytesSent > rules.sent[side]
+        ? "bytesSent"
+        : now.bytesReceived < before.bytesReceived || now.bytesReceived > rules.delivered[side]
+        ? "bytesReceived"
+        : now.framesSent < before.framesSent
+        ? "framesSent"
+        : now.framesReceived < before.framesReceived
+        ? "framesReceived"
+        : undefined;
+      if (wrong !== undefined) fail(`The ${side}'s ${wrong} cannot be: ${JSON.stringify(now)}`);
+    }
+  };
+  const isOver = () => {
+    check();
+    return failures.length > 0 || waiting.size === 0;
+  };
+  const isIdle = () =>
+    isOver() ||
+    (workload.active === 0 && rules.isQuiet && !pipes.some((pipe) => pipe.isHeldUp) &&
+      SIDES.every((side) => isEmpty(sessions[side])));
+
+  workload.start();
+  let isDone = await scheduler.run(isIdle, started + LONGEST + (plan.freeze?.milliseconds ?? 0));
+  if (isDone && !isOver()) {
+    if (after === undefined) {
+      for (const pipe of pipes) pipe.hurry();
+      finish();
+    }
+    isDone = await scheduler.run(isOver, scheduler.now + LONGEST);
+  }
+  if (!isDone && !rules.isWhole) {
+    // Bytes that were never sent may keep a stream waiting for ever, and no rule of smux can tell.
+    trace("both give up");
+    for (const side of SIDES) sessions[side].abort();
+    isDone = await scheduler.run(isOver, scheduler.now + LONGEST);
+  }
+
+  if (!isDone) {
+    fail(`These wait for ever: ${[...waiting.values()].join(", ")}; ${JSON.stringify([last.client, last.server])}`);
+  } else if (failures.length === 0) {
+    // A turn of its own for what a rejection that nobody handles needs to be told.
+    await scheduler.run(() => false, scheduler.now);
+    if (scheduler.timers > 0) fail(`${scheduler.timers} timers are left`);
+    for (const side of SIDES) {
+      const { streams, bytesUnread, creditGranted } = sessions[side].stats();
+      if (streams > 0) fail(`${streams} streams are left in the ${side}'s table`);
+      if (bytesUnread !== 0) fail(`${bytesUnread} bytes are left unread at the ${side}`);
+      if (creditGranted !== 0) fail(`${creditGranted} bytes of credit are left at the ${side}`);
+    }
+    if (!ends.every((end) => end.isClosed)) fail("A session ended, but its connection was not closed");
+    workload.finish();
+    judgeEnd({ plan, rules, endings, faultAt, wasForged, fail });
+    if (isMismatch(plan) && SIDES.some((side) => last[side].accepted > 0)) {
+      fail("A stream of another version was let in");
+    }
+  }
+  // What a failure has left must not live on by the real clock.
+  for (const side of SIDES) sessions[side].abort();
+  await scheduler.run(() => false, scheduler.now);
+  globalThis.removeEventListener("unhandledrejection", onUnhandled);
+  hash.update(lines.join("\n") + "\n");
+
+  let streams = 0;
+  let bytes = 0;
+  for (const record of workload.records) {
+    streams++;
+    bytes += record.client.received + record.server.received;
+  }
+  return {
+    seed,
+    plan,
+    failures,
+    trace: lines.slice(-traceLength),
+    hash: hash.digest("hex"),
+    milliseconds: scheduler.now - started,
+    steps: scheduler.steps,
+    streams,
+    bytes,
+    faults,
+  };
+}
+
+function isMismatch({ version, serverVersion }: Plan): boolean {
+  return serverVersion !== "auto" && serverVersion !== version;
+}
+
+function isEmpty(session: Session): boolean {
+  const { streams, pendingAccept, bytesUnsent } = session.stats();
+  return streams === 0 && pendingAccept === 0 && bytesUnsent <= FEW;
+}
+
+/** Whether both sessions ended as they had to. */
+function judgeEnd({ plan, rules, endings, faultAt, wasForged, fail }: {
+  plan: Plan;
+  rules: WireRules;
+  endings: { [Side in SideName]?: { at: number; error?: unknown } };
+  faultAt: number;
+  wasForged: boolean;
+  fail: (message: string) => void;
+}): void {
+  const { client, server } = endings;
+  if (client === undefined || server === undefined) return fail("A session never ended");
+  if (plan.ending.after !== undefined) return;
+  if (isMismatch(plan)) return;
+  if (faultAt !== Infinity && !isCalm(plan)) {
+    if (plan.forgery !== undefined && wasForged) {
+      const { error } = endings[other(plan.forgery.side)]!;
+      if (!(error instanceof ProtocolError)) fail(`${plan.forgery.kind} was taken; the session ended with ${error}`);
+    }
+    if (plan.fault === undefined || !rules.isWhole) return;
+    const longest = 2 * plan.options.client.timeout + plan.patience + 60_000;
+    const took = Math.max(client.at, server.at) - faultAt;
+    if (took > longest) fail(`A session outlived its connection by ${took} ms`);
+    return;
+  }
+  if (plan.ending.how === "abort") return;
+  for (const side of SIDES) {
+    const { error } = endings[side]!;
+    if (error !== undefined) fail(`Nothing was wrong, but the ${side}'s session failed: ${describe(error)}`);
+  }
+}
+
+function describe(error: unknown): string {
+  return error instanceof Error ? error.stack ?? error.message : `${error}`;
+}
+
+/** What was wrong with a seed, what led to it, and how to see it again. */
+export function report({ seed, plan, failures, trace }: Outcome): string {
+  const shown = JSON.stringify(plan, (_, value) => value === Infinity ? "Infinity" : value);
+  return [
+    `seed ${seed}: ${shown}`,
+    ...trace.map((line) => `  | ${line}`),
+    ...failures.map((failure) => `seed ${seed}: ${failure}`),
+    `again: deno task deep simulate --seed ${seed}`,
+  ].join("\n");
+}

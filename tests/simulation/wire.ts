@@ -1,0 +1,325 @@
+/**
+ * The connection between two sessions, with everything that real ones do to bytes and some things they should not.
+ *
+ * @module
+ */
+
+import { concat } from "@std/bytes";
+import type { Connection } from "../../mod.ts";
+import type { Random } from "./random.ts";
+import type { Scheduler } from "./scheduler.ts";
+
+/** How bytes travel in one direction. */
+export interface Travel {
+  /** Milliseconds that every byte takes. */
+  readonly latency: number;
+  /** Milliseconds more, at most, that some take; order is kept. */
+  readonly jitter: number;
+  /** Bytes a millisecond. */
+  readonly rate: number;
+  /** Bytes that one read gives at most, and one write takes. */
+  readonly mostRead: number;
+  readonly mostWrite: number;
+  /** Bytes that may be under way. */
+  readonly capacity: number;
+  /** Where nothing moves for some milliseconds. */
+  readonly pauses: { at: number; milliseconds: number }[];
+}
+
+/** What goes wrong, and with which byte of one direction. */
+export interface Fault {
+  readonly kind: "end" | "reset" | "stall" | "flip" | "duplicate" | "drop";
+  readonly at: number;
+  /** Bytes concerned, for those that concern several. */
+  readonly length: number;
+}
+
+/** Sees the bytes of one direction. */
+export interface Watch {
+  /** A session handed these to the connection; gives what goes on instead, where something is put in between. */
+  sent(bytes: Uint8Array): Uint8Array;
+  /** The other session asks for more: it has dealt with all it got so far. */
+  asked(): void;
+  /** The other session got these. */
+  delivered(bytes: Uint8Array): void;
+  /** A fault happened. */
+  broke(fault: Fault): void;
+}
+
+/** An error as Deno's connections have them: known by its name. */
+function broken(name: string, message: string): Error {
+  return Object.assign(new Error(message), { name });
+}
+
+interface Waiting {
+  resolve(count: number | null): void;
+  reject(error: Error): void;
+  p: Uint8Array;
+}
+
+/** One direction. */
+export class Pipe {
+  readonly #scheduler: Scheduler;
+  readonly #random: Random;
+  readonly #travel: Travel;
+  readonly #fault: Fault | undefined;
+  readonly #watch: Watch;
+  /** Breaks both directions, as the pair of pipes knows how to. */
+  breakBoth: (how: "end" | "reset") => void = () => {};
+  readonly #flying: Uint8Array[] = [];
+  readonly #arrived: Uint8Array[] = [];
+  #held = 0;
+  #sent = 0;
+  #pauses = 0;
+  #lastArrival = 0;
+  #isStalled = false;
+  #isCut = false;
+  #isEnding = false;
+  #isEnded = false;
+  #isDeaf = false;
+  #error: Error | undefined;
+  #reader: Waiting | undefined;
+  #writer: Waiting | undefined;
+
+  constructor(scheduler: Scheduler, random: Random, travel: Travel, fault: Fault | undefined, watch: Watch) {
+    this.#scheduler = scheduler;
+    this.#random = random;
+    this.#travel = travel;
+    this.#fault = fault;
+    this.#watch = watch;
+  }
+
+  /** Whether bytes under way will take longer than a peer waits that closes in order. */
+  get isHeldUp(): boolean {
+    return this.#lastArrival > this.#scheduler.now + 500;
+  }
+
+  /** From here on nothing pauses. */
+  hurry(): void {
+    this.#pauses = this.#travel.pauses.length;
+  }
+
+  /** Whether bytes arrived that nobody has read. */
+  get hasUnread(): boolean {
+    return this.#arrived.length > 0;
+  }
+
+  read(p: Uint8Array): Promise<number | null> {
+    this.#watch.asked();
+    return this.#wait(p, (waiting) => {
+      this.#reader = waiting;
+      this.#give();
+    });
+  }
+
+  write(p: Uint8Array): Promise<number> {
+    return this.#wait(p, (waiting) => {
+      this.#writer = waiting;
+      this.#take();
+    }) as Promise<number>;
+  }
+
+  /** No more will be written. */
+  end(): void {
+    if (this.#isEnding) return;
+    this.#isEnding = true;
+    if (!this.#isStalled) this.#arrive(() => this.#finish());
+  }
+
+  /** The reader has gone; what still arrives tells the writer so. */
+  deafen(): void {
+    this.#isDeaf = true;
+    this.#reader?.reject(broken("Interrupted", "The connection was closed here"));
+    this.#reader = undefined;
+    this.#arrived.length = 0;
+    this.#give();
+  }
+
+  /** The writer has gone. */
+  silence(): void {
+    this.#writer?.reject(broken("BadResource", "The connection was closed here"));
+    this.#writer = undefined;
+    this.end();
+  }
+
+  /** What has not been read is lost. */
+  fail(): void {
+    if (this.#error !== undefined) return;
+    this.#error = broken("ConnectionReset", "Connection reset by peer");
+    this.#flying.length = this.#arrived.length = 0;
+    this.#reader?.reject(this.#error);
+    this.#writer?.reject(this.#error);
+    this.#reader = this.#writer = undefined;
+  }
+
+  #wait(p: Uint8Array, begin: (waiting: Waiting) => void): Promise<number | null> {
+    const { promise, resolve, reject } = Promise.withResolvers<number | null>();
+    begin({ p, resolve, reject });
+    return promise;
+  }
+
+  #finish(): void {
+    this.#isEnded = true;
+    this.#give();
+  }
+
+  // Lets a read that waits have what has arrived.
+  #give(): void {
+    const { p, resolve, reject } = this.#reader ?? {};
+    if (p === undefined) return;
+    const first = this.#arrived[0];
+    if (this.#error === undefined && first === undefined && !this.#isEnded) return;
+    this.#reader = undefined;
+    if (this.#error !== undefined) return reject!(this.#error);
+    if (first === undefined) return resolve!(null);
+    const count = Math.min(p.length, first.length, this.#random.skewed(this.#travel.mostRead));
+    const bytes = first.subarray(0, count);
+    p.set(bytes);
+    if (count === first.length) this.#arrived.shift();
+    else this.#arrived[0] = first.subarray(count);
+    this.#held -= count;
+    this.#watch.delivered(bytes);
+    resolve!(count);
+    this.#take();
+  }
+
+  // Takes from a write that waits what there is room for.
+  #take(): void {
+    const { p, resolve, reject } = this.#writer ?? {};
+    if (p === undefined) return;
+    const { capacity, mostWrite, rate } = this.#travel;
+    if (this.#error !== undefined || this.#isEnding) {
+      this.#writer = undefined;
+      return reject!(this.#error ?? broken("BrokenPipe", "Broken pipe"));
+    }
+    if (this.#held >= capacity) return;
+    this.#writer = undefined;
+    const count = Math.min(p.length, capacity - this.#held, this.#random.skewed(mostWrite));
+    this.#held += count;
+    this.#carry(p.slice(0, count));
+    // A socket may say late what it took, when the peer may have answered already.
+    const delay = rate === Infinity ? this.#random.pick([0, 0, 0, 1, 5]) : Math.ceil(count / rate);
+    if (delay === 0 && this.#random.oneIn(2)) return resolve!(count);
+    this.#scheduler.after(delay, () => this.#error === undefined ? resolve!(count) : reject!(this.#error));
+  }
+
+  #carry(bytes: Uint8Array): void {
+    const start = this.#sent;
+    this.#sent += bytes.length;
+    let seen: Uint8Array = this.#watch.sent(bytes);
+    if (this.#isStalled || this.#isCut) return;
+    this.#held += seen.length - bytes.length;
+    const fault = this.#fault;
+    if (fault === undefined || fault.at < start || fault.at >= this.#sent) return this.#fly(seen);
+
+    this.#watch.broke(fault);
+    const at = fault.at - start;
+    const stop = Math.min(seen.length, at + fault.length);
+    const before = seen.length;
+    switch (fault.kind) {
+      case "flip":
+        seen = seen.slice();
+        seen[at]! ^= 1 << this.#random.below(8);
+        return this.#fly(seen);
+      case "duplicate":
+        this.#held += stop - at;
+        return this.#fly(concat([seen.subarray(0, stop), seen.subarray(at)]));
+      case "drop":
+        this.#held -= stop - at;
+        return this.#fly(concat([seen.subarray(0, at), seen.subarray(stop)]));
+      case "stall":
+        this.#fly(seen.subarray(0, at));
+        this.#isStalled = true;
+        return;
+      default:
+        this.#held -= before - at;
+        this.#isCut = true;
+        this.#fly(seen.subarray(0, at));
+        this.#arrive(() => this.breakBoth(fault.kind === "end" ? "end" : "reset"));
+    }
+  }
+
+  #fly(bytes: Uint8Array): void {
+    if (bytes.length === 0) return;
+    this.#flying.push(bytes);
+    this.#arrive(() => {
+      const next = this.#flying.shift();
+      if (next === undefined) return;
+      // To a reader that has closed the connection, the kernel's answer is a reset.
+      if (this.#isDeaf) return this.breakBoth("reset");
+      this.#arrived.push(next);
+      this.#give();
+    }, bytes.length);
+  }
+
+  #arrive(run: () => void, length = 0): void {
+    const { latency, jitter, rate } = this.#travel;
+    const pause = this.#travel.pauses[this.#pauses];
+    let at = Math.max(this.#lastArrival, this.#scheduler.now + latency + this.#random.between(0, jitter));
+    if (pause !== undefined && this.#sent > pause.at) {
+      this.#pauses++;
+      at += pause.milliseconds;
+    }
+    if (rate !== Infinity) at += Math.ceil(length / rate);
+    this.#lastArrival = at;
+    this.#arrivals.push(run);
+    // What is due at the same time must still arrive in order: each arrival lets the oldest one in.
+    this.#scheduler.after(at - this.#scheduler.now, () => this.#arrivals.shift()!());
+  }
+
+  readonly #arrivals: (() => void)[] = [];
+}
+
+/** One end of the connection. */
+export class WireEnd implements Connection {
+  readonly #inbound: Pipe;
+  readonly #outbound: Pipe;
+  #isClosed = false;
+
+  constructor(inbound: Pipe, outbound: Pipe) {
+    this.#inbound = inbound;
+    this.#outbound = outbound;
+  }
+
+  /** Whether `close` was called. */
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
+
+  read(p: Uint8Array): Promise<number | null> {
+    return this.#inbound.read(p);
+  }
+
+  write(p: Uint8Array): Promise<number> {
+    return this.#outbound.write(p);
+  }
+
+  closeWrite(): Promise<void> {
+    this.#outbound.end();
+    return Promise.resolve();
+  }
+
+  close(): void {
+    if (this.#isClosed) throw broken("BadResource", "Bad resource ID");
+    this.#isClosed = true;
+    // A kernel resets a connection that is closed with bytes in it that were not read.
+    const isReset = this.#inbound.hasUnread;
+    this.#inbound.deafen();
+    this.#outbound.silence();
+    if (isReset) {
+      this.#outbound.fail();
+      this.#inbound.fail();
+    }
+  }
+}
+
+/** Joins two pipes into a connection. */
+export function connect(there: Pipe, back: Pipe): [WireEnd, WireEnd] {
+  there.breakBoth = back.breakBoth = (how) => {
+    for (const pipe of [there, back]) {
+      if (how === "end") pipe.end();
+      else pipe.fail();
+    }
+  };
+  return [new WireEnd(back, there), new WireEnd(there, back)];
+}

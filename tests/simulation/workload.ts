@@ -1,0 +1,406 @@
+/**
+ * What the users of two sessions do, as the seed chooses: every way to use a stream, and to leave it.
+ *
+ * @module
+ */
+
+import { type Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
+import { type Half, MOST_CONTENT, other, type SideName, StreamRecord, type WireRules } from "./invariants.ts";
+import type { Plan } from "./plan.ts";
+import type { Random } from "./random.ts";
+import type { Scheduler } from "./scheduler.ts";
+
+/** What the users know of the run. */
+export interface World {
+  readonly plan: Plan;
+  readonly random: Random;
+  readonly scheduler: Scheduler;
+  readonly rules: WireRules;
+  readonly sessions: { readonly [Side in SideName]: Session };
+  /** Whether nothing may fail but what its own user has ended. */
+  isCalm: boolean;
+  /** Whether what users see may not be what was written. */
+  isCorrupt(): boolean;
+  /** Whether a session was told to end in order. */
+  readonly isClosing: { readonly [Side in SideName]: boolean };
+  trace(line: string): void;
+  fail(message: string): void;
+  /** Waits for it before the run is over. */
+  track(name: string, work: Promise<void>): void;
+}
+
+/** The streams of a run. */
+export class Workload {
+  readonly #world: World;
+  readonly #records = new Map<number, StreamRecord>();
+  /** Ends of streams that are used now, and opens that are under way. */
+  active = 0;
+  /** Ends seen by openers whose stream never reached an acceptor. */
+  readonly unaccepted = { client: 0, server: 0 };
+
+  constructor(world: World) {
+    this.#world = world;
+  }
+
+  /** Every stream there was. */
+  get records(): Iterable<StreamRecord> {
+    return this.#records.values();
+  }
+
+  /** Begins. */
+  start(): void {
+    const { plan, random, scheduler } = this.#world;
+    for (const side of ["client", "server"] as const) {
+      for (let n = 0; n < plan.streams[side]; n++) {
+        this.active++;
+        const delay = random.oneIn(2) ? 0 : random.below(300);
+        scheduler.after(delay, () => this.#world.track(`${side} opens`, this.#open(side)));
+      }
+      const loops = random.pick([1, 1, 2]);
+      for (let n = 0; n < loops; n++) this.#world.track(`${side} accepts`, this.#accept(side));
+    }
+  }
+
+  /** What must hold when all is over. */
+  finish(): void {
+    const { sessions, fail } = this.#world;
+    if (this.#world.isCorrupt()) return;
+    for (const record of this.#records.values()) {
+      if (record.id === this.#world.rules.forgedId) continue;
+      for (const half of [record.client, record.server]) {
+        if (half.hasEnded && half.received !== half.taken) {
+          fail(`Stream ${record.id} ended after ${half.received} bytes of the ${half.side}, who wrote ${half.taken}`);
+        }
+      }
+    }
+    for (const side of ["client", "server"] as const) {
+      const { refused } = sessions[other(side)].stats();
+      if (this.unaccepted[side] > refused && !this.#world.isClosing[other(side)]) {
+        fail(`${this.unaccepted[side]} streams of the ${side} ended unaccepted, but ${refused} were refused`);
+      }
+    }
+  }
+
+  async #open(side: SideName): Promise<void> {
+    const { sessions, random, scheduler, trace } = this.#world;
+    try {
+      const signal = random.oneIn(10) ? this.#signal() : undefined;
+      const stream = await sessions[side].openStream({ signal });
+      trace(`${side} opened ${stream.id}`);
+      const record = this.#record(stream.id);
+      if (record.isOpened) this.#world.fail(`Stream ${stream.id} was opened twice`);
+      record.isOpened = true;
+      if (random.oneIn(4)) await scheduler.sleep(random.below(50));
+      await this.#use(side, stream, record);
+    } catch (error) {
+      this.#judge(side, undefined, "open", error);
+    } finally {
+      this.active--;
+    }
+  }
+
+  async #accept(side: SideName): Promise<void> {
+    const { sessions, random, scheduler, trace, track } = this.#world;
+    const session = sessions[side];
+    try {
+      for (;;) {
+        const stream = await session.acceptStream();
+        trace(`${side} accepted ${stream.id}`);
+        const record = this.#record(stream.id);
+        const isAgain = record.isAccepted;
+        record.isAccepted = true;
+        if (isAgain) {
+          // A SYN that comes again after the stream was left is a new stream by right.
+          if (!record[side].isClosed && !this.#world.isCorrupt()) {
+            this.#world.fail(`Stream ${stream.id} was accepted twice`);
+          }
+          stream.close();
+          continue;
+        }
+        this.active++;
+        track(`${side} uses ${stream.id}`, this.#use(side, stream, record).finally(() => this.active--));
+        if (random.oneIn(5)) await scheduler.sleep(random.below(100));
+      }
+    } catch (error) {
+      this.#judge(side, undefined, "accept", error);
+      if (!(error instanceof SessionClosedError)) throw error;
+    }
+  }
+
+  #record(id: number): StreamRecord {
+    let record = this.#records.get(id);
+    if (record === undefined) this.#records.set(id, record = new StreamRecord(id));
+    return record;
+  }
+
+  #signal(): AbortSignal {
+    const { random, scheduler } = this.#world;
+    const controller = new AbortController();
+    scheduler.after(random.below(20), () => controller.abort(new DOMException("The user gave up", "AbortError")));
+    return controller.signal;
+  }
+
+  async #use(side: SideName, stream: Stream, record: StreamRecord): Promise<void> {
+    const { random, scheduler, plan, track, trace } = this.#world;
+    const ended = stream.closed.then(() => {}, () => {});
+    track(`the ${side}'s end of ${stream.id}`, ended);
+    if (random.oneIn(12)) {
+      await scheduler.sleep(random.below(plan.patience));
+      trace(`${side} abandons ${stream.id}`);
+    } else {
+      const writing = this.#write(side, stream, record);
+      const reading = this.#read(side, stream, record);
+      const [wrote, read] = await Promise.all([writing, reading]);
+      // A stream that has ended both ways needs no close.
+      if (wrote && read && random.oneIn(2)) return;
+    }
+    this.#close(side, stream, record);
+  }
+
+  #close(side: SideName, stream: Stream, record: StreamRecord): void {
+    this.#world.trace(`${side} closes ${stream.id}`);
+    record[side].isClosed = record[side].isEnding = record[side].isDone = true;
+    this.#world.rules.closed(side, stream.id);
+    stream.close();
+  }
+
+  // Writing: gives whether it was ended in order.
+  async #write(side: SideName, stream: Stream, record: StreamRecord): Promise<boolean> {
+    const { plan, random } = this.#world;
+    const half = record[side];
+    const total = random.oneIn(8) ? 0 : random.skewed(plan.mostBytes);
+    let patience = plan.patience;
+    const way = random.pick(["write", "write", "write", "try", "web", "together"] as const);
+    try {
+      const writer = way === "web" ? stream.writable.getWriter() : undefined;
+      writer?.closed.catch(() => {});
+      while (half.most < total) {
+        if (random.oneIn(6)) patience = await this.#pause(patience);
+        const length = Math.min(total - half.most, random.skewed(plan.mostPiece), MOST_CONTENT);
+        if (way === "try") {
+          await this.#tryWrite(stream, half, length);
+        } else if (writer !== undefined) {
+          const p = half.content(half.most, length).slice();
+          await this.#writing(half, length, () => writer.write(p).then(() => length));
+        } else if (way === "together") {
+          const writes: Promise<void>[] = [];
+          for (let left = length; left > 0;) {
+            // In version 2 each may wait for the timeout of the one before it: not too many.
+            const part = writes.length === 3 ? left : random.skewed(left);
+            left -= part;
+            const p = half.content(half.most, part);
+            writes.push(this.#writing(half, part, () => stream.write(p)));
+          }
+          for (const { status, reason } of await Promise.allSettled(writes) as PromiseRejectedResult[]) {
+            if (status === "rejected") throw reason;
+          }
+        } else {
+          const p = half.content(half.most, length);
+          if (half.most + length === total && random.oneIn(2)) {
+            // Ended while the last write may still wait.
+            const last = this.#writing(half, length, () => stream.write(p));
+            half.isEnding = true;
+            const closing = stream.closeWrite();
+            await last;
+            await closing;
+            this.#world.trace(`${side} ended ${stream.id} after ${half.taken}`);
+            return true;
+          }
+          const signal = random.oneIn(8) ? this.#signal() : undefined;
+          try {
+            await this.#writing(half, length, () => stream.write(p, { signal }));
+          } catch (error) {
+            if (!signal?.aborted || error !== signal.reason) throw error;
+          }
+        }
+        if (random.oneIn(200)) {
+          this.#close(side, stream, record);
+          return false;
+        }
+      }
+      if (random.oneIn(8)) {
+        // Leaving without an end is close(): a reader would wait for ever.
+        if (random.oneIn(2)) await this.#pause(patience);
+        this.#close(side, stream, record);
+        return false;
+      }
+      half.isEnding = true;
+      if (writer !== undefined) await writer.close();
+      else await stream.closeWrite();
+      this.#world.trace(`${side} ended ${stream.id} after ${half.taken}`);
+      return true;
+    } catch (error) {
+      this.#judge(side, record, "write", error);
+      // Not closed at once: its session must not make an end of its own.
+      if (half.wasCut) await this.#pause(plan.patience);
+      return false;
+    } finally {
+      half.isDone = true;
+    }
+  }
+
+  async #writing(half: Half, length: number, write: () => Promise<number>): Promise<void> {
+    const { trace, isClosing } = this.#world;
+    const wasClosing = isClosing[half.side];
+    half.most += length;
+    let count = 0;
+    try {
+      count = await write();
+      trace(`${half.name} wrote ${count} of ${length}`);
+    } catch (error) {
+      count = bytesWritten(error);
+      if (error instanceof SessionClosedError && isClosing[half.side] && !wasClosing) half.wasCut = true;
+      // A write that waited behind this one goes on, and nobody can say where its bytes stand.
+      if (error instanceof DOMException && error.name === "TimeoutError") half.hasGap = true;
+      trace(`${half.name} wrote ${count} of ${length}: ${error}`);
+      throw error;
+    } finally {
+      half.taken += count;
+      half.most -= length - count;
+    }
+  }
+
+  async #tryWrite(stream: Stream, half: Half, length: number): Promise<void> {
+    const { trace } = this.#world;
+    const p = half.content(half.most, length);
+    const count = stream.tryWrite(p);
+    half.taken += count;
+    half.most += count;
+    trace(`${half.name} tried to write ${length}: ${count}`);
+    if (count === 0) await this.#writing(half, length, () => stream.write(p));
+  }
+
+  // Reading: gives whether the end was seen.
+  async #read(side: SideName, stream: Stream, record: StreamRecord): Promise<boolean> {
+    const { plan, random } = this.#world;
+    const half = record[other(side)];
+    const way = random.pick(["read", "read", "read", "try", "web", "together"] as const);
+    const stopAfter = random.oneIn(3) ? random.skewed(plan.mostBytes) : Infinity;
+    const isSlow = random.oneIn(3);
+    let patience = plan.patience;
+    try {
+      const reader = way === "web" ? stream.readable.getReader() : undefined;
+      reader?.closed.catch(() => {});
+      while (half.received < stopAfter) {
+        if (random.oneIn(isSlow ? 2 : 20)) patience = await this.#pause(patience);
+        let got: Uint8Array | null;
+        if (way === "together") {
+          const pieces = [1, 2, 3].map(() => new Uint8Array(Math.min(random.skewed(plan.mostPiece), MOST_CONTENT)));
+          let isFull = true;
+          for (const reading of await Promise.allSettled(pieces.map((p) => stream.read(p)))) {
+            if (reading.status === "rejected") throw reading.reason;
+            if (reading.value === null) isFull = false;
+            else this.#got(side, record, pieces.shift()!.subarray(0, reading.value));
+          }
+          if (isFull) continue;
+          got = null;
+        } else if (reader !== undefined) {
+          const { done, value } = await reader.read();
+          got = done ? null : value;
+        } else {
+          const p = new Uint8Array(Math.min(random.skewed(plan.mostPiece), MOST_CONTENT));
+          let count = way === "try" ? stream.tryRead(p) : 0;
+          if (count === 0) {
+            const signal = random.oneIn(8) ? this.#signal() : undefined;
+            try {
+              count = await stream.read(p, { signal });
+            } catch (error) {
+              if (!signal?.aborted || error !== signal.reason) throw error;
+              continue;
+            }
+          }
+          got = count === null ? null : p.subarray(0, count);
+        }
+        if (got === null) {
+          this.#sawEnd(side, record);
+          return true;
+        }
+        this.#got(side, record, got);
+      }
+      this.#world.trace(`${side} stops reading ${stream.id}`);
+      if (random.oneIn(2)) await this.#pause(patience);
+      if (reader === undefined && random.oneIn(2)) {
+        this.#close(side, stream, record);
+        return false;
+      }
+      if (reader !== undefined) await reader.cancel();
+      else await stream.readable.cancel();
+      // What is dropped must not hold up whoever writes it.
+      if (record.isOpened && record.isAccepted) {
+        while (!half.isDone) await this.#world.scheduler.sleep(50);
+      }
+      return false;
+    } catch (error) {
+      this.#judge(side, record, "read", error);
+      return false;
+    }
+  }
+
+  #got(side: SideName, record: StreamRecord, bytes: Uint8Array): void {
+    const { trace, fail } = this.#world;
+    const half = record[other(side)];
+    trace(`${side} read ${bytes.length} of ${record.id}`);
+    if (!this.#world.isCorrupt()) {
+      if (half.received + bytes.length > half.most) {
+        fail(
+          `The ${side} read ${half.received + bytes.length} bytes of stream ${record.id}; ${half.most} were written`,
+        );
+      } else if (!half.hasGap && record.id !== this.#world.rules.forgedId && !half.isNext(bytes)) {
+        fail(`The ${side} read wrong bytes of stream ${record.id} after ${half.received}`);
+      }
+    }
+    half.received += bytes.length;
+  }
+
+  #sawEnd(side: SideName, record: StreamRecord): void {
+    const { trace, fail, plan, isClosing } = this.#world;
+    const half = record[other(side)];
+    trace(`${side} saw the end of ${record.id} after ${half.received}`);
+    half.hasEnded = true;
+    if (this.#world.isCorrupt() || record.id === this.#world.rules.forgedId) return;
+    if (half.wasCut && !half.isClosed) {
+      fail(`The ${side} saw stream ${record.id} end as if it were whole, but the close of the session had cut a write`);
+    }
+    if (record.opener === side && !record.isAccepted) {
+      this.unaccepted[side]++;
+      if (half.received > 0) fail(`Stream ${record.id} was not accepted, yet ${half.received} bytes came`);
+    } else if (
+      !half.isEnding && !isClosing[other(side)] && plan.options[other(side)].stalledStreamTimeout === Infinity
+    ) {
+      fail(`The ${side} saw an end of stream ${record.id} that the ${other(side)} never made`);
+    }
+  }
+
+  async #pause(patience: number): Promise<number> {
+    const { random, scheduler } = this.#world;
+    const milliseconds = Math.min(patience, random.skewed(200));
+    if (milliseconds === 0) return 0;
+    await scheduler.sleep(milliseconds);
+    return patience - milliseconds;
+  }
+
+  // Whether an operation had a reason to fail.
+  #judge(side: SideName, record: StreamRecord | undefined, what: string, error: unknown): void {
+    const { plan, trace, fail, isClosing } = this.#world;
+    const name = error instanceof Error ? error.name : typeof error;
+    trace(`${side} ${what} ${record?.id ?? ""} failed: ${name}`);
+    if (name === "AbortError" && (what === "open" || record !== undefined)) return;
+    if (error instanceof StreamClosedError && record?.[side].isClosed) return;
+    const isEnding = isClosing.client || isClosing.server || !this.#world.isCalm;
+    if (error instanceof SessionClosedError && isEnding) return;
+    if (name === "TimeoutError" && record !== undefined) {
+      // Cut for holding up its session, or written to after a peer that has gone for good.
+      const { stalledStreamTimeout } = plan.options[side];
+      if (stalledStreamTimeout !== Infinity) return;
+      if (what === "write" && plan.version === 2 && (record[other(side)].isEnding || !record.isAccepted)) return;
+      // Its peer may have been cut.
+      if (what === "write" && plan.options[other(side)].stalledStreamTimeout !== Infinity) return;
+    }
+    if (this.#world.isCorrupt() && name === "ProtocolError") return;
+    fail(`The ${side}'s ${what} on stream ${record?.id} failed: ${error instanceof Error ? error.stack : error}`);
+  }
+}
+
+function bytesWritten(error: unknown): number {
+  return error instanceof Error && "bytesWritten" in error ? error.bytesWritten as number | undefined ?? 0 : 0;
+}
