@@ -1,0 +1,365 @@
+/**
+ * Plants known bugs, one at a time, in a copy of the repository, and looks whether the tests find them: first the
+ * simulation, then the quick tests that ought to.
+ *
+ * @module
+ */
+
+import { parseArgs } from "node:util";
+
+/** What it does. */
+export const description = "Plants bugs in a copy and looks whether the tests find them: [--seeds 4000] [--only WORDS]";
+
+interface Mutant {
+  /** Says the bug. */
+  name: string;
+  file: string;
+  /** This text, which must stand in the file exactly once, becomes the other. */
+  from: string;
+  to: string;
+  /** The quick tests to ask when the simulation sees nothing. */
+  tests?: string[];
+}
+
+const MUTANTS: Mutant[] = [
+  {
+    name: "FIN overtakes data that waits",
+    file: "stream.ts",
+    from:
+      "    if (this.#isWriting) await (this.#writeTurns ??= new Channel()).receive();\n    this.#isWriting = true;\n",
+    to: "    this.#isWriting = true;\n",
+  },
+  {
+    name: "a stream is registered only after its SYN has left",
+    file: "session.ts",
+    from: "    this.#streams.set(core.id, core);\n" +
+      "    if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n",
+    to: "    if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n" +
+      "    await this.#outgoing.flushed();\n    this.#streams.set(core.id, core);\n",
+  },
+  {
+    name: "tiny frames are not merged",
+    file: "stream.ts",
+    from: "    this.#append(bytes, start, end);\n    return false;\n",
+    to: "    this.#pushTail();\n    this.#pushChunk(bytes.slice(start, end));\n    return false;\n",
+    tests: ["stream_test.ts"],
+  },
+  {
+    name: "bytes sent are compared without wrapping",
+    file: "window.ts",
+    from: "if (((this.#sent - consumed) | 0) < 0) return undefined;",
+    to: "if (this.#sent - consumed < 0) return undefined;",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "limits are compared without wrapping",
+    file: "window.ts",
+    from: "return ((limit - this.#limit) | 0) > 0 ? limit : this.#limit;",
+    to: "return limit > this.#limit ? limit : this.#limit;",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "the read loop waits for a place to accept",
+    file: "session.ts",
+    from: "return this.#unread >= this.#settings.maxReceiveBuffer ||",
+    to:
+      "return this.#accepting.size >= this.#settings.acceptBacklog || this.#unread >= this.#settings.maxReceiveBuffer ||",
+  },
+  {
+    name: "close() credits what it drops with a late UPD",
+    file: "stream.ts",
+    from: "    this.#drop();\n    this.#receiveWindow?.close();\n",
+    to: "    this.#credited(this.#drop());\n    this.#receiveWindow?.close();\n",
+  },
+  {
+    name: "UPD goes on after the peer's FIN",
+    file: "stream.ts",
+    from: "    this.#receiveWindow?.close();\n    // A writer that waits",
+    to: "    // A writer that waits",
+  },
+  {
+    name: "lost wake-up: a UPD does not wake the writer",
+    file: "stream.ts",
+    from: "    if (moved) this.#credit?.trySend();\n",
+    to: "",
+  },
+  {
+    name: "lost wake-up: reading does not resume when there is room",
+    file: "session.ts",
+    from: "    if (stream.unread === 0) this.#holding.delete(stream);\n    this.#mayReadAgain();\n",
+    to: "    if (stream.unread === 0) this.#holding.delete(stream);\n",
+  },
+  {
+    name: "lost wake-up: the next read in turn",
+    file: "stream.ts",
+    from: "this.#isReading = this.#readTurns?.trySend() ?? false;",
+    to: "this.#isReading = false;",
+  },
+  {
+    name: "lost wake-up: the next write in turn",
+    file: "stream.ts",
+    from: "this.#isWriting = this.#writeTurns?.trySend() ?? false;",
+    to: "this.#isWriting = false;",
+  },
+  {
+    name: "lost wake-up: an open before the version is known",
+    file: "session.ts",
+    from: "    while (this.#versionKnown?.trySend());\n",
+    to: "    this.#versionKnown?.trySend();\n",
+  },
+  {
+    name: "credit is withheld beyond the window",
+    file: "window.ts",
+    from: "since < Math.min(this.#window / 2, LONGEST_SILENCE)",
+    to: "since < this.#window * 2",
+  },
+  {
+    name: "data is sent without counting against the credit",
+    file: "stream.ts",
+    from: "      this.#sendWindow?.spend(count);\n      at += count;\n    }\n    return at;\n",
+    to: "      at += count;\n    }\n    return at;\n",
+  },
+  {
+    name: "close() after closeWrite() sends FIN twice",
+    file: "stream.ts",
+    from: "    if (this.#failure !== undefined) return;\n    if (this.#finished) return this.#leave();\n",
+    to: "    if (this.#failure !== undefined) return;\n    if (this.#finished) this.#leave();\n",
+  },
+  {
+    name: "the end of the transport is taken for FIN",
+    file: "session.ts",
+    from: "    for (const core of this.#streams.values()) core.fail(failure);\n",
+    to:
+      "    for (const core of this.#streams.values()) {\n      if (isClean) core.receiveFin();\n      core.settle();\n" +
+      "      core.fail(failure);\n    }\n",
+  },
+  {
+    name: "close() does not release what is unread",
+    file: "stream.ts",
+    from: "    if (count > 0) this.#host.release(this, count);\n    return count;\n",
+    to: "    return count;\n",
+  },
+  {
+    name: "a promised limit goes back",
+    file: "window.ts",
+    from: "return ((limit - this.#limit) | 0) > 0 ? limit : this.#limit;",
+    to: "return (this.consumed + Math.min(this.#window, this.#pool.first)) >>> 0;",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "a UPD that goes back is believed",
+    file: "window.ts",
+    from: "    if (((consumed - this.#consumed) | 0) < 0) return false;\n",
+    to: "",
+  },
+  {
+    name: "a partial transport write is taken for whole",
+    file: "outgoing.ts",
+    from: "          if (at === length) break;\n",
+    to: "          if (at > 0) break;\n",
+  },
+  {
+    name: "a second SYN makes a second stream",
+    file: "session.ts",
+    from: "    if (this.#streams.has(id)) return;\n",
+    to: "",
+  },
+  {
+    name: "a read that is filled in part is not settled at the end of the batch",
+    file: "stream.ts",
+    from: "      this.#settleLater();\n      if (stop === end) return false;\n",
+    to: "      if (this.#filled === into.length) this.#settleLater();\n      if (stop === end) return false;\n",
+  },
+  {
+    name: "the keepalive timer is not set again",
+    file: "session.ts",
+    from: "    this.#arm(this.#checkStalled(now));\n    this.#schedule();\n",
+    to: "    this.#arm(this.#checkStalled(now));\n",
+  },
+  {
+    name: "a refusal is counted but never sent",
+    file: "session.ts",
+    from: "    if (this.#refusals.length > 0 || !this.#outgoing.tryControl(FIN, id)) this.#refusals.push(id);\n",
+    to: "",
+  },
+  {
+    name: "the session's end leaves a reader waiting",
+    file: "stream.ts",
+    from: "    this.#sender?.close();\n    this.settle();\n",
+    to: "    this.#sender?.close();\n",
+  },
+  {
+    name: "the session's end leaves a writer waiting for credit",
+    file: "stream.ts",
+    from: "    this.#credit?.close();\n    this.#sender?.close();\n    this.settle();\n",
+    to: "    this.#sender?.close();\n    this.settle();\n",
+  },
+  {
+    name: "another version is taken",
+    file: "frame.ts",
+    from: "    } else if (version !== this.#version) {\n",
+    to: "    } else if (version !== 1 && version !== 2) {\n",
+  },
+  {
+    name: "the length of SYN is not checked",
+    file: "frame.ts",
+    from: "    if (command !== PSH) {\n",
+    to: "    if (command !== PSH && command !== SYN) {\n",
+  },
+  {
+    name: "an aborted write hides the bytes it sent",
+    file: "stream.ts",
+    from: "      if (aborted && at > 0) return at;\n",
+    to: "",
+  },
+  {
+    name: "a write that the session's close cut is ended as if whole",
+    file: "stream.ts",
+    from: "      if (at < p.length && this.#ending !== undefined) this.#wasCut = true;\n",
+    to: "",
+  },
+  {
+    name: "close() of a session does not wait for what was written",
+    file: "session.ts",
+    from: "      await this.#outgoing.flushed();\n",
+    to: "",
+  },
+  {
+    name: "close() of a session does not wait for the peer",
+    file: "session.ts",
+    from: "      await this.#quiet();\n",
+    to: "",
+  },
+  {
+    name: "discarded bytes are not credited",
+    file: "stream.ts",
+    from: "      this.#credited(end - start);\n      return false;\n",
+    to: "      return false;\n",
+  },
+  {
+    name: "maxStreams is not kept",
+    file: "session.ts",
+    from: "if (this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);",
+    to: "if (this.#isClosing) return this.#refuse(id);",
+  },
+  {
+    name: "the deadline of close() outlives the session",
+    file: "session.ts",
+    from: "    clock.clearTimer(this.#deadline);\n",
+    to: "",
+  },
+];
+
+const ROOT = new URL("../../", import.meta.url);
+// A bug may make a run hang for ever, in milliseconds.
+const LIMIT = 5 * 60_000;
+
+/** Runs it; rejects when a bug was not found. */
+export async function run(args: string[]): Promise<void> {
+  const { values } = parseArgs({
+    args,
+    options: { seeds: { type: "string", default: "4000" }, only: { type: "string", default: "" } },
+  });
+  const seeds = Number(values.seeds);
+  if (!(Number.isInteger(seeds) && seeds >= 1)) {
+    throw new RangeError(`--seeds must be an integer of at least 1, received ${values.seeds}`);
+  }
+  const mutants = MUTANTS.filter(({ name }) => name.includes(values.only));
+  const copy = await Deno.makeTempDir();
+  try {
+    await copyRepository(copy);
+    const tests = [...new Set(mutants.flatMap(({ tests = [] }) => tests))];
+    for (const mutant of mutants) plant(mutant, await Deno.readTextFile(`${copy}/${mutant.file}`));
+    // What fails without a bug finds none.
+    const sound = await simulation(copy, seeds);
+    if (!sound.success) throw new Error(`The simulation fails without any bug:\n${sound.output}`);
+    const quick = tests.length === 0 ? sound : await quickTests(copy, tests);
+    if (!quick.success) throw new Error(`The tests fail without any bug:\n${quick.output}`);
+
+    let found = 0;
+    for (const mutant of mutants) {
+      const started = performance.now();
+      const original = await Deno.readTextFile(`${copy}/${mutant.file}`);
+      await Deno.writeTextFile(`${copy}/${mutant.file}`, plant(mutant, original));
+      const finder = await find(copy, mutant, seeds);
+      await Deno.writeTextFile(`${copy}/${mutant.file}`, original);
+      if (finder !== undefined) found++;
+      const seconds = ((performance.now() - started) / 1000).toFixed(1);
+      console.log(
+        `${finder === undefined ? "NOT FOUND" : "found"}: ${mutant.name} (${finder ?? "by nothing"}, ${seconds} s)`,
+      );
+    }
+    console.log(`${found} of ${mutants.length} found`);
+    if (found < mutants.length) throw new Error(`${mutants.length - found} bugs were not found`);
+  } finally {
+    await Deno.remove(copy, { recursive: true });
+  }
+}
+
+/** The text with the bug in it. */
+function plant({ name, file, from, to }: Mutant, text: string): string {
+  const parts = text.split(from);
+  if (parts.length === 2) return parts.join(to);
+  throw new Error(`"${name}" cannot be planted: its text stands ${parts.length - 1} times in ${file}:\n${from}`);
+}
+
+/** Says what found the bug. */
+async function find(copy: string, mutant: Mutant, seeds: number): Promise<string | undefined> {
+  const checked = await deno(copy, ["check", "mod.ts"]);
+  if (!checked.success) throw new Error(`"${mutant.name}" does not compile:\n${checked.output}`);
+  const simulated = await simulation(copy, seeds);
+  if (!simulated.success) return `simulation, ${/^again: .*(--seed \d+)$/m.exec(simulated.output)?.[1] ?? "a hang"}`;
+  for (const test of mutant.tests ?? []) {
+    if (!(await quickTests(copy, [test])).success) return `tests/${test}`;
+  }
+  return undefined;
+}
+
+function simulation(copy: string, seeds: number): Promise<Result> {
+  return deno(copy, [
+    "run",
+    "-A",
+    "--no-check",
+    "tests/deep/main.ts",
+    "simulate",
+    "--fail-fast",
+    "--seeds",
+    `${seeds}`,
+  ]);
+}
+
+function quickTests(copy: string, files: string[]): Promise<Result> {
+  return deno(copy, ["test", "-A", "--no-check", "--fail-fast", ...files.map((file) => `tests/${file}`)]);
+}
+
+interface Result {
+  success: boolean;
+  output: string;
+}
+
+async function deno(cwd: string, args: string[]): Promise<Result> {
+  const child = new Deno.Command(Deno.execPath(), {
+    args,
+    cwd,
+    env: { NO_COLOR: "1" },
+    stdin: "null",
+    signal: AbortSignal.timeout(LIMIT),
+  });
+  const { success, stdout, stderr } = await child.output();
+  const decoder = new TextDecoder();
+  return { success, output: decoder.decode(stdout) + decoder.decode(stderr) };
+}
+
+async function copyRepository(to: string): Promise<void> {
+  for await (const { name } of Deno.readDir(ROOT)) {
+    if (name.endsWith(".ts") || ["deno.json", ".std", "tests"].includes(name)) {
+      await copyAll(new URL(name, ROOT).pathname, `${to}/${name}`);
+    }
+  }
+}
+
+async function copyAll(from: string, to: string): Promise<void> {
+  if (!(await Deno.stat(from)).isDirectory) return await Deno.copyFile(from, to);
+  await Deno.mkdir(to);
+  for await (const { name } of Deno.readDir(from)) await copyAll(`${from}/${name}`, `${to}/${name}`);
+}
