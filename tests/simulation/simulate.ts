@@ -55,13 +55,16 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
   const lines: string[] = [];
   const hash = createHash("sha256");
   const started = scheduler.now;
+  let isJudged = false;
   const trace = (line: string) => {
+    if (isJudged) return;
     lines.push(`${scheduler.now - started} ${line}`);
     if (lines.length < traceLength + 1000) return;
     const old = lines.splice(0, lines.length - traceLength);
     hash.update(old.join("\n") + "\n");
   };
   const fail = (message: string) => {
+    if (isJudged) return;
     trace(`WRONG: ${message}`);
     failures.push(message);
   };
@@ -232,6 +235,7 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
       fail("A stream of another version was let in");
     }
   }
+  isJudged = true;
   // What a failure has left must not live on by the real clock.
   for (const side of SIDES) sessions[side].abort();
   await scheduler.run(() => false, scheduler.now);
