@@ -136,7 +136,8 @@ function planOf(seed: number, number: number): Plan {
   const ways = 1 + next(3);
   // In a header, in the first data, somewhere, or never.
   const at = next([16, 1000, 100_000, 400_000][next(4)]!);
-  const sizes = { none: 0, split: 1 + next(700), delay: 1 + next(10), rate: 200 + next(800), pause: 100 + next(600) };
+  // Two pauses, one each way, must end before Go takes its peer for dead.
+  const sizes = { none: 0, split: 1 + next(700), delay: 1 + next(10), rate: 200 + next(800), pause: 100 + next(300) };
   return {
     number,
     fault,
