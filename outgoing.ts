@@ -226,6 +226,9 @@ export class Outgoing {
         // A write may take less than it was given, and two under way at once would interleave.
         for (let at = 0;;) {
           const count = await writing;
+          if (!(count >= 0 && count <= length - at)) {
+            throw new TypeError(`A transport's write must give 0 to ${length - at} bytes as taken, received ${count}`);
+          }
           at += count;
           if (at === length) break;
           if (count > 0) this.#progressAt = clock.now();

@@ -42,8 +42,7 @@ export interface SessionOptions {
   maxFrameSize?: number | undefined;
   /**
    * Bytes received and not yet read, of all streams together. When there are so many, the transport is not read until
-   * some have been. Whatever the peer does, a session takes at most twice this, 2 MiB, and 4 KiB for each open stream.
-   * Default 16 MiB.
+   * some have been. What is held for them is at most twice this. Default 16 MiB.
    */
   maxReceiveBuffer?: number | undefined;
   /**
@@ -53,7 +52,7 @@ export interface SessionOptions {
    * 31 × 256 KiB + 8 MiB is less than 16 MiB. Default 8 MiB, or half of `maxReceiveBuffer` if that is less.
    */
   maxStreamBuffer?: number | undefined;
-  /** Streams opened by the peer that may be open at once; more are refused. Default 8192: 32 MiB at 4 KiB each. */
+  /** Streams opened by the peer that may be open at once; more are refused. Default 8192: some 32 MiB, at less than 4 KiB each. */
   maxStreams?: number | undefined;
   /** Streams that may wait to be accepted; more are refused. Default 1024, as in Go. */
   acceptBacklog?: number | undefined;
@@ -633,9 +632,14 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         const hasWaited = isWatched && !hasArrived;
         count = await reading;
-        isReading = false;
         if (this.#ended !== undefined) return;
         if (count === null) return this.#transportEnded();
+        if (!(count >= 0 && count <= link.bytes.length)) {
+          throw new TypeError(
+            `A transport's read must give 0 to ${link.bytes.length} bytes or null, received ${count}`,
+          );
+        }
+        isReading = false;
         const before = now;
         now = clock.now();
         if (hasWaited || (!isWatched && now - before >= LONGEST_TURN)) turnBegan = now;

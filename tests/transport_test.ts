@@ -617,6 +617,18 @@ Deno.test("transport: a read that fails ends the session with its error", async 
   assertEquals(closes(), 1);
 });
 
+Deno.test("transport: a connection that gives no sensible count ends the session and says so", async () => {
+  for (const wrong of [undefined, NaN, -1, 1 << 20]) {
+    for (const way of ["read", "write"] as const) {
+      const { connection, closes } = scripted({ [way]: () => Promise.resolve(wrong) });
+      const session = Session.client(connection);
+      const error = await assertRejects(() => session.closed, TypeError, `A transport's ${way} must give 0 to `);
+      assert(error.message.endsWith(`received ${wrong}`), error.message);
+      assertEquals(closes(), 1);
+    }
+  }
+});
+
 Deno.test("transport: a connection that throws at once ends the session as one that rejects does", async () => {
   const reason = new Error("Not even a promise");
   const fail = () => {
