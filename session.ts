@@ -565,9 +565,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       throw new ProtocolError(this.#decoder.frameOffset, expected, `${id}`);
     }
     if (this.#streams.has(id)) return;
-    if (this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);
+    const accepting = this.#accepting;
+    // Known before a stream is made of it: a flood of what is refused then costs next to nothing.
+    const isFull = accepting.isFull && accepting.capacity > 0;
+    if (isFull || this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);
     const core = new StreamCore(this.#host, id, true);
-    if (!this.#accepting.trySend(core.stream)) {
+    if (!accepting.trySend(core.stream)) {
       core.fail(() => this.#closedError("The stream was refused"));
       return this.#refuse(id);
     }

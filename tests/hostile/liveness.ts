@@ -389,6 +389,34 @@ export const liveness: readonly Case[] = [
   },
   {
     id: "D12",
+    name: "hundred-at-once",
+    attack: "a hundred peers, none of which reads: floods of SYN with data and FIN, of SYN and FIN, of tiny data, of NOPs",
+    expected: "each is held back by itself: memory + 64 MiB for each at most; a fresh session echoes within 250 ms",
+    memory: 100 * 64,
+    freshWithin: 250,
+    async run(lab) {
+      const attackers: Attacker[] = [];
+      while (attackers.length < 100) attackers.push(await lab.attack());
+      for (const attacker of attackers) attacker.hold();
+      const [one] = attackers;
+      const [syn, fin, nop] = ([SYN, FIN, NOP] as const).map((command) => one!.frame(command, 0));
+      const floods = [concat([syn!, one!.frame(PSH, 0, pattern(16)), fin!]), concat([syn!, fin!])];
+      const data = many(1024, lab.id(0), one!.frame(PSH, 0, pattern(1)), 0);
+      const nops = many(1024, 0, nop!, 0);
+      const rounds = lab.count(2, 200);
+      await lab.besides(async (visits) => {
+        for (let round = 0; round < rounds || (lab.isFull && visits.length < 100); round++) {
+          const batches = [...floods.map((frames) => many(256, lab.id(1 + round * 256), frames)), data, nops];
+          // One that is not read any more has its bytes in the socket, or waits: nobody waits for it.
+          attackers.forEach((attacker, n) => attacker.bytes(batches[n % batches.length]!));
+          await lab.victim.state();
+        }
+      });
+      assertEquals((await lab.victim.state()).open, attackers.length);
+    },
+  },
+  {
+    id: "D12",
     name: "hang-up-with-many",
     attack: "8192 streams that are waited on, then the end of the connection",
     expected: "every call settles; no more than 100 ms pass in which others have no turn",
