@@ -31,7 +31,17 @@
 
 export * from "./channel.ts";
 export { ProtocolError, type Version } from "./frame.ts";
-export { type Duplex, join, type Joined, type Listener, serve, type ServeOptions, type Server } from "./serve.ts";
+export {
+  connections,
+  type ConnectionsOptions,
+  type Duplex,
+  join,
+  type Joined,
+  type Listener,
+  serve,
+  type ServeOptions,
+  type Server,
+} from "./serve.ts";
 export {
   type ClientOptions,
   type ServerOptions,

@@ -22,6 +22,7 @@ import {
   type Version,
 } from "./frame.ts";
 import type { Link } from "./transport.ts";
+import { Turn } from "./turn.ts";
 
 // What a session that carries little costs; a fuller buffer doubles.
 const SMALLEST_BUFFER = 16 * 1024;
@@ -37,6 +38,8 @@ const HOPS = 6;
 // each small write would otherwise have a transport write for every few of them.
 const GATHERED = 64 * 1024;
 const MOST_HOPS = 256;
+// While no write waits others have a turn every so many milliseconds: an echo beside it takes four or five.
+const LONGEST_TURN = 3;
 
 /** What the way out needs from its session. */
 export interface OutgoingHost {
@@ -52,6 +55,7 @@ export interface OutgoingHost {
 export class Outgoing {
   readonly #link: Link;
   readonly #host: OutgoingHost;
+  readonly #turn = new Turn(LONGEST_TURN);
   readonly #waiting: Receiver<Frame>;
   /** Frames that wait for room; each stream that has some clones this handle, and closes it to take them back. */
   readonly sender: Sender<Frame>;
@@ -66,6 +70,7 @@ export class Outgoing {
   #usedBefore = 0;
   #scheduled = false;
   #running: Promise<void> | undefined;
+  #isBusy = false;
   #ended = false;
   #frames = 0;
   #bytes = 0;
@@ -212,6 +217,8 @@ export class Outgoing {
   }
 
   async #run(): Promise<void> {
+    const turn = this.#turn;
+    if (!this.#isBusy) turn.begin(clock.now());
     try {
       do {
         const bytes = this.#filling;
@@ -223,6 +230,7 @@ export class Outgoing {
         this.#spare = undefined;
         this.#used = 0;
         this.#refill();
+        if (length >= GATHERED) turn.watch(writing);
         // A write may take less than it was given, and two under way at once would interleave.
         for (let at = 0;;) {
           const count = await writing;
@@ -237,6 +245,7 @@ export class Outgoing {
         this.#leaving = 0;
         this.#bytes += length;
         if (!this.#ended) this.#spare = bytes;
+        if (turn.isLong(clock.now())) await turn.giveWay();
       } while (this.#used >= GATHERED);
     } catch (error) {
       this.#leaving = 0;
@@ -248,7 +257,8 @@ export class Outgoing {
       this.#filling = this.#spare;
       this.#spare = undefined;
     }
-    if (this.#used > 0) this.#schedule();
+    this.#isBusy = this.#used > 0;
+    if (this.#isBusy) this.#schedule();
     else this.#host.idle();
   }
 

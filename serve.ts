@@ -10,19 +10,103 @@ import { SessionClosedError, type Stream } from "./stream.ts";
 import type { Connection } from "./transport.ts";
 
 /** Where connections come from: what `Deno.listen` and `Deno.listenTls` return, by shape. */
-export interface Listener {
+export interface Listener<Accepted extends Connection = Connection> {
   /** The next connection. */
-  accept(): Promise<Connection>;
+  accept(): Promise<Accepted>;
   /** Ends listening; an `accept` that waits rejects. */
   close(): void;
 }
 
-/** Options of {@linkcode serve}: those of every session, and two more. Streams go to the handler, so no `incoming`. */
+// What accept throws when the listener was closed, and when only one connection was lost before it was accepted.
+const LISTENER_CLOSED = ["BadResource", "Interrupted"];
+const CONNECTION_LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
+// Other failures, such as too many open files, last: to try again at once would only keep the processor busy.
+const SHORTEST_PAUSE = 5;
+const LONGEST_PAUSE = 1000;
+
+/** Options of {@linkcode connections}. */
+export interface ConnectionsOptions {
+  /** Closes the listener when it aborts, and so ends the loop. */
+  signal?: AbortSignal | undefined;
+  /** Gets every error of accepting, none of which ends the loop. Default: `console.error`. */
+  onError?: ((error: unknown) => void) | undefined;
+}
+
+/**
+ * Accepts connections until the listener is closed, which leaving the loop does too.
+ *
+ * Deno's own loop over a listener ends when a peer resets its connection before it was accepted. Here that is told to
+ * `onError`, and so is a failure that may last, such as too many open files, after which it pauses for 5 ms to 1 s.
+ *
+ * @param listener Where connections come from.
+ * @param options A signal, and who is told of errors.
+ * @returns The connections, one by one.
+ *
+ * @example
+ * ```ts
+ * import { connections } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * using peer = await Deno.connect({ port: listener.addr.port });
+ * for await (using connection of connections(listener)) {
+ *   assertEquals(connection.remoteAddr.port, peer.localAddr.port);
+ *   break;
+ * }
+ * ```
+ */
+export async function* connections<Accepted extends Connection>(
+  listener: Listener<Accepted>,
+  options: ConnectionsOptions = {},
+): AsyncIterableIterator<Accepted> {
+  const { signal, onError = console.error } = options;
+  const stopped = new Channel<void>();
+
+  function stop(): void {
+    if (stopped.closed) return;
+    stopped.close();
+    try {
+      listener.close();
+    } catch {
+      // It was closed by somebody else already.
+    }
+  }
+
+  signal?.addEventListener("abort", stop);
+  if (signal?.aborted) stop();
+  let pause = 0;
+  try {
+    while (!stopped.closed) {
+      let connection;
+      try {
+        connection = await listener.accept();
+      } catch (error) {
+        const name = error instanceof Error ? error.name : "";
+        if (stopped.closed || LISTENER_CLOSED.includes(name)) return;
+        onError(error);
+        if (CONNECTION_LOST.includes(name)) continue;
+        pause = Math.min(Math.max(pause * 2, SHORTEST_PAUSE), LONGEST_PAUSE);
+        await stopped.receive({ timeout: pause }).catch(() => {});
+        continue;
+      }
+      if (stopped.closed) return connection.close();
+      pause = 0;
+      yield connection;
+    }
+  } finally {
+    stop();
+    signal?.removeEventListener("abort", stop);
+  }
+}
+
+/** Options of {@linkcode serve}: those of every session, and three more. Streams go to the handler, so no `incoming`. */
 export interface ServeOptions extends Omit<ServerOptions, "incoming"> {
   /** Ends the server at once when it aborts: the listener is closed and every session aborted with its reason. */
   signal?: AbortSignal | undefined;
   /** Gets every error of a connection, a session or a handler. Default: `console.error`. */
   onError?: ((error: unknown) => void) | undefined;
+  /** Gets every session when it begins. Default: nobody. */
+  onSession?: ((session: Session) => void) | undefined;
 }
 
 /** A server made by {@linkcode serve}. */
@@ -32,13 +116,6 @@ export interface Server extends AsyncDisposable {
   /** Stops accepting, waits until no stream is open, closes the sessions; then `finished` fulfils. */
   shutdown(): Promise<void>;
 }
-
-// What accept throws when the listener was closed, and when only one connection was lost before it was accepted.
-const LISTENER_CLOSED = ["BadResource", "Interrupted"];
-const CONNECTION_LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
-// Other failures, such as too many open files, last: to try again at once would only keep the processor busy.
-const SHORTEST_PAUSE = 5;
-const LONGEST_PAUSE = 1000;
 
 /**
  * Accepts connections, makes a server's session of each, and calls `handler` for every stream that its peer opens.
@@ -72,21 +149,11 @@ export function serve(
   handler: (stream: Stream, session: Session) => void | Promise<void>,
   options: ServeOptions = {},
 ): Server {
-  const { signal, onError = console.error, ...sessionOptions } = options;
+  const { signal, onError = console.error, onSession, ...sessionOptions } = options;
   if ("incoming" in options) throw new TypeError("serve gives every stream to its handler: it takes no incoming");
   settle(sessionOptions, "server");
   const sessions = new Set<Session>();
-  const stopped = new Channel<void>();
-
-  function stop(): void {
-    if (stopped.closed) return;
-    stopped.close();
-    try {
-      listener.close();
-    } catch {
-      // It was closed by somebody else already.
-    }
-  }
+  const stopping = new AbortController();
 
   function tell(error: unknown): void {
     try {
@@ -112,6 +179,11 @@ export function serve(
     sessions.add(session);
     const handling = new Set<Promise<void>>();
     try {
+      onSession?.(session);
+    } catch (error) {
+      tell(error);
+    }
+    try {
       for await (const stream of session) {
         const handled = handle(stream, session);
         handling.add(handled);
@@ -127,34 +199,17 @@ export function serve(
 
   async function accept(): Promise<void> {
     const running = new Set<Promise<void>>();
-    let pause = 0;
-    while (!stopped.closed) {
-      try {
-        const connection = await listener.accept();
-        if (stopped.closed) {
-          connection.close();
-          break;
-        }
-        pause = 0;
-        const ran = run(connection).catch(tell);
-        running.add(ran);
-        ran.finally(() => running.delete(ran));
-      } catch (error) {
-        const name = error instanceof Error ? error.name : "";
-        if (stopped.closed || LISTENER_CLOSED.includes(name)) break;
-        tell(error);
-        if (CONNECTION_LOST.includes(name)) continue;
-        pause = Math.min(Math.max(pause * 2, SHORTEST_PAUSE), LONGEST_PAUSE);
-        await stopped.receive({ timeout: pause }).catch(() => {});
-      }
+    for await (const connection of connections(listener, { signal: stopping.signal, onError: tell })) {
+      const ran = run(connection).catch(tell);
+      running.add(ran);
+      ran.finally(() => running.delete(ran));
     }
-    stop();
     await Promise.all(running);
     signal?.removeEventListener("abort", abort);
   }
 
   function abort(): void {
-    stop();
+    stopping.abort();
     for (const session of sessions) session.abort(signal!.reason);
   }
 
@@ -163,7 +218,7 @@ export function serve(
   const finished = accept();
 
   function shutdown(): Promise<void> {
-    stop();
+    stopping.abort();
     for (const session of sessions) session.close({ drain: true });
     return finished;
   }

@@ -20,6 +20,7 @@ import {
 import { Outgoing } from "./outgoing.ts";
 import { SessionClosedError, type Stream, StreamCore, type StreamHost } from "./stream.ts";
 import { type Address, type Link, link, type Transport } from "./transport.ts";
+import { Turn } from "./turn.ts";
 import { LARGEST_WINDOW, WindowPool } from "./window.ts";
 
 /** Options of a session, client or server. All sizes are in bytes, all times in milliseconds. */
@@ -119,11 +120,8 @@ const MOST_REFUSALS = 1024;
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
 const LARGE_READ = 4096;
 const HOPS = 10;
-// A peer that always has more would keep the process to itself: after so many milliseconds in which no read waited, a
-// timer, which takes about one, lets the runtime look at all else; it polls other sockets only when nothing is ready.
+// While no read waits others have a turn every so many milliseconds.
 const LONGEST_TURN = 8;
-// A read that has not settled after so many microtasks waits: one that finds bytes takes two, through web streams a few.
-const AT_ONCE = 16;
 // How long after our end a quiet peer is taken to have nothing more under way: Go's closes only by keepalive.
 const QUIET_BEFORE_CLOSE = 1000;
 // How long an idle session keeps the buffers of its busy time.
@@ -613,27 +611,20 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     let count: number | null = 0;
     let isReading = false;
     let now = clock.now();
-    let turnBegan = now;
-    let hasArrived = false;
-    const arrived = () => {
-      hasArrived = true;
-    };
+    const turn = new Turn(LONGEST_TURN);
+    turn.begin(now);
     try {
       while (this.#ended === undefined) {
         if (this.#mustPause()) {
           await this.#pause();
-          now = turnBegan = clock.now();
+          now = clock.now();
+          turn.begin(now);
         }
         isReading = true;
         const reading = link.read(count);
         // A small read has emptied the transport, so that the next one waits; only now and then is that made sure of.
-        const isWatched = count >= LARGE_READ || now - turnBegan >= LONGEST_TURN;
-        if (isWatched) {
-          hasArrived = false;
-          reading.then(arrived, arrived);
-          for (let hops = 0; hops < AT_ONCE && !hasArrived; hops++) await null;
-        }
-        const hasWaited = isWatched && !hasArrived;
+        const isWatched = count >= LARGE_READ || turn.isLong(now);
+        if (isWatched) turn.watch(reading);
         count = await reading;
         if (this.#ended !== undefined) return;
         if (count === null) return this.#transportEnded();
@@ -643,15 +634,13 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           );
         }
         isReading = false;
-        const before = now;
         now = clock.now();
-        if (hasWaited || (!isWatched && now - before >= LONGEST_TURN)) turnBegan = now;
         if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
-        if (isWatched && now - turnBegan >= LONGEST_TURN) {
-          await new Promise<void>((resolve) => clock.setTimer(resolve, 0));
-          now = turnBegan = clock.now();
+        if (isWatched && turn.isLong(now)) {
+          await turn.giveWay();
+          now = clock.now();
         }
       }
     } catch (error) {

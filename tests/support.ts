@@ -276,6 +276,8 @@ export class ManualClock implements Disposable {
       return this.#next++ as unknown as Timer;
     };
     clock.clearTimer = (timer) => void this.#timers.delete(timer as unknown as number);
+    // Time that is told to pass takes no turn from anybody.
+    clock.giveWay = () => Promise.resolve();
   }
 
   /** Timers that are set. */

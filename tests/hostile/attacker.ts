@@ -7,6 +7,7 @@
 import { assertEquals } from "@std/assert";
 import { deadline } from "@std/async";
 import { concat, repeat } from "@std/bytes";
+import { setImmediate } from "node:timers/promises";
 import { encodeUpdate, FIN, FrameDecoder, PSH, SYN, UPD, type Version } from "../../frame.ts";
 import { frame, pattern } from "../support.ts";
 
@@ -75,6 +76,8 @@ export class Attacker {
         this.received += count;
         this.#decoder.push(p.subarray(0, count), sink);
         this.#change();
+        // Reads that settle at once would keep this process from sending.
+        await setImmediate();
       }
     } catch (error) {
       // A reset ends the connection as well as an end does; bytes that are not smux must never come.

@@ -1,0 +1,52 @@
+/** Turns: who goes on and on lets others run, and only then. */
+
+import { assert, assertEquals } from "@std/assert";
+import { clock } from "../clock.ts";
+import { Turn } from "../turn.ts";
+
+/** Counts how often way is given, while `run` does something. */
+async function countGiven(run: () => Promise<void>): Promise<number> {
+  const { giveWay } = clock;
+  let times = 0;
+  clock.giveWay = () => {
+    times++;
+    return giveWay();
+  };
+  try {
+    await run();
+  } finally {
+    clock.giveWay = giveWay;
+  }
+  return times;
+}
+
+Deno.test("Turn: an operation that waits begins a new one, one that settles at once does not", async () => {
+  const turn = new Turn(8);
+  const now = clock.now();
+  turn.begin(now);
+  assertEquals([turn.isLong(now + 7.9), turn.isLong(now + 8)], [false, true]);
+  for (const operation of [Promise.resolve(), Promise.reject(new Error("on purpose"))]) {
+    turn.watch(operation);
+    await settle();
+    assertEquals(turn.isLong(now + 8), true);
+  }
+  turn.watch(Promise.withResolvers<void>().promise);
+  await settle();
+  assertEquals([turn.isLong(now + 20), turn.isLong(now + 27), turn.isLong(now + 28)], [false, false, true]);
+});
+
+Deno.test("Turn: way is given once for all who give it together", async () => {
+  const turns = [new Turn(8), new Turn(4)];
+  const before = clock.now();
+  for (const turn of turns) turn.begin(before - 100);
+  assert(turns.every((turn) => turn.isLong(before)));
+  assertEquals(await countGiven(async () => void await Promise.all(turns.map((turn) => turn.giveWay()))), 1);
+  const after = clock.now();
+  assertEquals(turns.map((turn) => turn.isLong(after + 3)), [false, false]);
+  assertEquals(turns.map((turn) => turn.isLong(after + 6)), [false, true]);
+});
+
+/** Lets as many microtasks pass as any watch takes. */
+async function settle(): Promise<void> {
+  for (let hops = 0; hops < 40; hops++) await null;
+}

@@ -1,0 +1,75 @@
+/**
+ * Turns: what goes on and on lets others run now and then.
+ *
+ * Deno settles a socket's read or write that need not wait without looking at anything else, so that a connection with
+ * always more to read, or always room to write, keeps the whole process to itself: others wait for most of a second
+ * beside a bare socket that is written to in a loop.
+ *
+ * @module
+ */
+
+import { clock } from "./clock.ts";
+
+// What has not settled after so many microtasks waits: a read that finds bytes takes two, through web streams a few.
+const AT_ONCE = 16;
+
+// Way is given by the process, not by a session: with many, one does it for all.
+let giving: Promise<unknown> | undefined;
+let givenAt = 0;
+
+/** The turn of one loop: it begins anew when the loop is known to wait, and when anybody gave way. */
+export class Turn {
+  readonly #longest: number;
+  #began = 0;
+  #hasSettled = false;
+  #hopsLeft = 0;
+  #isHopping = false;
+
+  /**
+   * @param longest After so many milliseconds in which nothing waited others have their turn, which costs 0.1 ms.
+   */
+  constructor(longest: number) {
+    this.#longest = longest;
+  }
+
+  /** It begins now. */
+  begin(now: number): void {
+    this.#began = now;
+  }
+
+  /** Whether others have waited long enough. */
+  isLong(now: number): boolean {
+    if (this.#began > now) this.#began = now;
+    // By another clock, before a test put this one there.
+    if (givenAt > now) givenAt = 0;
+    return now - Math.max(this.#began, givenAt) >= this.#longest;
+  }
+
+  /** Notices, while the loop awaits an operation, that it waits: then a new turn begins when it settles. */
+  watch(operation: Promise<unknown>): void {
+    this.#hasSettled = false;
+    this.#hopsLeft = AT_ONCE;
+    operation.then(this.#settled, this.#settled);
+    if (this.#isHopping) return;
+    this.#isHopping = true;
+    queueMicrotask(this.#hop);
+  }
+
+  /** Lets others run. */
+  async giveWay(): Promise<void> {
+    await (giving ??= clock.giveWay());
+    giving = undefined;
+    givenAt = clock.now();
+  }
+
+  readonly #settled = (): void => {
+    this.#hasSettled = true;
+  };
+
+  readonly #hop = (): void => {
+    if (!this.#hasSettled && this.#hopsLeft-- > 0) return queueMicrotask(this.#hop);
+    this.#isHopping = false;
+    // That is whenever it is asked for next.
+    if (!this.#hasSettled) this.#began = Infinity;
+  };
+}
