@@ -20,8 +20,10 @@ export interface Clock {
   setTimer(run: () => void, delay: number): Timer;
   /** Takes a timer back; one that has fired or was taken back is ignored. */
   clearTimer(timer: Timer | undefined): void;
-  /** Settles when the runtime has looked at sockets and all else that others wait for. */
+  /** Settles when the runtime has looked at its sockets. */
   giveWay(): Promise<unknown>;
+  /** Settles when the runtime has looked at everything, after a millisecond or so. */
+  rest(): Promise<unknown>;
 }
 
 const EMPTY = new Uint8Array();
@@ -34,4 +36,5 @@ export const clock: Clock = {
   // Deno looks at sockets only while nothing of its own is ready. A digest is made on another thread, which is the
   // shortest wait there is: 0.1 ms, where a timer takes more than 1.
   giveWay: () => crypto.subtle.digest("SHA-1", EMPTY),
+  rest: () => new Promise<void>((resolve) => setTimeout(resolve, 0)),
 };

@@ -113,8 +113,12 @@ export interface ServeOptions extends Omit<ServerOptions, "incoming"> {
 export interface Server extends AsyncDisposable {
   /** Fulfils when nothing is accepted any more and every session has ended. It never rejects. */
   readonly finished: Promise<void>;
-  /** Stops accepting, waits until no stream is open, closes the sessions; then `finished` fulfils. */
-  shutdown(): Promise<void>;
+  /**
+   * Stops accepting, waits until no stream is open, closes the sessions; then `finished` fulfils.
+   *
+   * @param options Milliseconds after which sessions that are still open are aborted. Default: the sessions' `timeout`.
+   */
+  shutdown(options?: { timeout?: number | undefined }): Promise<void>;
 }
 
 /**
@@ -217,9 +221,9 @@ export function serve(
   if (signal?.aborted) abort();
   const finished = accept();
 
-  function shutdown(): Promise<void> {
+  function shutdown(options: { timeout?: number | undefined } = {}): Promise<void> {
     stopping.abort();
-    for (const session of sessions) session.close({ drain: true });
+    for (const session of sessions) session.close({ ...options, drain: true });
     return finished;
   }
 

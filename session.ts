@@ -116,6 +116,8 @@ export interface SessionStats {
 
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MOST_REFUSALS = 1024;
+// So many refused from one read are no accident.
+const FLOOD = 64;
 // After a read of so many bytes that settled some of a stream, so many microtasks pass before the next one: whoever got
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
 const LARGE_READ = 4096;
@@ -635,13 +637,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         isReading = false;
         now = clock.now();
+        const refused = this.#refused;
         if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
-        if (isWatched && turn.isLong(now)) {
-          await turn.giveWay();
-          now = clock.now();
-        }
+        // A peer of whom so many must be refused can wait, so that others need not.
+        if (this.#refused - refused >= FLOOD || (isWatched && turn.isLong(now))) now = await turn.rest();
       }
     } catch (error) {
       if (isReading) this.#transportFailed(error);

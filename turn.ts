@@ -15,9 +15,8 @@ const AT_ONCE = 16;
 
 // Way is given by the process, not by a session: with many, one does it for all.
 let giving: Promise<unknown> | undefined;
-let givenAt = 0;
 
-/** The turn of one loop: it begins anew when the loop is known to wait, and when anybody gave way. */
+/** The turn of one loop: it begins anew when the loop is known to wait, and when it gave way. */
 export class Turn {
   readonly #longest: number;
   #began = 0;
@@ -26,7 +25,7 @@ export class Turn {
   #isHopping = false;
 
   /**
-   * @param longest After so many milliseconds in which nothing waited others have their turn, which costs 0.1 ms.
+   * @param longest After so many milliseconds in which nothing waited others have their turn.
    */
   constructor(longest: number) {
     this.#longest = longest;
@@ -40,9 +39,7 @@ export class Turn {
   /** Whether others have waited long enough. */
   isLong(now: number): boolean {
     if (this.#began > now) this.#began = now;
-    // By another clock, before a test put this one there.
-    if (givenAt > now) givenAt = 0;
-    return now - Math.max(this.#began, givenAt) >= this.#longest;
+    return now - this.#began >= this.#longest;
   }
 
   /** Notices, while the loop awaits an operation, that it waits: then a new turn begins when it settles. */
@@ -55,11 +52,17 @@ export class Turn {
     queueMicrotask(this.#hop);
   }
 
-  /** Lets others run. */
+  /** Lets others look at their sockets, in the shortest time that does. */
   async giveWay(): Promise<void> {
     await (giving ??= clock.giveWay());
     giving = undefined;
-    givenAt = clock.now();
+    this.#began = clock.now();
+  }
+
+  /** Lets others run for a millisecond, which whoever sends more than we can read must wait as well; gives the time. */
+  async rest(): Promise<number> {
+    await clock.rest();
+    return this.#began = clock.now();
   }
 
   readonly #settled = (): void => {

@@ -277,7 +277,7 @@ export class ManualClock implements Disposable {
     };
     clock.clearTimer = (timer) => void this.#timers.delete(timer as unknown as number);
     // Time that is told to pass takes no turn from anybody.
-    clock.giveWay = () => Promise.resolve();
+    clock.giveWay = clock.rest = () => Promise.resolve();
   }
 
   /** Timers that are set. */

@@ -41,9 +41,14 @@ Deno.test("Turn: way is given once for all who give it together", async () => {
   for (const turn of turns) turn.begin(before - 100);
   assert(turns.every((turn) => turn.isLong(before)));
   assertEquals(await countGiven(async () => void await Promise.all(turns.map((turn) => turn.giveWay()))), 1);
-  const after = clock.now();
-  assertEquals(turns.map((turn) => turn.isLong(after + 3)), [false, false]);
-  assertEquals(turns.map((turn) => turn.isLong(after + 6)), [false, true]);
+  assertEquals(turns.map((turn) => turn.isLong(before + 3)), [false, false]);
+});
+
+Deno.test("Turn: a rest is a timer, and begins a new turn", async () => {
+  const turn = new Turn(8);
+  turn.begin(clock.now() - 100);
+  const now = await turn.rest();
+  assertEquals([turn.isLong(now + 7), turn.isLong(now + 8)], [false, true]);
 });
 
 /** Lets as many microtasks pass as any watch takes. */
