@@ -55,7 +55,8 @@ export interface OutgoingHost {
 export class Outgoing {
   readonly #link: Link;
   readonly #host: OutgoingHost;
-  readonly #turn = new Turn(LONGEST_TURN);
+  /** The turn of its loop. */
+  readonly turn = new Turn(LONGEST_TURN);
   readonly #waiting: Receiver<Frame>;
   /** Frames that wait for room; each stream that has some clones this handle, and closes it to take them back. */
   readonly sender: Sender<Frame>;
@@ -217,7 +218,7 @@ export class Outgoing {
   }
 
   async #run(): Promise<void> {
-    const turn = this.#turn;
+    const { turn } = this;
     if (!this.#isBusy) turn.begin(clock.now());
     try {
       do {
@@ -245,7 +246,7 @@ export class Outgoing {
         this.#leaving = 0;
         this.#bytes += length;
         if (!this.#ended) this.#spare = bytes;
-        if (turn.isLong(clock.now())) await turn.giveWay();
+        if (length >= GATHERED && turn.isLong(clock.now())) await turn.giveWay();
       } while (this.#used >= GATHERED);
     } catch (error) {
       this.#leaving = 0;

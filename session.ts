@@ -264,6 +264,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #isDropping = false;
   #ended: { error?: unknown } | undefined;
   #closing: Promise<void> | undefined;
+  readonly #turn = new Turn(LONGEST_TURN);
   readonly #closed = Promise.withResolvers<void>();
 
   #opened = 0;
@@ -613,7 +614,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     let count: number | null = 0;
     let isReading = false;
     let now = clock.now();
-    const turn = new Turn(LONGEST_TURN);
+    const turn = this.#turn;
     turn.begin(now);
     try {
       while (this.#ended === undefined) {
@@ -873,8 +874,14 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#outgoing.end();
     for (const channel of [this.#mayRead, this.#versionKnown, this.#empty, this.#gone]) channel?.close();
     this.#link.close();
-    if (isClean) this.#closed.resolve();
-    else this.#closed.reject(this.#ended.error);
+    this.#settleClosed();
+  }
+
+  async #settleClosed(): Promise<void> {
+    for (const { others } of [this.#turn, this.#outgoing.turn]) if (others !== undefined) await others;
+    const end = this.#ended!;
+    if ("error" in end) this.#closed.reject(end.error);
+    else this.#closed.resolve();
   }
 
   #closedError(message: string): SessionClosedError {

@@ -23,6 +23,8 @@ export class Turn {
   #hasSettled = false;
   #hopsLeft = 0;
   #isHopping = false;
+  /** What it waits for, while others run; whoever ends the loop waits for that too, so that nothing is left under way. */
+  others: Promise<unknown> | undefined;
 
   /**
    * @param longest After so many milliseconds in which nothing waited others have their turn.
@@ -54,14 +56,15 @@ export class Turn {
 
   /** Lets others look at their sockets, in the shortest time that does. */
   async giveWay(): Promise<void> {
-    await (giving ??= clock.giveWay());
-    giving = undefined;
+    await (this.others = giving ??= clock.giveWay());
+    giving = this.others = undefined;
     this.#began = clock.now();
   }
 
   /** Lets others run for a millisecond, which whoever sends more than we can read must wait as well; gives the time. */
   async rest(): Promise<number> {
-    await clock.rest();
+    await (this.others = clock.rest());
+    this.others = undefined;
     return this.#began = clock.now();
   }
 
