@@ -874,11 +874,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#outgoing.end();
     for (const channel of [this.#mayRead, this.#versionKnown, this.#empty, this.#gone]) channel?.close();
     this.#link.close();
-    this.#settleClosed();
+    this.#turn.end();
+    this.#settleClosed(this.#outgoing.turn.end());
   }
 
-  async #settleClosed(): Promise<void> {
-    for (const { others } of [this.#turn, this.#outgoing.turn]) if (others !== undefined) await others;
+  async #settleClosed(others: Promise<unknown> | undefined): Promise<void> {
+    if (others !== undefined) await others;
     const end = this.#ended!;
     if ("error" in end) this.#closed.reject(end.error);
     else this.#closed.resolve();

@@ -8,7 +8,7 @@
  * @module
  */
 
-import { clock } from "./clock.ts";
+import { clock, type Timer } from "./clock.ts";
 
 // What has not settled after so many microtasks waits: a read that finds bytes takes two, through web streams a few.
 const AT_ONCE = 16;
@@ -23,8 +23,9 @@ export class Turn {
   #hasSettled = false;
   #hopsLeft = 0;
   #isHopping = false;
-  /** What it waits for, while others run; whoever ends the loop waits for that too, so that nothing is left under way. */
-  others: Promise<unknown> | undefined;
+  #resume: (() => void) | undefined;
+  #timer: Timer | undefined;
+  #others: Promise<unknown> | undefined;
 
   /**
    * @param longest After so many milliseconds in which nothing waited others have their turn.
@@ -56,16 +57,25 @@ export class Turn {
 
   /** Lets others look at their sockets, in the shortest time that does. */
   async giveWay(): Promise<void> {
-    await (this.others = giving ??= clock.giveWay());
-    giving = this.others = undefined;
+    await (this.#others = giving ??= clock.giveWay());
+    giving = this.#others = undefined;
     this.#began = clock.now();
   }
 
   /** Lets others run for a millisecond, which whoever sends more than we can read must wait as well; gives the time. */
   async rest(): Promise<number> {
-    await (this.others = clock.rest());
-    this.others = undefined;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#resume = resolve;
+    this.#timer = clock.rest(resolve);
+    await promise;
     return this.#began = clock.now();
+  }
+
+  /** Ends it: nobody is waited for any more, and nothing is left under way when this settles, if it takes any time. */
+  end(): Promise<unknown> | undefined {
+    clock.clearTimer(this.#timer);
+    this.#resume?.();
+    return this.#others;
   }
 
   readonly #settled = (): void => {

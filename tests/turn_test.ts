@@ -24,15 +24,15 @@ Deno.test("Turn: an operation that waits begins a new one, one that settles at o
   const turn = new Turn(8);
   const now = clock.now();
   turn.begin(now);
-  assertEquals([turn.isLong(now + 7.9), turn.isLong(now + 8)], [false, true]);
+  assertEquals([turn.isLong(now + 7), turn.isLong(now + 9)], [false, true]);
   for (const operation of [Promise.resolve(), Promise.reject(new Error("on purpose"))]) {
     turn.watch(operation);
     await settle();
-    assertEquals(turn.isLong(now + 8), true);
+    assertEquals(turn.isLong(now + 9), true);
   }
   turn.watch(Promise.withResolvers<void>().promise);
   await settle();
-  assertEquals([turn.isLong(now + 20), turn.isLong(now + 27), turn.isLong(now + 28)], [false, false, true]);
+  assertEquals([turn.isLong(now + 20), turn.isLong(now + 27), turn.isLong(now + 29)], [false, false, true]);
 });
 
 Deno.test("Turn: way is given once for all who give it together", async () => {
@@ -48,7 +48,18 @@ Deno.test("Turn: a rest is a timer, and begins a new turn", async () => {
   const turn = new Turn(8);
   turn.begin(clock.now() - 100);
   const now = await turn.rest();
-  assertEquals([turn.isLong(now + 7), turn.isLong(now + 8)], [false, true]);
+  assertEquals([turn.isLong(now + 7), turn.isLong(now + 9)], [false, true]);
+});
+
+Deno.test("Turn: its end ends a rest at once, and tells of way that is being given", async () => {
+  const turn = new Turn(8);
+  const resting = turn.rest();
+  assertEquals(turn.end(), undefined);
+  await resting;
+  const giving = turn.giveWay();
+  const others = turn.end();
+  assert(others !== undefined);
+  await Promise.all([giving, others]);
 });
 
 /** Lets as many microtasks pass as any watch takes. */

@@ -37,7 +37,7 @@ export class Scheduler implements Disposable {
     clock.clearTimer = (timer) => this.#cancel(timer as unknown as Event | undefined);
     // It settles even when nothing happens any more: the package keeps one for all sessions.
     clock.giveWay = () => Promise.resolve();
-    clock.rest = () => this.sleep(0);
+    clock.rest = (run) => clock.setTimer(run, 0);
   }
 
   /** Timers of the package that are set. */
