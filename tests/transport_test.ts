@@ -671,13 +671,16 @@ Deno.test("transport: a readable that fails ends the session with its error, and
 Deno.test("transport: a writable that fails ends the session with its error, and the readable is cancelled", async () => {
   const reason = new Error("Socket vanished");
   const { promise: cancelled, resolve: cancel } = Promise.withResolvers<void>();
+  let hasVanished = false;
   const writable = new WritableStream({
     write() {
-      throw reason;
+      if (hasVanished) throw reason;
     },
   });
   const session = Session.client({ readable: new ReadableStream({ cancel: () => cancel() }), writable });
   const stream = await session.openStream();
+  hasVanished = true;
+  await stream.write(new Uint8Array(1));
   assertStrictEquals(await assertRejects(() => session.closed), reason);
   await cancelled;
   assertStrictEquals((await assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError)).cause, reason);
