@@ -5,7 +5,7 @@
  */
 
 import { Channel } from "./channel.ts";
-import { type ServerOptions, Session, settle } from "./session.ts";
+import { duration, type ServerOptions, Session, settle } from "./session.ts";
 import { SessionClosedError, type Stream } from "./stream.ts";
 import type { Connection } from "./transport.ts";
 
@@ -117,6 +117,7 @@ export interface Server extends AsyncDisposable {
    * Stops accepting, waits until no stream is open, closes the sessions; then `finished` fulfils.
    *
    * @param options Milliseconds after which sessions that are still open are aborted. Default: the sessions' `timeout`.
+   * @throws {RangeError} The timeout is out of bounds.
    */
   shutdown(options?: { timeout?: number | undefined }): Promise<void>;
 }
@@ -222,6 +223,7 @@ export function serve(
   const finished = accept();
 
   function shutdown(options: { timeout?: number | undefined } = {}): Promise<void> {
+    if (options.timeout !== undefined) duration("timeout", options.timeout);
     stopping.abort();
     for (const session of sessions) session.close({ ...options, drain: true });
     return finished;

@@ -192,7 +192,12 @@ function integer(name: string, value: number, most: number, mostName = ""): numb
   throw new RangeError(`${name} must be an integer from 1 to ${mostName}${most}, received ${value}`);
 }
 
-function duration(name: string, value: number): number {
+/**
+ * Checks milliseconds, or `Infinity`.
+ *
+ * @throws {RangeError} They are out of bounds.
+ */
+export function duration(name: string, value: number): number {
   if (value === Infinity) return value;
   return integer(name, value, MAX_DELAY);
 }

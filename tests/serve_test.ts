@@ -7,6 +7,7 @@ import { clock } from "../clock.ts";
 import { PSH, SYN } from "../frame.ts";
 import {
   type Connection,
+  connections,
   join,
   type Listener,
   ProtocolError,
@@ -383,6 +384,72 @@ Deno.test("serve: shutdown stops accepting, waits for open streams, then ends th
   await finished;
   await session.closed;
   await server.finished;
+});
+
+Deno.test("serve: shutdown with a timeout aborts what is still open then", async () => {
+  const errors: unknown[] = [];
+  const { promise: begun, resolve: begin } = Promise.withResolvers<void>();
+  const hold = (stream: Stream) => {
+    begin();
+    return stream.closed;
+  };
+  const { server, connect } = start(hold, { onError: (error) => errors.push(error) });
+  const session = await connect();
+  const stream = await session.openStream();
+  await begun;
+  assertThrows(() => server.shutdown({ timeout: 0.5 }), RangeError, "timeout");
+  await server.shutdown({ timeout: 20 });
+  assertEquals(await stream.read(new Uint8Array(1)).catch((error) => error.name), "SessionClosedError");
+  assertEquals(errors.map((error) => (error as Error).name), ["TimeoutError"]);
+  session.abort();
+});
+
+Deno.test("serve: onSession gets every session before its streams, and may throw", async () => {
+  const sessions: Session[] = [];
+  const errors: unknown[] = [];
+  const reason = new Error("from onSession");
+  const { server, connect } = start((stream, session) => {
+    assertStrictEquals(sessions.at(-1), session);
+    return echo(stream);
+  }, {
+    onSession(session) {
+      sessions.push(session);
+      if (sessions.length === 2) throw reason;
+    },
+    onError: (error) => errors.push(error),
+  });
+  for (const word of ["one", "two"]) {
+    const session = await connect();
+    assertEquals(await ask(session, word), word);
+    await session.close();
+  }
+  await server.shutdown();
+  assertEquals([sessions.length, errors], [2, [reason]]);
+});
+
+Deno.test("connections: gives each, and leaving the loop closes the listener", async () => {
+  const listener = Deno.listen(LOOPBACK);
+  const address = { ...LOOPBACK, port: listener.addr.port };
+  using first = await Deno.connect(address);
+  using second = await Deno.connect(address);
+  const ports: number[] = [];
+  for await (using connection of connections(listener)) {
+    ports.push(connection.remoteAddr.port);
+    if (ports.length === 2) break;
+  }
+  assertEquals(ports.sort(), [first, second].map(({ localAddr }) => localAddr.port).sort());
+  await assertRejects(() => listener.accept(), Deno.errors.BadResource);
+});
+
+Deno.test("connections: a signal ends the loop and closes the listener, now or before", async () => {
+  const controller = new AbortController();
+  const listener = Deno.listen(LOOPBACK);
+  const accepting = Array.fromAsync(connections(listener, { signal: controller.signal }));
+  controller.abort();
+  assertEquals(await accepting, []);
+  const other = Deno.listen(LOOPBACK);
+  assertEquals(await Array.fromAsync(connections(other, { signal: controller.signal })), []);
+  await assertRejects(() => other.accept(), Deno.errors.BadResource);
 });
 
 Deno.test("serve: finished waits for the sessions, and for handlers that go on after them", async () => {
