@@ -1,16 +1,16 @@
 /**
- * TCP forwarding over one connection: {@linkcode openTunnel} listens on a port and carries each connection it accepts as
- * one stream to {@linkcode serveTunnel}, which connects it to a fixed target.
+ * Tunnels: any number of forwarded connections over one. {@linkcode openTunnel} connects to {@linkcode serveTunnel}, and
+ * each connection that either end accepts for the other is one stream between them.
  *
  * ```ts
  * import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";
  * import { assertEquals } from "@std/assert";
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
- * const server = serveTunnel({ listen: { hostname: "127.0.0.1", port: 0 }, target: web.addr });
- * const client = await openTunnel({ listen: { hostname: "127.0.0.1", port: 0 }, connect: server.addr });
+ * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
+ * const client = await openTunnel({ connect: server.addr, forward: [`127.0.0.1:0=127.0.0.1:${web.addr.port}`] });
  *
- * const answer = await fetch(`http://127.0.0.1:${client.addr.port}/`, { headers: { connection: "close" } });
+ * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
  * assertEquals(await answer.text(), "hello");
  *
  * await client.shutdown();
@@ -18,82 +18,153 @@
  * await web.shutdown();
  * ```
  *
- * It is a command too:
+ * It is a command too, `deno install -g -A -n sluice jsr:@sluice/smux/tunnel`:
  *
  * ```sh
- * deno run -A jsr:@sluice/smux/tunnel server --listen 127.0.0.1:9000 --target 127.0.0.1:8000
- * deno run -A jsr:@sluice/smux/tunnel client --listen 127.0.0.1:8080 --connect 127.0.0.1:9000
+ * sluice server --listen 127.0.0.1:9000 --allow localhost:80
+ * sluice client --connect 127.0.0.1:9000 --forward 8080=localhost:80
  * ```
  *
- * Nothing is encrypted and nobody is asked who they are: listen where only those can connect who may.
+ * Where to listen (AT) and where to connect (TO) is written `host:port`, `[ipv6]:port`, `unix:/path` (printable ASCII without
+ * spaces), or `port` for `127.0.0.1:port`. Where one listens port 0 is any that is free.
+ *
+ * On the wire a forwarded connection is a stream that opens with an HTTP `CONNECT host:port` and its answer. To listen for a
+ * client the server is sent `BIND host:port`, which holds as long as that stream is open. A server with a fixed target
+ * expects neither, and so serves any client of smux as it is.
  *
  * @module
  */
 
-import { join, serve, Session, SessionClosedError, type Stream } from "./mod.ts";
-
-/** A host and a TCP port. */
-export interface Endpoint {
-  /** A name or an address; IPv6 without brackets. */
-  readonly hostname: string;
-  /** 1 to 65 535; where it is listened on also 0: any that is free. */
-  readonly port: number;
-}
+import { connections, type Duplex, join, serve, Session, SessionClosedError, type Stream } from "./mod.ts";
 
 /** What both ends of a tunnel can be told. */
 export interface TunnelOptions {
-  /** Where to wait for connections: of the tunnel's clients on a server, of those to carry on a client. */
-  listen: Endpoint;
   /** Ends the tunnel at once when it aborts. */
   signal?: AbortSignal | undefined;
+  /** What a client must know to connect where `allow` says: printable ASCII without spaces. Default: nothing. */
+  secret?: string | undefined;
+  /** Whether to do without TLS and a secret where others than this machine can connect or listen in. Default false. */
+  insecure?: boolean | undefined;
   /** Gets every error of a connection, none of which ends the tunnel. Default: `console.error`. */
   onError?: ((error: unknown) => void) | undefined;
+  /** Gets a line for everything else that is worth one in a log. Default: nobody. */
+  onEvent?: ((line: string) => void) | undefined;
 }
 
 /** Options of {@linkcode serveTunnel}. */
 export interface ServeTunnelOptions extends TunnelOptions {
-  /** Where each stream is connected to. */
-  target: Endpoint;
-  /** Is told of every connection that a client of the tunnel made. */
-  onConnection?: ((from: Endpoint) => void) | undefined;
+  /** AT: where clients connect to. */
+  listen: string;
+  /** TO: where every stream is connected to. Without it, each says where to and `allow` says whether it may. */
+  target?: string | undefined;
+  /**
+   * TO: where clients may have it connect. `*` stands for any host or any port, as in `*:443`; a name is compared as it is
+   * asked for, before it is resolved. Default: nowhere.
+   */
+  allow?: readonly string[] | undefined;
+  /** AT: where clients may have it listen, written the same way. Default: nowhere. */
+  allowListen?: readonly string[] | undefined;
+  /** Its certificate chain, in PEM: with it clients connect by TLS. */
+  cert?: string | undefined;
+  /** The certificate's private key, in PEM. */
+  key?: string | undefined;
 }
 
 /** Options of {@linkcode openTunnel}. */
 export interface OpenTunnelOptions extends TunnelOptions {
-  /** Where the tunnel's server listens. */
-  connect: Endpoint;
+  /** TO: where the server listens. */
+  connect: string;
+  /** `AT=TO`: here it listens, the server connects; `AT` alone for a server with a fixed target. */
+  forward?: readonly string[] | undefined;
+  /** `AT=TO`: the server listens, here it connects. */
+  reverse?: readonly string[] | undefined;
+  /** AT: here it listens and speaks SOCKS 5; who connects says where to, and the server connects. */
+  socks?: readonly string[] | undefined;
+  /** Whether to connect by TLS. Default: whether `ca` is given. */
+  tls?: boolean | undefined;
+  /** Certificates of authorities to trust besides the system's, in PEM. */
+  ca?: string | undefined;
+  /** The version of smux to speak. Default 2. */
+  version?: 1 | 2 | undefined;
+  /** Whether to connect again, after 0.1 to 30 seconds, when the connection is lost. Default true. */
+  reconnect?: boolean | undefined;
 }
 
 /** What a tunnel has carried so far. */
 export interface TunnelStats {
-  /** Connections between the tunnel's client and server: on a client 1, on a server one for each client. */
+  /** Connections between the tunnel's client and server, ever. */
   connections: number;
-  /** Connections carried: one stream for each. */
+  /** Connections forwarded, ever. */
   streams: number;
+  /** Connections being forwarded now. */
+  open: number;
+  /** Bytes sent to the other end, smux's own among them. */
+  sent: number;
+  /** Bytes received from there. */
+  received: number;
 }
 
 /** One end of a tunnel, made by {@linkcode serveTunnel} or {@linkcode openTunnel}. */
 export interface Tunnel extends AsyncDisposable {
-  /** Where it listens. */
-  readonly addr: Endpoint;
+  /** Where the server listens, as the one end does that or the other knows it. */
+  readonly addr: string;
+  /** Where connections to be forwarded are accepted: on a client for each of `forward`, `socks` and `reverse`, in that order. */
+  readonly addrs: readonly string[];
   /**
-   * Fulfils when the tunnel has ended because it was told to. On a client it rejects when the connection to the server
-   * was lost; on a server it never rejects. Ignoring it is safe.
+   * Fulfils when the tunnel has ended because it was told to. On a client that does not reconnect it rejects when the
+   * connection to the server was lost; else it never rejects. Ignoring it is safe.
    */
   readonly finished: Promise<void>;
-  /** Stops listening, waits until what is carried has ended, then ends the tunnel. It never rejects. */
-  shutdown(): Promise<void>;
+  /**
+   * Stops listening, waits until what is forwarded has ended, then ends the tunnel. It never rejects.
+   *
+   * @param options Milliseconds after which what is still forwarded is cut, an integer. Default `Infinity`.
+   */
+  shutdown(options?: { grace?: number | undefined }): Promise<void>;
   /** Figures as they are now. */
   stats(): TunnelStats;
 }
 
+/** The client's end of a tunnel, made by {@linkcode openTunnel}. */
+export interface TunnelClient extends Tunnel {
+  /**
+   * Has the server connect to a target, as `forward` does for whom it accepts.
+   *
+   * @param target TO; without one, where the server always connects to.
+   * @returns A stream, joined to the target.
+   * @throws {RangeError} The target is none.
+   * @throws {TunnelRefusedError} The server does not connect there, or cannot.
+   * @throws {Error} There is no connection to the server now.
+   */
+  connect(target?: string): Promise<Stream>;
+}
+
+/** The other end of the tunnel does not do what it was asked for. */
+export class TunnelRefusedError extends Error {
+  /** Its name. */
+  override readonly name = "TunnelRefusedError";
+  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 it was tried and failed, others a misunderstanding. */
+  readonly status: number;
+
+  /**
+   * Makes one.
+   *
+   * @param status The HTTP status.
+   * @param message What was refused, and why.
+   */
+  constructor(status: number, message: string) {
+    super(message);
+    this.status = status;
+  }
+}
+
 /**
- * Starts the server's end of a tunnel: any number of clients may connect, and each stream they open is connected to the
- * target. When that cannot be reached the stream ends at once, and `onError` is told.
+ * Starts the server's end of a tunnel: any number of clients may connect. When a target cannot be reached the stream ends
+ * at once, and `onError` is told.
  *
- * @param options Where to listen, where to connect to, a signal, and who is told of what.
+ * @param options Where to listen, where to connect to, who may, and who is told of what.
  * @returns The tunnel, at once.
- * @throws {RangeError} A port is out of bounds.
+ * @throws {RangeError} An option is not what it must be, or would let others do what only friends should.
  * @throws {Error} It cannot listen there.
  *
  * @example
@@ -103,10 +174,10 @@ export interface Tunnel extends AsyncDisposable {
  * import { assertEquals } from "@std/assert";
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
- * const server = serveTunnel({ listen: { hostname: "127.0.0.1", port: 0 }, target: web.addr });
+ * const server = serveTunnel({ listen: "unix:/tmp/example.sock", target: `127.0.0.1:${web.addr.port}` });
  *
  * // Any client of smux will do, not only a tunnel's.
- * const session = Session.client(await Deno.connect(server.addr));
+ * const session = Session.client(await Deno.connect({ transport: "unix", path: "/tmp/example.sock" }));
  * const stream = await session.openStream();
  * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
  * const answer = await new Response(stream.readable).text();
@@ -119,208 +190,697 @@ export interface Tunnel extends AsyncDisposable {
  * ```
  */
 export function serveTunnel(options: ServeTunnelOptions): Tunnel {
-  const { listen, target, signal, onError = console.error, onConnection } = options;
-  checkPort("target", target, 1);
-  const counts = { connections: 0, streams: 0 };
-
-  async function forward(stream: Stream): Promise<void> {
-    counts.streams++;
-    // A client that is gone waits for no target.
-    const ended = new AbortController();
-    stream.closed.catch((error) => ended.abort(error));
-    try {
-      using connection = await connectTo(target, ended.signal);
-      await carry(stream, connection, `The connection to ${format(target)}`);
-    } catch (error) {
-      if (!(error instanceof SessionClosedError)) onError(error);
+  const { listen, target, secret, cert, key, signal } = options;
+  const rules: Record<string, Rule[]> = {
+    CONNECT: (options.allow ?? []).map((entry) => parseRule("allow", entry)),
+    BIND: (options.allowListen ?? []).map((entry) => parseRule("allowListen", entry)),
+  };
+  if ((cert === undefined) !== (key === undefined)) throw new RangeError("cert and key go together");
+  checkSecret(secret);
+  if (target !== undefined) {
+    parsePlace("target", target, 1);
+    const isIdle = secret !== undefined || Object.values(rules).some(({ length }) => length > 0);
+    if (isIdle) {
+      throw new RangeError("With a target nobody is asked for anything: leave out secret, allow and allowListen");
     }
   }
+  if (cert === undefined || secret === undefined) checkExposed("listen", listen, options.insecure);
+  const ledger = new Ledger(options);
+  // The one ends everything at once, the other what is not forwarded yet.
+  const cut = new AbortController();
+  const stopping = new AbortController();
 
-  const listener = listenOn(listen);
-  const accept = async () => {
-    const connection = await listener.accept();
-    counts.connections++;
-    try {
-      onConnection?.(connection.remoteAddr);
-    } catch (error) {
-      console.error(error);
-    }
-    return connection;
-  };
-  const { finished, shutdown } = serve({ accept, close: () => listener.close() }, forward, {
-    signal,
-    onError: (error) => onError(failure("A client's connection failed", error)),
+  async function answer(stream: Stream, session: Session): Promise<void> {
+    if (target !== undefined) return await carry(ledger, stream, await dial(target, stream), `to ${target}`);
+    const { at, opened } = await grant(stream, format(session.remoteAddr), async ({ method, at, proof }) => {
+      if (secret !== undefined && !await isEqual(proof, `Bearer ${secret}`)) {
+        await pause(WRONG_SECRET_DELAY, stopping.signal);
+        throw new TunnelRefusedError(407, "wrong secret");
+      }
+      if (rules[method] === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
+      const place = parsePlace(method, at, method === "BIND" ? 0 : 1);
+      if (!rules[method].some((rule) => rule(place))) throw new TunnelRefusedError(403, "not allowed");
+      return method === "BIND" ? listenOn(at) : await dial(at, stream);
+    });
+    if (opened instanceof Listening) await listenFor(session, stream, at, opened);
+    else await carry(ledger, stream, opened, `to ${at}`);
+  }
+
+  /** Accepts connections for a client, until it ends the stream that asked for that. */
+  async function listenFor(session: Session, stream: Stream, asked: string, listening: Listening): Promise<void> {
+    const ended = new AbortController();
+    const unfollow = follow(stopping.signal, () => ended.abort());
+    const where = `${listening.addr} for ${format(session.remoteAddr)}`;
+    ledger.note(`listening on ${where}`);
+    const open = async () => (await ask(session, "CONNECT", asked)).stream;
+    const listened = forwardAll(ledger, listening, open, ended.signal);
+    // Nothing comes on it but its end.
+    await Promise.race([stream.read(new Uint8Array(1)).catch(() => {}), listened]);
+    ended.abort();
+    unfollow();
+    stream.close();
+    const { forwarded } = await listened;
+    ledger.note(`no longer listening on ${where}`);
+    await forwarded;
+  }
+
+  const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
+  const server = serve(listening, (stream, session) => answer(stream, session).catch(ledger.tell), {
+    signal: cut.signal,
+    onError: (error) => ledger.tell(failure("A client's connection failed", error)),
+    onSession: (session) => {
+      ledger.add(session);
+      ledger.note(`connection from ${format(session.remoteAddr)}`);
+    },
   });
-  return { addr: listener.addr, finished, shutdown, stats: () => ({ ...counts }), [Symbol.asyncDispose]: shutdown };
+  const unfollow = follow(signal, (reason) => {
+    stopping.abort(reason);
+    cut.abort(reason);
+  });
+  const finished = server.finished.finally(unfollow);
+  async function shutdown({ grace = Infinity }: { grace?: number | undefined } = {}): Promise<void> {
+    stopping.abort();
+    await server.shutdown({ timeout: Math.max(1, grace) });
+    await finished;
+  }
+  const { addr } = listening;
+  return { addr, addrs: [], finished, shutdown, stats: () => ledger.stats(), [Symbol.asyncDispose]: shutdown };
 }
 
 /**
- * Starts the client's end of a tunnel: it connects to the server, then listens, and carries each connection it accepts
- * as a stream of that one connection. Each direction's end is carried too.
+ * Starts the client's end of a tunnel: it connects to the server, then listens. Each direction's end is forwarded too, and
+ * a connection whose target refuses is closed at once. When the connection to the server is lost, what it carried is
+ * closed, and so is what comes until there is a new one.
  *
- * @param options Where to listen, where the server is, a signal, and who is told of errors.
- * @returns The tunnel, when it is connected and listens.
- * @throws {RangeError} A port is out of bounds.
+ * @param options Where the server is, what to forward, and who is told of what.
+ * @returns The tunnel, when it is connected and everything listens.
+ * @throws {RangeError} An option is not what it must be, or would let others do what only friends should.
+ * @throws {TunnelRefusedError} The server does not listen for `reverse`.
  * @throws {Error} It cannot listen there, or the server cannot be reached.
  *
- * @example
+ * @example What only this machine can reach is reached through the server
  * ```ts
  * import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";
  * import { assertEquals } from "@std/assert";
  *
- * const listen = { hostname: "127.0.0.1", port: 0 };
- * const clock = Deno.listen(listen);
- * await using server = serveTunnel({ listen, target: { hostname: "127.0.0.1", port: clock.addr.port } });
- * await using client = await openTunnel({ listen, connect: server.addr });
+ * await using server = serveTunnel({ listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("from behind"));
+ * await using client = await openTunnel({ connect: server.addr, reverse: [`0=${web.addr.port}`] });
  *
- * // Whoever connects to the client speaks with the target.
- * const [connection, answering] = await Promise.all([Deno.connect(client.addr), clock.accept()]);
- * await answering.write(new TextEncoder().encode("noon"));
- * answering.close();
- * assertEquals(await new Response(connection.readable).text(), "noon");
- * clock.close();
+ * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * assertEquals(await answer.text(), "from behind");
+ * await web.shutdown();
  * ```
  */
-export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
-  const { listen, connect, signal, onError = console.error } = options;
-  checkPort("connect", connect, 1);
-  checkPort("listen", listen, 0);
-  using connecting = new DisposableStack();
-  const connection = connecting.use(await connectTo(connect, signal));
-  const listener = listenOn(listen);
-  connecting.move();
-  const session = Session.client(connection);
+export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClient> {
+  const { connect: server, secret, ca, tls = ca !== undefined, version, signal, reconnect = true } = options;
+  const where = format(parsePlace("connect", server, 1));
+  checkSecret(secret);
+  if (secret !== undefined && !tls) checkExposed("connect", server, options.insecure);
+  const local = [
+    ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
+    ...(options.socks ?? []).map((at) => ({ at, to: undefined, isSocks: true })),
+  ];
+  for (const { at, isSocks } of local) checkExposed(isSocks ? "socks" : "forward", at, options.insecure);
+  const reverse = (options.reverse ?? []).map((text) => parseForward("reverse", text));
+  const targets = new Map(reverse.map(({ at, to }) => [at, to]));
+  if (targets.size < reverse.length) throw new RangeError("Two of reverse listen at the same place");
+  if (reverse.some(({ to }) => to === undefined)) throw new RangeError("reverse must be AT=TO");
 
-  const carrying = new Set<Promise<void>>();
-  let streams = 0;
-  let isEnding = false;
+  const ledger = new Ledger(options);
+  const stopping = new AbortController();
+  const cut = new AbortController();
+  const working = new Set<Promise<unknown>>();
+  const bound = new Set<Stream>();
+  const addrs: string[] = [];
+  let session: Session | undefined;
 
-  function tell(error: unknown): void {
+  function work(task: Promise<unknown>): void {
+    working.add(task);
+    task.catch(ledger.tell).finally(() => working.delete(task));
+  }
+
+  async function start(): Promise<Session> {
+    const socket = await dial(server, stopping.signal, tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined);
+    const started = Session.client(socket, { version });
+    ledger.add(started);
+    // A server has nothing else to open a stream for: each is refused.
+    if (reverse.length === 0) started.incoming.close();
+    else work(accept(started));
+    return started;
+  }
+
+  /** Connects what comes by way of the server's listening. */
+  async function accept(on: Session): Promise<void> {
+    const answer = async (stream: Stream) => {
+      const { at, opened } = await grant(stream, "the server", async ({ method, at }) => {
+        const to = method === "CONNECT" ? targets.get(at) : undefined;
+        if (to === undefined) throw new TunnelRefusedError(403, "not asked for");
+        return await dial(to, stream);
+      });
+      await carry(ledger, stream, opened, `to ${targets.get(at)}`);
+    };
     try {
-      onError(error);
-    } catch (thrown) {
-      console.error(thrown);
+      for await (const stream of on) work(answer(stream).finally(() => stream.close()));
+    } catch {
+      // The end of the session is told elsewhere.
     }
   }
 
-  async function forward(accepted: Deno.TcpConn): Promise<void> {
-    using local = accepted;
-    try {
-      const stream = await session.openStream();
-      streams++;
-      await carry(stream, local, `The connection from ${format(local.remoteAddr)}`);
-    } catch (error) {
-      if (!(error instanceof SessionClosedError)) tell(error);
-    }
+  async function bind(on: Session, n: number): Promise<Stream> {
+    const { stream, addr } = await ask(on, "BIND", reverse[n]!.at, secret);
+    addrs[local.length + n] = addr;
+    bound.add(stream);
+    if (stopping.signal.aborted) stream.close();
+    return stream;
   }
 
-  async function accept(): Promise<void> {
-    for (;;) {
+  /** Has the server listen as long as the session lives. */
+  async function keepBound(on: Session, n: number, stream?: Stream): Promise<void> {
+    for (const waits = backoff(); !stopping.signal.aborted;) {
       try {
-        const carried = forward(await listener.accept());
-        carrying.add(carried);
-        carried.finally(() => carrying.delete(carried));
+        stream ??= await bind(on, n);
+        // Nothing comes on it but its end.
+        await stream.read(new Uint8Array(1));
+        throw new Error("the server ended it");
       } catch (error) {
-        if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
-        tell(failure("A connection was lost before it was accepted", error));
-        // Too many open files, say, last: to try again at once would only keep the processor busy.
-        if (!isReset(error)) await new Promise((resume) => setTimeout(resume, ACCEPT_PAUSE));
+        stream?.close();
+        if (stream !== undefined) bound.delete(stream);
+        stream = undefined;
+        if (stopping.signal.aborted || error instanceof SessionClosedError) return;
+        ledger.tell(failure(`The server does not listen on ${reverse[n]!.at}`, error));
+      }
+      await pause(waits.next().value, stopping.signal);
+    }
+  }
+
+  async function connect(target?: string): Promise<Stream> {
+    if (session === undefined) throw new Error(`There is no connection to ${where} now`);
+    if (target === undefined) return await session.openStream();
+    parsePlace("target", target, 1);
+    return (await ask(session, "CONNECT", target, secret)).stream;
+  }
+
+  async function startAgain(waits: ReturnType<typeof backoff>): Promise<Session | undefined> {
+    while (!stopping.signal.aborted) {
+      await pause(waits.next().value, stopping.signal);
+      try {
+        return await start();
+      } catch (error) {
+        if (!stopping.signal.aborted) ledger.tell(error);
       }
     }
+    return undefined;
   }
 
   async function run(): Promise<void> {
-    const accepting = accept();
-    try {
-      await session.closed;
-      if (!isEnding) throw new Error("the server ended it");
-    } catch (error) {
-      const lost = failure(`The connection to ${format(connect)} was lost`, error);
-      if (!isEnding) throw lost;
-      if (!signal?.aborted) tell(lost);
-    } finally {
-      stop();
-      await accepting;
-      await Promise.all(carrying);
-      signal?.removeEventListener("abort", abort);
+    let waits = backoff();
+    while (session !== undefined) {
+      const began = performance.now();
+      // It may have been told to end before there was a session.
+      if (signal?.aborted) session.abort(signal.reason);
+      else if (stopping.signal.aborted) session.close({ drain: true });
+      const why = await session.closed.then(() => undefined, (error: unknown) => error);
+      session = undefined;
+      const lost = failure(`The connection to ${where} was lost`, why ?? "the server ended it");
+      if (stopping.signal.aborted) {
+        if (why !== undefined && !signal?.aborted) ledger.tell(lost);
+        return;
+      }
+      if (!reconnect) throw lost;
+      ledger.tell(lost);
+      if (performance.now() - began > LONGEST_BACKOFF) waits = backoff();
+      const again = session = await startAgain(waits);
+      if (again === undefined) return;
+      ledger.note(`connected to ${where} again`);
+      reverse.forEach((_, n) => work(keepBound(again, n)));
     }
   }
 
-  function stop(): void {
-    // The listener may be closed already; this does not mind.
-    listener[Symbol.dispose]();
-  }
-
-  function abort(): void {
-    isEnding = true;
-    stop();
-    session.abort(signal!.reason);
-  }
-
-  function shutdown(): Promise<void> {
-    isEnding = true;
-    stop();
-    session.close({ drain: true });
+  function shutdown({ grace = Infinity }: { grace?: number | undefined } = {}): Promise<void> {
+    stopping.abort();
+    for (const stream of bound) stream.close();
+    session?.close({ drain: true, timeout: Math.max(1, grace) });
     return finished.catch(() => {});
   }
 
-  // The server has nothing to open a stream for: each is refused.
-  session.incoming.close();
-  const finished = run();
-  finished.catch(() => {});
-  signal?.addEventListener("abort", abort);
-  if (signal?.aborted) abort();
-
-  const stats = () => ({ connections: 1, streams });
-  return { addr: listener.addr, finished, shutdown, stats, [Symbol.asyncDispose]: shutdown };
-}
-
-const ACCEPT_PAUSE = 100;
-
-/** Whether accepting failed because of the one connection that was to be accepted. */
-function isReset(error: unknown): boolean {
-  const { NotConnected, ConnectionReset, ConnectionAborted } = Deno.errors;
-  return [NotConnected, ConnectionReset, ConnectionAborted].some((kind) => error instanceof kind);
-}
-
-/** Joins a stream to a connection; if that breaks, says whose it was. */
-async function carry(stream: Stream, connection: Deno.TcpConn, name: string): Promise<void> {
+  const unfollow = follow(signal, (reason) => {
+    stopping.abort(reason);
+    session?.abort(reason);
+  });
+  const end = async () => {
+    stopping.abort();
+    cut.abort();
+    unfollow();
+    while (working.size > 0) await Promise.allSettled(working);
+  };
   try {
-    // What arrives in pieces was sent in pieces, and waits for nothing.
-    connection.setNoDelay(true);
-    await join(stream, connection);
+    session = await start();
+    for (const { at, to, isSocks } of local) {
+      const listening = listenOn(at);
+      addrs.push(listening.addr);
+      const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(to);
+      work(forwardAll(ledger, listening, open, stopping.signal, cut.signal).then(({ forwarded }) => forwarded));
+    }
+    const started = session;
+    const streams = [];
+    for (const n of reverse.keys()) streams.push(await bind(started, n));
+    streams.forEach((stream, n) => work(keepBound(started, n, stream)));
+  } catch (error) {
+    session?.abort(error);
+    await end();
+    throw error;
+  }
+  const finished = run().finally(end);
+  finished.catch(() => {});
+  return {
+    addr: where,
+    addrs,
+    finished,
+    connect,
+    shutdown,
+    stats: () => ledger.stats(),
+    [Symbol.asyncDispose]: shutdown,
+  };
+}
+
+// What is said inside a stream.
+
+// What has not been said after so many milliseconds is not said any more, nor in so many bytes.
+const HEAD_TIMEOUT = 10_000;
+const LONGEST_HEAD = 8192;
+// What it costs to try a secret, in milliseconds.
+const WRONG_SECRET_DELAY = 1000;
+
+const encoder = new TextEncoder();
+
+async function readExactly(from: Duplex, length: number): Promise<Uint8Array> {
+  const p = new Uint8Array(length);
+  for (let at = 0; at < length;) {
+    const count = await from.read(p.subarray(at));
+    if (count === null) throw new Error("it ended in the middle of what it said");
+    at += count;
+  }
+  return p;
+}
+
+async function writeAll(to: Duplex, p: Uint8Array): Promise<void> {
+  for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
+}
+
+/** The lines of an HTTP head; byte for byte, since what follows is not ours. */
+async function readHead(from: Duplex): Promise<string[]> {
+  let head = "";
+  while (!head.endsWith("\r\n\r\n")) {
+    if (head.length === LONGEST_HEAD) throw new Error("what it says begins with no HTTP head");
+    head += String.fromCharCode((await readExactly(from, 1))[0]!);
+  }
+  return head.trimEnd().split("\r\n");
+}
+
+/** The value of a header, empty if there is none. */
+function header(lines: readonly string[], name: string): string {
+  return lines.find((line) => line.toLowerCase().startsWith(`${name}:`))?.slice(name.length + 1).trim() ?? "";
+}
+
+/** Waits for what must be said soon; closes the connection if it is not. */
+async function soon<T>(connection: Duplex, saying: Promise<T>): Promise<T> {
+  let isLate = false;
+  const timer = setTimeout(() => {
+    isLate = true;
+    connection.close();
+  }, HEAD_TIMEOUT);
+  try {
+    return await saying;
+  } catch (error) {
+    throw isLate ? new Error(`it did not say what it wants within ${HEAD_TIMEOUT} ms`, { cause: error }) : error;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** What is asked for in a stream. */
+interface Asked {
+  method: string;
+  at: string;
+  proof: string;
+}
+
+async function readRequest(from: Stream): Promise<Asked> {
+  const [line, ...headers] = await readHead(from);
+  const [, method, at] = /^([A-Z]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
+  if (method === undefined) throw new TunnelRefusedError(400, `"${line!.slice(0, 40)}" is no HTTP request`);
+  return { method, at: at!, proof: header(headers, "proxy-authorization") };
+}
+
+async function respond(to: Stream, status: number, reason: string, headers = ""): Promise<void> {
+  await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${reason.replaceAll(/[^ -~]/g, "?")}\r\n${headers}\r\n`));
+}
+
+/** Hears what is asked for, opens it, and says whether that was granted. */
+async function grant<T extends Socket | Listening>(stream: Stream, who: string, open: (asked: Asked) => Promise<T>) {
+  let asked: Asked | undefined;
+  let opened: T | undefined;
+  try {
+    asked = await soon(stream, readRequest(stream));
+    opened = await open(asked);
+    await respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : "");
+    return { at: asked.at, opened };
+  } catch (error) {
+    opened?.close();
+    if (error instanceof SessionClosedError) throw error;
+    const status = error instanceof TunnelRefusedError ? error.status : error instanceof RangeError ? 400 : 502;
+    await respond(stream, status, describe(error)).catch(() => {});
+    throw failure(`Refused ${who}${asked === undefined ? "" : ` ${asked.method} ${asked.at}`}`, error);
+  }
+}
+
+/** Asks the other end to connect, or to listen. */
+async function ask(session: Session, method: "CONNECT" | "BIND", at: string, secret?: string) {
+  const stream = await session.openStream();
+  try {
+    const proof = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
+    await writeAll(stream, encoder.encode(`${method} ${at} HTTP/1.1\r\nHost: ${at}\r\n${proof}\r\n`));
+    const [line, ...headers] = await readHead(stream);
+    const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
+    if (status === "200") return { stream, addr: header(headers, "address") };
+    const message = `The other end refused ${method} ${at}: ${status === undefined ? "it speaks no HTTP" : reason}`;
+    throw new TunnelRefusedError(Number(status ?? 400), message);
   } catch (error) {
     stream.close();
-    throw error instanceof SessionClosedError ? error : failure(`${name} broke`, error);
+    throw error;
   }
 }
 
-function listenOn(endpoint: Endpoint): Deno.TcpListener {
-  checkPort("listen", endpoint, 0);
-  const { hostname, port } = endpoint;
+/** Hears where a client of SOCKS 5 (RFC 1928) wants to, and connects there. */
+async function speakSocks(local: Socket, connect: (to: string) => Promise<Stream>): Promise<Stream> {
+  const answer = (code: number) => writeAll(local, new Uint8Array([5, code, 0, 1, 0, 0, 0, 0, 0, 0]));
+  const to = await soon(local, readTarget(local, answer));
+  let stream;
   try {
-    return Deno.listen({ hostname, port });
+    stream = await connect(to);
   } catch (error) {
-    throw failure(`Cannot listen on ${format(endpoint)}`, error);
+    // Not allowed by the rules, or refused by the target.
+    await answer(error instanceof TunnelRefusedError && error.status === 403 ? 2 : 5);
+    throw error;
   }
+  await answer(0).catch((error) => {
+    stream.close();
+    throw error;
+  });
+  return stream;
 }
 
-async function connectTo(endpoint: Endpoint, signal: AbortSignal | undefined): Promise<Deno.TcpConn> {
-  const { hostname, port } = endpoint;
+async function readTarget(local: Socket, answer: (code: number) => Promise<void>): Promise<string> {
+  const [version, methods] = await readExactly(local, 2);
+  if (version !== 5) throw new Error("it speaks no SOCKS 5");
+  const canBeAnyone = (await readExactly(local, methods!)).includes(0);
+  await writeAll(local, new Uint8Array([5, canBeAnyone ? 0 : 255]));
+  if (!canBeAnyone) throw new Error("a SOCKS client insists on saying who it is");
+  const [, command, , kind] = await readExactly(local, 4);
+  let hostname = "";
+  if (kind === 1) hostname = (await readExactly(local, 4)).join(".");
+  if (kind === 3) hostname = String.fromCharCode(...await readExactly(local, (await readExactly(local, 1))[0]!));
+  if (kind === 4) hostname = (await readExactly(local, 16)).toHex().match(/.{4}/g)!.join(":");
+  const [high, low] = await readExactly(local, 2);
+  const to = format({ hostname, port: high! * 256 + low! });
+  if (command !== 1) await answer(7);
+  if (command !== 1) throw new Error(`a SOCKS client wants command ${command}, which is not CONNECT`);
   try {
-    return await Deno.connect(signal === undefined ? { hostname, port } : { hostname, port, signal });
+    parsePlace("to", to, 1);
   } catch (error) {
-    signal?.throwIfAborted();
-    throw failure(`Cannot connect to ${format(endpoint)}`, error);
+    await answer(8);
+    throw error;
+  }
+  return to;
+}
+
+// Connections.
+
+type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
+
+/** Where sockets are accepted. */
+class Listening {
+  readonly addr: string;
+  readonly #listener: Deno.Listener<Socket & Deno.Conn>;
+
+  constructor(listener: Deno.Listener<Socket & Deno.Conn>) {
+    this.#listener = listener;
+    this.addr = format(listener.addr as { path?: string });
+  }
+
+  accept(): Promise<Socket> {
+    return this.#listener.accept();
+  }
+
+  close(): void {
+    this.#listener.close();
+    if (this.addr.startsWith("unix:")) Deno.removeSync(this.addr.slice("unix:".length));
   }
 }
 
-function checkPort(name: string, { port }: Endpoint, least: number): void {
-  if (Number.isInteger(port) && port >= least && port <= 65535) return;
-  throw new RangeError(`${name}.port must be an integer from ${least} to 65535, received ${port}`);
+function listenOn(at: string, tls?: { cert: string; key: string }): Listening {
+  const { path, hostname, port } = parsePlace("listen", at, 0);
+  try {
+    if (path !== undefined) return new Listening(Deno.listen({ transport: "unix", path }));
+    return new Listening(tls ? Deno.listenTls({ hostname, port, ...tls }) : Deno.listen({ hostname, port }));
+  } catch (error) {
+    if (!(error instanceof Deno.errors.InvalidData)) {
+      throw failure(`Cannot listen on ${format({ path, hostname, port })}`, error);
+    }
+    throw new RangeError(`cert and key must be those of a certificate: ${describe(error)}`, { cause: error });
+  }
 }
 
-function format({ hostname, port }: Endpoint): string {
+/** Connects, unless the stream for which that is done ends before, or the signal aborts. */
+async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: string[] }): Promise<Socket> {
+  const { path, hostname, port } = parsePlace("target", to, 1);
+  const gone = new AbortController();
+  if (!(by instanceof AbortSignal)) by.closed.catch((error) => gone.abort(error));
+  const signal = by instanceof AbortSignal ? by : gone.signal;
+  try {
+    signal.throwIfAborted();
+    if (path !== undefined) return await Deno.connect({ transport: "unix", path });
+    const connection = await Deno.connect({ hostname, port, signal });
+    if (tls === undefined) return connection;
+    const secured = await Deno.startTls(connection, { hostname, ...tls });
+    const unfollow = follow(signal, () => secured.close());
+    await secured.handshake().catch((error) => {
+      if (!signal.aborted) secured.close();
+      throw error;
+    }).finally(unfollow);
+    return secured;
+  } catch (error) {
+    signal.throwIfAborted();
+    throw failure(`Cannot connect to ${format({ path, hostname, port })}`, error);
+  }
+}
+
+/**
+ * Forwards every connection that is accepted to what `open` gives for it, until the signal; settles when there will be no
+ * more, with what settles when all have ended, at the latest when those still to be opened are cut.
+ */
+async function forwardAll(
+  ledger: Ledger,
+  listening: Listening,
+  open: (from: Socket) => Promise<Stream>,
+  signal: AbortSignal,
+  cut?: AbortSignal,
+): Promise<{ forwarded: Promise<unknown> }> {
+  const forwarding = new Set<Promise<void>>();
+  const forward = async (accepted: Socket) => {
+    using socket = accepted;
+    const unfollow = follow(cut, () => socket[Symbol.dispose]());
+    const stream = await open(socket).finally(unfollow);
+    await carry(ledger, stream, socket, `from ${format(socket.remoteAddr)}`);
+  };
+  const onError = (error: unknown) => ledger.tell(failure("A connection was lost before it was accepted", error));
+  for await (const socket of connections(listening, { signal, onError })) {
+    const forwarded = forward(socket).catch((error) => void (cut?.aborted || ledger.tell(error)));
+    forwarding.add(forwarded);
+    forwarded.finally(() => forwarding.delete(forwarded));
+  }
+  return { forwarded: Promise.all(forwarding) };
+}
+
+/** Joins, until the stream is lost: who waits for the other side to read would not notice. */
+async function joinStream(stream: Stream, other: Duplex): Promise<void> {
+  const lost = new AbortController();
+  stream.closed.catch((error) => lost.abort(error));
+  await join(stream, other, { signal: lost.signal });
+}
+
+/** Joins a stream and a socket; if that breaks, says whose they were. */
+async function carry(ledger: Ledger, stream: Stream, socket: Socket, name: string): Promise<void> {
+  ledger.begin();
+  try {
+    // What arrives in pieces was sent in pieces, and waits for nothing.
+    if ("setNoDelay" in socket) socket.setNoDelay(true);
+    await joinStream(stream, socket);
+  } catch (error) {
+    stream.close();
+    throw error instanceof SessionClosedError ? error : failure(`The connection ${name} broke`, error);
+  } finally {
+    socket[Symbol.dispose]();
+    ledger.end();
+  }
+}
+
+/** What is counted, and who is told of what. */
+class Ledger {
+  readonly tell: (error: unknown) => void;
+  readonly note: (line: string) => void;
+  readonly #sessions = new Set<Session>();
+  readonly #stats = { connections: 0, streams: 0, open: 0, sent: 0, received: 0 };
+
+  constructor({ onError = console.error, onEvent = () => {} }: TunnelOptions) {
+    const guard = (run: () => void) => {
+      try {
+        run();
+      } catch (thrown) {
+        console.error(thrown);
+      }
+    };
+    // What a lost session takes with it is not told one by one.
+    this.tell = (error) => error instanceof SessionClosedError || guard(() => onError(error));
+    this.note = (line) => guard(() => onEvent(line));
+  }
+
+  add(session: Session): void {
+    this.#stats.connections++;
+    this.#sessions.add(session);
+    const ended = () => {
+      this.#sum(this.#stats, session);
+      this.#sessions.delete(session);
+    };
+    session.closed.then(ended, ended);
+  }
+
+  begin(): void {
+    this.#stats.streams++;
+    this.#stats.open++;
+  }
+
+  end(): void {
+    this.#stats.open--;
+  }
+
+  stats(): TunnelStats {
+    const stats = { ...this.#stats };
+    for (const session of this.#sessions) this.#sum(stats, session);
+    return stats;
+  }
+
+  #sum(stats: TunnelStats, session: Session): void {
+    const { bytesSent, bytesReceived } = session.stats();
+    stats.sent += bytesSent;
+    stats.received += bytesReceived;
+  }
+}
+
+const SHORTEST_BACKOFF = 100;
+const LONGEST_BACKOFF = 30_000;
+
+/** Milliseconds to wait before each try: up to twice as many each time, and not the same for all who wait. */
+function* backoff(): Generator<number, never> {
+  for (let longest = SHORTEST_BACKOFF;; longest = Math.min(longest * 2, LONGEST_BACKOFF)) {
+    yield longest * (0.5 + Math.random() / 2);
+  }
+}
+
+/** Lets time pass, until the signal. */
+async function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, milliseconds);
+  const unfollow = follow(signal, () => resolve());
+  await promise;
+  clearTimeout(timer);
+  unfollow();
+}
+
+/** Calls `abort` when the signal aborts, or did before; gives what takes that back. */
+function follow(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
+  const aborted = () => abort(signal!.reason);
+  signal?.addEventListener("abort", aborted);
+  if (signal?.aborted) aborted();
+  return () => signal?.removeEventListener("abort", aborted);
+}
+
+// What is given in words.
+
+/** Where to listen or to connect. */
+type Place = { hostname: string; port: number; path?: undefined } | {
+  path: string;
+  hostname?: undefined;
+  port?: undefined;
+};
+type Rule = (place: Place) => boolean;
+
+function parsePlace(name: string, text: string, leastPort: number): Place {
+  if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
+  const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];
+  const host = ipv6 === undefined ? given : `[${ipv6}]`;
+  if (digits === undefined || !URL.canParse(`http://${host}/`)) {
+    throw new RangeError(`${name} must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, not "${text}"`);
+  }
+  const port = Number(digits);
+  if (port >= leastPort && port <= 65535) return { hostname: ipv6 ?? given, port };
+  throw new RangeError(`${name} needs a port from ${leastPort} to 65535, not ${digits}`);
+}
+
+function parseForward(name: string, text: string): { at: string; to: string | undefined } {
+  const [at, to] = text.split(/=(.*)/s) as [string, string?];
+  parsePlace(name, at, 0);
+  if (to !== undefined) parsePlace(name, to, 1);
+  return { at, to };
+}
+
+/** What an entry of a list allows. */
+function parseRule(name: string, entry: string): Rule {
+  const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
+  const rule = parsePlace(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
+  return ({ hostname, port, path }) => {
+    if (rule.path !== undefined || path !== undefined) return rule.path === path;
+    return (isAnyHost || canonical(hostname) === canonical(rule.hostname)) && (isAnyPort || port === rule.port);
+  };
+}
+
+/** One way to write what may be written in several. */
+function canonical(hostname: string): string {
+  return hostname.includes(":") ? new URL(`http://[${hostname}]/`).hostname : hostname.toLowerCase();
+}
+
+function checkSecret(secret: string | undefined): void {
+  // It stands in a line of HTTP.
+  if (secret === undefined || /^[!-~]+$/.test(secret)) return;
+  throw new RangeError("secret must be printable ASCII without spaces, and not empty");
+}
+
+/** Whether nobody but this machine can get there, or it is said that others may. */
+function checkExposed(name: string, text: string, insecure = false): void {
+  const { path, hostname } = parsePlace(name, text, 0);
+  if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
+  const why = name === "connect"
+    ? "the secret would cross the network for all to read: it needs TLS"
+    : name === "listen"
+    ? "others than this machine can connect there: it needs TLS and a secret"
+    : "others than this machine can connect there";
+  throw new RangeError(`${name} ${text}: ${why}, or insecure`);
+}
+
+/** Compares without telling by the time it takes where two texts differ. */
+async function isEqual(...texts: [string, string]): Promise<boolean> {
+  const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
+  const [a, b] = await Promise.all(texts.map(digest));
+  return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;
+}
+
+function format(
+  at: { hostname?: string | undefined; port?: number | undefined; path?: string | null | undefined },
+): string {
+  const { hostname = "", port, path } = at;
+  // Who connects to a Unix socket has no name.
+  if (path !== undefined) return path ? `unix:${path}` : "a local process";
   return hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
 }
 
@@ -334,143 +894,208 @@ function describe(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   // Every system has words of its own for it.
   if (error instanceof Deno.errors.AddrInUse) return "address in use";
-  const message = error.message.replace(/ \(os error \d+\)$/, "");
+  const message = error.message.replace(/ \(os error \d+\)/, "");
   return /^[A-Z][a-z ]/.test(message) ? message[0]!.toLowerCase() + message.slice(1) : message;
 }
 
 // The command.
 
 const HELP = `\
-Carries TCP connections to a server elsewhere, all of them over one connection.
+Forwards connections over one, as ssh -L, -R and -D do.
 
-Usage:
-  tunnel server --listen HOST:PORT --target HOST:PORT
-  tunnel client --listen HOST:PORT --connect HOST:PORT
+  sluice server --listen AT --target TO | --allow TO ... --allow-listen AT ...
+  sluice client --connect TO --forward AT=TO ... --reverse AT=TO ... --socks AT
 
-  server   waits for clients at --listen; connects what they carry to --target
-  client   waits for connections at --listen; carries them over one connection
-           to the server at --connect
+AT and TO are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT of 127.0.0.1.
 
-Options:
-  --listen HOST:PORT    where to listen; port 0 is any that is free
-  --target HOST:PORT    where the server connects to
-  --connect HOST:PORT   where the client finds the server
-  --help                show this
+  --target TO         connect every stream there, for any client of smux
+  --allow TO          let clients connect there; * is any host or any port
+  --allow-listen AT   let clients listen there
+  --forward AT=TO     listen here, connect there; AT - is stdin and stdout;
+                      without =TO, for a server with --target
+  --reverse AT=TO     listen there, connect here
+  --socks AT          listen here for SOCKS 5, connect where that says
+  --cert, --key FILE  the server's certificate, for TLS
+  --tls, --ca FILE    connect by TLS; trust the authorities in FILE as well
+  --secret FILE       what a client must know; default: $SLUICE_SECRET
+  --smux 1|2          the version that a client speaks; default 2
+  --grace SECONDS     how long Ctrl-C waits for what is open; default 30
+  --insecure          let others connect without TLS and a secret
+  --once              do not connect again when the connection is lost
 
-Examples:
-  tunnel server --listen 127.0.0.1:9000 --target 127.0.0.1:8000
-  tunnel client --listen 127.0.0.1:8080 --connect 127.0.0.1:9000
-  tunnel client --listen [::1]:8080 --connect example.com:9000
-
-Nothing is encrypted and nobody is asked who they are.
-Ctrl-C stops listening, waits for what is open, and ends; twice ends at once.`;
-
-type Command =
-  | { name: "help" }
-  | { name: "server"; listen: Endpoint; target: Endpoint }
-  | { name: "client"; listen: Endpoint; connect: Endpoint };
+  sluice server --listen 9000 --allow db.local:5432 --allow '*:443'
+  sluice client --connect 9000 --forward 5432=db.local:5432 --socks 1080
+  ssh -o ProxyCommand='sluice client --connect 9000 --forward -=%h:%p' HOST`;
 
 /** What is wrong with a command line, in one sentence. */
 class UsageError extends Error {}
 
-function parseCommand(args: readonly string[]): Command {
-  if (args.includes("--help") || args.includes("-h")) return { name: "help" };
-  const [name, ...rest] = args;
-  switch (name) {
-    case "server": {
-      const { listen, target } = parseOptions(rest, ["listen", "target"]);
-      return { name, listen: parseEndpoint("listen", listen, 0), target: parseEndpoint("target", target, 1) };
-    }
-    case "client": {
-      const { listen, connect } = parseOptions(rest, ["listen", "connect"]);
-      return { name, listen: parseEndpoint("listen", listen, 0), connect: parseEndpoint("connect", connect, 1) };
-    }
-    case undefined:
-      throw new UsageError("say server or client");
-    default:
-      throw new UsageError(`say server or client, not "${name}"`);
-  }
+// What each option of either command takes.
+const FLAGS: Record<string, Record<string, "one" | "many" | "none" | "file">> = {
+  server: { listen: "one", target: "one", allow: "many", "allow-listen": "many", cert: "file", key: "file" },
+  client: { connect: "one", forward: "many", reverse: "many", socks: "many", tls: "none", ca: "file", smux: "one" },
+};
+for (const flags of Object.values(FLAGS)) {
+  Object.assign(flags, { secret: "file", grace: "one", insecure: "none", once: "none" });
 }
 
-/** The values of options that must all be there, as `--name value` or `--name=value`. */
-function parseOptions<Name extends string>(args: readonly string[], names: readonly Name[]): Record<Name, string> {
-  const values: Partial<Record<string, string>> = {};
+/** The options of a command line, `--name value` or `--name=value`, by name. */
+function parseFlags(role: string, args: readonly string[]): Record<string, string[]> {
+  const values: Record<string, string[]> = {};
   for (let at = 0; at < args.length; at++) {
-    const [, given, attached] = /^--([^=]+)(?:=(.*))?$/s.exec(args[at]!) ?? [];
-    if (given === undefined) throw new UsageError(`unexpected argument "${args[at]}"`);
-    const name = names.find((name) => name === given);
-    if (name === undefined) throw new UsageError(`unknown option --${given}`);
-    if (values[name] !== undefined) throw new UsageError(`--${name} was given twice`);
-    const value = attached ?? args[++at];
+    const [, name, attached] = /^--([^=]+)(?:=(.*))?$/s.exec(args[at]!) ?? [];
+    if (name === undefined) throw new UsageError(`unexpected argument "${args[at]}"`);
+    const flags = FLAGS[role]!;
+    if (!Object.hasOwn(flags, name)) throw new UsageError(`unknown option --${name}`);
+    const kind = flags[name];
+    let value: string | undefined = "yes";
+    if (kind !== "none") value = attached ?? args[++at];
+    else if (attached !== undefined) throw new UsageError(`--${name} takes no value`);
     if (!value || (attached === undefined && value.startsWith("--"))) throw new UsageError(`--${name} needs a value`);
-    values[name] = value;
+    if (values[name] !== undefined && kind !== "many") throw new UsageError(`--${name} was given twice`);
+    try {
+      (values[name] ??= []).push(kind === "file" ? Deno.readTextFileSync(value).trim() : value);
+    } catch (error) {
+      throw new UsageError(`--${name} cannot be read: ${describe(error)}`);
+    }
   }
-  for (const name of names) if (values[name] === undefined) throw new UsageError(`--${name} is missing`);
-  return values as Record<Name, string>;
+  return values;
 }
 
-function parseEndpoint(option: string, text: string, leastPort: number): Endpoint {
-  const [, ipv6, name, digits] = /^(?:\[([\da-f:.]+)\]|([\w.-]+)):(\d+)$/i.exec(text) ?? [];
-  if (digits === undefined || !URL.canParse(`http://${ipv6 === undefined ? name : `[${ipv6}]`}/`)) {
-    throw new UsageError(`--${option} must be HOST:PORT or [IPV6]:PORT, not "${text}"`);
+/** What a command line asks for: a tunnel, milliseconds of grace, and what stdin and stdout are forwarded to. */
+interface Command {
+  start(reports: TunnelOptions): Tunnel | Promise<Tunnel>;
+  grace: number;
+  piped: { to: string | undefined } | undefined;
+}
+
+function parseCommand([role, ...rest]: readonly string[]): Command {
+  if (role === undefined || !Object.hasOwn(FLAGS, role)) {
+    throw new UsageError(`say server or client${role === undefined ? "" : `, not "${role}"`}`);
   }
-  const port = Number(digits);
-  if (port < leastPort || port > 65535) {
-    throw new UsageError(`--${option} needs a port from ${leastPort} to 65535, not ${digits}`);
+  const flags = parseFlags(role, rest);
+  const [seconds = "30"] = flags.grace ?? [];
+  if (!/^\d{1,6}$/.test(seconds)) throw new UsageError(`--grace must be whole seconds, not "${seconds}"`);
+  const grace = Number(seconds) * 1000;
+  const one = (name: string) => flags[name]?.[0];
+  const needed = role === "server" ? "listen" : "connect";
+  if (one(needed) === undefined) throw new UsageError(`--${needed} is missing`);
+  const common = { secret: one("secret") ?? Deno.env.get("SLUICE_SECRET"), insecure: one("insecure") !== undefined };
+  if (role === "server") {
+    const { allow, "allow-listen": allowListen } = flags;
+    const [listen, target, cert, key] = ["listen", "target", "cert", "key"].map(one);
+    if (!(target ?? allow ?? allowListen)) throw new UsageError("say --target, --allow or --allow-listen");
+    const options = { ...common, listen: listen!, target, allow, allowListen, cert, key };
+    return { grace, piped: undefined, start: (reports) => serveTunnel({ ...options, ...reports }) };
   }
-  return { hostname: (ipv6 ?? name)!, port };
+  const [connect, ca, smux = "2"] = ["connect", "ca", "smux"].map(one);
+  if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, not "${smux}"`);
+  const isPiped = (text: string) => /^-(=|$)/.test(text);
+  const [pipe, ...more] = flags.forward?.filter(isPiped) ?? [];
+  if (more.length > 0) throw new UsageError("stdin and stdout can be forwarded only once");
+  const piped = pipe === undefined ? undefined : parseForward("forward", pipe.replace("-", "0"));
+  const forward = flags.forward?.filter((text) => !isPiped(text));
+  const { reverse, socks } = flags;
+  if (!(flags.forward ?? reverse ?? socks)) throw new UsageError("say --forward, --reverse or --socks");
+  const how = { tls: one("tls") !== undefined || ca !== undefined, version: smux === "1" ? 1 as const : 2 as const };
+  const reconnect = piped === undefined && one("once") === undefined;
+  const options = { ...common, ...how, connect: connect!, ca, forward, reverse, socks, reconnect };
+  return { grace, piped, start: (reports) => openTunnel({ ...options, ...reports }) };
+}
+
+/** Lines of a log, and on a terminal one below them that tells how it goes. */
+class Display {
+  readonly #out: typeof Deno.stdout;
+  #live = "";
+  #timer: ReturnType<typeof setInterval> | undefined;
+
+  constructor(out: typeof Deno.stdout) {
+    this.#out = out;
+  }
+
+  line(text: string, out = this.#out): void {
+    const clear = this.#live === "" ? "" : "\r\x1b[K";
+    out.writeSync(encoder.encode(`${clear}${text}\n`));
+    this.#out.writeSync(encoder.encode(this.#live));
+  }
+
+  live(stats: () => TunnelStats): void {
+    if (!this.#out.isTerminal()) return;
+    let before = { ...stats(), time: performance.now() };
+    this.#timer = setInterval(() => {
+      const now = { ...stats(), time: performance.now() };
+      const rate = (bytes: number) => `${(bytes / 1000 / (now.time - before.time)).toFixed(1)} MB/s`;
+      const [up, down] = [rate(now.sent - before.sent), rate(now.received - before.received)];
+      before = now;
+      this.#live = `${now.open} open, ${now.streams} so far; sending ${up}, receiving ${down}`;
+      this.#out.writeSync(encoder.encode(`\r\x1b[K${this.#live}`));
+    }, 500);
+  }
+
+  end(): void {
+    clearInterval(this.#timer);
+    if (this.#live !== "") this.#out.writeSync(encoder.encode("\r\x1b[K"));
+    this.#live = "";
+  }
 }
 
 function count(number: number, noun: string): string {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-/** Runs the command; gives the exit code. */
-async function main(args: readonly string[]): Promise<number> {
-  let command: Command;
+/** Joins stdin and stdout with a target, and then ends the tunnel. */
+async function pipe(tunnel: TunnelClient, target: string | undefined): Promise<void> {
+  const { stdin, stdout } = Deno;
+  const read = (p: Uint8Array) => stdin.read(p);
+  const write = (p: Uint8Array) => stdout.write(p);
+  const closeWrite = () => Promise.resolve(stdout.close());
   try {
-    command = parseCommand(args);
-  } catch (error) {
-    if (!(error instanceof UsageError)) throw error;
-    console.error(`${error.message} (try --help)`);
-    return 2;
-  }
-  if (command.name === "help") {
-    console.log(HELP);
-    return 0;
-  }
-
-  const onError = (error: unknown) => console.error(describe(error));
-  const onConnection = (from: Endpoint) => console.log(`connection from ${format(from)}`);
-  // Windows knows no other.
-  const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
-  let shutdown = () => {};
-  const stop = () => {
-    // The next one ends the process.
-    for (const name of signals) Deno.removeSignalListener(name, stop);
-    shutdown();
-  };
-  try {
-    const tunnel = command.name === "server"
-      ? serveTunnel({ ...command, onConnection, onError })
-      : await openTunnel({ ...command, onError });
-    shutdown = () => {
-      console.log("shutting down; Ctrl-C ends it at once");
-      tunnel.shutdown();
-    };
-    for (const name of signals) Deno.addSignalListener(name, stop);
-    console.log(`listening on ${format(tunnel.addr)}`);
-    await tunnel.finished.finally(() => {
-      const { connections, streams } = tunnel.stats();
-      console.log(`carried ${count(streams, "stream")} over ${count(connections, "connection")}`);
-    });
-    return 0;
-  } catch (error) {
-    onError(error);
-    return 1;
+    await joinStream(await tunnel.connect(target), { read, write, closeWrite, close() {} });
   } finally {
-    for (const name of signals) Deno.removeSignalListener(name, stop);
+    tunnel.shutdown({ grace: 0 });
   }
 }
 
-if (import.meta.main) Deno.exitCode = await main(Deno.args);
+/** Runs the command; gives the exit code. */
+async function main(args: readonly string[]): Promise<number> {
+  if (args.includes("--help") || args.includes("-h")) {
+    console.log(HELP);
+    return 0;
+  }
+  let display = new Display(Deno.stdout);
+  const onError = (error: unknown) => display.line(describe(error), Deno.stderr);
+  // Windows knows no other.
+  const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
+  let stop = () => {};
+  const unlisten = () => signals.forEach((name) => Deno.removeSignalListener(name, stop));
+  try {
+    const { start, grace, piped } = parseCommand(args);
+    if (piped !== undefined) display = new Display(Deno.stderr);
+    const tunnel = await start({ onError, onEvent: (line) => display.line(line) });
+    stop = () => {
+      // The next one ends the process.
+      unlisten();
+      display.line(`shutting down within ${count(grace / 1000, "second")}; Ctrl-C ends it at once`);
+      tunnel.shutdown({ grace });
+    };
+    for (const name of signals) Deno.addSignalListener(name, stop);
+    for (const addr of args[0] === "server" ? [tunnel.addr] : tunnel.addrs) display.line(`listening on ${addr}`);
+    display.live(() => tunnel.stats());
+    await Promise.all([piped === undefined ? undefined : pipe(tunnel as TunnelClient, piped.to), tunnel.finished]);
+    const { connections, streams } = tunnel.stats();
+    if (piped === undefined) {
+      display.line(`carried ${count(streams, "stream")} over ${count(connections, "connection")}`);
+    }
+    return 0;
+  } catch (error) {
+    const isUsage = error instanceof UsageError || error instanceof RangeError;
+    onError(isUsage ? `${error.message} (try --help)` : error);
+    return isUsage ? 2 : 1;
+  } finally {
+    display.end();
+    unlisten();
+  }
+}
+
+// A read of stdin that still waits must not keep the process.
+if (import.meta.main) Deno.exit(await main(Deno.args));

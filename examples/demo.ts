@@ -210,10 +210,9 @@ async function main(signal: AbortSignal): Promise<void> {
   console.log(`${FILES} files over HTTP, ${IN_FLIGHT} requests in flight, one TCP connection\n`);
 
   const files = await makeFiles(folder, signal);
-  const listen = ["--listen", "127.0.0.1:0"];
   const web = await startHere("demo.ts", "serve-files", folder);
-  const server = await startHere("../tunnel.ts", "server", ...listen, "--target", `127.0.0.1:${web.port}`);
-  const client = await startHere("../tunnel.ts", "client", ...listen, "--connect", `127.0.0.1:${server.port}`);
+  const server = await startHere("../tunnel.ts", "server", "--listen", "0", "--target", `${web.port}`);
+  const client = await startHere("../tunnel.ts", "client", "--forward", "0", "--connect", `${server.port}`);
 
   const tunnelled = await fetchAll("through the tunnel", files, client.port, signal);
   await client.end();

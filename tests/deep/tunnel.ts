@@ -1,0 +1,256 @@
+/**
+ * The tunnel beside `ssh -L`, socat and nothing between: every process on this machine, and the ways take turns in every
+ * round, so that a busy machine is busy for all.
+ *
+ * @module
+ */
+
+import { TextLineStream } from "@std/streams";
+import { existsSync } from "node:fs";
+import { parseArgs } from "node:util";
+import { percentile } from "../hostile/lab.ts";
+import { readAll, writeAll } from "../support.ts";
+
+/** What it does. */
+export const description = "The tunnel beside ssh -L, socat and a direct connection: [--rounds 5]";
+
+const TUNNEL = new URL("../../tunnel.ts", import.meta.url).pathname;
+const TARGET = new URL("./tunnel.ts", import.meta.url).pathname;
+const BULK = 500_000_000;
+const PARALLEL = 10;
+const PINGS = 2000;
+const MANY = 1000;
+
+/** A way to the target. */
+interface Way {
+  name: string;
+  port: number;
+  /** Its processes, whose memory counts. */
+  ids: number[];
+}
+
+/** What was measured of a way, one value a round. */
+type Figures = Record<"one" | "ten" | "p50" | "p99" | "many" | "memory", number[]>;
+
+const COLUMNS: Record<keyof Figures, string> = {
+  one: "1 connection, MB/s",
+  ten: `${PARALLEL} at once, MB/s`,
+  p50: "ping-pong p50, µs",
+  p99: "p99, µs",
+  many: `${MANY} at once, ms`,
+  memory: "KiB each",
+};
+
+/** Runs it; rejects when bytes were lost. */
+export async function run(args: string[]): Promise<void> {
+  const { values } = parseArgs({ args, options: { rounds: { type: "string", default: "5" } } });
+  const rounds = Number(values.rounds);
+  if (!(Number.isInteger(rounds) && rounds >= 1)) {
+    throw new RangeError(`--rounds must be an integer of at least 1, received ${values.rounds}`);
+  }
+  await using started = new AsyncDisposableStack();
+  const ways = await startWays(started);
+  const all = new Map<string, Figures>(
+    ways.map(({ name }) => [name, { one: [], ten: [], p50: [], p99: [], many: [], memory: [] }]),
+  );
+  for (let round = 0; round < rounds; round++) {
+    for (let n = 0; n < ways.length; n++) {
+      const way = ways[(round + n) % ways.length]!;
+      console.log(`round ${round + 1} of ${rounds}: ${way.name}`);
+      const figures = all.get(way.name)!;
+      figures.one.push(await download(way.port, 1));
+      figures.ten.push(await download(way.port, PARALLEL));
+      const trips = await pingPong(way.port);
+      figures.p50.push(percentile(trips, 0.5));
+      figures.p99.push(percentile(trips, 0.99));
+      const { took, grown } = await hold(way);
+      figures.many.push(took);
+      figures.memory.push(grown);
+    }
+  }
+  const names = Object.keys(COLUMNS) as (keyof Figures)[];
+  console.log(`\n| way | ${names.map((name) => COLUMNS[name]).join(" | ")} |`);
+  console.log(`| --- |${" --- |".repeat(names.length)}`);
+  for (const [way, figures] of all) {
+    console.log(`| ${way} | ${names.map((name) => spread(figures[name])).join(" | ")} |`);
+  }
+}
+
+function spread(sample: number[]): string {
+  const text = (value: number) => value.toFixed(value < 100 ? 1 : 0);
+  return `${text(percentile(sample, 0.5))} (${text(Math.min(...sample))}–${text(Math.max(...sample))})`;
+}
+
+async function startWays(started: AsyncDisposableStack): Promise<Way[]> {
+  const spawn = async (name: string, args: string[], ready: RegExp) => {
+    const child = new Deno.Command(name, { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn();
+    const line = Promise.withResolvers<string>();
+    const reading = [child.stdout, child.stderr].map(async (stream) => {
+      for await (const text of stream.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream())) {
+        if (ready.test(text)) line.resolve(ready.exec(text)![1] ?? "");
+      }
+      line.reject(new Error(`${name} ended before it was ready`));
+    });
+    started.defer(async () => {
+      child.kill("SIGKILL");
+      await Promise.all([child.status, ...reading]);
+    });
+    line.promise.catch(() => {});
+    return { id: child.pid, said: await line.promise };
+  };
+  const deno = (script: string, ...args: string[]) =>
+    spawn(Deno.execPath(), ["run", "-A", script, ...args], /listening on .*:(\d+)$/);
+
+  const target = await deno(TARGET, "target");
+  const ways: Way[] = [{ name: "directly", port: Number(target.said), ids: [] }];
+  const server = await deno(TUNNEL, "server", "--listen", "0", "--allow", `127.0.0.1:${target.said}`);
+  const client = await deno(TUNNEL, "client", "--connect", server.said, "--forward", `0=${target.said}`);
+  ways.push({ name: "sluice", port: Number(client.said), ids: [server.id, client.id] });
+  const free = () => {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    return listener.addr.port;
+  };
+  if (existsSync("/usr/bin/socat")) {
+    const port = free();
+    const args = [
+      "-d",
+      "-d",
+      `TCP-LISTEN:${port},fork,reuseaddr,bind=127.0.0.1,backlog=1024`,
+      `TCP:127.0.0.1:${target.said}`,
+    ];
+    const { id } = await spawn("socat", args, /listening on/);
+    ways.push({ name: "socat", port, ids: [id] });
+  } else console.log("Without socat: apt-get install socat");
+  if (existsSync("/usr/sbin/sshd") && Deno.uid() === 0) {
+    const folder = await Deno.makeTempDir({ prefix: "sluice-tunnel-" });
+    started.defer(() => Deno.remove(folder, { recursive: true }));
+    for (const key of ["host", "user"]) {
+      await new Deno.Command("ssh-keygen", { args: ["-q", "-t", "ed25519", "-N", "", "-f", `${folder}/${key}`] })
+        .output();
+    }
+    await Deno.mkdir("/run/sshd", { recursive: true, mode: 0o755 });
+    const [sshPort, port] = [free(), free()];
+    const config = [`HostKey ${folder}/host`, `AuthorizedKeysFile ${folder}/user.pub`, "StrictModes no", "UsePAM no"];
+    await Deno.writeTextFile(`${folder}/config`, [...config, "PermitRootLogin prohibit-password", ""].join("\n"));
+    const args = ["-D", "-e", "-f", `${folder}/config`, "-o", "ListenAddress=127.0.0.1", "-p", `${sshPort}`];
+    const sshd = await spawn("/usr/sbin/sshd", args, /Server listening/);
+    const options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "LogLevel=VERBOSE"];
+    const ssh = await spawn("ssh", [
+      ...[
+        "-N",
+        "-v",
+        "-F",
+        "/dev/null",
+        "-i",
+        `${folder}/user`,
+        "-p",
+        `${sshPort}`,
+        "-L",
+        `${port}:127.0.0.1:${target.said}`,
+      ],
+      ...options.flatMap((option) => ["-o", option]),
+      "root@127.0.0.1",
+    ], /Local forwarding listening on 127\.0\.0\.1|Entering interactive session/);
+    ways.push({ name: "ssh -L", port, ids: [sshd.id, ssh.id] });
+  } else console.log("Without ssh: apt-get install openssh-server, and root");
+  return ways;
+}
+
+// The target: "d" is answered by so many bytes, "e" by what comes.
+async function serveTarget(): Promise<void> {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  console.log(`listening on 127.0.0.1:${listener.addr.port}`);
+  const chunk = new Uint8Array(256 * 1024);
+  for (;;) {
+    const connection = await listener.accept();
+    connection.setNoDelay(true);
+    (async () => {
+      const p = new Uint8Array(9);
+      await connection.read(p.subarray(0, 1));
+      if (p[0] === 100) {
+        for (let at = 1; at < 9;) at += (await connection.read(p.subarray(at)))!;
+        let left = Number(new DataView(p.buffer).getBigUint64(1));
+        while (left > 0) left -= await connection.write(chunk.subarray(0, Math.min(left, chunk.length)));
+        connection.close();
+      } else await connection.readable.pipeTo(connection.writable);
+    })().catch(() => {});
+  }
+}
+
+/** Downloads over so many connections at once; gives MB/s. */
+async function download(port: number, count: number): Promise<number> {
+  const each = BULK / count;
+  const began = performance.now();
+  await Promise.all(Array.from({ length: count }, async () => {
+    using connection = await Deno.connect({ hostname: "127.0.0.1", port });
+    const request = new Uint8Array(9);
+    request[0] = 100;
+    new DataView(request.buffer).setBigUint64(1, BigInt(each));
+    await writeAll(connection, request);
+    const p = new Uint8Array(256 * 1024);
+    let received = 0;
+    for (let count; (count = await connection.read(p)) !== null;) received += count;
+    if (received !== each) throw new Error(`${received} of ${each} bytes came`);
+  }));
+  return BULK / (performance.now() - began) / 1000;
+}
+
+/** Sends 64 bytes there and back again and again; gives the microseconds of each. */
+async function pingPong(port: number): Promise<number[]> {
+  using connection = await Deno.connect({ hostname: "127.0.0.1", port });
+  connection.setNoDelay(true);
+  const p = new Uint8Array(64).fill(101);
+  const times = [];
+  for (let n = 0; n < PINGS; n++) {
+    const began = performance.now();
+    await writeAll(connection, p);
+    // The first byte of all is not echoed: it says that the others are.
+    for (let left = n === 0 ? p.length - 1 : p.length; left > 0;) left -= (await connection.read(p.subarray(0, left)))!;
+    times.push((performance.now() - began) * 1000);
+  }
+  return times;
+}
+
+/** Opens many connections at once, has each echo a kilobyte, and holds them; gives milliseconds, and KiB for each. */
+async function hold({ port, ids }: Way): Promise<{ took: number; grown: number }> {
+  const before = resident(ids);
+  const began = performance.now();
+  const open = await Promise.all(Array.from({ length: MANY }, async () => {
+    const connection = await Deno.connect({ hostname: "127.0.0.1", port });
+    await writeAll(connection, new Uint8Array(1025).fill(101));
+    const p = new Uint8Array(1024);
+    for (let at = 0; at < p.length;) {
+      const count = await connection.read(p.subarray(at));
+      if (count === null) throw new Error("A connection ended before its echo came");
+      at += count;
+    }
+    return connection;
+  }));
+  const took = performance.now() - began;
+  const grown = (resident(ids) - before) / MANY;
+  await Promise.all(open.map(async (connection) => {
+    await connection.closeWrite();
+    await readAll(connection);
+    connection.close();
+  }));
+  return { took, grown };
+}
+
+/** KiB of memory of processes and of those that they started. */
+function resident(ids: number[]): number {
+  let sum = 0;
+  for (const entry of Deno.readDirSync("/proc")) {
+    if (!/^\d+$/.test(entry.name)) continue;
+    try {
+      const status = Deno.readTextFileSync(`/proc/${entry.name}/status`);
+      const parent = Number(/^PPid:\s+(\d+)/m.exec(status)![1]);
+      if (!ids.includes(Number(entry.name)) && !ids.includes(parent)) continue;
+      sum += Number(/^RssAnon:\s+(\d+)/m.exec(status)?.[1] ?? 0);
+    } catch {
+      // It has ended since.
+    }
+  }
+  return sum;
+}
+
+if (import.meta.main && Deno.args[0] === "target") await serveTarget();
