@@ -118,7 +118,7 @@ export interface Tunnel extends AsyncDisposable {
   /**
    * Stops listening, waits until what is forwarded has ended, then ends the tunnel. It never rejects.
    *
-   * @param options Milliseconds after which what is still forwarded is cut, an integer. Default `Infinity`.
+   * @param options Milliseconds after which what is still forwarded is cut; the first call decides. Default `Infinity`.
    */
   shutdown(options?: { grace?: number | undefined }): Promise<void>;
   /** Figures as they are now. */
@@ -174,10 +174,11 @@ export class TunnelRefusedError extends Error {
  * import { assertEquals } from "@std/assert";
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
- * const server = serveTunnel({ listen: "unix:/tmp/example.sock", target: `127.0.0.1:${web.addr.port}` });
+ * const server = serveTunnel({ listen: "127.0.0.1:0", target: `127.0.0.1:${web.addr.port}` });
  *
  * // Any client of smux will do, not only a tunnel's.
- * const session = Session.client(await Deno.connect({ transport: "unix", path: "/tmp/example.sock" }));
+ * const [hostname, port] = server.addr.split(":");
+ * const session = Session.client(await Deno.connect({ hostname, port: Number(port) }));
  * const stream = await session.openStream();
  * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
  * const answer = await new Response(stream.readable).text();
@@ -196,6 +197,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
     BIND: (options.allowListen ?? []).map((entry) => parseRule("allowListen", entry)),
   };
   if ((cert === undefined) !== (key === undefined)) throw new RangeError("cert and key go together");
+  if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
   if (target !== undefined) {
     parsePlace("target", target, 1);
@@ -260,7 +262,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   const finished = server.finished.finally(unfollow);
   async function shutdown({ grace = Infinity }: { grace?: number | undefined } = {}): Promise<void> {
     stopping.abort();
-    await server.shutdown({ timeout: Math.max(1, grace) });
+    await server.shutdown({ timeout: patience(grace) });
     await finished;
   }
   const { addr } = listening;
@@ -296,6 +298,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   const { connect: server, secret, ca, tls = ca !== undefined, version, signal, reconnect = true } = options;
   const where = format(parsePlace("connect", server, 1));
   checkSecret(secret);
+  if (tls) checkTls("connect", server);
   if (secret !== undefined && !tls) checkExposed("connect", server, options.insecure);
   const local = [
     ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
@@ -420,7 +423,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   function shutdown({ grace = Infinity }: { grace?: number | undefined } = {}): Promise<void> {
     stopping.abort();
     for (const stream of bound) stream.close();
-    session?.close({ drain: true, timeout: Math.max(1, grace) });
+    session?.close({ drain: true, timeout: patience(grace) });
     return finished.catch(() => {});
   }
 
@@ -492,7 +495,7 @@ async function writeAll(to: Duplex, p: Uint8Array): Promise<void> {
 async function readHead(from: Duplex): Promise<string[]> {
   let head = "";
   while (!head.endsWith("\r\n\r\n")) {
-    if (head.length === LONGEST_HEAD) throw new Error("what it says begins with no HTTP head");
+    if (head.length === LONGEST_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");
     head += String.fromCharCode((await readExactly(from, 1))[0]!);
   }
   return head.trimEnd().split("\r\n");
@@ -788,6 +791,11 @@ function* backoff(): Generator<number, never> {
   }
 }
 
+/** The milliseconds that a session can wait which are nearest to these. */
+function patience(grace: number): number {
+  return grace === Infinity ? grace : Math.min(Math.max(1, Math.ceil(grace) || 1), 2 ** 31 - 1);
+}
+
 /** Lets time pass, until the signal. */
 async function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
@@ -848,6 +856,12 @@ function parseRule(name: string, entry: string): Rule {
 /** One way to write what may be written in several. */
 function canonical(hostname: string): string {
   return hostname.includes(":") ? new URL(`http://[${hostname}]/`).hostname : hostname.toLowerCase();
+}
+
+/** TLS is of TCP. */
+function checkTls(name: string, text: string): void {
+  if (!text.startsWith("unix:")) return;
+  throw new RangeError(`${name} ${text}: TLS needs a host and a port, and a Unix socket needs no TLS`);
 }
 
 function checkSecret(secret: string | undefined): void {
@@ -933,10 +947,19 @@ class UsageError extends Error {}
 // What each option of either command takes.
 const FLAGS: Record<string, Record<string, "one" | "many" | "none" | "file">> = {
   server: { listen: "one", target: "one", allow: "many", "allow-listen": "many", cert: "file", key: "file" },
-  client: { connect: "one", forward: "many", reverse: "many", socks: "many", tls: "none", ca: "file", smux: "one" },
+  client: {
+    connect: "one",
+    forward: "many",
+    reverse: "many",
+    socks: "many",
+    tls: "none",
+    ca: "file",
+    smux: "one",
+    once: "none",
+  },
 };
 for (const flags of Object.values(FLAGS)) {
-  Object.assign(flags, { secret: "file", grace: "one", insecure: "none", once: "none" });
+  Object.assign(flags, { secret: "file", grace: "one", insecure: "none" });
 }
 
 /** The options of a command line, `--name value` or `--name=value`, by name. */
@@ -980,7 +1003,9 @@ function parseCommand([role, ...rest]: readonly string[]): Command {
   const one = (name: string) => flags[name]?.[0];
   const needed = role === "server" ? "listen" : "connect";
   if (one(needed) === undefined) throw new UsageError(`--${needed} is missing`);
-  const common = { secret: one("secret") ?? Deno.env.get("SLUICE_SECRET"), insecure: one("insecure") !== undefined };
+  // A target asks for none, whatever the environment has.
+  const known = one("target") === undefined ? Deno.env.get("SLUICE_SECRET") || undefined : undefined;
+  const common = { secret: one("secret") ?? known, insecure: one("insecure") !== undefined };
   if (role === "server") {
     const { allow, "allow-listen": allowListen } = flags;
     const [listen, target, cert, key] = ["listen", "target", "cert", "key"].map(one);

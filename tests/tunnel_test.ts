@@ -1170,6 +1170,26 @@ Deno.test("tunnel: a signal ends a client that waits for a server to speak TLS",
 
 // Who else could come.
 
+Deno.test("tunnel: TLS is not for Unix sockets, and says so instead of doing without", async () => {
+  const { cert, key, ca } = await certificates();
+  const place = "unix:/nowhere/at/all";
+  assertThrows(() => serveTunnel({ listen: place, allow: ["*:*"], cert, key }), RangeError, "TLS");
+  await assertRejects(() => openTunnel({ connect: place, ca }), RangeError, "TLS");
+  await assertRejects(() => openTunnel({ connect: place, tls: true }), RangeError, "TLS");
+});
+
+Deno.test("tunnel: any grace is one", async () => {
+  for (const grace of [0, 1.5, NaN, -1]) {
+    await using echo = makeEcho();
+    await using server = serveTunnel({ listen: FREE, target: echo.addr, onError() {} });
+    const client = await openTunnel({ connect: server.addr, forward: [FREE], onError() {} });
+    using connection = await dial(client.addrs[0]!);
+    assertEquals(await say(connection, "hello"), "hello");
+    await promptly(client.shutdown({ grace }));
+    assertEquals(await isEnded(connection), true);
+  }
+});
+
 Deno.test("tunnel: listening for others than this machine needs TLS and a secret, or insecure", async () => {
   const { cert, key } = await certificates();
   const everywhere = ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.com:0"];
