@@ -177,7 +177,7 @@ export class TunnelRefusedError extends Error {
  * const server = serveTunnel({ listen: "127.0.0.1:0", target: `127.0.0.1:${web.addr.port}` });
  *
  * // Any client of smux will do, not only a tunnel's.
- * const [hostname, port] = server.addr.split(":");
+ * const { hostname, port } = new URL(`http://${server.addr}`);
  * const session = Session.client(await Deno.connect({ hostname, port: Number(port) }));
  * const stream = await session.openStream();
  * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));

@@ -239,8 +239,22 @@ const MUTANTS: Mutant[] = [
   {
     name: "maxStreams is not kept",
     file: "session.ts",
-    from: "if (this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);",
-    to: "if (this.#isClosing) return this.#refuse(id);",
+    from: "if (isFull || this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);",
+    to: "if (isFull || this.#isClosing) return this.#refuse(id);",
+  },
+  {
+    name: "a rest outlives the session",
+    file: "turn.ts",
+    from: "    clock.clearTimer(this.#timer);\n",
+    to: "",
+    tests: ["turn_test.ts"],
+  },
+  {
+    name: "a write that waited does not begin a new turn",
+    file: "turn.ts",
+    from: "    if (!this.#hasSettled) this.#began = Infinity;\n",
+    to: "",
+    tests: ["turn_test.ts"],
   },
   {
     name: "the deadline of close() outlives the session",
