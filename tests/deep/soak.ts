@@ -8,7 +8,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { delay } from "@std/async";
+import { deadline, delay } from "@std/async";
 import { equals } from "@std/bytes";
 import { clock, type Timer } from "../../clock.ts";
 import { serve, Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
@@ -25,6 +25,8 @@ const DRIFT = MiB;
 // A line needs samples; a long run has one a minute.
 const FEWEST_SAMPLES = 12;
 // Compiled code and its feedback come and go at first.
+// What takes longer hangs, in milliseconds: it is a few hundred streams at most.
+const LONGEST_TASK = 60_000;
 const WARM_UP = 0.25;
 
 const source = pattern(4 * MiB);
@@ -129,7 +131,9 @@ class Place {
   async work(isOver: () => boolean): Promise<void> {
     const again = async (name: string, task: () => Promise<void>) => {
       do {
-        await task();
+        await deadline(task(), LONGEST_TASK).catch((error) => {
+          throw error?.name === "TimeoutError" ? new Error(`"${name}" hangs`, { cause: error }) : error;
+        });
         this.#counts.set(name, (this.#counts.get(name) ?? 0) + 1);
       } while (!isOver() && this.#problem === undefined);
     };
