@@ -46,7 +46,15 @@ export async function run(args: string[]): Promise<void> {
   const [minutes, seed] = [Number(option("--minutes") ?? 10), Number(option("--seed") ?? 1)];
   if (!(minutes > 0)) throw new RangeError(`--minutes must be a number above 0, received ${option("--minutes")}`);
   if (!Number.isInteger(seed)) throw new RangeError(`--seed must be an integer, received ${option("--seed")}`);
-  if (args.includes("--inside")) return await soak(minutes, seed);
+  if (args.includes("--inside")) {
+    try {
+      return await soak(minutes, seed);
+    } catch (error) {
+      // Left to itself it would count as one more rejection that nobody handled, and the sessions would live on.
+      console.error(error);
+      Deno.exit(1);
+    }
+  }
   const { code } = await new Deno.Command(Deno.execPath(), {
     args: [
       ...["run", "-A", "--v8-flags=--expose-gc", new URL("main.ts", import.meta.url).pathname, "soak", "--inside"],
