@@ -236,21 +236,21 @@ async function hold({ port, ids }: Way): Promise<{ took: number; grown: number }
   return { took, grown };
 }
 
-/** KiB of memory of processes and of those that they started. */
+/** KiB of memory of processes and of all that they started. */
 function resident(ids: number[]): number {
-  let sum = 0;
+  const processes = new Map<number, { parent: number; size: number }>();
   for (const entry of Deno.readDirSync("/proc")) {
     if (!/^\d+$/.test(entry.name)) continue;
     try {
       const status = Deno.readTextFileSync(`/proc/${entry.name}/status`);
-      const parent = Number(/^PPid:\s+(\d+)/m.exec(status)![1]);
-      if (!ids.includes(Number(entry.name)) && !ids.includes(parent)) continue;
-      sum += Number(/^RssAnon:\s+(\d+)/m.exec(status)?.[1] ?? 0);
+      const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(status)?.[1] ?? 0);
+      processes.set(Number(entry.name), { parent: field("PPid"), size: field("RssAnon") });
     } catch {
       // It has ended since.
     }
   }
-  return sum;
+  const counts = (id: number): boolean => ids.includes(id) || (processes.has(id) && counts(processes.get(id)!.parent));
+  return Array.from(processes).reduce((sum, [id, { size }]) => counts(id) ? sum + size : sum, 0);
 }
 
 if (import.meta.main && Deno.args[0] === "target") await serveTarget();
