@@ -374,8 +374,6 @@ export const liveness: readonly Case[] = [
     name: `capture-${kind}`,
     attack: `empty frames over a transport (${kind}) that always has more at once`,
     expected: "others have their turn every 2 MiB at least, and within 50 ms",
-    // The transport's own garbage: a copy of every chunk, as fast as they are taken.
-    memory: 128,
     async run(lab) {
       const bytes = lab.count(32, 512) * MIB;
       const { turns, gap } = await lab.victim.capture(kind, bytes);
