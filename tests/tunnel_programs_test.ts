@@ -122,11 +122,11 @@ Deno.test("tunnel and git: a clone over HTTP", { ignore: !has("git") }, async ()
     const env = { HOME: folder, GIT_CONFIG_NOSYSTEM: "1" };
     const git = (...args: string[]) =>
       run("git", ["-c", "user.name=a", "-c", "user.email=a@b", ...args], undefined, env);
-    await git("init", "-q", `${folder}/work`);
-    for (let n = 0; n < 20; n++) await Deno.writeFile(`${folder}/work/${n}`, pattern(n * 10_000, n + 1));
-    await git("-C", `${folder}/work`, "add", ".");
-    await git("-C", `${folder}/work`, "commit", "-q", "-m", "files");
-    await git("clone", "-q", "--bare", `${folder}/work`, `${folder}/served`);
+    await git("init", "-q", `${folder}/origin`);
+    for (let n = 0; n < 20; n++) await Deno.writeFile(`${folder}/origin/${n}`, pattern(n * 10_000, n + 1));
+    await git("-C", `${folder}/origin`, "add", ".");
+    await git("-C", `${folder}/origin`, "commit", "-q", "-m", "files");
+    await git("clone", "-q", "--bare", `${folder}/origin`, `${folder}/served`);
     await git("-C", `${folder}/served`, "update-server-info");
     await using web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, async (request) => {
       try {

@@ -236,8 +236,8 @@ export const liveness: readonly Case[] = [
         await lab.nop(attacker);
         await lab.taken(attacker);
         slowest = Math.max(slowest, performance.now() - said);
-        // Not much less than the timeout, but a machine that moves gigabytes is late with everything.
-        await lab.pass(TIMEOUT * 0.6);
+        // Not much less than the timeout; where time is real, a machine that moves gigabytes is late with everything.
+        await lab.pass(TIMEOUT * (lab.isFull ? 0.6 : 0.9));
         assertEquals((await lab.victim.state()).open, 1);
       }
       lab.notes.push(`a NOP was heard within ${slowest.toFixed(1)} ms`);
@@ -271,8 +271,6 @@ export const liveness: readonly Case[] = [
     attack: "300 KB, FIN and the end of the connection at once, 10 000 times",
     expected: "the application reads all of it, and the FIN",
     app: "sink",
-    // Of which most is what thousands of sessions, one after the other, leave to be collected.
-    memory: 128,
     async run(lab) {
       const times = lab.count(5, 10_000);
       for (let n = 1; n <= times; n++) {
@@ -294,8 +292,6 @@ export const liveness: readonly Case[] = [
     name: "close-flushes",
     attack: "a peer that begins to read when the victim has written 200 KB and closed",
     expected: "all of it comes, then FIN, then the end",
-    // Of which most is what thousands of sessions, one after the other, leave to be collected.
-    memory: 128,
     async run(lab) {
       for (let n = 0; n < lab.count(5, 1000); n++) {
         const attacker = await lab.attack();
@@ -345,8 +341,6 @@ export const liveness: readonly Case[] = [
     name: "concurrent-close",
     attack: "every order of closing a stream and a session, with every operation pending, and the peer's hanging up",
     expected: "every operation settles, and only with the errors that there are for it",
-    // Of which most is what thousands of sessions, one after the other, leave to be collected.
-    memory: 128,
     async run(lab) {
       const acts = ["stream.close", "stream.closeWrite", "session.close", "abort"];
       for (let round = 0; round < lab.count(1, 20); round++) {
