@@ -44,6 +44,17 @@ Deno.test("Turn: way is given once for all who give it together", async () => {
   assertEquals(turns.map((turn) => turn.isLong(before + 3)), [false, false]);
 });
 
+Deno.test("Turn: way is given where no digest can be made", async () => {
+  Object.defineProperty(crypto, "subtle", { value: undefined, configurable: true });
+  try {
+    assertEquals(await clock.giveWay(), undefined);
+  } finally {
+    // The one of its prototype is seen again.
+    Reflect.deleteProperty(crypto, "subtle");
+  }
+  assert(await clock.giveWay() instanceof ArrayBuffer);
+});
+
 Deno.test("Turn: a rest is a timer, and begins a new turn", async () => {
   const turn = new Turn(8);
   turn.begin(clock.now() - 100);
