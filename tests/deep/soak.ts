@@ -24,10 +24,13 @@ const MiB = 1024 * 1024;
 const DRIFT = MiB;
 // A line needs samples; a long run has one a minute.
 const FEWEST_SAMPLES = 12;
-// Compiled code and its feedback come and go at first.
-// What takes longer hangs, in milliseconds: it is a few hundred streams at most.
+// What takes longer hangs, in milliseconds: it is a few hundred streams or a few thousand reads at most.
 const LONGEST_TASK = 60_000;
+// Compiled code and its feedback come and go at first.
 const WARM_UP = 0.25;
+
+// So many of a slow reader take some seconds.
+const MOST_READS = 5000;
 
 const source = pattern(4 * MiB);
 const VERSIONS = [1, 2] as const;
@@ -222,7 +225,7 @@ class Place {
     const length = this.#random(MiB);
     await stream.write(Uint8Array.of(SOURCE, ...new Uint8Array(new Uint32Array([length]).buffer)));
     await stream.closeWrite();
-    const p = new Uint8Array(1 + this.#random(20_000));
+    const p = new Uint8Array(1 + Math.ceil(length / MOST_READS) + this.#random(20_000));
     let at = 0;
     for (;;) {
       if (this.#random(10) === 0) await delay(this.#random(5));
@@ -304,8 +307,9 @@ class Place {
       await conn.closeWrite();
       while (await conn.read(new Uint8Array(4096)) !== null);
     } catch (error) {
-      // It resets us, as it should.
-      if (!(error instanceof Deno.errors.ConnectionReset || error instanceof Deno.errors.BrokenPipe)) throw error;
+      // It resets us, as it should; after that the connection cannot even be closed in one direction.
+      const { ConnectionReset, BrokenPipe, NotConnected } = Deno.errors;
+      if (![ConnectionReset, BrokenPipe, NotConnected].some((kind) => error instanceof kind)) throw error;
     } finally {
       conn.close();
     }
