@@ -55,6 +55,8 @@ export interface Frame {
   readonly end: number;
   /** Called in the step that encodes it. */
   readonly taken?: () => void;
+  /** Set in that step: of a frame that waited for room, and waits no more, whether it found any. */
+  isTaken: boolean;
 }
 
 const NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;

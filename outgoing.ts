@@ -21,7 +21,7 @@ import {
   UPDATE_LENGTH,
   type Version,
 } from "./frame.ts";
-import type { Link } from "./transport.ts";
+import { type Link, release } from "./transport.ts";
 import { Turn } from "./turn.ts";
 
 // What a session that carries little costs; a fuller buffer doubles.
@@ -153,13 +153,14 @@ export class Outgoing {
     }
   }
 
-  /** Ends it: nothing more is taken or written, and every frame that waits is given back to its sender. */
+  /** Ends it: nothing more is taken or written, and no frame waits any more, though it was not taken. */
   end(): void {
     this.#ended = true;
+    // Each could be rejected, but the session's end is the error to be told of, and thousands may wait.
+    this.#waiting.drain();
     this.#waiting.close();
     this.sender.close();
-    this.#filling = NOTHING;
-    this.#spare = undefined;
+    this.#free();
     this.#used = 0;
   }
 
@@ -170,8 +171,13 @@ export class Outgoing {
 
   /** Gives back what an idle session does not need. */
   trim(): void {
-    if (this.unsent > 0) return;
+    if (this.unsent === 0) this.#free();
+  }
+
+  #free(): void {
+    release(this.#filling);
     this.#filling = NOTHING;
+    if (this.#spare !== undefined) release(this.#spare);
     this.#spare = undefined;
   }
 
@@ -191,6 +197,7 @@ export class Outgoing {
     while (size < needed) size *= 2;
     const larger = new Uint8Array(size);
     larger.set(this.#filling.subarray(0, this.#used));
+    release(this.#filling);
     this.#filling = larger;
   }
 
@@ -219,10 +226,11 @@ export class Outgoing {
 
   async #run(): Promise<void> {
     const { turn } = this;
+    let bytes = this.#filling;
     if (!this.#isBusy) turn.begin(clock.now());
     try {
       do {
-        const bytes = this.#filling;
+        bytes = this.#filling;
         const length = this.#used;
         this.#leaving = length;
         this.#begunAt = this.#progressAt = clock.now();
@@ -253,7 +261,7 @@ export class Outgoing {
       if (!this.#ended) this.#host.failed(error);
     }
     this.#running = undefined;
-    if (this.#ended) return;
+    if (this.#ended) return release(bytes);
     if (this.#filling.length === 0 && this.#spare !== undefined) {
       this.#filling = this.#spare;
       this.#spare = undefined;
@@ -271,6 +279,7 @@ export class Outgoing {
       if (next.state !== "ok") return;
       const { command, id, bytes, start, end } = next.value;
       this.#encode(command, id, bytes, start, end);
+      next.value.isTaken = true;
       next.value.taken?.();
     }
   }

@@ -8,6 +8,7 @@ import { bounded, Channel, ChannelClosedError, type Receiver, Sender } from "./c
 import { clock, MAX_DELAY, type Timer } from "./clock.ts";
 import {
   FIN,
+  type Frame,
   FrameDecoder,
   type FrameSink,
   MAX_PAYLOAD_LENGTH,
@@ -483,22 +484,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     return this.close();
   }
 
+  // Without getters: each literal that has one gets a shape of its own, which holds the session until a full collection.
   #makeHost(): StreamHost {
-    // deno-lint-ignore no-this-alias
-    const session = this;
     return {
-      get version() {
-        return session.#outgoing.version;
-      },
-      get localAddr() {
-        return session.localAddr;
-      },
-      get remoteAddr() {
-        return session.remoteAddr;
-      },
-      get frameOffset() {
-        return session.#decoder.frameOffset;
-      },
+      link: this.#link,
+      decoder: this.#decoder,
       maxFrameSize: this.#settings.maxFrameSize,
       timeout: this.#settings.timeout,
       windows: this.#windows,
@@ -519,16 +509,16 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   // Opening and forgetting streams.
 
   async #waitToOpen(core: StreamCore, signal: AbortSignal | undefined): Promise<void> {
+    const frame: Frame = { command: SYN, id: core.id, bytes: NOTHING, start: 0, end: 0, isTaken: false };
     try {
-      const frame = { command: SYN, id: core.id, bytes: NOTHING, start: 0, end: 0 } as const;
-      await this.#outgoing.sender.send(frame, { signal });
+      await this.#outgoing.sender.send(frame, signal && { signal });
+      if (!frame.isTaken) throw this.#closedError("Cannot open a stream on a closed session");
     } catch (error) {
       core.fail(() => this.#closedError("The stream was never opened"));
       // A peer that guessed the id may have sent something, which nobody will read.
       core.discard();
       this.#forget(core);
-      if (!(error instanceof ChannelClosedError)) throw error;
-      throw this.#closedError("Cannot open a stream on a closed session");
+      throw error;
     }
   }
 
@@ -653,6 +643,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     } catch (error) {
       if (isReading) this.#transportFailed(error);
       else this.#end({ error });
+    } finally {
+      link.free();
     }
   }
 
@@ -869,6 +861,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     clock.clearTimer(this.#deadline);
     if (isClean || this.#incoming === undefined) this.#accepting.close();
     else this.#accepting.close(this.#closedError("The session has ended"));
+    this.#outgoing.end();
     const failure = () => this.#closedError("The session ended before the stream did");
     for (const core of this.#streams.values()) core.fail(failure);
     this.#streams.clear();
@@ -876,7 +869,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#stalledFrom = undefined;
     this.#owing = [];
     this.#refusals = [];
-    this.#outgoing.end();
     for (const channel of [this.#mayRead, this.#versionKnown, this.#empty, this.#gone]) channel?.close();
     this.#link.close();
     this.#turn.end();

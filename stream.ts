@@ -9,7 +9,7 @@
 
 import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
 import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
-import type { Address } from "./transport.ts";
+import type { Address, Link } from "./transport.ts";
 import { FIRST_WINDOW, ReceiveWindow, SendWindow, type WindowPool } from "./window.ts";
 
 /** Options of {@linkcode Stream.read} and {@linkcode Stream.write}. */
@@ -83,20 +83,20 @@ export class StreamClosedError extends Error {
 
 /** What a stream needs from its session. */
 export interface StreamHost {
-  /** Version of the session. */
-  readonly version: Version;
   /** Most bytes in one frame. */
   readonly maxFrameSize: number;
   /** Milliseconds a writer waits for credit after the peer's FIN. */
   readonly timeout: number;
   /** What the receive windows share. */
   readonly windows: WindowPool;
-  /** Where this end is. */
-  readonly localAddr: Address;
-  /** Where the other end is. */
-  readonly remoteAddr: Address;
+  /** Where the two ends are, and to whom a chunk goes back that has been read or dropped. */
+  readonly link: Pick<Link, "localAddr" | "remoteAddr" | "spent">;
+  /** Position of the frame being received, for errors. */
+  readonly decoder: { readonly frameOffset: number };
   /** The way out. */
   readonly outgoing: {
+    /** Version of the session. */
+    readonly version: Version;
     /** Frames that wait for room. */
     readonly sender: Sender<Frame>;
     /** Encodes a frame if there is room. */
@@ -106,8 +106,6 @@ export interface StreamHost {
     /** Encodes a UPD in the same way. */
     tryUpdate(id: number, consumed: number, window: number): boolean;
   };
-  /** Position of the frame being received, for errors. */
-  readonly frameOffset: number;
   /** Bytes were received and wait to be read. */
   charge(count: number): void;
   /** Such bytes were read or dropped; what the stream still has is in its `unread`. */
@@ -210,7 +208,7 @@ export class StreamCore {
     this.#host = host;
     this.id = id;
     this.isRemote = isRemote;
-    if (host.version === 2) {
+    if (host.outgoing.version === 2) {
       this.#sendWindow = new SendWindow();
       this.#receiveWindow = new ReceiveWindow(host.windows);
     }
@@ -218,8 +216,8 @@ export class StreamCore {
   }
 
   /** Where the two ends are. */
-  get host(): Pick<StreamHost, "localAddr" | "remoteAddr"> {
-    return this.#host;
+  get link(): Pick<Link, "localAddr" | "remoteAddr"> {
+    return this.#host.link;
   }
 
   // What the session does to a stream.
@@ -255,7 +253,7 @@ export class StreamCore {
     }
     const length = end - start;
     if (window !== undefined && this.unread + length > window.allowed + OVERRUN) {
-      const { frameOffset } = this.#host;
+      const { frameOffset } = this.#host.decoder;
       const received = `${this.unread + length} unread bytes on stream ${this.id}`;
       this.cut(() => new ProtocolError(frameOffset, `at most ${window.allowed} bytes of credit to be used`, received));
       return false;
@@ -289,7 +287,7 @@ export class StreamCore {
     const moved = this.#sendWindow!.update(consumed, window);
     if (moved) this.#credit?.trySend();
     if (moved !== undefined || this.#writeFailure !== undefined) return;
-    const { frameOffset } = this.#host;
+    const { frameOffset } = this.#host.decoder;
     const received = `${consumed} on stream ${this.id}`;
     this.#writeFailure = () => new ProtocolError(frameOffset, "a UPD for bytes that were sent", received);
     this.#credit?.close();
@@ -465,7 +463,9 @@ export class StreamCore {
       copy(chunk, this.#chunkAt, stop, p, count);
       count += stop - this.#chunkAt;
       this.#chunkAt = stop;
-      if (stop === chunk.length) this.#chunk = undefined;
+      if (stop < chunk.length) break;
+      this.#chunk = undefined;
+      this.#spent(chunk);
     }
     if (count > 0) {
       this.unread -= count;
@@ -596,11 +596,18 @@ export class StreamCore {
     (this.#chunks ??= new Channel({ capacity: UNCOUNTED })).trySend(chunk);
   }
 
+  // No two chunks are views into one buffer: either fills at least half of it, and between them was a header.
+  #spent(chunk: Uint8Array): void {
+    if (chunk.buffer.byteLength >= SMALLEST_VIEW) this.#host.link.spent(chunk);
+  }
+
   /** Drops what is unread, gives its budget back, and says how much it was. */
   #drop(): number {
     const count = this.unread;
-    this.#chunk = this.#tail = undefined;
-    this.#chunks?.drain();
+    while (this.#nextChunk()) {
+      this.#spent(this.#chunk!);
+      this.#chunk = undefined;
+    }
     this.unread = 0;
     if (count > 0) this.#host.release(this, count);
     return count;
@@ -649,7 +656,9 @@ export class StreamCore {
           await this.#waitForCredit(signal);
           continue;
         }
-        await this.#send(p, at, at + count, signal);
+        const frame: Frame = { command: PSH, id: this.id, bytes: p, start: at, end: at + count, isTaken: false };
+        await this.#send(frame, signal);
+        if (!frame.isTaken) break;
         this.#sendWindow?.spend(count);
         at += count;
       }
@@ -681,12 +690,13 @@ export class StreamCore {
     await (this.#credit ??= new Channel()).receive({ signal, timeout });
   }
 
-  /** Puts a frame of data into the filling buffer, waiting for room; gives way to others either way. */
-  async #send(bytes: Uint8Array, start: number, end: number, signal: AbortSignal | undefined): Promise<void> {
+  /** Puts a frame into the filling buffer, or waits until it is there or all has ended: `isTaken` says which. */
+  #send(frame: Frame, signal?: AbortSignal): Promise<void> | undefined {
     const { outgoing } = this.#host;
-    if (outgoing.tryFrame(PSH, this.id, bytes, start, end)) return;
-    this.#sender ??= outgoing.sender.clone();
-    await this.#sender.send({ command: PSH, id: this.id, bytes, start, end }, { signal });
+    frame.isTaken = outgoing.tryFrame(frame.command, frame.id, frame.bytes, frame.start, frame.end);
+    if (!frame.isTaken) return (this.#sender ??= outgoing.sender.clone()).send(frame, signal && { signal });
+    frame.taken?.();
+    return undefined;
   }
 
   async #closeWriteInTurn(): Promise<void> {
@@ -699,12 +709,13 @@ export class StreamCore {
       if (this.#isClosed) return;
       // It counts from the step that encodes it, or a close() in between would send another.
       const taken = () => this.#finish();
-      if (this.#host.outgoing.tryFrame(FIN, this.id, NOTHING, 0, 0)) return taken();
-      this.#sender ??= this.#host.outgoing.sender.clone();
-      await this.#sender.send({ command: FIN, id: this.id, bytes: NOTHING, start: 0, end: 0, taken });
+      const frame: Frame = { command: FIN, id: this.id, bytes: NOTHING, start: 0, end: 0, taken, isTaken: false };
+      await this.#send(frame);
+      if (!frame.isTaken) throw this.#failure!();
     } catch (error) {
       if (this.#isClosed) return;
-      throw this.#failure?.() ?? error;
+      // The channel that was waited on closes when the stream is cut.
+      throw error instanceof ChannelClosedError ? this.#failure!() : error;
     } finally {
       this.#passWrite();
     }
@@ -790,12 +801,12 @@ export class Stream {
 
   /** Where this end of the connection is. */
   get localAddr(): Address {
-    return this.#core.host.localAddr;
+    return this.#core.link.localAddr;
   }
 
   /** Where the other end of the connection is. */
   get remoteAddr(): Address {
-    return this.#core.host.remoteAddr;
+    return this.#core.link.remoteAddr;
   }
 
   /**

@@ -17,9 +17,9 @@ export type Address =
  * another session are such.
  */
 export interface Connection {
-  /** Reads at most `p.length` bytes into `p`; gives how many, or `null` at the end. */
+  /** Reads at most `p.length` bytes into `p`, which is not its own any more when it settles; gives how many, or `null` at the end. */
   read(p: Uint8Array): Promise<number | null>;
-  /** Writes from `p`; gives how many bytes were taken, which may be fewer than there are. */
+  /** Writes from `p`, to which the same applies; gives how many bytes were taken, which may be fewer than there are. */
   write(p: Uint8Array): Promise<number>;
   /** Gives the connection up. */
   close(): void;
@@ -56,14 +56,18 @@ export interface Link {
   read(last: number): Promise<number | null>;
   /** Where the last `read` put its bytes. They stay as they are until the next one. */
   readonly bytes: Uint8Array;
-  /** Leaves the bytes of the last `read` to the caller for good. */
+  /** Leaves the bytes of the last `read` to the caller, until they are spent. */
   keep(): void;
+  /** Nobody needs any more what the caller kept, or has received from it; what `bytes` looks into is empty from now on. */
+  spent(bytes: Uint8Array): void;
   /** Writes from `bytes`, which are free again when it settles; gives how many were taken. */
   write(bytes: Uint8Array): Promise<number>;
   /** Ends writing; reading goes on. */
   closeWrite(): Promise<void>;
   /** Gives the transport up, at once and without an error. */
   close(): void;
+  /** Nothing more is read: gives the memory of `bytes` back. */
+  free(): void;
   readonly localAddr: Address;
   readonly remoteAddr: Address;
   ref(): void;
@@ -89,6 +93,15 @@ export function link(transport: Transport): Link {
     if ("readable" in transport && "writable" in transport) return new StreamsLink(transport);
   }
   throw new TypeError("A transport has read, write and close, or readable and writable streams");
+}
+
+/**
+ * Gives the memory of a buffer back, which is of no use after that. To a collector a buffer is a hundred bytes on its
+ * heap: left to it, sessions that come and go have gathered 64 MiB of buffers before it looks.
+ */
+export function release(bytes: Uint8Array): void {
+  // Not every runtime of today can do it; and what is shared or gone already has no length.
+  if (bytes.length > 0 && "transfer" in bytes.buffer) bytes.buffer.transfer(0);
 }
 
 /** A link over `read` and `write`. */
@@ -118,12 +131,19 @@ class ConnectionLink implements Link {
   read(last: number): Promise<number | null> {
     if (last === this.#size) this.#size = Math.min(last * 2, LARGEST_READ);
     else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, SMALLEST_READ);
-    if (this.bytes.length !== this.#size) this.bytes = new Uint8Array(this.#size);
+    if (this.bytes.length !== this.#size) {
+      this.free();
+      this.bytes = new Uint8Array(this.#size);
+    }
     return this.#connection.read(this.bytes);
   }
 
   keep(): void {
     this.bytes = NOTHING;
+  }
+
+  spent(bytes: Uint8Array): void {
+    release(bytes);
   }
 
   write(bytes: Uint8Array): Promise<number> {
@@ -140,6 +160,11 @@ class ConnectionLink implements Link {
     } catch {
       // It was closed by somebody else already.
     }
+  }
+
+  free(): void {
+    release(this.bytes);
+    this.bytes = NOTHING;
   }
 
   ref(): void {
@@ -187,6 +212,9 @@ class StreamsLink implements Link {
 
   keep(): void {}
 
+  // What comes in chunks belongs to whoever made them.
+  spent(): void {}
+
   async write(bytes: Uint8Array): Promise<number> {
     // A sink may hold on to its chunk for longer than the write takes, so it gets one of its own.
     await this.#writer.write(bytes.slice());
@@ -202,6 +230,8 @@ class StreamsLink implements Link {
     // A writer that was closed before takes no harm from this.
     this.#writer.abort().catch(() => {});
   }
+
+  free(): void {}
 
   ref(): void {}
 

@@ -845,6 +845,71 @@ Deno.test("transport: read, write and close are all a connection needs", async (
   assertEquals(clock.pending, 0);
 });
 
+/** A session over memory, the other end, and how many of the buffers it had its connection read into still are any. */
+function reading(): { session: Session; far: Connection; held: () => number } {
+  const [near, far] = memoryPair();
+  const given: ArrayBufferLike[] = [];
+  const session = Session.server({
+    read(p) {
+      given.push(p.buffer);
+      return near.read(p);
+    },
+    write: (p) => near.write(p),
+    close: () => near.close(),
+  });
+  return { session, far, held: () => given.filter(({ byteLength }) => byteLength > 0).length };
+}
+
+Deno.test("transport: memory for what is read is given back when it was read, and at the end", async () => {
+  const { session, far, held } = reading();
+  const data = pattern(1024 * 1024);
+  await writeAll(far, frame(1, SYN, 3));
+  for (let at = 0; at < data.length; at += 32_768) {
+    await writeAll(far, frame(1, PSH, 3, data.subarray(at, at + 32_768)));
+  }
+  await writeAll(far, frame(1, FIN, 3));
+  const stream = await session.acceptStream();
+  while (session.stats().bytesUnread < data.length) await turn();
+  assert(held() > 10, `${held()}`);
+  assertEquals(await readAll(stream), data);
+  // What the session reads into now.
+  assertEquals(held(), 1);
+  far.close();
+  await session.closed;
+  await turn();
+  assertEquals(held(), 0);
+});
+
+Deno.test("transport: memory of what is never read is given back when the stream is closed", async () => {
+  const { session, far, held } = reading();
+  await writeAll(far, frame(1, SYN, 3));
+  for (let n = 0; n < 20; n++) await writeAll(far, frame(1, PSH, 3, pattern(32_768)));
+  const stream = await session.acceptStream();
+  while (session.stats().bytesUnread < 20 * 32_768) await turn();
+  stream.close();
+  assertEquals(held(), 1);
+  session.abort();
+  await assertRejects(() => session.closed);
+});
+
+Deno.test("transport: a chunk that came from somebody else stays theirs", async () => {
+  const data = pattern(100_000);
+  const chunks = [
+    frame(1, SYN, 3),
+    frame(1, PSH, 3, data.subarray(0, 50_000)),
+    frame(1, PSH, 3, data.subarray(50_000)),
+  ];
+  const copies = chunks.map((chunk) => chunk.slice());
+  const writable = new WritableStream<Uint8Array>();
+  const session = Session.server({ readable: ReadableStream.from(chunks), writable });
+  const stream = await session.acceptStream();
+  await session.closed;
+  const p = new Uint8Array(data.length);
+  for (let at = 0; at < p.length;) at += (await stream.read(p.subarray(at)))!;
+  assertEquals(p, data);
+  assertEquals(chunks, copies);
+});
+
 Deno.test("transport: what is neither a connection nor a pair of streams is a TypeError", () => {
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
   const wrong = [

@@ -94,6 +94,8 @@ export interface Victim extends AsyncDisposable {
 const SMALLEST_READ = 64;
 const LARGEST_READ = 64 * 1024;
 const SAMPLE_INTERVAL = 10;
+// What a sink reads nobody looks at, so all of them may have it in one place.
+const scratch = new Uint8Array(LARGEST_READ);
 // More than a connection takes at once.
 const LARGE = new Uint8Array(4 * 1024 * 1024);
 
@@ -166,7 +168,7 @@ export class LocalVictim implements Victim {
       this.#ends.push(how);
     };
     session.closed.then(() => ended("clean"), (error) => ended(`${error}`));
-    this.#task(() => this.#accept(session, isAttacked ? app : "echo"));
+    this.#task(this.#accept(session, isAttacked ? app : "echo"));
     return session;
   }
 
@@ -174,16 +176,18 @@ export class LocalVictim implements Victim {
     let isFirst = true;
     for await (const stream of session) {
       if (session === this.#last && (app === "hold" || app === "pour")) this.#streams.set(stream.id, stream);
-      this.#task(() => this.#use(stream, isFirst ? "echo" : app));
+      this.#task(this.#use(stream, isFirst ? "echo" : app));
       isFirst = false;
       if (app === "ignore") return;
     }
   }
 
-  #task(run: () => Promise<void>): void {
+  // What a stream was cut by is its session's end, and that is noted there.
+  readonly #settled = () => void this.#tasks--;
+
+  #task(work: Promise<void>): void {
     this.#tasks++;
-    // What a stream was cut by is its session's end, and that is noted there.
-    run().catch(() => {}).finally(() => this.#tasks--);
+    work.then(this.#settled, this.#settled);
   }
 
   async #use(stream: Stream, app: App): Promise<void> {
@@ -193,7 +197,7 @@ export class LocalVictim implements Victim {
       const p = new Uint8Array(32 * 1024);
       for (;;) await stream.write(p);
     }
-    let p = new Uint8Array(SMALLEST_READ);
+    let p = app === "sink" ? scratch : new Uint8Array(SMALLEST_READ);
     for (;;) {
       const count = await stream.read(p);
       if (count === null) break;
@@ -282,14 +286,14 @@ export class LocalVictim implements Victim {
 
   async open(): Promise<number> {
     const stream = await this.#session().openStream();
-    this.#task(() => this.#use(stream, "echo"));
+    this.#task(this.#use(stream, "echo"));
     return stream.id;
   }
 
   async say(count: number): Promise<void> {
     const session = this.#session();
     const stream = await session.openStream();
-    await stream.write(new Uint8Array(count));
+    await stream.write(LARGE.subarray(0, count));
     await session.close();
   }
 
