@@ -287,13 +287,13 @@ const LARGEST_COPY = 64 * 1024;
  */
 export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal | undefined } = {}): Promise<Joined> {
   const { signal } = options;
-  const aborted = Promise.withResolvers<never>();
-  const abort = () => aborted.reject(signal!.reason);
+  let abort = () => {};
+  const aborted = new Promise<never>((_, reject) => abort = () => reject(signal!.reason));
   signal?.addEventListener("abort", abort);
   if (signal?.aborted) abort();
   try {
     const copied = Promise.all([copy(a, b), copy(b, a)]);
-    const [sent, received] = await Promise.race([copied, aborted.promise]);
+    const [sent, received] = await Promise.race([copied, aborted]);
     return { sent, received };
   } finally {
     signal?.removeEventListener("abort", abort);

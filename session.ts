@@ -19,7 +19,7 @@ import {
   type Version,
 } from "./frame.ts";
 import { Outgoing } from "./outgoing.ts";
-import { SessionClosedError, type Stream, StreamCore, type StreamHost } from "./stream.ts";
+import { deferred, SessionClosedError, type Stream, StreamCore, type StreamHost } from "./stream.ts";
 import { type Address, type Link, link, type Transport } from "./transport.ts";
 import { Turn } from "./turn.ts";
 import { LARGEST_WINDOW, WindowPool } from "./window.ts";
@@ -117,7 +117,7 @@ export interface SessionStats {
 
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MOST_REFUSALS = 1024;
-// So many refused from one read are no accident.
+// So many streams refused, and frames of data for streams that are not there, are no accident if one read brings them.
 const FLOOD = 64;
 // After a read of so many bytes that settled some of a stream, so many microtasks pass before the next one: whoever got
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
@@ -271,11 +271,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #ended: { error?: unknown } | undefined;
   #closing: Promise<void> | undefined;
   readonly #turn = new Turn(LONGEST_TURN);
-  readonly #closed = Promise.withResolvers<void>();
+  readonly #closed = deferred<void>();
 
   #opened = 0;
   #accepted = 0;
   #refused = 0;
+  #unwanted = 0;
   #bytesReceived = 0;
 
   /**
@@ -540,6 +541,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       fin: (id) => this.#streams.get(id)?.receiveFin(),
       psh: (id) => {
         this.#current = this.#streams.get(id);
+        if (this.#current === undefined) this.#unwanted++;
       },
       data: (bytes, start, end) => {
         if (this.#current === undefined) return;
@@ -578,6 +580,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #refuse(id: number): void {
     this.#refused++;
+    this.#unwanted++;
     // Our half has ended: the peer will see that it gets no answer.
     if (this.#isDropping) return;
     if (this.#refusals.length > 0 || !this.#outgoing.tryControl(FIN, id)) this.#refusals.push(id);
@@ -633,12 +636,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         isReading = false;
         now = clock.now();
-        const refused = this.#refused;
+        const unwanted = this.#unwanted;
         if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
-        // A peer of whom so many must be refused can wait, so that others need not.
-        if (this.#refused - refused >= FLOOD || (isWatched && turn.isLong(now))) now = await turn.rest();
+        // A peer that sends so much in vain can wait, so that others need not.
+        if (this.#unwanted - unwanted >= FLOOD || (isWatched && turn.isLong(now))) now = await turn.rest();
       }
     } catch (error) {
       if (isReading) this.#transportFailed(error);

@@ -144,6 +144,14 @@ const park = (resolve: Resolve, reject: Reject): void => {
   parkedReject = reject;
 };
 
+/** A promise with what settles it; Node 20 has no `Promise.withResolvers`. */
+export function deferred<T>(): PromiseWithResolvers<T> {
+  let resolve!: PromiseWithResolvers<T>["resolve"];
+  let reject!: PromiseWithResolvers<T>["reject"];
+  const promise = new Promise<T>((...settle) => [resolve, reject] = settle);
+  return { promise, resolve, reject };
+}
+
 /** One stream as its session sees it. */
 export class StreamCore {
   /** Id on the wire. */
@@ -436,7 +444,7 @@ export class StreamCore {
 
   get closed(): Promise<void> {
     if (this.#closed === undefined) {
-      this.#closed = Promise.withResolvers();
+      this.#closed = deferred();
       this.#closed.promise.catch(() => {});
       if (this.#isDone) this.#closed.resolve();
       else if (this.#failure !== undefined) this.#closed.reject(this.#failure());

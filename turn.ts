@@ -64,10 +64,10 @@ export class Turn {
 
   /** Lets others run for a millisecond, which whoever sends more than we can read must wait as well; gives the time. */
   async rest(): Promise<number> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#resume = resolve;
-    this.#timer = clock.rest(resolve);
-    await promise;
+    await new Promise<void>((resolve) => {
+      this.#resume = resolve;
+      this.#timer = clock.rest(resolve);
+    });
     return this.#began = clock.now();
   }
 
