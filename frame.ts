@@ -28,7 +28,28 @@ export const UPD = 4;
 /** One of the five commands. */
 export type Command = typeof SYN | typeof FIN | typeof PSH | typeof NOP | typeof UPD;
 
-/** The versions of smux: 2 adds credit for each stream. Peers agree on one beforehand; nothing is negotiated. */
+/**
+ * The versions of smux: 2 adds credit for each stream. Peers agree on one beforehand; nothing is negotiated.
+ *
+ * @example What a client says first
+ * ```ts
+ * import { Session, type Version } from "@sluice/smux";
+ * import { assert } from "@std/assert";
+ * import { concat, equals } from "@std/bytes";
+ *
+ * async function firstFrame(version: Version): Promise<Uint8Array> {
+ *   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+ *   const session = Session.client({ readable: new ReadableStream(), writable }, { version });
+ *   const { value } = await readable.getReader().read();
+ *   session.abort();
+ *   return value!;
+ * }
+ *
+ * // A NOP of either version differs in its first byte: by that a server tells what its client speaks.
+ * assert(equals(await firstFrame(1), concat([Uint8Array.of(1, 3), new Uint8Array(6)])));
+ * assert(equals(await firstFrame(2), concat([Uint8Array.of(2, 3), new Uint8Array(6)])));
+ * ```
+ */
 export type Version = 1 | 2;
 
 /** Bytes of a header. */

@@ -24,7 +24,32 @@ import { type Address, type Link, link, type Transport } from "./transport.ts";
 import { Turn } from "./turn.ts";
 import { LARGEST_WINDOW, WindowPool } from "./window.ts";
 
-/** Options of a session, client or server. All sizes are in bytes, all times in milliseconds. */
+/**
+ * Options of a session, client or server. All sizes are in bytes, all times in milliseconds.
+ *
+ * @example Limits for clients one does not know
+ * ```ts
+ * import { Session, type SessionOptions } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const limits: SessionOptions = {
+ *   maxStreams: 2, // open at once
+ *   acceptBacklog: 2, // of them, not accepted yet
+ *   maxReceiveBuffer: 1024 * 1024, // unread bytes of all its streams
+ *   stalledStreamTimeout: 10_000, // how long one that nobody reads may hold up the others
+ *   timeout: 20_000, // how long the client may be silent
+ * };
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * await using server = Session.server(await listener.accept(), limits);
+ * for (let n = 0; n < 2; n++) await client.openStream();
+ * const third = await client.openStream();
+ * assertEquals(await third.read(new Uint8Array(1)), null); // it is one too many: ended at once
+ * assertEquals(server.stats().refused, 1);
+ * listener.close();
+ * ```
+ */
 export interface SessionOptions {
   /**
    * A channel of the caller's for the streams the peer opens, so that many sessions can feed one pool. The session owns
@@ -65,19 +90,82 @@ export interface SessionOptions {
   stalledStreamTimeout?: number | undefined;
 }
 
-/** Options of {@linkcode Session.client}. */
+/**
+ * Options of {@linkcode Session.client}.
+ *
+ * @example A client of a Go server as it comes
+ * ```ts
+ * import { type ClientOptions, Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const likeGo: ClientOptions = { version: 1, keepAliveInterval: 10_000, timeout: 30_000 };
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * await using client = Session.client(await Deno.connect({ port: listener.addr.port }), likeGo);
+ * await using server = Session.server(await listener.accept(), { version: 1 });
+ * const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
+ * assertEquals([opened.id, accepted.id], [3, 3]); // the first id of a client's, as in Go
+ * listener.close();
+ * ```
+ */
 export interface ClientOptions extends SessionOptions {
   /** The version of smux, which the peer must speak too. Go's default is 1. Default 2. */
   version?: Version | undefined;
 }
 
-/** Options of {@linkcode Session.server}. */
+/**
+ * Options of {@linkcode Session.server}.
+ *
+ * @example Taking either version, or one
+ * ```ts
+ * import { ProtocolError, type ServerOptions, Session } from "@sluice/smux";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * async function meet(options: ServerOptions): Promise<Session> {
+ *   Session.client(await Deno.connect({ port: listener.addr.port }), { version: 1 }).openStream();
+ *   return Session.server(await listener.accept(), options);
+ * }
+ *
+ * await using either = await meet({ version: "auto" });
+ * assertEquals(either.version, undefined);
+ * await either.acceptStream();
+ * assertEquals(either.version, 1);
+ *
+ * const strict = await meet({ version: 2 });
+ * await assertRejects(() => strict.closed, ProtocolError, "version");
+ * listener.close();
+ * ```
+ */
 export interface ServerOptions extends SessionOptions {
   /** The version of smux; `"auto"` is that of the first frame that arrives, before which nothing is sent. Default "auto". */
   version?: Version | "auto" | undefined;
 }
 
-/** Options of {@linkcode Session.close}. */
+/**
+ * Options of {@linkcode Session.close}.
+ *
+ * @example Finishing what is under way
+ * ```ts
+ * import { serve, Session, type SessionCloseOptions, SessionClosedError } from "@sluice/smux";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ * import { toText } from "@std/streams";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * const server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
+ * const session = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * const stream = await session.openStream();
+ *
+ * const patient: SessionCloseOptions = { drain: true, timeout: 5000 };
+ * const closing = session.close(patient);
+ * await assertRejects(() => session.openStream(), SessionClosedError); // nothing new begins
+ * await stream.write(new TextEncoder().encode("last words")); // what has begun goes on
+ * await stream.closeWrite();
+ * assertEquals(await toText(stream.readable), "last words");
+ * await closing;
+ * await server.shutdown();
+ * ```
+ */
 export interface SessionCloseOptions {
   /** Wait first until no stream is open. Default false. */
   drain?: boolean | undefined;
@@ -85,7 +173,32 @@ export interface SessionCloseOptions {
   timeout?: number | undefined;
 }
 
-/** Figures of one session at one moment; see {@linkcode Session.stats}. */
+/**
+ * Figures of one session at one moment; see {@linkcode Session.stats}.
+ *
+ * @example A stream that nobody reads
+ * ```ts
+ * import { Session, type SessionStats } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * await using server = Session.server(await listener.accept());
+ * await (await client.openStream()).write(new Uint8Array(1000));
+ * await (await client.openStream()).write(new Uint8Array(1));
+ *
+ * const [_unread, read] = [await server.acceptStream(), await server.acceptStream()];
+ * await read.read(new Uint8Array(1)); // this came last, so all is here
+ * const { streams, accepted, bytesUnread, readPaused }: SessionStats = server.stats();
+ * assertEquals({ streams, accepted, bytesUnread, readPaused }, {
+ *   streams: 2,
+ *   accepted: 2,
+ *   bytesUnread: 1000,
+ *   readPaused: false,
+ * });
+ * listener.close();
+ * ```
+ */
 export interface SessionStats {
   /** Streams open now, of both sides. */
   streams: number;
@@ -212,7 +325,8 @@ export function duration(name: string, value: number): number {
  * @example
  * ```ts
  * import { Session } from "@sluice/smux";
- * import { assertEquals } from "@std/assert";
+ * import { assert } from "@std/assert";
+ * import { equals } from "@std/bytes";
  *
  * const listener = Deno.listen({ port: 0 });
  * const [near, far] = await Promise.all([Deno.connect({ port: listener.addr.port }), listener.accept()]);
@@ -220,11 +334,12 @@ export function duration(name: string, value: number): number {
  * await using server = Session.server(far);
  *
  * const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
- * await opened.write(new TextEncoder().encode("ping"));
+ * const ping = new TextEncoder().encode("ping");
+ * await opened.write(ping);
  *
  * const p = new Uint8Array(16);
  * const count = await accepted.read(p);
- * assertEquals(new TextDecoder().decode(p.subarray(0, count!)), "ping");
+ * assert(equals(p.subarray(0, count ?? 0), ping));
  * listener.close();
  * ```
  */
@@ -287,6 +402,37 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @returns The session, at once: nothing is waited for.
    * @throws {RangeError} An option is out of bounds.
    * @throws {TypeError} The transport is none, or options do not go together.
+   *
+   * @example Connecting again when the connection is lost
+   * ```ts
+   * import { serve, Session, SessionClosedError, type Stream } from "@sluice/smux";
+   * import { assertEquals } from "@std/assert";
+   * import { retry } from "@std/async";
+   * import { toText } from "@std/streams";
+   *
+   * const listener = Deno.listen({ port: 0 });
+   * const server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable), { onError() {} });
+   * const connect = async () => Session.client(await Deno.connect({ port: listener.addr.port }));
+   * let session = await connect();
+   *
+   * async function open(): Promise<Stream> {
+   *   try {
+   *     return await session.openStream();
+   *   } catch (error) {
+   *     if (!(error instanceof SessionClosedError)) throw error;
+   *     session = await retry(connect, { minTimeout: 100 }); // it waits longer each time
+   *     return await session.openStream();
+   *   }
+   * }
+   *
+   * session.abort(new Error("somebody pulled the plug"));
+   * const stream = await open();
+   * await stream.write(new TextEncoder().encode("still here"));
+   * await stream.closeWrite();
+   * assertEquals(await toText(stream.readable), "still here");
+   * await session.close();
+   * await server.shutdown();
+   * ```
    */
   static client(transport: Transport, options: ClientOptions = {}): Session {
     return new Session(transport, settle(options, "client"), 1);
@@ -406,6 +552,26 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @param options A signal to give up with.
    * @returns The stream.
    * @throws {SessionClosedError} The session has ended and every stream that had arrived was taken.
+   *
+   * @example Not waiting for ever
+   * ```ts
+   * import { Session } from "@sluice/smux";
+   * import { assertEquals, assertRejects } from "@std/assert";
+   * import { deadline } from "@std/async";
+   *
+   * const listener = Deno.listen({ port: 0 });
+   * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
+   * await using server = Session.server(await listener.accept());
+   *
+   * // A signal takes the accept back: the next stream goes to somebody who still waits.
+   * await assertRejects(() => server.acceptStream({ signal: AbortSignal.timeout(10) }), DOMException);
+   *
+   * // A deadline leaves it waiting, which is as good where the session is given up too.
+   * const opened = await client.openStream();
+   * const accepted = await deadline(server.acceptStream(), 5000);
+   * assertEquals(accepted.id, opened.id);
+   * listener.close();
+   * ```
    */
   async acceptStream(options?: { signal?: AbortSignal | undefined }): Promise<Stream> {
     try {
@@ -428,6 +594,27 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @param options Whether to wait for the streams, and for how long.
    * @returns Fulfils when the session has ended, in order or not; it never rejects. The same promise each time.
    * @throws {RangeError} The timeout is out of bounds.
+   *
+   * @example What was written arrives
+   * ```ts
+   * import { Session } from "@sluice/smux";
+   * import { assertEquals } from "@std/assert";
+   * import { deadline } from "@std/async";
+   * import { toText } from "@std/streams";
+   *
+   * const listener = Deno.listen({ port: 0 });
+   * const client = Session.client(await Deno.connect({ port: listener.addr.port }));
+   * const server = Session.server(await listener.accept());
+   *
+   * const stream = await client.openStream();
+   * await stream.write(new TextEncoder().encode("to the last byte"));
+   * await client.close();
+   *
+   * await deadline(server.closed, 5000);
+   * const accepted = await server.acceptStream();
+   * assertEquals(await toText(accepted.readable), "to the last byte");
+   * listener.close();
+   * ```
    */
   close(options: SessionCloseOptions = {}): Promise<void> {
     const timeout = duration("timeout", options.timeout ?? this.#settings.timeout);

@@ -12,7 +12,28 @@ import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Versio
 import type { Address, Link } from "./transport.ts";
 import { FIRST_WINDOW, ReceiveWindow, SendWindow, type WindowPool } from "./window.ts";
 
-/** Options of {@linkcode Stream.read} and {@linkcode Stream.write}. */
+/**
+ * Options of {@linkcode Stream.read} and {@linkcode Stream.write}.
+ *
+ * @example A read that gives up
+ * ```ts
+ * import { Session, type StreamOperationOptions } from "@sluice/smux";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * await using server = Session.server(await listener.accept());
+ * const [asking, answering] = await Promise.all([client.openStream(), server.acceptStream()]);
+ *
+ * const p = new Uint8Array(16);
+ * const patience: StreamOperationOptions = { signal: AbortSignal.timeout(10) };
+ * await assertRejects(() => asking.read(p, patience), DOMException, "timed out");
+ *
+ * await answering.write(new Uint8Array(7));
+ * assertEquals(await asking.read(p), 7); // nothing is lost to the read that gave up
+ * listener.close();
+ * ```
+ */
 export interface StreamOperationOptions {
   /** Gives up waiting. What has moved already is never taken back: then the operation fulfils with its count. */
   signal?: AbortSignal | undefined;
@@ -772,6 +793,7 @@ let makeStream: (core: StreamCore) => Stream;
  * ```ts
  * import { Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
+ * import { toText } from "@std/streams";
  *
  * const listener = Deno.listen({ port: 0 });
  * const client = Session.client(await Deno.connect({ port: listener.addr.port }));
@@ -782,7 +804,7 @@ let makeStream: (core: StreamCore) => Stream;
  * await stream.closeWrite();
  *
  * const accepted = await server.acceptStream();
- * assertEquals(await new Response(accepted.readable).text(), "hello");
+ * assertEquals(await toText(accepted.readable), "hello");
  *
  * await client.close();
  * await server.closed;
@@ -828,6 +850,30 @@ export class Stream {
    * @throws {SessionClosedError} The session ended before the peer ended this stream.
    * @throws {StreamClosedError} The stream was closed here.
    * @throws {ProtocolError} The peer sent more than it had credit for.
+   *
+   * @example Up to a mark
+   * ```ts
+   * import { Session } from "@sluice/smux";
+   * import { assertEquals } from "@std/assert";
+   * import { concat, indexOfNeedle } from "@std/bytes";
+   *
+   * const listener = Deno.listen({ port: 0 });
+   * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
+   * await using server = Session.server(await listener.accept());
+   * const [from, to] = await Promise.all([client.openStream(), server.acceptStream()]);
+   * for (const part of ["HTTP/1.1 200 OK\r", "\n\r\nhello"]) await to.write(new TextEncoder().encode(part));
+   *
+   * // What one write sent may come in several reads, and what several did in one.
+   * const mark = new TextEncoder().encode("\r\n\r\n");
+   * let head = new Uint8Array(0);
+   * for (const p = new Uint8Array(1024); indexOfNeedle(head, mark) === -1;) {
+   *   const count = await from.read(p);
+   *   if (count === null) throw new Error("It ended too soon");
+   *   head = concat([head, p.subarray(0, count)]);
+   * }
+   * assertEquals(indexOfNeedle(head, mark), "HTTP/1.1 200 OK".length);
+   * listener.close();
+   * ```
    */
   read(p: Uint8Array, options?: StreamOperationOptions): Promise<number | null> {
     return this.#core.read(p, options?.signal);
@@ -859,6 +905,26 @@ export class Stream {
    * @throws {ProtocolError} The peer acknowledged more than was sent.
    * @throws {DOMException} "TimeoutError": in version 2, the peer has ended its half and gave no credit for
    * the session's `timeout`.
+   *
+   * @example Writes at the same time
+   * ```ts
+   * import { Session } from "@sluice/smux";
+   * import { assert } from "@std/assert";
+   * import { concat, equals } from "@std/bytes";
+   * import { toArrayBuffer } from "@std/streams";
+   *
+   * const listener = Deno.listen({ port: 0 });
+   * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
+   * await using server = Session.server(await listener.accept());
+   * const [from, to] = await Promise.all([client.openStream(), server.acceptStream()]);
+   *
+   * const parts = [1, 2, 3].map((n) => new Uint8Array(100_000).fill(n));
+   * const written = Promise.all([...parts.map((part) => from.write(part)), from.closeWrite()]);
+   * const received = new Uint8Array(await toArrayBuffer(to.readable));
+   * assert(equals(received, concat(parts))); // none is mixed with another
+   * await written;
+   * listener.close();
+   * ```
    */
   write(p: Uint8Array, options?: StreamOperationOptions): Promise<number> {
     return this.#core.write(p, options?.signal);
@@ -870,6 +936,24 @@ export class Stream {
    * @param p What to write.
    * @returns How many bytes were taken; 0 when it would have to wait, or another write does.
    * @throws As {@linkcode Stream.write} rejects.
+   *
+   * @example Leaving out what a slow peer cannot take
+   * ```ts
+   * import { Session } from "@sluice/smux";
+   * import { assertEquals, assertGreater } from "@std/assert";
+   *
+   * const session = Session.client({ readable: new ReadableStream(), writable: new WritableStream() });
+   * const stream = await session.openStream();
+   * const sample = new Uint8Array(1000);
+   * let taken = 0;
+   * for (let n = 0; n < 10_000; n++) {
+   *   if (stream.tryWrite(sample) < sample.length) break; // a sample cut short must be ended, or given up with its stream
+   *   taken++;
+   * }
+   * assertGreater(taken, 0);
+   * assertEquals(stream.tryWrite(sample), 0);
+   * session.abort();
+   * ```
    */
   tryWrite(p: Uint8Array): number {
     return this.#core.tryWrite(p);
@@ -878,12 +962,53 @@ export class Stream {
   /**
    * What arrives, as a stream of bytes that reads nothing ahead. Cancelling it drops what is unread and what still
    * arrives; writing goes on.
+   *
+   * @example Lines of two streams at once
+   * ```ts
+   * import { serve, Session } from "@sluice/smux";
+   * import { assertEquals } from "@std/assert";
+   * import { mergeReadableStreams, TextLineStream } from "@std/streams";
+   *
+   * const listener = Deno.listen({ port: 0 });
+   * const server = serve(listener, async (stream) => {
+   *   await stream.write(new TextEncoder().encode(`${stream.id}: one\n${stream.id}: two\n`));
+   * });
+   *
+   * await using session = Session.client(await Deno.connect({ port: listener.addr.port }));
+   * const logs = [await session.openStream(), await session.openStream()].map(({ readable }) =>
+   *   readable.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream())
+   * );
+   * const lines = await Array.fromAsync(mergeReadableStreams(...logs));
+   * assertEquals(lines.sort(), ["3: one", "3: two", "5: one", "5: two"]);
+   * await session.close();
+   * await server.shutdown();
+   * ```
    */
   get readable(): ReadableStream<Uint8Array<ArrayBuffer>> {
     return this.#readable ??= makeReadable(this.#core);
   }
 
-  /** What is sent, as a stream. Closing it is {@linkcode Stream.closeWrite}; so is aborting it, after what was taken. */
+  /**
+   * What is sent, as a stream. Closing it is {@linkcode Stream.closeWrite}; so is aborting it, after what was taken.
+   *
+   * @example Sending what another stream gives
+   * ```ts
+   * import { Session } from "@sluice/smux";
+   * import { assertEquals } from "@std/assert";
+   * import { toText } from "@std/streams";
+   *
+   * const listener = Deno.listen({ port: 0 });
+   * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
+   * await using server = Session.server(await listener.accept());
+   * const [from, to] = await Promise.all([client.openStream(), server.acceptStream()]);
+   *
+   * const verses = ReadableStream.from(["half a league, ", "half a league"]);
+   * const sent = verses.pipeThrough(new TextEncoderStream()).pipeTo(from.writable);
+   * assertEquals(await toText(to.readable), "half a league, half a league");
+   * await sent;
+   * listener.close();
+   * ```
+   */
   get writable(): WritableStream<Uint8Array> {
     return this.#writable ??= makeWritable(this.#core);
   }

@@ -6,7 +6,27 @@
 
 import { NOTHING, ProtocolError } from "./frame.ts";
 
-/** Where one end of a connection is: what Deno's connections report, by shape. */
+/**
+ * Where one end of a connection is: what Deno's connections report, by shape.
+ *
+ * @example Telling the kinds apart
+ * ```ts
+ * import { type Address, Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function show(address: Address): string {
+ *   if (address.transport === "vsock") return `${address.cid}:${address.port}`;
+ *   return "path" in address ? address.path : `${address.hostname}:${address.port}`;
+ * }
+ * assertEquals(show({ transport: "unix", path: "/run/web" }), "/run/web");
+ *
+ * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * const session = Session.client(await Deno.connect(listener.addr));
+ * assertEquals(show(session.remoteAddr), `127.0.0.1:${listener.addr.port}`);
+ * session.abort();
+ * listener.close();
+ * ```
+ */
 export type Address =
   | { transport: "tcp" | "udp"; hostname: string; port: number }
   | { transport: "unix" | "unixpacket"; path: string }
@@ -15,6 +35,33 @@ export type Address =
 /**
  * A byte connection as Deno has them: `Deno.TcpConn`, `Deno.TlsConn`, `Deno.UnixConn` and a {@linkcode Stream} of
  * another session are such.
+ *
+ * @example Counting what passes
+ * ```ts
+ * import { type Connection, Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * let written = 0;
+ * const counted = (inner: Connection): Connection => ({
+ *   read: (p) => inner.read(p),
+ *   async write(p) {
+ *     const count = await inner.write(p);
+ *     written += count;
+ *     return count;
+ *   },
+ *   close: () => inner.close(),
+ *   closeWrite: async () => await inner.closeWrite?.(),
+ * });
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * const server = listener.accept().then((connection) => Session.server(connection));
+ * const session = Session.client(counted(await Deno.connect({ port: listener.addr.port })));
+ * await (await session.openStream()).write(new Uint8Array(1000));
+ * await session.close();
+ * assertEquals(written, session.stats().bytesSent);
+ * await (await server).close();
+ * listener.close();
+ * ```
  */
 export interface Connection {
   /** Reads at most `p.length` bytes into `p`, which is not its own any more when it settles; gives how many, or `null` at the end. */
@@ -41,6 +88,25 @@ export interface Connection {
  * What a session can run over: a {@linkcode Connection}, or a pair of web streams such as those of an open
  * `WebSocketStream`, a child process (`{ readable: child.stdout, writable: child.stdin }`) or a WebTransport stream.
  * The transport must keep bytes whole and in order; where one write ends does not matter.
+ *
+ * @example Both ends in one process, without a network
+ * ```ts
+ * import { Session, type Transport } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ * import { toText } from "@std/streams";
+ *
+ * const there = new TransformStream<Uint8Array, Uint8Array>();
+ * const back = new TransformStream<Uint8Array, Uint8Array>();
+ * const near: Transport = { readable: back.readable, writable: there.writable };
+ * const far: Transport = { readable: there.readable, writable: back.writable };
+ *
+ * const [client, server] = [Session.client(near), Session.server(far)];
+ * const [asking, answering] = await Promise.all([client.openStream(), server.acceptStream()]);
+ * await answering.write(new TextEncoder().encode("no port was needed"));
+ * await answering.closeWrite();
+ * assertEquals(await toText(asking.readable), "no port was needed");
+ * await client.close();
+ * ```
  */
 export type Transport =
   | Connection

@@ -11,6 +11,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { concat } from "@std/bytes";
+import { existsSync } from "node:fs";
 import * as net from "node:net";
 import { type Connection, ProtocolError, Session } from "../mod.ts";
 import {
@@ -2125,6 +2126,37 @@ Deno.test("tunnel command: a bad command line is said in one line, exit code 2",
   };
   await Promise.all([check(), check(), check()]);
   assertEquals(wrong, []);
+});
+
+Deno.test("tunnel command: on a terminal one line below the log says how it goes, and is gone at the end", {
+  // It makes a terminal for what it runs; nothing of Deno's does.
+  ignore: Deno.build.os !== "linux" || !existsSync("/usr/bin/script"),
+}, async () => {
+  const target = makeEcho();
+  const words = ["server", "--listen", "0", "--target", target.addr].map((word) => `'${word}'`).join(" ");
+  const line = `'${Deno.execPath()}' run --no-config -A '${SCRIPT}' ${words}`;
+  const options = { stdin: "piped", stdout: "piped", stderr: "piped", env: { NO_COLOR: "1" } } as const;
+  await using terminal = watch(new Deno.Command("script", { args: ["-qfec", line, "/dev/null"], ...options }).spawn());
+  const [, addr] = await terminal.until(/^listening on (\S+)\r\n/m);
+  const session = Session.client(await dial(addr!));
+  const stream = await session.openStream();
+  assertEquals(await say(stream, "hello"), "hello");
+  const live = /\r\x1b\[K1 open, 1 so far; sending \d+\.\d MB\/s, receiving \d+\.\d MB\/s/;
+  await terminal.until(live);
+  stream.close();
+  await session.close();
+  const keyboard = terminal.child.stdin.getWriter();
+  await keyboard.write(bytes("\x03"));
+  await terminal.until(/carried 1 stream over 1 connection\r\n/);
+  await keyboard.close();
+  const { code, stdout } = await terminal.ended();
+  assertEquals(code, 0);
+  // What is left on the screen when each line was cleared that was to be.
+  assertEquals(stdout.split("\r\n").map((line) => line.split("\x1b[K").at(-1)).slice(2), [
+    "shutting down within 30 seconds; Ctrl-C ends it at once",
+    "carried 1 stream over 1 connection",
+    "",
+  ]);
 });
 
 Deno.test("tunnel command: --help fits a terminal and names every option", async () => {
