@@ -2132,7 +2132,7 @@ Deno.test("tunnel command: on a terminal one line below the log says how it goes
   // It makes a terminal for what it runs; nothing of Deno's does.
   ignore: Deno.build.os !== "linux" || !existsSync("/usr/bin/script"),
 }, async () => {
-  const target = makeEcho();
+  await using target = makeEcho();
   const words = ["server", "--listen", "0", "--target", target.addr].map((word) => `'${word}'`).join(" ");
   const line = `'${Deno.execPath()}' run --no-config -A '${SCRIPT}' ${words}`;
   const options = { stdin: "piped", stdout: "piped", stderr: "piped", env: { NO_COLOR: "1" } } as const;
