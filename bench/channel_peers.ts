@@ -43,7 +43,7 @@ async function std() {
 }
 
 async function asyncChannel() {
-  const { Channel } = await import("async-channel");
+  const { Channel } = await import("npm:async-channel@0.2.0");
   return {
     open: (capacity) => new Channel<number>(capacity),
     send: (queue, value) => queue.push(value),
@@ -55,7 +55,7 @@ async function asyncChannel() {
 }
 
 async function thing() {
-  const { Channel, select } = await import("@thi.ng/csp");
+  const { Channel, select } = await import("npm:@thi.ng/csp@3.2.44");
   return {
     // It has no capacity of 0, but its write resolves when the value is received, which is a rendezvous.
     open: (capacity) => new Channel<number>(Math.max(capacity, 1)),
@@ -76,7 +76,7 @@ async function thing() {
 }
 
 async function queueable() {
-  const { Channel } = await import("queueable");
+  const { Channel } = await import("npm:queueable@5.3.2");
   return {
     // Its limit drops the oldest value, so it gets none; its push resolves when the value is received.
     open: () => new Channel<number>(),
@@ -89,9 +89,9 @@ async function queueable() {
 }
 
 async function effect() {
-  const { Effect, Queue, Stream } = await import("effect");
-  type Ended = import("effect").Cause.Done;
-  type NumberQueue = import("effect").Queue.Queue<number, Ended>;
+  const { Effect, Queue, Stream } = await import("npm:effect@4.1.0");
+  type Ended = import("npm:effect@4.1.0").Cause.Done;
+  type NumberQueue = import("npm:effect@4.1.0").Queue.Queue<number, Ended>;
   return {
     open: (capacity) => Effect.runSync(Queue.bounded<number, Ended>(capacity)),
     send: (queue, value) => Effect.runPromise(Queue.offer(queue, value)),

@@ -4,10 +4,10 @@
  * @module
  */
 
-import { BarChart, LineChart } from "echarts/charts";
-import { GridComponent, LegendComponent, MarkLineComponent, TitleComponent } from "echarts/components";
-import { type EChartsCoreOption, init, use } from "echarts/core";
-import { SVGRenderer } from "echarts/renderers";
+import { BarChart, LineChart } from "npm:echarts@6.1.0/charts";
+import { GridComponent, LegendComponent, MarkLineComponent, TitleComponent } from "npm:echarts@6.1.0/components";
+import { type EChartsCoreOption, init, use } from "npm:echarts@6.1.0/core";
+import { SVGRenderer } from "npm:echarts@6.1.0/renderers";
 
 use([BarChart, LineChart, GridComponent, LegendComponent, MarkLineComponent, TitleComponent, SVGRenderer]);
 

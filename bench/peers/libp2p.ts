@@ -4,11 +4,11 @@
  * @module
  */
 
-import type { MessageStreamDirection, Stream, StreamMuxerFactory } from "@libp2p/interface";
-import { defaultLogger } from "@libp2p/logger";
-import { mplex } from "@libp2p/mplex";
-import { AbstractMessageStream, type SendResult } from "@libp2p/utils";
-import { yamux } from "@libp2p/yamux";
+import type { MessageStreamDirection, Stream, StreamMuxerFactory } from "npm:@libp2p/interface@3.3.0";
+import { defaultLogger } from "npm:@libp2p/logger@6.2.13";
+import { mplex } from "npm:@libp2p/mplex@12.0.32";
+import { AbstractMessageStream, type SendResult } from "npm:@libp2p/utils@7.4.1";
+import { yamux } from "npm:@libp2p/yamux@8.0.3";
 import { concat } from "@std/bytes";
 import { Inbox } from "./inbox.ts";
 import type { Peer, Pipe } from "./shape.ts";

@@ -9,7 +9,7 @@
 
 import { type AddressInfo, connect, createServer } from "node:net";
 import type { Duplex } from "node:stream";
-import { Client, Server } from "yamux-js";
+import { Client, Server } from "npm:yamux-js@0.2.0";
 import { fromDuplex } from "./duplex.ts";
 import type { Peer } from "./shape.ts";
 
