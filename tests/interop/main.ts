@@ -266,7 +266,7 @@ async function main(args: string[]): Promise<number> {
       console.log("interop needs Go and its smux: apt-get install golang-go golang-github-xtaci-smux-dev");
       skipped = chosen.length;
     }
-    for (const cell of peer === null ? [] : chosen) {
+    for (const cell of peer === undefined ? [] : chosen) {
       const start = performance.now();
       const label = cell.label.padEnd(30);
       try {
