@@ -1,0 +1,433 @@
+/**
+ * What the texts say can be done: every command in them is a real one, every path and link leads somewhere, and the
+ * commands of the tunnel in the README are run word by word.
+ *
+ * @module
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { concat } from "@std/bytes";
+import { existsSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import config from "../deno.json" with { type: "json" };
+import { type Connection, Session } from "../mod.ts";
+import { pattern, readAll, writeAll } from "./support.ts";
+
+const ROOT = new URL("../", import.meta.url);
+const TEXTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
+const WORKFLOWS = [".github/workflows/ci.yml", ".github/workflows/publish.yml"];
+// What looks like a path, and is the name of a repository.
+const NOT_PATHS = ["xtaci/smux"];
+const PATH = /^\.?[\w-]+(\.[\w-]+)*(\/[\w.-]+)*\/?$/;
+const FILE = /\/|\.(go|json|md|pem|sh|svg|ts|yml)$/;
+
+const read = (path: string) => Deno.readTextFile(new URL(path, ROOT));
+const exists = (path: string) => existsSync(new URL(path, ROOT));
+const once = <Value>(make: () => Promise<Value>) => {
+  let made: Promise<Value> | undefined;
+  return () => made ??= make();
+};
+
+/** What a run of this Deno in the repository prints. */
+async function deno(...args: string[]): Promise<string> {
+  const command = new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env: { NO_COLOR: "1" }, stdin: "null" });
+  const { success, stdout, stderr } = await command.output();
+  assert(success, new TextDecoder().decode(stderr));
+  return new TextDecoder().decode(stdout);
+}
+
+const ci = once(() => read(".ci/run"));
+const tunnelHelp = once(() => deno("run", "tunnel.ts", "--help"));
+const deepTests = once(() => deno("run", "-A", "tests/deep/main.ts"));
+
+/** Every capture of a pattern in a text. */
+function captures(text: string, all: RegExp): string[] {
+  return Array.from(text.matchAll(all), ([, captured]) => captured!);
+}
+
+/** The commands of the blocks marked `sh`, without their comments. */
+function commandsOfBlocks(markdown: string): string[] {
+  return captures(markdown, /^```sh\n(.*?)^```$/gms)
+    .flatMap((block) => block.split("\n"))
+    .map((line) => line.replace(/(^|\s)#.*/, "").trim())
+    .filter((line) => line !== "");
+}
+
+/** What stands in backticks outside of blocks. */
+function codeSpans(markdown: string): string[] {
+  return captures(markdown.replace(/^```.*?^```$/gms, ""), /`([^`]+)`/g).map((span) => span.replace(/\s+/g, " "));
+}
+
+/** The words of a command, as a shell would pass them on. */
+function words(command: string): string[] {
+  return (command.match(/'[^']*'|"[^"]*"|\S+/g) ?? []).map((word) => word.replace(/^(['"])(.*)\1$/, "$2"));
+}
+
+/** The options among these words that a description does not name. */
+function unknownOptions(args: string[], description: string): string[] {
+  return args.filter((word) => word.startsWith("--")).map((word) => word.replace(/=.*/, ""))
+    .filter((option) => !new RegExp(`(?<![\\w-])${option}(?![\\w-])`).test(description));
+}
+
+/** The package itself, or one of its entrypoints. */
+function isEntrypoint(name: string): boolean {
+  return name.startsWith(config.name) && Object.hasOwn(config.exports, name.replace(config.name, "."));
+}
+
+/** Where a task says which options it knows. */
+async function describe(task: string, args: string[]): Promise<string | undefined> {
+  if (task === "deep") {
+    const name = args.find((word) => !word.startsWith("--")) ?? "";
+    return (await deepTests()).split("\n").find((line) => line.startsWith(`${name} `));
+  }
+  const { command } = config.tasks[task as keyof typeof config.tasks];
+  const [, script] = /^deno run .*?(\S+\.ts)$/.exec(command) ?? [];
+  if (script !== undefined) return await read(script);
+  const [, subcommand] = /^deno (test|bench)\b[^&]*$/.exec(command) ?? [];
+  return subcommand && await deno(subcommand, "--help");
+}
+
+async function taskProblem([task, ...args]: string[]): Promise<string | undefined> {
+  if (task === undefined) return undefined;
+  if (!Object.hasOwn(config.tasks, task)) return "no such task";
+  // Without an argument, or with one that stands for many, there is no more to know.
+  if (args.length === 0 || args.join("") === "NAME") return undefined;
+  const description = await describe(task, args);
+  if (description === undefined) return task === "deep" ? "no such long test" : "a task that takes no arguments";
+  const [unknown] = unknownOptions(args, description);
+  if (unknown !== undefined) return `no option ${unknown}`;
+  return args.some((word) => word.includes("/") && !exists(word)) ? "no such file" : undefined;
+}
+
+/** Says what is wrong with a command, if anything is. */
+async function commandProblem(command: string): Promise<string | undefined> {
+  const [program, ...rest] = words(command);
+  switch (program) {
+    case "npx": {
+      const [yes, version, ...args] = rest;
+      if (yes !== "-y" || !(await ci()).includes(`npx ${yes} ${version} `)) return "another Deno than that of .ci/run";
+      return args.length === 0 ? undefined : await commandProblem(`deno ${args.join(" ")}`);
+    }
+    case "deno":
+      if (rest[0] === "task") return await taskProblem(rest.slice(1));
+      if (rest[0] !== "add" && rest[0] !== "install") return "a command this test does not know";
+      return isEntrypoint(rest.at(-1)!.replace(/^jsr:/, "")) ? undefined : "not what is published";
+    case "task":
+      return await taskProblem(rest);
+    case "apt-get": {
+      const [, packages = ""] = /^packages="(.*)"$/m.exec(await ci()) ?? [];
+      return rest.slice(1).every((name) => packages.split(" ").includes(name))
+        ? undefined
+        : "not what .ci/run installs";
+    }
+    case "sluice":
+      if (TUNNELS.some(({ commands }) => commands.includes(command)) || command === "sluice --help") return undefined;
+      return "not run by this test";
+    default:
+      return "a command this test does not know";
+  }
+}
+
+/** Says what is wrong with something in backticks, if anything is. */
+async function spanProblem(span: string): Promise<string | undefined> {
+  if (/^(npx|deno task|task|apt-get|sluice) /.test(span)) return await commandProblem(span);
+  if (span.startsWith("--")) {
+    return unknownOptions(words(span), await tunnelHelp() + await deepTests()).length > 0
+      ? "no such option"
+      : undefined;
+  }
+  if (span.startsWith(config.name)) return isEntrypoint(span) ? undefined : "no such entrypoint";
+  if (!PATH.test(span) || !FILE.test(span) || NOT_PATHS.includes(span)) return undefined;
+  return exists(span) ? undefined : "no such file";
+}
+
+/** Says what is wrong with a link, if anything is. */
+function linkProblem(target: string, markdown: string): string | undefined {
+  if (/^[a-z]+:/.test(target)) return undefined;
+  if (!target.startsWith("#")) return exists(target.replace(/#.*/, "")) ? undefined : "no such file";
+  const headings = captures(markdown, /^#+ (.+)$/gm)
+    .map((heading) => `#${heading.toLowerCase().replace(/[^\w -]/g, "").replaceAll(" ", "-")}`);
+  return headings.includes(target) ? undefined : "no such heading";
+}
+
+/** All that is wrong in a text. */
+async function problems(markdown: string): Promise<string[]> {
+  const found: string[] = [];
+  const note = (what: string, problem: string | undefined) => problem && found.push(`${what}: ${problem}`);
+  for (const command of commandsOfBlocks(markdown)) note(command, await commandProblem(command));
+  for (const span of codeSpans(markdown)) note(span, await spanProblem(span));
+  for (const target of captures(markdown, /\]\(([^)\s]+)\)/g)) note(target, linkProblem(target, markdown));
+  return found;
+}
+
+for (const path of TEXTS) {
+  Deno.test(`texts: every command, path and link of ${path} is real`, async () => {
+    const markdown = await read(path);
+    assert(codeSpans(markdown).length > 0, "nothing was found in it");
+    assertEquals(await problems(markdown), []);
+  });
+}
+
+Deno.test("texts: a command, path or link that is not real would be found", async () => {
+  const markdown = `
+# A heading
+
+\`\`\`sh
+npx -y deno@1.0.0 task test # another version
+deno task tests
+deno task deep speed --rounds 1
+deno task deep peers --round 1
+deno task test --filters x tests/readme_test.ts # an option
+deno task test tests/nowhere_test.ts
+deno task interop --themselves
+deno task check --again
+deno add jsr:@sluice/smux/nowhere
+sluice server --listen 9000 --allow '*:*'
+make
+\`\`\`
+
+\`deno task deep NAME\`, \`task deep\npeers --round 1\`, \`--nowhere 1\`, \`tests/nowhere.ts\`, \`nowhere.ts\`,
+\`@sluice/smux/nowhere\`, \`apt-get install nowhere\`, \`any/thing more\`, \`xtaci/smux\`, [a](./nowhere.md),
+[b](#a-heading), [c](#nowhere).
+`;
+  assertEquals(await problems(markdown), [
+    "npx -y deno@1.0.0 task test: another Deno than that of .ci/run",
+    "deno task tests: no such task",
+    "deno task deep speed --rounds 1: no such long test",
+    "deno task deep peers --round 1: no option --round",
+    "deno task test --filters x tests/readme_test.ts: no option --filters",
+    "deno task test tests/nowhere_test.ts: no such file",
+    "deno task interop --themselves: no option --themselves",
+    "deno task check --again: a task that takes no arguments",
+    "deno add jsr:@sluice/smux/nowhere: not what is published",
+    "sluice server --listen 9000 --allow '*:*': not run by this test",
+    "make: a command this test does not know",
+    "task deep peers --round 1: no option --round",
+    "--nowhere 1: no such option",
+    "tests/nowhere.ts: no such file",
+    "nowhere.ts: no such file",
+    "@sluice/smux/nowhere: no such entrypoint",
+    "apt-get install nowhere: not what .ci/run installs",
+    "./nowhere.md: no such file",
+    "#nowhere: no such heading",
+  ]);
+});
+
+Deno.test("texts: the same version of Deno is asked for everywhere", async () => {
+  const found: Record<string, string[]> = {};
+  for (const path of [".ci/run", "README.md", "CONTRIBUTING.md", ...WORKFLOWS]) {
+    const versions = captures(await read(path), /deno(?:@|-version: v)(\d+\.\d+\.\d+)/g);
+    assert(versions.length > 0, `${path} asks for none`);
+    for (const version of versions) (found[version] ??= []).push(path);
+  }
+  assertEquals(Object.keys(found).length, 1, JSON.stringify(found));
+});
+
+Deno.test("texts: the change log has the version that would be published", async () => {
+  const versions = captures(await read("CHANGELOG.md"), /^## \[(.+?)\] - (?:unreleased|\d{4}-\d\d-\d\d)$/gm);
+  assertEquals(versions[0], config.version);
+});
+
+// The tunnel.
+
+/** What stands in the README for what a test must have for itself. */
+interface Stage {
+  /** Where the commands find their files. */
+  folder: string;
+  /** By the port in the README, the one in its stead. */
+  ports: Record<string, number>;
+}
+
+/** Commands of the README that work together, in their order, and what proves that they do. */
+interface Tunnel {
+  name: string;
+  commands: string[];
+  check(stage: Stage): Promise<void>;
+}
+
+const SCRIPT = new URL("tunnel.ts", ROOT).href;
+const FIXTURES = new URL("fixtures/tls/", import.meta.url);
+const LOOPBACK = "127.0.0.1";
+
+const TUNNELS: Tunnel[] = [
+  {
+    name: "local and dynamic",
+    commands: [
+      "sluice server --listen 9000 --allow localhost:80 --allow '*:443'",
+      "sluice client --connect 9000 --forward 8080=localhost:80 --socks 1080",
+    ],
+    async check({ ports }) {
+      await exchange(await dial(ports[8080]!), "80");
+      await exchange(await dialSocks(ports[1080]!, "localhost", ports[80]!), "80");
+      await exchange(await dialSocks(ports[1080]!, LOOPBACK, ports[443]!), "443");
+    },
+  },
+  {
+    name: "reverse",
+    commands: [
+      "sluice server --listen 0.0.0.0:9000 --allow-listen 0.0.0.0:8000 --cert cert.pem --key key.pem --secret secret.txt",
+      "sluice client --connect example.com:9000 --tls --secret secret.txt --reverse 0.0.0.0:8000=3000",
+    ],
+    async check({ ports }) {
+      await exchange(await dial(ports[8000]!), "3000");
+    },
+  },
+  {
+    name: "any client of smux",
+    commands: ["sluice server --listen 9000 --target localhost:80"],
+    async check({ ports }) {
+      for (const version of [1, 2] as const) {
+        const session = Session.client(await dial(ports[9000]!), { version });
+        await exchange(await session.openStream(), "80");
+        await session.close();
+      }
+    },
+  },
+];
+
+for (const { name, commands, check } of TUNNELS) {
+  Deno.test(`texts: the tunnel's commands of the README, ${name}, carry data`, async () => {
+    await using resources = new AsyncDisposableStack();
+    const folder = await Deno.makeTempDir({ prefix: "sluice-readme-" });
+    resources.defer(() => Deno.remove(folder, { recursive: true }));
+    await Deno.copyFile(new URL("localhost.pem", FIXTURES), `${folder}/cert.pem`);
+    await Deno.copyFile(new URL("localhost.key", FIXTURES), `${folder}/key.pem`);
+    await Deno.writeTextFile(`${folder}/secret.txt`, "open-sesame\n");
+
+    const ports: Record<string, number> = {};
+    for (const [port, hostname] of [["80", "localhost"], ["443", LOOPBACK], ["3000", LOOPBACK]] as const) {
+      ports[port] = resources.use(startService(port, hostname)).port;
+    }
+    for (const port of ["9000", "8080", "1080", "8000"]) ports[port] = freePort(Object.values(ports));
+
+    const stage = { folder, ports };
+    const processes = [];
+    for (const command of commands) processes.push(resources.use(await start(command, stage)));
+    await check(stage);
+    for (const { printed } of processes) assertEquals(printed.stderr, "");
+  });
+}
+
+Deno.test("texts: no command of the tunnel is tested that the README does not have", async () => {
+  const inReadme = commandsOfBlocks(await read("README.md")).filter((command) => command.startsWith("sluice "));
+  assertEquals(TUNNELS.flatMap(({ commands }) => commands), inReadme);
+});
+
+/** A free port, of those that systems do not give out by themselves, so that nobody gets it meanwhile. */
+function freePort(taken: number[]): number {
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 10_000);
+    try {
+      if (taken.includes(port)) continue;
+      Deno.listen({ hostname: "0.0.0.0", port }).close();
+      return port;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    }
+  }
+}
+
+/** A service that answers with its name and all it got. */
+function startService(name: string, hostname: string): AsyncDisposable & { port: number } {
+  const listener = Deno.listen({ hostname, port: 0 });
+  const answer = async (connection: Deno.TcpConn) => {
+    using answering = connection;
+    await writeAll(answering, concat([new TextEncoder().encode(name), await readAll(answering)]));
+  };
+  const serving = (async () => {
+    const answers: Promise<void>[] = [];
+    for await (const connection of listener) answers.push(answer(connection));
+    await Promise.all(answers);
+  })();
+  const dispose = async () => {
+    listener.close();
+    await serving;
+  };
+  return { port: listener.addr.port, [Symbol.asyncDispose]: dispose };
+}
+
+/** Runs a command of the tunnel, and waits until it listens wherever it was told to. */
+async function start(command: string, { folder, ports }: Stage) {
+  const [, ...args] = words(command).map((word) =>
+    word.replace(/\d+/g, (digits) => `${ports[digits] ?? digits}`).replace("example.com", LOOPBACK)
+  );
+  const places = args.filter((word) => ["--listen", "--forward", "--reverse", "--socks"].includes(word)).length;
+  const ready = new RegExp(`^(listening on \\S+\\n){${places}}`, "m");
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "--no-config", "-A", SCRIPT, ...args],
+    cwd: folder,
+    // The certificate is good for who trusts its authority, as the world trusts others.
+    env: { NO_COLOR: "1", SLUICE_SECRET: "", DENO_CERT: fileURLToPath(new URL("ca.pem", FIXTURES)) },
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const printed = { stdout: "", stderr: "" };
+  const isReady = Promise.withResolvers<void>();
+  const reading = Promise.all((["stdout", "stderr"] as const).map(async (name) => {
+    for await (const text of child[name].pipeThrough(new TextDecoderStream())) {
+      printed[name] += text;
+      if (ready.test(printed.stdout)) isReady.resolve();
+    }
+  }));
+  const ended = reading.then(() => isReady.reject(new Error(`${command} ended: ${printed.stdout}${printed.stderr}`)));
+  const dispose = async () => {
+    try {
+      child.kill("SIGKILL");
+    } catch {
+      // It has ended, and the test failed.
+    }
+    await Promise.all([child.status, ended]);
+  };
+  try {
+    await isReady.promise;
+  } catch (error) {
+    await dispose();
+    throw error;
+  }
+  return { printed, [Symbol.asyncDispose]: dispose };
+}
+
+function dial(port: number): Promise<Deno.TcpConn> {
+  return Deno.connect({ hostname: LOOPBACK, port });
+}
+
+/** Connects by SOCKS 5, to a name that the proxy resolves. */
+async function dialSocks(proxy: number, hostname: string, port: number): Promise<Deno.TcpConn> {
+  const connection = await dial(proxy);
+  const receive = async (length: number) => {
+    const received = new Uint8Array(length);
+    for (let at = 0; at < length;) {
+      const count = await connection.read(received.subarray(at));
+      assert(count !== null, "The proxy hung up");
+      at += count;
+    }
+    return received;
+  };
+  try {
+    await writeAll(connection, Uint8Array.of(5, 1, 0));
+    assertEquals(await receive(2), Uint8Array.of(5, 0));
+    const name = new TextEncoder().encode(hostname);
+    await writeAll(connection, Uint8Array.of(5, 1, 0, 3, name.length, ...name, port >> 8, port & 255));
+    assertEquals((await receive(10))[1], 0, "The proxy refused");
+    return connection;
+  } catch (error) {
+    connection.close();
+    throw error;
+  }
+}
+
+/** Sends a lot through a connection, whose other end must be the service with this name. */
+async function exchange(
+  connection: Required<Pick<Connection, "read" | "write" | "closeWrite" | "close">>,
+  name: string,
+) {
+  try {
+    const sent = pattern(300_000, name.length);
+    const sending = writeAll(connection, sent).then(() => connection.closeWrite());
+    const [received] = await Promise.all([readAll(connection), sending]);
+    assertEquals(received, concat([new TextEncoder().encode(name), sent]));
+  } finally {
+    connection.close();
+  }
+}
