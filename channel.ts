@@ -868,6 +868,19 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * receivable.
    *
    * @returns A stream that ends, or fails, as an iteration does.
+   *
+   * @example All that is sent, as one text
+   * ```ts
+   * import { Channel } from "@sluice/smux/channel";
+   * import { assertEquals } from "@std/assert";
+   * import { toText } from "@std/streams";
+   *
+   * const words = new Channel<string>({ capacity: 8 });
+   * const text = toText(words.toReadableStream());
+   * for (const word of ["to", "be", "or"]) await words.send(`${word} `);
+   * words.close();
+   * assertEquals(await text, "to be or ");
+   * ```
    */
   toReadableStream(): ReadableStream<T> {
     return this.#core.readable();
@@ -878,6 +891,22 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * the channel with the reason.
    *
    * @returns A stream whose writes resolve as sends do.
+   *
+   * @example Lines for whoever is free
+   * ```ts
+   * import { Channel } from "@sluice/smux/channel";
+   * import { assertEquals } from "@std/assert";
+   * import { TextLineStream } from "@std/streams";
+   *
+   * const lines = new Channel<string>({ capacity: 8 });
+   * const text = ReadableStream.from(["first\nsec", "ond\nthi", "rd\n"]);
+   * const piped = text.pipeThrough(new TextLineStream()).pipeTo(lines.toWritableStream());
+   *
+   * const work = async () => (await Array.fromAsync(lines)).length;
+   * const [some, others] = await Promise.all([work(), work()]);
+   * assertEquals(some + others, 3);
+   * await piped;
+   * ```
    */
   toWritableStream(): WritableStream<T> {
     return writable(this);

@@ -29,8 +29,8 @@
  *
  * - {@linkcode serve} accepts connections and calls a handler for each stream. {@linkcode connections} is its accept
  *   loop alone, one that a failing peer does not end.
- * - {@linkcode Session} opens and accepts streams, from either end, over any {@linkcode Transport}. It keeps itself alive
- *   and within limits: {@linkcode SessionOptions} names them, {@linkcode SessionStats} shows how it fares.
+ * - {@linkcode Session} opens and accepts streams, from either end, over any {@linkcode Transport}. It keeps itself
+ *   alive and within limits: {@linkcode SessionOptions} names them, {@linkcode SessionStats} shows how it fares.
  * - {@linkcode Stream} goes wherever a `Deno.Conn` goes: it has `read` and `write`, `readable` and `writable`, a
  *   `closeWrite` for one direction, and `using` closes it.
  * - {@linkcode join} ties two connections together, each direction's end included: a proxy in one call.

@@ -14,29 +14,32 @@ import type { Connection } from "./transport.ts";
  *
  * @example Turning callers away
  * ```ts
- * import { type Listener, serve, Session } from "@sluice/smux";
+ * import { type Listener, serve } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
  *
- * function only(inner: Deno.TcpListener, isWelcome: (from: Deno.NetAddr) => boolean): Listener<Deno.TcpConn> {
- *   async function accept(): Promise<Deno.TcpConn> {
- *     const connection = await inner.accept();
- *     if (isWelcome(connection.remoteAddr)) return connection;
- *     connection.close();
- *     return await accept();
- *   }
- *   return { accept, close: () => inner.close() };
- * }
+ * const banned = new Set(["127.0.0.1"]);
+ * const inner = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * const listener: Listener<Deno.TcpConn> = {
+ *   async accept() {
+ *     for (;;) {
+ *       const connection = await inner.accept();
+ *       if (!banned.has(connection.remoteAddr.hostname)) return connection;
+ *       connection.close();
+ *     }
+ *   },
+ *   close: () => inner.close(),
+ * };
  *
- * const listener = Deno.listen({ port: 0 });
- * await using _server = serve(only(listener, ({ port }) => port !== stranger.localAddr.port), () => {});
- * using stranger = await Deno.connect({ port: listener.addr.port });
+ * await using _server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
+ * using stranger = await Deno.connect({ port: inner.addr.port });
  * assertEquals(await stranger.read(new Uint8Array(1)), null);
- * await using friend = Session.client(await Deno.connect({ port: listener.addr.port }));
- * assertEquals(await (await friend.openStream()).read(new Uint8Array(1)), null); // the handler ended it
  * ```
  */
 export interface Listener<Accepted extends Connection = Connection> {
-  /** The next connection. */
+  /**
+   * The next connection. Rejecting with an error named "BadResource" or "Interrupted", as Deno's do, says that it was
+   * closed; after any other it is asked again.
+   */
   accept(): Promise<Accepted>;
   /** Ends listening; an `accept` that waits rejects. */
   close(): void;
@@ -332,28 +335,24 @@ export function serve(
  *
  * @example One function for sockets and streams
  * ```ts
- * import { type Duplex, join, serve, Session } from "@sluice/smux";
- * import { assertEquals } from "@std/assert";
- * import { concat } from "@std/bytes";
+ * import { type Duplex, serve, Session } from "@sluice/smux";
+ * import { assert } from "@std/assert";
+ * import { concat, equals } from "@std/bytes";
  *
- * async function ask(connection: Duplex, question: Uint8Array): Promise<Uint8Array> {
- *   for (let at = 0; at < question.length;) at += await connection.write(question.subarray(at));
- *   await connection.closeWrite();
- *   const answer: Uint8Array[] = [];
- *   for (let p = new Uint8Array(1024), count; (count = await connection.read(p)) !== null;) {
- *     answer.push(p.slice(0, count));
- *   }
+ * async function hear(connection: Duplex): Promise<Uint8Array> {
+ *   await connection.closeWrite(); // there is nothing to say from here
+ *   const parts: Uint8Array[] = [];
+ *   const p = new Uint8Array(1024);
+ *   for (let count; (count = await connection.read(p)) !== null;) parts.push(p.slice(0, count));
  *   connection.close();
- *   return concat(answer);
+ *   return concat(parts);
  * }
  *
+ * const speech = new Uint8Array(3000).fill(7);
  * const listener = Deno.listen({ port: 0 });
- * const server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
- * const session = Session.client(await Deno.connect({ port: listener.addr.port }));
- * const question = new Uint8Array(3000).fill(7);
- * assertEquals(await ask(await session.openStream(), question), question);
- * await session.close();
- * await server.shutdown();
+ * await using _server = serve(listener, async (stream) => void await stream.write(speech));
+ * await using session = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * assert(equals(await hear(await session.openStream()), speech));
  * ```
  */
 export interface Duplex extends Connection {

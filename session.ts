@@ -122,18 +122,20 @@ export interface ClientOptions extends SessionOptions {
  * import { assertEquals, assertRejects } from "@std/assert";
  *
  * const listener = Deno.listen({ port: 0 });
+ * const clients: Session[] = [];
  * async function meet(options: ServerOptions): Promise<Session> {
- *   Session.client(await Deno.connect({ port: listener.addr.port }), { version: 1 }).openStream();
+ *   clients.push(Session.client(await Deno.connect({ port: listener.addr.port }), { version: 1 }));
  *   return Session.server(await listener.accept(), options);
  * }
  *
- * await using either = await meet({ version: "auto" });
- * assertEquals(either.version, undefined);
- * await either.acceptStream();
+ * const either = await meet({ version: "auto" });
+ * await either.openStream(); // it waits for the client's first frame
  * assertEquals(either.version, 1);
  *
  * const strict = await meet({ version: 2 });
  * await assertRejects(() => strict.closed, ProtocolError, "version");
+ *
+ * for (const session of [...clients, either]) session.abort();
  * listener.close();
  * ```
  */
@@ -405,33 +407,31 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    *
    * @example Connecting again when the connection is lost
    * ```ts
-   * import { serve, Session, SessionClosedError, type Stream } from "@sluice/smux";
+   * import { serve, Session, type Stream } from "@sluice/smux";
    * import { assertEquals } from "@std/assert";
    * import { retry } from "@std/async";
-   * import { toText } from "@std/streams";
    *
    * const listener = Deno.listen({ port: 0 });
-   * const server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable), { onError() {} });
+   * await using _server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable), { onError() {} });
    * const connect = async () => Session.client(await Deno.connect({ port: listener.addr.port }));
-   * let session = await connect();
    *
+   * let session = connect();
    * async function open(): Promise<Stream> {
+   *   const current = session;
    *   try {
-   *     return await session.openStream();
-   *   } catch (error) {
-   *     if (!(error instanceof SessionClosedError)) throw error;
-   *     session = await retry(connect, { minTimeout: 100 }); // it waits longer each time
-   *     return await session.openStream();
+   *     return await (await current).openStream();
+   *   } catch { // of all who notice, the first connects again
+   *     if (session === current) session = retry(connect, { minTimeout: 100 });
+   *     return await (await session).openStream();
    *   }
    * }
    *
-   * session.abort(new Error("somebody pulled the plug"));
-   * const stream = await open();
-   * await stream.write(new TextEncoder().encode("still here"));
-   * await stream.closeWrite();
-   * assertEquals(await toText(stream.readable), "still here");
-   * await session.close();
-   * await server.shutdown();
+   * (await session).abort(); // as if the network went away
+   * const streams = await Promise.all([open(), open()]);
+   * await streams[1]!.write(new Uint8Array(5));
+   * assertEquals(await streams[1]!.read(new Uint8Array(8)), 5);
+   * assertEquals((await session).stats().opened, 2);
+   * await (await session).close();
    * ```
    */
   static client(transport: Transport, options: ClientOptions = {}): Session {

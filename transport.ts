@@ -21,7 +21,7 @@ import { NOTHING, ProtocolError } from "./frame.ts";
  * assertEquals(show({ transport: "unix", path: "/run/web" }), "/run/web");
  *
  * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
- * const session = Session.client(await Deno.connect(listener.addr));
+ * const session = Session.client(await Deno.connect({ port: listener.addr.port }));
  * assertEquals(show(session.remoteAddr), `127.0.0.1:${listener.addr.port}`);
  * session.abort();
  * listener.close();
@@ -54,12 +54,11 @@ export type Address =
  * });
  *
  * const listener = Deno.listen({ port: 0 });
- * const server = listener.accept().then((connection) => Session.server(connection));
  * const session = Session.client(counted(await Deno.connect({ port: listener.addr.port })));
+ * await using _server = Session.server(await listener.accept());
  * await (await session.openStream()).write(new Uint8Array(1000));
  * await session.close();
  * assertEquals(written, session.stats().bytesSent);
- * await (await server).close();
  * listener.close();
  * ```
  */

@@ -1,6 +1,6 @@
 /**
- * Tunnels: any number of forwarded connections over one. {@linkcode openTunnel} connects to {@linkcode serveTunnel}, and
- * each connection that either end accepts for the other is one stream between them.
+ * Tunnels: any number of forwarded connections over one. {@linkcode openTunnel} connects to {@linkcode serveTunnel},
+ * and each connection that either end accepts for the other is one stream between them.
  *
  * ```ts
  * import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";
@@ -25,12 +25,21 @@
  * sluice client --connect 127.0.0.1:9000 --forward 8080=localhost:80
  * ```
  *
- * Where to listen (AT) and where to connect (TO) is written `host:port`, `[ipv6]:port`, `unix:/path` (printable ASCII without
- * spaces), or `port` for `127.0.0.1:port`. Where one listens port 0 is any that is free.
+ * What a client can ask for, as often as it likes and all at once:
  *
- * On the wire a forwarded connection is a stream that opens with an HTTP `CONNECT host:port` and its answer. To listen for a
- * client the server is sent `BIND host:port`, which holds as long as that stream is open. A server with a fixed target
- * expects neither, and so serves any client of smux as it is.
+ * - `forward`, as `ssh -L`: it listens here, the server connects there.
+ * - `reverse`, as `ssh -R`: the server listens there, it connects here.
+ * - `socks`, as `ssh -D`: it listens here, and who connects says by SOCKS 5 where to.
+ * - {@linkcode TunnelClient.connect}: a stream to a target, without a port here.
+ *
+ * The server does what {@linkcode ServeTunnelOptions} allow and refuses the rest with a {@linkcode TunnelRefusedError}.
+ *
+ * Where to listen (AT) and where to connect (TO) is written `host:port`, `[ipv6]:port`, `unix:/path` (printable ASCII
+ * without spaces), or `port` for `127.0.0.1:port`. Where one listens port 0 is any that is free.
+ *
+ * On the wire a forwarded connection is a stream that opens with an HTTP `CONNECT host:port` and its answer. To listen
+ * for a client the server is sent `BIND host:port`, which holds as long as that stream is open. A server with a fixed
+ * target expects neither, and so serves any client of smux as it is.
  *
  * @module
  */
@@ -200,7 +209,7 @@ export interface TunnelStats {
  * using _accepted = await echo.accept();
  *
  * const ends: Tunnel[] = [client, server];
- * await deadline(Promise.all(ends.map((end) => end.shutdown({ grace: 50 }))), 5000);
+ * await deadline(Promise.all(ends.map((end) => end.shutdown({ timeout: 50 }))), 5000);
  * assertEquals(ends.map((end) => end.stats().open), [0, 0]);
  * echo.close();
  * ```
@@ -220,7 +229,7 @@ export interface Tunnel extends AsyncDisposable {
    *
    * @param options Milliseconds after which what is still forwarded is cut; the first call decides. Default `Infinity`.
    */
-  shutdown(options?: { grace?: number | undefined }): Promise<void>;
+  shutdown(options?: { timeout?: number | undefined }): Promise<void>;
   /** Figures as they are now. */
   stats(): TunnelStats;
 }
@@ -399,9 +408,9 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
     cut.abort(reason);
   });
   const finished = server.finished.finally(unfollow);
-  async function shutdown({ grace = Infinity }: { grace?: number | undefined } = {}): Promise<void> {
+  async function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
     stopping.abort();
-    await server.shutdown({ timeout: patience(grace) });
+    await server.shutdown({ timeout: patience(timeout) });
     await finished;
   }
   const { addr } = listening;
@@ -559,10 +568,10 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
     }
   }
 
-  function shutdown({ grace = Infinity }: { grace?: number | undefined } = {}): Promise<void> {
+  function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
     stopping.abort();
     for (const stream of bound) stream.close();
-    session?.close({ drain: true, timeout: patience(grace) });
+    session?.close({ drain: true, timeout: patience(timeout) });
     return finished.catch(() => {});
   }
 
@@ -931,8 +940,8 @@ function* backoff(): Generator<number, never> {
 }
 
 /** The milliseconds that a session can wait which are nearest to these. */
-function patience(grace: number): number {
-  return grace === Infinity ? grace : Math.min(Math.max(1, Math.ceil(grace) || 1), 2 ** 31 - 1);
+function patience(timeout: number): number {
+  return timeout === Infinity ? timeout : Math.min(Math.max(1, Math.ceil(timeout) || 1), 2 ** 31 - 1);
 }
 
 /** Lets time pass, until the signal. */
@@ -1207,6 +1216,9 @@ function count(number: number, noun: string): string {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
+// Nothing is open any more; it is for saying so to the server.
+const PIPE_TIMEOUT = 1000;
+
 /** Joins stdin and stdout with a target, and then ends the tunnel. */
 async function pipe(tunnel: TunnelClient, target: string | undefined): Promise<void> {
   const { stdin, stdout } = Deno;
@@ -1216,7 +1228,7 @@ async function pipe(tunnel: TunnelClient, target: string | undefined): Promise<v
   try {
     await joinStream(await tunnel.connect(target), { read, write, closeWrite, close() {} });
   } finally {
-    tunnel.shutdown({ grace: 0 });
+    tunnel.shutdown({ timeout: PIPE_TIMEOUT });
   }
 }
 
@@ -1240,7 +1252,7 @@ async function main(args: readonly string[]): Promise<number> {
       // The next one ends the process.
       unlisten();
       display.line(`shutting down within ${count(grace / 1000, "second")}; Ctrl-C ends it at once`);
-      tunnel.shutdown({ grace });
+      tunnel.shutdown({ timeout: grace });
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
     for (const addr of args[0] === "server" ? [tunnel.addr] : tunnel.addrs) display.line(`listening on ${addr}`);

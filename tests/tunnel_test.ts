@@ -425,14 +425,14 @@ Deno.test("tunnel: shutdown of a server waits for what is open, and then its cli
   await target.close();
 });
 
-Deno.test("tunnel: grace is how long shutdown waits, at either end, and then it cuts", async () => {
+Deno.test("tunnel: timeout is how long shutdown waits, at either end, and then it cuts", async () => {
   await using echo = makeEcho();
   for (const end of ["client", "server"] as const) {
     await using pair = await makePair({ target: echo.addr }, { forward: [FREE] });
     using connection = await dial(pair.client.addrs[0]!);
     assertEquals(await say(connection, "before"), "before");
     const began = performance.now();
-    await pair[end].shutdown({ grace: 50 });
+    await pair[end].shutdown({ timeout: 50 });
     assertGreater(performance.now() - began, 45);
     await pair[end].finished;
     assertEquals(await isEnded(connection), true);
@@ -1079,7 +1079,7 @@ Deno.test("tunnel: a server does not wait for a wrong secret's second to end", a
   const client = await openTunnel({ connect: server.addr, secret: "wrong", reconnect: false });
   const refused = assertRejects(() => client.connect("1"));
   await log.until(/^connection from/);
-  await server.shutdown({ grace: 50 });
+  await server.shutdown({ timeout: 50 });
   await refused;
   await client.shutdown();
 });
@@ -1179,14 +1179,14 @@ Deno.test("tunnel: TLS is not for Unix sockets, and says so instead of doing wit
   await assertRejects(() => openTunnel({ connect: place, tls: true }), RangeError, "TLS");
 });
 
-Deno.test("tunnel: any grace is one", async () => {
-  for (const grace of [0, 1.5, NaN, -1]) {
+Deno.test("tunnel: any timeout is one", async () => {
+  for (const timeout of [0, 1.5, NaN, -1]) {
     await using echo = makeEcho();
     await using server = serveTunnel({ listen: FREE, target: echo.addr, onError() {} });
     const client = await openTunnel({ connect: server.addr, forward: [FREE], onError() {} });
     using connection = await dial(client.addrs[0]!);
     assertEquals(await say(connection, "hello"), "hello");
-    await promptly(client.shutdown({ grace }));
+    await promptly(client.shutdown({ timeout }));
     assertEquals(await isEnded(connection), true);
   }
 });
@@ -1443,14 +1443,14 @@ Deno.test("tunnel: who speaks no SOCKS 5, or will not be anyone, is closed and t
 });
 
 Deno.test("tunnel: a client that ends waits for no SOCKS client that has not said where to", async () => {
-  for (const how of ["signal", "grace"]) {
+  for (const how of ["signal", "timeout"]) {
     const controller = new AbortController();
     await using pair = await makePair({ allow: ["*:*"] }, { socks: [FREE], signal: controller.signal });
     using connection = await dial(pair.client.addrs[0]!);
     await writeAll(connection, HELLO);
     assertEquals(Array.from(await readSome(connection, 2)), [5, 0]);
     if (how === "signal") controller.abort();
-    else pair.client.shutdown({ grace: 50 });
+    else pair.client.shutdown({ timeout: 50 });
     await promptly(pair.client.finished);
     assertEquals(await isEnded(connection), true);
   }
@@ -1617,7 +1617,7 @@ Deno.test("tunnel: shutdown and a signal end a client at once that waits to conn
 });
 
 Deno.test("tunnel: a client ends at once with a local connection that reads nothing", async () => {
-  for (const how of ["signal", "grace", "lost"]) {
+  for (const how of ["signal", "timeout", "lost"]) {
     await using echo = makeEcho();
     const [opening, serving] = [new AbortController(), new AbortController()];
     await using server = serveTunnel({ listen: FREE, target: echo.addr, signal: serving.signal });
@@ -1632,7 +1632,7 @@ Deno.test("tunnel: a client ends at once with a local connection that reads noth
       await writeAll(connection, bytes("hello"));
       await flood.writing;
       if (how === "signal") opening.abort();
-      else if (how === "grace") client.shutdown({ grace: 50 });
+      else if (how === "timeout") client.shutdown({ timeout: 50 });
       else serving.abort();
       await promptly(client.finished.catch((error) => assertEquals(how, "lost", String(error))));
     } finally {
@@ -1644,7 +1644,7 @@ Deno.test("tunnel: a client ends at once with a local connection that reads noth
 
 Deno.test("tunnel: a server ends at once with a target that reads nothing", async () => {
   const { connect } = Deno;
-  for (const how of ["signal", "grace", "lost"]) {
+  for (const how of ["signal", "timeout", "lost"]) {
     const listener = Deno.listen(LOOPBACK);
     const controller = new AbortController();
     const { signal } = controller;
@@ -1661,7 +1661,7 @@ Deno.test("tunnel: a server ends at once with a target that reads nothing", asyn
       else if (how === "lost") session.abort();
       const finished = how === "signal"
         ? server.finished
-        : server.shutdown({ grace: how === "grace" ? 50 : undefined });
+        : server.shutdown({ timeout: how === "timeout" ? 50 : undefined });
       await promptly(finished);
     } finally {
       Deno.connect = connect;

@@ -1,0 +1,133 @@
+/**
+ * That whoever looks a symbol up finds an example of it, and that the examples are worth running.
+ *
+ * They run with the tests (`deno test --doc`), so here it is only asked whether they are there.
+ *
+ * @module
+ */
+import { assert, assertEquals } from "@std/assert";
+import config from "../deno.json" with { type: "json" };
+
+const ROOT = new URL("../", import.meta.url);
+const ENTRYPOINTS = Object.values(config.exports);
+const PACKAGES = Object.keys(config.imports).filter((name) => name.startsWith("@std/"));
+const COUNTED = ["class", "function", "interface", "typeAlias", "variable"];
+// `deno doc` gives the text of a comment without its stars and their indentation.
+const EXAMPLE = /^```ts\n(.*?)^```$/gms;
+
+/** What `deno doc --json` prints, as far as it matters here. */
+interface Doc {
+  nodes: Record<string, { symbols: { name: string; declarations: Declaration[] }[] }>;
+}
+
+interface Declaration {
+  kind: string;
+  declarationKind: string;
+  jsDoc?: { doc?: string; tags?: { kind: string; doc?: string }[] };
+}
+
+/** Runs this Deno's `doc` on modules of the repository, or on one at an absolute path. */
+async function documentation(...paths: string[]): Promise<Doc> {
+  const args = ["doc", "--json", ...paths];
+  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
+  assert(success, new TextDecoder().decode(stderr));
+  return JSON.parse(new TextDecoder().decode(stdout));
+}
+
+function examples(text: string): string[] {
+  return Array.from(text.matchAll(EXAMPLE), ([, code]) => code!);
+}
+
+/** Whether a symbol counts: not what a module only hands on, which is documented where it is, nor what it keeps. */
+function isCounted({ kind, declarationKind }: Declaration): boolean {
+  return declarationKind === "export" && COUNTED.includes(kind);
+}
+
+function hasExample({ jsDoc }: Declaration): boolean {
+  return jsDoc?.tags?.some(({ kind, doc = "" }) => kind === "example" && examples(doc).length > 0) ?? false;
+}
+
+function symbols({ nodes }: Doc): { name: string; declarations: Declaration[] }[] {
+  return Object.values(nodes).flatMap(({ symbols }) => symbols)
+    .map(({ name, declarations }) => ({ name, declarations: declarations.filter(isCounted) }))
+    .filter(({ declarations }) => declarations.length > 0);
+}
+
+/** The names of exported symbols without an example; of an overloaded function one of its declarations must have one. */
+function withoutExample(doc: Doc): string[] {
+  const missing = symbols(doc).filter(({ declarations }) => !declarations.some(hasExample));
+  return [...new Set(missing.map(({ name }) => name))].sort();
+}
+
+/** Every example there is, of modules and of members too. */
+function allExamples(doc: unknown): string[] {
+  if (typeof doc === "string") return examples(doc);
+  if (typeof doc !== "object" || doc === null) return [];
+  return [...new Set(Object.values(doc).flatMap(allExamples))];
+}
+
+function imports(example: string, name: string): boolean {
+  return new RegExp(`^import .* from "${name}";$`, "m").test(example);
+}
+
+async function withModule(source: string, use: (doc: Doc) => void): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(`${folder}/elsewhere.ts`, "export class Elsewhere {}");
+    await Deno.writeTextFile(`${folder}/mod.ts`, source);
+    use(await documentation(`${folder}/mod.ts`));
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+Deno.test("every exported symbol has an example", async () => {
+  const doc = await documentation(...ENTRYPOINTS);
+  const names = symbols(doc).map(({ name }) => name);
+  for (const name of ["serve", "Session", "Version", "Transport", "select", "openTunnel"]) assert(names.includes(name));
+  assertEquals(withoutExample(doc), []);
+});
+
+Deno.test("every example asserts, and between them they use each of the @std packages", async () => {
+  const found = allExamples(await documentation(...ENTRYPOINTS));
+  assert(found.length > ENTRYPOINTS.length, `${found.length}`);
+  assertEquals(found.filter((example) => !imports(example, "@std/assert")), []);
+  assertEquals(PACKAGES, ["@std/assert", "@std/async", "@std/bytes", "@std/streams"]);
+  assertEquals(PACKAGES.filter((name) => !found.some((example) => imports(example, name))), []);
+});
+
+Deno.test("a symbol without an example would be found, whatever it is, and only if it is exported here", async () => {
+  const source = `
+    /** Has none. */ export class Class { /** A member's is not its own.\n * @example\n * \`\`\`ts\n * 1;\n * \`\`\`\n */ m = 1; }
+    /** Has none. */ export function call(): void {}
+    /** Has none. */ export interface Interface { a: Private }
+    /** Is empty.\n * @example\n */ export type Alias = 1;
+    /** Is no code.\n * @example Title\n * Words. */ export const variable = 1;
+    export type Undocumented = 1;
+    /** Has one.\n * @example Title\n * \`\`\`ts\n * 1;\n * \`\`\`\n */ export const exemplary = 1;
+    /** Is not exported. */ interface Private { b: 1 }
+    export { Elsewhere } from "./elsewhere.ts";`;
+  await withModule(source, (doc) => {
+    // What is handed on from another module is a symbol of this one, unless that one is asked for too.
+    const expected = ["Alias", "Class", "Elsewhere", "Interface", "Undocumented", "call", "variable"];
+    assertEquals(withoutExample(doc), expected);
+  });
+});
+
+Deno.test("an example of a member or of the module is found, and one that does not assert is seen", async () => {
+  const source = `
+    /** Module.\n * \`\`\`ts\n * import { equals } from "@std/bytes";\n * \`\`\`\n * @module\n */
+    /** Class. */ export class Class {
+      /** Method.\n * @example\n * \`\`\`ts\n * import { assert } from "@std/assert";\n * \`\`\`\n */ m(): void {}
+    }`;
+  await withModule(source, (doc) => {
+    const found = allExamples(doc);
+    assertEquals(found.length, 2);
+    assertEquals(["@std/assert", "@std/bytes", "@std/async"].map((name) => found.findIndex((e) => imports(e, name))), [
+      found.findIndex((example) => example.includes("assert")),
+      found.findIndex((example) => example.includes("equals")),
+      -1,
+    ]);
+    assertEquals(found.filter((example) => !imports(example, "@std/assert")).length, 1);
+  });
+});
