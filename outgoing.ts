@@ -253,7 +253,8 @@ export class Outgoing {
         }
         this.#leaving = 0;
         this.#bytes += length;
-        if (!this.#ended) this.#spare = bytes;
+        if (this.#ended) break;
+        this.#spare = bytes;
         if (length >= GATHERED && turn.isLong(clock.now())) await turn.giveWay();
       } while (this.#used >= GATHERED);
     } catch (error) {

@@ -696,6 +696,27 @@ Deno.test("the end gives the buffers back as well", async () => {
   assertEquals([outgoing.unsent, link.held], [0, 0]);
 });
 
+Deno.test("a long write that settles after the end lets nobody have a turn: there is nothing to go on with", async () => {
+  const { link, outgoing } = start();
+  const { now, giveWay } = clock;
+  let given = 0;
+  clock.giveWay = () => {
+    given++;
+    return giveWay();
+  };
+  try {
+    fill(outgoing, 3, 32 * 1024);
+    await link.begun(1);
+    outgoing.end();
+    clock.now = () => now() + 1000;
+    link.take();
+    await microtasks(20);
+    assertEquals(given, 0);
+  } finally {
+    Object.assign(clock, { now, giveWay });
+  }
+});
+
 Deno.test("a write that fails after the end gives its buffer back", async () => {
   const { link, outgoing } = start();
   fill(outgoing, 3, 32 * 1024);
