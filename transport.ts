@@ -109,7 +109,24 @@ export interface Connection {
  */
 export type Transport =
   | Connection
-  | { readonly readable: ReadableStream<Uint8Array | string>; readonly writable: WritableStream<Uint8Array> };
+  | {
+    // No more of either than is used: to a compiler that knows a browser's streams and Node's, neither is the other.
+    readonly readable: {
+      getReader(): {
+        read(): Promise<{ done: boolean; value?: Uint8Array | string | undefined }>;
+        cancel(): Promise<unknown>;
+        readonly closed: Promise<unknown>;
+      };
+    };
+    readonly writable: {
+      getWriter(): {
+        write(chunk: Uint8Array<ArrayBuffer>): Promise<unknown>;
+        close(): Promise<unknown>;
+        abort(): Promise<unknown>;
+        readonly closed: Promise<unknown>;
+      };
+    };
+  };
 
 /** A transport as the session sees it: as few steps between a session and its connection as can be. */
 export interface Link {
@@ -241,10 +258,12 @@ class ConnectionLink implements Link {
   }
 }
 
+type Streams = Exclude<Transport, Connection>;
+
 /** A link over web streams. */
 class StreamsLink implements Link {
-  readonly #reader: ReadableStreamDefaultReader<Uint8Array | string>;
-  readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
+  readonly #reader: ReturnType<Streams["readable"]["getReader"]>;
+  readonly #writer: ReturnType<Streams["writable"]["getWriter"]>;
   bytes: Uint8Array = NOTHING;
   // What is left of a chunk. It may be as large as its sender likes, a WebSocket message say, and is read in parts.
   #rest: Uint8Array = NOTHING;
@@ -252,7 +271,7 @@ class StreamsLink implements Link {
   readonly localAddr = NOWHERE;
   readonly remoteAddr = NOWHERE;
 
-  constructor(transport: Exclude<Transport, Connection>) {
+  constructor(transport: Streams) {
     this.#reader = transport.readable.getReader();
     this.#writer = transport.writable.getWriter();
     // Whether it ended is learnt from read and write; these two would otherwise be rejections nobody handles.

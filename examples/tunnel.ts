@@ -1,0 +1,55 @@
+/**
+ * A tunnel of two functions: every connection to the near end becomes a stream of one session, every stream a connection
+ * to the target at the far end. Here port 8080 leads to port 80. An address without a host is one of this machine; nothing
+ * is encrypted.
+ *
+ * ```sh
+ * deno run --allow-net examples/tunnel.ts server 9000 localhost:80
+ * deno run --allow-net examples/tunnel.ts client 8080 localhost:9000
+ * ```
+ *
+ * @module
+ */
+import { connections, type Duplex, join, type Listener, serve, type Server, Session } from "@sluice/smux";
+
+/** The far end: ties every stream to a connection of its own to the target. */
+export function serveTarget(listener: Listener, target: Deno.ConnectOptions): Server {
+  return serve(listener, async (stream) => {
+    await join(stream, await Deno.connect(target));
+  });
+}
+
+/** The near end: gives every connection a stream, until the session has ended or the listener was closed. */
+export async function forward(listener: Listener<Duplex>, session: Session): Promise<void> {
+  const ended = new AbortController();
+  session.closed.catch(() => {}).then(() => ended.abort());
+  for await (const connection of connections(listener, { signal: ended.signal })) {
+    const stream = await session.openStream().catch(() => undefined);
+    if (stream === undefined) return connection.close();
+    join(connection, stream).catch(console.error);
+  }
+}
+
+/** Takes `host:port` or `port` apart. */
+function parse(address = ""): { hostname: string; port: number } | undefined {
+  const [, hostname = "127.0.0.1", port] = /^(?:(.+):)?(\d{1,5})$/.exec(address) ?? [];
+  return Number(port) < 65536 ? { hostname, port: Number(port) } : undefined;
+}
+
+if (import.meta.main) {
+  const [near, far] = [parse(Deno.args[1]), parse(Deno.args[2])];
+  if (["server", "client"].includes(Deno.args[0] ?? "") && near !== undefined && far !== undefined) {
+    const listener = Deno.listen(near);
+    console.log(`listening on ${listener.addr.hostname}:${listener.addr.port}`);
+    if (Deno.args[0] === "server") {
+      serveTarget(listener, far);
+    } else {
+      const session = Session.client(await Deno.connect(far));
+      await forward(listener, session);
+      await session.closed;
+    }
+  } else {
+    console.error("usage: tunnel.ts server [HOST:]PORT TARGET, or tunnel.ts client [HOST:]PORT SERVER");
+    Deno.exitCode = 2;
+  }
+}

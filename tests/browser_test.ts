@@ -1,0 +1,108 @@
+/**
+ * The example for browsers, in one: streams over a WebSocket, of which one is held back and holds up no other. Ignored
+ * without Chromium.
+ *
+ * With a file's name in `SLUICE_SCREENSHOT` it leaves a picture of the page there, with one transfer paused.
+ *
+ * @module
+ */
+
+import { assertEquals, assertGreater, assertLess } from "@std/assert";
+import { existsSync } from "node:fs";
+import { chromium } from "npm:playwright-core@1.65.1";
+
+const SERVER = new URL("../examples/browser/server.ts", import.meta.url).pathname;
+// All of the page's 84 MB take 8 seconds, in the first of which one of them is to be paused.
+const MEGABYTES_PER_SECOND = "10";
+const TRANSFERS = 8;
+
+const folders = (Deno.env.get("PATH") ?? "").split(":");
+const executablePath = ["chromium", "chromium-browser", "google-chrome"]
+  .flatMap((name) => folders.map((folder) => `${folder}/${name}`)).find((path) => existsSync(path)) ?? "";
+
+/** Starts the example's server; what it prints is whole when it has ended. */
+function startServer() {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "--quiet", "-A", SERVER, "0", MEGABYTES_PER_SECOND],
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const printed = { stdout: "", stderr: "" };
+  const url = Promise.withResolvers<string>();
+  const reading = (["stdout", "stderr"] as const).map(async (name) => {
+    for await (const text of child[name].pipeThrough(new TextDecoderStream())) {
+      printed[name] += text;
+      if (printed.stdout.includes("\n")) url.resolve(printed.stdout.split("\n")[0]!);
+    }
+    url.reject(new Error(`The server ended before it listened: ${printed.stderr}`));
+  });
+  url.promise.catch(() => {});
+  const end = async () => {
+    try {
+      child.kill("SIGTERM");
+    } catch {
+      // It has ended already.
+    }
+    await Promise.all([child.status, ...reading]);
+  };
+  return { url: url.promise, printed, end, [Symbol.asyncDispose]: end };
+}
+
+Deno.test("a browser: eight streams over one WebSocket, one of them held back", {
+  ignore: executablePath === "",
+}, async () => {
+  await using server = startServer();
+  const url = await server.url;
+  await using browser = await chromium.launch({ executablePath });
+  const page = await browser.newPage({ viewport: { width: 1200, height: 900 } });
+  const errors: string[] = [];
+  page.on("pageerror", ({ message }) => errors.push(message));
+  page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
+  await page.goto(url);
+
+  const rows = page.locator("li");
+  const held = rows.filter({ hasText: "Ganges" });
+  const received = async () => Number(await held.getAttribute("data-received"));
+  const moving = page.locator("li[data-received]:not([data-received='0'])");
+  await moving.nth(TRANSFERS - 1).waitFor();
+
+  await page.getByRole("button", { name: "Pause Ganges" }).click();
+  await held.getByText("Paused").waitFor();
+  const before = await received();
+  assertGreater(before, 0);
+  const screenshot = Deno.env.get("SLUICE_SCREENSHOT");
+  if (screenshot !== undefined) await page.screenshot({ path: screenshot, fullPage: true });
+
+  const done = page.locator("li[data-state=done]");
+  await done.nth(TRANSFERS - 2).waitFor();
+  // The page shows its figures all at once, now and then.
+  await page.locator("#streams:text-is('1')").waitFor();
+  assertEquals(await received(), before);
+  assertEquals(await held.getAttribute("data-state"), "paused");
+  // What its window let through, and no more of its 14 MB, waits in the page.
+  const unread = parseInt(await page.locator("#unread").textContent() ?? "");
+  assertGreater(unread, 100);
+  assertLess(before + unread * 1000, 13_000_000);
+
+  await page.getByRole("button", { name: "Resume Ganges" }).press("Enter");
+  await done.nth(TRANSFERS - 1).waitFor();
+  await page.getByText("All 8 have arrived, and every sum is right.").waitFor();
+  await page.locator("#streams:text-is('0')").waitFor();
+  const sums = await Promise.all((await rows.all()).map(async (row) => {
+    return `${await row.getAttribute("data-received")} bytes, sum ${await row.getAttribute("data-sum")}`;
+  }));
+
+  await page.setViewportSize({ width: 360, height: 800 });
+  assertEquals(await page.evaluate("document.documentElement.scrollWidth"), 360);
+
+  // The same session carries as many again.
+  await page.getByRole("button", { name: "Start again" }).click();
+  await moving.nth(TRANSFERS - 1).waitFor();
+  await browser.close();
+  await server.end();
+  assertEquals(errors, []);
+  assertEquals(server.printed.stderr, "");
+  const told = server.printed.stdout.trim().split("\n").slice(1).map((line) => line.replace(/^stream \d+: /, ""));
+  assertEquals(told.slice(0, TRANSFERS).sort(), sums.sort());
+});

@@ -1,0 +1,259 @@
+/**
+ * The examples, run as their own comments say, in processes of their own. `examples/demo.ts` takes too long for here:
+ * it checks itself.
+ *
+ * @module
+ */
+
+import { assert, assertEquals, assertLess, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
+import { text } from "node:stream/consumers";
+import { requestOver } from "../examples/http.ts";
+import { serve, Session } from "../mod.ts";
+import { pattern, readAll, sha256, writeAll } from "./support.ts";
+
+const EXAMPLES = new URL("../examples/", import.meta.url);
+const ROOT = new URL("../", import.meta.url);
+const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
+const encode = (text: string) => new TextEncoder().encode(text);
+const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+
+/** A process of an example, with the permissions that its comment gives for this command. */
+async function spawn(script: string, ...args: string[]): Promise<Deno.ChildProcess> {
+  const source = await Deno.readTextFile(new URL(script, EXAMPLES));
+  const permissions = new RegExp(`^ \\* deno run (--.+) examples/${script} ${args[0] ?? ""}`, "m").exec(source)?.[1];
+  assert(permissions !== undefined, `the comment of ${script} does not say how to run ${args[0]}`);
+  return new Deno.Command(Deno.execPath(), {
+    args: ["run", ...permissions.split(" "), `examples/${script}`, ...args],
+    cwd: ROOT,
+    env: { NO_COLOR: "1" },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+}
+
+/** Runs an example to its end. */
+async function run(script: string, args: string[], input = "") {
+  const child = await spawn(script, ...args);
+  const writing = new Blob([input]).stream().pipeTo(child.stdin).catch(() => {});
+  const [{ code, stdout, stderr }] = await Promise.all([child.output(), writing]);
+  return { code, printed: decode(stdout), complaints: decode(stderr) };
+}
+
+/** Starts an example that listens, ready when it says where; `ended` gives all that it printed. */
+async function start(script: string, ...args: string[]) {
+  const child = await spawn(script, ...args);
+  const listening = Promise.withResolvers<number>();
+  let printed = "";
+  let complaints = "";
+  const reading = (async () => {
+    for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
+      printed += text;
+      const port = /^listening on .*:(\d+)$/m.exec(printed)?.[1];
+      if (port !== undefined) listening.resolve(Number(port));
+    }
+    listening.reject(new Error(`${script} ended before it listened: ${complaints}`));
+  })();
+  const complaining = (async () => {
+    for await (const text of child.stderr.pipeThrough(new TextDecoderStream())) complaints += text;
+  })();
+  const ended = (async () => {
+    const [{ code }] = await Promise.all([child.status, reading, complaining]);
+    return { code, printed, complaints };
+  })();
+  const end = (signal: Deno.Signal = "SIGTERM") => {
+    try {
+      child.kill(signal);
+    } catch {
+      // It has ended already.
+    }
+    return ended;
+  };
+  await child.stdin.close();
+  const port = await listening.promise;
+  return { port, ended, end, [Symbol.asyncDispose]: async () => void await end() };
+}
+
+/** A session of this process with an example. */
+const connect = async (port: number) => Session.client(await Deno.connect({ ...LOOPBACK, port }));
+
+Deno.test("examples/echo.ts: every line comes back, in order", async () => {
+  await using server = await start("echo.ts", "server", "0");
+  const lines = ["hello", "", "wörld 🌊", "x".repeat(300_000), "the last, without an end"];
+  const { code, printed, complaints } = await run("echo.ts", ["client", `${server.port}`], lines.join("\n"));
+  assertEquals([code, complaints], [0, ""]);
+  assertEquals(printed, lines.map((line) => `${line}\n`).join(""));
+});
+
+Deno.test("examples/tunnel.ts: downloads at once through it are whole, and it ends with its server", async () => {
+  await using web = Deno.serve({ ...LOOPBACK, onListen() {} }, (request) => {
+    const size = Number(new URL(request.url).pathname.slice(1));
+    return new Response(pattern(size, size));
+  });
+  await using server = await start("tunnel.ts", "server", "0", `localhost:${web.addr.port}`);
+  await using client = await start("tunnel.ts", "client", "0", `127.0.0.1:${server.port}`);
+  const headers = { connection: "close" };
+  await Promise.all([1, 1000, 100_000, 3_000_000, 3_000_001].map(async (size) => {
+    const response = await fetch(`http://127.0.0.1:${client.port}/${size}`, { headers });
+    assertEquals(await sha256(new Uint8Array(await response.arrayBuffer())), await sha256(pattern(size, size)));
+  }));
+  const [ended] = await Promise.all([client.ended, server.end()]);
+  assertEquals([ended.code, ended.complaints], [0, ""]);
+});
+
+/** Sends the receiver of files one as given, and gives its answer. */
+async function offer(session: Session, header: string, content: Uint8Array): Promise<string> {
+  await using stream = await session.openStream();
+  await writeAll(stream, encode(header.padEnd(1024)));
+  await writeAll(stream, content);
+  await stream.closeWrite();
+  return decode(await readAll(stream));
+}
+
+Deno.test("examples/file_transfer.ts: files come whole, and what does not is not taken for it", async () => {
+  const folder = await Deno.makeTempDir({ prefix: "sluice-files-" });
+  try {
+    const files = new Map([["empty", 0], ["one byte", 1], ["größer.bin", 100_000], ["a", 5_000_000], ["b", 5_000_001]]);
+    for (const name of ["from", "to"]) await Deno.mkdir(`${folder}/${name}`);
+    for (const [name, size] of files) await Deno.writeFile(`${folder}/from/${name}`, pattern(size, size));
+    const paths = Array.from(files.keys(), (name) => `${folder}/from/${name}`);
+    await using receiver = await start("file_transfer.ts", "receive", "0", `${folder}/to`);
+
+    const { code, printed, complaints } = await run("file_transfer.ts", [
+      "send",
+      `localhost:${receiver.port}`,
+      ...paths,
+    ]);
+    assertEquals([code, complaints], [0, ""]);
+    for (const [name, size] of files) {
+      assertEquals(await sha256(await Deno.readFile(`${folder}/to/${name}`)), await sha256(pattern(size, size)), name);
+      assertStringIncludes(printed, `${folder}/from/${name}: confirmed\n`);
+      if (size > 0) assertStringIncludes(printed, `${folder}/from/${name} 100 %`);
+    }
+
+    const session = await connect(receiver.port);
+    const content = pattern(1000);
+    const hash = await sha256(content);
+    assertEquals(await offer(session, `1000 ${hash} good`, content), "received");
+    for (const name of ["", ".", "..", "../evil", "/evil", "..\\evil", "evil/", "evil\n", "C:evil", "evil\0"]) {
+      assertEquals(await offer(session, `1000 ${hash} ${encodeURIComponent(name)}`, content), "", name);
+    }
+    assertEquals(await offer(session, `1000 ${hash} short`, content.subarray(1)), "");
+    assertEquals(await offer(session, `1000 ${hash} long`, pattern(1001)), "");
+    assertEquals(await offer(session, `1000 ${await sha256(pattern(1))} other`, content), "");
+    await session.close();
+    const inFolder = async (path: string) => (await Array.fromAsync(Deno.readDir(path), ({ name }) => name)).sort();
+    const whole = (await inFolder(`${folder}/to`)).filter((name) => !name.endsWith(".part"));
+    assertEquals(whole, [...files.keys(), "good"].sort());
+    assertEquals(await inFolder(folder), ["from", "to"]);
+
+    const told = await receiver.end();
+    for (const [name, size] of files) {
+      assertStringIncludes(
+        told.printed,
+        `received ${name}: ${size} bytes, SHA-256 ${await sha256(pattern(size, size))}`,
+      );
+    }
+    assertEquals(told.complaints.match(/did not come whole/g)?.length, 3);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("examples/file_transfer.ts: a receiver that refuses in the middle is not waited for", async () => {
+  const folder = await Deno.makeTempDir({ prefix: "sluice-files-" });
+  try {
+    await Deno.writeFile(`${folder}/refused`, pattern(3_000_000));
+    const listener = Deno.listen(LOOPBACK);
+    await using _refusing = serve(listener, async (stream) => void await stream.read(new Uint8Array(1)));
+    const args = ["send", `localhost:${listener.addr.port}`, `${folder}/refused`, `${folder}/missing`];
+    const begun = performance.now();
+    const { code, complaints } = await run("file_transfer.ts", args);
+    assertEquals(code, 1);
+    // A write that waits for credit which never comes would take the session's timeout of 30 s.
+    assertLess(performance.now() - begun, 25_000);
+    assertStringIncludes(complaints, `${folder}/refused: not confirmed`);
+    assertStringIncludes(complaints, `open '${folder}/missing'`);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("examples/http.ts: requests at once are answered, each by its own", async () => {
+  await using server = await start("http.ts", "server", "0");
+  const paths = Array.from({ length: 20 }, (_, n) => `/${n}`);
+  const { code, printed, complaints } = await run("http.ts", ["client", `${server.port}`, ...paths]);
+  assertEquals([code, complaints], [0, ""]);
+  assertEquals(printed.trim().split("\n").sort(), paths.map((path) => `${path}: 200 hello from ${path}`).sort());
+
+  await using session = await connect(server.port);
+  await Promise.all([0, 1, 100_000, 2_000_000].map(async (size) => {
+    const body = "0123456789".repeat(size / 10);
+    const response = await requestOver(session, { method: "PUT", path: "/" }, body);
+    assertEquals(response.statusCode, 200);
+    assert(await text(response) === body, `${size} characters`);
+  }));
+  assertEquals((await server.end()).complaints, "");
+});
+
+Deno.test("examples/http.ts: a response that is cut is an error, though its stream has just ended", async () => {
+  const listener = Deno.listen(LOOPBACK);
+  await using _cutting = serve(listener, async (stream) => {
+    await stream.read(new Uint8Array(1000));
+    await writeAll(stream, encode("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345"));
+  });
+  await using session = await connect(listener.addr.port);
+  const response = await requestOver(session, { path: "/" });
+  await assertRejects(() => text(response), Error, "aborted");
+});
+
+Deno.test("examples/pool.ts: sessions share the workers, a slow peer is given up, and it ends in order", async () => {
+  await using server = await start("pool.ts", "server", "0");
+  await using session = await connect(server.port);
+  const slow = await session.openStream();
+  await slow.write(encode("never more than this"));
+
+  const words = Array.from({ length: 40 }, (_, n) => `word ${n}`);
+  const clients = [words.slice(0, 20), words.slice(20)].map((words) =>
+    run("pool.ts", ["client", `${server.port}`, ...words])
+  );
+  for (const [n, { code, printed, complaints }] of (await Promise.all(clients)).entries()) {
+    assertEquals([code, complaints], [0, ""]);
+    const half = words.slice(n * 20, n * 20 + 20);
+    const expected = await Promise.all(half.map(async (word) => `${await sha256(encode(word))}  ${word}`));
+    assertEquals(printed.trim().split("\n").sort(), expected.sort());
+  }
+  assertEquals(await readAll(slow), new Uint8Array());
+  slow.close();
+
+  const { code, printed, complaints } = await server.end("SIGINT");
+  assertEquals([code, complaints], [0, ""]);
+  assertEquals(printed.match(/^worker [123]: answered$/gm)?.length, words.length);
+  assertEquals(printed.match(/^worker [123]: TimeoutError/gm)?.length, 1);
+  await session.closed;
+});
+
+/** The examples that lie directly in the folder, but for the demonstration. */
+async function names(): Promise<string[]> {
+  const entries = await Array.fromAsync(Deno.readDir(EXAMPLES));
+  return entries.filter(({ isFile, name }) => isFile && name.endsWith(".ts") && name !== "demo.ts").map(({ name }) =>
+    name
+  );
+}
+
+Deno.test("examples: each has a test here and fewer than 60 lines", async () => {
+  const tests = await Deno.readTextFile(new URL(import.meta.url));
+  for (const name of await names()) {
+    assertStringIncludes(tests, `Deno.test("examples/${name}: `);
+    const lines = (await Deno.readTextFile(new URL(name, EXAMPLES))).split("\n").length - 1;
+    assert(lines < 60, `${name} has ${lines} lines`);
+  }
+});
+
+Deno.test("examples: wrong arguments get one line that says how, and exit code 2", async () => {
+  for (const name of await names()) {
+    const { code, printed, complaints } = await run(name, []);
+    assertEquals([code, printed], [2, ""], name);
+    assertMatch(complaints, new RegExp(`^usage: ${name} [^\n]+\n$`));
+  }
+});

@@ -1,0 +1,162 @@
+/**
+ * The package outside Deno: packed as for npm it runs under Node, alone and with Deno at the other end, and TypeScript's
+ * own compiler accepts its types. Ignored without Node and npm.
+ *
+ * @module
+ */
+
+import { assertEquals, assertMatch } from "@std/assert";
+import { existsSync } from "node:fs";
+import { serve, Session, type Version } from "../mod.ts";
+import { pattern, readAll, sha256, writeAll } from "./support.ts";
+
+const ROOT = new URL("../", import.meta.url).pathname;
+const FIXTURES = `${ROOT}tests/fixtures/node`;
+const VERSIONS: Version[] = [1, 2];
+const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
+const HASH_LENGTH = 64;
+// What peer.js sends in each version: a hundred streams of 1.15 ** n bytes.
+const SENT = "100 streams, 7828755 bytes there and back, closed";
+
+const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+const folders = (Deno.env.get("PATH") ?? "").split(":");
+const ignore = !["node", "npm"].every((name) => folders.some((folder) => existsSync(`${folder}/${name}`)));
+
+/** Runs a program to its end, which must be a good one, and gives what it printed. */
+async function run(name: string, args: string[], cwd: string): Promise<string> {
+  const { code, stdout, stderr } = await new Deno.Command(name, { args, cwd, stdin: "null" }).output();
+  assertEquals(code, 0, `${name} ${args.join(" ")}: ${text(stdout)}${text(stderr)}`);
+  return text(stdout);
+}
+
+/** A folder with the fixtures and the package as `deno pack` makes it, in an archive. */
+async function makeProject() {
+  const folder = await Deno.makeTempDir({ prefix: "sluice-node-" });
+  const dispose = () => Deno.remove(folder, { recursive: true });
+  try {
+    await run(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], ROOT);
+    for (const { name } of Deno.readDirSync(FIXTURES)) await Deno.copyFile(`${FIXTURES}/${name}`, `${folder}/${name}`);
+    await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
+  } catch (error) {
+    await dispose();
+    throw error;
+  }
+  /** Installs the package and others from npm. */
+  const install = (...packages: string[]) =>
+    run("npm", ["install", "--no-audit", "--no-fund", "--silent", "./smux.tgz", ...packages], folder);
+  return { folder, install, [Symbol.asyncDispose]: dispose };
+}
+
+Deno.test("Node: both ends over node:net, in both versions, and the process ends by itself", { ignore }, async () => {
+  await using project = await makeProject();
+  await project.install();
+  const printed = await run("node", ["peer.js", "both"], project.folder);
+  const expected = VERSIONS.flatMap((version) => [
+    `client of version ${version}: ${SENT}`,
+    `server of version ${version}: 100 streams accepted, 0 left, closed`,
+  ]);
+  assertEquals(printed.trim().split("\n").sort(), expected.sort());
+});
+
+Deno.test("Node: a client of Deno's server, in both versions", { ignore }, async () => {
+  await using project = await makeProject();
+  await project.install();
+  const errors: unknown[] = [];
+  const listener = Deno.listen(LOOPBACK);
+  const versions: unknown[] = [];
+  const server = serve(listener, async (stream, session) => {
+    const received = await readAll(stream);
+    await writeAll(stream, new TextEncoder().encode(await sha256(received)));
+    await writeAll(stream, received);
+    versions.push(session.version);
+  }, { onError: (error) => errors.push(error) });
+  const printed = await run("node", ["peer.js", "client", `${listener.addr.port}`], project.folder);
+  await server.shutdown();
+  assertEquals(printed.trim().split("\n"), VERSIONS.map((version) => `client of version ${version}: ${SENT}`));
+  assertEquals(VERSIONS.map((version) => versions.filter((used) => used === version).length), [100, 100]);
+  assertEquals(errors, []);
+});
+
+Deno.test("Node: a server of Deno's client, in both versions", { ignore }, async () => {
+  await using project = await makeProject();
+  await project.install();
+  const child = new Deno.Command("node", {
+    args: ["peer.js", "server"],
+    cwd: project.folder,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "inherit",
+  }).spawn();
+  const port = Promise.withResolvers<number>();
+  let printed = "";
+  const reading = (async () => {
+    for await (const part of child.stdout.pipeThrough(new TextDecoderStream())) {
+      printed += part;
+      if (printed.includes("\n")) port.resolve(parseInt(printed));
+    }
+    port.reject(new Error("Node ended before it listened"));
+  })();
+  try {
+    for (const version of VERSIONS) {
+      const session = Session.client(await Deno.connect({ ...LOOPBACK, port: await port.promise }), { version });
+      await Promise.all(Array.from({ length: 100 }, async (_, n) => {
+        const sent = pattern(Math.round(1.15 ** n), n + 1);
+        const stream = await session.openStream();
+        await writeAll(stream, sent);
+        await stream.closeWrite();
+        const received = await readAll(stream);
+        assertEquals(text(received.subarray(0, HASH_LENGTH)), await sha256(sent));
+        assertEquals(await sha256(received.slice(HASH_LENGTH)), await sha256(sent));
+        await stream.closed;
+      }));
+      await session.close();
+      await session.closed;
+    }
+    assertEquals((await child.status).code, 0);
+  } catch (error) {
+    child.kill();
+    throw error;
+  } finally {
+    await Promise.all([child.status, reading]);
+  }
+  const expected = VERSIONS.map((version) => `server of version ${version}: 100 streams accepted, 0 left, closed`);
+  assertEquals(printed.trim().split("\n").slice(1).sort(), expected);
+});
+
+// What is compiled, and with whose types.
+const COMPILATIONS = [
+  { whose: "a browser's", files: ["consumer.ts"], lib: ["es2024", "esnext.disposable", "dom"], types: [] },
+  { whose: "Node's", files: ["consumer.ts", "sockets.ts"], lib: ["es2024", "esnext.disposable"], types: ["node"] },
+  {
+    whose: "a browser's and Node's",
+    files: ["consumer.ts", "sockets.ts"],
+    lib: ["es2024", "esnext.disposable", "dom"],
+    types: ["node"],
+  },
+];
+
+Deno.test("TypeScript's own compiler, without Deno's types", { ignore }, async (test) => {
+  await using project = await makeProject();
+  await project.install("typescript@5.9.3", "@types/node@20.19.43");
+  const compile = async (files: string[], lib: string[], types: string[]) => {
+    const settings = { strict: true, exactOptionalPropertyTypes: true, skipLibCheck: false, noEmit: true };
+    const compilerOptions = { ...settings, module: "nodenext", target: "es2024", lib, types };
+    await Deno.writeTextFile(`${project.folder}/tsconfig.json`, JSON.stringify({ compilerOptions, files }));
+    const args = ["node_modules/typescript/bin/tsc"];
+    const { code, stdout } = await new Deno.Command("node", { args, cwd: project.folder, stdin: "null" }).output();
+    return { code, printed: text(stdout) };
+  };
+  for (const { whose, files, lib, types } of COMPILATIONS) {
+    await test.step(`is silent about ${files.join(" and ")} with ${whose} types`, async () => {
+      assertEquals(await compile(files, lib, types), { code: 0, printed: "" });
+    });
+  }
+  await test.step("would find a wrong use", async () => {
+    const source = `import { Session } from "@sluice/smux"; Session.client({}, { version: 2 });`;
+    await Deno.writeTextFile(`${project.folder}/wrong.ts`, source);
+    const { lib, types } = COMPILATIONS[0]!;
+    const { code, printed } = await compile(["wrong.ts"], lib, types);
+    assertEquals(code, 2);
+    assertMatch(printed, /^wrong\.ts\(1,56\): error TS2345: .* not assignable to parameter of type 'Transport'/);
+  });
+});
