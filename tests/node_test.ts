@@ -29,38 +29,33 @@ async function run(name: string, args: string[], cwd: string): Promise<string> {
   return text(stdout);
 }
 
-/** A folder with the fixtures and the package as `deno pack` makes it, in an archive. */
-async function makeProject() {
+/** A folder with the fixtures, and with the package as `deno pack` makes it and other packages installed. */
+async function makeProject(...packages: string[]) {
   const folder = await Deno.makeTempDir({ prefix: "sluice-node-" });
   const dispose = () => Deno.remove(folder, { recursive: true });
   try {
     await run(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], ROOT);
     for (const { name } of Deno.readDirSync(FIXTURES)) await Deno.copyFile(`${FIXTURES}/${name}`, `${folder}/${name}`);
     await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
+    const quietly = ["--no-audit", "--no-fund", "--silent"];
+    await run("npm", ["install", ...quietly, "./smux.tgz", ...packages], folder);
   } catch (error) {
     await dispose();
     throw error;
   }
-  /** Installs the package and others from npm. */
-  const install = (...packages: string[]) =>
-    run("npm", ["install", "--no-audit", "--no-fund", "--silent", "./smux.tgz", ...packages], folder);
-  return { folder, install, [Symbol.asyncDispose]: dispose };
+  return { folder, [Symbol.asyncDispose]: dispose };
 }
 
-Deno.test("Node: both ends over node:net, in both versions, and the process ends by itself", { ignore }, async () => {
-  await using project = await makeProject();
-  await project.install();
-  const printed = await run("node", ["peer.js", "both"], project.folder);
+async function runBothEnds(folder: string): Promise<void> {
+  const printed = await run("node", ["peer.js", "both"], folder);
   const expected = VERSIONS.flatMap((version) => [
     `client of version ${version}: ${SENT}`,
     `server of version ${version}: 100 streams accepted, 0 left, closed`,
   ]);
   assertEquals(printed.trim().split("\n").sort(), expected.sort());
-});
+}
 
-Deno.test("Node: a client of Deno's server, in both versions", { ignore }, async () => {
-  await using project = await makeProject();
-  await project.install();
+async function runClient(folder: string): Promise<void> {
   const errors: unknown[] = [];
   const listener = Deno.listen(LOOPBACK);
   const versions: unknown[] = [];
@@ -70,19 +65,17 @@ Deno.test("Node: a client of Deno's server, in both versions", { ignore }, async
     await writeAll(stream, received);
     versions.push(session.version);
   }, { onError: (error) => errors.push(error) });
-  const printed = await run("node", ["peer.js", "client", `${listener.addr.port}`], project.folder);
+  const printed = await run("node", ["peer.js", "client", `${listener.addr.port}`], folder);
   await server.shutdown();
   assertEquals(printed.trim().split("\n"), VERSIONS.map((version) => `client of version ${version}: ${SENT}`));
   assertEquals(VERSIONS.map((version) => versions.filter((used) => used === version).length), [100, 100]);
   assertEquals(errors, []);
-});
+}
 
-Deno.test("Node: a server of Deno's client, in both versions", { ignore }, async () => {
-  await using project = await makeProject();
-  await project.install();
+async function runServer(folder: string): Promise<void> {
   const child = new Deno.Command("node", {
     args: ["peer.js", "server"],
-    cwd: project.folder,
+    cwd: folder,
     stdin: "null",
     stdout: "piped",
     stderr: "inherit",
@@ -121,7 +114,7 @@ Deno.test("Node: a server of Deno's client, in both versions", { ignore }, async
   }
   const expected = VERSIONS.map((version) => `server of version ${version}: 100 streams accepted, 0 left, closed`);
   assertEquals(printed.trim().split("\n").slice(1).sort(), expected);
-});
+}
 
 // What is compiled, and with whose types.
 const COMPILATIONS = [
@@ -135,15 +128,13 @@ const COMPILATIONS = [
   },
 ];
 
-Deno.test("TypeScript's own compiler, without Deno's types", { ignore }, async (test) => {
-  await using project = await makeProject();
-  await project.install("typescript@5.9.3", "@types/node@20.19.43");
+async function compileUses(folder: string, test: Deno.TestContext): Promise<void> {
   const compile = async (files: string[], lib: string[], types: string[]) => {
     const settings = { strict: true, exactOptionalPropertyTypes: true, skipLibCheck: false, noEmit: true };
     const compilerOptions = { ...settings, module: "nodenext", target: "es2024", lib, types };
-    await Deno.writeTextFile(`${project.folder}/tsconfig.json`, JSON.stringify({ compilerOptions, files }));
+    await Deno.writeTextFile(`${folder}/tsconfig.json`, JSON.stringify({ compilerOptions, files }));
     const args = ["node_modules/typescript/bin/tsc"];
-    const { code, stdout } = await new Deno.Command("node", { args, cwd: project.folder, stdin: "null" }).output();
+    const { code, stdout } = await new Deno.Command("node", { args, cwd: folder, stdin: "null" }).output();
     return { code, printed: text(stdout) };
   };
   for (const { whose, files, lib, types } of COMPILATIONS) {
@@ -153,10 +144,19 @@ Deno.test("TypeScript's own compiler, without Deno's types", { ignore }, async (
   }
   await test.step("would find a wrong use", async () => {
     const source = `import { Session } from "@sluice/smux"; Session.client({}, { version: 2 });`;
-    await Deno.writeTextFile(`${project.folder}/wrong.ts`, source);
+    await Deno.writeTextFile(`${folder}/wrong.ts`, source);
     const { lib, types } = COMPILATIONS[0]!;
     const { code, printed } = await compile(["wrong.ts"], lib, types);
     assertEquals(code, 2);
     assertMatch(printed, /^wrong\.ts\(1,56\): error TS2345: .* not assignable to parameter of type 'Transport'/);
   });
+}
+
+Deno.test("npm: what is packed for it", { ignore }, async (test) => {
+  await using project = await makeProject("typescript@5.9.3", "@types/node@20.19.43");
+  const { folder } = project;
+  await test.step("runs in Node at both ends, and the process ends by itself", () => runBothEnds(folder));
+  await test.step("is a client of Deno's server, in both versions", () => runClient(folder));
+  await test.step("is a server of Deno's client, in both versions", () => runServer(folder));
+  await test.step("compiles without Deno's types", (test) => compileUses(folder, test));
 });
