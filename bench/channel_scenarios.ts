@@ -50,6 +50,14 @@ async function sendAll<Q, R, S>(peer: Peer<Q, R, S>, queue: Q, first: number, la
   for (let value = first; value <= last; value++) await peer.send(queue, value);
 }
 
+/** Puts 1 to `count` into a queue that has room for them. */
+export function fill<Q, R, S>(peer: Peer<Q, R, S>, queue: Q, count: number): void {
+  for (let value = 1; value <= count; value++) {
+    if (peer.trySend === undefined) peer.send(queue, value);
+    else if (!peer.trySend(queue, value)) throw new Error(`no room for ${value}`);
+  }
+}
+
 async function receiveAll<Q, R, S>(peer: Peer<Q, R, S>, queue: Q, count: number): Promise<number> {
   let sum = 0;
   for (let i = 0; i < count; i++) sum += peer.read(await peer.receive(queue));
@@ -160,10 +168,7 @@ export const scenarios: readonly Scenario[] = [
     needs: [],
     async prepare(peer, count) {
       const queue = peer.open(count);
-      for (let value = 1; value <= count; value++) {
-        if (peer.trySend === undefined) peer.send(queue, value);
-        else peer.trySend(queue, value);
-      }
+      fill(peer, queue, count);
       peer.close(queue);
       await new Promise((resolve) => setTimeout(resolve)); // a stream takes its time to take what is written
       return () => iterate(peer, queue);

@@ -5,9 +5,9 @@
  */
 
 import { type Connection, Session, type Stream } from "../mod.ts";
-import { memoryPair, readAll, tcpPair, writeAll } from "../tests/support.ts";
+import { memoryPair, MiB, readAll, tcpPair, writeAll } from "../tests/support.ts";
 
-const BULK = 4 * 1024 * 1024;
+const BULK = 4 * MiB;
 
 type Ends = readonly [Pick<Connection, "read" | "write">, Pick<Connection, "read" | "write">];
 
@@ -84,7 +84,7 @@ for (const [where, pair] of [["memory", pipePair], ["socket", socketPair]] as co
       await transfer(ends, BULK, 65_536);
     });
     Deno.bench(`${where}, 1 MiB in writes of 1 KiB: ${name}`, { group: `${where}, small`, baseline }, async () => {
-      await transfer(ends, 1 << 20, 1024);
+      await transfer(ends, MiB, 1024);
     });
     Deno.bench(`${where}, 100 exchanges of 64 B: ${name}`, { group: `${where}, exchange`, baseline }, async () => {
       await exchange(ends, 100);

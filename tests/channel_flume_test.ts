@@ -24,6 +24,7 @@ import {
   type Sender,
   unbounded,
 } from "../channel.ts";
+import { assertTimeout } from "./failures.ts";
 
 type Ends<T> = { sender: Sender<T>; receiver: Receiver<T> };
 
@@ -46,10 +47,6 @@ async function unsent(sent: Promise<void>): Promise<unknown> {
   const error = await assertRejects(() => sent, ChannelClosedError);
   assert("value" in error);
   return error.value;
-}
-
-async function assertTimeout(wait: Promise<unknown>): Promise<void> {
-  assertEquals((await assertRejects(() => wait, DOMException)).name, "TimeoutError");
 }
 
 /** Numbers that look random and are the same in every run. */

@@ -18,6 +18,7 @@ import {
   type WeakSender,
 } from "../channel.ts";
 import { clock, type Timer } from "../clock.ts";
+import { hops } from "./support.ts";
 
 const runs = Number(Deno.env.get("CHANNEL_RUNS") ?? 300);
 const seed = Number(Deno.env.get("CHANNEL_SEED") ?? 20_250_711);
@@ -385,10 +386,6 @@ function compare(model: Model, real: Real): void {
   }
 }
 
-async function turn(): Promise<void> {
-  for (let i = 0; i < 12; i++) await undefined;
-}
-
 /** Time stands still, and each timer fires when it is told to. */
 async function withoutTime(real: Real, run: () => Promise<void>): Promise<void> {
   const { setTimer, clearTimer } = clock;
@@ -416,7 +413,7 @@ async function finish(model: Model, real: Real): Promise<void> {
       model.channels[i]!.closeReceiver(at);
     }
   }
-  await turn();
+  await hops(12);
   compare(model, real);
   assertEquals(real.timers.size, 0);
 }
@@ -433,7 +430,7 @@ class Step implements fc.AsyncCommand<Model, Real> {
 
   async run(model: Model, real: Real): Promise<void> {
     void perform(this.command, model, real);
-    await turn();
+    await hops(12);
     compare(model, real);
   }
 
@@ -472,7 +469,7 @@ Deno.test(`model: tasks that wait for their operations, in whatever order the sc
           }
         });
         await scheduler.waitIdle();
-        await turn();
+        await hops(12);
         compare(model, real);
         await finish(model, real);
         await scheduler.waitIdle(); // tasks that were waiting go on, on closed channels

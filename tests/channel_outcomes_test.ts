@@ -21,27 +21,17 @@ import v8 from "node:v8";
 import vm from "node:vm";
 import { bounded, Channel, ChannelClosedError, type Receiver, select, trySelect, unbounded } from "../channel.ts";
 import { clock, type Timer } from "../clock.ts";
+import { assertTimeout, reasonOf } from "./failures.ts";
+import { countListeners, hops } from "./support.ts";
 
 const REASON = new Error("the reason");
-
-/** Lets everything that is settled be heard of. */
-async function turn(): Promise<void> {
-  for (let i = 0; i < 20; i++) await undefined;
-}
 
 /** Whether a promise is settled by now, and how. */
 async function stateOf(promise: Promise<unknown>): Promise<"pending" | "resolved" | "rejected"> {
   let state: "pending" | "resolved" | "rejected" = "pending";
   promise.then(() => state = "resolved", () => state = "rejected");
-  await turn();
+  await hops();
   return state;
-}
-
-/** What a promise rejects with. */
-async function reasonOf(promise: Promise<unknown>): Promise<unknown> {
-  const [result] = await Promise.allSettled([promise]);
-  assertEquals(result.status, "rejected");
-  return (result as PromiseRejectedResult).reason;
 }
 
 function collectGarbage(): void {
@@ -74,12 +64,6 @@ async function assertEnded(promise: Promise<unknown>): Promise<void> {
   assertFalse("value" in reason);
 }
 
-async function assertTimeout(promise: Promise<unknown>): Promise<void> {
-  const reason = await reasonOf(promise);
-  assertInstanceOf(reason, DOMException);
-  assertEquals(reason.name, "TimeoutError");
-}
-
 /** A channel with values in it. */
 function filled<T>(capacity: number, ...values: T[]): Channel<T> {
   const channel = new Channel<T>({ capacity });
@@ -96,20 +80,6 @@ function assertNobodyWaits(...channels: Channel<number>[]): void {
     assertEquals(channel.size, channel.capacity > 0 ? before + 1 : 0);
     if (channel.capacity > 0) assertEquals(channel.drain(), [-1]);
   }
-}
-
-/** Counts a signal's listeners from now on. */
-function countListeners(signal: AbortSignal): () => number {
-  const listeners = new Set<unknown>();
-  signal.addEventListener = (type: string, listener: unknown) => {
-    listeners.add(listener);
-    AbortSignal.prototype.addEventListener.call(signal, type, listener as EventListener);
-  };
-  signal.removeEventListener = (type: string, listener: unknown) => {
-    listeners.delete(listener);
-    AbortSignal.prototype.removeEventListener.call(signal, type, listener as EventListener);
-  };
-  return () => listeners.size;
 }
 
 Deno.test("row 1: construct with capacity -1, 1.5, NaN, Infinity (as std) - RangeError; the same from `bounded`: say `unbounded`", () => {
@@ -278,7 +248,7 @@ Deno.test("row 14: n=2 - close(reason) - two values, then receive / iteration / 
     // The same for those who wait already.
     const channel = new Channel<number>();
     const failed = reasonOf(receive(channel, []));
-    await turn();
+    await hops();
     channel.close(REASON);
     assertStrictEquals(await failed, REASON);
   }
@@ -599,7 +569,7 @@ Deno.test("row 26: last handle collected without close - nothing happens: handle
     return new WeakRef(sender.clone());
   })();
   await untilCollected(handle);
-  await turn();
+  await hops();
   assertEquals(receiver.senderCount, 1);
   assertEquals(receiver.tryReceive(), { state: "empty" });
 });
@@ -775,10 +745,10 @@ Deno.test("row 34: cap 2, n=2, Ws=[c,d] - receiveMany(4) / drain() - [a,b,c,d], 
 Deno.test("row 35: n=4 - toReadableStream(), nothing read - size still 4 (highWaterMark 0); cancel loses nothing already counted", async () => {
   const channel = filled(4, 1, 2, 3, 4);
   const reader = channel.toReadableStream().getReader();
-  await turn();
+  await hops();
   assertEquals(channel.size, 4);
   assertEquals(await reader.read(), { done: false, value: 1 });
-  await turn();
+  await hops();
   assertEquals(channel.size, 3);
   await reader.cancel();
   assertEquals(channel.drain(), [2, 3, 4]);
@@ -788,10 +758,10 @@ Deno.test("row 35: a value that comes just before the cancel is read, one that c
   const { sender, receiver } = bounded<number>(2);
   const reader = receiver.toReadableStream().getReader();
   const first = reader.read();
-  await turn();
+  await hops();
   assert(sender.trySend(1));
   const second = reader.read();
-  await turn();
+  await hops();
   const cancelled = reader.cancel();
   assert(sender.trySend(2));
   await cancelled;
@@ -802,7 +772,7 @@ Deno.test("row 35: a value that comes just before the cancel is read, one that c
   const value = bounded<number>(2);
   const other = value.receiver.toReadableStream().getReader();
   const read = other.read();
-  await turn();
+  await hops();
   value.sender.trySend(3);
   await other.cancel(); // in the very turn in which the value changed hands
   assertEquals(await read, { done: false, value: 3 });
@@ -825,7 +795,7 @@ Deno.test("row 36: Receiver.toReadableStream().cancel() - others - go on; only t
   const reader = second.getReader();
   assertEquals(await reader.read(), { done: false, value: 2 });
   const pending = reader.read();
-  await turn();
+  await hops();
   await reader.cancel();
   assertEquals<unknown>(await pending, { done: true, value: undefined });
   assertEquals(sender.receiverCount, 0);
@@ -842,7 +812,7 @@ Deno.test("row 36: Receiver.toReadableStream().cancel() - others - go on; only t
     const empty = new Channel<number>();
     const emptyReader = empty.toReadableStream().getReader();
     const read = emptyReader.read();
-    await turn();
+    await hops();
     await emptyReader.cancel(...reason);
     assertEquals<unknown>(await read, { done: true, value: undefined });
     assert(empty.closed);
@@ -857,7 +827,7 @@ Deno.test("row 36: a stream that ends or fails gives its handle up too", async (
       receiver.close();
       assertEquals(sender.receiverCount, 1);
       const read = waiting ? reader.read() : undefined;
-      await turn();
+      await hops();
       sender.close(...reason);
       const result = read ?? reader.read();
       if (reason[0] === REASON) assertStrictEquals(await reasonOf(result), REASON);
@@ -882,7 +852,7 @@ Deno.test("row 37: cap 1 - toWritableStream(), two writes - second `ready` waits
   await second;
   assertEquals(channel.size, 1);
   const third = writer.write(3);
-  await turn();
+  await hops();
   const aborted = writer.abort(REASON); // heard of by the write that waits
   assertStrictEquals(await reasonOf(third), REASON);
   await aborted;
@@ -956,7 +926,7 @@ Deno.test("row 38: an iterator given up while it waits takes nothing; throw() is
   // The library of streams gives an iterator up in just this way.
   const stream = ReadableStream.from(channel).getReader();
   const read = stream.read();
-  await turn();
+  await hops();
   await stream.cancel();
   await read;
   channel.trySend(3);

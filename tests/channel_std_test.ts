@@ -14,6 +14,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import * as ours from "../channel.ts";
+import { reasonOf } from "./failures.ts";
 
 /** What the suite needs of an implementation: the part of our module that std has too. */
 type Implementation = Pick<typeof ours, "Channel" | "ChannelClosedError">;
@@ -22,12 +23,6 @@ const STD = "@std/async/channel"; // not a literal in the import: the stand-in o
 const theirs: Implementation | undefined = await import(STD).catch(() => undefined);
 
 const REASON = new Error("the reason");
-
-async function reasonOf(promise: Promise<unknown>): Promise<unknown> {
-  const [result] = await Promise.allSettled([promise]);
-  assertEquals(result.status, "rejected");
-  return (result as PromiseRejectedResult).reason;
-}
 
 for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as const) {
   const test = (what: string, fn: (implementation: Implementation) => void | Promise<void>) =>

@@ -8,23 +8,10 @@
 import { assert, assertEquals, assertInstanceOf } from "@std/assert";
 import { concat } from "@std/bytes";
 import fc from "fast-check";
-import { clock } from "../clock.ts";
-import {
-  type Command,
-  encodeUpdate,
-  FIN,
-  FrameDecoder,
-  NOP,
-  NOTHING,
-  ProtocolError,
-  PSH,
-  SYN,
-  UPD,
-  type Version,
-} from "../frame.ts";
+import { type Command, FIN, FrameDecoder, NOP, NOTHING, ProtocolError, PSH, SYN, UPD, type Version } from "../frame.ts";
 import { FIRST_WINDOW, LARGEST_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
 import { decode, recorder } from "./decoding.ts";
-import { collector, frame, pattern, type RawFrame } from "./support.ts";
+import { collector, frame, inTime, pattern, type RawFrame, updateFrame } from "./support.ts";
 
 const numRuns = Number(Deno.env.get("PROPERTY_RUNS") ?? 200);
 
@@ -47,19 +34,16 @@ const bareFrame = fc.tuple(fc.constantFrom<Command[]>(SYN, FIN, NOP), uint32)
   .map(([command, id]): RawFrame => ({ ...EMPTY, command, id }));
 const dataFrame = fc.tuple(uint32, payload)
   .map(([id, data]): RawFrame => ({ ...EMPTY, command: PSH, id, data }));
-const updateFrame = fc.tuple(uint32, uint32, uint32)
+const creditFrame = fc.tuple(uint32, uint32, uint32)
   .map(([id, consumed, window]): RawFrame => ({ ...EMPTY, command: UPD, id, consumed, window }));
 
 /** A frame that a peer of this version may send. */
 function frameOf(version: Version): fc.Arbitrary<RawFrame> {
-  return version === 1 ? fc.oneof(bareFrame, dataFrame) : fc.oneof(bareFrame, dataFrame, updateFrame);
+  return version === 1 ? fc.oneof(bareFrame, dataFrame) : fc.oneof(bareFrame, dataFrame, creditFrame);
 }
 
 function encode(version: Version, { command, id, data, consumed, window }: RawFrame): Uint8Array {
-  if (command !== UPD) return frame(version, command, id, data);
-  const bytes = new Uint8Array(16);
-  encodeUpdate(bytes, 0, id, consumed, window);
-  return bytes;
+  return command === UPD ? updateFrame(id, consumed, window) : frame(version, command, id, data);
 }
 
 const session = version.chain((version) =>
@@ -266,18 +250,6 @@ Deno.test("send credit is that of integers without bound, whatever is sent and t
     }
   }));
 });
-
-/** Runs in a time that passes only when told to. */
-function inTime(run: (time: { now: number }) => void): void {
-  const { now } = clock;
-  const time = { now: 0 };
-  clock.now = () => time.now;
-  try {
-    run(time);
-  } finally {
-    clock.now = now;
-  }
-}
 
 /** The receiving end of a stream, counted without wrapping. */
 class Inbound {

@@ -22,6 +22,7 @@ import {
 } from "../mod.ts";
 import { FIRST_ID } from "../session.ts";
 import {
+  bytes,
   frame,
   ManualClock,
   type MemoryConnection,
@@ -29,12 +30,11 @@ import {
   pattern,
   RawPeer,
   readAll,
+  readText,
   sessionPair,
+  text,
   turn,
 } from "./support.ts";
-
-const bytes = (text: string) => new TextEncoder().encode(text);
-const text = (p: Uint8Array) => new TextDecoder().decode(p);
 
 /** A session, and a raw peer at the other end of its connection. */
 function withPeer(
@@ -48,12 +48,6 @@ function withPeer(
     ? Session.client(connection, { version, ...options } as ClientOptions)
     : Session.server(connection, { version, ...options });
   return { session, peer: new RawPeer(far, version), connection };
-}
-
-async function readText(stream: Stream): Promise<string> {
-  const p = new Uint8Array(1024);
-  const count = await stream.read(p);
-  return count === null ? "(end)" : text(p.subarray(0, count));
 }
 
 /** How a promise stands once everything that can happen has. */

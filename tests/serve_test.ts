@@ -18,18 +18,23 @@ import {
   type Stream,
 } from "../mod.ts";
 import {
+  bytes,
+  countListeners,
   frame,
+  isRefused,
+  LOOPBACK,
   type MemoryConnection,
   memoryPair,
   pattern,
   readAll,
   sessionPair,
   tcpPair,
+  text,
+  turn,
   writeAll,
 } from "./support.ts";
 
 const MEGABYTE = 1_000_000;
-const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
 
 /** A server on a port of its own, and a way to connect a session to it. */
 function start(handler: (stream: Stream, session: Session) => void | Promise<void>, options: ServeOptions = {}) {
@@ -44,37 +49,9 @@ const echo = (stream: Stream) => stream.readable.pipeTo(stream.writable);
 /** Sends a word on a new stream and gives all that comes back. */
 async function ask(session: Session, word: string): Promise<string> {
   const stream = await session.openStream();
-  await stream.write(new TextEncoder().encode(word));
+  await stream.write(bytes(word));
   await stream.closeWrite();
-  return new TextDecoder().decode(await readAll(stream));
-}
-
-/** Whether nobody answers: the connection is refused, or was waiting when the listener closed. */
-function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean> {
-  return dial().then(async (connection) => {
-    using waiting = connection;
-    return await waiting.read(new Uint8Array(1)) === null;
-  }).catch(() => true);
-}
-
-/** One turn of the event loop: all that could go on has gone on. */
-function turn(): Promise<void> {
-  return new Promise((resume) => setTimeout(resume));
-}
-
-/** Counts the listeners that others leave on a signal. */
-function countListeners(signal: AbortSignal): () => number {
-  let listeners = 0;
-  const { addEventListener, removeEventListener } = signal;
-  signal.addEventListener = (...args: Parameters<typeof addEventListener>) => {
-    listeners++;
-    addEventListener.apply(signal, args);
-  };
-  signal.removeEventListener = (...args: Parameters<typeof removeEventListener>) => {
-    listeners--;
-    removeEventListener.apply(signal, args);
-  };
-  return () => listeners;
+  return text(await readAll(stream));
 }
 
 /** A list of errors, and a way to wait for so many. */
@@ -139,12 +116,12 @@ Deno.test("serve: many streams of many sessions, each to the handler with its se
 
 Deno.test("serve: a stream is ended in order when its handler returns, whatever was left unread", async () => {
   const { server, connect } = start(async (stream) => {
-    await stream.write(new TextEncoder().encode("take this"));
+    await stream.write(bytes("take this"));
   });
   const session = await connect();
   const stream = await session.openStream();
   await stream.write(new Uint8Array(1000));
-  assertEquals(new TextDecoder().decode(await readAll(stream)), "take this");
+  assertEquals(text(await readAll(stream)), "take this");
   stream.close();
   await session.close();
   await server.shutdown();
@@ -283,7 +260,7 @@ Deno.test("serve: bytes that are no smux end their session only", async () => {
   const { server, dial, connect } = start(echo, { onError });
   const session = await connect();
   const connection = await dial();
-  await writeAll(connection, new TextEncoder().encode("GET / HTTP/1.1\r\n\r\n"));
+  await writeAll(connection, bytes("GET / HTTP/1.1\r\n\r\n"));
   assertEquals(await connection.read(new Uint8Array(1)).catch(() => null), null);
   connection.close();
   await until(1);
@@ -573,7 +550,7 @@ Deno.test("serve: finished fulfils although everything fails", async () => {
   const session = await connect();
   assertEquals(await ask(session, "one"), "");
   const connection = await dial();
-  await writeAll(connection, new TextEncoder().encode("nonsense"));
+  await writeAll(connection, bytes("nonsense"));
   assertEquals(await connection.read(new Uint8Array(1)).catch(() => null), null);
   connection.close();
   controller.abort();
@@ -619,10 +596,10 @@ async function joinedOverStream() {
 for (const [name, make] of Object.entries({ "TCP and TCP": joinedOverTcp, "a stream and TCP": joinedOverStream })) {
   Deno.test(`join: ${name}: a backend that answered and half-closed first receives all 1 000 000 bytes`, async () => {
     const { near, far: backend, joined, end } = await make();
-    await writeAll(backend, new TextEncoder().encode("the answer"));
+    await writeAll(backend, bytes("the answer"));
     await backend.closeWrite();
     // The answer and its end are here before the first byte leaves.
-    assertEquals(new TextDecoder().decode(await readAll(near)), "the answer");
+    assertEquals(text(await readAll(near)), "the answer");
 
     const upload = pattern(MEGABYTE);
     const [received] = await Promise.all([

@@ -4,11 +4,20 @@ import { assert, assertEquals, assertRejects, assertStrictEquals, assertThrows }
 import { concat } from "@std/bytes";
 import { mergeReadableStreams, TextLineStream, toText } from "@std/streams";
 import { FIN, PSH, SYN, UPD } from "../frame.ts";
-import { ProtocolError, Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
-import { MemoryConnection, memoryPair, pattern, RawPeer, readAll, sessionPair, turn } from "./support.ts";
-
-const bytes = (text: string) => new TextEncoder().encode(text);
-const text = (p: Uint8Array) => new TextDecoder().decode(p);
+import { ProtocolError, Session, SessionClosedError, StreamClosedError } from "../mod.ts";
+import {
+  bytes,
+  MemoryConnection,
+  memoryPair,
+  MiB,
+  pattern,
+  RawPeer,
+  readAll,
+  readText,
+  sessionPair,
+  text,
+  turn,
+} from "./support.ts";
 
 /** Both ends of a stream between two sessions, with all of it ended when the test is over. */
 async function streamPair(options: Parameters<typeof sessionPair>[0] = {}) {
@@ -54,12 +63,6 @@ async function stuckStream(version: 1 | 2 = 1) {
     },
     [Symbol.dispose]: () => session.abort(),
   };
-}
-
-async function readText(stream: Stream, length = 1024): Promise<string> {
-  const p = new Uint8Array(length);
-  const count = await stream.read(p);
-  return count === null ? "(end)" : text(p.subarray(0, count));
 }
 
 // read and tryRead
@@ -169,7 +172,7 @@ Deno.test("read: tiny frames cost no more memory than they count", async () => {
   const after = Deno.memoryUsage();
   // An array for each would be some 300 MiB, and what is only waiting to be collected is a fraction of the bound.
   const grown = after.heapUsed + after.external - before.heapUsed - before.external;
-  assert(grown < 100 * 1024 * 1024, `${grown} bytes for a million`);
+  assert(grown < 100 * MiB, `${grown} bytes for a million`);
   const expected = Uint8Array.from({ length: 1000 }, (_, i) => i & 255);
   const p = new Uint8Array(1000);
   for (let i = 0; i < 1000; i++) {

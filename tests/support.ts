@@ -6,10 +6,29 @@ import { clock, type Timer } from "../clock.ts";
 import { type Command, encodeHeader, encodeUpdate, FrameDecoder, NOTHING, type Version } from "../frame.ts";
 import { type ClientOptions, type Connection, type ServerOptions, Session } from "../mod.ts";
 
+// What measures uses this too: so it does without `@std/assert`, whose stand-in loads `node:util`, and that makes a
+// process a fifth slower.
+
+export const KiB = 1024;
+export const MiB = 1024 * KiB;
+
+/** A free port of this machine. */
+export const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
+
 /** Both ends of a TCP connection over loopback. */
 export async function tcpPair(): Promise<[Deno.TcpConn, Deno.TcpConn]> {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return await Promise.all([Deno.connect({ port: listener.addr.port, hostname: "127.0.0.1" }), listener.accept()]);
+  using listener = Deno.listen(LOOPBACK);
+  return await Promise.all([Deno.connect({ ...LOOPBACK, port: listener.addr.port }), listener.accept()]);
+}
+
+/** Whether nobody answers: the connection is refused, or was waiting when the listener closed. */
+export async function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean> {
+  try {
+    using connection = await dial();
+    return await connection.read(new Uint8Array(1)) === null;
+  } catch {
+    return true;
+  }
 }
 
 /**
@@ -85,42 +104,48 @@ class Pipe {
   }
 }
 
-/** One end of a connection in memory. */
-export class MemoryConnection implements Connection {
-  readonly #inbound: Pipe;
-  readonly #outbound: Pipe;
+/** One end of a connection that is made of two pipes, one for each direction; how it closes is its own affair. */
+export abstract class PipedConnection<Direction extends Pick<Connection, "read" | "write"> & { end(): void }>
+  implements Connection {
+  protected readonly inbound: Direction;
+  protected readonly outbound: Direction;
   /** Whether `close` was called. */
   isClosed = false;
 
-  constructor(inbound: Pipe, outbound: Pipe) {
-    this.#inbound = inbound;
-    this.#outbound = outbound;
+  constructor(inbound: Direction, outbound: Direction) {
+    this.inbound = inbound;
+    this.outbound = outbound;
   }
 
   read(p: Uint8Array): Promise<number | null> {
-    return this.#inbound.read(p);
+    return this.inbound.read(p);
   }
 
   write(p: Uint8Array): Promise<number> {
-    return this.#outbound.write(p);
+    return this.outbound.write(p);
   }
 
   closeWrite(): Promise<void> {
-    this.#outbound.end();
+    this.outbound.end();
     return Promise.resolve();
   }
 
+  abstract close(): void;
+}
+
+/** One end of a connection in memory. */
+export class MemoryConnection extends PipedConnection<Pipe> {
   close(): void {
     if (this.isClosed) throw new Error("Closed twice");
     this.isClosed = true;
-    this.#outbound.end();
-    this.#inbound.fail(new Error("Connection closed here"));
+    this.outbound.end();
+    this.inbound.fail(new Error("Connection closed here"));
   }
 
   /** Breaks the connection both ways, as a reset does. */
   reset(error = new Error("Connection reset by peer")): void {
-    this.#outbound.fail(error);
-    this.#inbound.fail(error);
+    this.outbound.fail(error);
+    this.inbound.fail(error);
   }
 }
 
@@ -175,9 +200,7 @@ export class RawPeer {
 
   /** Sends a UPD. */
   update(id: number, consumed: number, window: number): Promise<void> {
-    const bytes = new Uint8Array(16);
-    encodeUpdate(bytes, 0, id, consumed, window);
-    return this.bytes(bytes);
+    return this.bytes(updateFrame(id, consumed, window));
   }
 
   /** The next frame, `null` at the end of the connection. */
@@ -207,11 +230,33 @@ export class RawPeer {
   }
 }
 
+/** Counts the listeners that others leave on a signal. */
+export function countListeners(signal: AbortSignal): () => number {
+  const listeners = new Set<unknown>();
+  const { addEventListener, removeEventListener } = signal;
+  signal.addEventListener = (...args: Parameters<typeof addEventListener>) => {
+    listeners.add(args[1]);
+    addEventListener.apply(signal, args);
+  };
+  signal.removeEventListener = (...args: Parameters<typeof removeEventListener>) => {
+    listeners.delete(args[1]);
+    removeEventListener.apply(signal, args);
+  };
+  return () => listeners.size;
+}
+
 /** Encodes one frame. */
 export function frame(version: Version, command: Command, id: number, data: Uint8Array = NOTHING): Uint8Array {
   const bytes = new Uint8Array(8 + data.length);
   encodeHeader(bytes, 0, version, command, data.length, id);
   bytes.set(data, 8);
+  return bytes;
+}
+
+/** Encodes a UPD. */
+export function updateFrame(id: number, consumed: number, window: number): Uint8Array {
+  const bytes = new Uint8Array(16);
+  encodeUpdate(bytes, 0, id, consumed, window);
   return bytes;
 }
 
@@ -244,22 +289,62 @@ export async function readAll(from: Pick<Connection, "read">): Promise<Uint8Arra
   }
 }
 
+/** Reads so many bytes, or fewer if it ends before. */
+export async function readSome(from: Pick<Connection, "read">, length: number): Promise<Uint8Array<ArrayBuffer>> {
+  const p = new Uint8Array(length);
+  for (let at = 0; at < length;) {
+    const count = await from.read(p.subarray(at));
+    if (count === null) return p.slice(0, at);
+    at += count;
+  }
+  return p;
+}
+
+/** Reads so many bytes; rejects if it ends before. */
+export async function readExactly(from: Pick<Connection, "read">, length: number): Promise<Uint8Array<ArrayBuffer>> {
+  const p = await readSome(from, length);
+  if (p.length < length) throw new Error(`The end came after ${p.length} of ${length} bytes`);
+  return p;
+}
+
 /** Writes all, however little is taken at a time. */
 export async function writeAll(to: Pick<Connection, "write">, p: Uint8Array): Promise<void> {
   for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
+}
+
+/** The 32 bits that follow in a sequence which looks like chance; it must not begin with 0. */
+export function xorshift(state: number): number {
+  state ^= state << 13;
+  state ^= state >>> 17;
+  return state ^ state << 5;
 }
 
 /** Bytes of which no two neighbourhoods are alike, the same for the same seed. */
 export function pattern(length: number, seed = 1): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(length);
   let state = seed >>> 0 || 1;
-  for (let at = 0; at < length; at++) {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    bytes[at] = state;
-  }
+  for (let at = 0; at < length; at++) bytes[at] = state = xorshift(state);
   return bytes;
+}
+
+/** The certificates of the tests: the authority's, and the one for localhost with its key. */
+export async function certificates(): Promise<{ ca: string; cert: string; key: string }> {
+  const read = (name: string) => Deno.readTextFile(new URL(`fixtures/tls/${name}`, import.meta.url));
+  const [ca, cert, key] = await Promise.all([read("ca.pem"), read("localhost.pem"), read("localhost.key")]);
+  return { ca, cert, key };
+}
+
+/** A text as bytes. */
+export const bytes = (text: string): Uint8Array<ArrayBuffer> => new TextEncoder().encode(text);
+
+/** Bytes as a text. */
+export const text = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
+
+/** Reads once, and gives the text that came. */
+export async function readText(from: Pick<Connection, "read">, length = KiB): Promise<string> {
+  const p = new Uint8Array(length);
+  const count = await from.read(p);
+  return count === null ? "(end)" : text(p.subarray(0, count));
 }
 
 /** SHA-256, in hexadecimal. */
@@ -270,6 +355,25 @@ export async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
 /** Lets everything happen that needs no time and no socket. */
 export async function turn(times = 3): Promise<void> {
   for (let i = 0; i < times; i++) await setImmediate();
+}
+
+/** Lets so many microtasks pass, and nothing else happen. */
+export async function hops(count = 20): Promise<void> {
+  for (let n = 0; n < count; n++) await null;
+}
+
+/** Gives a function that runs another in a time that passes only when that says so. */
+export function inTime(run: (time: { now: number }) => void): () => void {
+  return () => {
+    const { now } = clock;
+    const time = { now: 1000 };
+    clock.now = () => time.now;
+    try {
+      run(time);
+    } finally {
+      clock.now = now;
+    }
+  };
 }
 
 /** A clock that stands still until it is told to go on; the real one is back when it is disposed of. */

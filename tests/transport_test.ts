@@ -20,12 +20,24 @@ import {
 } from "../mod.ts";
 import { FIN, NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
-import { frame, ManualClock, memoryPair, pattern, readAll, sha256, tcpPair, turn, writeAll } from "./support.ts";
+import {
+  bytes,
+  certificates,
+  frame,
+  ManualClock,
+  memoryPair,
+  MiB,
+  pattern,
+  readAll,
+  sha256,
+  tcpPair,
+  text,
+  turn,
+  writeAll,
+} from "./support.ts";
 
 const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
 const BULK = 10_000_000;
-const text = (words: string) => new TextEncoder().encode(words);
-const words = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 const fixture = (name: string) => new URL(`fixtures/${name}`, import.meta.url);
 
 /** A connection of one kind, ready for a session at each end. */
@@ -59,10 +71,10 @@ const kinds: Kind[] = [
   {
     name: "TLS",
     async connect() {
-      const [caCert, cert, key] = await certificates();
+      const { ca, cert, key } = await certificates();
       using listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
       const [client, server] = await Promise.all([
-        Deno.connectTls({ hostname: "127.0.0.1", port: listener.addr.port, caCerts: [caCert] }),
+        Deno.connectTls({ hostname: "127.0.0.1", port: listener.addr.port, caCerts: [ca] }),
         listener.accept(),
       ]);
       return { client, server, local: client.localAddr, remote: client.remoteAddr, end() {} };
@@ -125,7 +137,7 @@ const kinds: Kind[] = [
   {
     name: "a QUIC stream",
     async connect() {
-      const [caCert, cert, key] = await certificates();
+      const { ca, cert, key } = await certificates();
       const endpoint = new Deno.QuicEndpoint({ hostname: "127.0.0.1" });
       const listener = endpoint.listen({ cert, key, alpnProtocols: ["smux"] });
       const [near, far] = await Promise.all([
@@ -133,7 +145,7 @@ const kinds: Kind[] = [
           hostname: "127.0.0.1",
           port: endpoint.addr.port,
           serverName: "localhost",
-          caCerts: [caCert],
+          caCerts: [ca],
           alpnProtocols: ["smux"],
         }),
         listener.accept(),
@@ -213,11 +225,6 @@ const kinds: Kind[] = [
 ];
 
 /** The authority, the server's certificate and its key, as fixtures/tls/make.sh made them. */
-function certificates(): Promise<[caCert: string, cert: string, key: string]> {
-  const read = (name: string) => Deno.readTextFile(fixture(`tls/${name}`));
-  return Promise.all([read("ca.pem"), read("localhost.pem"), read("localhost.key")]);
-}
-
 /** A wire without addresses, or anything to end. */
 function nowhere(client: Transport, server: Transport): Promise<Wire> {
   return Promise.resolve({ client, server, local: NOWHERE, remote: NOWHERE, end() {} });
@@ -325,7 +332,7 @@ async function start(kind: Kind, version: Version) {
 /** Asks for something on a stream of its own. */
 async function ask(session: Session, command: string): Promise<Stream> {
   const stream = await session.openStream();
-  await writeAll(stream, text(`${command}\n`));
+  await writeAll(stream, bytes(`${command}\n`));
   return stream;
 }
 
@@ -365,7 +372,7 @@ for (const kind of kinds) {
       const stream = await ask(client, "hash");
       await writeAll(stream, bytes);
       await stream.closeWrite();
-      assertEquals(words(await readAll(stream)), hash);
+      assertEquals(text(await readAll(stream)), hash);
     });
 
     test("megabytes arrive whole the other way", async (client) => {
@@ -381,17 +388,17 @@ for (const kind of kinds) {
       await writeAll(mine, bytes);
       await mine.closeWrite();
       await assertRejects(() => mine.write(bytes), StreamClosedError);
-      assertEquals(words(await readAll(mine)), hash);
+      assertEquals(text(await readAll(mine)), hash);
       await mine.closed;
 
       const theirs = await ask(client, "finish");
-      assertEquals(words(await readAll(theirs)), "finished");
+      assertEquals(text(await readAll(theirs)), "finished");
       await writeAll(theirs, bytes);
       await theirs.closeWrite();
       await theirs.closed;
       using back = await client.acceptStream();
       assertEquals(back.id % 2, 0);
-      assertEquals(words(await readAll(back)), hash);
+      assertEquals(text(await readAll(back)), hash);
     });
 
     test("each end says where both are", async (client, server, wire) => {
@@ -488,7 +495,7 @@ for (const { name, connect } of rough) {
   for (const { where, version, rest, missing } of cuts) {
     Deno.test(`transport: over ${name}, in version ${version}, a connection cut ${where} is never the end of a stream`, async () => {
       const { session, send, cut, end } = await connect(version);
-      const start = [frame(version, SYN, 3), frame(version, PSH, 3, text("hello"))];
+      const start = [frame(version, SYN, 3), frame(version, PSH, 3, bytes("hello"))];
       for (const bytes of start) await send(bytes);
       const stream = await session.acceptStream();
       const p = new Uint8Array(100);
@@ -523,7 +530,7 @@ Deno.test("transport: data that came before the cut is read before the error", a
   const { session, send, cut, end } = await rough[1]!.connect(2);
   await send(frame(2, SYN, 3));
   const stream = await session.acceptStream();
-  await send(frame(2, PSH, 3, text("hello")));
+  await send(frame(2, PSH, 3, bytes("hello")));
   await cut();
   await session.closed;
   const p = new Uint8Array(3);
@@ -657,7 +664,7 @@ Deno.test("transport: a readable that fails ends the session with its error, and
   const readable = new ReadableStream<Uint8Array>({
     start(controller) {
       controller.enqueue(frame(2, SYN, 3));
-      controller.enqueue(frame(2, PSH, 3, text("hi")));
+      controller.enqueue(frame(2, PSH, 3, bytes("hi")));
     },
     pull() {
       throw reason;
@@ -707,7 +714,7 @@ Deno.test("transport: a huge chunk is read in parts, and the event loop has its 
 });
 
 Deno.test("transport: of a chunk larger than maxReceiveBuffer no more is taken than from a socket", async () => {
-  const data = pattern(4 * 1024 * 1024);
+  const data = pattern(4 * MiB);
   const frames = [frame(1, SYN, 3)];
   for (let at = 0; at < data.length; at += 32_768) frames.push(frame(1, PSH, 3, data.subarray(at, at + 32_768)));
   frames.push(frame(1, FIN, 3));
@@ -743,7 +750,7 @@ Deno.test("transport: a chunk of text from a WebSocket is a protocol error", asy
 });
 
 Deno.test("transport: over a WebTransport stream bytes arrive whole both ways", async () => {
-  const [, cert, key] = await certificates();
+  const { cert, key } = await certificates();
   const endpoint = new Deno.QuicEndpoint({ hostname: "127.0.0.1" });
   const listener = endpoint.listen({ cert, key, alpnProtocols: ["h3"] });
   const der = Uint8Array.fromBase64(cert.replaceAll(/-----.*-----|\s/g, ""));
@@ -828,9 +835,9 @@ Deno.test("transport: read, write and close are all a connection needs", async (
   });
   const [client, server] = [Session.client(least(near, near)), Session.server(least(far, far))];
   const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
-  await opened.write(text("hello"));
+  await opened.write(bytes("hello"));
   await opened.closeWrite();
-  assertEquals(words(await readAll(accepted)), "hello");
+  assertEquals(text(await readAll(accepted)), "hello");
   await accepted.closeWrite();
   assertEquals(await readAll(opened), new Uint8Array());
   client.ref();
@@ -862,7 +869,7 @@ function reading(): { session: Session; far: Connection; held: () => number } {
 
 Deno.test("transport: memory for what is read is given back when it was read, and at the end", async () => {
   const { session, far, held } = reading();
-  const data = pattern(1024 * 1024);
+  const data = pattern(MiB);
   await writeAll(far, frame(1, SYN, 3));
   for (let at = 0; at < data.length; at += 32_768) {
     await writeAll(far, frame(1, PSH, 3, data.subarray(at, at + 32_768)));

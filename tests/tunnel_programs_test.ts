@@ -7,7 +7,8 @@
 import { assertEquals } from "@std/assert";
 import { existsSync } from "node:fs";
 import { openTunnel, serveTunnel } from "../tunnel.ts";
-import { pattern, readAll, sha256, writeAll } from "./support.ts";
+import { prepareSsh } from "./programs.ts";
+import { bytes, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
 const SCRIPT = new URL("../tunnel.ts", import.meta.url).pathname;
 
@@ -22,7 +23,7 @@ async function run(name: string, args: string[], input?: Uint8Array, env: Record
   const child = new Deno.Command(name, { args, env, stdin: "piped", stdout: "piped", stderr: "piped" }).spawn();
   const writing = new Blob(input === undefined ? [] : [input.slice()]).stream().pipeTo(child.stdin);
   const [{ code, stdout, stderr }] = await Promise.all([child.output(), writing.catch(() => {})]);
-  assertEquals(code, 0, `${name} ${args.join(" ")}: ${new TextDecoder().decode(stderr)}`);
+  assertEquals(code, 0, `${name} ${args.join(" ")}: ${text(stderr)}`);
   return stdout;
 }
 
@@ -99,7 +100,7 @@ Deno.test(
       ...["-sSf", "--socks5-hostname", tunnel.addr, "-T", "-", "-H", "expect:"],
       `http://localhost:${web.addr.port}/`,
     ], upload);
-    assertEquals(new TextDecoder().decode(answer), await sha256(upload));
+    assertEquals(text(answer), await sha256(upload));
   },
 );
 
@@ -110,12 +111,12 @@ Deno.test("tunnel and socat: what is sent before a half-close is answered after 
   const answering = (async () => {
     using connection = await listener.accept();
     const received = await readAll(connection);
-    await writeAll(connection, new TextEncoder().encode(await sha256(received)));
+    await writeAll(connection, bytes(await sha256(received)));
   })();
   await using tunnel = await makeTunnel({ forward: [`0=${listener.addr.port}`] });
   const sent = pattern(300_000, 4);
   const answer = await run("socat", ["-t", "10", "-", `TCP:${tunnel.addr}`], sent);
-  assertEquals(new TextDecoder().decode(answer), await sha256(sent));
+  assertEquals(text(answer), await sha256(sent));
   await answering;
 });
 
@@ -174,12 +175,7 @@ const canServeSsh = has("ssh", "sshd", "ssh-keygen", "socat") && Deno.uid() === 
 Deno.test("tunnel and ssh: a ProxyCommand by stdin and stdout", { ignore: !canServeSsh }, async () => {
   const folder = await Deno.makeTempDir({ prefix: "sluice-ssh-" });
   try {
-    for (const key of ["host", "user"]) {
-      await run("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", `${folder}/${key}`]);
-    }
-    await Deno.mkdir("/run/sshd", { recursive: true, mode: 0o755 });
-    const config = [`HostKey ${folder}/host`, `AuthorizedKeysFile ${folder}/user.pub`, "StrictModes no", "UsePAM no"];
-    await Deno.writeTextFile(`${folder}/config`, [...config, "PermitRootLogin prohibit-password", ""].join("\n"));
+    await prepareSsh(folder);
     const path = `${folder}/sshd.sock`;
     const each = `EXEC:/usr/sbin/sshd -i -f ${folder}/config`;
     await using _sshd = await startServer("socat", ["-d", "-d", `UNIX-LISTEN:${path},fork`, each], /listening on/);

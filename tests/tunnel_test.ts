@@ -22,13 +22,22 @@ import {
   type TunnelOptions,
   TunnelRefusedError,
 } from "../tunnel.ts";
-import { pattern, readAll, sha256, writeAll } from "./support.ts";
+import { kill } from "./programs.ts";
+import {
+  bytes,
+  certificates,
+  isRefused,
+  LOOPBACK,
+  pattern,
+  readAll,
+  readSome,
+  sha256,
+  text,
+  writeAll,
+} from "./support.ts";
 
-const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
 // A free port of this machine, in words.
 const FREE = "127.0.0.1:0";
-const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-const bytes = (text: string) => new TextEncoder().encode(text);
 
 /** An address of a socket, in words. */
 const at = ({ hostname, port }: { hostname: string; port: number }) =>
@@ -118,17 +127,6 @@ function makeTarget(answer: (connection: Deno.TcpConn) => Promise<void>) {
 
 const makeEcho = () => makeTarget((connection) => connection.readable.pipeTo(connection.writable));
 
-/** Reads so many bytes, or fewer if it ends before. */
-async function readSome(from: Pick<Connection, "read">, length: number): Promise<Uint8Array> {
-  const p = new Uint8Array(length);
-  for (let at = 0; at < p.length;) {
-    const count = await from.read(p.subarray(at));
-    if (count === null) return p.subarray(0, at);
-    at += count;
-  }
-  return p;
-}
-
 /** Reads an HTTP head, byte for byte; what there was of it if that ends before. */
 async function readHead(from: Pick<Connection, "read">): Promise<Uint8Array> {
   const head: number[] = [];
@@ -176,16 +174,6 @@ function nowhere(): string {
   return at(listener.addr);
 }
 
-/** Whether nobody answers: the connection is refused, or was waiting when the listener closed. */
-async function isRefused(addr: string): Promise<boolean> {
-  try {
-    using connection = await dial(addr);
-    return await connection.read(new Uint8Array(1)) === null;
-  } catch {
-    return true;
-  }
-}
-
 function hasIpv6(): boolean {
   try {
     Deno.listen({ hostname: "::1", port: 0 }).close();
@@ -193,14 +181,6 @@ function hasIpv6(): boolean {
   } catch {
     return false;
   }
-}
-
-/** The authority, the server's certificate for localhost and its key. */
-async function certificates() {
-  const names = ["ca.pem", "localhost.pem", "localhost.key"];
-  const read = (name: string) => Deno.readTextFile(new URL(`fixtures/tls/${name}`, import.meta.url));
-  const [ca, cert, key] = await Promise.all(names.map(read));
-  return { ca: ca!, cert: cert!, key: key! };
 }
 
 /** A folder that is gone afterwards, and what is there. */
@@ -391,7 +371,7 @@ Deno.test("tunnel: shutdown of a client stops listening, waits for what is open,
   assertEquals(await say(connection, "before"), "before");
   let isFinished = false;
   const finished = client.shutdown().then(() => isFinished = true);
-  assertEquals(await isRefused(client.addrs[0]!), true);
+  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
   assertEquals(await say(connection, "after"), "after");
   assertEquals(isFinished, false);
   await connection.closeWrite();
@@ -410,7 +390,7 @@ Deno.test("tunnel: shutdown of a server waits for what is open, and then its cli
   assertEquals(await say(connection, "before"), "before");
   let isFinished = false;
   const finished = server.shutdown().then(() => isFinished = true);
-  assertEquals(await isRefused(server.addr), true);
+  assertEquals(await isRefused(() => dial(server.addr)), true);
   assertEquals(await say(connection, "after"), "after");
   assertEquals(isFinished, false);
   connection.close();
@@ -420,7 +400,7 @@ Deno.test("tunnel: shutdown of a server waits for what is open, and then its cli
     Error,
     `The connection to ${server.addr} was lost: the server ended it`,
   );
-  assertEquals(await isRefused(client.addrs[0]!), true);
+  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
   assertEquals(await client.shutdown(), undefined);
   await target.close();
 });
@@ -451,7 +431,7 @@ Deno.test("tunnel: a server that is cut off ends the client with an error, and w
   await assertRejects(() => client.finished, Error, `The connection to ${server.addr} was lost: `);
   assertEquals(await isEnded(connection), true);
   connection.close();
-  assertEquals(await isRefused(client.addrs[0]!), true);
+  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
   await Promise.all([server.finished, client.shutdown(), target.close()]);
   assertEquals(errors, [], "what a lost session takes with it is not told one by one");
 });
@@ -554,8 +534,8 @@ Deno.test("tunnel: a signal ends either end at once, and finished fulfils", asyn
   await Promise.all([client.finished, server.finished]);
   assertEquals(await isEnded(connection), true);
   connection.close();
-  assertEquals(await isRefused(client.addrs[0]!), true);
-  assertEquals(await isRefused(server.addr), true);
+  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
+  assertEquals(await isRefused(() => dial(server.addr)), true);
   await target.close();
   assertEquals(errors, []);
 });
@@ -567,7 +547,7 @@ Deno.test("tunnel: a signal that was aborted before starts nothing", async () =>
   assertStrictEquals(await opening.catch((error) => error), reason);
   const server = serveTunnel({ listen: FREE, target: "1", signal });
   await server.finished;
-  assertEquals(await isRefused(server.addr), true);
+  assertEquals(await isRefused(() => dial(server.addr)), true);
 });
 
 Deno.test("tunnel: callbacks that throw do no harm", async () => {
@@ -1033,7 +1013,7 @@ Deno.test("tunnel: a client that asks and is gone leaves nothing open", async ()
     }
   }
   await server.shutdown();
-  assertEquals(await isRefused(place), true);
+  assertEquals(await isRefused(() => dial(place)), true);
 });
 
 // The secret.
@@ -1068,7 +1048,7 @@ Deno.test("tunnel: who does not know the secret has nothing listened for", async
   }
   assertEquals(log.events.filter((line) => line.includes("listening")), []);
   const client = await openTunnel({ connect: server.addr, reverse: ["0=1"], secret: "right", onError() {} });
-  assertEquals(await isRefused(client.addrs[0]!), true);
+  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
   await client.shutdown();
 });
 
@@ -1262,7 +1242,7 @@ Deno.test("tunnel: a reverse forward that the server does not allow rejects", as
   assertEquals(log.messages().filter((line) => line.includes("not allowed")).length, 1);
   // Nothing of it is left.
   await log.until(/^no longer listening on /);
-  for (const addr of [local, allowed, other]) assertEquals(await isRefused(addr), true);
+  for (const addr of [local, allowed, other]) assertEquals(await isRefused(() => dial(addr)), true);
 });
 
 Deno.test("tunnel: a reverse forward where the server cannot listen rejects", async () => {
@@ -1284,7 +1264,7 @@ Deno.test("tunnel: a server listens for a client until that is gone", async () =
     else await client.shutdown();
     await client.finished;
     await log.until(/^no longer listening on /, end === "signal" ? 2 : 1);
-    assertEquals(await isRefused(place), true);
+    assertEquals(await isRefused(() => dial(place)), true);
     Deno.listen(parse(place)).close();
   }
 });
@@ -1296,7 +1276,7 @@ Deno.test("tunnel: a server that shuts down listens for nobody", async () => {
   using connection = await dial(client.addrs[0]!);
   assertEquals(await say(connection, "before"), "before");
   const finished = server.shutdown();
-  assertEquals(await isRefused(client.addrs[0]!), true);
+  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
   assertEquals(await say(connection, "after"), "after");
   connection.close();
   await finished;
@@ -1310,7 +1290,7 @@ Deno.test("tunnel: a client that shuts down waits for what its reverse forwards 
   assertEquals(await say(connection, "before"), "before");
   const finished = client.shutdown();
   await logs.server.until(/^no longer listening on /);
-  assertEquals(await isRefused(client.addrs[0]!), true);
+  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
   assertEquals(await say(connection, "after"), "after");
   connection.close();
   await finished;
@@ -1611,7 +1591,7 @@ Deno.test("tunnel: shutdown and a signal end a client at once that waits to conn
     else await client.shutdown();
     await client.finished;
     assertEquals(log.events, []);
-    assertEquals(await isRefused(client.addrs[0]!), true);
+    assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
     await server.finished;
   }
 });
@@ -1722,11 +1702,7 @@ function watch(child: Deno.ChildProcess) {
   };
   const dispose = async () => {
     // Only a test that failed finds it alive.
-    try {
-      child.kill("SIGKILL");
-    } catch {
-      // It has ended.
-    }
+    kill(child);
     await ended();
   };
   return { child, until, ended, [Symbol.asyncDispose]: dispose };

@@ -6,11 +6,11 @@
  */
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import { type Command, encodeHeader, encodeUpdate, FIN, ProtocolError, PSH, SYN, UPD, type Version } from "../frame.ts";
+import { type Command, encodeHeader, FIN, ProtocolError, PSH, SYN, UPD, type Version } from "../frame.ts";
 import { Session, SessionClosedError } from "../mod.ts";
 import { ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
 import { cuts, decode } from "./decoding.ts";
-import { collector, frame, memoryPair, pattern, type RawFrame, RawPeer } from "./support.ts";
+import { collector, frame, memoryPair, pattern, type RawFrame, RawPeer, updateFrame } from "./support.ts";
 import json from "./vectors/smux-vectors.json" with { type: "json" };
 
 interface VectorFrame {
@@ -79,12 +79,6 @@ function encode(version: number, cmd: number, length: number, sid: number, paylo
   return bytes;
 }
 
-function update(id: number, consumed: number, window: number): Uint8Array {
-  const bytes = new Uint8Array(16);
-  encodeUpdate(bytes, 0, id, consumed, window);
-  return bytes;
-}
-
 Deno.test("there are 65 vectors with 155 frames, and their two accounts of what Go calls a protocol error agree", () => {
   assertEquals([VECTORS.length, VECTORS.flatMap(({ frames }) => frames).length], [65, 155]);
   for (const vector of VECTORS) {
@@ -116,7 +110,7 @@ Deno.test("every vector that is smux, decoded and encoded again, gives the same 
     const { decoder } = decode([], vector.version);
     decoder.push(hex(vector.hex), collector(frames));
     const again = frames.map(({ command, id, data, consumed, window }) =>
-      command === UPD ? update(id, consumed, window) : frame(vector.version, command, id, data)
+      command === UPD ? updateFrame(id, consumed, window) : frame(vector.version, command, id, data)
     );
     assertEquals(again.map((bytes) => bytes.toHex()), vector.frames.map(({ hex }) => hex), vector.name);
     assertEquals(concat(again).toHex(), vector.hex, vector.name);
@@ -126,7 +120,7 @@ Deno.test("every vector that is smux, decoded and encoded again, gives the same 
 Deno.test("every frame listed, malformed ones included, is encoded from its fields to its bytes", () => {
   for (const vector of VECTORS) {
     for (const { ver, cmd, len, sid, dataHex = "", consumed, window, hex: whole } of vector.frames) {
-      const payload = consumed === undefined ? hex(dataHex) : update(sid, consumed, window!).subarray(8);
+      const payload = consumed === undefined ? hex(dataHex) : updateFrame(sid, consumed, window!).subarray(8);
       assertEquals(encode(ver, cmd, len, sid, payload).toHex(), whole, vector.name);
     }
     const { trailingHex = "" } = vector;
@@ -314,7 +308,7 @@ Deno.test("v2-counter-wrap-receiver: counters driven to where Go's stood give th
   window.arrived(64);
   const updates: string[] = [];
   for (let unread = 56; unread >= 8; unread -= 8) {
-    if (window.read(8, unread)) updates.push(update(3, window.consumed, window.advertise()).toHex());
+    if (window.read(8, unread)) updates.push(updateFrame(3, window.consumed, window.advertise()).toHex());
   }
   assertEquals(updates, find("v2-counter-wrap-receiver", "transcript").frames.map(({ hex }) => hex));
 });
@@ -364,9 +358,9 @@ Deno.test("upd-sequence-maxstreambuffer64-v2: a server that reads as Go's did se
   const received: RawFrame[] = [];
   while (received.at(-1)?.command !== FIN) received.push((await peer.next())!);
   const bytes = received.map(({ command, id, consumed, window }) =>
-    (command === UPD ? update(id, consumed, window) : frame(2, command, id)).toHex()
+    (command === UPD ? updateFrame(id, consumed, window) : frame(2, command, id)).toHex()
   );
   // Ahead of Go's, ours tells its first window at once, since that is less than every peer starts from.
-  assertEquals(bytes, [update(3, 0, 64).toHex(), ...answers.map(({ hex }) => hex)]);
+  assertEquals(bytes, [updateFrame(3, 0, 64).toHex(), ...answers.map(({ hex }) => hex)]);
   session.abort();
 });

@@ -4,25 +4,8 @@
  * @module
  */
 import { assert, assertEquals, assertGreater, assertGreaterOrEqual } from "@std/assert";
-import { clock } from "../clock.ts";
 import { FIRST_WINDOW, LARGEST_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
-
-const KiB = 1024;
-const MiB = 1024 * KiB;
-
-/** Runs a test in a time that passes only when the test says so. */
-function inTime(run: (time: { now: number }) => void): () => void {
-  return () => {
-    const { now } = clock;
-    const time = { now: 1000 };
-    clock.now = () => time.now;
-    try {
-      run(time);
-    } finally {
-      clock.now = now;
-    }
-  };
-}
+import { inTime, KiB, MiB } from "./support.ts";
 
 const ROUND_TRIP = 10;
 
@@ -86,6 +69,12 @@ class Inbound {
     }
     assertEquals(this.advertised, size);
   }
+}
+
+/** The first window of a pool. */
+function inboundOf(largest: number, room: number) {
+  const pool = new WindowPool(largest, room);
+  return { pool, inbound: new Inbound(pool) };
 }
 
 /** A window of a stream that has sent `sent` bytes, all of them read, with `window` beyond them. */
@@ -213,7 +202,7 @@ Deno.test(
   "rule 10: what may be unread by right is the window, and never less than every peer's first guess",
   inTime((time) => {
     assertEquals(new ReceiveWindow(new WindowPool(1, 0)).allowed, 262_144);
-    const inbound = new Inbound(new WindowPool(4 * MiB, 4 * MiB));
+    const { inbound } = inboundOf(4 * MiB, 4 * MiB);
     assertEquals(inbound.window.allowed, 262_144);
     inbound.growTo(1 * MiB, time);
     assertEquals(inbound.window.allowed, 1 * MiB);
@@ -222,7 +211,7 @@ Deno.test(
 
 Deno.test("rule 10: an update falls due on the first read, then whenever half a window has been read", () => {
   for (const first of [1, 100, 200_000]) {
-    const inbound = new Inbound(new WindowPool(262_144, 0));
+    const { inbound } = inboundOf(262_144, 0);
     assertEquals(inbound.read(first), true);
     assertEquals(inbound.limit, first + 262_144);
     for (let times = 1; times <= 3; times++) {
@@ -234,7 +223,7 @@ Deno.test("rule 10: an update falls due on the first read, then whenever half a 
 });
 
 Deno.test("rule 10: with a window of one byte every byte read is told", () => {
-  const inbound = new Inbound(new WindowPool(1, 0));
+  const { inbound } = inboundOf(1, 0);
   for (let count = 1; count <= 20; count++) {
     assertEquals(inbound.read(1), true);
     assertEquals([inbound.updates, inbound.advertised], [count, 1]);
@@ -242,7 +231,7 @@ Deno.test("rule 10: with a window of one byte every byte read is told", () => {
 });
 
 Deno.test("rule 10: with a window of three bytes every second byte read is told", () => {
-  const inbound = new Inbound(new WindowPool(3, 0));
+  const { inbound } = inboundOf(3, 0);
   assertEquals([1, 1, 1, 1, 1].map((count) => inbound.read(count)), [true, false, true, false, true]);
   assertEquals([inbound.limit, inbound.advertised], [8, 3]);
 });
@@ -250,7 +239,7 @@ Deno.test("rule 10: with a window of three bytes every second byte read is told"
 Deno.test(
   "rule 10: however large the window, an update falls due for every MiB read",
   inTime((time) => {
-    const inbound = new Inbound(new WindowPool(8 * MiB, 8 * MiB));
+    const { inbound } = inboundOf(8 * MiB, 8 * MiB);
     inbound.growTo(8 * MiB, time);
     while (!inbound.read(32 * KiB));
     for (let times = 0; times < 3; times++) {
@@ -262,7 +251,7 @@ Deno.test(
 );
 
 Deno.test("rule 10: an update that falls due as the count passes 2^32 is not lost", () => {
-  const inbound = new Inbound(new WindowPool(64 * KiB, 0));
+  const { inbound } = inboundOf(64 * KiB, 0);
   inbound.read(32 * KiB);
   while (inbound.consumed < 2 ** 32 - 32 * KiB) assertEquals(inbound.read(32 * KiB), true);
   // Here Go's candidate is 0, which it takes for none.
@@ -274,12 +263,12 @@ Deno.test("rule 10: an update that falls due as the count passes 2^32 is not los
 });
 
 Deno.test("rule 10: no update falls due after the window was given up, while bytes are still counted", () => {
-  const inbound = new Inbound(new WindowPool(1000, 0));
+  const { inbound } = inboundOf(1000, 0);
   inbound.read(1);
   inbound.window.close();
   assertEquals(inbound.read(999), false);
   assertEquals(inbound.window.consumed, 1000);
-  const never = new Inbound(new WindowPool(1000, 0));
+  const { inbound: never } = inboundOf(1000, 0);
   never.window.close();
   assertEquals(never.read(1000), false);
 });
@@ -287,8 +276,7 @@ Deno.test("rule 10: no update falls due after the window was given up, while byt
 Deno.test(
   "rule 10: the round trip is from an update to the first byte beyond the limit that stood before",
   inTime((time) => {
-    const pool = new WindowPool(4 * MiB, 4 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     inbound.read(1);
     time.now += 30;
     inbound.arrive(262_143);
@@ -319,8 +307,7 @@ Deno.test(
 Deno.test("rule 10: a round trip is measured across 2^32 too, wherever the limit stood", () => {
   for (const distance of [-1000, -1, 0, 1, 1000]) {
     inTime((time) => {
-      const pool = new WindowPool(64 * KiB, 0);
-      const inbound = new Inbound(pool);
+      const { pool, inbound } = inboundOf(64 * KiB, 0);
       inbound.skipTo(2 ** 32 + distance - 64 * KiB);
       assertEquals([pool.roundTrip, inbound.limit], [0, 2 ** 32 + distance]);
       inbound.read(32 * KiB);
@@ -338,8 +325,7 @@ Deno.test("rule 10: a round trip is measured across 2^32 too, wherever the limit
 Deno.test(
   "rule 10: an update that moves no limit begins no measure",
   inTime((time) => {
-    const pool = new WindowPool(4 * MiB, 4 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     assertEquals(inbound.window.advertise(), 262_144);
     time.now += 100;
     inbound.read(1);
@@ -352,8 +338,7 @@ Deno.test(
 Deno.test(
   "rule 10: a window given up measures nothing",
   inTime((time) => {
-    const pool = new WindowPool(4 * MiB, 4 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     inbound.read(1);
     inbound.window.close();
     time.now += 5;
@@ -396,7 +381,7 @@ Deno.test("rule 10: of data that comes in bursts the time of one window counts, 
 Deno.test(
   "rule 10: less than a whole window proves nothing, however quickly it was read",
   inTime((time) => {
-    const inbound = new Inbound(new WindowPool(8 * MiB, 8 * MiB));
+    const { inbound } = inboundOf(8 * MiB, 8 * MiB);
     assertEquals(inbound.read(1), true);
     assertEquals(inbound.read(262_143), true);
     assertEquals(inbound.advertised, 262_144);
@@ -411,8 +396,7 @@ Deno.test(
 Deno.test(
   "rule 10: a round trip too short to be measured makes no window grow",
   inTime((time) => {
-    const pool = new WindowPool(8 * MiB, 8 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     for (let laps = 0; laps < 10; laps++) inbound.lap(time, 0);
     assertEquals([inbound.advertised, pool.roundTrip], [262_144, 0]);
   }),
@@ -421,8 +405,7 @@ Deno.test(
 Deno.test(
   "rule 10: a peer that does not use its credit in less than two round trips gets no more",
   inTime((time) => {
-    const pool = new WindowPool(8 * MiB, 8 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     inbound.read(1);
     time.now += ROUND_TRIP;
     inbound.arriveAll();
@@ -438,8 +421,7 @@ Deno.test(
 Deno.test(
   "rule 10: a window grows by doubling, up to the largest there may be and no further",
   inTime((time) => {
-    const pool = new WindowPool(1_000_000, 100 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(1_000_000, 100 * MiB);
     const sizes = new Set<number>();
     for (let laps = 0; laps < 20; laps++) {
       inbound.lap(time);
@@ -452,8 +434,7 @@ Deno.test(
 Deno.test(
   "rule 10: a stream with half its window unread falls back, as it reads, to what it was promised",
   inTime((time) => {
-    const pool = new WindowPool(2 * MiB, 4 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     while (!inbound.read(32 * KiB));
     // One byte less than half is unread.
@@ -470,8 +451,7 @@ Deno.test(
 Deno.test(
   "rule 10: a stream that stays in arrears comes down to its first window, and keeps that",
   inTime((time) => {
-    const pool = new WindowPool(2 * MiB, 4 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     inbound.arriveAll();
     const { limit, updates } = inbound;
@@ -489,8 +469,7 @@ Deno.test(
 Deno.test(
   "rule 10: a stream that fell back grows again when it is read as quickly as it comes",
   inTime((time) => {
-    const pool = new WindowPool(2 * MiB, 4 * MiB);
-    const inbound = new Inbound(pool);
+    const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     inbound.arriveAll();
     while (pool.granted > 262_144) inbound.read(32 * KiB);
@@ -503,7 +482,7 @@ Deno.test(
 Deno.test("rule 10: windows grow across 2^32 as anywhere", () => {
   for (const start of [100_000, 300_000, 1 * MiB, 3 * MiB]) {
     inTime((time) => {
-      const inbound = new Inbound(new WindowPool(2 * MiB, 4 * MiB));
+      const { inbound } = inboundOf(2 * MiB, 4 * MiB);
       inbound.skipTo(2 ** 32 - start);
       inbound.growTo(2 * MiB, time);
     })();
@@ -513,8 +492,7 @@ Deno.test("rule 10: windows grow across 2^32 as anywhere", () => {
 Deno.test("rule 10: windows fall back across 2^32 as anywhere: what was promised stays accounted for", () => {
   for (const start of [100_000, 1 * MiB, 1.9 * MiB]) {
     inTime((time) => {
-      const pool = new WindowPool(2 * MiB, 4 * MiB);
-      const inbound = new Inbound(pool);
+      const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
       inbound.skipTo(2 ** 32 - 10 * MiB);
       inbound.growTo(2 * MiB, time);
       while (inbound.consumed < 2 ** 32 - start) inbound.read(32 * KiB);

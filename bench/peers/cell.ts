@@ -6,6 +6,7 @@
 
 import { deadline } from "@std/async";
 import { buildGo, hasGoPackage } from "../../tests/go.ts";
+import { Process } from "../../tests/programs.ts";
 import type { Plan, Result } from "./shape.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
@@ -38,24 +39,24 @@ export interface GoPeers {
 
 /** Runs one cell; whatever goes wrong is its result. */
 export async function cell(peer: string, plan: Plan, cores?: Cores, go?: GoPeers): Promise<Result> {
-  const processes: Process[] = [];
+  await using processes = new AsyncDisposableStack();
   const start = (role: "client" | "server", plan: Plan) => {
     const own = [role, peer.startsWith(GO) ? peer.slice(GO.length) : peer, JSON.stringify(plan)];
     const command = peer.startsWith(GO)
       ? [go!.path, ...own]
       : [Deno.execPath(), "run", "-A", "--v8-flags=--expose-gc", `${HERE}end.ts`, ...own];
-    const process = new Process(cores === undefined ? command : ["taskset", "-c", `${cores[role]}`, ...command]);
-    processes.push(process);
-    return process;
+    const tied = cores === undefined ? command : ["taskset", "-c", `${cores[role]}`, ...command];
+    return processes.use(new Process(tied));
   };
   const work = async (): Promise<Result> => {
     const server = start("server", plan);
     const port = Number(await server.line());
     const client = start("client", { ...plan, port });
     // A server that only answers has nothing to say, but that it failed.
-    if (plan.kind !== "bulk" && plan.kind !== "accept") return await Promise.race([client.result(), server.result()]);
+    const results = [server.result<Result>(), client.result<Result>()] as const;
+    if (plan.kind !== "bulk" && plan.kind !== "accept") return await Promise.race(results);
     // A side that fails may leave the other waiting.
-    const [received, sent] = await Promise.all([server.result(), client.result()]);
+    const [received, sent] = await Promise.all(results);
     if (received.bytes !== sent.bytes) throw new Error(`lost data: ${received.bytes} of ${sent.bytes} arrived`);
     return received;
   };
@@ -64,65 +65,6 @@ export async function cell(peer: string, plan: Plan, cores?: Cores, go?: GoPeers
   } catch (error) {
     const hangs = error instanceof DOMException && error.name === "TimeoutError";
     return { error: hangs ? "hangs" : error instanceof Error ? error.message : `${error}` };
-  } finally {
-    for (const process of processes) await process.end();
-  }
-}
-
-/** One end of a cell. */
-class Process {
-  readonly #child: Deno.ChildProcess;
-  readonly #lines: ReadableStreamDefaultReader<string>;
-  readonly #complaint: Promise<string>;
-  #rest = "";
-
-  constructor([command, ...args]: string[]) {
-    this.#child = new Deno.Command(command!, {
-      args,
-      env: { NO_COLOR: "1" },
-      stdin: "piped",
-      stdout: "piped",
-      stderr: "piped",
-    }).spawn();
-    this.#lines = this.#child.stdout.pipeThrough(new TextDecoderStream()).getReader();
-    this.#complaint = new Response(this.#child.stderr).text();
-  }
-
-  /** The next line it prints. */
-  async line(): Promise<string> {
-    for (;;) {
-      const end = this.#rest.indexOf("\n");
-      if (end >= 0) {
-        const line = this.#rest.slice(0, end);
-        this.#rest = this.#rest.slice(end + 1);
-        return line;
-      }
-      const { done, value } = await this.#lines.read();
-      if (done) {
-        const { code } = await this.#child.status;
-        const [complaint] = (await this.#complaint).trim().split("\n");
-        throw new Error(`it ended with code ${code}${complaint && `: ${complaint}`}`);
-      }
-      this.#rest += value;
-    }
-  }
-
-  async result(): Promise<Result> {
-    const result: Result = JSON.parse(await this.line());
-    if (result.error !== undefined) throw new Error(result.error);
-    return result;
-  }
-
-  async end(): Promise<void> {
-    try {
-      this.#child.kill("SIGKILL");
-    } catch {
-      // It has ended by itself.
-    }
-    await this.#child.stdin.close().catch(() => {});
-    await this.#lines.cancel().catch(() => {});
-    await this.#complaint.catch(() => {});
-    await this.#child.status;
   }
 }
 

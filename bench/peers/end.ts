@@ -5,6 +5,8 @@
  * @module
  */
 
+import { delay } from "@std/async";
+import { usedMemory } from "../../tests/figures.ts";
 import { bare } from "./bare.ts";
 import { floor } from "./floor.ts";
 import { ours } from "./ours.ts";
@@ -30,7 +32,6 @@ const PEERS: Record<string, () => Peer | Promise<Peer>> = {
 };
 
 const now = () => performance.now();
-const sleep = (delay: number) => new Promise<void>((resolve) => setTimeout(resolve, delay));
 const say = (result: Result) => console.log(JSON.stringify(result));
 
 /** Takes the snapshots between which a rate is measured, by a timer: nothing of it is on the hot path. */
@@ -42,9 +43,9 @@ class Meter {
 
   constructor({ warm, time }: Plan) {
     this.rate = (async () => {
-      await sleep(warm);
+      await delay(warm);
       const [count, start] = [this.count, now()];
-      await sleep(time);
+      await delay(time);
       this.isOver = true;
       return (this.count - count) / (now() - start) * 1000;
     })();
@@ -56,7 +57,7 @@ async function writeAll(pipe: Pipe, p: Uint8Array): Promise<void> {
   while (at < p.length) at += await pipe.write(p.subarray(at));
 }
 
-async function readAll(pipe: Pipe, p: Uint8Array): Promise<void> {
+async function fill(pipe: Pipe, p: Uint8Array): Promise<void> {
   for (let at = 0; at < p.length;) {
     const count = await pipe.read(at === 0 ? p : p.subarray(at));
     if (count === null) throw new Error(`the end came after ${at} of ${p.length} bytes`);
@@ -226,7 +227,7 @@ async function bulk(peer: Peer, plan: Plan): Promise<Result> {
 async function exchange(pipe: Pipe, p: Uint32Array, q: Uint32Array): Promise<void> {
   const first = p[0] = p.at(-1)! + 1;
   await writeAll(pipe, new Uint8Array(p.buffer));
-  await readAll(pipe, new Uint8Array(q.buffer));
+  await fill(pipe, new Uint8Array(q.buffer));
   if (q[0] !== first || q.at(-1) !== p.at(-1)) throw new Error("the wrong message came back");
   p[p.length - 1] = first;
 }
@@ -300,17 +301,9 @@ async function accept(peer: Peer, plan: Plan): Promise<Result> {
 }
 
 async function memory(count: number, work: () => Promise<unknown>): Promise<Result> {
-  const collect = (globalThis as { gc?: () => void }).gc!;
-  const usage = async () => {
-    for (let n = 0; n < 3; n++) {
-      collect();
-      await sleep(50);
-    }
-    return Deno.memoryUsage();
-  };
-  const before = await usage();
+  const before = await usedMemory();
   const kept = await work();
-  const after = await usage();
+  const after = await usedMemory();
   if (kept === undefined) throw new Error("nothing was kept");
   return { resident: (after.rss - before.rss) / count, heap: (after.heapUsed - before.heapUsed) / count };
 }
@@ -336,7 +329,7 @@ function sessions(peer: Peer, plan: Plan): Promise<Result> {
       kept.push(peer.streamIsConnection ? [line, pipe] : [line]);
     }
     // Idle is what has been so for a while.
-    await sleep(1500);
+    await delay(1500);
     return kept;
   });
 }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { conditions, median, short, spread, table as markdown } from "../../tests/figures.ts";
 import { bars } from "../chart.ts";
 import type { Result } from "./shape.ts";
 
@@ -56,7 +57,7 @@ export function text(report: Report, rows: Row[], peers: Record<string, string>)
         isMemory(figure) ? label(figure) : figure === "rate" ? "ratio" : `${figure}, ratio`,
         ...columns.map((peer) => {
           const values = isMemory(figure) ? shownOf(row, byPeer, peer, figure) : ratios(row, byPeer, peer, figure);
-          if (values.length > 0) return number(median(values));
+          if (values.length > 0) return short(median(values));
           const error = byPeer[peer]?.find(({ error }) => error !== undefined)?.error;
           return error === undefined ? "" : error === "hangs" ? error : "fails";
         }),
@@ -79,7 +80,7 @@ export function text(report: Report, rows: Row[], peers: Record<string, string>)
     }
     blocks.push(`### ${row.name}: ${row.what}\n\n${markdown(table)}`);
   }
-  return `${machine}, ${rounds} round${rounds === 1 ? "" : "s"}
+  return `${conditions(machine, rounds)}
 
 ## Medians
 
@@ -140,32 +141,9 @@ function ratios({ against }: Row, byPeer: ByPeer, peer: string, figure: Figure):
   }) ?? [];
 }
 
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return (sorted[(sorted.length - 1) >> 1]! + sorted[sorted.length >> 1]!) / 2;
-}
-
-const number = (value: number) => value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0);
-
-function spread(values: number[]): string {
-  if (values.length === 0) return "";
-  if (values.length === 1) return number(values[0]!);
-  return `${number(median(values))} (${number(Math.min(...values))}–${number(Math.max(...values))})`;
-}
-
 /** What went wrong, if anything did. */
 function complaint(results: Result[]): string {
   const [error] = results.flatMap(({ error }) => error ?? []);
   // Neither may break the table.
   return error === undefined ? "" : `turn ${results.length}: ${error.replaceAll("|", "/").replaceAll("\n", " ")}`;
-}
-
-/** A Markdown table; the first row is its head, and columns at the end that have nothing else are left out. */
-function markdown(rows: string[][]): string {
-  const [head, ...body] = rows;
-  const width = head!.findLastIndex((_, column) => body.some((row) => row[column] !== "")) + 1;
-  const widths = head!.slice(0, width).map((_, column) => Math.max(3, ...rows.map((row) => row[column]!.length)));
-  const lines = rows.map((row) => `| ${widths.map((width, column) => row[column]!.padEnd(width)).join(" | ")} |`);
-  lines.splice(1, 0, `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`);
-  return lines.join("\n");
 }

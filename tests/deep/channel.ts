@@ -6,7 +6,10 @@
 
 import { peers } from "../../bench/channel_peers.ts";
 import { Runner } from "../../bench/channel_runner.ts";
-import { type Peer, type Scenario, scenarios } from "../../bench/channel_scenarios.ts";
+import { fill, type Peer, type Scenario, scenarios } from "../../bench/channel_scenarios.ts";
+import { conditions, machine, median, spread, table, usedMemory } from "../figures.ts";
+import { integer, parse } from "./shared/options.ts";
+import { program } from "./shared/program.ts";
 
 /** What it does. */
 export const description = "The channel's speed and memory beside its peers, as a table: [--rounds 7]";
@@ -34,15 +37,11 @@ interface Memory {
 /** Runs it; rejects when a value is lost or the memory is more than promised. */
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--memory") return await answerMemory(args[1] ?? "");
-  const rounds = Number(args.includes("--rounds") ? args[args.indexOf("--rounds") + 1] : 7);
-  if (!(Number.isInteger(rounds) && rounds >= 1)) {
-    throw new RangeError(`--rounds must be an integer of at least 1, received ${args[args.indexOf("--rounds") + 1]}`);
-  }
+  const { rounds } = parse(args, { rounds: integer(7, 1) });
   const leftOut: string[] = [];
   const runners = await Runner.startAll((name, why) => leftOut.push(`${name}: all, ${why}`));
   const names = runners.map(({ name }) => name);
-  const { v8, deno } = Deno.version;
-  console.log(`${rounds} rounds, Deno ${deno}, V8 ${v8}, ${navigator.hardwareConcurrency} cores`);
+  console.log(`${conditions(machine(), rounds)}, V8 ${Deno.version.v8}`);
 
   const rows: string[][] = [];
   const slower: string[] = [];
@@ -68,7 +67,7 @@ export async function run(args: string[]): Promise<void> {
     runner[Symbol.dispose]();
   }
 
-  print([["scenario", OURS, ...names.filter((name) => name !== OURS)], ...rows]);
+  console.log(table([["scenario", OURS, ...names.filter((name) => name !== OURS)], ...rows]));
   console.log(
     `\n${OURS}: the median time of one operation. The others: their time in ours, median and least to most; ` +
       `above 1 ours is faster, ** stands for less than ${WORTH_A_WORD}.`,
@@ -102,23 +101,9 @@ async function measure(scenario: Scenario, runners: Runner[], rounds: number): P
   return times;
 }
 
-function median(numbers: number[]): number {
-  const sorted = numbers.toSorted((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
-}
-
 function cell(ratios: number[]): string {
-  const text = `${median(ratios).toFixed(2)} (${Math.min(...ratios).toFixed(2)}–${Math.max(...ratios).toFixed(2)})`;
+  const text = spread(ratios, (ratio) => ratio.toFixed(2));
   return median(ratios) < WORTH_A_WORD ? `**${text}**` : text;
-}
-
-/** A Markdown table; the first row is its head. */
-function print(rows: string[][]): void {
-  const widths = rows[0]!.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
-  const line = (row: string[]) => `| ${row.map((text, i) => text.padEnd(widths[i]!)).join(" | ")} |`;
-  const [head, ...body] = rows;
-  console.log([line(head!), line(widths.map((width) => "-".repeat(width))), ...body.map(line)].join("\n"));
 }
 
 /** Measures each in a process of its own, which can collect its garbage when told to. */
@@ -127,15 +112,7 @@ async function compareMemory(names: string[]): Promise<void> {
   let ours: Memory | undefined;
   for (const name of names) {
     const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: [
-        "run",
-        "-A",
-        "--v8-flags=--expose-gc",
-        new URL("main.ts", import.meta.url).pathname,
-        "channel",
-        "--memory",
-        name,
-      ],
+      args: program("channel", "--memory", name),
       stdin: "null",
     }).output();
     if (!success) throw new Error(`${name}: ${new TextDecoder().decode(stderr)}`);
@@ -143,8 +120,7 @@ async function compareMemory(names: string[]): Promise<void> {
     if (name === OURS) ours = memory;
     rows.push([name, memory.queued.toFixed(1), memory.drained?.toFixed(3) ?? `not within ${PATIENCE / 1000} s`]);
   }
-  console.log();
-  print(rows);
+  console.log(`\n${table(rows)}`);
   const { queued, drained } = ours!;
   if (!(queued <= MAX_BYTES)) throw new Error(`A queued value takes ${queued} bytes, more than ${MAX_BYTES}`);
   if (!(drained !== undefined && drained <= MAX_LEFT)) {
@@ -159,19 +135,12 @@ async function answerMemory(name: string): Promise<void> {
   fill(peer, trial, 1000);
   await empty(peer, trial, 1000); // so that what the code itself takes is there before
   const queue = peer.open(MILLION);
-  const before = await used();
+  const before = (await usedMemory()).heapUsed;
   fill(peer, queue, MILLION);
-  const memory: Memory = { queued: (await used() - before) / MILLION };
-  if (await empty(peer, queue, MILLION)) memory.drained = (await used() - before) / MILLION;
+  const memory: Memory = { queued: ((await usedMemory()).heapUsed - before) / MILLION };
+  if (await empty(peer, queue, MILLION)) memory.drained = ((await usedMemory()).heapUsed - before) / MILLION;
   console.log(JSON.stringify(memory));
   peer.close(queue); // and so it is held until here
-}
-
-function fill<Q, R>(peer: Peer<Q, R>, queue: Q, count: number): void {
-  for (let value = 1; value <= count; value++) {
-    if (peer.trySend === undefined) peer.send(queue, value);
-    else if (!peer.trySend(queue, value)) throw new Error(`no room for ${value}`);
-  }
 }
 
 /** Whether all could be received in reasonable time. */
@@ -184,14 +153,4 @@ async function empty<Q, R>(peer: Peer<Q, R>, queue: Q, count: number): Promise<b
   }
   if (sum !== count * (count + 1) / 2) throw new Error(`lost or changed a value: the sum is ${sum}`);
   return true;
-}
-
-/** How much of the heap is in use. */
-async function used(): Promise<number> {
-  const { gc } = globalThis as { gc?: () => void };
-  for (let i = 0; i < 3; i++) {
-    await new Promise((resolve) => setTimeout(resolve));
-    gc!();
-  }
-  return Deno.memoryUsage().heapUsed;
 }

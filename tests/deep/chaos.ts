@@ -9,10 +9,12 @@
  */
 
 import { deadline, delay, pooledMap } from "@std/async";
-import { TextLineStream } from "@std/streams";
+import { explain, onUnhandled } from "../failures.ts";
 import { random } from "../fuzz/mutate.ts";
 import { buildGo, hasGoPackage } from "../go.ts";
 import { runClient, runServer, type Workload } from "../interop/workloads.ts";
+import { lines, makeFolder, Process } from "../programs.ts";
+import { integer, parse } from "./shared/options.ts";
 
 /** What it does. */
 export const description =
@@ -73,28 +75,22 @@ interface Verdict {
 
 /** Runs it; rejects when a session went wrong. */
 export async function run(args: string[]): Promise<void> {
-  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
-  const [sessions, seed] = [Number(option("--sessions") ?? 200), Number(option("--seed") ?? 1)];
-  if (!(Number.isInteger(sessions) && sessions >= 1)) {
-    throw new RangeError(`--sessions must be an integer of at least 1, received ${option("--sessions")}`);
-  }
-  if (!Number.isInteger(seed)) throw new RangeError(`--seed must be an integer, received ${option("--seed")}`);
-  const only = option("--only");
-  const numbers = only === undefined ? Array.from({ length: sessions }, (_, n) => n) : [Number(only)];
+  const { sessions, seed, only } = parse(args, {
+    sessions: integer(200, 1),
+    seed: integer(1),
+    only: integer(undefined, 0),
+  });
+  const numbers = only === undefined ? Array.from({ length: sessions }, (_, n) => n) : [only];
 
-  const unhandled: unknown[] = [];
-  const listener = (event: PromiseRejectionEvent) => {
-    event.preventDefault();
-    unhandled.push(event.reason);
-  };
-  globalThis.addEventListener("unhandledrejection", listener);
-  const folder = await Deno.makeTempDir({ prefix: "sluice-chaos-" });
   const counts = new Map<Fault, Map<Outcome, number>>();
   const failures: string[] = [];
+  const unhandled: unknown[] = [];
   const started = performance.now();
-  try {
-    const peer = await build("../interop/peer.go", "smux", folder);
-    const proxy = new Proxy(await build("chaos/proxy.go", "proxy", folder));
+  {
+    using _ = onUnhandled((reason) => unhandled.push(reason));
+    await using folder = await makeFolder("chaos");
+    const peer = await build("../interop/peer.go", "smux", folder.path);
+    const proxy = new Proxy(await build("chaos/proxy.go", "proxy", folder.path));
     const before = descriptors();
     for await (const { plan, verdict } of pooledMap(PARALLEL, numbers, (n) => judge(planOf(seed, n), peer, proxy))) {
       const { number, fault, role, version, up, down, at, size } = plan;
@@ -111,11 +107,8 @@ export async function run(args: string[]): Promise<void> {
     const left = await settled(before);
     if (left !== 0) failures.push(`${left} file descriptors are left open`);
     await proxy.end();
-  } finally {
-    globalThis.removeEventListener("unhandledrejection", listener);
-    await Deno.remove(folder, { recursive: true });
   }
-  for (const reason of unhandled) failures.push(`unhandled: ${say(reason)}`);
+  for (const reason of unhandled) failures.push(`unhandled: ${explain(reason)}`);
 
   const seconds = ((performance.now() - started) / 1000).toFixed(0);
   console.log(`chaos: ${numbers.length} sessions, seed ${seed}, ${seconds} s, ${failures.length} failures`);
@@ -165,31 +158,30 @@ async function judge(plan: Plan, peer: string, proxy: Proxy): Promise<{ plan: Pl
   try {
     return { plan, verdict: await deadline(attempt(plan, peer, proxy), 3 * PATIENCE) };
   } catch (error) {
-    return { plan, verdict: { outcome: "FAILED", why: say(error) } };
+    return { plan, verdict: { outcome: "FAILED", why: explain(error) } };
   }
 }
 
 async function attempt(plan: Plan, program: string, proxy: Proxy): Promise<Verdict> {
   const { role, version, workload } = plan;
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  let peer: Peer | undefined;
+  await using processes = new AsyncDisposableStack();
   try {
     if (role === "client") {
-      peer = new Peer(program, "server", plan, 0);
+      const peer = processes.use(startPeer(program, "server", plan, 0));
       const { port, struck } = await proxy.carry(plan, Number(await peer.line()));
       const conn = await Deno.connect({ hostname: "127.0.0.1", port });
       return verdict(plan, await outcome(plan, conn, runClient(conn, version, workload), struck));
     }
     const { port, struck } = await proxy.carry(plan, listener.addr.port);
-    peer = new Peer(program, "client", plan, port);
+    processes.use(startPeer(program, "client", plan, port));
     const conn = await listener.accept();
     return verdict(plan, await outcome(plan, conn, runServer(conn, version, workload), struck));
   } catch (error) {
     // A connection may be lost before it is accepted.
     const isLost = LOST.includes(error instanceof Error ? error.name : "") && FAULTS[plan.fault] === "ended";
-    return { outcome: isLost ? "ended" : "FAILED", why: say(error) };
+    return { outcome: isLost ? "ended" : "FAILED", why: explain(error) };
   } finally {
-    await peer?.end();
     proxy.forget(plan.number);
   }
 }
@@ -220,7 +212,7 @@ async function outcome(
 }
 
 function verdict({ fault }: Plan, { error, late }: { error?: unknown; late?: boolean }): Verdict {
-  const why = say(error);
+  const why = explain(error);
   const isWrong = /hash|unknown op|expected the peer's FIN|: ended /.test(why);
   if (fault === "flip") {
     return { outcome: late ? "stuck" : error === undefined ? "done" : isWrong ? "wrong bytes" : "ended", why };
@@ -288,38 +280,12 @@ class Proxy {
   }
 }
 
-/** A process of Go's smux. */
-class Peer {
-  readonly #child: Deno.ChildProcess;
-  readonly #lines: AsyncIterator<string>;
-
-  constructor(program: string, role: string, { number, version, workload }: Plan, port: number) {
-    const { kind, streams, parallel, size } = workload;
-    const flags = { role, port, version, workload: kind, streams, parallel, size, seed: number };
-    const times = { interval: KEEP_ALIVE, timeout: GO_TIMEOUT, bound: 2 * PATIENCE };
-    const args = Object.entries({ ...flags, ...times }).map(([name, value]) => `-${name}=${value}`);
-    this.#child = new Deno.Command(program, { args, stdin: "null", stdout: "piped", stderr: "null" }).spawn();
-    this.#lines = lines(this.#child.stdout)[Symbol.asyncIterator]();
-  }
-
-  async line(): Promise<string> {
-    const { value } = await this.#lines.next();
-    return value ?? "";
-  }
-
-  async end(): Promise<void> {
-    try {
-      this.#child.kill("SIGKILL");
-    } catch {
-      // It has ended by itself.
-    }
-    await this.#child.status;
-    await this.#lines.return?.();
-  }
-}
-
-function lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): ReadableStream<string> {
-  return output.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream());
+/** Starts a process of Go's smux. */
+function startPeer(program: string, role: string, { number, version, workload }: Plan, port: number): Process {
+  const { kind, streams, parallel, size } = workload;
+  const flags = { role, port, version, workload: kind, streams, parallel, size, seed: number };
+  const times = { interval: KEEP_ALIVE, timeout: GO_TIMEOUT, bound: 2 * PATIENCE };
+  return new Process([program, ...Object.entries({ ...flags, ...times }).map(([name, value]) => `-${name}=${value}`)]);
 }
 
 /** Builds one of the Go programs, in a folder that serves for both. */
@@ -339,10 +305,4 @@ function descriptors(): number {
 async function settled(before: number): Promise<number> {
   for (let n = 0; n < 20 && descriptors() !== before; n++) await delay(100);
   return descriptors() - before;
-}
-
-/** An error, with every cause. */
-function say(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  return `${error.name}: ${error.message}${error.cause === undefined ? "" : ` <- ${say(error.cause)}`}`;
 }

@@ -8,10 +8,13 @@
  */
 
 import { Worker } from "node:worker_threads";
+import { explain, onUnhandled } from "../failures.ts";
 import * as corpus from "../fuzz/corpus.ts";
 import { Coverage } from "../fuzz/coverage.ts";
 import { LONGEST, mutate, random } from "../fuzz/mutate.ts";
 import type { Watched } from "../fuzz/watchdog.ts";
+import { MiB } from "../support.ts";
+import { anyText, flag, integer, oneOf, parse, positive } from "./shared/options.ts";
 
 /** What it does. */
 export const description =
@@ -21,26 +24,24 @@ export const description =
 const BATCH = 256;
 // An input takes some milliseconds at most; so many it takes when it hangs in a loop that never awaits.
 const PATIENCE = 10_000;
-const MiB = 1024 * 1024;
 // What the heap may hold at any time: a session here has at most some tens of MiB unread.
 const HEAP = 1024 * MiB;
 
 /** Runs it; rejects when an input failed. */
 export async function run(args: string[]): Promise<void> {
-  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
-  const targets = Object.keys(corpus.TARGETS).filter((name) => (option("--target") ?? name) === name);
-  if (targets.length === 0) throw new RangeError(`--target must be decoder or session, received ${option("--target")}`);
-  const file = option("--replay");
+  const { seconds, seed, target: targets, save, replay: file } = parse(args, {
+    seconds: positive(60),
+    seed: integer(1),
+    target: oneOf(Object.keys(corpus.TARGETS)),
+    save: flag,
+    replay: anyText,
+  });
   if (file !== undefined) return await replay(file);
-  const seconds = Number(option("--seconds") ?? 60);
-  if (!(seconds > 0)) throw new RangeError(`--seconds must be a number above 0, received ${option("--seconds")}`);
-  const seed = Number(option("--seed") ?? 1);
-  if (!Number.isInteger(seed)) throw new RangeError(`--seed must be an integer, received ${option("--seed")}`);
 
   const catcher = new Catcher();
   let crashes = 0;
   for (const target of targets) {
-    crashes += await fuzz(target, seconds / targets.length, seed, args.includes("--save"), catcher);
+    crashes += await fuzz(target, seconds / targets.length, seed, save, catcher);
   }
   await catcher.end();
   if (crashes > 0) throw new Error(`${crashes} inputs failed`);
@@ -138,15 +139,11 @@ class Catcher {
   readonly #bytes = new Uint8Array(this.#shared, 12);
   readonly #watchdog: Worker;
   #unhandled: unknown;
-  readonly #listener = (event: PromiseRejectionEvent) => {
-    event.preventDefault();
-    this.#unhandled ??= event.reason;
-  };
+  readonly #listening = onUnhandled((reason) => this.#unhandled ??= reason);
 
   constructor() {
     const watched: Watched = { shared: this.#shared, patience: PATIENCE };
     this.#watchdog = new Worker(new URL("../fuzz/watchdog.ts", import.meta.url), { workerData: watched });
-    globalThis.addEventListener("unhandledrejection", this.#listener);
   }
 
   /** Says what failed, with every cause. */
@@ -158,22 +155,16 @@ class Catcher {
     try {
       await corpus.TARGETS[target]!(input);
     } catch (error) {
-      return reason(error);
+      return explain(error);
     }
     if (this.#unhandled === undefined) return undefined;
-    const unhandled = `unhandled: ${reason(this.#unhandled)}`;
+    const unhandled = `unhandled: ${explain(this.#unhandled)}`;
     this.#unhandled = undefined;
     return unhandled;
   }
 
   async end(): Promise<void> {
-    globalThis.removeEventListener("unhandledrejection", this.#listener);
+    this.#listening[Symbol.dispose]();
     await this.#watchdog.terminate();
   }
-}
-
-function reason(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  const cause = error.cause === undefined ? "" : ` <- ${reason(error.cause)}`;
-  return `${error.name}: ${error.message.split("\n")[0]}${cause}`;
 }

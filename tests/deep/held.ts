@@ -8,9 +8,13 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { delay, pooledMap } from "@std/async";
-import { TextLineStream } from "@std/streams";
 import { buildGoPeers, cell } from "../../bench/peers/cell.ts";
 import { Session, SessionClosedError, type Stream } from "../../mod.ts";
+import { usedMemory } from "../figures.ts";
+import { lines, makeFolder } from "../programs.ts";
+import { readExactly } from "../support.ts";
+import { integer, parse } from "./shared/options.ts";
+import { program } from "./shared/program.ts";
 
 /** What it does. */
 export const description =
@@ -53,42 +57,34 @@ interface Costs {
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--ask") return await ask(JSON.parse(args[1]!));
   if (args[0] === "--answer") return await answer(args[1] === "1" ? 1 : 2);
-  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
-  const all = Number(option("--streams") ?? 100_000);
-  if (!(Number.isInteger(all) && all >= 1000)) {
-    throw new RangeError(`--streams must be an integer of at least 1000, received ${option("--streams")}`);
-  }
-  const folder = await Deno.makeTempDir({ prefix: "sluice-held-" });
+  const { streams: all } = parse(args, { streams: integer(100_000, 1000) });
+  await using folder = await makeFolder("held");
   const above: string[] = [];
-  try {
-    const go = await buildGoPeers(folder);
-    if (go === undefined) console.log("Go or its smux is not here: nothing to compare with");
-    for (const version of VERSIONS) {
-      for (const sessions of SESSIONS) {
-        const streams = Math.floor(all / sessions);
-        const name = `v${version}, ${sessions} x ${streams}`;
-        const { session, idle, answered, server } = await measure({ version, sessions, streams });
-        console.log(`${name}: all ${sessions * streams} streams answered; each costs, in bytes,`);
-        console.log(`  idle             ${show(idle)}`);
-        console.log(`  answered         ${show(answered)}`);
-        console.log(`  on the server    ${show(server)}`);
-        if (sessions > 1) console.log(`  an idle session  ${show(session)}`);
-        if (go?.names.includes(`go${version}`)) {
-          const plan = { connections: sessions, streams, size: SIZE, eager: false, web: false, messages: 0 };
-          const theirs = await cell(`go${version}`, { kind: "streams", ...plan, ...NO_TIME }, undefined, go);
-          // It counts for each stream of one session.
-          const usage = { resident: theirs.resident! / sessions, heap: theirs.heap! / sessions };
-          const among = sessions > 1 ? ", its share of a session among it" : "";
-          console.log(`  Go's, answered   ${theirs.error ?? show(usage) + among}`);
-        }
-        if (idle.heap > STREAM_BOUND) above.push(`${name}: ${Math.round(idle.heap)} bytes of heap an idle stream`);
-        if (sessions > 1 && session.resident > SESSION_BOUND) {
-          above.push(`${name}: ${Math.round(session.resident)} bytes an idle session`);
-        }
+  const go = await buildGoPeers(folder.path);
+  if (go === undefined) console.log("Go or its smux is not here: nothing to compare with");
+  for (const version of VERSIONS) {
+    for (const sessions of SESSIONS) {
+      const streams = Math.floor(all / sessions);
+      const name = `v${version}, ${sessions} x ${streams}`;
+      const { session, idle, answered, server } = await measure({ version, sessions, streams });
+      console.log(`${name}: all ${sessions * streams} streams answered; each costs, in bytes,`);
+      console.log(`  idle             ${show(idle)}`);
+      console.log(`  answered         ${show(answered)}`);
+      console.log(`  on the server    ${show(server)}`);
+      if (sessions > 1) console.log(`  an idle session  ${show(session)}`);
+      if (go?.names.includes(`go${version}`)) {
+        const plan = { connections: sessions, streams, size: SIZE, eager: false, web: false, messages: 0 };
+        const theirs = await cell(`go${version}`, { kind: "streams", ...plan, ...NO_TIME }, undefined, go);
+        // It counts for each stream of one session.
+        const usage = { resident: theirs.resident! / sessions, heap: theirs.heap! / sessions };
+        const among = sessions > 1 ? ", its share of a session among it" : "";
+        console.log(`  Go's, answered   ${theirs.error ?? show(usage) + among}`);
+      }
+      if (idle.heap > STREAM_BOUND) above.push(`${name}: ${Math.round(idle.heap)} bytes of heap an idle stream`);
+      if (sessions > 1 && session.resident > SESSION_BOUND) {
+        above.push(`${name}: ${Math.round(session.resident)} bytes an idle session`);
       }
     }
-  } finally {
-    await Deno.remove(folder, { recursive: true });
   }
   const bounds = `${STREAM_BOUND} bytes of heap a stream and ${SESSION_BOUND} bytes a session`;
   if (above.length > 0) throw new Error(`Above ${bounds}: ${above.join("; ")}`);
@@ -111,7 +107,7 @@ async function measure(plan: Cell): Promise<Costs> {
 
 function start(args: string[], stdin: "null" | "piped"): Deno.Command {
   return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--v8-flags=--expose-gc", new URL("main.ts", import.meta.url).pathname, "held", ...args],
+    args: program("held", ...args),
     stdin,
     stdout: "piped",
     signal: AbortSignal.timeout(PATIENCE),
@@ -122,7 +118,7 @@ function start(args: string[], stdin: "null" | "piped"): Deno.Command {
 async function ask({ version, sessions, streams }: Cell): Promise<void> {
   const child = start(["--answer", `${version}`], "piped").spawn();
   const writer = child.stdin.getWriter();
-  const output = child.stdout.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream()).getReader();
+  const output = lines(child.stdout).getReader();
   const line = async () => JSON.parse((await output.read()).value ?? "null");
   const serverUsage = async (): Promise<Usage & { streams: number }> => {
     await writer.write(new TextEncoder().encode("\n"));
@@ -147,13 +143,8 @@ async function ask({ version, sessions, streams }: Cell): Promise<void> {
   const exchange = async (stream: Stream, n: number) => {
     const message = Float64Array.of(n);
     await stream.write(new Uint8Array(message.buffer));
-    const p = new Uint8Array(SIZE);
-    for (let at = 0; at < SIZE;) {
-      const count = await stream.read(p.subarray(at));
-      assert(count !== null, `stream ${n} ended`);
-      at += count;
-    }
-    assertEquals(new Float64Array(p.buffer)[0], n);
+    const answer = await readExactly(stream, SIZE);
+    assertEquals(new Float64Array(answer.buffer)[0], n);
     // As in Go's workload, somebody waits for what comes next.
     stream.read(new Uint8Array(SIZE)).catch(() => {});
   };
@@ -200,7 +191,7 @@ async function answer(version: 1 | 2): Promise<void> {
     for await (const conn of listener) serveOne(conn);
   })();
   console.log(listener.addr.port);
-  for await (const _ of Deno.stdin.readable.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream())) {
+  for await (const _ of lines(Deno.stdin.readable)) {
     console.log(JSON.stringify({ ...await usage(), streams }));
   }
   listener.close();
@@ -208,11 +199,6 @@ async function answer(version: 1 | 2): Promise<void> {
 }
 
 async function usage(): Promise<Usage> {
-  const collect = (globalThis as { gc?: () => void }).gc!;
-  for (let n = 0; n < 3; n++) {
-    collect();
-    await delay(50);
-  }
-  const { rss, heapUsed } = Deno.memoryUsage();
+  const { rss, heapUsed } = await usedMemory();
   return { resident: rss, heap: heapUsed };
 }

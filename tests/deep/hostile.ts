@@ -4,9 +4,12 @@
  * @module
  */
 
-import { type Figures, Lab, percentile, ways } from "../hostile/lab.ts";
+import { explain } from "../failures.ts";
+import { machine, percentile } from "../figures.ts";
+import { type Figures, Lab, ways } from "../hostile/lab.ts";
 import { CASES } from "../hostile/table.ts";
 import type { Role } from "../hostile/victim.ts";
+import { anyText, flag, names, parse } from "./shared/options.ts";
 
 /** What it does. */
 export const description =
@@ -28,12 +31,13 @@ interface Result {
 
 /** Runs it; rejects when a case is broken. */
 export async function run(args: string[]): Promise<void> {
-  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
-  const only = option("--only")?.split(",");
-  const cases = CASES.filter(({ id, name }) => only === undefined || only.includes(id) || only.includes(name));
-  const unknown = only?.filter((wanted) => !CASES.some(({ id, name }) => id === wanted || name === wanted)) ?? [];
-  if (unknown.length > 0) throw new RangeError(`--only names no case: ${unknown.join(", ")}`);
-  if (args.includes("--list")) {
+  const { only, json, list } = parse(args, {
+    only: names([...new Set(CASES.flatMap(({ id, name }) => [id, name]))]),
+    json: anyText,
+    list: flag,
+  });
+  const cases = CASES.filter(({ id, name }) => only.includes(id) || only.includes(name));
+  if (list) {
     for (const { id, name, attack, expected } of cases) console.log(`${id} ${name}: ${attack}; ${expected}`);
     return;
   }
@@ -50,7 +54,7 @@ export async function run(args: string[]): Promise<void> {
         name: which.name,
         role,
         version,
-        outcome: hasHeld ? "held" : explain(failure),
+        outcome: hasHeld ? "held" : `BROKEN: ${explain(failure)}`,
         hasHeld,
         seconds: (performance.now() - started) / 1000,
         figures,
@@ -62,11 +66,7 @@ export async function run(args: string[]): Promise<void> {
   }
   const broken = results.filter(({ hasHeld }) => !hasHeld).length;
   console.log(`${results.length} cases, ${results.length - broken} held, ${broken} broken`);
-  const json = option("--json");
-  if (json !== undefined) {
-    const machine = `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} cores`;
-    await Deno.writeTextFile(json, JSON.stringify({ machine, results }) + "\n");
-  }
+  if (json !== undefined) await Deno.writeTextFile(json, JSON.stringify({ machine: machine(), results }) + "\n");
   if (broken > 0) Deno.exit(1);
 }
 
@@ -87,11 +87,4 @@ function line({ id, name, role, version, outcome, seconds, figures, notes }: Res
     number(gap, 1).padStart(5),
     `${outcome}, ${seconds.toFixed(1)} s${extra.map((text) => `; ${text}`).join("")}`,
   ].join("  ");
-}
-
-/** An error and what it came of, in one line. */
-function explain(error: unknown): string {
-  const messages = [];
-  for (let at = error; at instanceof Error; at = at.cause) messages.push(`${at.name}: ${at.message.split("\n")[0]}`);
-  return `BROKEN: ${messages.join(" < ") || error}`;
 }

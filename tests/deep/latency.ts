@@ -6,10 +6,12 @@
  */
 
 import { deadline } from "@std/async";
-import { TextLineStream } from "@std/streams";
-import { parseArgs } from "node:util";
-import type { Plan, Result, Role } from "./latency/end.ts";
+import { conditions, machine, median, spread, table as markdown } from "../figures.ts";
 import { buildGo, hasGoPackage } from "../go.ts";
+import { makeFolder, Process } from "../programs.ts";
+import type { Plan, Result, Role } from "./latency/end.ts";
+import { anyText, integer, parse } from "./shared/options.ts";
+import { progress } from "./shared/program.ts";
 
 /** What it does. */
 export const description =
@@ -90,68 +92,44 @@ interface Outcome {
 
 /** Runs it; rejects when bytes were wrong or one of our own cells hangs. */
 export async function run(args: string[]): Promise<void> {
-  const { values } = parseArgs({
-    args,
-    options: { rounds: { type: "string", default: "5" }, json: { type: "string" } },
-  });
-  const rounds = Number(values.rounds);
-  if (!(Number.isInteger(rounds) && rounds >= 1)) {
-    throw new RangeError(`--rounds must be an integer of at least 1, received ${values.rounds}`);
+  const { rounds, json } = parse(args, { rounds: integer(5, 1), json: anyText });
+  await using folder = await makeFolder("latency");
+  const go = hasGoPackage("github.com/xtaci/smux") ? await buildGo(folder.path, [`${HERE}peer.go`]) : undefined;
+  if (go === undefined) {
+    console.log("Without Go's rows: apt-get install golang-go golang-github-xtaci-smux-dev");
   }
-  const folder = await Deno.makeTempDir({ prefix: "sluice-latency-" });
-  const interrupted = () => {
-    // The processes end with their standard input.
-    Deno.removeSync(folder, { recursive: true });
-    Deno.exit(1);
-  };
-  for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, interrupted);
-  try {
-    const go = hasGoPackage("github.com/xtaci/smux") ? await buildGo(folder, [`${HERE}peer.go`]) : undefined;
-    if (go === undefined) {
-      console.log("Without Go's rows: apt-get install golang-go golang-github-xtaci-smux-dev");
+  const cells = CELLS.filter(({ peer }) => go !== undefined || !peer.startsWith("go"));
+  const outcomes = new Map<string, Outcome[]>(cells.map(({ name }) => [name, []]));
+  const trips: number[] = [];
+  for (let round = 0; round < rounds; round++) {
+    progress(`round ${round + 1}: round trip`);
+    trips.push(...await roundTrips());
+    for (let n = 0; n < cells.length; n++) {
+      const cell = cells[(round + n) % cells.length]!;
+      progress(`round ${round + 1}: ${cell.name}`);
+      outcomes.get(cell.name)!.push(await measure(cell, go));
     }
-    const cells = CELLS.filter(({ peer }) => go !== undefined || !peer.startsWith("go"));
-    const outcomes = new Map<string, Outcome[]>(cells.map(({ name }) => [name, []]));
-    const trips: number[] = [];
-    for (let round = 0; round < rounds; round++) {
-      progress(round, "round trip");
-      trips.push(...await roundTrips());
-      for (let n = 0; n < cells.length; n++) {
-        const cell = cells[(round + n) % cells.length]!;
-        progress(round, cell.name);
-        outcomes.get(cell.name)!.push(await measure(cell, go));
-      }
-    }
-    progress();
-    const machine = `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} cores`;
-    console.log(`${machine}, ${rounds} round${rounds === 1 ? "" : "s"}`);
-    console.log(`The link: ${ROUND_TRIP} ms and 1 Gbit/s asked for, round trip of one byte ${range(trips, 1)} ms`);
-    console.log(`\n${table(cells, outcomes)}\n`);
-    for (const line of verdicts(cells, outcomes, median(trips))) console.log(line);
-    if (values.json !== undefined) {
-      const results = Object.fromEntries(outcomes);
-      await Deno.writeTextFile(values.json, JSON.stringify({ machine, rounds, roundTrips: trips, results }));
-    }
-    for (const { name, peer } of cells) {
-      const failed = outcomes.get(name)!.find(({ error }) => error !== undefined);
-      if (failed !== undefined && !peer.startsWith("go")) throw new Error(`${name}: ${failed.error}`);
-    }
-  } finally {
-    for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.removeSignalListener(signal, interrupted);
-    await Deno.remove(folder, { recursive: true });
   }
-}
-
-function progress(round = 0, what?: string): void {
-  if (!Deno.stderr.isTerminal()) return;
-  const text = what === undefined ? "" : `round ${round + 1}: ${what}`;
-  Deno.stderr.writeSync(new TextEncoder().encode(`\r${text}\x1b[K`));
+  progress();
+  const where = machine();
+  console.log(conditions(where, rounds));
+  console.log(`The link: ${ROUND_TRIP} ms and 1 Gbit/s asked for, round trip of one byte ${range(trips, 1)} ms`);
+  console.log(`\n${table(cells, outcomes)}\n`);
+  for (const line of verdicts(cells, outcomes, median(trips))) console.log(line);
+  if (json !== undefined) {
+    const results = Object.fromEntries(outcomes);
+    await Deno.writeTextFile(json, JSON.stringify({ machine: where, rounds, roundTrips: trips, results }));
+  }
+  for (const { name, peer } of cells) {
+    const failed = outcomes.get(name)!.find(({ error }) => error !== undefined);
+    if (failed !== undefined && !peer.startsWith("go")) throw new Error(`${name}: ${failed.error}`);
+  }
 }
 
 /** Runs a plan, and gives what the client and the server said. */
 async function runEnds(peer: string, plan: Plan, isNear: boolean, go?: string): Promise<Record<Role, Result>> {
   await using processes = new AsyncDisposableStack();
-  const start = (command: string, ...args: string[]) => processes.use(new Process(command, args));
+  const start = (command: string, ...args: string[]) => processes.use(new Process([command, ...args]));
   const deno = (script: string, ...args: unknown[]) =>
     start(Deno.execPath(), "run", "-A", `${HERE}${script}`, ...args.map(String));
   const end = (role: Role, plan: Plan) =>
@@ -164,7 +142,7 @@ async function runEnds(peer: string, plan: Plan, isNear: boolean, go?: string): 
     if (!isNear) port = Number(await deno("link.ts", port, ROUND_TRIP / 2, BITS_PER_SECOND / 8).line());
     const client = end("client", { ...plan, port });
     // The end that fails may leave the other waiting.
-    const said = (process: Process) => plan.pings > 0 && process === server ? {} : process.result();
+    const said = (process: Process) => plan.pings > 0 && process === server ? {} : process.result<Result>();
     const [fromClient, fromServer] = await Promise.all([said(client), said(server)]);
     return { client: fromClient, server: fromServer };
   };
@@ -212,41 +190,6 @@ function rates(samples: [number, number][]): Outcome {
   return { rate };
 }
 
-/** A child process that prints lines. */
-class Process implements AsyncDisposable {
-  readonly #child: Deno.ChildProcess;
-  readonly #lines: ReadableStreamDefaultReader<string>;
-
-  constructor(command: string, args: string[]) {
-    this.#child = new Deno.Command(command, { args, stdin: "piped", stdout: "piped", stderr: "inherit" }).spawn();
-    this.#lines = this.#child.stdout.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream()).getReader();
-  }
-
-  /** The next line it prints. */
-  async line(): Promise<string> {
-    const { done, value } = await this.#lines.read();
-    if (done) throw new Error(`a process ended with code ${(await this.#child.status).code}`);
-    return value;
-  }
-
-  async result(): Promise<Result> {
-    const result: Result = JSON.parse(await this.line());
-    if (result.error !== undefined) throw new Error(result.error);
-    return result;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    try {
-      this.#child.kill("SIGKILL");
-    } catch {
-      // It has ended by itself.
-    }
-    await this.#child.stdin.close().catch(() => {});
-    await this.#lines.cancel().catch(() => {});
-    await this.#child.status;
-  }
-}
-
 type Outcomes = Map<string, Outcome[]>;
 
 /** The ratio to the cell it stands beside, of each round in which both gave a rate. */
@@ -274,10 +217,7 @@ function table(cells: Cell[], outcomes: Outcomes): string {
       range(all("start"), 0),
     ]);
   }
-  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  const lines = rows.map((row) => `| ${row.map((text, column) => text.padEnd(widths[column]!)).join(" | ")} |`);
-  lines.splice(1, 0, `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`);
-  return `${lines.join("\n")}
+  return `${markdown(rows)}
 
 The median, in brackets the least and the most. MB/s: over ${TIME / 1000} s, from ${
     WARM / 1000
@@ -298,15 +238,5 @@ function verdicts(cells: Cell[], outcomes: Outcomes, roundTrip: number): string[
   return lines;
 }
 
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return (sorted[(sorted.length - 1) >> 1]! + sorted[sorted.length >> 1]!) / 2;
-}
-
-/** The median, and least to most where there is more than one. */
-function range(values: number[], digits: number): string {
-  if (values.length === 0) return "";
-  const text = median(values).toFixed(digits);
-  if (values.length === 1) return text;
-  return `${text} (${Math.min(...values).toFixed(digits)}–${Math.max(...values).toFixed(digits)})`;
-}
+/** As {@linkcode spread}, with so many digits. */
+const range = (values: number[], digits: number) => spread(values, (value) => value.toFixed(digits));

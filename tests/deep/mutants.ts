@@ -5,7 +5,8 @@
  * @module
  */
 
-import { parseArgs } from "node:util";
+import { makeFolder } from "../programs.ts";
+import { anyText, integer, parse } from "./shared/options.ts";
 
 /** What it does. */
 export const description = "Plants bugs in a copy and looks whether the tests find them: [--seeds 4000] [--only WORDS]";
@@ -270,44 +271,34 @@ const LIMIT = 5 * 60_000;
 
 /** Runs it; rejects when a bug was not found. */
 export async function run(args: string[]): Promise<void> {
-  const { values } = parseArgs({
-    args,
-    options: { seeds: { type: "string", default: "4000" }, only: { type: "string", default: "" } },
-  });
-  const seeds = Number(values.seeds);
-  if (!(Number.isInteger(seeds) && seeds >= 1)) {
-    throw new RangeError(`--seeds must be an integer of at least 1, received ${values.seeds}`);
-  }
-  const mutants = MUTANTS.filter(({ name }) => name.includes(values.only));
-  const copy = await Deno.makeTempDir();
-  try {
-    await copyRepository(copy);
-    const tests = [...new Set(mutants.flatMap(({ tests = [] }) => tests))];
-    for (const mutant of mutants) plant(mutant, await Deno.readTextFile(`${copy}/${mutant.file}`));
-    // What fails without a bug finds none.
-    const sound = await simulation(copy, seeds);
-    if (!sound.success) throw new Error(`The simulation fails without any bug:\n${sound.output}`);
-    const quick = tests.length === 0 ? sound : await quickTests(copy, tests);
-    if (!quick.success) throw new Error(`The tests fail without any bug:\n${quick.output}`);
+  const { seeds, only = "" } = parse(args, { seeds: integer(4000, 1), only: anyText });
+  const mutants = MUTANTS.filter(({ name }) => name.includes(only));
+  await using folder = await makeFolder("mutants");
+  const copy = folder.path;
+  await copyRepository(copy);
+  const tests = [...new Set(mutants.flatMap(({ tests = [] }) => tests))];
+  for (const mutant of mutants) plant(mutant, await Deno.readTextFile(`${copy}/${mutant.file}`));
+  // What fails without a bug finds none.
+  const sound = await simulation(copy, seeds);
+  if (!sound.success) throw new Error(`The simulation fails without any bug:\n${sound.output}`);
+  const quick = tests.length === 0 ? sound : await quickTests(copy, tests);
+  if (!quick.success) throw new Error(`The tests fail without any bug:\n${quick.output}`);
 
-    let found = 0;
-    for (const mutant of mutants) {
-      const started = performance.now();
-      const original = await Deno.readTextFile(`${copy}/${mutant.file}`);
-      await Deno.writeTextFile(`${copy}/${mutant.file}`, plant(mutant, original));
-      const finder = await find(copy, mutant, seeds);
-      await Deno.writeTextFile(`${copy}/${mutant.file}`, original);
-      if (finder !== undefined) found++;
-      const seconds = ((performance.now() - started) / 1000).toFixed(1);
-      console.log(
-        `${finder === undefined ? "NOT FOUND" : "found"}: ${mutant.name} (${finder ?? "by nothing"}, ${seconds} s)`,
-      );
-    }
-    console.log(`${found} of ${mutants.length} found`);
-    if (found < mutants.length) throw new Error(`${mutants.length - found} bugs were not found`);
-  } finally {
-    await Deno.remove(copy, { recursive: true });
+  let found = 0;
+  for (const mutant of mutants) {
+    const started = performance.now();
+    const original = await Deno.readTextFile(`${copy}/${mutant.file}`);
+    await Deno.writeTextFile(`${copy}/${mutant.file}`, plant(mutant, original));
+    const finder = await find(copy, mutant, seeds);
+    await Deno.writeTextFile(`${copy}/${mutant.file}`, original);
+    if (finder !== undefined) found++;
+    const seconds = ((performance.now() - started) / 1000).toFixed(1);
+    console.log(
+      `${finder === undefined ? "NOT FOUND" : "found"}: ${mutant.name} (${finder ?? "by nothing"}, ${seconds} s)`,
+    );
   }
+  console.log(`${found} of ${mutants.length} found`);
+  if (found < mutants.length) throw new Error(`${mutants.length - found} bugs were not found`);
 }
 
 /** The text with the bug in it. */

@@ -5,10 +5,13 @@
  * @module
  */
 
-import { parseArgs } from "node:util";
 import { buildGoPeers, canTie, cell, type Cores, type GoPeers } from "../../bench/peers/cell.ts";
 import { chart, type Report, type Row, text } from "../../bench/peers/report.ts";
 import type { Plan, Result } from "../../bench/peers/shape.ts";
+import { machine } from "../figures.ts";
+import { makeFolder } from "../programs.ts";
+import { anyText, integer, names, parse } from "./shared/options.ts";
+import { progress } from "./shared/program.ts";
 
 /** What it does. */
 export const description = "The speed of every workload beside a bare socket and other multiplexers: [--rounds 5] " +
@@ -162,8 +165,15 @@ const DEFAULTS: Plan = {
 
 /** Runs it; rejects when one of our own cells fails. */
 export async function run(args: string[]): Promise<void> {
-  const { rounds, only, peers, json, chart: picture, from } = parse(args);
-  const chosen = WORKLOADS.filter(({ name }) => only?.includes(name) ?? true);
+  const { rounds, only, peers, json, chart: picture, from } = parse(args, {
+    rounds: integer(5, 1),
+    only: names(WORKLOADS.map(({ name }) => name)),
+    peers: names(Object.keys(PEERS)),
+    json: anyText,
+    chart: anyText,
+    from: anyText,
+  });
+  const chosen = WORKLOADS.filter(({ name }) => only.includes(name));
   const report: Report = from === undefined
     ? await measureAll(chosen, peers, rounds)
     : JSON.parse(await Deno.readTextFile(from));
@@ -182,59 +192,17 @@ export async function run(args: string[]): Promise<void> {
   }
 }
 
-function parse(args: string[]) {
-  const { rounds: count, only, peers, ...files } = parseArgs({
-    args,
-    options: {
-      rounds: { type: "string", default: "5" },
-      only: { type: "string" },
-      peers: { type: "string" },
-      json: { type: "string" },
-      chart: { type: "string" },
-      from: { type: "string" },
-    },
-  }).values;
-  const rounds = Number(count);
-  if (!(Number.isInteger(rounds) && rounds >= 1)) {
-    throw new RangeError(`--rounds must be an integer of at least 1, received ${count}`);
-  }
-  const list = (text: string | undefined, option: string, known: string[]) => {
-    const names = text?.split(",");
-    const unknown = names?.find((name) => !known.includes(name));
-    if (unknown !== undefined) throw new RangeError(`--${option} must be of ${known}, received ${unknown}`);
-    return names;
-  };
-  return {
-    ...files,
-    rounds,
-    only: list(only, "only", WORKLOADS.map(({ name }) => name)),
-    peers: list(peers, "peers", Object.keys(PEERS)) ?? Object.keys(PEERS),
-  };
-}
-
 /** What it needs, then all of it, then nothing left behind. */
 async function measureAll(chosen: Workload[], peers: string[], rounds: number): Promise<Report> {
-  const folder = await Deno.makeTempDir({ prefix: "sluice-peers-" });
-  const interrupted = () => {
-    // The processes end with their standard input.
-    Deno.removeSync(folder, { recursive: true });
-    Deno.exit(1);
-  };
-  for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, interrupted);
-  try {
-    const go = await buildGoPeers(folder);
-    const missing = go?.missing ?? ["go", "its packages"];
-    if (missing.length > 0) console.error(`Without Go's peers that need what is not there: ${missing.join(", ")}.`);
-    const there = peers.filter((peer) => !peer.startsWith("go") || go?.names.includes(peer));
-    const isTied = await canTie();
-    if (!isTied) console.error("Without what is tied to cores: it needs taskset and two of them.");
-    const workloads = chosen.filter(({ cores }) => cores === undefined || isTied);
-    const machine = `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} cores`;
-    return { machine, rounds, results: await measure(workloads, there, rounds, go) };
-  } finally {
-    for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.removeSignalListener(signal, interrupted);
-    await Deno.remove(folder, { recursive: true });
-  }
+  await using folder = await makeFolder("peers");
+  const go = await buildGoPeers(folder.path);
+  const missing = go?.missing ?? ["go", "its packages"];
+  if (missing.length > 0) console.error(`Without Go's peers that need what is not there: ${missing.join(", ")}.`);
+  const there = peers.filter((peer) => !peer.startsWith("go") || go?.names.includes(peer));
+  const isTied = await canTie();
+  if (!isTied) console.error("Without what is tied to cores: it needs taskset and two of them.");
+  const workloads = chosen.filter(({ cores }) => cores === undefined || isTied);
+  return { machine: machine(), rounds, results: await measure(workloads, there, rounds, go) };
 }
 
 async function measure(
@@ -265,10 +233,6 @@ async function measure(
       }
     }
   }
-  progress("");
+  progress();
   return results;
-}
-
-function progress(text: string): void {
-  if (Deno.stderr.isTerminal()) Deno.stderr.writeSync(new TextEncoder().encode(`\r${text}\x1b[K`));
 }

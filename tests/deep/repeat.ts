@@ -4,6 +4,8 @@
  * @module
  */
 
+import { integer, parseWithWords } from "./shared/options.ts";
+
 /** What it does. */
 export const description = "`deno task test` in shuffled order, again and again: [--times 100] [FILE...]";
 
@@ -12,12 +14,7 @@ const LIMIT = 10 * 60_000;
 
 /** Runs it; rejects when a run failed. */
 export async function run(args: string[]): Promise<void> {
-  const at = args.indexOf("--times");
-  const times = at < 0 ? 100 : Number(args[at + 1]);
-  if (!(Number.isInteger(times) && times >= 1)) {
-    throw new RangeError(`--times must be an integer of at least 1, received ${args[at + 1]}`);
-  }
-  const files = args.filter((_, n) => at < 0 || (n !== at && n !== at + 1));
+  const { values: { times }, words: files } = parseWithWords(args, { times: integer(100, 1) });
 
   const started = performance.now();
   const failures = new Map<string, number[]>();

@@ -6,6 +6,10 @@
 
 import { lines, stack } from "../../bench/chart.ts";
 import { Session, type Stream } from "../../mod.ts";
+import { conditions, machine, median, spread, table } from "../figures.ts";
+import { readExactly, readSome } from "../support.ts";
+import { anyText, integer, parse } from "./shared/options.ts";
+import { program, progress } from "./shared/program.ts";
 
 /** What it does. */
 export const description =
@@ -51,11 +55,7 @@ interface Cell {
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--ask") return await ask(JSON.parse(args[1]!));
   if (args[0] === "--answer") return await answer(Number(args[1]), args[2] === "1" ? 1 : 2);
-  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
-  const rounds = Number(option("--rounds") ?? 5);
-  if (!(Number.isInteger(rounds) && rounds >= 1)) {
-    throw new RangeError(`--rounds must be an integer of at least 1, received ${option("--rounds")}`);
-  }
+  const { rounds, json, chart } = parse(args, { rounds: integer(5, 1), json: anyText, chart: anyText });
 
   // A machine that changes its pace does so between rounds: what is compared follows one upon the other.
   const columns = FIGURES.flatMap((figure) => VERSIONS.map((version) => ({ figure, version })));
@@ -67,21 +67,21 @@ export async function run(args: string[]): Promise<void> {
       values.push(await measure(cell));
     }
   }
-  progress("");
+  progress();
 
-  const machine = `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} cores`;
-  const conditions = `${machine}, ${rounds} round${rounds === 1 ? "" : "s"}`;
+  const where = machine();
+  const measured = conditions(where, rounds);
   const values = (figure: Figure, version: Version, count: number) =>
     results.find((cell) => cell.figure === figure && cell.version === version && cell.count === count)!.values;
   const medians = (figure: Figure, version: Version) => COUNTS.map((count) => median(values(figure, version, count)));
 
-  console.log(`${conditions}\n`);
+  console.log(`${measured}\n`);
   const heading = ["MB/s", "µs"].flatMap((unit) => VERSIONS.map((version) => `v${version}, ${unit}`));
   console.log(table([
     ["streams", ...heading],
     ...COUNTS.map((count) => [
       `${count}`,
-      ...columns.map(({ figure, version }) => show(values(figure, version, count))),
+      ...columns.map(({ figure, version }) => spread(values(figure, version, count))),
     ]),
   ]));
   const steps = COUNTS.slice(1).map((count, n) => ({
@@ -97,14 +97,12 @@ export async function run(args: string[]): Promise<void> {
     ...steps.map(({ name, factors }) => [name, ...factors.map((factor) => `× ${factor.toFixed(2)}`)]),
   ]));
 
-  const json = option("--json");
-  if (json !== undefined) await Deno.writeTextFile(json, JSON.stringify({ machine, rounds, results }) + "\n");
-  const chart = option("--chart");
+  if (json !== undefined) await Deno.writeTextFile(json, JSON.stringify({ machine: where, rounds, results }) + "\n");
   if (chart !== undefined) {
     const draw = (figure: Figure, title: string, y: string, log: "x" | "both") =>
       lines({
         title,
-        subtitle: `${conditions}, medians`,
+        subtitle: `${measured}, medians`,
         x: "streams on one connection",
         y,
         xs: COUNTS,
@@ -132,7 +130,7 @@ export async function run(args: string[]): Promise<void> {
 async function measure(cell: Cell): Promise<number> {
   const limit = AbortSignal.timeout(PATIENCE);
   const child = new Deno.Command(Deno.execPath(), {
-    args: [...PROGRAM, "--ask", JSON.stringify(cell)],
+    args: program("scale", "--ask", JSON.stringify(cell)),
     stdin: "null",
     stderr: "inherit",
     signal: limit,
@@ -143,13 +141,11 @@ async function measure(cell: Cell): Promise<number> {
   throw new Error(`${JSON.stringify(cell)} ${limit.aborted ? `took over ${PATIENCE} ms` : "failed"}`);
 }
 
-const PROGRAM = ["run", "-A", new URL("main.ts", import.meta.url).pathname, "scale"];
-
 /** The client: measures a cell, and prints what comes out. */
 async function ask({ figure, version, count }: Cell): Promise<void> {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const child = new Deno.Command(Deno.execPath(), {
-    args: [...PROGRAM, "--answer", `${listener.addr.port}`, `${version}`],
+    args: program("scale", "--answer", `${listener.addr.port}`, `${version}`),
     stdin: "null",
     stdout: "null",
   }).spawn();
@@ -172,7 +168,7 @@ async function ask({ figure, version, count }: Cell): Promise<void> {
 async function rate(session: Session, control: Stream, count: number): Promise<number> {
   const streams = await openAll(session, control, count, WRITES / count);
   await Promise.all(streams.map(send));
-  const [bytes, speed] = new Float64Array((await readExactly(control, 16))!.buffer);
+  const [bytes, speed] = new Float64Array((await readExactly(control, 16)).buffer);
   if (bytes !== WRITES * SIZE) throw new Error(`${bytes} of ${WRITES * SIZE} bytes arrived`);
   return speed!;
 }
@@ -210,7 +206,7 @@ async function openAll(session: Session, control: Stream, count: number, writes:
 async function answer(port: number, version: Version): Promise<void> {
   const session = Session.server(await Deno.connect({ hostname: "127.0.0.1", port }), { version, ...LIMITS });
   const control = await session.acceptStream();
-  for (let request; (request = await readExactly(control, 8)) !== null;) {
+  for (let request; (request = await readSome(control, 8)).length > 0;) {
     const [count, writes] = new Uint32Array(request.buffer);
     const streams: Stream[] = [];
     while (streams.length < count!) streams.push(await session.acceptStream());
@@ -260,38 +256,4 @@ class Drain {
     const { at, bytes } = this.#started ?? { at: NaN, bytes: 0 };
     return new Float64Array([this.#bytes, (this.#bytes - bytes) / (this.#ended - at) / 1000]);
   }
-}
-
-/** Reads so many bytes; `null` when the end comes first. */
-async function readExactly(stream: Stream, length: number): Promise<Uint8Array<ArrayBuffer> | null> {
-  const p = new Uint8Array(length);
-  for (let at = 0; at < length;) {
-    const count = await stream.read(p.subarray(at));
-    if (count === null) return null;
-    at += count;
-  }
-  return p;
-}
-
-function progress(line: string): void {
-  if (Deno.stderr.isTerminal()) Deno.stderr.writeSync(new TextEncoder().encode(`\r${line}\x1b[K`));
-}
-
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return (sorted[(sorted.length - 1) >> 1]! + sorted[sorted.length >> 1]!) / 2;
-}
-
-/** The median, and least to most. */
-function show(values: number[]): string {
-  const text = (value: number) => value.toFixed(value < 100 ? 1 : 0);
-  if (values.length === 1) return text(values[0]!);
-  return `${text(median(values))} (${text(Math.min(...values))}–${text(Math.max(...values))})`;
-}
-
-function table(rows: string[][]): string {
-  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  const lines = rows.map((row) => `| ${row.map((text, column) => text.padEnd(widths[column]!)).join(" | ")} |`);
-  lines.splice(1, 0, `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`);
-  return lines.join("\n");
 }

@@ -5,8 +5,8 @@
  * @module
  */
 
-import { parseArgs } from "node:util";
 import { report, simulate } from "../simulation/simulate.ts";
+import { flag, integer, parse } from "./shared/options.ts";
 
 /** What it does. */
 export const description =
@@ -18,33 +18,28 @@ const SHORT_TRACE = 60;
 
 /** Runs it; rejects when a seed failed, or was not the same the second time. */
 export async function run(args: string[]): Promise<void> {
-  const { values } = parseArgs({
-    args,
-    options: {
-      seeds: { type: "string", default: "10000" },
-      from: { type: "string", default: "0" },
-      seed: { type: "string" },
-      twice: { type: "boolean", default: false },
-      "fail-fast": { type: "boolean", default: false },
-    },
+  const { seeds, from, seed: only, twice, "fail-fast": failsFast } = parse(args, {
+    seeds: integer(10_000, 1),
+    from: integer(0, 0),
+    seed: integer(undefined, 0),
+    twice: flag,
+    "fail-fast": flag,
   });
-  if (values.seed !== undefined) {
-    const outcome = await simulate(integer("seed", values.seed, 0), WHOLE_TRACE);
+  if (only !== undefined) {
+    const outcome = await simulate(only, WHOLE_TRACE);
     console.log(report(outcome));
-    if (outcome.failures.length > 0) throw new Error(`Seed ${values.seed} failed`);
-    console.log(`seed ${values.seed}: nothing was wrong; trace ${outcome.hash}`);
+    if (outcome.failures.length > 0) throw new Error(`Seed ${only} failed`);
+    console.log(`seed ${only}: nothing was wrong; trace ${outcome.hash}`);
     return;
   }
 
-  const seeds = integer("seeds", values.seeds, 1);
-  const from = integer("from", values.from, 0);
   const started = performance.now();
   const faults = new Map<string, number>();
   const failed: number[] = [];
   let done = 0, milliseconds = 0, steps = 0, streams = 0, bytes = 0;
   for (let seed = from; seed < from + seeds; seed++) {
     const outcome = await simulate(seed, SHORT_TRACE);
-    const again = values.twice ? await simulate(seed, SHORT_TRACE) : outcome;
+    const again = twice ? await simulate(seed, SHORT_TRACE) : outcome;
     if (again.hash !== outcome.hash) outcome.failures.push("The second run was another one");
     done++;
     milliseconds += outcome.milliseconds;
@@ -55,23 +50,17 @@ export async function run(args: string[]): Promise<void> {
     if (outcome.failures.length === 0) continue;
     failed.push(seed);
     console.log(report(outcome));
-    if (values["fail-fast"]) break;
+    if (failsFast) break;
   }
 
   const seconds = (performance.now() - started) / 1000;
   const kinds = Array.from(faults, ([kind, count]) => `${kind} ${count}`).sort().join(", ");
   console.log(
-    `simulate: ${done} seeds from ${from}${values.twice ? ", each twice" : ""}, ${seconds.toFixed(1)} s, ` +
+    `simulate: ${done} seeds from ${from}${twice ? ", each twice" : ""}, ${seconds.toFixed(1)} s, ` +
       `${(done / seconds).toFixed(0)} seeds a second, ${(milliseconds / 3_600_000).toFixed(1)} virtual hours, ` +
       `${steps} steps, ${streams} streams, ${bytes} bytes read`,
   );
   console.log(`  faults: ${kinds || "none"}`);
   console.log(`  failures: ${failed.length}${failed.length > 0 ? `, seeds ${failed.join(", ")}` : ""}`);
   if (failed.length > 0) throw new Error(`${failed.length} of ${done} seeds failed`);
-}
-
-function integer(name: string, value: string, least: number): number {
-  const number = Number(value);
-  if (Number.isSafeInteger(number) && number >= least) return number;
-  throw new RangeError(`--${name} must be an integer of at least ${least}, received ${value}`);
 }

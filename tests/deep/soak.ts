@@ -12,14 +12,17 @@ import { deadline, delay } from "@std/async";
 import { equals } from "@std/bytes";
 import { clock, type Timer } from "../../clock.ts";
 import { serve, Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
+import { onUnhandled } from "../failures.ts";
+import { usedMemory } from "../figures.ts";
 import { mutate, type Random, random } from "../fuzz/mutate.ts";
-import { frame, pattern, readAll, writeAll } from "../support.ts";
+import { frame, MiB, pattern, readAll, readExactly, writeAll } from "../support.ts";
+import { flag, integer, parse, positive } from "./shared/options.ts";
+import { program } from "./shared/program.ts";
 
 /** What it does. */
 export const description =
   "All kinds of traffic mixed, while heap, resources and timers are watched: [--minutes 10] [--seed 1]";
 
-const MiB = 1024 * 1024;
 // How far the heap may drift over the run, by a line through the samples.
 const DRIFT = MiB;
 // A line needs samples; a long run has one a minute.
@@ -45,11 +48,8 @@ interface Sample {
 
 /** Runs it; rejects when something leaks or goes wrong. */
 export async function run(args: string[]): Promise<void> {
-  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
-  const [minutes, seed] = [Number(option("--minutes") ?? 10), Number(option("--seed") ?? 1)];
-  if (!(minutes > 0)) throw new RangeError(`--minutes must be a number above 0, received ${option("--minutes")}`);
-  if (!Number.isInteger(seed)) throw new RangeError(`--seed must be an integer, received ${option("--seed")}`);
-  if (args.includes("--inside")) {
+  const { minutes, seed, inside } = parse(args, { minutes: positive(10), seed: integer(1), inside: flag });
+  if (inside) {
     try {
       return await soak(minutes, seed);
     } catch (error) {
@@ -59,24 +59,18 @@ export async function run(args: string[]): Promise<void> {
     }
   }
   const { code } = await new Deno.Command(Deno.execPath(), {
-    args: [
-      ...["run", "-A", "--v8-flags=--expose-gc", new URL("main.ts", import.meta.url).pathname, "soak", "--inside"],
-      ...["--minutes", `${minutes}`, "--seed", `${seed}`],
-    ],
+    args: program("soak", "--inside", `--minutes=${minutes}`, `--seed=${seed}`),
     stdin: "null",
   }).spawn().status;
   if (code !== 0) {
-    throw new Error(`It ended with code ${code}; again: deno task deep soak --minutes ${minutes} --seed ${seed}`);
+    throw new Error(`It ended with code ${code}; again: deno task deep soak --minutes=${minutes} --seed=${seed}`);
   }
 }
 
 async function soak(minutes: number, seed: number): Promise<void> {
   const timers = countTimers();
   const unhandled: unknown[] = [];
-  globalThis.addEventListener("unhandledrejection", (event) => {
-    event.preventDefault();
-    unhandled.push(event.reason);
-  });
+  using _ = onUnhandled((reason) => unhandled.push(reason));
   const before = resources();
   const place = new Place(seed);
   await place.open();
@@ -88,9 +82,8 @@ async function soak(minutes: number, seed: number): Promise<void> {
   for (let round = 1; elapsed() < minutes; round++) {
     await place.work(() => elapsed() >= Math.min(minutes, round * every));
     await place.check();
-    const heap = await heapUsed();
+    const { rss, heapUsed: heap } = await usedMemory();
     samples.push({ minutes: elapsed(), heap });
-    const { rss } = Deno.memoryUsage();
     console.log(
       `${elapsed().toFixed(1)} min: heap ${(heap / MiB).toFixed(2)} MiB, resident ${(rss / MiB).toFixed(0)} MiB, ` +
         `${resources()} resources, ${timers.size} timers, ${unhandled.length} unhandled; ${place.told}`,
@@ -215,7 +208,7 @@ class Place {
     const p = this.#part(this.#random(source.length));
     await stream.write(p);
     await stream.closeWrite();
-    const [count] = new Float64Array((await readExactly(stream, 8)).slice().buffer);
+    const [count] = new Float64Array((await readExactly(stream, 8)).buffer);
     assertEquals([count, await stream.read(new Uint8Array(1))], [p.length, null]);
     this.#bytes += p.length;
   }
@@ -336,7 +329,7 @@ async function answer(stream: Stream): Promise<void> {
   if (await stream.read(op) === null) return;
   const p = new Uint8Array(64 * 1024);
   if (op[0] === SOURCE) {
-    const [length] = new Uint32Array((await readExactly(stream, 4)).slice().buffer);
+    const [length] = new Uint32Array((await readExactly(stream, 4)).buffer);
     await stream.write(source.subarray(0, length));
     return await stream.closeWrite();
   }
@@ -347,16 +340,6 @@ async function answer(stream: Stream): Promise<void> {
   }
   if (op[0] === SINK) await stream.write(new Uint8Array(new Float64Array([total]).buffer));
   await stream.closeWrite();
-}
-
-async function readExactly(stream: Stream, length: number): Promise<Uint8Array<ArrayBuffer>> {
-  const p = new Uint8Array(length);
-  for (let at = 0; at < length;) {
-    const count = await stream.read(p.subarray(at));
-    if (count === null) throw new Error(`Stream ${stream.id} ended after ${at} of ${length} bytes`);
-    at += count;
-  }
-  return p;
 }
 
 /** The timers that the library has set. */
@@ -376,16 +359,6 @@ function countTimers(): Set<Timer> {
     clearTimer(timer);
   };
   return timers;
-}
-
-async function heapUsed(): Promise<number> {
-  const collect = (globalThis as { gc?: () => void }).gc!;
-  // What one collection frees may hold what the next one can: finalizers, and timers that run meanwhile.
-  for (let n = 0; n < 4; n++) {
-    collect();
-    await delay(50);
-  }
-  return Deno.memoryUsage().heapUsed;
 }
 
 /** How many entries the runtime's table of open resources has. */

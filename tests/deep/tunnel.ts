@@ -5,11 +5,11 @@
  * @module
  */
 
-import { TextLineStream } from "@std/streams";
 import { existsSync } from "node:fs";
-import { parseArgs } from "node:util";
-import { percentile } from "../hostile/lab.ts";
-import { readAll, writeAll } from "../support.ts";
+import { percentile, spread, table } from "../figures.ts";
+import { lines, makeFolder, prepareSsh } from "../programs.ts";
+import { readAll, readExactly, readSome, writeAll } from "../support.ts";
+import { integer, parse } from "./shared/options.ts";
 
 /** What it does. */
 export const description = "The tunnel beside ssh -L, socat and a direct connection: [--rounds 5]";
@@ -43,11 +43,7 @@ const COLUMNS: Record<keyof Figures, string> = {
 
 /** Runs it; rejects when bytes were lost. */
 export async function run(args: string[]): Promise<void> {
-  const { values } = parseArgs({ args, options: { rounds: { type: "string", default: "5" } } });
-  const rounds = Number(values.rounds);
-  if (!(Number.isInteger(rounds) && rounds >= 1)) {
-    throw new RangeError(`--rounds must be an integer of at least 1, received ${values.rounds}`);
-  }
+  const { rounds } = parse(args, { rounds: integer(5, 1) });
   await using started = new AsyncDisposableStack();
   const ways = await startWays(started);
   const all = new Map<string, Figures>(
@@ -69,16 +65,8 @@ export async function run(args: string[]): Promise<void> {
     }
   }
   const names = Object.keys(COLUMNS) as (keyof Figures)[];
-  console.log(`\n| way | ${names.map((name) => COLUMNS[name]).join(" | ")} |`);
-  console.log(`| --- |${" --- |".repeat(names.length)}`);
-  for (const [way, figures] of all) {
-    console.log(`| ${way} | ${names.map((name) => spread(figures[name])).join(" | ")} |`);
-  }
-}
-
-function spread(sample: number[]): string {
-  const text = (value: number) => value.toFixed(value < 100 ? 1 : 0);
-  return `${text(percentile(sample, 0.5))} (${text(Math.min(...sample))}–${text(Math.max(...sample))})`;
+  const rows = Array.from(all, ([way, figures]) => [way, ...names.map((name) => spread(figures[name]))]);
+  console.log(`\n${table([["way", ...names.map((name) => COLUMNS[name])], ...rows])}`);
 }
 
 async function startWays(started: AsyncDisposableStack): Promise<Way[]> {
@@ -86,7 +74,7 @@ async function startWays(started: AsyncDisposableStack): Promise<Way[]> {
     const child = new Deno.Command(name, { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn();
     const line = Promise.withResolvers<string>();
     const reading = [child.stdout, child.stderr].map(async (stream) => {
-      for await (const text of stream.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream())) {
+      for await (const text of lines(stream)) {
         if (ready.test(text)) line.resolve(ready.exec(text)![1] ?? "");
       }
       line.reject(new Error(`${name} ended before it was ready`));
@@ -122,16 +110,9 @@ async function startWays(started: AsyncDisposableStack): Promise<Way[]> {
     ways.push({ name: "socat", port, ids: [id] });
   } else console.log("Without socat: apt-get install socat");
   if (existsSync("/usr/sbin/sshd") && Deno.uid() === 0) {
-    const folder = await Deno.makeTempDir({ prefix: "sluice-tunnel-" });
-    started.defer(() => Deno.remove(folder, { recursive: true }));
-    for (const key of ["host", "user"]) {
-      await new Deno.Command("ssh-keygen", { args: ["-q", "-t", "ed25519", "-N", "", "-f", `${folder}/${key}`] })
-        .output();
-    }
-    await Deno.mkdir("/run/sshd", { recursive: true, mode: 0o755 });
+    const { path: folder } = started.use(await makeFolder("tunnel"));
+    await prepareSsh(folder);
     const [sshPort, port] = [free(), free()];
-    const config = [`HostKey ${folder}/host`, `AuthorizedKeysFile ${folder}/user.pub`, "StrictModes no", "UsePAM no"];
-    await Deno.writeTextFile(`${folder}/config`, [...config, "PermitRootLogin prohibit-password", ""].join("\n"));
     const args = ["-D", "-e", "-f", `${folder}/config`, "-o", "ListenAddress=127.0.0.1", "-p", `${sshPort}`];
     const sshd = await spawn("/usr/sbin/sshd", args, /Server listening/);
     const options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "LogLevel=VERBOSE"];
@@ -165,11 +146,9 @@ async function serveTarget(): Promise<void> {
     const connection = await listener.accept();
     connection.setNoDelay(true);
     (async () => {
-      const p = new Uint8Array(9);
-      await connection.read(p.subarray(0, 1));
-      if (p[0] === 100) {
-        for (let at = 1; at < 9;) at += (await connection.read(p.subarray(at)))!;
-        let left = Number(new DataView(p.buffer).getBigUint64(1));
+      const [kind] = await readSome(connection, 1);
+      if (kind === 100) {
+        let left = Number(new DataView((await readExactly(connection, 8)).buffer).getBigUint64(0));
         while (left > 0) left -= await connection.write(chunk.subarray(0, Math.min(left, chunk.length)));
         connection.close();
       } else await connection.readable.pipeTo(connection.writable);
@@ -218,12 +197,7 @@ async function hold({ port, ids }: Way): Promise<{ took: number; grown: number }
   const open = await Promise.all(Array.from({ length: MANY }, async () => {
     const connection = await Deno.connect({ hostname: "127.0.0.1", port });
     await writeAll(connection, new Uint8Array(1025).fill(101));
-    const p = new Uint8Array(1024);
-    for (let at = 0; at < p.length;) {
-      const count = await connection.read(p.subarray(at));
-      if (count === null) throw new Error("A connection ended before its echo came");
-      at += count;
-    }
+    await readExactly(connection, 1024);
     return connection;
   }));
   const took = performance.now() - began;

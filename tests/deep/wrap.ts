@@ -6,6 +6,9 @@
 
 import { createHash } from "node:crypto";
 import { Session, type Stream } from "../../mod.ts";
+import { readAll, readExactly, readSome } from "../support.ts";
+import { oneOf, parse, positive } from "./shared/options.ts";
+import { program } from "./shared/program.ts";
 
 /** What it does. */
 export const description =
@@ -25,15 +28,12 @@ interface Report {
 /** Runs it; rejects when a byte is missing or wrong. */
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--answer") return await answer();
-  const option = (name: string) => args.includes(name) ? args[args.indexOf(name) + 1] : undefined;
-  const total = Math.round(Number(option("--gib") ?? 4.5) * 2 ** 30);
-  if (!(total > 0)) throw new RangeError(`--gib must be a number above 0, received ${option("--gib")}`);
-  const ways = (["up", "down"] as const).filter((way) => (option("--way") ?? way) === way);
-  if (ways.length === 0) throw new RangeError(`--way must be up or down, received ${option("--way")}`);
+  const { gib, way: ways } = parse(args, { gib: positive(4.5), way: oneOf(["up", "down"]) });
+  const total = Math.ceil(gib * 2 ** 30);
 
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", new URL("main.ts", import.meta.url).pathname, "wrap", "--answer", `${listener.addr.port}`],
+    args: program("wrap", "--answer", `${listener.addr.port}`),
     stdin: "null",
   }).spawn();
   const session = Session.client(await listener.accept(), { version: 2 });
@@ -57,11 +57,11 @@ async function transfer(session: Session, way: "up" | "down", total: number, pro
   if (way === "up") {
     sent = await send(stream, total, progress);
     await stream.closeWrite();
-    received = JSON.parse(new TextDecoder().decode(await readExactly(stream, Infinity)));
+    received = JSON.parse(new TextDecoder().decode(await readAll(stream)));
   } else {
     await stream.closeWrite();
     received = await receive(stream, total, progress);
-    sent = { bytes: total, hash: new TextDecoder().decode(await readExactly(stream, HASH)) };
+    sent = { bytes: total, hash: new TextDecoder().decode(await readSome(stream, HASH)) };
   }
   progress.end();
   await stream.closed;
@@ -122,18 +122,6 @@ async function receive(stream: Stream, total: number, progress?: Progress): Prom
     progress?.show(bytes);
   }
   return { bytes, hash: hash.digest("hex") };
-}
-
-/** Reads so many bytes, or to the end. */
-async function readExactly(stream: Stream, length: number): Promise<Uint8Array<ArrayBuffer>> {
-  const p = new Uint8Array(Math.min(length, 1024));
-  let at = 0;
-  while (at < length) {
-    const count = await stream.read(p.subarray(at));
-    if (count === null) break;
-    at += count;
-  }
-  return p.slice(0, at);
 }
 
 /** A line that tells how far it is: in place on a terminal, every tenth elsewhere. */

@@ -5,6 +5,7 @@
  */
 
 import { concat } from "@std/bytes";
+import { xorshift } from "../support.ts";
 
 /** Longest input, in bytes: what an input can find, a short one can. */
 export const LONGEST = 512;
@@ -18,9 +19,7 @@ export type Random = (below: number) => number;
 export function random(seed: number): Random {
   let state = Math.imul(seed, 0x9e3779b1) >>> 0 || 1;
   return (below) => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
+    state = xorshift(state);
     return (state >>> 0) % below;
   };
 }

@@ -10,7 +10,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { type Command, encodeHeader, encodeUpdate, FrameDecoder, type FrameSink, PSH, UPD } from "../../frame.ts";
+import { type Command, FrameDecoder, type FrameSink, PSH, UPD } from "../../frame.ts";
 import {
   type Connection,
   ProtocolError,
@@ -19,7 +19,7 @@ import {
   type Stream,
   StreamClosedError,
 } from "../../mod.ts";
-import { ManualClock, pattern, turn } from "../support.ts";
+import { frame, hops, ManualClock, MiB, pattern, turn, updateFrame } from "../support.ts";
 
 const TIMEOUT = 5000;
 const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
@@ -101,7 +101,7 @@ class Run {
     this.#isClient = (mode & 1) === 1;
     this.#connection = new ScriptedConnection((mode & 2) === 2);
     this.#options = {
-      maxReceiveBuffer: mode & 4 ? 3000 : 16 * 1024 * 1024,
+      maxReceiveBuffer: mode & 4 ? 3000 : 16 * MiB,
       maxStreams: mode & 8 ? 3 : 8192,
       acceptBacklog: mode & 8 ? 2 : 1024,
     };
@@ -258,16 +258,12 @@ class Run {
     const small = script.next();
     const id = small < 128 ? (small % 12) * 2 + (this.#isClient ? 2 : 3) : small < 240 ? small % 16 : 2 ** 32 - small;
     if (command === UPD) {
-      const bytes = new Uint8Array(16);
-      encodeUpdate(bytes, 0, id, script.word(), script.word());
+      const bytes = updateFrame(id, script.word(), script.word());
       bytes[0] = version;
       return bytes;
     }
     const data = command === PSH ? payload.subarray(0, script.size()) : payload.subarray(0, choice === 240 ? 1 : 0);
-    const bytes = new Uint8Array(8 + data.length);
-    encodeHeader(bytes, 0, version, command, data.length, id);
-    bytes.set(data, 8);
-    return bytes;
+    return frame(version, command, id, data);
   }
 
   #maybeSignal(): { signal: AbortSignal } | undefined {
@@ -460,8 +456,4 @@ class Peer {
   #say(what: string): void {
     this.#problem ??= new Error(what);
   }
-}
-
-async function hops(count: number): Promise<void> {
-  for (let n = 0; n < count; n++) await null;
 }

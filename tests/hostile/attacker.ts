@@ -8,11 +8,22 @@ import { assertEquals } from "@std/assert";
 import { deadline } from "@std/async";
 import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
-import { encodeUpdate, FIN, FrameDecoder, PSH, SYN, UPD, type Version } from "../../frame.ts";
-import { frame, pattern } from "../support.ts";
+import { FIN, FrameDecoder, PSH, SYN, UPD, type Version } from "../../frame.ts";
+import { frame, KiB, pattern, updateFrame } from "../support.ts";
 
-// What has not come after so long does not come.
-const PATIENCE = 20_000;
+/** Milliseconds: what has not come after so long does not come. */
+export const PATIENCE = 20_000;
+/** Bytes of each frame of {@linkcode Attacker.pour}. */
+export const PIECE = 32 * KiB;
+
+/** Waits for what must come. */
+export async function soon<T>(promise: Promise<T>, what: string): Promise<T> {
+  try {
+    return await deadline(promise, PATIENCE);
+  } catch (error) {
+    throw new Error(`Waited for ${what}`, { cause: error });
+  }
+}
 
 /** What came for one stream. */
 export interface Heard {
@@ -154,6 +165,12 @@ export class Attacker {
     }
   }
 
+  /** Writes so much data to a stream, or until the victim ends the connection. */
+  async pour(id: number, bytes: number): Promise<void> {
+    const piece = this.frame(PSH, id, pattern(PIECE));
+    for (let sent = 0; sent < bytes && !this.isEnded; sent += PIECE) await this.bytes(piece);
+  }
+
   /** Encodes a frame of this version. */
   frame(command: 0 | 1 | 2 | 3 | 4, id: number, data?: Uint8Array): Uint8Array {
     return frame(this.version, command, id, data);
@@ -161,9 +178,7 @@ export class Attacker {
 
   /** Encodes a UPD. */
   update(id: number, consumed: number, window: number): Uint8Array {
-    const bytes = new Uint8Array(16);
-    encodeUpdate(bytes, 0, id, consumed, window);
-    return bytes;
+    return updateFrame(id, consumed, window);
   }
 
   /** Ends its own half of the connection. */
@@ -190,11 +205,13 @@ export class Attacker {
         await this.#changed.promise;
       }
     };
-    try {
-      await deadline(wait(), PATIENCE);
-    } catch (error) {
-      throw new Error(`Waited for ${what}`, { cause: error });
-    }
+    await soon(wait(), what);
+  }
+
+  /** Waits for the end of an echo, which must be these bytes. */
+  async echoed(heard: Heard, data: Uint8Array, what = "the end of the echo"): Promise<void> {
+    await this.until(() => heard.fins === 1, what);
+    assertEquals(concat(heard.data), data, what);
   }
 
   /** Opens the canary and hears its first echo. */
@@ -219,11 +236,7 @@ export class Attacker {
 
   /** Waits for the victim to end the connection. */
   async gone(what: string): Promise<void> {
-    try {
-      await deadline(this.ended, PATIENCE);
-    } catch (error) {
-      throw new Error(`Waited for the end of the connection: ${what}`, { cause: error });
-    }
+    await soon(this.ended, `the end of the connection: ${what}`);
   }
 
   /** Hangs up; with bytes unread that is a reset. */

@@ -8,24 +8,12 @@ import { assertAlmostEquals, assertEquals, assertLess, assertLessOrEqual } from 
 import { concat, repeat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
-import { pattern } from "../support.ts";
-import type { Attacker } from "./attacker.ts";
-import { type Case, type Lab, percentile } from "./lab.ts";
+import { percentile } from "../figures.ts";
+import { MiB, pattern } from "../support.ts";
+import { type Attacker, PIECE } from "./attacker.ts";
+import { type Case, type Lab, ON_THE_WAY, READ_BUFFER, receiveBuffer } from "./lab.ts";
 
-const MIB = 1024 * 1024;
-const PIECE = 32 * 1024;
-const OVERRUN = MIB;
-// What one read of the transport may give beyond the limit.
-const READ_BUFFER = 64 * 1024;
-
-/** The victim's limit of unread bytes: the default in the deep run, less where it only costs time. */
-const receiveBuffer = (isFull: boolean) => isFull ? 16 * MIB : 2 * MIB;
-
-/** Writes without end to a stream; settles when the connection is closed or all has been sent. */
-async function pour(attacker: Attacker, id: number, bytes: number): Promise<void> {
-  const piece = attacker.frame(PSH, id, pattern(PIECE));
-  for (let sent = 0; sent < bytes && !attacker.isEnded; sent += PIECE) await attacker.bytes(piece);
-}
+const OVERRUN = MiB;
 
 /** An attack by UPD on one stream, after which the canary echoes. */
 function update(
@@ -86,10 +74,10 @@ export const flow: readonly Case[] = [
       const attacker = await lab.attack();
       await attacker.bytes(attacker.frame(SYN, lab.id(1)));
       const most = receiveBuffer(lab.isFull);
-      const pouring = pour(attacker, lab.id(1), most + 32 * MIB);
+      const pouring = attacker.pour(lab.id(1), most + 32 * MiB);
       const { last } = await lab.reached(({ last }) => last!.readPaused);
       assertLessOrEqual(last!.bytesUnread, most + READ_BUFFER);
-      lab.notes.push(`${(attacker.written / MIB).toFixed(1)} MiB accepted`);
+      lab.notes.push(`${(attacker.written / MiB).toFixed(1)} MiB accepted`);
       await lab.victim.drop(lab.id(1));
       await pouring;
       const took = await lab.echoes(attacker);
@@ -108,7 +96,7 @@ export const flow: readonly Case[] = [
       const attacker = await lab.attack();
       for (let n = 1; n <= 15; n++) {
         await attacker.bytes(attacker.frame(SYN, lab.id(n)));
-        await pour(attacker, lab.id(n), FIRST_WINDOW);
+        await attacker.pour(lab.id(n), FIRST_WINDOW);
       }
       for (let n = 0; n < lab.count(20, 1000); n++) await lab.echoes(attacker);
       const { last } = await lab.victim.state();
@@ -129,11 +117,11 @@ export const flow: readonly Case[] = [
       const id = lab.id(1);
       const heard = attacker.heard(id);
       await attacker.bytes(attacker.frame(SYN, id));
-      await pour(attacker, id, FIRST_WINDOW + OVERRUN);
+      await attacker.pour(id, FIRST_WINDOW + OVERRUN);
       await lab.echoes(attacker);
       assertEquals((await lab.victim.state()).last!.bytesUnread, FIRST_WINDOW + OVERRUN);
       assertEquals(heard.fins, 0);
-      await pour(attacker, id, 16 * MIB);
+      await attacker.pour(id, 16 * MiB);
       await lab.echoes(attacker);
       assertEquals(heard.fins, 1);
       assertEquals((await lab.victim.state()).last!.bytesUnread, 0);
@@ -149,7 +137,7 @@ export const flow: readonly Case[] = [
         const heard = attacker.heard(id);
         await attacker.bytes(...lab.opening(attacker, id, pattern(10)));
         await attacker.until(() => heard.bytes === 10, "the first echo");
-        await attacker.bytes(attacker.update(id, consumed, 1 << 20), attacker.frame(PSH, id, pattern(10)));
+        await attacker.bytes(attacker.update(id, consumed, MiB), attacker.frame(PSH, id, pattern(10)));
         await lab.echoes(attacker);
         // What is modulo 2^32 behind is as going back, and changes nothing.
         const isBehind = ((10 - consumed) | 0) > 0;
@@ -218,7 +206,7 @@ export const flow: readonly Case[] = [
       "clamped; what waits to be sent stays bounded; every byte comes when it is read",
       async (lab, attacker, id) => {
         const heard = attacker.heard(id);
-        const total = lab.count(4, 32) * MIB;
+        const total = lab.count(4, 32) * MiB;
         await attacker.bytes(attacker.frame(SYN, id), attacker.update(id, 0, window));
         attacker.hold();
         // Within the victim's own window, which is told in updates that are not read here.
@@ -228,10 +216,10 @@ export const flow: readonly Case[] = [
           attacker.heard(other);
         }
         const pouring = (async () => {
-          for (const other of several) await pour(attacker, other, FIRST_WINDOW);
+          for (const other of several) await attacker.pour(other, FIRST_WINDOW);
         })();
-        const { last } = await lab.reached(({ last }) => last!.bytesReceived >= MIB);
-        assertLessOrEqual(last!.bytesUnsent, 2 * 304 * 1024);
+        const { last } = await lab.reached(({ last }) => last!.bytesReceived >= MiB);
+        assertLessOrEqual(last!.bytesUnsent, ON_THE_WAY);
         attacker.resume();
         await pouring;
         await attacker.until(
@@ -273,7 +261,7 @@ export const flow: readonly Case[] = [
       const attacker = await lab.attack();
       const id = lab.id(1);
       const heard = attacker.heard(id);
-      const total = lab.count(8 * MIB, 2 ** 32 + 8 * MIB);
+      const total = lab.count(8 * MiB, 2 ** 32 + 8 * MiB);
       const piece = attacker.frame(PSH, id, pattern(PIECE));
       await attacker.bytes(attacker.frame(SYN, id));
       let sent = 0;
@@ -300,7 +288,7 @@ export const flow: readonly Case[] = [
         await attacker.until(() => heard.bytes > granted, `an echo after ${granted} bytes`);
       }
       assertEquals(heard.bytes, total);
-      assertAlmostEquals((total - heard.consumed) >>> 0, 0, 8 * MIB);
+      assertAlmostEquals((total - heard.consumed) >>> 0, 0, 8 * MiB);
       await lab.echoes(attacker);
     },
   },

@@ -108,11 +108,7 @@ export const framing: readonly Case[] = [
       const attacker = await lab.attack();
       await attacker.bytes(header(lab.version, PSH, 65535, lab.id(0)), pattern(10));
       await lab.taken(attacker);
-      await lab.pass(TIMEOUT * 0.9);
-      await lab.fresh();
-      assertEquals((await lab.victim.state()).open, 1);
-      await lab.pass(TIMEOUT * 0.6);
-      await lab.closes(attacker, "TimeoutError");
+      await lab.timesOut(attacker);
     },
   },
   {
@@ -155,7 +151,7 @@ export const framing: readonly Case[] = [
         await lab.reached(({ last }) => last?.accepted === 2 && last.bytesSent >= 2000);
         // What has come and was never read makes the kernel reset the connection.
         attacker.close();
-        await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+        await lab.over();
       }
     },
   },
@@ -173,8 +169,7 @@ export const framing: readonly Case[] = [
         await attacker.bytes(all.subarray(at, at + 1));
         await lab.taken(attacker);
       }
-      await attacker.until(() => heard.fins === 1, "the end of the echo");
-      assertEquals(concat(heard.data), data);
+      await attacker.echoed(heard, data);
     },
   },
   {
@@ -191,8 +186,7 @@ export const framing: readonly Case[] = [
         (_, n) => attacker.frame(PSH, lab.id(1), data.subarray(n * 16, n * 16 + 16)),
       );
       await attacker.bytes(attacker.frame(SYN, lab.id(1)), ...pieces, attacker.frame(FIN, lab.id(1)));
-      await attacker.until(() => heard.fins === 1, "the end of the echo");
-      assertEquals(concat(heard.data), data);
+      await attacker.echoed(heard, data);
     },
   },
   {
@@ -210,8 +204,7 @@ export const framing: readonly Case[] = [
         await attacker.bytes(all.subarray(0, cut));
         await lab.taken(attacker);
         await attacker.bytes(all.subarray(cut));
-        await attacker.until(() => heard.fins === 1, `the end of the echo cut at ${cut}`);
-        assertEquals(concat(heard.data), data);
+        await attacker.echoed(heard, data, `the end of the echo cut at ${cut}`);
       }
     },
   },
@@ -266,7 +259,7 @@ export const framing: readonly Case[] = [
         await lab.taken(attacker);
         await lab.pass(TIMEOUT / 10);
       }
-      assertEquals((await lab.victim.state()).open, 1, `after ${attacker.received - started} bytes`);
+      await lab.lives(`after ${attacker.received - started} bytes`);
       await lab.pass(TIMEOUT * 0.8);
       await lab.closes(attacker, "TimeoutError");
     },

@@ -5,12 +5,13 @@
  */
 
 import { assert, assertEquals, assertLess } from "@std/assert";
-import { deadline, delay } from "@std/async";
+import { delay } from "@std/async";
 import { setImmediate } from "node:timers/promises";
 import type { SessionOptions } from "../../mod.ts";
 import { NOP, PSH, SYN, type Version } from "../../frame.ts";
-import { ManualClock } from "../support.ts";
-import { Attacker } from "./attacker.ts";
+import { percentile } from "../figures.ts";
+import { KiB, ManualClock, MiB } from "../support.ts";
+import { Attacker, PATIENCE } from "./attacker.ts";
 import { Bystander, type Errand, visit } from "./bystander.ts";
 import { type App, LocalVictim, type Role, startVictim, type State, type Victim } from "./victim.ts";
 
@@ -62,8 +63,14 @@ export interface Figures {
 /** Milliseconds of silence that a victim bears in a timed case. */
 export const TIMEOUT = 2000;
 
-const MIB = 1024 * 1024;
-const PATIENCE = 20_000;
+/** Two buffers of the way out. */
+export const ON_THE_WAY = 2 * 304 * KiB;
+/** What one read of the transport may give beyond a limit. */
+export const READ_BUFFER = 64 * KiB;
+
+/** A limit of unread bytes: the default in the deep run, less where it only costs time. */
+export const receiveBuffer = (isFull: boolean) => isFull ? 16 * MiB : 2 * MiB;
+
 // Bounds of the full run, in milliseconds, MiB, and samples without which there is no percentile.
 const CLOSED_WITHIN = 100;
 const FRESH_WITHIN = 50;
@@ -148,14 +155,14 @@ export class Lab implements AsyncDisposable {
     const after = await this.reached(({ open, tasks, last }) => open === 0 && tasks === 0 && !last?.streams);
     assertEquals(after.unhandled, 0, "Rejections that nobody handled");
     if (this.#clock !== undefined) assertEquals(this.#clock.pending, 0, "Timers that are still set");
-    figures.growth = (after.peakRss - before.rss) / MIB;
-    figures.heap = (after.peakHeap - before.heap) / MIB;
+    figures.growth = (after.peakRss - before.rss) / MiB;
+    figures.heap = (after.peakHeap - before.heap) / MiB;
     figures.gap = after.gap;
     if (!this.isFull) return;
     // Memory outside the heap is given back some time after it was collected.
     for (const ends = performance.now() + GIVEN_BACK_WITHIN; performance.now() < ends; await delay(100)) {
       await this.victim.mark();
-      figures.left = ((await this.victim.state()).heap - before.heap) / MIB;
+      figures.left = ((await this.victim.state()).heap - before.heap) / MiB;
       if (figures.left <= LEFT) break;
     }
     const { memory = GROWTH, perFrame = Infinity, freshWithin = FRESH_WITHIN } = this.#case;
@@ -224,6 +231,25 @@ export class Lab implements AsyncDisposable {
     }
   }
 
+  /** Waits until every attacked session has ended, and everything that waited on one. */
+  over(): Promise<State> {
+    return this.reached(({ open, tasks }) => open === 0 && tasks === 0);
+  }
+
+  /** The one session that is attacked goes on. */
+  async lives(message?: string): Promise<void> {
+    assertEquals((await this.victim.state()).open, 1, message);
+  }
+
+  /** From now on nothing is heard: the session goes on for nine tenths of the timeout, and ends before 1.5 of it. */
+  async timesOut(attacker: Attacker): Promise<void> {
+    await this.pass(TIMEOUT * 0.9);
+    await this.fresh();
+    await this.lives();
+    await this.pass(TIMEOUT * 0.6);
+    await this.closes(attacker, "TimeoutError");
+  }
+
   /** Waits until the victim has read all that was sent on this connection, the last that was dialled. */
   async taken(attacker: Attacker): Promise<void> {
     await this.reached(({ last }) => last?.bytesReceived === attacker.written);
@@ -249,7 +275,7 @@ export class Lab implements AsyncDisposable {
     this.figures.closed = Math.max(this.figures.closed ?? 0, took);
     // A machine busy with other tests may be late; the bound is the deep run's.
     if (this.isFull) assertLess(took, CLOSED_WITHIN, `ms until the connection was closed: ${took.toFixed(1)}`);
-    const { ends } = await this.reached(({ open, tasks }) => open === 0 && tasks === 0);
+    const { ends } = await this.over();
     assert(ends.at(-1)!.startsWith(name), `The session ended with ${ends.at(-1)}, not with ${name}`);
   }
 
@@ -301,15 +327,6 @@ export class Lab implements AsyncDisposable {
     return took;
   }
 
-  /** Whatever is awaited here must settle. */
-  async soon<T>(promise: Promise<T>, what: string): Promise<T> {
-    try {
-      return await deadline(promise, PATIENCE);
-    } catch (error) {
-      throw new Error(`Waited for ${what}`, { cause: error });
-    }
-  }
-
   /** A stream in one piece: SYN and data. */
   opening(attacker: Attacker, id: number, data: Uint8Array): Uint8Array[] {
     return [attacker.frame(SYN, id), attacker.frame(PSH, id, data)];
@@ -328,13 +345,6 @@ export class Lab implements AsyncDisposable {
     await this.#victim?.[Symbol.asyncDispose]();
     this.#clock?.[Symbol.dispose]();
   }
-}
-
-/** The value that so much of the sample does not exceed; 0 of none. */
-export function percentile(sample: readonly number[], share: number): number {
-  if (sample.length === 0) return 0;
-  const sorted = sample.toSorted((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.ceil(share * sorted.length) - 1)]!;
 }
 
 /** The ways in which a case runs. */

@@ -8,18 +8,13 @@ import { assert, assertEquals, assertGreater, assertGreaterOrEqual, assertLess, 
 import { concat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
-import { pattern } from "../support.ts";
-import { type Attacker, many } from "./attacker.ts";
-import { type Case, type Lab, percentile, TIMEOUT } from "./lab.ts";
+import { percentile } from "../figures.ts";
+import { MiB, pattern } from "../support.ts";
+import { type Attacker, many, PIECE, soon } from "./attacker.ts";
+import { type Case, type Lab, ON_THE_WAY, READ_BUFFER, receiveBuffer, TIMEOUT } from "./lab.ts";
 
-const MIB = 1024 * 1024;
-const PIECE = 32 * 1024;
-// Two buffers of the way out, and what one read of the transport may give beyond the limit.
-const ON_THE_WAY = 2 * 304 * 1024;
-const READ_BUFFER = 64 * 1024;
 // Full of empty frames it is a few milliseconds.
-const MOST_IN_A_TURN = 2 * MIB;
-const receiveBuffer = (isFull: boolean) => isFull ? 16 * MIB : 2 * MIB;
+const MOST_IN_A_TURN = 2 * MiB;
 
 /** Opens so many streams and sends each its whole first window, to be echoed; settles when all is sent or cut. */
 async function burden(lab: Lab, attacker: Attacker, count: number, first = 1): Promise<void> {
@@ -32,6 +27,14 @@ async function burden(lab: Lab, attacker: Attacker, count: number, first = 1): P
   }
 }
 
+/** Burdens it while nothing is read, until it does not read any more itself. */
+async function stall(lab: Lab, attacker: Attacker, count: number) {
+  attacker.hold();
+  const burdening = burden(lab, attacker, count);
+  const { last } = await lab.reached(({ last }) => last!.readPaused);
+  return { burdening, last };
+}
+
 /** The cases. */
 export const liveness: readonly Case[] = [
   {
@@ -42,16 +45,14 @@ export const liveness: readonly Case[] = [
     session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
     async run(lab) {
       const attacker = await lab.attack();
-      attacker.hold();
-      const burdening = burden(lab, attacker, lab.count(128, 1024));
-      const { last } = await lab.reached(({ last }) => last!.readPaused);
+      const { burdening, last } = await stall(lab, attacker, lab.count(128, 1024));
       const held = last!.bytesReceived - last!.bytesSent;
       // Each echo holds a buffer of its own besides.
       const most = receiveBuffer(lab.isFull) + ON_THE_WAY + 2 * READ_BUFFER + (last!.streams + 1) * READ_BUFFER;
       assertLessOrEqual(held, most);
       assertLessOrEqual(last!.bytesUnread, receiveBuffer(lab.isFull) + READ_BUFFER);
       assertLessOrEqual(last!.bytesUnsent, ON_THE_WAY);
-      lab.notes.push(`${(attacker.written / MIB).toFixed(1)} MiB accepted, ${(held / MIB).toFixed(1)} held`);
+      lab.notes.push(`${(attacker.written / MiB).toFixed(1)} MiB accepted, ${(held / MiB).toFixed(1)} held`);
       await lab.fresh();
       attacker.close();
       await burdening;
@@ -77,7 +78,7 @@ export const liveness: readonly Case[] = [
       lab.notes.push(`${last!.refused} refused, ${last!.accepted} accepted`);
       await lab.fresh();
       await lab.pass(TIMEOUT * 1.5);
-      const { ends } = await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      const { ends } = await lab.over();
       assert(ends.at(-1)!.includes("made no progress"), ends.at(-1));
       attacker.resume();
       await attack;
@@ -111,13 +112,11 @@ export const liveness: readonly Case[] = [
     timed: true,
     async run(lab) {
       const attacker = await lab.attack();
-      attacker.hold();
-      const burdening = burden(lab, attacker, 128);
-      await lab.reached(({ last }) => last!.readPaused);
+      const { burdening } = await stall(lab, attacker, 128);
       await lab.pass(TIMEOUT / 2);
-      assertEquals((await lab.victim.state()).open, 1);
+      await lab.lives();
       await lab.pass(TIMEOUT);
-      const { ends } = await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      const { ends } = await lab.over();
       assert(ends.at(-1)!.includes("made no progress"), ends.at(-1));
       assertLess(await lab.victim.shut(), 100);
       attacker.resume();
@@ -132,13 +131,11 @@ export const liveness: readonly Case[] = [
     timed: true,
     async run(lab) {
       const attacker = await lab.attack();
-      attacker.hold();
-      const burdening = burden(lab, attacker, 128);
-      await lab.reached(({ last }) => last!.readPaused);
+      const { burdening } = await stall(lab, attacker, 128);
       const shutting = lab.victim.shut();
       await lab.pass(TIMEOUT * 1.5);
-      await lab.soon(shutting, "close()");
-      await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      await soon(shutting, "close()");
+      await lab.over();
       attacker.resume();
       await burdening;
     },
@@ -156,13 +153,10 @@ export const liveness: readonly Case[] = [
       const attacker = await lab.attack();
       const id = lab.id(1);
       await attacker.bytes(attacker.frame(SYN, id));
-      const piece = attacker.frame(PSH, id, pattern(PIECE));
-      const pouring = (async () => {
-        for (let sent = 0; sent <= receiveBuffer(lab.isFull); sent += PIECE) await attacker.bytes(piece);
-      })();
+      const pouring = attacker.pour(id, receiveBuffer(lab.isFull) + PIECE);
       await lab.reached(({ last }) => last!.readPaused);
       for (let n = 0; n < 5; n++) await lab.pass(TIMEOUT);
-      assertEquals((await lab.victim.state()).open, 1);
+      await lab.lives();
       await lab.victim.drop(id);
       await pouring;
       await lab.echoes(attacker);
@@ -176,10 +170,7 @@ export const liveness: readonly Case[] = [
     timed: true,
     async run(lab) {
       const attacker = await lab.attack();
-      await lab.pass(TIMEOUT * 0.9);
-      assertEquals((await lab.victim.state()).open, 1);
-      await lab.pass(TIMEOUT * 0.6);
-      await lab.closes(attacker, "TimeoutError");
+      await lab.timesOut(attacker);
     },
   },
   {
@@ -191,10 +182,7 @@ export const liveness: readonly Case[] = [
     async run(lab) {
       const attacker = await lab.dial();
       await lab.reached(({ open }) => open === 1);
-      await lab.pass(TIMEOUT * 0.9);
-      assertEquals((await lab.victim.state()).open, 1);
-      await lab.pass(TIMEOUT * 0.6);
-      await lab.closes(attacker, "TimeoutError");
+      await lab.timesOut(attacker);
     },
   },
   {
@@ -210,7 +198,7 @@ export const liveness: readonly Case[] = [
       await frozen;
       await lab.echoes(attacker);
       await lab.pass(TIMEOUT * 0.9);
-      assertEquals((await lab.victim.state()).open, 1);
+      await lab.lives();
       await lab.echoes(attacker);
     },
   },
@@ -231,14 +219,14 @@ export const liveness: readonly Case[] = [
         // More than it can write until the next one.
         if (lab.version === 2) await attacker.bytes(attacker.update(id, heard.bytes, LARGEST_WINDOW));
         const { bytes } = heard;
-        await attacker.until(() => heard.bytes > bytes + MIB, "more data");
+        await attacker.until(() => heard.bytes > bytes + MiB, "more data");
         const said = performance.now();
         await lab.nop(attacker);
         await lab.taken(attacker);
         slowest = Math.max(slowest, performance.now() - said);
         // Not much less than the timeout; where time is real, a machine that moves gigabytes is late with everything.
         await lab.pass(TIMEOUT * (lab.isFull ? 0.6 : 0.9));
-        assertEquals((await lab.victim.state()).open, 1);
+        await lab.lives();
       }
       lab.notes.push(`a NOP was heard within ${slowest.toFixed(1)} ms`);
       await lab.pass(TIMEOUT);
@@ -283,7 +271,7 @@ export const liveness: readonly Case[] = [
         await attacker.gone(`time ${n}`);
         lab.forget(attacker);
       }
-      const { sunk, whole } = await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      const { sunk, whole } = await lab.over();
       assertEquals([sunk, whole], [times * 300_000, times]);
     },
   },
@@ -304,7 +292,7 @@ export const liveness: readonly Case[] = [
         await attacker.until(() => heard.fins === 1, "the FIN");
         assertEquals(heard.bytes, 200_000);
         await attacker.end();
-        await lab.soon(said, "close()");
+        await soon(said, "close()");
         await attacker.gone("after close()");
         lab.forget(attacker);
       }
@@ -328,7 +316,7 @@ export const liveness: readonly Case[] = [
       const before = heard.map(({ bytes }) => bytes);
       const shares = () => heard.map(({ bytes }, n) => bytes - before[n]!);
       const sum = (values: number[]) => values.reduce((sum, value) => sum + value, 0);
-      const total = lab.count(64, 8192) * MIB;
+      const total = lab.count(64, 8192) * MiB;
       while (sum(shares()) < total) await lab.echoes(attacker);
       const jain = sum(shares()) ** 2 / (heard.length * sum(shares().map((share) => share ** 2)));
       lab.notes.push(`Jain's index ${jain.toFixed(4)}`);
@@ -352,7 +340,7 @@ export const liveness: readonly Case[] = [
             // Its end is part of the collision; before the stream is open there would be none.
             await Promise.race([attacker.ended, attacker.until(() => attacker.counts[SYN]! > 0, "the stream")]);
             await attacker.end();
-            for (const outcome of await lab.soon(colliding, `what was pending at ${some}`)) {
+            for (const outcome of await soon(colliding, `what was pending at ${some}`)) {
               const isKnown = ["fulfilled", "StreamClosedError", "SessionClosedError"].includes(outcome);
               assert(isKnown, `${outcome} after ${some}`);
             }
@@ -369,7 +357,7 @@ export const liveness: readonly Case[] = [
     attack: `empty frames over a transport (${kind}) that always has more at once`,
     expected: "others have their turn every 2 MiB at least, and within 50 ms",
     async run(lab) {
-      const bytes = lab.count(32, 512) * MIB;
+      const bytes = lab.count(32, 512) * MiB;
       const { turns, gap } = await lab.victim.capture(kind, bytes);
       lab.notes.push(`${turns} turns, at most ${gap.toFixed(1)} ms apart`);
       assertGreaterOrEqual(turns, bytes / MOST_IN_A_TURN, `Turns for others in ${bytes} bytes: ${turns}`);
@@ -432,7 +420,7 @@ export const liveness: readonly Case[] = [
       assertEquals((await lab.victim.state()).last!.streams, 8192);
       await lab.victim.mark();
       attacker.close();
-      const { gap } = await lab.reached(({ open, tasks }) => open === 0 && tasks === 0);
+      const { gap } = await lab.over();
       lab.notes.push(`${gap.toFixed(1)} ms without a turn`);
       if (lab.isFull) assertLess(gap, 100, `ms without a turn: ${gap.toFixed(1)}`);
     },

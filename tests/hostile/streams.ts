@@ -7,7 +7,7 @@
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { concat, repeat } from "@std/bytes";
 import { FIN, PSH, SYN } from "../../frame.ts";
-import { pattern } from "../support.ts";
+import { MiB, pattern } from "../support.ts";
 import { type Attacker, many } from "./attacker.ts";
 import type { Case, Lab } from "./lab.ts";
 
@@ -32,6 +32,13 @@ function misnumbered(name: string, attack: string, id: (lab: Lab) => number): Ca
   };
 }
 
+/** Opens streams and ends each at once, a million times; gives how many. */
+function resets(lab: Lab, attacker: Attacker): Promise<number> {
+  const frames = concat([attacker.frame(SYN, 0), attacker.frame(FIN, 0)]);
+  const make = (first: number, count: number) => many(count, lab.id(1 + first), frames);
+  return lab.flood(attacker, lab.count(5000, 1_000_000), make, { frames: 2, goesOn: true });
+}
+
 /** Frames for streams that there are not. */
 function unknown(name: string, attack: string, make: (attacker: Attacker, id: number) => Uint8Array): Case {
   return {
@@ -52,7 +59,7 @@ function unknown(name: string, attack: string, make: (attacker: Attacker, id: nu
       const { last, peakHeap } = await lab.victim.state();
       assertEquals(last!.bytesUnread, 0);
       assertEquals(last!.streams, 1);
-      if (lab.isFull) assertLessOrEqual(peakHeap - before.heap, 8 * 1024 * 1024);
+      if (lab.isFull) assertLessOrEqual(peakHeap - before.heap, 8 * MiB);
       // The canary's echo, and on version 2 its updates.
       assert(last!.framesSent - before.last!.framesSent <= 2, `${last!.framesSent - before.last!.framesSent} frames`);
     },
@@ -107,12 +114,7 @@ export const streams: readonly Case[] = [
     expected: "each ended in turn, none left; memory + 64 MiB at most; the canary echoes",
     async run(lab) {
       const attacker = await lab.attack();
-      const sent = await lab.flood(
-        attacker,
-        lab.count(5000, 1_000_000),
-        (first, count) => many(count, lab.id(1 + first), concat([attacker.frame(SYN, 0), attacker.frame(FIN, 0)])),
-        { frames: 2, goesOn: true },
-      );
+      const sent = await resets(lab, attacker);
       await attacker.until(() => attacker.counts[FIN] === sent, "a FIN for each");
       const { last } = await lab.reached(({ last }) => last!.streams === 1);
       lab.notes.push(`${last!.accepted} accepted, ${last!.refused} refused`);
@@ -127,12 +129,7 @@ export const streams: readonly Case[] = [
     perFrame: 5,
     async run(lab) {
       const attacker = await lab.attack();
-      const sent = await lab.flood(
-        attacker,
-        lab.count(5000, 1_000_000),
-        (first, count) => many(count, lab.id(1 + first), concat([attacker.frame(SYN, 0), attacker.frame(FIN, 0)])),
-        { frames: 2, goesOn: true },
-      );
+      const sent = await resets(lab, attacker);
       const { last } = await lab.victim.state();
       assertEquals(last!.pendingAccept, BACKLOG);
       assertEquals(last!.refused, sent - BACKLOG);
@@ -185,8 +182,7 @@ export const streams: readonly Case[] = [
       const id = lab.role === "server" ? 2 ** 32 - 1 : 2 ** 32 - 2;
       const heard = attacker.heard(id, true);
       await attacker.bytes(...lab.opening(attacker, id, pattern(100)), attacker.frame(FIN, id));
-      await attacker.until(() => heard.fins === 1, "the end of the echo");
-      assertEquals(concat(heard.data), pattern(100));
+      await attacker.echoed(heard, pattern(100));
     },
   },
   {
@@ -202,8 +198,7 @@ export const streams: readonly Case[] = [
         heard.data = [];
         const data = pattern(500, life);
         await attacker.bytes(...lab.opening(attacker, id, data), attacker.frame(FIN, id));
-        await attacker.until(() => heard.fins === 1, `the end of life ${life}`);
-        assertEquals(concat(heard.data), data, `life ${life}`);
+        await attacker.echoed(heard, data, `the end of life ${life}`);
         assertEquals(heard.late, 0, `frames after the FIN of life ${life}`);
         heard.fins = 0;
       }

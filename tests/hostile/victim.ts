@@ -10,7 +10,7 @@ import { setImmediate } from "node:timers/promises";
 import { Session, type SessionOptions, type SessionStats, type Stream, type Transport } from "../../mod.ts";
 import { FIRST_ID } from "../../session.ts";
 import { NOP, PSH, SYN, type Version } from "../../frame.ts";
-import { frame } from "../support.ts";
+import { frame, KiB, MiB } from "../support.ts";
 
 /** The victim's side of a session. */
 export type Role = "client" | "server";
@@ -92,12 +92,12 @@ export interface Victim extends AsyncDisposable {
 
 // So small that an array of it costs no memory outside the heap: what the application needs is not what is measured.
 const SMALLEST_READ = 64;
-const LARGEST_READ = 64 * 1024;
+const LARGEST_READ = 64 * KiB;
 const SAMPLE_INTERVAL = 10;
 // What a sink reads nobody looks at, so all of them may have it in one place.
 const scratch = new Uint8Array(LARGEST_READ);
 // More than a connection takes at once.
-const LARGE = new Uint8Array(4 * 1024 * 1024);
+const LARGE = new Uint8Array(4 * MiB);
 
 /** A victim in this process. */
 export class LocalVictim implements Victim {

@@ -10,10 +10,12 @@
 
 import { deadline } from "@std/async";
 import { runClient, runServer, type Tally, type Workload } from "./workloads.ts";
+import { explain, onUnhandled } from "../failures.ts";
 import { buildGo, hasGoPackage } from "../go.ts";
+import { kill, lines, makeFolder } from "../programs.ts";
+import { MiB } from "../support.ts";
 
 const CELL_TIMEOUT = 60_000;
-const MiB = 1024 * 1024;
 
 const DEFAULTS: Omit<Workload, "name" | "kind"> = {
   streams: 1,
@@ -81,16 +83,6 @@ interface Cell {
   client(port: number): Promise<Side>;
 }
 
-/** Yields the lines of a process's output. */
-async function* lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): AsyncGenerator<string, undefined> {
-  let rest = "";
-  for await (const text of output.pipeThrough(new TextDecoderStream())) {
-    const parts = (rest + text).split("\n");
-    rest = parts.pop() ?? "";
-    yield* parts;
-  }
-}
-
 /** Starts the Go peer. */
 function spawn(peer: string, role: string, version: number, workload: Workload, port: number) {
   const { kind, streams, parallel, size, large, idle, options } = workload;
@@ -100,14 +92,8 @@ function spawn(peer: string, role: string, version: number, workload: Workload, 
   );
   const args = [...flags, ...settings].filter(([, value]) => value !== undefined).map((flag) => "-" + flag.join("="));
   const child = new Deno.Command(peer, { args, stdin: "null", stdout: "piped", stderr: "inherit" }).spawn();
-  const output = lines(child.stdout);
-  const stop = () => {
-    try {
-      child.kill("SIGKILL");
-    } catch {
-      // It has ended by itself.
-    }
-  };
+  const output = lines(child.stdout).values();
+  const stop = () => kill(child);
   const result = async (): Promise<Tally> => {
     const { value } = await output.next();
     const { code, signal } = await child.status;
@@ -190,29 +176,14 @@ function cells(peer: string, self: boolean): Cell[] {
   ];
 }
 
-/** Says what went wrong, with every cause. */
-function reason(error: unknown): string {
-  const reasons: string[] = [];
-  while (error instanceof Error) {
-    reasons.push(`${error.name}: ${error.message}`);
-    error = error.cause;
-  }
-  if (error !== undefined) reasons.push(String(error));
-  return reasons.join(" <- ");
-}
-
 /** Runs one cell; throws what each side says if it failed. */
 async function run(cell: Cell): Promise<Tally> {
   const sides: Side[] = [];
   const reasons: string[] = [];
-  const unhandled = (event: PromiseRejectionEvent) => {
-    event.preventDefault();
-    reasons.push(`unhandled: ${reason(event.reason)}`);
-  };
-  globalThis.addEventListener("unhandledrejection", unhandled);
+  using _ = onUnhandled((reason) => reasons.push(`unhandled: ${explain(reason)}`));
   const start = (side: Side) => {
     sides.push(side);
-    side.tally.catch((error) => reasons.push(reason(error)));
+    side.tally.catch((error) => reasons.push(explain(error)));
   };
   try {
     const server = await cell.server();
@@ -235,12 +206,11 @@ async function run(cell: Cell): Promise<Tally> {
     }
     return ofClient;
   } catch (error) {
-    if (reasons.length === 0) reasons.push(reason(error));
+    if (reasons.length === 0) reasons.push(explain(error));
     throw new Error([...new Set(reasons)].slice(0, 4).join("\n    "));
   } finally {
     for (const side of sides) side.stop();
     await deadline(Promise.allSettled(sides.map((side) => side.tally)), 1000).catch(() => {});
-    globalThis.removeEventListener("unhandledrejection", unhandled);
   }
 }
 
@@ -249,41 +219,31 @@ async function main(args: string[]): Promise<number> {
   const filter = args.filter((arg) => arg !== "--self").join(" ");
   let [passed, failed, skipped] = [0, 0, 0];
 
-  const folder = await Deno.makeTempDir({ prefix: "sluice-interop-" });
-  for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    Deno.addSignalListener(signal, () => {
-      Deno.removeSync(folder, { recursive: true });
-      Deno.exit(1);
-    });
+  await using folder = await makeFolder("interop");
+  const peer = hasGoPackage("github.com/xtaci/smux")
+    ? await buildGo(folder.path, [`${import.meta.dirname}/peer.go`])
+    : undefined;
+  const chosen = cells(peer ?? "", self).filter((cell) => cell.label.includes(filter));
+  if (chosen.length === 0) throw new Error(`No cell's name contains "${filter}"`);
+  if (peer === undefined) {
+    console.log("interop needs Go and its smux: apt-get install golang-go golang-github-xtaci-smux-dev");
+    skipped = chosen.length;
   }
-  try {
-    const peer = hasGoPackage("github.com/xtaci/smux")
-      ? await buildGo(folder, [`${import.meta.dirname}/peer.go`])
-      : undefined;
-    const chosen = cells(peer ?? "", self).filter((cell) => cell.label.includes(filter));
-    if (chosen.length === 0) throw new Error(`No cell's name contains "${filter}"`);
-    if (peer === undefined) {
-      console.log("interop needs Go and its smux: apt-get install golang-go golang-github-xtaci-smux-dev");
-      skipped = chosen.length;
+  for (const cell of peer === undefined ? [] : chosen) {
+    const start = performance.now();
+    const label = cell.label.padEnd(30);
+    try {
+      const { streams, sent, received } = await run(cell);
+      const seconds = (performance.now() - start) / 1000;
+      const size = ((sent + received) / MiB).toFixed(1);
+      console.log(
+        `${label} ok   ${String(streams).padStart(4)} streams, ${size.padStart(5)} MiB, ${seconds.toFixed(1)} s`,
+      );
+      passed++;
+    } catch (error) {
+      console.log(`${label} FAILED\n    ${error instanceof Error ? error.message : error}`);
+      failed++;
     }
-    for (const cell of peer === undefined ? [] : chosen) {
-      const start = performance.now();
-      const label = cell.label.padEnd(30);
-      try {
-        const { streams, sent, received } = await run(cell);
-        const seconds = (performance.now() - start) / 1000;
-        const size = ((sent + received) / MiB).toFixed(1);
-        console.log(
-          `${label} ok   ${String(streams).padStart(4)} streams, ${size.padStart(5)} MiB, ${seconds.toFixed(1)} s`,
-        );
-        passed++;
-      } catch (error) {
-        console.log(`${label} FAILED\n    ${error instanceof Error ? error.message : error}`);
-        failed++;
-      }
-    }
-  } finally {
-    await Deno.remove(folder, { recursive: true });
   }
   console.log(`${passed} passed, ${failed} failed, ${skipped} skipped`);
   return failed > 0 ? 1 : 0;

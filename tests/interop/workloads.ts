@@ -8,6 +8,7 @@
 import { pooledMap } from "@std/async";
 import { createHash, type Hash } from "node:crypto";
 import { Session, SessionClosedError, type SessionOptions, type Stream } from "../../mod.ts";
+import { KiB, sha256, xorshift } from "../support.ts";
 
 /** One workload, given to both sides alike. */
 export interface Workload {
@@ -37,9 +38,8 @@ export interface Tally {
 type Message = Uint8Array<ArrayBuffer>;
 
 const HASH_SIZE = 32;
-const CHUNK_SIZE = 64 * 1024;
+const CHUNK_SIZE = 64 * KiB;
 
-const sha256 = (data: Message): string => createHash("sha256").update(data).digest("hex");
 const digest = (hash: Hash): Message => new Uint8Array(hash.digest());
 
 /** Seeded random bytes (xorshift), the same for the same seed. */
@@ -51,12 +51,8 @@ class Random {
   }
 
   next(): number {
-    let state = this.#state;
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    this.#state = state;
-    return state >>> 0;
+    this.#state = xorshift(this.#state);
+    return this.#state >>> 0;
   }
 
   bytes(length: number): Message {
@@ -183,7 +179,7 @@ class Wire {
       if (last) await this.stream.closeWrite();
     };
     const [, back] = await Promise.all([write(), this.exactly(data.length)]);
-    const [sent, got] = [sha256(data), sha256(back)];
+    const [sent, got] = [await sha256(data), await sha256(back)];
     if (sent !== got) throw this.error(`sent ${data.length} bytes with hash ${sent}, got hash ${got}`);
   }
 

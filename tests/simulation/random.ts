@@ -4,6 +4,8 @@
  * @module
  */
 
+import { xorshift } from "../support.ts";
+
 /** A source of seeded chance; xorshift, which is enough to choose by. */
 export class Random {
   #state: number;
@@ -16,11 +18,7 @@ export class Random {
   }
 
   #next(): number {
-    let state = this.#state;
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return this.#state = state >>> 0;
+    return this.#state = xorshift(this.#state) >>> 0;
   }
 
   /** An integer from 0 to below `end`. */

@@ -6,6 +6,7 @@
 
 import { createHash } from "node:crypto";
 import { ProtocolError, Session } from "../../mod.ts";
+import { onUnhandled } from "../failures.ts";
 import { FEW, other, type SideName, WireRules } from "./invariants.ts";
 import { end, isCalm, makePlan, type Plan } from "./plan.ts";
 import { Random } from "./random.ts";
@@ -77,11 +78,7 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
       if (error?.name !== "SessionClosedError") fail(`${name}: ${describe(error)}`);
     }).finally(() => waiting.delete(key));
   };
-  const onUnhandled = (event: PromiseRejectionEvent) => {
-    event.preventDefault();
-    fail(`A rejection that nobody handles: ${describe(event.reason)}`);
-  };
-  globalThis.addEventListener("unhandledrejection", onUnhandled);
+  const listening = onUnhandled((reason) => fail(`A rejection that nobody handles: ${describe(reason)}`));
 
   // The connection and the sessions.
   const fault = (kind: string) => {
@@ -239,7 +236,7 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
   // What a failure has left must not live on by the real clock.
   for (const side of SIDES) sessions[side].abort();
   await scheduler.run(() => false, scheduler.now);
-  globalThis.removeEventListener("unhandledrejection", onUnhandled);
+  listening[Symbol.dispose]();
   hash.update(lines.join("\n") + "\n");
 
   let streams = 0;

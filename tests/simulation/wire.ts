@@ -5,7 +5,7 @@
  */
 
 import { concat } from "@std/bytes";
-import type { Connection } from "../../mod.ts";
+import { PipedConnection } from "../support.ts";
 import type { Random } from "./random.ts";
 import type { Scheduler } from "./scheduler.ts";
 
@@ -271,44 +271,17 @@ export class Pipe {
 }
 
 /** One end of the connection. */
-export class WireEnd implements Connection {
-  readonly #inbound: Pipe;
-  readonly #outbound: Pipe;
-  #isClosed = false;
-
-  constructor(inbound: Pipe, outbound: Pipe) {
-    this.#inbound = inbound;
-    this.#outbound = outbound;
-  }
-
-  /** Whether `close` was called. */
-  get isClosed(): boolean {
-    return this.#isClosed;
-  }
-
-  read(p: Uint8Array): Promise<number | null> {
-    return this.#inbound.read(p);
-  }
-
-  write(p: Uint8Array): Promise<number> {
-    return this.#outbound.write(p);
-  }
-
-  closeWrite(): Promise<void> {
-    this.#outbound.end();
-    return Promise.resolve();
-  }
-
+export class WireEnd extends PipedConnection<Pipe> {
   close(): void {
-    if (this.#isClosed) throw broken("BadResource", "Bad resource ID");
-    this.#isClosed = true;
+    if (this.isClosed) throw broken("BadResource", "Bad resource ID");
+    this.isClosed = true;
     // A kernel resets a connection that is closed with bytes in it that were not read.
-    const isReset = this.#inbound.hasUnread;
-    this.#inbound.deafen();
-    this.#outbound.silence();
+    const isReset = this.inbound.hasUnread;
+    this.inbound.deafen();
+    this.outbound.silence();
     if (isReset) {
-      this.#outbound.fail();
-      this.#inbound.fail();
+      this.outbound.fail();
+      this.inbound.fail();
     }
   }
 }

@@ -1,0 +1,92 @@
+/**
+ * Programs that tests and measurements start, and where they put their files.
+ *
+ * @module
+ */
+
+import { TextLineStream } from "@std/streams";
+
+/** The lines that a process prints. */
+export function lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): ReadableStream<string> {
+  return output.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream());
+}
+
+/** Kills a process that may have ended by itself. */
+export function kill(child: Deno.ChildProcess): void {
+  try {
+    child.kill("SIGKILL");
+  } catch {
+    // It has ended.
+  }
+}
+
+/** A process that says in lines what it has to say, and does not outlive this. */
+export class Process implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+  readonly #lines: ReadableStreamDefaultReader<string>;
+  readonly #complaint: Promise<string>;
+
+  constructor([command, ...args]: string[]) {
+    this.#child = new Deno.Command(command!, {
+      args,
+      env: { NO_COLOR: "1" },
+      stdin: "piped",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    this.#lines = lines(this.#child.stdout).getReader();
+    this.#complaint = new Response(this.#child.stderr).text();
+  }
+
+  /** The next line it prints. */
+  async line(): Promise<string> {
+    const { done, value } = await this.#lines.read();
+    if (!done) return value;
+    const { code } = await this.#child.status;
+    const [complaint] = (await this.#complaint).trim().split("\n");
+    throw new Error(`it ended with code ${code}${complaint && `: ${complaint}`}`);
+  }
+
+  /** The next line as JSON; rejects with the error that it tells of. */
+  async result<Result extends { error?: string }>(): Promise<Result> {
+    const result: Result = JSON.parse(await this.line());
+    if (result.error !== undefined) throw new Error(result.error);
+    return result;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    kill(this.#child);
+    await this.#child.stdin.close().catch(() => {});
+    await this.#lines.cancel().catch(() => {});
+    await this.#complaint.catch(() => {});
+    await this.#child.status;
+  }
+}
+
+/** A folder that is gone afterwards, and when this process is interrupted. */
+export async function makeFolder(name: string): Promise<AsyncDisposable & { path: string }> {
+  const path = await Deno.makeTempDir({ prefix: `sluice-${name}-` });
+  const interrupted = () => {
+    Deno.removeSync(path, { recursive: true });
+    Deno.exit(1);
+  };
+  const signals = ["SIGINT", "SIGTERM"] as const;
+  for (const signal of signals) Deno.addSignalListener(signal, interrupted);
+  const dispose = async () => {
+    for (const signal of signals) Deno.removeSignalListener(signal, interrupted);
+    await Deno.remove(path, { recursive: true });
+  };
+  return { path, [Symbol.asyncDispose]: dispose };
+}
+
+/** Puts into a folder what an SSH server and its user need: keys, and a configuration named `config`. */
+export async function prepareSsh(folder: string): Promise<void> {
+  for (const key of ["host", "user"]) {
+    const args = ["-q", "-t", "ed25519", "-N", "", "-f", `${folder}/${key}`];
+    const { success, stderr } = await new Deno.Command("ssh-keygen", { args }).output();
+    if (!success) throw new Error(`ssh-keygen: ${new TextDecoder().decode(stderr)}`);
+  }
+  await Deno.mkdir("/run/sshd", { recursive: true, mode: 0o755 });
+  const config = [`HostKey ${folder}/host`, `AuthorizedKeysFile ${folder}/user.pub`, "StrictModes no", "UsePAM no"];
+  await Deno.writeTextFile(`${folder}/config`, [...config, "PermitRootLogin prohibit-password", ""].join("\n"));
+}
