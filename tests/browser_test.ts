@@ -11,7 +11,7 @@ import { assertEquals, assertGreater, assertLess } from "@std/assert";
 import { existsSync } from "node:fs";
 import { chromium } from "npm:playwright-core@1.65.1";
 
-const SERVER = new URL("../examples/browser/server.ts", import.meta.url).pathname;
+const SERVER = `${import.meta.dirname}/../examples/browser/server.ts`;
 // All of the page's 84 MB take 8 seconds, in the first of which one of them is to be paused.
 const MEGABYTES_PER_SECOND = "10";
 const TRANSFERS = 8;

@@ -10,7 +10,7 @@ import { existsSync } from "node:fs";
 import { serve, Session, type Version } from "../mod.ts";
 import { pattern, readAll, sha256, writeAll } from "./support.ts";
 
-const ROOT = new URL("../", import.meta.url).pathname;
+const ROOT = `${import.meta.dirname}/../`;
 const FIXTURES = `${ROOT}tests/fixtures/node`;
 const VERSIONS: Version[] = [1, 2];
 const LOOPBACK = { hostname: "127.0.0.1", port: 0 };

@@ -456,7 +456,7 @@ Deno.test("stats: streams that come for a channel of the caller's are counted as
 /** Runs fixtures/idle.ts against a server of frames. */
 async function idle(...calls: string[]) {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const program = new URL("fixtures/idle.ts", import.meta.url).pathname;
+  const program = `${import.meta.dirname}/fixtures/idle.ts`;
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "--allow-net", program, `${listener.addr.port}`, ...calls],
     stdin: "null",

@@ -170,7 +170,7 @@ const kinds: Kind[] = [
     name: "the pipes of a child process",
     connect(version) {
       const child = new Deno.Command(Deno.execPath(), {
-        args: ["run", "--allow-read", fixture("answer.ts").pathname, `${version}`],
+        args: ["run", "--allow-read", fixture("answer.ts").href, `${version}`],
         stdin: "piped",
         stdout: "piped",
         stderr: "inherit",

@@ -10,7 +10,7 @@ import { openTunnel, serveTunnel } from "../tunnel.ts";
 import { prepareSsh } from "./programs.ts";
 import { bytes, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
-const SCRIPT = new URL("../tunnel.ts", import.meta.url).pathname;
+const SCRIPT = `${import.meta.dirname}/../tunnel.ts`;
 
 /** Whether a program is there. */
 function has(...names: string[]): boolean {

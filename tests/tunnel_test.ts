@@ -1888,7 +1888,7 @@ Deno.test("tunnel command: a secret from a file or from the environment", async 
 
 Deno.test("tunnel command: TLS", async () => {
   const web = serveFiles();
-  const file = (name: string) => new URL(`fixtures/tls/${name}`, import.meta.url).pathname;
+  const file = (name: string) => `${import.meta.dirname}/fixtures/tls/${name}`;
   const keys = ["--cert", file("localhost.pem"), "--key", file("localhost.key")];
   await using server = await start(["server", "--listen", "0", "--target", at(web.addr), ...keys]);
   const ask = ["client", "--connect", server.addr, "--forward", "0"];

@@ -9,7 +9,7 @@ import { buildGo, hasGoPackage } from "../../tests/go.ts";
 import { Process } from "../../tests/programs.ts";
 import type { Plan, Result } from "./shape.ts";
 
-const HERE = new URL(".", import.meta.url).pathname;
+const HERE = `${import.meta.dirname}/`;
 // What Go's peers are named after, and the file and package of each.
 const GO = "go";
 const GO_FILES = [

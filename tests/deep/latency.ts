@@ -20,7 +20,7 @@ export const description =
 const ROUND_TRIP = 50;
 const BITS_PER_SECOND = 1e9;
 const ENOUGH = 0.9;
-const HERE = new URL("./latency/", import.meta.url).pathname;
+const HERE = `${import.meta.dirname}/latency/`;
 // TCP is at full speed after a round trip here, since the link loses nothing; windows need some more to grow.
 const WARM = 2000;
 const TIME = 3000;

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { cp } from "node:fs/promises";
 import { makeFolder } from "../programs.ts";
 import { anyText, integer, parse } from "./shared/options.ts";
 
@@ -265,7 +266,7 @@ const MUTANTS: Mutant[] = [
   },
 ];
 
-const ROOT = new URL("../../", import.meta.url);
+const ROOT = `${import.meta.dirname}/../..`;
 // A bug may make a run hang for ever, in milliseconds.
 const LIMIT = 5 * 60_000;
 
@@ -358,13 +359,7 @@ async function deno(cwd: string, args: string[]): Promise<Result> {
 async function copyRepository(to: string): Promise<void> {
   for await (const { name } of Deno.readDir(ROOT)) {
     if (name.endsWith(".ts") || ["deno.json", ".std", "tests"].includes(name)) {
-      await copyAll(new URL(name, ROOT).pathname, `${to}/${name}`);
+      await cp(`${ROOT}/${name}`, `${to}/${name}`, { recursive: true, dereference: true });
     }
   }
-}
-
-async function copyAll(from: string, to: string): Promise<void> {
-  if (!(await Deno.stat(from)).isDirectory) return await Deno.copyFile(from, to);
-  await Deno.mkdir(to);
-  for await (const { name } of Deno.readDir(from)) await copyAll(`${from}/${name}`, `${to}/${name}`);
 }

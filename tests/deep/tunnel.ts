@@ -14,8 +14,8 @@ import { integer, parse } from "./shared/options.ts";
 /** What it does. */
 export const description = "The tunnel beside ssh -L, socat and a direct connection: [--rounds 5]";
 
-const TUNNEL = new URL("../../tunnel.ts", import.meta.url).pathname;
-const TARGET = new URL("./tunnel.ts", import.meta.url).pathname;
+const TUNNEL = `${import.meta.dirname}/../../tunnel.ts`;
+const TARGET = import.meta.filename!;
 const BULK = 500_000_000;
 const PARALLEL = 10;
 const PINGS = 2000;

@@ -400,7 +400,7 @@ interface Message {
 
 /** Starts a victim in a process of its own. */
 export async function startVictim(options: VictimOptions): Promise<Victim> {
-  const child = fork(new URL(import.meta.url).pathname, [JSON.stringify(options)], {
+  const child = fork(import.meta.filename!, [JSON.stringify(options)], {
     execArgv: ["--expose-gc"],
   });
   const victim = new RemoteVictim(child);

@@ -6,7 +6,7 @@
 
 /** What Deno is started with to run a long test in another process, which can collect its garbage when told to. */
 export function program(name: string, ...args: string[]): string[] {
-  return ["run", "-A", "--v8-flags=--expose-gc", new URL("../main.ts", import.meta.url).pathname, name, ...args];
+  return ["run", "-A", "--v8-flags=--expose-gc", `${import.meta.dirname}/../main.ts`, name, ...args];
 }
 
 /** Shows on a terminal, in place of what was shown before, how far it is; nothing in the end. */
