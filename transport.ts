@@ -161,6 +161,8 @@ const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
 // A session that carries little costs little; 64 KiB is where a loopback socket stops gaining from larger reads.
 const SMALLEST_READ = 8 * 1024;
 const LARGEST_READ = 64 * 1024;
+// At 2 KB/s so much still passes within the default timeout.
+const LARGEST_CHUNK = 64 * 1024;
 
 /**
  * Brings a transport into the shape the session sees.
@@ -300,9 +302,11 @@ class StreamsLink implements Link {
   spent(): void {}
 
   async write(bytes: Uint8Array): Promise<number> {
-    // A sink may hold on to its chunk for longer than the write takes, so it gets one of its own.
-    await this.#writer.write(bytes.slice());
-    return bytes.length;
+    // A sink may hold on to its chunk for longer than the write takes, so it gets one of its own; and of one under way
+    // no progress can be seen, so none is large.
+    const part = bytes.slice(0, LARGEST_CHUNK);
+    await this.#writer.write(part);
+    return part.length;
   }
 
   async closeWrite(): Promise<void> {

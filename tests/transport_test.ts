@@ -899,6 +899,26 @@ Deno.test("transport: memory of what is never read is given back when the stream
   await assertRejects(() => session.closed);
 });
 
+Deno.test("transport: no chunk written to web streams is large, so that a slow one is seen to make progress", async () => {
+  const lengths: number[] = [];
+  const { promise: opened, resolve: open } = Promise.withResolvers<void>();
+  const writable = new WritableStream<Uint8Array>({
+    async write(chunk) {
+      lengths.push(chunk.length);
+      await opened;
+    },
+  });
+  const session = Session.client({ readable: new ReadableStream<Uint8Array>(), writable }, { version: 1 });
+  const stream = await session.openStream();
+  const written = stream.write(pattern(1024 * 1024));
+  open();
+  await written;
+  session.abort();
+  await assertRejects(() => session.closed);
+  assert(lengths.length >= 12, `${lengths.length} chunks`);
+  assertEquals(Math.max(...lengths), 64 * 1024);
+});
+
 Deno.test("transport: a chunk that came from somebody else stays theirs", async () => {
   const data = pattern(100_000);
   const chunks = [

@@ -36,6 +36,8 @@ export interface Plan {
   /** Milliseconds that one user of a stream may hold it up in all. */
   readonly patience: number;
   readonly ending: Ending;
+  /** Whose end of the connection is a pair of web streams. */
+  readonly overStreams: { readonly [Side in SideName]: boolean };
 }
 
 /** The options that a seed decides. */
@@ -123,7 +125,13 @@ export function makePlan(random: Random): Plan {
       ),
       after: early ? random.skewed(2000) : undefined,
     },
+    overStreams: { client: random.oneIn(6) && isWide(travel.client), server: random.oneIn(6) && isWide(travel.server) },
   };
+}
+
+// Of a chunk of web streams nobody sees any progress, so that none may take as long as a timeout.
+function isWide({ rate, capacity }: Travel): boolean {
+  return rate === Infinity && capacity >= 65_536;
 }
 
 // After a time in which nothing could happen, what the peer sends at once comes soon enough.

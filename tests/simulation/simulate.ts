@@ -11,7 +11,7 @@ import { FEW, other, type SideName, WireRules } from "./invariants.ts";
 import { end, isCalm, makePlan, type Plan } from "./plan.ts";
 import { Random } from "./random.ts";
 import { Scheduler } from "./scheduler.ts";
-import { connect, Pipe } from "./wire.ts";
+import { asStreams, connect, Pipe } from "./wire.ts";
 import { Workload, type World } from "./workload.ts";
 
 /** What became of a seed. */
@@ -109,9 +109,10 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
   };
   const pipes = [pipe("client"), pipe("server")] as const;
   const ends = connect(...pipes);
+  const transports = ends.map((end, n) => plan.overStreams[SIDES[n]!] ? asStreams(end) : end);
   const sessions = {
-    client: Session.client(ends[0], { ...plan.options.client, version: plan.version }),
-    server: Session.server(ends[1], { ...plan.options.server, version: plan.serverVersion }),
+    client: Session.client(transports[0]!, { ...plan.options.client, version: plan.version }),
+    server: Session.server(transports[1]!, { ...plan.options.server, version: plan.serverVersion }),
   };
   const isClosing = { client: false, server: false };
   const world: World = {

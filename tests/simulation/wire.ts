@@ -5,9 +5,13 @@
  */
 
 import { concat } from "@std/bytes";
+import type { Transport } from "../../mod.ts";
 import { PipedConnection } from "../support.ts";
 import type { Random } from "./random.ts";
 import type { Scheduler } from "./scheduler.ts";
+
+// More than a session reads at once.
+const LARGEST_CHUNK = 100_000;
 
 /** How bytes travel in one direction. */
 export interface Travel {
@@ -295,4 +299,42 @@ export function connect(there: Pipe, back: Pipe): [WireEnd, WireEnd] {
     }
   };
   return [new WireEnd(back, there), new WireEnd(there, back)];
+}
+
+/** The same end as a pair of web streams, which read nothing ahead, and close it when both have ended or it broke. */
+export function asStreams(end: WireEnd): Transport {
+  let left = 2;
+  const close = () => {
+    if (!end.isClosed) end.close();
+  };
+  const halfEnded = () => {
+    if (--left === 0) close();
+  };
+  const broke = (error: unknown) => {
+    close();
+    throw error;
+  };
+  return {
+    readable: new ReadableStream<Uint8Array>({
+      async pull(controller) {
+        const p = new Uint8Array(LARGEST_CHUNK);
+        const count = await end.read(p).catch(broke);
+        if (count !== null) return controller.enqueue(p.subarray(0, count));
+        controller.close();
+        halfEnded();
+      },
+      cancel: close,
+    }, { highWaterMark: 0 }),
+    writable: new WritableStream<Uint8Array>({
+      // Aborting the stream itself waits for the write that is under way.
+      start: ({ signal }) => signal.addEventListener("abort", close),
+      async write(chunk) {
+        for (let at = 0; at < chunk.length;) at += await end.write(chunk.subarray(at)).catch(broke);
+      },
+      async close() {
+        await end.closeWrite();
+        halfEnded();
+      },
+    }),
+  };
 }
