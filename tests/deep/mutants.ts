@@ -237,6 +237,7 @@ const MUTANTS: Mutant[] = [
     file: "stream.ts",
     from: "      this.#credited(end - start);\n      return false;\n",
     to: "      return false;\n",
+    tests: ["stream_test.ts"],
   },
   {
     name: "maxStreams is not kept",
