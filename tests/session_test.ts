@@ -12,6 +12,8 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
+import { concat } from "@std/bytes";
+import { clock } from "../clock.ts";
 import { NOP, PSH, SYN } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { settle } from "../session.ts";
@@ -511,3 +513,37 @@ Deno.test("unref: ref and unref are passed on to the connection", () => {
   assertEquals(calls, ["unref", "unref", "ref"]);
   session.abort();
 });
+
+for (
+  const [what, make] of [
+    ["streams to refuse", (n: number) => frame(1, SYN, 5 + 2 * n)],
+    ["data for streams that are not there", (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
+  ] as const
+) {
+  Deno.test(`flood: 64 times ${what} in one read make the peer wait, 63 do not`, async () => {
+    for (const [count, rests] of [[63, 0], [64, 1]] as const) {
+      const [near, far] = memoryPair();
+      const { rest } = clock;
+      let rested = 0;
+      clock.rest = (run) => {
+        rested++;
+        return rest(run);
+      };
+      const session = Session.server(near, { maxStreams: 1 });
+      try {
+        await writeAll(far, frame(1, SYN, 3));
+        await session.acceptStream();
+        const bytes = concat(Array.from({ length: count }, (_, n) => make(n)));
+        const before = session.stats().bytesReceived;
+        await writeAll(far, bytes);
+        while (session.stats().bytesReceived < before + bytes.length) await turn();
+        await turn();
+        assertEquals(rested, rests);
+      } finally {
+        clock.rest = rest;
+        session.abort();
+        await assertRejects(() => session.closed);
+      }
+    }
+  });
+}
