@@ -2110,7 +2110,8 @@ Deno.test("tunnel command: on a terminal one line below the log says how it goes
 }, async () => {
   await using target = makeEcho();
   const words = ["server", "--listen", "0", "--target", target.addr].map((word) => `'${word}'`).join(" ");
-  const line = `'${Deno.execPath()}' run --no-config -A '${SCRIPT}' ${words}`;
+  // Of a shell that stayed, Ctrl-C would end it too, with a code of its own.
+  const line = `exec '${Deno.execPath()}' run --no-config -A '${SCRIPT}' ${words}`;
   const options = { stdin: "piped", stdout: "piped", stderr: "piped", env: { NO_COLOR: "1" } } as const;
   await using terminal = watch(new Deno.Command("script", { args: ["-qfec", line, "/dev/null"], ...options }).spawn());
   const [, addr] = await terminal.until(/^listening on (\S+)\r\n/m);
