@@ -931,14 +931,106 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
 let newSender: <T>(core: Core<T>) => Sender<T>;
 let newReceiver: <T>(core: Core<T>) => Receiver<T>;
 let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
-let coreOfSender: <T>(sender: Sender<T>) => Core<T>;
-let coreOf: <T>(end: Sender<T> | Receiver<T>) => Core<T>;
+
+/**
+ * What a {@linkcode Sender} and a {@linkcode Receiver} alike tell of their channel.
+ *
+ * @typeParam T The channel's values.
+ *
+ * @example Watching a queue from either end
+ * ```ts
+ * import { bounded, type ChannelEnd } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const { sender, receiver } = bounded<string>(2);
+ * const describe = (end: ChannelEnd<string>) => `${end.size} of ${end.capacity}, ${end.receiverCount} receiving`;
+ *
+ * sender.trySend("a");
+ * using other = receiver.clone();
+ * assertEquals(describe(sender), "1 of 2, 2 receiving");
+ * assertEquals(describe(other), describe(sender));
+ * assertEquals(other.sameChannel(sender), true);
+ * ```
+ */
+export class ChannelEnd<T> {
+  readonly #core: Core<T>;
+
+  /** Ends are made in pairs, by {@linkcode bounded} and {@linkcode unbounded}. */
+  protected constructor(core: Core<T>) {
+    this.#core = core;
+  }
+
+  /**
+   * How many values are buffered. Those of waiting senders do not count.
+   *
+   * @returns 0 to `capacity`.
+   */
+  get size(): number {
+    return this.#core.size;
+  }
+
+  /**
+   * How many values are buffered at most.
+   *
+   * @returns The capacity, `Infinity` when unbounded.
+   */
+  get capacity(): number {
+    return this.#core.capacity;
+  }
+
+  /**
+   * Whether nothing is buffered.
+   *
+   * @returns Always `true` at capacity 0.
+   */
+  get isEmpty(): boolean {
+    return this.#core.size === 0;
+  }
+
+  /**
+   * Whether the buffer has no room.
+   *
+   * @returns Always `true` at capacity 0, never when unbounded.
+   */
+  get isFull(): boolean {
+    return this.#core.size >= this.#core.capacity;
+  }
+
+  /**
+   * How many senders are open, clones among them.
+   *
+   * @returns 0 once the last is closed.
+   */
+  get senderCount(): number {
+    return this.#core.senderCount;
+  }
+
+  /**
+   * How many receivers are open, clones among them.
+   *
+   * @returns 0 once the last is closed.
+   */
+  get receiverCount(): number {
+    return this.#core.receiverCount;
+  }
+
+  /**
+   * Whether another end belongs to the same channel.
+   *
+   * @param other A sender or a receiver.
+   * @returns `true` if it does.
+   */
+  sameChannel(other: ChannelEnd<T>): boolean {
+    return this.#core === other.#core;
+  }
+}
 
 /**
  * A sending end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
  * one is, the channel is closed; what is buffered can still be received.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not.
+ * A handle that is never closed keeps the channel open, collected as garbage or not. How the channel fares, it tells as a
+ * {@linkcode ChannelEnd}.
  *
  * @typeParam T The channel's values.
  *
@@ -961,16 +1053,16 @@ let coreOf: <T>(end: Sender<T> | Receiver<T>) => Core<T>;
  * await Promise.all(producers);
  * ```
  */
-export class Sender<T> implements Disposable {
+export class Sender<T> extends ChannelEnd<T> implements Disposable {
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 
   static {
     newSender = (core) => new Sender(core);
-    coreOfSender = (sender) => sender.#core;
   }
 
   private constructor(core: Core<T>) {
+    super(core);
     this.#core = core;
   }
 
@@ -1060,70 +1152,6 @@ export class Sender<T> implements Disposable {
     return this.#core.signal;
   }
 
-  /**
-   * How many values are buffered. Those of waiting senders do not count.
-   *
-   * @returns 0 to `capacity`.
-   */
-  get size(): number {
-    return this.#core.size;
-  }
-
-  /**
-   * How many values are buffered at most.
-   *
-   * @returns The capacity, `Infinity` when unbounded.
-   */
-  get capacity(): number {
-    return this.#core.capacity;
-  }
-
-  /**
-   * Whether nothing is buffered.
-   *
-   * @returns Always `true` at capacity 0.
-   */
-  get isEmpty(): boolean {
-    return this.#core.size === 0;
-  }
-
-  /**
-   * Whether the buffer has no room.
-   *
-   * @returns Always `true` at capacity 0, never when unbounded.
-   */
-  get isFull(): boolean {
-    return this.#core.size >= this.#core.capacity;
-  }
-
-  /**
-   * How many senders are open, this one and its clones.
-   *
-   * @returns 0 once the last is closed.
-   */
-  get senderCount(): number {
-    return this.#core.senderCount;
-  }
-
-  /**
-   * How many receivers are open.
-   *
-   * @returns 0 once the last is closed.
-   */
-  get receiverCount(): number {
-    return this.#core.receiverCount;
-  }
-
-  /**
-   * Whether another end belongs to the same channel.
-   *
-   * @param other A sender or a receiver.
-   * @returns `true` if it does.
-   */
-  sameChannel(other: Sender<T> | Receiver<T>): boolean {
-    return this.#core === coreOf(other);
-  }
-
   /** Closes this handle, for `using`. */
   [Symbol.dispose](): void {
     this.close();
@@ -1179,7 +1207,8 @@ export class WeakSender<T> {
  * A receiving end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
  * one is, senders get their values back, what is buffered goes to `onDrop`, and {@linkcode Sender.signal} aborts.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not.
+ * A handle that is never closed keeps the channel open, collected as garbage or not. How the channel fares, it tells as a
+ * {@linkcode ChannelEnd}.
  *
  * @typeParam T The channel's values.
  *
@@ -1199,16 +1228,16 @@ export class WeakSender<T> {
  * assertEquals(sender.trySend(5), false);
  * ```
  */
-export class Receiver<T> implements AsyncIterable<T>, Disposable {
+export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disposable {
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 
   static {
     newReceiver = (core) => new Receiver(core);
-    coreOf = (end) => #core in end ? end.#core : coreOfSender(end);
   }
 
   private constructor(core: Core<T>) {
+    super(core);
     this.#core = core;
   }
 
@@ -1309,70 +1338,6 @@ export class Receiver<T> implements AsyncIterable<T>, Disposable {
    */
   close(): void {
     this.#core.closeReceiver(this.#handle);
-  }
-
-  /**
-   * How many values are buffered. Those of waiting senders do not count.
-   *
-   * @returns 0 to `capacity`.
-   */
-  get size(): number {
-    return this.#core.size;
-  }
-
-  /**
-   * How many values are buffered at most.
-   *
-   * @returns The capacity, `Infinity` when unbounded.
-   */
-  get capacity(): number {
-    return this.#core.capacity;
-  }
-
-  /**
-   * Whether nothing is buffered.
-   *
-   * @returns Always `true` at capacity 0.
-   */
-  get isEmpty(): boolean {
-    return this.#core.size === 0;
-  }
-
-  /**
-   * Whether the buffer has no room.
-   *
-   * @returns Always `true` at capacity 0, never when unbounded.
-   */
-  get isFull(): boolean {
-    return this.#core.size >= this.#core.capacity;
-  }
-
-  /**
-   * How many senders are open, this one and its clones.
-   *
-   * @returns 0 once the last is closed.
-   */
-  get senderCount(): number {
-    return this.#core.senderCount;
-  }
-
-  /**
-   * How many receivers are open.
-   *
-   * @returns 0 once the last is closed.
-   */
-  get receiverCount(): number {
-    return this.#core.receiverCount;
-  }
-
-  /**
-   * Whether another end belongs to the same channel.
-   *
-   * @param other A sender or a receiver.
-   * @returns `true` if it does.
-   */
-  sameChannel(other: Sender<T> | Receiver<T>): boolean {
-    return this.#core === coreOf(other);
   }
 
   /** Closes this handle, for `using`. */
