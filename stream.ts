@@ -215,6 +215,8 @@ export class StreamCore {
   #isWriting = false;
   #writeTurns: Channel<void> | undefined;
   #credit: Channel<void> | undefined;
+  // A write got no credit for too long: those behind it have waited as long.
+  #isStarved = false;
   #sender: Sender<Frame> | undefined;
   #closingWrite: Promise<void> | undefined;
   #finished = false;
@@ -315,7 +317,10 @@ export class StreamCore {
   /** Takes a UPD. */
   update(consumed: number, window: number): void {
     const moved = this.#sendWindow!.update(consumed, window);
-    if (moved) this.#credit?.trySend();
+    if (moved) {
+      this.#isStarved = false;
+      this.#credit?.trySend();
+    }
     if (moved !== undefined || this.#writeFailure !== undefined) return;
     const { frameOffset } = this.#host.decoder;
     const received = `${consumed} on stream ${this.id}`;
@@ -698,7 +703,11 @@ export class StreamCore {
       if (aborted && at > 0) return at;
       if (aborted) throw error;
       // Whatever closed the channel that was waited on says below why; what is left is a wait that took too long.
-      if (!(error instanceof ChannelClosedError)) throw Object.assign(error as Error, { bytesWritten: at });
+      if (!(error instanceof ChannelClosedError)) {
+        this.#isStarved = true;
+        const message = `The peer gave no credit for ${this.#host.timeout} ms after its end`;
+        throw Object.assign(new DOMException(message, "TimeoutError"), { bytesWritten: at });
+      }
     } finally {
       // Nothing may follow a write that the session's end cut, not even FIN: the peer would take it for whole.
       if (at < p.length && this.#ending !== undefined) this.#wasCut = true;
@@ -716,8 +725,8 @@ export class StreamCore {
 
   async #waitForCredit(signal: AbortSignal | undefined): Promise<void> {
     // After its FIN a peer may be gone for good, and smux has no way to tell.
-    const timeout = this.#peerFinished ? this.#host.timeout : Infinity;
-    await (this.#credit ??= new Channel()).receive({ signal, timeout });
+    const limit = this.#isStarved ? 0 : this.#host.timeout;
+    await (this.#credit ??= new Channel()).receive({ signal, timeout: this.#peerFinished ? limit : Infinity });
   }
 
   /** Puts a frame into the filling buffer, or waits until it is there or all has ended: `isTaken` says which. */
@@ -753,6 +762,7 @@ export class StreamCore {
 
   #passWrite(): void {
     this.#isWriting = this.#writeTurns?.trySend() ?? false;
+    if (!this.#isWriting) this.#isStarved = false;
   }
 
   /** Our FIN is in the buffer, behind all our data. */

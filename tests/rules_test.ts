@@ -383,7 +383,9 @@ Deno.test("rule 6: a v2 writer without credit for the timeout after the peer's F
     }
   };
   const writing = stream.write(pattern(300_000));
-  const failed = assertRejects(() => writing, DOMException);
+  const failed = assertRejects(() => writing, DOMException, "no credit for 1000 ms");
+  const behind = [1, 2].map((length) => stream.write(pattern(length)));
+  const allFailed = behind.map((write) => assertRejects(() => write, DOMException, "no credit for 1000 ms"));
   await alive(3000);
   assertEquals(await state(writing), "pending", "while the peer may still read, it waits");
   await peer.send(FIN, 3);
@@ -396,6 +398,17 @@ Deno.test("rule 6: a v2 writer without credit for the timeout after the peer's F
   const error = await failed;
   assertEquals(error.name, "TimeoutError");
   assertEquals((error as DOMException & { bytesWritten: number }).bytesWritten, 262_144 + 1000);
+  await clock.advance(0); // those behind it have waited as long
+  await Promise.all(allFailed);
+
+  const late = stream.write(pattern(1));
+  const lateFailed = assertRejects(() => late, DOMException, "no credit for 1000 ms");
+  await alive(900);
+  assertEquals(await state(late), "pending", "one that begins later has its own time");
+  await alive(200);
+  await lateFailed;
+  await peer.update(3, 2000, 262_144);
+  assertEquals(await stream.write(pattern(1000)), 1000, "credit that comes after all can be used");
   assertEquals(await state(session.closed), "pending");
   session.abort();
 });
