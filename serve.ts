@@ -7,7 +7,7 @@
 import { Channel } from "./channel.ts";
 import { duration, type ServerOptions, Session, settle } from "./session.ts";
 import { SessionClosedError, type Stream } from "./stream.ts";
-import type { Connection } from "./transport.ts";
+import { closeOnce, type Connection } from "./transport.ts";
 
 /**
  * Where connections come from: what `Deno.listen` and `Deno.listenTls` return, by shape.
@@ -114,11 +114,7 @@ export async function* connections<Accepted extends Connection>(
   function stop(): void {
     if (stopped.closed) return;
     stopped.close();
-    try {
-      listener.close();
-    } catch {
-      // It was closed by somebody else already.
-    }
+    closeOnce(listener);
   }
 
   signal?.addEventListener("abort", stop);
@@ -446,13 +442,7 @@ export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal
     return { sent, received };
   } finally {
     signal?.removeEventListener("abort", abort);
-    for (const connection of [a, b]) {
-      try {
-        connection.close();
-      } catch {
-        // It was closed by somebody else already.
-      }
-    }
+    for (const connection of [a, b]) closeOnce(connection);
   }
 }
 

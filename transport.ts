@@ -188,6 +188,15 @@ export function release(bytes: Uint8Array): void {
   if (bytes.length > 0 && "transfer" in bytes.buffer) bytes.buffer.transfer(0);
 }
 
+/** Closes what somebody else may have closed already. */
+export function closeOnce(open: { close(): void }): void {
+  try {
+    open.close();
+  } catch {
+    // It was closed by somebody else.
+  }
+}
+
 /** A link over `read` and `write`. */
 class ConnectionLink implements Link {
   readonly #connection: Connection;
@@ -239,11 +248,7 @@ class ConnectionLink implements Link {
   }
 
   close(): void {
-    try {
-      this.#connection.close();
-    } catch {
-      // It was closed by somebody else already.
-    }
+    closeOnce(this.#connection);
   }
 
   free(): void {

@@ -8,58 +8,35 @@
  */
 
 import { assertEquals, assertGreater, assertLess } from "@std/assert";
-import { existsSync } from "node:fs";
 import { chromium } from "npm:playwright-core@1.65.1";
+import { findProgram, watch } from "./programs.ts";
 
 const SERVER = `${import.meta.dirname}/../examples/browser/server.ts`;
 // All of the page's 84 MB take 8 seconds, in the first of which one of them is to be paused.
 const MEGABYTES_PER_SECOND = "10";
 const TRANSFERS = 8;
 
-const folders = (Deno.env.get("PATH") ?? "").split(":");
-const executablePath = ["chromium", "chromium-browser", "google-chrome"]
-  .flatMap((name) => folders.map((folder) => `${folder}/${name}`)).find((path) => existsSync(path)) ?? "";
+const executablePath = findProgram("chromium", "chromium-browser", "google-chrome") ?? "";
 
-/** Starts the example's server; what it prints is whole when it has ended. */
-function startServer() {
-  const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "--quiet", "-A", SERVER, "0", MEGABYTES_PER_SECOND],
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  }).spawn();
-  const printed = { stdout: "", stderr: "" };
-  const url = Promise.withResolvers<string>();
-  const reading = (["stdout", "stderr"] as const).map(async (name) => {
-    for await (const text of child[name].pipeThrough(new TextDecoderStream())) {
-      printed[name] += text;
-      if (printed.stdout.includes("\n")) url.resolve(printed.stdout.split("\n")[0]!);
-    }
-    url.reject(new Error(`The server ended before it listened: ${printed.stderr}`));
-  });
-  url.promise.catch(() => {});
-  const end = async () => {
-    try {
-      child.kill("SIGTERM");
-    } catch {
-      // It has ended already.
-    }
-    await Promise.all([child.status, ...reading]);
-  };
-  return { url: url.promise, printed, end, [Symbol.asyncDispose]: end };
+/** Starts the example's server, ready when it says where. */
+async function startServer() {
+  const options = { stdin: "null", stdout: "piped", stderr: "piped" } as const;
+  const args = ["run", "--quiet", "-A", SERVER, "0", MEGABYTES_PER_SECOND];
+  const watched = watch(new Deno.Command(Deno.execPath(), { args, ...options }).spawn());
+  const [, url] = await watched.until(/^(.*)\n/);
+  return { ...watched, url: url! };
 }
 
 Deno.test("a browser: eight streams over one WebSocket, one of them held back", {
   ignore: executablePath === "",
 }, async () => {
-  await using server = startServer();
-  const url = await server.url;
+  await using server = await startServer();
   await using browser = await chromium.launch({ executablePath });
   const page = await browser.newPage({ viewport: { width: 1200, height: 900 } });
   const errors: string[] = [];
   page.on("pageerror", ({ message }) => errors.push(message));
   page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
-  await page.goto(url);
+  await page.goto(server.url);
 
   const rows = page.locator("li");
   const held = rows.filter({ hasText: "Ganges" });

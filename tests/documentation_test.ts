@@ -7,6 +7,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import config from "../deno.json" with { type: "json" };
+import { makeFolder } from "./programs.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const ENTRYPOINTS = Object.values(config.exports);
@@ -71,14 +72,10 @@ function imports(example: string, name: string): boolean {
 }
 
 async function withModule(source: string, use: (doc: Doc) => void): Promise<void> {
-  const folder = await Deno.makeTempDir();
-  try {
-    await Deno.writeTextFile(`${folder}/elsewhere.ts`, "export class Elsewhere {}");
-    await Deno.writeTextFile(`${folder}/mod.ts`, source);
-    use(await documentation(`${folder}/mod.ts`));
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
+  await using folder = await makeFolder("documentation");
+  await Deno.writeTextFile(`${folder.path}/elsewhere.ts`, "export class Elsewhere {}");
+  await Deno.writeTextFile(`${folder.path}/mod.ts`, source);
+  use(await documentation(`${folder.path}/mod.ts`));
 }
 
 Deno.test("every exported symbol has an example", async () => {

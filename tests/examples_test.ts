@@ -9,6 +9,7 @@ import { assert, assertEquals, assertLess, assertMatch, assertRejects, assertStr
 import { text } from "node:stream/consumers";
 import { requestOver } from "../examples/http.ts";
 import { serve, Session } from "../mod.ts";
+import { makeFolder, watch } from "./programs.ts";
 import { pattern, readAll, sha256, writeAll } from "./support.ts";
 
 const EXAMPLES = new URL("../examples/", import.meta.url);
@@ -37,41 +38,15 @@ async function run(script: string, args: string[], input = "") {
   const child = await spawn(script, ...args);
   const writing = new Blob([input]).stream().pipeTo(child.stdin).catch(() => {});
   const [{ code, stdout, stderr }] = await Promise.all([child.output(), writing]);
-  return { code, printed: decode(stdout), complaints: decode(stderr) };
+  return { code, stdout: decode(stdout), stderr: decode(stderr) };
 }
 
-/** Starts an example that listens, ready when it says where; `ended` gives all that it printed. */
+/** Starts an example that listens, ready when it says where. */
 async function start(script: string, ...args: string[]) {
-  const child = await spawn(script, ...args);
-  const listening = Promise.withResolvers<number>();
-  let printed = "";
-  let complaints = "";
-  const reading = (async () => {
-    for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
-      printed += text;
-      const port = /^listening on .*:(\d+)$/m.exec(printed)?.[1];
-      if (port !== undefined) listening.resolve(Number(port));
-    }
-    listening.reject(new Error(`${script} ended before it listened: ${complaints}`));
-  })();
-  const complaining = (async () => {
-    for await (const text of child.stderr.pipeThrough(new TextDecoderStream())) complaints += text;
-  })();
-  const ended = (async () => {
-    const [{ code }] = await Promise.all([child.status, reading, complaining]);
-    return { code, printed, complaints };
-  })();
-  const end = (signal: Deno.Signal = "SIGTERM") => {
-    try {
-      child.kill(signal);
-    } catch {
-      // It has ended already.
-    }
-    return ended;
-  };
-  await child.stdin.close();
-  const port = await listening.promise;
-  return { port, ended, end, [Symbol.asyncDispose]: async () => void await end() };
+  const watched = watch(await spawn(script, ...args));
+  await watched.child.stdin.close();
+  const [, port] = await watched.until(/^listening on .*:(\d+)$/m);
+  return { ...watched, port: Number(port) };
 }
 
 /** A session of this process with an example. */
@@ -80,9 +55,9 @@ const connect = async (port: number) => Session.client(await Deno.connect({ ...L
 Deno.test("examples/echo.ts: every line comes back, in order", async () => {
   await using server = await start("echo.ts", "server", "0");
   const lines = ["hello", "", "wörld 🌊", "x".repeat(300_000), "the last, without an end"];
-  const { code, printed, complaints } = await run("echo.ts", ["client", `${server.port}`], lines.join("\n"));
-  assertEquals([code, complaints], [0, ""]);
-  assertEquals(printed, lines.map((line) => `${line}\n`).join(""));
+  const { code, stdout, stderr } = await run("echo.ts", ["client", `${server.port}`], lines.join("\n"));
+  assertEquals([code, stderr], [0, ""]);
+  assertEquals(stdout, lines.map((line) => `${line}\n`).join(""));
 });
 
 Deno.test("examples/tunnel.ts: downloads at once through it are whole, and it ends with its server", async () => {
@@ -97,8 +72,8 @@ Deno.test("examples/tunnel.ts: downloads at once through it are whole, and it en
     const response = await fetch(`http://127.0.0.1:${client.port}/${size}`, { headers });
     assertEquals(await sha256(new Uint8Array(await response.arrayBuffer())), await sha256(pattern(size, size)));
   }));
-  const [ended] = await Promise.all([client.ended, server.end()]);
-  assertEquals([ended.code, ended.complaints], [0, ""]);
+  const [ended] = await Promise.all([client.ended(), server.end()]);
+  assertEquals([ended.code, ended.stderr], [0, ""]);
 });
 
 /** Sends the receiver of files one as given, and gives its answer. */
@@ -111,80 +86,76 @@ async function offer(session: Session, header: string, content: Uint8Array): Pro
 }
 
 Deno.test("examples/file_transfer.ts: files come whole, and what does not is not taken for it", async () => {
-  const folder = await Deno.makeTempDir({ prefix: "sluice-files-" });
-  try {
-    const files = new Map([["empty", 0], ["one byte", 1], ["größer.bin", 100_000], ["a", 5_000_000], ["b", 5_000_001]]);
-    for (const name of ["from", "to"]) await Deno.mkdir(`${folder}/${name}`);
-    for (const [name, size] of files) await Deno.writeFile(`${folder}/from/${name}`, pattern(size, size));
-    const paths = Array.from(files.keys(), (name) => `${folder}/from/${name}`);
-    await using receiver = await start("file_transfer.ts", "receive", "0", `${folder}/to`);
+  await using folder = await makeFolder("files");
+  const files = new Map([["empty", 0], ["one byte", 1], ["größer.bin", 100_000], ["a", 5_000_000], ["b", 5_000_001]]);
+  for (const name of ["from", "to"]) await Deno.mkdir(`${folder.path}/${name}`);
+  for (const [name, size] of files) await Deno.writeFile(`${folder.path}/from/${name}`, pattern(size, size));
+  const paths = Array.from(files.keys(), (name) => `${folder.path}/from/${name}`);
+  await using receiver = await start("file_transfer.ts", "receive", "0", `${folder.path}/to`);
 
-    const { code, printed, complaints } = await run("file_transfer.ts", [
-      "send",
-      `localhost:${receiver.port}`,
-      ...paths,
-    ]);
-    assertEquals([code, complaints], [0, ""]);
-    for (const [name, size] of files) {
-      assertEquals(await sha256(await Deno.readFile(`${folder}/to/${name}`)), await sha256(pattern(size, size)), name);
-      assertStringIncludes(printed, `${folder}/from/${name}: confirmed\n`);
-      if (size > 0) assertStringIncludes(printed, `${folder}/from/${name} 100 %`);
-    }
-
-    const session = await connect(receiver.port);
-    const content = pattern(1000);
-    const hash = await sha256(content);
-    assertEquals(await offer(session, `1000 ${hash} good`, content), "received");
-    for (const name of ["", ".", "..", "../evil", "/evil", "..\\evil", "evil/", "evil\n", "C:evil", "evil\0"]) {
-      assertEquals(await offer(session, `1000 ${hash} ${encodeURIComponent(name)}`, content), "", name);
-    }
-    assertEquals(await offer(session, `1000 ${hash} short`, content.subarray(1)), "");
-    assertEquals(await offer(session, `1000 ${hash} long`, pattern(1001)), "");
-    assertEquals(await offer(session, `1000 ${await sha256(pattern(1))} other`, content), "");
-    await session.close();
-    const inFolder = async (path: string) => (await Array.fromAsync(Deno.readDir(path), ({ name }) => name)).sort();
-    const whole = (await inFolder(`${folder}/to`)).filter((name) => !name.endsWith(".part"));
-    assertEquals(whole, [...files.keys(), "good"].sort());
-    assertEquals(await inFolder(folder), ["from", "to"]);
-
-    const told = await receiver.end();
-    for (const [name, size] of files) {
-      assertStringIncludes(
-        told.printed,
-        `received ${name}: ${size} bytes, SHA-256 ${await sha256(pattern(size, size))}`,
-      );
-    }
-    assertEquals(told.complaints.match(/did not come whole/g)?.length, 3);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
+  const { code, stdout, stderr } = await run("file_transfer.ts", [
+    "send",
+    `localhost:${receiver.port}`,
+    ...paths,
+  ]);
+  assertEquals([code, stderr], [0, ""]);
+  for (const [name, size] of files) {
+    assertEquals(
+      await sha256(await Deno.readFile(`${folder.path}/to/${name}`)),
+      await sha256(pattern(size, size)),
+      name,
+    );
+    assertStringIncludes(stdout, `${folder.path}/from/${name}: confirmed\n`);
+    if (size > 0) assertStringIncludes(stdout, `${folder.path}/from/${name} 100 %`);
   }
+
+  const session = await connect(receiver.port);
+  const content = pattern(1000);
+  const hash = await sha256(content);
+  assertEquals(await offer(session, `1000 ${hash} good`, content), "received");
+  for (const name of ["", ".", "..", "../evil", "/evil", "..\\evil", "evil/", "evil\n", "C:evil", "evil\0"]) {
+    assertEquals(await offer(session, `1000 ${hash} ${encodeURIComponent(name)}`, content), "", name);
+  }
+  assertEquals(await offer(session, `1000 ${hash} short`, content.subarray(1)), "");
+  assertEquals(await offer(session, `1000 ${hash} long`, pattern(1001)), "");
+  assertEquals(await offer(session, `1000 ${await sha256(pattern(1))} other`, content), "");
+  await session.close();
+  const inFolder = async (path: string) => (await Array.fromAsync(Deno.readDir(path), ({ name }) => name)).sort();
+  const whole = (await inFolder(`${folder.path}/to`)).filter((name) => !name.endsWith(".part"));
+  assertEquals(whole, [...files.keys(), "good"].sort());
+  assertEquals(await inFolder(folder.path), ["from", "to"]);
+
+  const told = await receiver.end();
+  for (const [name, size] of files) {
+    assertStringIncludes(
+      told.stdout,
+      `received ${name}: ${size} bytes, SHA-256 ${await sha256(pattern(size, size))}`,
+    );
+  }
+  assertEquals(told.stderr.match(/did not come whole/g)?.length, 3);
 });
 
 Deno.test("examples/file_transfer.ts: a receiver that refuses in the middle is not waited for", async () => {
-  const folder = await Deno.makeTempDir({ prefix: "sluice-files-" });
-  try {
-    await Deno.writeFile(`${folder}/refused`, pattern(3_000_000));
-    const listener = Deno.listen(LOOPBACK);
-    await using _refusing = serve(listener, async (stream) => void await stream.read(new Uint8Array(1)));
-    const args = ["send", `localhost:${listener.addr.port}`, `${folder}/refused`, `${folder}/missing`];
-    const begun = performance.now();
-    const { code, complaints } = await run("file_transfer.ts", args);
-    assertEquals(code, 1);
-    // A write that waits for credit which never comes would take the session's timeout of 30 s.
-    assertLess(performance.now() - begun, 25_000);
-    assertStringIncludes(complaints, `${folder}/refused: not confirmed`);
-    assertStringIncludes(complaints, `open '${folder}/missing'`);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
+  await using folder = await makeFolder("files");
+  await Deno.writeFile(`${folder.path}/refused`, pattern(3_000_000));
+  const listener = Deno.listen(LOOPBACK);
+  await using _refusing = serve(listener, async (stream) => void await stream.read(new Uint8Array(1)));
+  const args = ["send", `localhost:${listener.addr.port}`, `${folder.path}/refused`, `${folder.path}/missing`];
+  const begun = performance.now();
+  const { code, stderr } = await run("file_transfer.ts", args);
+  assertEquals(code, 1);
+  // A write that waits for credit which never comes would take the session's timeout of 30 s.
+  assertLess(performance.now() - begun, 25_000);
+  assertStringIncludes(stderr, `${folder.path}/refused: not confirmed`);
+  assertStringIncludes(stderr, `open '${folder.path}/missing'`);
 });
 
 Deno.test("examples/http.ts: requests at once are answered, each by its own", async () => {
   await using server = await start("http.ts", "server", "0");
   const paths = Array.from({ length: 20 }, (_, n) => `/${n}`);
-  const { code, printed, complaints } = await run("http.ts", ["client", `${server.port}`, ...paths]);
-  assertEquals([code, complaints], [0, ""]);
-  assertEquals(printed.trim().split("\n").sort(), paths.map((path) => `${path}: 200 hello from ${path}`).sort());
+  const { code, stdout, stderr } = await run("http.ts", ["client", `${server.port}`, ...paths]);
+  assertEquals([code, stderr], [0, ""]);
+  assertEquals(stdout.trim().split("\n").sort(), paths.map((path) => `${path}: 200 hello from ${path}`).sort());
 
   await using session = await connect(server.port);
   await Promise.all([0, 1, 100_000, 2_000_000].map(async (size) => {
@@ -193,7 +164,7 @@ Deno.test("examples/http.ts: requests at once are answered, each by its own", as
     assertEquals(response.statusCode, 200);
     assert(await text(response) === body, `${size} characters`);
   }));
-  assertEquals((await server.end()).complaints, "");
+  assertEquals((await server.end()).stderr, "");
 });
 
 Deno.test("examples/http.ts: a response that is cut is an error, though its stream has just ended", async () => {
@@ -217,19 +188,19 @@ Deno.test("examples/pool.ts: sessions share the workers, a slow peer is given up
   const clients = [words.slice(0, 20), words.slice(20)].map((words) =>
     run("pool.ts", ["client", `${server.port}`, ...words])
   );
-  for (const [n, { code, printed, complaints }] of (await Promise.all(clients)).entries()) {
-    assertEquals([code, complaints], [0, ""]);
+  for (const [n, { code, stdout, stderr }] of (await Promise.all(clients)).entries()) {
+    assertEquals([code, stderr], [0, ""]);
     const half = words.slice(n * 20, n * 20 + 20);
     const expected = await Promise.all(half.map(async (word) => `${await sha256(encode(word))}  ${word}`));
-    assertEquals(printed.trim().split("\n").sort(), expected.sort());
+    assertEquals(stdout.trim().split("\n").sort(), expected.sort());
   }
   assertEquals(await readAll(slow), new Uint8Array());
   slow.close();
 
-  const { code, printed, complaints } = await server.end("SIGINT");
-  assertEquals([code, complaints], [0, ""]);
-  assertEquals(printed.match(/^worker [123]: answered$/gm)?.length, words.length);
-  assertEquals(printed.match(/^worker [123]: TimeoutError/gm)?.length, 1);
+  const { code, stdout, stderr } = await server.end("SIGINT");
+  assertEquals([code, stderr], [0, ""]);
+  assertEquals(stdout.match(/^worker [123]: answered$/gm)?.length, words.length);
+  assertEquals(stdout.match(/^worker [123]: TimeoutError/gm)?.length, 1);
   await session.closed;
 });
 
@@ -252,8 +223,8 @@ Deno.test("examples: each has a test here and fewer than 60 lines", async () => 
 
 Deno.test("examples: wrong arguments get one line that says how, and exit code 2", async () => {
   for (const name of await names()) {
-    const { code, printed, complaints } = await run(name, []);
-    assertEquals([code, printed], [2, ""], name);
-    assertMatch(complaints, new RegExp(`^usage: ${name} [^\n]+\n$`));
+    const { code, stdout, stderr } = await run(name, []);
+    assertEquals([code, stdout], [2, ""], name);
+    assertMatch(stderr, new RegExp(`^usage: ${name} [^\n]+\n$`));
   }
 });

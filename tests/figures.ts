@@ -48,14 +48,3 @@ export function machine(): string {
 export function conditions(machine: string, rounds: number): string {
   return `${machine}, ${rounds} round${rounds === 1 ? "" : "s"}`;
 }
-
-/** Collects garbage, in a process that was started with `--expose-gc`, and gives what memory is in use then. */
-export async function usedMemory(): Promise<Deno.MemoryUsage> {
-  const collect = (globalThis as { gc?: () => void }).gc!;
-  // What one collection frees may hold what the next one can: finalizers, and timers that run meanwhile.
-  for (let n = 0; n < 4; n++) {
-    collect();
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-  return Deno.memoryUsage();
-}

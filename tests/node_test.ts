@@ -6,8 +6,8 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { existsSync } from "node:fs";
 import { serve, Session, type Version } from "../mod.ts";
+import { hasPrograms, makeFolder, watch } from "./programs.ts";
 import { pattern, readAll, sha256, writeAll } from "./support.ts";
 
 const ROOT = `${import.meta.dirname}/../`;
@@ -19,8 +19,7 @@ const HASH_LENGTH = 64;
 const SENT = "100 streams, 7828755 bytes there and back, closed";
 
 const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-const folders = (Deno.env.get("PATH") ?? "").split(":");
-const ignore = !["node", "npm"].every((name) => folders.some((folder) => existsSync(`${folder}/${name}`)));
+const ignore = !hasPrograms("node", "npm");
 
 /** Runs a program to its end, which must be a good one, and gives what it printed. */
 async function run(name: string, args: string[], cwd: string): Promise<string> {
@@ -29,21 +28,13 @@ async function run(name: string, args: string[], cwd: string): Promise<string> {
   return text(stdout);
 }
 
-/** A folder with the fixtures, and with the package as `deno pack` makes it and other packages installed. */
-async function makeProject(...packages: string[]) {
-  const folder = await Deno.makeTempDir({ prefix: "sluice-node-" });
-  const dispose = () => Deno.remove(folder, { recursive: true });
-  try {
-    await run(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], ROOT);
-    for (const { name } of Deno.readDirSync(FIXTURES)) await Deno.copyFile(`${FIXTURES}/${name}`, `${folder}/${name}`);
-    await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
-    const quietly = ["--no-audit", "--no-fund", "--silent"];
-    await run("npm", ["install", ...quietly, "./smux.tgz", ...packages], folder);
-  } catch (error) {
-    await dispose();
-    throw error;
-  }
-  return { folder, [Symbol.asyncDispose]: dispose };
+/** Puts the fixtures into a folder, and installs the package as `deno pack` makes it and other packages. */
+async function fill(folder: string, ...packages: string[]): Promise<void> {
+  await run(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], ROOT);
+  for (const { name } of Deno.readDirSync(FIXTURES)) await Deno.copyFile(`${FIXTURES}/${name}`, `${folder}/${name}`);
+  await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
+  const quietly = ["--no-audit", "--no-fund", "--silent"];
+  await run("npm", ["install", ...quietly, "./smux.tgz", ...packages], folder);
 }
 
 async function runBothEnds(folder: string): Promise<void> {
@@ -73,47 +64,28 @@ async function runClient(folder: string): Promise<void> {
 }
 
 async function runServer(folder: string): Promise<void> {
-  const child = new Deno.Command("node", {
-    args: ["peer.js", "server"],
-    cwd: folder,
-    stdin: "null",
-    stdout: "piped",
-    stderr: "inherit",
-  }).spawn();
-  const port = Promise.withResolvers<number>();
-  let printed = "";
-  const reading = (async () => {
-    for await (const part of child.stdout.pipeThrough(new TextDecoderStream())) {
-      printed += part;
-      if (printed.includes("\n")) port.resolve(parseInt(printed));
-    }
-    port.reject(new Error("Node ended before it listened"));
-  })();
-  try {
-    for (const version of VERSIONS) {
-      const session = Session.client(await Deno.connect({ ...LOOPBACK, port: await port.promise }), { version });
-      await Promise.all(Array.from({ length: 100 }, async (_, n) => {
-        const sent = pattern(Math.round(1.15 ** n), n + 1);
-        const stream = await session.openStream();
-        await writeAll(stream, sent);
-        await stream.closeWrite();
-        const received = await readAll(stream);
-        assertEquals(text(received.subarray(0, HASH_LENGTH)), await sha256(sent));
-        assertEquals(await sha256(received.slice(HASH_LENGTH)), await sha256(sent));
-        await stream.closed;
-      }));
-      await session.close();
-      await session.closed;
-    }
-    assertEquals((await child.status).code, 0);
-  } catch (error) {
-    child.kill();
-    throw error;
-  } finally {
-    await Promise.all([child.status, reading]);
+  const options = { cwd: folder, stdin: "null", stdout: "piped", stderr: "piped" } as const;
+  await using server = watch(new Deno.Command("node", { args: ["peer.js", "server"], ...options }).spawn());
+  const [port] = await server.until(/^\d+\n/);
+  for (const version of VERSIONS) {
+    const session = Session.client(await Deno.connect({ ...LOOPBACK, port: Number(port) }), { version });
+    await Promise.all(Array.from({ length: 100 }, async (_, n) => {
+      const sent = pattern(Math.round(1.15 ** n), n + 1);
+      const stream = await session.openStream();
+      await writeAll(stream, sent);
+      await stream.closeWrite();
+      const received = await readAll(stream);
+      assertEquals(text(received.subarray(0, HASH_LENGTH)), await sha256(sent));
+      assertEquals(await sha256(received.slice(HASH_LENGTH)), await sha256(sent));
+      await stream.closed;
+    }));
+    await session.close();
+    await session.closed;
   }
+  const { code, stdout, stderr } = await server.ended();
+  assertEquals({ code, stderr }, { code: 0, stderr: "" });
   const expected = VERSIONS.map((version) => `server of version ${version}: 100 streams accepted, 0 left, closed`);
-  assertEquals(printed.trim().split("\n").slice(1).sort(), expected);
+  assertEquals(stdout.trim().split("\n").slice(1).sort(), expected);
 }
 
 // What is compiled, and with whose types.
@@ -153,8 +125,9 @@ async function compileUses(folder: string, test: Deno.TestContext): Promise<void
 }
 
 Deno.test("npm: what is packed for it", { ignore }, async (test) => {
-  await using project = await makeProject("typescript@5.9.3", "@types/node@20.19.43");
-  const { folder } = project;
+  await using project = await makeFolder("node");
+  const { path: folder } = project;
+  await fill(folder, "typescript@5.9.3", "@types/node@20.19.43");
   await test.step("runs in Node at both ends, and the process ends by itself", () => runBothEnds(folder));
   await test.step("is a client of Deno's server, in both versions", () => runClient(folder));
   await test.step("is a server of Deno's client, in both versions", () => runServer(folder));

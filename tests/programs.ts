@@ -5,6 +5,18 @@
  */
 
 import { TextLineStream } from "@std/streams";
+import { existsSync } from "node:fs";
+
+/** Where the first of these programs is that there is. */
+export function findProgram(...names: string[]): string | undefined {
+  const folders = (Deno.env.get("PATH") ?? "").split(":").concat("/usr/sbin");
+  return names.flatMap((name) => folders.map((folder) => `${folder}/${name}`)).find((path) => existsSync(path));
+}
+
+/** Whether all of these programs are there. */
+export function hasPrograms(...names: string[]): boolean {
+  return names.every((name) => findProgram(name) !== undefined);
+}
 
 /** The lines that a process prints. */
 export function lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): ReadableStream<string> {
@@ -12,12 +24,57 @@ export function lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): Readable
 }
 
 /** Kills a process that may have ended by itself. */
-export function kill(child: Deno.ChildProcess): void {
+export function kill(child: Deno.ChildProcess, signal: Deno.Signal = "SIGKILL"): void {
   try {
-    child.kill("SIGKILL");
+    child.kill(signal);
   } catch {
     // It has ended.
   }
+}
+
+/** What a child prints, as it does, and how it ends. */
+export interface Watched extends AsyncDisposable {
+  child: Deno.ChildProcess;
+  /** What it has printed. */
+  printed: { stdout: string; stderr: string };
+  /** Waits until it has printed something. */
+  until(what: RegExp, name?: "stdout" | "stderr"): Promise<RegExpExecArray>;
+  /** Waits until it has ended. */
+  ended(): Promise<{ code: number; signal: Deno.Signal | null; stdout: string; stderr: string }>;
+  /** Ends it, if it has not ended by itself. */
+  end(signal?: Deno.Signal): ReturnType<Watched["ended"]>;
+}
+
+/** Reads all that a child prints; disposing of this kills it. */
+export function watch(child: Deno.ChildProcess): Watched {
+  const printed = { stdout: "", stderr: "" };
+  let seen = Promise.withResolvers<void>();
+  const listen = async (name: "stdout" | "stderr") => {
+    for await (const chunk of child[name].pipeThrough(new TextDecoderStream())) {
+      printed[name] += chunk;
+      seen.resolve();
+      seen = Promise.withResolvers();
+    }
+  };
+  const printing = Promise.all([listen("stdout"), listen("stderr")]);
+  const until = async (what: RegExp, name: "stdout" | "stderr" = "stdout") => {
+    for (let hasEnded = false;;) {
+      const found = what.exec(printed[name]);
+      if (found !== null) return found;
+      if (hasEnded) throw new Error(`It ended without ${what}: ${printed.stdout}${printed.stderr}`);
+      await Promise.race([seen.promise, printing.then(() => hasEnded = true)]);
+    }
+  };
+  const ended = async () => {
+    const { code, signal } = await child.status;
+    await printing;
+    return { code, signal, ...printed };
+  };
+  const end = (signal?: Deno.Signal) => {
+    kill(child, signal);
+    return ended();
+  };
+  return { child, printed, until, ended, end, [Symbol.asyncDispose]: async () => void await end() };
 }
 
 /** A process that says in lines what it has to say, and does not outlive this. */

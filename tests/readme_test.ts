@@ -11,6 +11,7 @@ import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import config from "../deno.json" with { type: "json" };
 import { type Connection, Session } from "../mod.ts";
+import { makeFolder, watch } from "./programs.ts";
 import { pattern, readAll, writeAll } from "./support.ts";
 
 const ROOT = new URL("../", import.meta.url);
@@ -288,8 +289,7 @@ const TUNNELS: Tunnel[] = [
 for (const { name, commands, check } of TUNNELS) {
   Deno.test(`texts: the tunnel's commands of the README, ${name}, carry data`, async () => {
     await using resources = new AsyncDisposableStack();
-    const folder = await Deno.makeTempDir({ prefix: "sluice-readme-" });
-    resources.defer(() => Deno.remove(folder, { recursive: true }));
+    const { path: folder } = resources.use(await makeFolder("readme"));
     await Deno.copyFile(new URL("localhost.pem", FIXTURES), `${folder}/cert.pem`);
     await Deno.copyFile(new URL("localhost.key", FIXTURES), `${folder}/key.pem`);
     await Deno.writeTextFile(`${folder}/secret.txt`, "open-sesame\n");
@@ -353,39 +353,19 @@ async function start(command: string, { folder, ports }: Stage) {
   );
   const places = args.filter((word) => ["--listen", "--forward", "--reverse", "--socks"].includes(word)).length;
   const ready = new RegExp(`^(listening on \\S+\\n){${places}}`, "m");
-  const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-config", "-A", SCRIPT, ...args],
-    cwd: folder,
-    // The certificate is good for who trusts its authority, as the world trusts others.
-    env: { NO_COLOR: "1", SLUICE_SECRET: "", DENO_CERT: fileURLToPath(new URL("ca.pem", FIXTURES)) },
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  }).spawn();
-  const printed = { stdout: "", stderr: "" };
-  const isReady = Promise.withResolvers<void>();
-  const reading = Promise.all((["stdout", "stderr"] as const).map(async (name) => {
-    for await (const text of child[name].pipeThrough(new TextDecoderStream())) {
-      printed[name] += text;
-      if (ready.test(printed.stdout)) isReady.resolve();
-    }
-  }));
-  const ended = reading.then(() => isReady.reject(new Error(`${command} ended: ${printed.stdout}${printed.stderr}`)));
-  const dispose = async () => {
-    try {
-      child.kill("SIGKILL");
-    } catch {
-      // It has ended, and the test failed.
-    }
-    await Promise.all([child.status, ended]);
-  };
-  try {
-    await isReady.promise;
-  } catch (error) {
-    await dispose();
-    throw error;
-  }
-  return { printed, [Symbol.asyncDispose]: dispose };
+  const watched = watch(
+    new Deno.Command(Deno.execPath(), {
+      args: ["run", "--no-config", "-A", SCRIPT, ...args],
+      cwd: folder,
+      // The certificate is good for who trusts its authority, as the world trusts others.
+      env: { NO_COLOR: "1", SLUICE_SECRET: "", DENO_CERT: fileURLToPath(new URL("ca.pem", FIXTURES)) },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn(),
+  );
+  await watched.until(ready);
+  return watched;
 }
 
 function dial(port: number): Promise<Deno.TcpConn> {

@@ -20,6 +20,7 @@ import {
 } from "../mod.ts";
 import { FIN, NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
+import { makeFolder } from "./programs.ts";
 import {
   bytes,
   certificates,
@@ -83,8 +84,8 @@ const kinds: Kind[] = [
   {
     name: "a Unix socket",
     async connect() {
-      const folder = await Deno.makeTempDir();
-      const options = { transport: "unix", path: `${folder}/socket` } as const;
+      const folder = await makeFolder("transport");
+      const options = { transport: "unix", path: `${folder.path}/socket` } as const;
       using listener = Deno.listen(options);
       const [client, server] = await Promise.all([Deno.connect(options), listener.accept()]);
       return {
@@ -92,7 +93,7 @@ const kinds: Kind[] = [
         server,
         local: client.localAddr,
         remote: options,
-        end: () => Deno.remove(folder, { recursive: true }),
+        end: async () => await folder[Symbol.asyncDispose](),
       };
     },
   },

@@ -11,7 +11,6 @@ import {
   assertThrows,
 } from "@std/assert";
 import { concat } from "@std/bytes";
-import { existsSync } from "node:fs";
 import * as net from "node:net";
 import { type Connection, ProtocolError, Session } from "../mod.ts";
 import {
@@ -22,7 +21,7 @@ import {
   type TunnelOptions,
   TunnelRefusedError,
 } from "../tunnel.ts";
-import { kill } from "./programs.ts";
+import { hasPrograms, makeFolder, watch } from "./programs.ts";
 import {
   bytes,
   certificates,
@@ -183,11 +182,9 @@ function hasIpv6(): boolean {
   }
 }
 
-/** A folder that is gone afterwards, and what is there. */
-async function makeFolder() {
-  const path = await Deno.makeTempDir();
-  const names = () => Array.from(Deno.readDirSync(path), ({ name }) => name).sort();
-  return { path, names, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
+/** The names of what is in a folder. */
+function namesIn(folder: string): string[] {
+  return Array.from(Deno.readDirSync(folder), ({ name }) => name).sort();
 }
 
 /** Timers that are set last as long as `change` says, until it is disposed of. */
@@ -1439,7 +1436,7 @@ Deno.test("tunnel: a client that ends waits for no SOCKS client that has not sai
 // Unix sockets.
 
 Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", async () => {
-  await using folder = await makeFolder();
+  await using folder = await makeFolder("tunnel");
   const place = (name: string) => `unix:${folder.path}/${name}`;
   const listener = Deno.listen({ transport: "unix", path: `${folder.path}/target` });
   const answering = (async () => {
@@ -1458,7 +1455,7 @@ Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", as
   assertEquals(server.addr, place("server"));
   assertEquals(client.addr, place("server"));
   assertEquals(client.addrs, ["forward", "socks", "reverse"].map(place));
-  assertEquals(folder.names(), ["forward", "reverse", "server", "socks", "target"]);
+  assertEquals(namesIn(folder.path), ["forward", "reverse", "server", "socks", "target"]);
   for (const name of ["forward", "reverse"]) {
     using connection = await Deno.connect({ transport: "unix", path: `${folder.path}/${name}` });
     assertEquals(await say(connection, "hello"), "hello");
@@ -1467,9 +1464,9 @@ Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", as
   }
   await client.shutdown();
   await log.until(/^no longer listening on /);
-  assertEquals(folder.names(), ["server", "target"]);
+  assertEquals(namesIn(folder.path), ["server", "target"]);
   await server.shutdown();
-  assertEquals(folder.names(), ["target"]);
+  assertEquals(namesIn(folder.path), ["target"]);
   listener.close();
   await answering;
   assertEquals(log.errors, []);
@@ -1478,7 +1475,7 @@ Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", as
 });
 
 Deno.test("tunnel: a Unix socket that is in use is left alone", async () => {
-  await using folder = await makeFolder();
+  await using folder = await makeFolder("tunnel");
   const listen = `unix:${folder.path}/socket`;
   await using echo = makeEcho();
   await using _server = serveTunnel({ listen, target: echo.addr });
@@ -1675,39 +1672,6 @@ async function run(...args: string[]) {
   return { code, stdout: text(stdout), stderr: text(stderr) };
 }
 
-/** What a child prints, as it does, and how it ends. */
-function watch(child: Deno.ChildProcess) {
-  const printed = { stdout: "", stderr: "" };
-  let seen = Promise.withResolvers<void>();
-  const listen = async (name: "stdout" | "stderr") => {
-    for await (const chunk of child[name].pipeThrough(new TextDecoderStream())) {
-      printed[name] += chunk;
-      seen.resolve();
-      seen = Promise.withResolvers();
-    }
-  };
-  const printing = Promise.all([listen("stdout"), listen("stderr")]);
-  /** Waits until something was printed. */
-  const until = async (what: RegExp, name: "stdout" | "stderr" = "stdout") => {
-    for (let hasEnded = false; !what.test(printed[name]);) {
-      if (hasEnded) assertMatch(printed[name], what, `stderr: ${printed.stderr}`);
-      await Promise.race([seen.promise, printing.then(() => hasEnded = true)]);
-    }
-    return what.exec(printed[name])!;
-  };
-  const ended = async () => {
-    const { code, signal } = await child.status;
-    await printing;
-    return { code, signal, ...printed };
-  };
-  const dispose = async () => {
-    // Only a test that failed finds it alive.
-    kill(child);
-    await ended();
-  };
-  return { child, until, ended, [Symbol.asyncDispose]: dispose };
-}
-
 /** Starts the command and waits until it listens, in so many places. */
 async function start(args: string[], { places = 1, env = {} }: { places?: number; env?: Record<string, string> } = {}) {
   const watched = watch(command(args, { env }).spawn());
@@ -1858,7 +1822,7 @@ Deno.test("tunnel command: a signal ends a client at once that waits to connect 
 
 Deno.test("tunnel command: a secret from a file or from the environment", async () => {
   await using echo = makeEcho();
-  await using folder = await makeFolder();
+  await using folder = await makeFolder("tunnel");
   const [right, wrong] = [`${folder.path}/right`, `${folder.path}/wrong`];
   await Deno.writeTextFile(right, "open-sesame\n");
   await Deno.writeTextFile(wrong, "open-simsim\n");
@@ -2106,7 +2070,7 @@ Deno.test("tunnel command: a bad command line is said in one line, exit code 2",
 
 Deno.test("tunnel command: on a terminal one line below the log says how it goes, and is gone at the end", {
   // It makes a terminal for what it runs; nothing of Deno's does.
-  ignore: Deno.build.os !== "linux" || !existsSync("/usr/bin/script"),
+  ignore: Deno.build.os !== "linux" || !hasPrograms("script"),
 }, async () => {
   await using target = makeEcho();
   const words = ["server", "--listen", "0", "--target", target.addr].map((word) => `'${word}'`).join(" ");

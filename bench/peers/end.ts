@@ -6,7 +6,7 @@
  */
 
 import { delay } from "@std/async";
-import { usedMemory } from "../../tests/figures.ts";
+import { endWithInput, report, usedMemory } from "../../tests/measured.ts";
 import { bare } from "./bare.ts";
 import { floor } from "./floor.ts";
 import { ours } from "./ours.ts";
@@ -32,7 +32,6 @@ const PEERS: Record<string, () => Peer | Promise<Peer>> = {
 };
 
 const now = () => performance.now();
-const say = (result: Result) => console.log(JSON.stringify(result));
 
 /** Takes the snapshots between which a rate is measured, by a timer: nothing of it is on the hot path. */
 class Meter {
@@ -102,7 +101,7 @@ class Drain {
     // A connection whose web stream ended is closed.
     if (!this.#plan.web) pipe.close();
     if (--this.#open > 0) return;
-    say({ bytes: this.#meter?.count ?? 0, rate: await this.#meter?.rate ?? 0 });
+    report({ bytes: this.#meter?.count ?? 0, rate: await this.#meter?.rate ?? 0 });
   }
 
   #check(p: Uint8Array, count: number, place: Place): void {
@@ -145,7 +144,7 @@ class Tally {
     if (this.#ids.size < this.#plan.messages) return;
     if (this.#byAcceptor.includes(0)) throw new Error(`an acceptor got nothing: ${this.#byAcceptor}`);
     const bytes = this.#byAcceptor.reduce((sum, count) => sum + count);
-    say({ bytes, rate: bytes / (now() - this.#start) * 1000 });
+    report({ bytes, rate: bytes / (now() - this.#start) * 1000 });
   }
 }
 
@@ -159,7 +158,7 @@ async function server(peer: Peer, plan: Plan): Promise<void> {
       else await echo(pipe, plan.size);
     } catch (error) {
       // A client that has its result is ended, which breaks its connections.
-      if (plan.kind === "bulk" || plan.kind === "accept") say({ error: `server: ${error}` });
+      if (plan.kind === "bulk" || plan.kind === "accept") report({ error: `server: ${error}` });
     }
   };
   console.log(await peer.serve(handle, plan.acceptors));
@@ -340,15 +339,14 @@ const [role, name, json] = Deno.args;
 const load = PEERS[name ?? ""];
 if (load === undefined || json === undefined) throw new TypeError(`end.ts client|server PEER PLAN, not ${Deno.args}`);
 const plan: Plan = JSON.parse(json);
-// Whoever started this holds its input open; when that ends, however it ended, so does this.
-Deno.stdin.readable.pipeTo(new WritableStream()).finally(() => Deno.exit(0));
+endWithInput();
 const peer = await load();
 if (role === "server") {
   await server(peer, plan);
 } else {
   try {
-    say(await CLIENTS[plan.kind](peer, plan));
+    report(await CLIENTS[plan.kind](peer, plan));
   } catch (error) {
-    say({ error: `client: ${error}` });
+    report({ error: `client: ${error}` });
   }
 }

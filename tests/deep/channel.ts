@@ -7,7 +7,8 @@
 import { peers } from "../../bench/channel_peers.ts";
 import { Runner } from "../../bench/channel_runner.ts";
 import { fill, type Peer, type Scenario, scenarios } from "../../bench/channel_scenarios.ts";
-import { conditions, machine, median, spread, table, usedMemory } from "../figures.ts";
+import { conditions, machine, median, spread, table } from "../figures.ts";
+import { report, usedMemory } from "../measured.ts";
 import { integer, parse } from "./shared/options.ts";
 import { program } from "./shared/program.ts";
 
@@ -139,7 +140,7 @@ async function answerMemory(name: string): Promise<void> {
   fill(peer, queue, MILLION);
   const memory: Memory = { queued: ((await usedMemory()).heapUsed - before) / MILLION };
   if (await empty(peer, queue, MILLION)) memory.drained = ((await usedMemory()).heapUsed - before) / MILLION;
-  console.log(JSON.stringify(memory));
+  report(memory);
   peer.close(queue); // and so it is held until here
 }
 

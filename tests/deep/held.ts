@@ -10,7 +10,7 @@ import { assert, assertEquals } from "@std/assert";
 import { delay, pooledMap } from "@std/async";
 import { buildGoPeers, cell } from "../../bench/peers/cell.ts";
 import { Session, SessionClosedError, type Stream } from "../../mod.ts";
-import { usedMemory } from "../figures.ts";
+import { report, usedMemory } from "../measured.ts";
 import { lines, makeFolder } from "../programs.ts";
 import { readExactly } from "../support.ts";
 import { integer, parse } from "./shared/options.ts";
@@ -28,7 +28,7 @@ const STREAM_BOUND = 2048;
 const SESSION_BOUND = 64 * 1024;
 // Streams that are answered at the same time.
 const PARALLEL = 1000;
-// A cell takes some seconds; so many milliseconds it takes when it hangs.
+// A cell of a thousand sessions takes half a minute; one that takes so long, in milliseconds, hangs.
 const PATIENCE = 120_000;
 
 /** What two processes hold, and what it costs. */
@@ -161,7 +161,7 @@ async function ask({ version, sessions, streams }: Cell): Promise<void> {
     answered: each(answered, withSessions, held.length),
     server: each(serverIdle, sessions > 1 ? serverSessions : serverBefore, held.length),
   };
-  console.log(JSON.stringify(costs));
+  report(costs);
   for (const session of opened) await session.close();
   await writer.close();
   await child.status;
@@ -192,7 +192,7 @@ async function answer(version: 1 | 2): Promise<void> {
   })();
   console.log(listener.addr.port);
   for await (const _ of lines(Deno.stdin.readable)) {
-    console.log(JSON.stringify({ ...await usage(), streams }));
+    report({ ...await usage(), streams });
   }
   listener.close();
   await accepting;

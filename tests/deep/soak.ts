@@ -13,7 +13,7 @@ import { equals } from "@std/bytes";
 import { clock, type Timer } from "../../clock.ts";
 import { serve, Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
 import { onUnhandled } from "../failures.ts";
-import { usedMemory } from "../figures.ts";
+import { usedMemory } from "../measured.ts";
 import { mutate, type Random, random } from "../fuzz/mutate.ts";
 import { frame, MiB, pattern, readAll, readExactly, writeAll } from "../support.ts";
 import { flag, integer, parse, positive } from "./shared/options.ts";

@@ -8,6 +8,7 @@
 import { delay } from "@std/async";
 import { Buffer } from "node:buffer";
 import { Session } from "../../../mod.ts";
+import { endWithInput, report } from "../../measured.ts";
 
 /** The ends of a connection: the client opens it. */
 export type Role = "client" | "server";
@@ -53,7 +54,6 @@ const PERIOD = 262_147;
 const STEP = 2617;
 
 const now = () => performance.now();
-const say = (result: Result) => console.log(JSON.stringify(result));
 
 const pattern = new Uint8Array(PERIOD + WRITE_SIZE);
 for (let at = 0, word = 1; at < PERIOD; at++) {
@@ -174,10 +174,9 @@ const [role, peer, json] = Deno.args;
 if ((role !== "client" && role !== "server") || peer === undefined || json === undefined) {
   throw new TypeError(`end.ts client|server PEER PLAN, not ${Deno.args}`);
 }
-// Whoever started this holds its input open; when that ends, however it ended, so does this.
-Deno.stdin.readable.pipeTo(new WritableStream()).finally(() => Deno.exit(0));
+endWithInput();
 try {
-  say(await run(role, peer, JSON.parse(json)));
+  report(await run(role, peer, JSON.parse(json)));
 } catch (error) {
-  say({ error: `${role}: ${error}` });
+  report({ error: `${role}: ${error}` });
 }

@@ -8,6 +8,8 @@
  * @module
  */
 
+import { endWithInput } from "../../measured.ts";
+
 // One read: half a millisecond of 1 Gbit/s, less than a timer can tell.
 const LARGEST_READ = 64 * 1024;
 // Timers know whole milliseconds, and come about so many late; so bytes come as much too early as too late.
@@ -108,8 +110,7 @@ class Direction {
 
 const [port = NaN, delay = NaN, rate = NaN] = Deno.args.map(Number);
 if (!(port > 0 && delay >= 0 && rate > 0)) throw new TypeError(`link.ts PORT DELAY RATE, not ${Deno.args}`);
-// Whoever started this holds its input open; when that ends, however it ended, so does this.
-Deno.stdin.readable.pipeTo(new WritableStream()).finally(() => Deno.exit(0));
+endWithInput();
 const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
 console.log(listener.addr.port);
 for await (const near of listener) {
