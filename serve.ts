@@ -198,16 +198,17 @@ export interface ServeOptions extends Omit<ServerOptions, "incoming"> {
  * const stream = await session.openStream();
  * const p = new Uint8Array(16);
  * assertEquals(await stream.read(p), 5);
- * await deadline(server.shutdown({ timeout: 50 }), 5000); // the client says nothing: it is cut after 50 ms
+ * await deadline(server.shutdown({ timeout: 50 }), 5000); // the client says nothing: after 50 ms it is dropped
  * assertEquals(errors.map((error) => (error as Error).name), ["TimeoutError"]);
  * await assertRejects(() => stream.read(p), SessionClosedError);
  * ```
  */
 export interface Server extends AsyncDisposable {
-  /** Fulfils when nothing is accepted any more and every session has ended. It never rejects. */
+  /** Fulfils when nothing is accepted any more and every session has ended and every handler settled. It never rejects. */
   readonly finished: Promise<void>;
   /**
-   * Stops accepting, waits until no stream is open, closes the sessions; then `finished` fulfils.
+   * Stops accepting, waits until no stream is open, closes the sessions; when the handlers have settled `finished`
+   * fulfils.
    *
    * @param options Milliseconds after which sessions that are still open are aborted. Default: the sessions' `timeout`.
    * @throws {RangeError} The timeout is out of bounds.
@@ -226,6 +227,7 @@ export interface Server extends AsyncDisposable {
  * @param options Limits and times of the sessions, a signal, and who is told of errors.
  * @returns The server, at once.
  * @throws {RangeError} An option is out of bounds.
+ * @throws {TypeError} An `incoming` was given.
  *
  * @example An echo server
  * ```ts

@@ -547,11 +547,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /**
-   * Takes the next stream that the peer opened, or waits for one: `incoming.receive()` by another name.
+   * Takes the next stream that the peer opened, or waits for one: `incoming.receive()`, but for the error at the end.
    *
    * @param options A signal to give up with.
    * @returns The stream.
-   * @throws {SessionClosedError} The session has ended and every stream that had arrived was taken.
+   * @throws {SessionClosedError} The session was closed or has ended, and every stream that had arrived was taken.
+   * @throws {TypeError} The session was given a channel of the caller's: accept from that.
    *
    * @example Not waiting for ever
    * ```ts
@@ -582,14 +583,19 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     }
   }
 
-  /** The streams that the peer opens, until the session ends. Breaking out of a loop leaves the session open. */
+  /**
+   * The streams that the peer opens, until the session is closed or has ended; when it ended with an error the iteration
+   * rejects. Breaking out of a loop leaves the session open.
+   */
   [Symbol.asyncIterator](): AsyncIterableIterator<Stream> {
     return this.incoming[Symbol.asyncIterator]();
   }
 
   /**
-   * Ends the session in order. New opens, writes and streams of the peer are refused; what was written leaves; every
-   * stream whose writes all left is ended; then the connection is. What had arrived stays readable.
+   * Ends the session in order. New opens and streams of the peer are refused; with `drain` it waits until no stream is
+   * open; then writes are refused, what was written leaves, every stream whose writes all left is ended, and in the end
+   * the connection is, at once if the peer does so too, else when it has been quiet for a second. What had arrived stays
+   * readable. Of several calls the options of the first count.
    *
    * @param options Whether to wait for the streams, and for how long.
    * @returns Fulfils when the session has ended, in order or not; it never rejects. The same promise each time.

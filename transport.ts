@@ -63,7 +63,7 @@ export type Address =
  * ```
  */
 export interface Connection {
-  /** Reads at most `p.length` bytes into `p`, which is not its own any more when it settles; gives how many, or `null` at the end. */
+  /** Reads at most `p.length` bytes into `p`, which it must not touch after it has settled; gives how many, or `null` at the end. */
   read(p: Uint8Array): Promise<number | null>;
   /** Writes from `p`, to which the same applies; gives how many bytes were taken, which may be fewer than there are. */
   write(p: Uint8Array): Promise<number>;

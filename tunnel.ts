@@ -69,7 +69,7 @@ import { connections, type Duplex, join, serve, Session, SessionClosedError, typ
 export interface TunnelOptions {
   /** Ends the tunnel at once when it aborts. */
   signal?: AbortSignal | undefined;
-  /** What a client must know to connect where `allow` says: printable ASCII without spaces. Default: nothing. */
+  /** What a client must know to be let connect or listen: printable ASCII without spaces. Default: nothing. */
   secret?: string | undefined;
   /** Whether to do without TLS and a secret where others than this machine can connect or listen in. Default false. */
   insecure?: boolean | undefined;
@@ -155,7 +155,7 @@ export interface OpenTunnelOptions extends TunnelOptions {
   ca?: string | undefined;
   /** The version of smux to speak. Default 2. */
   version?: 1 | 2 | undefined;
-  /** Whether to connect again, after 0.1 to 30 seconds, when the connection is lost. Default true. */
+  /** Whether to connect again, after 0.05 to 30 seconds, when the connection is lost. Default true. */
   reconnect?: boolean | undefined;
 }
 
@@ -215,7 +215,7 @@ export interface TunnelStats {
  * ```
  */
 export interface Tunnel extends AsyncDisposable {
-  /** Where the server listens, as the one end does that or the other knows it. */
+  /** The server's address: where it listens or, on a client, where it was told to connect. */
   readonly addr: string;
   /** Where connections to be forwarded are accepted: on a client for each of `forward`, `socks` and `reverse`, in that order. */
   readonly addrs: readonly string[];
@@ -256,7 +256,7 @@ export interface Tunnel extends AsyncDisposable {
  */
 export interface TunnelClient extends Tunnel {
   /**
-   * Has the server connect to a target, as `forward` does for whom it accepts.
+   * Has the server connect to a target, as `forward` does for each connection it accepts.
    *
    * @param target TO; without one, where the server always connects to.
    * @returns A stream, joined to the target.
