@@ -106,6 +106,8 @@ async function commandProblem(command: string): Promise<string | undefined> {
   switch (program) {
     case "npx": {
       const [yes, version, ...args] = rest;
+      // How JSR says it for Node.
+      if (yes === "jsr" && version === "add" && isEntrypoint(args.join(" "))) return undefined;
       if (yes !== "-y" || !(await ci()).includes(`npx ${yes} ${version} `)) return "another Deno than that of .ci/run";
       return args.length === 0 ? undefined : await commandProblem(`deno ${args.join(" ")}`);
     }
