@@ -134,7 +134,7 @@ export async function* connections<Accepted extends Connection>(
         await stopped.receive({ timeout: pause }).catch(() => {});
         continue;
       }
-      if (stopped.closed) return connection.close();
+      if (stopped.closed) return closeOnce(connection);
       pause = 0;
       yield connection;
     }
@@ -301,6 +301,11 @@ export function serve(
   async function accept(): Promise<void> {
     const running = new Set<Promise<void>>();
     for await (const connection of connections(listener, { signal: stopping.signal, onError: tell })) {
+      // The server may have been stopped since this was accepted, and whoever stopped it did not see it.
+      if (stopping.signal.aborted) {
+        closeOnce(connection);
+        break;
+      }
       const ran = run(connection).catch(tell);
       running.add(ran);
       ran.finally(() => running.delete(ran));

@@ -1,6 +1,7 @@
 /** `serve` and `join`: what they do with good peers, bad peers, errors of every kind, and the end. */
 
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
 import { clock } from "../clock.ts";
@@ -13,6 +14,7 @@ import {
   ProtocolError,
   serve,
   type ServeOptions,
+  type Server,
   Session,
   SessionClosedError,
   type Stream,
@@ -308,6 +310,32 @@ Deno.test("serve: 200 connections that were reset before they are accepted do no
   await session.close();
   await server.shutdown();
   assertEquals(errors.length, COUNT, "each of them is told, once");
+});
+
+Deno.test("serve: a connection that comes while it is told to stop is closed, and does not hold it", async () => {
+  const stops: Record<string, (server: Server, controller: AbortController) => void> = {
+    shutdown: (server) => void server.shutdown(),
+    signal: (_, controller) => controller.abort(),
+  };
+  for (const [name, stop] of Object.entries(stops)) {
+    for (let hops = 0; hops < 10; hops++) {
+      const [near, far] = memoryPair();
+      const accepting = Promise.withResolvers<Connection>();
+      const controller = new AbortController();
+      const sessions: Session[] = [];
+      const onSession = (session: Session) => void sessions.push(session);
+      const server = serve(scriptedListener(() => accepting.promise), echo, { signal: controller.signal, onSession });
+      await turn();
+      accepting.resolve(near);
+      for (let n = 0; n < hops; n++) await null;
+      stop(server, controller);
+      // Its peer stays. A session that began before it was stopped is ended by that; none may begin after.
+      await deadline(Promise.race([server.finished, far.read(new Uint8Array(1))]), 5000);
+      far.close();
+      await server.finished;
+      assert(near.isClosed, `${name} after ${hops} microtasks, ${sessions.length} sessions`);
+    }
+  }
 });
 
 Deno.test("serve: after other failures of accept it waits longer and longer, until one succeeds", async () => {
