@@ -227,6 +227,7 @@ export class Outgoing {
   async #run(): Promise<void> {
     const { turn } = this;
     let bytes = this.#filling;
+    let writing: Promise<number> | undefined;
     if (!this.#isBusy) turn.begin(clock.now());
     try {
       do {
@@ -234,7 +235,7 @@ export class Outgoing {
         const length = this.#used;
         this.#leaving = length;
         this.#begunAt = this.#progressAt = clock.now();
-        let writing = this.#link.write(bytes.subarray(0, length));
+        writing = this.#link.write(bytes.subarray(0, length));
         this.#filling = this.#spare ?? NOTHING;
         this.#spare = undefined;
         this.#used = 0;
@@ -258,6 +259,8 @@ export class Outgoing {
         if (length >= GATHERED && turn.isLong(clock.now())) await turn.giveWay();
       } while (this.#used >= GATHERED);
     } catch (error) {
+      // If something else failed the write is under way still, and may fail too.
+      writing?.catch(() => {});
       this.#leaving = 0;
       if (!this.#ended) this.#host.failed(error);
     }

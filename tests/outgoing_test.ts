@@ -11,7 +11,7 @@ import { type Command, FIN, type Frame, NOP, NOTHING, PSH, SYN } from "../frame.
 import { Outgoing, type OutgoingHost } from "../outgoing.ts";
 import { type Connection, type Link, link } from "../transport.ts";
 import { decode } from "./decoding.ts";
-import { pattern } from "./support.ts";
+import { pattern, turn } from "./support.ts";
 
 const NOWHERE = { transport: "tcp", hostname: "", port: 0 } as const;
 
@@ -575,6 +575,22 @@ Deno.test("a transport whose write throws at once has failed just the same", asy
   assert(data(outgoing, 3, 1));
   await outgoing.flushed();
   assertEquals(told, ["failed: broken at once"]);
+});
+
+Deno.test("when something else fails, so may the write under way, and nobody need hear of that", async () => {
+  const failure = new Error("the host failed");
+  const { link, outgoing, told } = start({
+    writeOwed: () => {
+      throw failure;
+    },
+  });
+  assert(data(outgoing, 3, 1));
+  await link.begun(1);
+  await microtasks(20);
+  assertEquals(told, ["failed: the host failed"]);
+  // Unhandled it would fail this test.
+  link.fail(new Error("broken"));
+  await turn();
 });
 
 Deno.test("a transport that fails after the end is told to nobody", async () => {
