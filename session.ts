@@ -832,6 +832,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         const unwanted = this.#unwanted;
         if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
+          if (this.#ended !== undefined) return;
         }
         // A peer that sends so much in vain can wait, so that others need not.
         if (this.#unwanted - unwanted >= FLOOD || (isWatched && turn.isLong(now))) now = await turn.rest();

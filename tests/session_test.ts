@@ -514,6 +514,30 @@ Deno.test("unref: ref and unref are passed on to the connection", () => {
   session.abort();
 });
 
+Deno.test("flood: when a read that it fills ends the session, nobody rests any more", async () => {
+  const [near, far] = memoryPair();
+  const { rest } = clock;
+  let rested = 0;
+  clock.rest = (run) => {
+    rested++;
+    return rest(run);
+  };
+  try {
+    const session = Session.server(near, { version: 1 });
+    await writeAll(far, frame(1, SYN, 3));
+    const stream = await session.acceptStream();
+    const reading = stream.read(new Uint8Array(8192)).then(() => session.abort());
+    const flood = Array.from({ length: 100 }, () => frame(1, PSH, 99));
+    await writeAll(far, concat([frame(1, PSH, 3, pattern(4200)), ...flood]));
+    await reading;
+    await assertRejects(() => session.closed);
+    await turn();
+    assertEquals(rested, 0);
+  } finally {
+    clock.rest = rest;
+  }
+});
+
 for (
   const [what, make] of [
     ["streams to refuse", (n: number) => frame(1, SYN, 5 + 2 * n)],
