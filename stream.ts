@@ -8,6 +8,7 @@
  */
 
 import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
+import { clock } from "./clock.ts";
 import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
 import type { Address, Link } from "./transport.ts";
 import { FIRST_WINDOW, ReceiveWindow, SendWindow, type WindowPool } from "./window.ts";
@@ -215,8 +216,8 @@ export class StreamCore {
   #isWriting = false;
   #writeTurns: Channel<void> | undefined;
   #credit: Channel<void> | undefined;
-  // A write got no credit for too long: those behind it have waited as long.
-  #isStarved = false;
+  // When credit was first missed, after the peer's end, by a write that waits for it.
+  #starvedFrom: number | undefined;
   #sender: Sender<Frame> | undefined;
   #closingWrite: Promise<void> | undefined;
   #finished = false;
@@ -287,7 +288,9 @@ export class StreamCore {
     if (window !== undefined && this.unread + length > window.allowed + OVERRUN) {
       const { frameOffset } = this.#host.decoder;
       const received = `${this.unread + length} unread bytes on stream ${this.id}`;
-      this.cut(() => new ProtocolError(frameOffset, `at most ${window.allowed} bytes of credit to be used`, received));
+      const failure = () =>
+        new ProtocolError(frameOffset, `at most ${window.allowed} bytes of credit to be used`, received);
+      this.cut(failure, bytes.buffer);
       return false;
     }
     this.unread += length;
@@ -318,7 +321,7 @@ export class StreamCore {
   update(consumed: number, window: number): void {
     const moved = this.#sendWindow!.update(consumed, window);
     if (moved) {
-      this.#isStarved = false;
+      this.#starvedFrom = undefined;
       this.#credit?.trySend();
     }
     if (moved !== undefined || this.#writeFailure !== undefined) return;
@@ -386,10 +389,10 @@ export class StreamCore {
     if (!this.#isDone) this.#closed?.reject(failure());
   }
 
-  /** Ends both ways, with a FIN and for this reason; the session lives. */
-  cut(failure: () => Error): void {
+  /** Ends both ways, with a FIN and for this reason; the session lives, and goes on with a buffer that it decodes. */
+  cut(failure: () => Error, decoding?: ArrayBufferLike): void {
     if (this.#failure !== undefined || this.#isClosed) return;
-    this.#drop();
+    this.#drop(decoding);
     this.fail(failure);
     if (this.#finished) return this.#leave();
     this.#owesFin = true;
@@ -428,7 +431,7 @@ export class StreamCore {
     const count = this.#put(p, 0);
     if (count === p.length) return Promise.resolve(count);
     this.#isWriting = true;
-    return this.#writeRest(p, count, signal);
+    return this.#writeRest(p, count, signal, this.#begun);
   }
 
   tryWrite(p: Uint8Array): number {
@@ -637,10 +640,10 @@ export class StreamCore {
   }
 
   /** Drops what is unread, gives its budget back, and says how much it was. */
-  #drop(): number {
+  #drop(decoding?: ArrayBufferLike): number {
     const count = this.unread;
     while (this.#nextChunk()) {
-      this.#spent(this.#chunk!);
+      if (this.#chunk!.buffer !== decoding) this.#spent(this.#chunk!);
       this.#chunk = undefined;
     }
     this.unread = 0;
@@ -676,19 +679,25 @@ export class StreamCore {
   }
 
   async #writeInTurn(p: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
+    const begun = this.#begun;
     await (this.#writeTurns ??= new Channel()).receive({ signal });
-    return this.#writeRest(p, 0, signal);
+    return this.#writeRest(p, 0, signal, begun);
+  }
+
+  /** When a write begins, if that may matter: only after the peer's end there is a limit to its wait for credit. */
+  get #begun(): number {
+    return this.#peerFinished ? clock.now() : 0;
   }
 
   /** Writes from `at` on, one frame a turn; the write's turn is held, and passed on at the end. */
-  async #writeRest(p: Uint8Array, at: number, signal: AbortSignal | undefined): Promise<number> {
+  async #writeRest(p: Uint8Array, at: number, signal: AbortSignal | undefined, begun: number): Promise<number> {
     try {
       while (at < p.length && !this.#cannotSend) {
         signal?.throwIfAborted();
         const count = this.#allowance(p.length - at);
         if (count === 0) {
           if (this.#ending !== undefined) break;
-          await this.#waitForCredit(signal);
+          await this.#waitForCredit(signal, begun);
           continue;
         }
         const frame: Frame = { command: PSH, id: this.id, bytes: p, start: at, end: at + count, isTaken: false };
@@ -704,7 +713,6 @@ export class StreamCore {
       if (aborted) throw error;
       // Whatever closed the channel that was waited on says below why; what is left is a wait that took too long.
       if (!(error instanceof ChannelClosedError)) {
-        this.#isStarved = true;
         const message = `The peer gave no credit for ${this.#host.timeout} ms after its end`;
         throw Object.assign(new DOMException(message, "TimeoutError"), { bytesWritten: at });
       }
@@ -723,10 +731,15 @@ export class StreamCore {
     return this.#isClosed || this.#wasCut || this.#failure !== undefined || this.#writeFailure !== undefined;
   }
 
-  async #waitForCredit(signal: AbortSignal | undefined): Promise<void> {
-    // After its FIN a peer may be gone for good, and smux has no way to tell.
-    const limit = this.#isStarved ? 0 : this.#host.timeout;
-    await (this.#credit ??= new Channel()).receive({ signal, timeout: this.#peerFinished ? limit : Infinity });
+  async #waitForCredit(signal: AbortSignal | undefined, begun: number): Promise<void> {
+    let timeout = Infinity;
+    // After its FIN a peer may be gone for good, and smux has no way to tell. Who waited behind another has waited too.
+    if (this.#peerFinished) {
+      const now = clock.now();
+      this.#starvedFrom ??= now;
+      timeout = Math.max(0, Math.max(begun, this.#starvedFrom) + this.#host.timeout - now);
+    }
+    await (this.#credit ??= new Channel()).receive({ signal, timeout });
   }
 
   /** Puts a frame into the filling buffer, or waits until it is there or all has ended: `isTaken` says which. */
@@ -762,7 +775,6 @@ export class StreamCore {
 
   #passWrite(): void {
     this.#isWriting = this.#writeTurns?.trySend() ?? false;
-    if (!this.#isWriting) this.#isStarved = false;
   }
 
   /** Our FIN is in the buffer, behind all our data. */
@@ -1086,8 +1098,11 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
       }
       const p = new Uint8Array(core.unread > 0 ? Math.min(core.unread, PULL_SIZE) : PULL_SIZE);
       const count = await core.read(p, undefined);
-      if (count === null) controller.close();
-      else if (count > 0) controller.enqueue(count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count));
+      if (count === null) {
+        controller.close();
+        // Whoever took over from a reader without a buffer has asked with one meanwhile.
+        controller.byobRequest?.respond(0);
+      } else if (count > 0) controller.enqueue(count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count));
     },
     cancel: () => core.discard(),
   }, { highWaterMark: 0 });

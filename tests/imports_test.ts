@@ -28,7 +28,7 @@ const ARROWS: Record<string, string[]> = {
     "turn.ts",
     "window.ts",
   ],
-  "stream.ts": ["channel.ts", "frame.ts", "transport.ts", "window.ts"],
+  "stream.ts": ["channel.ts", "clock.ts", "frame.ts", "transport.ts", "window.ts"],
   "transport.ts": ["frame.ts"],
   "tunnel.ts": ["mod.ts"],
   "turn.ts": ["clock.ts"],

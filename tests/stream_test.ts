@@ -485,6 +485,20 @@ Deno.test("readable: a reader of its own buffer gets bytes in place, and the end
   assert(last.done);
 });
 
+Deno.test("readable: a reader of its own buffer that takes over from one without gets the end", async () => {
+  using all = await rawStream();
+  const first = all.stream.readable.getReader();
+  const given = assertRejects(() => first.read(), TypeError);
+  await turn();
+  first.releaseLock();
+  await given;
+  const reader = all.stream.readable.getReader({ mode: "byob" });
+  const reading = reader.read(new Uint8Array(4));
+  await turn();
+  await all.peer.send(FIN, 3);
+  assert((await reading).done);
+});
+
 Deno.test("readable: cancelling drops what is unread and what comes, with credit, and writing goes on", async () => {
   using all = await streamPair({ version: 2 });
   const writing = all.near.write(pattern(2 << 20));
