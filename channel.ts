@@ -864,8 +864,8 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
 
   /**
    * The channel as a stream. It takes a value only when somebody reads, and shares the values with other receivers. A read
-   * that is given up by `releaseLock()` still takes its value, for the stream's next reader. Cancelling it closes the channel, with the cancel's reason unless that is `undefined`; what is buffered stays
-   * receivable.
+   * that is given up by `releaseLock()` still takes its value, for the stream's next reader; a cancel would lose that one.
+   * Cancelling closes the channel, with the cancel's reason unless that is `undefined`; what is buffered stays receivable.
    *
    * @returns A stream that ends, or fails, as an iteration does.
    *
@@ -1309,7 +1309,7 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
   /**
    * The channel as a stream, through a handle of its own, which is closed when the stream ends, fails or is cancelled. It
    * takes a value only when somebody reads, and shares the values with other receivers. A read that is given up by
-   * `releaseLock()` still takes its value, for the stream's next reader.
+   * `releaseLock()` still takes its value, for the stream's next reader; a cancel would lose that one.
    *
    * @returns A stream that ends, or fails, as an iteration does.
    * @throws {ChannelClosedError} If this handle is closed.

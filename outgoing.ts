@@ -235,14 +235,16 @@ export class Outgoing {
         const length = this.#used;
         this.#leaving = length;
         this.#begunAt = this.#progressAt = clock.now();
-        writing = this.#link.write(bytes.subarray(0, length));
+        // Before the write, in which the transport may call back in: what is written then goes into the next buffer.
         this.#filling = this.#spare ?? NOTHING;
         this.#spare = undefined;
         this.#used = 0;
+        writing = this.#link.write(bytes.subarray(0, length));
         this.#refill();
         if (length >= GATHERED) turn.watch(writing);
         // A write may take less than it was given, and two under way at once would interleave.
-        for (let at = 0;;) {
+        let at = 0;
+        for (;;) {
           const count = await writing;
           if (!(count >= 0 && count <= length - at)) {
             throw new TypeError(`A transport's write must give 0 to ${length - at} bytes as taken, received ${count}`);
@@ -250,10 +252,13 @@ export class Outgoing {
           at += count;
           if (at === length) break;
           if (count > 0) this.#progressAt = clock.now();
+          // One that says so at once would be asked for ever, and nothing else would run.
+          else if (!this.#ended) await turn.rest();
+          if (this.#ended) break;
           writing = this.#link.write(bytes.subarray(at, length));
         }
         this.#leaving = 0;
-        this.#bytes += length;
+        this.#bytes += at;
         if (this.#ended) break;
         this.#spare = bytes;
         if (length >= GATHERED && turn.isLong(clock.now())) await turn.giveWay();

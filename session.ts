@@ -356,6 +356,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   readonly #streams = new Map<number, StreamCore>();
   #current: StreamCore | undefined;
+  #decoding: ArrayBufferLike | undefined;
   #nextId: number;
   readonly #parity: number;
   #remoteStreams = 0;
@@ -376,6 +377,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #timer: Timer | undefined;
   #deadline: Timer | undefined;
   #timerAt = Infinity;
+  #wasLate = false;
   #isRef = true;
   // Streams that have left the table with bytes unread; and what had been read of each when reading stopped.
   readonly #holding = new Set<StreamCore>();
@@ -696,6 +698,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         stream.isOwing = true;
         this.#owing.push(stream);
       },
+      spent: (chunk) => {
+        // Whoever accepts a stream may read or close another, while the decoder stands in its buffer.
+        if (chunk.buffer !== this.#decoding) this.#link.spent(chunk);
+      },
       forget: (stream) => this.#forget(stream),
     };
   }
@@ -761,12 +767,14 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const isFull = accepting.isFull && accepting.capacity > 0;
     if (isFull || this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);
     const core = new StreamCore(this.#host, id, true);
-    if (!accepting.trySend(core.stream)) {
-      core.fail(() => this.#closedError("The stream was refused"));
-      return this.#refuse(id);
-    }
+    // Before it is handed over: whoever takes it from a web stream runs in that step, and may close it, or all.
     this.#streams.set(id, core);
     this.#remoteStreams++;
+    if (!accepting.trySend(core.stream)) {
+      core.fail(() => this.#closedError("The stream was refused"));
+      this.#forget(core);
+      return this.#refuse(id);
+    }
     this.#accepted++;
     core.announce();
   }
@@ -832,8 +840,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         const unwanted = this.#unwanted;
         if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
-          if (this.#ended !== undefined) return;
         }
+        if (this.#ended !== undefined) return;
         // A peer that sends so much in vain can wait, so that others need not.
         if (this.#unwanted - unwanted >= FLOOD || (isWatched && turn.isLong(now))) now = await turn.rest();
       }
@@ -850,9 +858,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#bytesReceived += count;
     const before = this.#decoder.progress;
     let hasSettled = false;
+    this.#decoding = bytes.buffer;
     try {
       this.#decoder.push(bytes, this.#sink, count);
     } finally {
+      this.#decoding = undefined;
       const settling = this.#settling;
       hasSettled = settling.length > 0;
       for (const core of settling) core.settle();
@@ -956,8 +966,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     }
     if (this.#outgoing.isLarge && now >= this.#outgoing.begunAt + TRIM_DELAY) this.#outgoing.trim();
 
-    // Held up ourselves, we must first look at what the peer sent meanwhile.
-    if (isLate) return this.#arm(now + LATE);
+    // Held up ourselves, we must first look at what the peer sent meanwhile; but once, or who is always late never judges.
+    if (isLate && !this.#wasLate) {
+      this.#wasLate = true;
+      return this.#arm(now + LATE);
+    }
+    this.#wasLate = false;
     if (now >= this.#silentSince() + timeout) return this.#end({ error: this.#silence() });
     if (now >= (this.#outgoing.stalledSince ?? Infinity) + timeout) {
       const message = `A write of the transport made no progress for ${timeout} ms`;
@@ -1029,6 +1043,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       this.#outgoing.end();
       this.#mayReadAgain();
       this.#link.closeWrite().catch(() => {});
+      if (this.#ended !== undefined) return;
       await this.#quiet();
       this.#end({});
     } catch {

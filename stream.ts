@@ -112,8 +112,10 @@ export interface StreamHost {
   readonly timeout: number;
   /** What the receive windows share. */
   readonly windows: WindowPool;
-  /** Where the two ends are, and to whom a chunk goes back that has been read or dropped. */
-  readonly link: Pick<Link, "localAddr" | "remoteAddr" | "spent">;
+  /** Where the two ends are. */
+  readonly link: Pick<Link, "localAddr" | "remoteAddr">;
+  /** Gives back a chunk that has been read or dropped. */
+  spent(chunk: Uint8Array): void;
   /** Position of the frame being received, for errors. */
   readonly decoder: { readonly frameOffset: number };
   /** The way out. */
@@ -258,6 +260,8 @@ export class StreamCore {
   /** Tells the peer the first window, where it is smaller than what every peer starts from. */
   announce(): void {
     if (this.#receiveWindow === undefined || this.#host.windows.first === FIRST_WINDOW) return;
+    // Whoever accepted it may have closed it at once.
+    if (this.#isClosed || this.#failure !== undefined) return;
     this.#owesUpdate = true;
     this.#pay();
   }
@@ -290,7 +294,7 @@ export class StreamCore {
       const received = `${this.unread + length} unread bytes on stream ${this.id}`;
       const failure = () =>
         new ProtocolError(frameOffset, `at most ${window.allowed} bytes of credit to be used`, received);
-      this.cut(failure, bytes.buffer);
+      this.cut(failure);
       return false;
     }
     this.unread += length;
@@ -389,10 +393,10 @@ export class StreamCore {
     if (!this.#isDone) this.#closed?.reject(failure());
   }
 
-  /** Ends both ways, with a FIN and for this reason; the session lives, and goes on with a buffer that it decodes. */
-  cut(failure: () => Error, decoding?: ArrayBufferLike): void {
+  /** Ends both ways, with a FIN and for this reason; the session lives. */
+  cut(failure: () => Error): void {
     if (this.#failure !== undefined || this.#isClosed) return;
-    this.#drop(decoding);
+    this.#drop();
     this.fail(failure);
     if (this.#finished) return this.#leave();
     this.#owesFin = true;
@@ -485,6 +489,7 @@ export class StreamCore {
   /** Drops what is unread and what will arrive, as if it had been read. */
   discard(): void {
     this.#isDiscarding = true;
+    if (this.#filled > 0) this.settle();
     if (this.#into !== undefined) this.#endRead()(0);
     this.#credited(this.#drop());
   }
@@ -538,9 +543,12 @@ export class StreamCore {
     const promise = new Promise<number | null>(park);
     this.#resolve = parkedResolve;
     this.#reject = parkedReject;
-    if (signal !== undefined) {
+    // As `null`, too, it is none.
+    if (signal) {
       const reject = parkedReject;
       const abort = () => {
+        // What came with the rest of its batch is not taken back.
+        if (this.#filled > 0) return this.settle();
         this.#endRead();
         reject(signal.reason);
       };
@@ -636,14 +644,14 @@ export class StreamCore {
 
   // No two chunks are views into one buffer: either fills at least half of it, and between them was a header.
   #spent(chunk: Uint8Array): void {
-    if (chunk.buffer.byteLength >= SMALLEST_VIEW) this.#host.link.spent(chunk);
+    if (chunk.buffer.byteLength >= SMALLEST_VIEW) this.#host.spent(chunk);
   }
 
   /** Drops what is unread, gives its budget back, and says how much it was. */
-  #drop(decoding?: ArrayBufferLike): number {
+  #drop(): number {
     const count = this.unread;
     while (this.#nextChunk()) {
-      if (this.#chunk!.buffer !== decoding) this.#spent(this.#chunk!);
+      this.#spent(this.#chunk!);
       this.#chunk = undefined;
     }
     this.unread = 0;
@@ -708,7 +716,7 @@ export class StreamCore {
       }
       if (at === p.length) return at;
     } catch (error) {
-      const aborted = signal?.aborted && error === signal.reason;
+      const aborted = signal?.aborted && Object.is(error, signal.reason);
       if (aborted && at > 0) return at;
       if (aborted) throw error;
       // Whatever closed the channel that was waited on says below why; what is left is a wait that took too long.

@@ -191,7 +191,9 @@ export function release(bytes: Uint8Array): void {
 /** Closes what somebody else may have closed already. */
 export function closeOnce(open: { close(): void }): void {
   try {
-    open.close();
+    const closing: unknown = open.close();
+    // A function that gives a promise will do for one that gives nothing.
+    if (closing instanceof Promise) closing.catch(() => {});
   } catch {
     // It was closed by somebody else.
   }

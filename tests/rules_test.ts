@@ -624,6 +624,17 @@ Deno.test("rule 8: a process held up for longer than the timeout looks at what c
   await assertRejects(() => session.closed, DOMException, "silent");
 });
 
+Deno.test("rule 8: a process that is always late still gives a silent peer up", async () => {
+  using clock = new ManualClock();
+  const { session } = withPeer("server", 2, { timeout: 1000, keepAliveInterval: 900 });
+  const ended = assertRejects(() => session.closed, DOMException, "silent for 1000 ms");
+  for (let passed = 0; passed < 3000; passed += 230) {
+    clock.freeze(230);
+    await clock.advance(0);
+  }
+  await ended;
+});
+
 // 9
 
 Deno.test("rule 9: consumed beyond what was sent fails that stream's writes, and nothing else", async () => {

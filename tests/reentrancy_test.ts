@@ -1,0 +1,223 @@
+/**
+ * Others who act in the middle of a step of the session: a web stream hands a stream to its sink while a read is still
+ * being decoded, and a transport calls back from its own `write` or `close`.
+ *
+ * @module
+ */
+
+import { assertEquals, assertRejects } from "@std/assert";
+import { concat } from "@std/bytes";
+import { clock } from "../clock.ts";
+import { FIN, PSH, SYN, UPD } from "../frame.ts";
+import { type Connection, type ServerOptions, Session, SessionClosedError, type Stream, type Version } from "../mod.ts";
+import {
+  bytes,
+  frame,
+  ManualClock,
+  type MemoryConnection,
+  memoryPair,
+  pattern,
+  RawPeer,
+  text,
+  turn,
+} from "./support.ts";
+
+/** A server's session whose streams go to a sink in the very step in which they come. */
+async function withSink(version: Version, accept: (stream: Stream) => void, options: ServerOptions = {}) {
+  const [connection, far] = memoryPair(1 << 20);
+  const session = Session.server(connection, { version, ...options });
+  session.incoming.toReadableStream().pipeTo(new WritableStream({ write: accept })).catch(() => {});
+  await turn();
+  return { session, peer: new RawPeer(far, version), [Symbol.dispose]: () => session.abort() };
+}
+
+/** A connection that does something whenever it is told to write. */
+function hooked(connection: MemoryConnection, hook: () => void): Connection {
+  return {
+    read: (p) => connection.read(p),
+    write(p) {
+      hook();
+      return connection.write(p);
+    },
+    close: () => connection.close(),
+  };
+}
+
+Deno.test("accepting: a stream that its acceptor closes at once leaves the table, and no UPD follows its FIN", async () => {
+  using all = await withSink(2, (stream) => stream.close(), { maxStreams: 3, maxStreamBuffer: 1000 });
+  const { session, peer } = all;
+  for (let id = 3; id < 15; id += 2) {
+    await peer.send(SYN, id);
+    const answer = await peer.next();
+    assertEquals([answer!.command, answer!.id], [FIN, id]);
+  }
+  const { streams, accepted, refused, framesSent } = session.stats();
+  assertEquals({ streams, accepted, refused, framesSent }, { streams: 0, accepted: 6, refused: 0, framesSent: 6 });
+});
+
+Deno.test("accepting: an acceptor that ends the session at once finds its stream ended", async () => {
+  const accepted: Stream[] = [];
+  using all = await withSink(1, (stream) => {
+    accepted.push(stream);
+    all.session.abort(new Error("enough"));
+  });
+  await all.peer.send(SYN, 3);
+  await turn();
+  const [stream] = accepted;
+  await assertRejects(() => stream!.read(new Uint8Array(1)), SessionClosedError);
+  await assertRejects(() => stream!.write(new Uint8Array(1)), SessionClosedError);
+  await assertRejects(() => stream!.closed, SessionClosedError);
+  assertEquals(all.session.stats().streams, 0);
+});
+
+const acts: Record<string, (stream: Stream) => void> = {
+  closes: (stream) => stream.close(),
+  reads: (stream) => void stream.tryRead(new Uint8Array(5000)),
+};
+for (const [name, act] of Object.entries(acts)) {
+  Deno.test(`accepting: an acceptor that ${name} an earlier stream loses nothing of what came with the new one`, async () => {
+    const accepted: Stream[] = [];
+    using all = await withSink(1, (stream) => {
+      for (const earlier of accepted) act(earlier);
+      accepted.push(stream);
+    });
+    await all.peer.send(SYN, 3);
+    // A view of the buffer in which the decoder stands is what the first stream holds.
+    await all.peer.bytes(concat([frame(1, PSH, 3, pattern(5000)), frame(1, SYN, 5), frame(1, PSH, 5, bytes("hello"))]));
+    await turn();
+    const p = new Uint8Array(8);
+    assertEquals(await accepted[1]!.read(p), 5);
+    assertEquals(text(p.subarray(0, 5)), "hello");
+  });
+}
+
+Deno.test("read: what came with the SYN at which its signal aborts is given, not lost", async () => {
+  const controller = new AbortController();
+  const accepted: Stream[] = [];
+  using all = await withSink(1, (stream) => {
+    if (accepted.push(stream) > 1) controller.abort();
+  });
+  await all.peer.send(SYN, 3);
+  await turn();
+  const reading = accepted[0]!.read(new Uint8Array(16), { signal: controller.signal });
+  await all.peer.bytes(concat([frame(1, PSH, 3, bytes("not lost")), frame(1, SYN, 5)]));
+  assertEquals(await reading, 8);
+});
+
+Deno.test("read: what came with the SYN at which its stream is cancelled is given, with credit", async () => {
+  const accepted: Stream[] = [];
+  using all = await withSink(2, (stream) => {
+    if (accepted.push(stream) > 1) accepted[0]!.readable.cancel();
+  }, { maxStreamBuffer: 100 });
+  await all.peer.send(SYN, 3);
+  assertEquals((await all.peer.nextOf(UPD)).consumed, 0);
+  const reading = accepted[0]!.read(new Uint8Array(100));
+  await all.peer.bytes(concat([frame(2, PSH, 3, pattern(60)), frame(2, SYN, 5)]));
+  assertEquals(await reading, 60);
+  const { id, consumed } = await all.peer.nextOf(UPD);
+  assertEquals({ id, consumed }, { id: 3, consumed: 60 });
+});
+
+Deno.test("read: null for a signal is none", async () => {
+  using all = await withSink(1, () => {}, { maxStreams: 1 });
+  const stream = await all.session.openStream();
+  // Some write it so, and types do not hold everybody.
+  const reading = stream.read(new Uint8Array(8), { signal: null } as unknown as { signal: AbortSignal });
+  await all.peer.send(PSH, stream.id, bytes("hello"));
+  assertEquals(await reading, 5);
+});
+
+Deno.test("write: what a transport writes from its own write leaves behind that", async () => {
+  const [near, far] = memoryPair(1 << 20);
+  let hook = () => {};
+  const session = Session.client(hooked(near, () => hook()), { version: 1 });
+  const peer = new RawPeer(far, 1);
+  const stream = await session.openStream();
+  await peer.nextOf(SYN);
+  const taken: number[] = [];
+  hook = () => {
+    hook = () => {};
+    taken.push(stream.tryWrite(bytes("logged")));
+  };
+  await stream.write(bytes("a"));
+  assertEquals(text((await peer.next())!.data), "a");
+  assertEquals(text((await peer.next())!.data), "logged");
+  assertEquals(taken, [6]);
+  session.abort();
+});
+
+Deno.test("write: a transport that ends the session from its own write keeps the bytes it was given", async () => {
+  const [near] = memoryPair();
+  const given: number[] = [];
+  const session: Session = Session.client({
+    read: (p) => near.read(p),
+    write(p) {
+      session.abort();
+      given.push(p.length);
+      return Promise.resolve(p.length);
+    },
+    close: () => near.close(),
+  }, { version: 1 });
+  await session.openStream();
+  await assertRejects(() => session.closed, DOMException);
+  assertEquals(given, [16]); // a NOP and a SYN
+});
+
+Deno.test("write: a transport that takes nothing, at once and for ever, is given up after the timeout", async () => {
+  using clock = new ManualClock();
+  const [near, far] = memoryPair();
+  const session = Session.client({
+    read: (p) => near.read(p),
+    write: () => Promise.resolve(0),
+    close: () => near.close(),
+  }, { version: 1, timeout: 1000, keepAliveInterval: 900 });
+  await session.openStream();
+  const peer = new RawPeer(far, 1);
+  const ended = assertRejects(() => session.closed, DOMException, "no progress for 1000 ms");
+  for (let passed = 0; passed < 1200; passed += 100) {
+    await peer.send(PSH, 3, bytes("I live")).catch(() => {});
+    await clock.advance(100);
+  }
+  await ended;
+});
+
+Deno.test("close: a transport that ends the session from its own closeWrite leaves no timer behind", async () => {
+  const { setTimer, clearTimer } = clock;
+  const set = new Set<ReturnType<typeof setTimer>>();
+  clock.setTimer = (run, delay) => {
+    const timer = setTimer(() => {
+      set.delete(timer);
+      run();
+    }, delay);
+    set.add(timer);
+    return timer;
+  };
+  clock.clearTimer = (timer) => {
+    set.delete(timer!);
+    clearTimer(timer);
+  };
+  try {
+    const session: Session = Session.server({
+      readable: new ReadableStream(),
+      writable: new WritableStream({ close: () => session.abort() }),
+    }, { version: 1 });
+    await session.close();
+    await turn();
+    assertEquals(set.size, 0);
+  } finally {
+    Object.assign(clock, { setTimer, clearTimer });
+  }
+});
+
+Deno.test("close: a connection whose close gives a promise that rejects does no harm", async () => {
+  const [near] = memoryPair();
+  const session = Session.server({
+    read: (p) => near.read(p),
+    write: (p) => near.write(p),
+    // To a compiler it will do for one that gives nothing.
+    close: () => Promise.reject(new Error("It cannot be closed")),
+  }, { version: 1 });
+  session.abort();
+  await assertRejects(() => session.closed, DOMException);
+  await turn();
+});
