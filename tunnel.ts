@@ -406,10 +406,12 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   const unfollow = follow(signal, (reason) => {
     stopping.abort(reason);
     cut.abort(reason);
+    ledger.cut();
   });
   const finished = server.finished.finally(unfollow);
   async function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
     stopping.abort();
+    ledger.cutAfter(patience(timeout), finished);
     await server.shutdown({ timeout: patience(timeout) });
     await finished;
   }
@@ -572,12 +574,14 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
     stopping.abort();
     for (const stream of bound) stream.close();
     session?.close({ drain: true, timeout: patience(timeout) });
+    ledger.cutAfter(patience(timeout), finished);
     return finished.catch(() => {});
   }
 
   const unfollow = follow(signal, (reason) => {
     stopping.abort(reason);
     session?.abort(reason);
+    ledger.cut();
   });
   const end = async () => {
     stopping.abort();
@@ -617,7 +621,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
 
 // What is said inside a stream.
 
-// What has not been said after so many milliseconds is not said any more, nor in so many bytes.
+// Whoever takes so many milliseconds to say or hear something is not waited for any more; nor is said what is so long.
 const HEAD_TIMEOUT = 10_000;
 const LONGEST_HEAD = 8192;
 // What it costs to try a secret, in milliseconds.
@@ -646,7 +650,8 @@ async function readHead(from: Duplex): Promise<string[]> {
     if (head.length === LONGEST_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");
     head += String.fromCharCode((await readExactly(from, 1))[0]!);
   }
-  return head.trimEnd().split("\r\n");
+  // What a stranger says is shown to people, on their terminals.
+  return head.trimEnd().split("\r\n").map((line) => line.replaceAll(/[^ -~]/g, "?"));
 }
 
 /** The value of a header, empty if there is none. */
@@ -664,7 +669,7 @@ async function soon<T>(connection: Duplex, saying: Promise<T>): Promise<T> {
   try {
     return await saying;
   } catch (error) {
-    throw isLate ? new Error(`it did not say what it wants within ${HEAD_TIMEOUT} ms`, { cause: error }) : error;
+    throw isLate ? new Error(`it kept us waiting for ${HEAD_TIMEOUT} ms`, { cause: error }) : error;
   } finally {
     clearTimeout(timer);
   }
@@ -695,13 +700,13 @@ async function grant<T extends Socket | Listening>(stream: Stream, who: string, 
   try {
     asked = await soon(stream, readRequest(stream));
     opened = await open(asked);
-    await respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : "");
+    await soon(stream, respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : ""));
     return { at: asked.at, opened };
   } catch (error) {
     opened?.close();
     if (error instanceof SessionClosedError) throw error;
     const status = error instanceof TunnelRefusedError ? error.status : error instanceof RangeError ? 400 : 502;
-    await respond(stream, status, describe(error)).catch(() => {});
+    await soon(stream, respond(stream, status, describe(error))).catch(() => {});
     throw failure(`Refused ${who}${asked === undefined ? "" : ` ${asked.method} ${asked.at}`}`, error);
   }
 }
@@ -719,7 +724,8 @@ async function ask(session: Session, method: "CONNECT" | "BIND", at: string, sec
     throw new TunnelRefusedError(Number(status ?? 400), message);
   } catch (error) {
     stream.close();
-    throw error;
+    if (error instanceof TunnelRefusedError || error instanceof SessionClosedError) throw error;
+    throw failure(`The other end did not answer ${method} ${at}`, error);
   }
 }
 
@@ -815,9 +821,10 @@ async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: strin
     const connection = await Deno.connect({ hostname, port, signal });
     if (tls === undefined) return connection;
     const secured = await Deno.startTls(connection, { hostname, ...tls });
-    const unfollow = follow(signal, () => secured.close());
-    await secured.handshake().catch((error) => {
-      if (!signal.aborted) secured.close();
+    const unfollow = follow(signal, () => secured[Symbol.dispose]());
+    // A server that accepts and then is silent would be waited for for ever.
+    await soon(secured, secured.handshake()).catch((error) => {
+      secured[Symbol.dispose]();
       throw error;
     }).finally(unfollow);
     return secured;
@@ -855,10 +862,12 @@ async function forwardAll(
 }
 
 /** Joins, until the stream is lost: who waits for the other side to read would not notice. */
-async function joinStream(stream: Stream, other: Duplex): Promise<void> {
+async function joinStream(stream: Stream, other: Duplex, cut: AbortSignal): Promise<void> {
   const lost = new AbortController();
   stream.closed.catch((error) => lost.abort(error));
-  await join(stream, other, { signal: lost.signal });
+  // A stream that has ended both ways is lost no more, and yet nobody may read the rest of it.
+  const unfollow = follow(cut, (reason) => lost.abort(reason));
+  await join(stream, other, { signal: lost.signal }).finally(unfollow);
 }
 
 /** Joins a stream and a socket; if that breaks, says whose they were. */
@@ -867,7 +876,7 @@ async function carry(ledger: Ledger, stream: Stream, socket: Socket, name: strin
   try {
     // What arrives in pieces was sent in pieces, and waits for nothing.
     if ("setNoDelay" in socket) socket.setNoDelay(true);
-    await joinStream(stream, socket);
+    await joinStream(stream, socket, ledger.cutting);
   } catch (error) {
     stream.close();
     throw error instanceof SessionClosedError ? error : failure(`The connection ${name} broke`, error);
@@ -882,6 +891,10 @@ class Ledger {
   readonly tell: (error: unknown) => void;
   readonly note: (line: string) => void;
   readonly #sessions = new Set<Session>();
+  readonly #cutting = new AbortController();
+  /** Aborts when what is carried is to end at once. */
+  readonly cutting = this.#cutting.signal;
+  #isLimited = false;
   readonly #stats = { connections: 0, streams: 0, open: 0, sent: 0, received: 0 };
 
   constructor({ onError = console.error, onEvent = () => {} }: TunnelOptions) {
@@ -914,6 +927,20 @@ class Ledger {
 
   end(): void {
     this.#stats.open--;
+  }
+
+  /** Ends what is carried. */
+  cut(): void {
+    this.#cutting.abort(new SessionClosedError("The tunnel has ended"));
+  }
+
+  /** Ends what is carried after so many milliseconds, unless all has ended before; the first call decides. */
+  cutAfter(timeout: number, finished: Promise<void>): void {
+    const isFirst = !this.#isLimited;
+    this.#isLimited = true;
+    if (!isFirst || timeout === Infinity) return;
+    const timer = setTimeout(() => this.cut(), timeout);
+    finished.catch(() => {}).then(() => clearTimeout(timer));
   }
 
   stats(): TunnelStats {
@@ -1188,8 +1215,12 @@ class Display {
 
   line(text: string, out = this.#out): void {
     const clear = this.#live === "" ? "" : "\r\x1b[K";
-    out.writeSync(encoder.encode(`${clear}${text}\n`));
-    this.#out.writeSync(encoder.encode(this.#live));
+    try {
+      out.writeSync(encoder.encode(`${clear}${text}\n`));
+      this.#out.writeSync(encoder.encode(this.#live));
+    } catch {
+      // Who read it has gone, as `tee` has after the same Ctrl-C.
+    }
   }
 
   live(stats: () => TunnelStats): void {
@@ -1220,16 +1251,19 @@ function count(number: number, noun: string): string {
 const PIPE_TIMEOUT = 1000;
 
 /** Joins stdin and stdout with a target, and then ends the tunnel. */
-async function pipe(tunnel: TunnelClient, target: string | undefined): Promise<void> {
+async function pipe(tunnel: TunnelClient, target: string | undefined, cut: AbortSignal): Promise<void> {
   const { stdin, stdout } = Deno;
   const read = (p: Uint8Array) => stdin.read(p);
   const write = (p: Uint8Array) => stdout.write(p);
   const closeWrite = () => Promise.resolve(stdout.close());
   try {
-    await joinStream(await tunnel.connect(target), { read, write, closeWrite, close() {} });
-  } finally {
+    await joinStream(await tunnel.connect(target), { read, write, closeWrite, close() {} }, cut);
+  } catch (error) {
     tunnel.shutdown({ timeout: PIPE_TIMEOUT });
+    throw error;
   }
+  // What was written last may still be on its way.
+  tunnel.shutdown();
 }
 
 /** Runs the command; gives the exit code. */
@@ -1243,6 +1277,7 @@ async function main(args: readonly string[]): Promise<number> {
   // Windows knows no other.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};
+  const cut = new AbortController();
   const unlisten = () => signals.forEach((name) => Deno.removeSignalListener(name, stop));
   try {
     const { start, grace, piped } = parseCommand(args);
@@ -1253,11 +1288,13 @@ async function main(args: readonly string[]): Promise<number> {
       unlisten();
       display.line(`shutting down within ${count(grace / 1000, "second")}; Ctrl-C ends it at once`);
       tunnel.shutdown({ timeout: grace });
+      if (piped !== undefined) setTimeout(() => cut.abort(new Error("stdout was not read in time")), grace);
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
     for (const addr of args[0] === "server" ? [tunnel.addr] : tunnel.addrs) display.line(`listening on ${addr}`);
     display.live(() => tunnel.stats());
-    await Promise.all([piped === undefined ? undefined : pipe(tunnel as TunnelClient, piped.to), tunnel.finished]);
+    const piping = piped && pipe(tunnel as TunnelClient, piped.to, cut.signal);
+    await Promise.all([piping, tunnel.finished]);
     const { connections, streams } = tunnel.stats();
     if (piped === undefined) {
       display.line(`carried ${count(streams, "stream")} over ${count(connections, "connection")}`);

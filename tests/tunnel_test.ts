@@ -12,7 +12,7 @@ import {
 } from "@std/assert";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
-import { type Connection, ProtocolError, Session } from "../mod.ts";
+import { type Connection, ProtocolError, serve, Session } from "../mod.ts";
 import {
   openTunnel,
   type OpenTunnelOptions,
@@ -21,7 +21,7 @@ import {
   type TunnelOptions,
   TunnelRefusedError,
 } from "../tunnel.ts";
-import { hasPrograms, makeFolder, watch } from "./programs.ts";
+import { hasPrograms, lines, makeFolder, watch } from "./programs.ts";
 import {
   bytes,
   certificates,
@@ -32,6 +32,7 @@ import {
   readSome,
   sha256,
   text,
+  turn,
   writeAll,
 } from "./support.ts";
 
@@ -988,12 +989,12 @@ Deno.test("tunnel: who says nothing for ten seconds is told and let go, in a str
   const session = Session.client(await dial(server.addr), { keepAliveInterval: Infinity });
   const stream = await session.openStream();
   assertEquals(await stream.read(new Uint8Array(1)), null);
-  await logs.server.until(/did not say what it wants/);
+  await logs.server.until(/kept us waiting/);
   stream.close();
   await session.close();
   using connection = await dial(client.addrs[0]!);
   assertEquals(await isEnded(connection), true);
-  await logs.client.until(/did not say what it wants/);
+  await logs.client.until(/kept us waiting/);
 });
 
 Deno.test("tunnel: a client that asks and is gone leaves nothing open", async () => {
@@ -1651,6 +1652,98 @@ Deno.test("tunnel: a server ends at once with a target that reads nothing", asyn
   }
 });
 
+/** A tunnel in which a stream has ended both ways, while not all of what came could be written to who asked for it. */
+async function makeUnread(asked: Omit<OpenTunnelOptions, "connect"> = {}) {
+  await using resources = new AsyncDisposableStack();
+  const served = Promise.withResolvers<void>();
+  const target = makeTarget(async (connection) => {
+    await writeAll(connection, pattern(400_000));
+    await connection.closeWrite();
+    await readAll(connection);
+    served.resolve();
+  });
+  // What a Unix socket takes does not grow: less than that, and the rest is less than a stream's window.
+  const { path } = resources.use(await makeFolder("unread"));
+  const pair = resources.use(await makePair({ target: target.addr }, { forward: [`unix:${path}/socket`], ...asked }));
+  const local = resources.use(await Deno.connect({ transport: "unix", path: `${path}/socket` }));
+  await local.closeWrite();
+  await served.promise;
+  await target.close();
+  // All that came, and the frames of its end.
+  while (pair.client.stats().received < pair.server.stats().sent || pair.server.stats().open > 0) await turn();
+  await turn();
+  const moved = resources.move();
+  return { ...pair, [Symbol.asyncDispose]: () => moved.disposeAsync() };
+}
+
+Deno.test("tunnel: what nobody reads after both ends have ended it is cut by shutdown's timeout", async () => {
+  await using pair = await makeUnread();
+  assertEquals(pair.client.stats().open, 1);
+  await promptly(pair.client.shutdown({ timeout: 50 }));
+  assertEquals(pair.client.stats().open, 0);
+  assertEquals(pair.logs.client.messages(), []);
+});
+
+Deno.test("tunnel: what nobody reads after both ends have ended it is cut by the signal", async () => {
+  const controller = new AbortController();
+  await using pair = await makeUnread({ signal: controller.signal });
+  controller.abort();
+  await promptly(pair.client.finished);
+  assertEquals(pair.client.stats().open, 0);
+});
+
+Deno.test("tunnel: a server that is silent when it should speak TLS is given up", async () => {
+  using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
+  const listener = Deno.listen(LOOPBACK);
+  const accepting = listener.accept();
+  const opening = openTunnel({ connect: at(listener.addr), tls: true, forward: [FREE] });
+  const { message } = await assertRejects(() => opening, Error);
+  assertMatch(message, /^Cannot connect to .*: it kept us waiting for 10000 ms$/);
+  (await accepting).close();
+  listener.close();
+});
+
+Deno.test("tunnel: what a stranger says is shown without what a terminal would obey", async () => {
+  const log = makeLog();
+  const server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], ...log.options });
+  const session = Session.client(await dial(server.addr));
+  for (const head of ["CONNECT \x1b[2J\x07 HTTP/1.1\r\n\r\n", "x\n2026 all is well\nmore\r\n\r\n"]) {
+    const stream = await session.openStream();
+    await stream.write(bytes(head));
+    await readAll(stream);
+    stream.close();
+  }
+  await log.until(/^Refused/, 2);
+  for (const message of log.messages()) assertMatch(message, /^Refused [ -~]+$/);
+  await session.close();
+  await server.shutdown();
+});
+
+Deno.test("tunnel: a client that is refused and does not read why holds nobody up", async () => {
+  using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
+  const log = makeLog();
+  const server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], ...log.options });
+  const session = Session.client(await dial(server.addr), { maxStreamBuffer: 1 });
+  const stream = await session.openStream();
+  await stream.write(bytes("CONNECT 2 HTTP/1.1\r\n\r\n"));
+  await log.until(/^Refused .* CONNECT 2: not allowed$/);
+  await promptly(server.shutdown());
+  await session.close();
+});
+
+Deno.test("tunnel: a server that ends a stream without an answer is named, and what it was asked", async () => {
+  const listener = Deno.listen(LOOPBACK);
+  const server = serve(listener, () => {});
+  const client = await openTunnel({ connect: at(listener.addr), reconnect: false });
+  await assertRejects(
+    () => client.connect("localhost:80"),
+    Error,
+    "The other end did not answer CONNECT localhost:80: ",
+  );
+  await client.shutdown();
+  await server.shutdown();
+});
+
 // The command.
 
 const SCRIPT = new URL("../tunnel.ts", import.meta.url).href;
@@ -1766,6 +1859,16 @@ Deno.test("tunnel command: a signal waits for what is open, a second one does no
   assertEquals(await isEnded(connection), true);
   connection.close();
   await target.close();
+});
+
+Deno.test("tunnel command: a signal ends it in order though nobody reads what it prints any more", async () => {
+  await using target = makeEcho();
+  const child = command(["server", "--listen", "0", "--target", target.addr], { stderr: "null" }).spawn();
+  const reader = lines(child.stdout).getReader();
+  assertMatch((await reader.read()).value!, /^listening on /);
+  await reader.cancel();
+  child.kill("SIGINT");
+  assertEquals((await child.status).code, 0);
 });
 
 Deno.test("tunnel command: --grace is how long a signal waits", async () => {
