@@ -82,8 +82,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "lost wake-up: a UPD does not wake the writer",
     file: "stream.ts",
-    from: "    if (moved) this.#credit?.trySend();\n",
-    to: "",
+    from: "      this.#starvedFrom = undefined;\n      this.#credit?.trySend();\n",
+    to: "      this.#starvedFrom = undefined;\n",
   },
   {
     name: "lost wake-up: reading does not resume when there is room",
@@ -264,6 +264,49 @@ const MUTANTS: Mutant[] = [
     file: "session.ts",
     from: "    clock.clearTimer(this.#deadline);\n",
     to: "",
+  },
+  {
+    name: "a connection that was accepted while the server was stopped becomes a session",
+    file: "serve.ts",
+    from: "      if (stopping.signal.aborted) {\n",
+    to: "      if (options.signal === null) {\n",
+    tests: ["serve_test.ts"],
+  },
+  {
+    name: "the buffer that is being decoded is given back",
+    file: "session.ts",
+    from: "        if (chunk.buffer !== this.#decoding) this.#link.spent(chunk);\n",
+    to: "        this.#link.spent(chunk);\n",
+    tests: ["reentrancy_test.ts"],
+  },
+  {
+    name: "a stream is handed over before it is in the table",
+    file: "session.ts",
+    from: "    this.#streams.set(id, core);\n    this.#remoteStreams++;\n    if (!accepting.trySend(core.stream)) {\n",
+    to: "    const isAccepted = accepting.trySend(core.stream);\n    this.#streams.set(id, core);\n" +
+      "    this.#remoteStreams++;\n    if (!isAccepted) {\n",
+    tests: ["reentrancy_test.ts"],
+  },
+  {
+    name: "a read that has bytes is given up by its signal",
+    file: "stream.ts",
+    from: "        if (this.#filled > 0) return this.settle();\n",
+    to: "",
+    tests: ["reentrancy_test.ts"],
+  },
+  {
+    name: "writes that try again after a timeout starve all else",
+    file: "stream.ts",
+    from: "Math.max(begun, this.#starvedFrom)",
+    to: "this.#starvedFrom",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "a process that is always late judges nobody",
+    file: "session.ts",
+    from: "    if (isLate && !this.#wasLate) {\n",
+    to: "    if (isLate) {\n",
+    tests: ["rules_test.ts"],
   },
 ];
 
