@@ -341,7 +341,7 @@ class Core<T> {
 
   constructor(capacity: number, drop: DropOptions<T> | undefined) {
     this.capacity = capacity;
-    this.#onDrop = drop?.onDrop;
+    this.#onDrop = drop?.onDrop?.bind(drop);
   }
 
   trySend(value: T, handle?: Handle): boolean {
@@ -638,7 +638,15 @@ function writable<T>(
 ): WritableStream<T> {
   return new WritableStream<T>({
     // A stream settles its write before it aborts, so the write must hear of the abort itself.
-    write: (value, controller) => end.send(value, { signal: controller.signal }),
+    write: async (value, { signal }) => {
+      try {
+        await end.send(value, { signal });
+      } catch (error) {
+        // A stream that fails calls nothing below any more; one that is aborted does, with the reason.
+        if (!signal.aborted) end.close();
+        throw error;
+      }
+    },
     close: () => end.close(),
     abort: (reason) => end.close(reason),
   });

@@ -92,7 +92,8 @@ export class Limit implements Place<Limit> {
 
   constructor({ signal, timeout = Infinity }: WaitOptions, wait: Limited) {
     this.wait = wait;
-    if (signal !== undefined) watchOver(signal).add(this);
+    // `null`, too, is none, as for `Channel` of `@std/async`.
+    if (signal) watchOver(signal).add(this);
     if (timeout !== Infinity) this.#timer = setTimer(wait, timeout);
   }
 
@@ -246,7 +247,8 @@ export type SelectResult<Cases extends SelectCases> = {
  */
 export interface SelectOptions extends WaitOptions {
   /**
-   * Takes the first case that is ready, in the order they are written, instead of any of those that are.
+   * Takes the first case that is ready, in the order they are written (keys that are integers
+   * come first, as in every object), instead of any of those that are.
    *
    * @default {false}
    */
@@ -292,7 +294,7 @@ export function select<Cases extends SelectCases>(
   options: SelectOptions = {},
 ): Promise<SelectResult<Cases>> {
   const entries = entriesOf(cases);
-  const endless = options.signal === undefined && (options.timeout ?? Infinity) === Infinity;
+  const endless = !options.signal && (options.timeout ?? Infinity) === Infinity;
   const problem = entries.length === 0 && endless
     ? new TypeError("Cannot select: there is no case, no signal and no timeout")
     : timeoutProblem(options.timeout);

@@ -893,6 +893,17 @@ Deno.test("row 37: Sender.toWritableStream() - its own clone closes, and a write
   await pipe;
 });
 
+Deno.test("row 37: Sender.toWritableStream() - a stream that fails gives its clone up", async () => {
+  const { sender, receiver } = bounded<number>(1);
+  const piped = ReadableStream.from([1, 2, 3]).pipeTo(sender.toWritableStream());
+  assertEquals(await receiver.receive(), 1);
+  receiver.close();
+  await assertRejects(() => piped, ChannelClosedError);
+  const weak = sender.downgrade();
+  sender.close();
+  assertEquals([sender.senderCount, weak.upgrade()], [0, undefined]);
+});
+
 Deno.test("row 38: for await, break - after - channel open, nothing lost", async () => {
   const channel = filled(4, 1, 2, 3, 4);
   for await (const value of channel) if (value === 2) break;
@@ -1280,4 +1291,36 @@ Deno.test("row 53: ring of 32 channels; channels sent through channels x1000; 25
   const waiting = Array.from({ length: 250 }, () => receiver.clone().receive());
   for (let i = 0; i < 250; i++) await sender.send(i);
   assertEquals(await Promise.all(waiting), waiting.map((_, i) => i));
+});
+
+Deno.test("null for a signal is none, on every wait", async () => {
+  // Some write it so, and types do not hold everybody.
+  const options = { signal: null } as unknown as { signal: AbortSignal };
+  const channel = new Channel<number>();
+  const sent = channel.send(1, options);
+  assertEquals(await channel.receive(options), 1);
+  await sent;
+  const waits = [
+    channel.receive(options),
+    channel.receiveMany(1, options),
+    select({ a: channel.receiving() }, options),
+  ];
+  for (let value = 1; value <= 3; value++) await channel.send(value);
+  const [one, many, chosen] = await Promise.all(waits);
+  assertEquals([one, many, (chosen as { value: number }).value], [1, [2], 3]);
+  await assertRejects(() => select({}, options), TypeError, "Cannot select");
+});
+
+Deno.test("onDrop belongs to its options: a class's may use them", () => {
+  class Bin {
+    readonly dropped: number[] = [];
+    onDrop(value: number): void {
+      this.dropped.push(value);
+    }
+  }
+  const bin = new Bin();
+  const { sender, receiver } = bounded<number>(1, bin);
+  sender.trySend(7);
+  receiver.close();
+  assertEquals(bin.dropped, [7]);
 });
