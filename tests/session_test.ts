@@ -514,28 +514,30 @@ Deno.test("unref: ref and unref are passed on to the connection", () => {
   session.abort();
 });
 
-Deno.test("flood: when a read that it fills ends the session, nobody rests any more", async () => {
-  const [near, far] = memoryPair();
+/** Counts the rests that sessions take, until it is disposed of. */
+function countRests() {
   const { rest } = clock;
-  let rested = 0;
+  const rests = { count: 0, [Symbol.dispose]: () => void (clock.rest = rest) };
   clock.rest = (run) => {
-    rested++;
+    rests.count++;
     return rest(run);
   };
-  try {
-    const session = Session.server(near, { version: 1 });
-    await writeAll(far, frame(1, SYN, 3));
-    const stream = await session.acceptStream();
-    const reading = stream.read(new Uint8Array(8192)).then(() => session.abort());
-    const flood = Array.from({ length: 100 }, () => frame(1, PSH, 99));
-    await writeAll(far, concat([frame(1, PSH, 3, pattern(4200)), ...flood]));
-    await reading;
-    await assertRejects(() => session.closed);
-    await turn();
-    assertEquals(rested, 0);
-  } finally {
-    clock.rest = rest;
-  }
+  return rests;
+}
+
+Deno.test("flood: when a read that it fills ends the session, nobody rests any more", async () => {
+  using rests = countRests();
+  const [near, far] = memoryPair();
+  const session = Session.server(near, { version: 1 });
+  await writeAll(far, frame(1, SYN, 3));
+  const stream = await session.acceptStream();
+  const reading = stream.read(new Uint8Array(8192)).then(() => session.abort());
+  const flood = Array.from({ length: 100 }, () => frame(1, PSH, 99));
+  await writeAll(far, concat([frame(1, PSH, 3, pattern(4200)), ...flood]));
+  await reading;
+  await assertRejects(() => session.closed);
+  await turn();
+  assertEquals(rests.count, 0);
 });
 
 for (
@@ -545,29 +547,20 @@ for (
   ] as const
 ) {
   Deno.test(`flood: 64 times ${what} in one read make the peer wait, 63 do not`, async () => {
-    for (const [count, rests] of [[63, 0], [64, 1]] as const) {
+    for (const [count, expected] of [[63, 0], [64, 1]] as const) {
+      using rests = countRests();
       const [near, far] = memoryPair();
-      const { rest } = clock;
-      let rested = 0;
-      clock.rest = (run) => {
-        rested++;
-        return rest(run);
-      };
       const session = Session.server(near, { maxStreams: 1 });
-      try {
-        await writeAll(far, frame(1, SYN, 3));
-        await session.acceptStream();
-        const bytes = concat(Array.from({ length: count }, (_, n) => make(n)));
-        const before = session.stats().bytesReceived;
-        await writeAll(far, bytes);
-        while (session.stats().bytesReceived < before + bytes.length) await turn();
-        await turn();
-        assertEquals(rested, rests);
-      } finally {
-        clock.rest = rest;
-        session.abort();
-        await assertRejects(() => session.closed);
-      }
+      await writeAll(far, frame(1, SYN, 3));
+      await session.acceptStream();
+      const bytes = concat(Array.from({ length: count }, (_, n) => make(n)));
+      const before = session.stats().bytesReceived;
+      await writeAll(far, bytes);
+      while (session.stats().bytesReceived < before + bytes.length) await turn();
+      await turn();
+      assertEquals(rests.count, expected);
+      session.abort();
+      await assertRejects(() => session.closed);
     }
   });
 }
