@@ -514,7 +514,7 @@ Deno.test("unref: ref and unref are passed on to the connection", () => {
   session.abort();
 });
 
-/** Counts the rests that sessions take, until it is disposed of. */
+/** Counts the rests that sessions take, until it is disposed of; a connection in memory, made later, would end that. */
 function countRests() {
   const { rest } = clock;
   const rests = { count: 0, [Symbol.dispose]: () => void (clock.rest = rest) };
@@ -526,8 +526,8 @@ function countRests() {
 }
 
 Deno.test("flood: when a read that it fills ends the session, nobody rests any more", async () => {
-  using rests = countRests();
   const [near, far] = memoryPair();
+  using rests = countRests();
   const session = Session.server(near, { version: 1 });
   await writeAll(far, frame(1, SYN, 3));
   const stream = await session.acceptStream();
@@ -548,8 +548,8 @@ for (
 ) {
   Deno.test(`flood: 64 times ${what} in one read make the peer wait, 63 do not`, async () => {
     for (const [count, expected] of [[63, 0], [64, 1]] as const) {
-      using rests = countRests();
       const [near, far] = memoryPair();
+      using rests = countRests();
       const session = Session.server(near, { maxStreams: 1 });
       await writeAll(far, frame(1, SYN, 3));
       await session.acceptStream();
