@@ -20,6 +20,7 @@ import {
 } from "./frame.ts";
 import { Outgoing } from "./outgoing.ts";
 import { deferred, SessionClosedError, type Stream, StreamCore, type StreamHost } from "./stream.ts";
+import { Table } from "./table.ts";
 import { type Address, type Link, link, type Transport } from "./transport.ts";
 import { Turn } from "./turn.ts";
 import { LARGEST_WINDOW, WindowPool } from "./window.ts";
@@ -354,7 +355,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   readonly #host: StreamHost;
   readonly #sink: FrameSink;
 
-  readonly #streams = new Map<number, StreamCore>();
+  readonly #streams = new Table<StreamCore>();
   #current: StreamCore | undefined;
   #decoding: ArrayBufferLike | undefined;
   #nextId: number;
@@ -541,7 +542,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const core = new StreamCore(this.#host, this.#nextId, false);
     this.#nextId += 2;
     // Before the SYN can leave, or the answer of a quick peer would find nobody.
-    this.#streams.set(core.id, core);
+    this.#streams.add(core);
     if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);
     this.#opened++;
     core.announce();
@@ -724,8 +725,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #forget(core: StreamCore): void {
     // Another life of the same id may be in the table by now.
-    if (this.#streams.get(core.id) !== core) return;
-    this.#streams.delete(core.id);
+    if (!this.#streams.delete(core)) return;
     if (core.isRemote) this.#remoteStreams--;
     if (core.unread > 0 && this.#settings.stalledStreamTimeout !== Infinity) this.#holding.add(core);
     if (this.#streams.size === 0) this.#empty?.trySend();
@@ -761,14 +761,14 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       const expected = `an ${own} stream id other than 0 on SYN (do both ends have the same role?)`;
       throw new ProtocolError(this.#decoder.frameOffset, expected, `${id}`);
     }
-    if (this.#streams.has(id)) return;
+    if (this.#streams.get(id) !== undefined) return;
     const accepting = this.#accepting;
     // Known before a stream is made of it: a flood of what is refused then costs next to nothing.
     const isFull = accepting.isFull && accepting.capacity > 0;
     if (isFull || this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);
     const core = new StreamCore(this.#host, id, true);
     // Before it is handed over: whoever takes it from a web stream runs in that step, and may close it, or all.
-    this.#streams.set(id, core);
+    this.#streams.add(core);
     this.#remoteStreams++;
     if (!accepting.trySend(core.stream)) {
       core.fail(() => this.#closedError("The stream was refused"));
@@ -1035,7 +1035,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     try {
       while (drain && this.#streams.size > 0) await (this.#empty ??= new Channel()).receive();
       const failure = () => this.#closedError("Cannot write to a stream of a closed session");
-      await Promise.all(Array.from(this.#streams.values(), (core) => core.endWriting(failure)));
+      await Promise.all(this.#streams.values().map((core) => core.endWriting(failure)));
       await this.#outgoing.flushed();
       if (this.#ended !== undefined) return;
       // A socket closed while it holds unread bytes is reset, and the peer loses what it had not read: so read on.
@@ -1075,8 +1075,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     else this.#accepting.close(this.#closedError("The session has ended"));
     this.#outgoing.end();
     const failure = () => this.#closedError("The session ended before the stream did");
-    for (const core of this.#streams.values()) core.fail(failure);
-    this.#streams.clear();
+    for (const core of this.#streams.values()) {
+      core.fail(failure);
+      this.#streams.delete(core);
+    }
     this.#holding.clear();
     this.#stalledFrom = undefined;
     this.#owing = [];

@@ -191,6 +191,8 @@ export class StreamCore {
   taken = 0;
   /** Whether it stands in the session's list of streams that owe a control frame. */
   isOwing = false;
+  /** Another one of the session's table. */
+  neighbour: StreamCore | undefined = undefined;
   readonly #host: StreamHost;
 
   // Received: the chunk being read, whole chunks behind it, the chunk being filled.

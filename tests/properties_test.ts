@@ -1,14 +1,16 @@
 /**
- * What holds for every input: the codec against a plain reading of the wire, credit against unbounded integers.
+ * What holds for every input: the codec against a plain reading of the wire, credit against unbounded integers, the table
+ * of streams against a `Map`.
  *
  * `PROPERTY_RUNS` says how many inputs are tried for each; a failure prints the seed and the smallest input that fails.
  *
  * @module
  */
-import { assert, assertEquals, assertInstanceOf } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
 import fc from "fast-check";
 import { type Command, FIN, FrameDecoder, NOP, NOTHING, ProtocolError, PSH, SYN, UPD, type Version } from "../frame.ts";
+import { type Entry, Table } from "../table.ts";
 import { FIRST_WINDOW, LARGEST_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
 import { decode, recorder } from "./decoding.ts";
 import { collector, frame, inTime, pattern, type RawFrame, updateFrame } from "./support.ts";
@@ -444,4 +446,32 @@ Deno.test("a sender that obeys and a reader that reads everything come to an end
       },
     ),
   );
+});
+
+// The table of streams.
+
+interface Thing extends Entry<Thing> {}
+
+Deno.test("a table holds what a Map would, whatever is put in and taken out", () => {
+  check(fc.property(fc.array(fc.tuple(fc.boolean(), uint32), { maxLength: 200 }), (steps) => {
+    const table = new Table<Thing>();
+    const model = new Map<number, Thing>();
+    for (const [isAdded, id] of steps) {
+      const known = model.get(id);
+      if (isAdded && known === undefined) {
+        const thing: Thing = { id, neighbour: undefined };
+        table.add(thing);
+        model.set(id, thing);
+      } else if (!isAdded && known !== undefined) {
+        assert(table.delete(known));
+        assert(!table.delete(known));
+        assertEquals(known.neighbour, undefined);
+        model.delete(id);
+      }
+      assertStrictEquals(table.get(id), model.get(id));
+      assertEquals(table.size, model.size);
+    }
+    for (const [id, thing] of model) assertStrictEquals(table.get(id), thing);
+    assertEquals(table.values().map(({ id }) => id), [...model.keys()].sort((a, b) => a - b));
+  }));
 });

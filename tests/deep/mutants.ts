@@ -34,10 +34,10 @@ const MUTANTS: Mutant[] = [
   {
     name: "a stream is registered only after its SYN has left",
     file: "session.ts",
-    from: "    this.#streams.set(core.id, core);\n" +
+    from: "    this.#streams.add(core);\n" +
       "    if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n",
     to: "    if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n" +
-      "    await this.#outgoing.flushed();\n    this.#streams.set(core.id, core);\n",
+      "    await this.#outgoing.flushed();\n    this.#streams.add(core);\n",
   },
   {
     name: "tiny frames are not merged",
@@ -130,10 +130,9 @@ const MUTANTS: Mutant[] = [
   {
     name: "the end of the transport is taken for FIN",
     file: "session.ts",
-    from: "    for (const core of this.#streams.values()) core.fail(failure);\n",
-    to:
-      "    for (const core of this.#streams.values()) {\n      if (isClean) core.receiveFin();\n      core.settle();\n" +
-      "      core.fail(failure);\n    }\n",
+    from: "      core.fail(failure);\n      this.#streams.delete(core);\n",
+    to: "      if (isClean) core.receiveFin();\n      core.settle();\n      core.fail(failure);\n" +
+      "      this.#streams.delete(core);\n",
   },
   {
     name: "close() does not release what is unread",
@@ -163,7 +162,7 @@ const MUTANTS: Mutant[] = [
   {
     name: "a second SYN makes a second stream",
     file: "session.ts",
-    from: "    if (this.#streams.has(id)) return;\n",
+    from: "    if (this.#streams.get(id) !== undefined) return;\n",
     to: "",
   },
   {
@@ -282,8 +281,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a stream is handed over before it is in the table",
     file: "session.ts",
-    from: "    this.#streams.set(id, core);\n    this.#remoteStreams++;\n    if (!accepting.trySend(core.stream)) {\n",
-    to: "    const isAccepted = accepting.trySend(core.stream);\n    this.#streams.set(id, core);\n" +
+    from: "    this.#streams.add(core);\n    this.#remoteStreams++;\n    if (!accepting.trySend(core.stream)) {\n",
+    to: "    const isAccepted = accepting.trySend(core.stream);\n    this.#streams.add(core);\n" +
       "    this.#remoteStreams++;\n    if (!isAccepted) {\n",
     tests: ["reentrancy_test.ts"],
   },
@@ -307,6 +306,13 @@ const MUTANTS: Mutant[] = [
     from: "    if (isLate && !this.#wasLate) {\n",
     to: "    if (isLate) {\n",
     tests: ["rules_test.ts"],
+  },
+  {
+    name: "a stream that has left the table points to those that stay",
+    file: "table.ts",
+    from: "    entry.neighbour = undefined;\n",
+    to: "",
+    tests: ["properties_test.ts"],
   },
 ];
 
