@@ -233,8 +233,10 @@ export interface SessionStats {
 
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MOST_REFUSALS = 1024;
-// So many streams refused, and frames of data for streams that are not there, are no accident if one read brings them.
+// After so many streams refused, and frames of data for streams that are not there, the peer has to wait a moment.
 const FLOOD = 64;
+// As much data for such a stream counts as a frame more: looking at it costs as much.
+const UNWANTED_PIECE = 8192;
 // After a read of so many bytes that settled some of a stream, so many microtasks pass before the next one: whoever got
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
 const LARGE_READ = 4096;
@@ -738,9 +740,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       begin: (version) => this.#begin(version),
       syn: (id) => this.#syn(id),
       fin: (id) => this.#streams.get(id)?.receiveFin(),
-      psh: (id) => {
+      psh: (id, length) => {
         this.#current = this.#streams.get(id);
-        if (this.#current === undefined) this.#unwanted++;
+        if (this.#current === undefined) this.#unwanted += 1 + Math.floor(length / UNWANTED_PIECE);
       },
       data: (bytes, start, end) => {
         if (this.#current === undefined) return;
@@ -837,13 +839,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         isReading = false;
         now = clock.now();
-        const unwanted = this.#unwanted;
         if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
         if (this.#ended !== undefined) return;
         // A peer that sends so much in vain can wait, so that others need not.
-        if (this.#unwanted - unwanted >= FLOOD || (isWatched && turn.isLong(now))) now = await turn.rest();
+        if (this.#unwanted >= FLOOD || (isWatched && turn.isLong(now))) {
+          this.#unwanted = 0;
+          now = await turn.rest();
+        }
       }
     } catch (error) {
       if (isReading) this.#transportFailed(error);

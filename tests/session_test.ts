@@ -514,6 +514,8 @@ Deno.test("unref: ref and unref are passed on to the connection", () => {
   session.abort();
 });
 
+const LONGEST = pattern(65_535);
+
 /** Counts the rests that sessions take, until it is disposed of; a connection in memory, made later, would end that. */
 function countRests() {
   const { rest } = clock;
@@ -541,26 +543,31 @@ Deno.test("flood: when a read that it fills ends the session, nobody rests any m
 });
 
 for (
-  const [what, make] of [
-    ["streams to refuse", (n: number) => frame(1, SYN, 5 + 2 * n)],
-    ["data for streams that are not there", (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
+  const [what, enough, make] of [
+    ["streams to refuse", 64, (n: number) => frame(1, SYN, 5 + 2 * n)],
+    ["frames for streams that are not there", 64, (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
+    ["frames of 65 535 bytes for streams that are not there", 8, (n: number) => frame(1, PSH, 5 + 2 * n, LONGEST)],
   ] as const
 ) {
-  Deno.test(`flood: 64 times ${what} in one read make the peer wait, 63 do not`, async () => {
-    for (const [count, expected] of [[63, 0], [64, 1]] as const) {
-      const [near, far] = memoryPair();
-      using rests = countRests();
-      const session = Session.server(near, { maxStreams: 1 });
-      await writeAll(far, frame(1, SYN, 3));
-      await session.acceptStream();
-      const bytes = concat(Array.from({ length: count }, (_, n) => make(n)));
-      const before = session.stats().bytesReceived;
-      await writeAll(far, bytes);
-      while (session.stats().bytesReceived < before + bytes.length) await turn();
-      await turn();
-      assertEquals(rests.count, expected);
-      session.abort();
-      await assertRejects(() => session.closed);
+  Deno.test(`flood: ${enough} ${what} make the peer wait, ${enough - 1} do not, in one read or in many`, async () => {
+    for (const isOneRead of [true, false]) {
+      for (const [count, expected] of [[enough - 1, 0], [enough, 1]] as const) {
+        const [near, far] = memoryPair();
+        using rests = countRests();
+        const session = Session.server(near, { maxStreams: 1 });
+        await writeAll(far, frame(1, SYN, 3));
+        await session.acceptStream();
+        const frames = Array.from({ length: count }, (_, n) => make(n));
+        for (const bytes of isOneRead ? [concat(frames)] : frames) {
+          const before = session.stats().bytesReceived;
+          await writeAll(far, bytes);
+          while (session.stats().bytesReceived < before + bytes.length) await turn();
+          await turn();
+        }
+        assertEquals(rests.count, expected);
+        session.abort();
+        await assertRejects(() => session.closed);
+      }
     }
   });
 }
