@@ -449,6 +449,9 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   const where = format(parsePlace("connect", server, 1));
   checkSecret(secret);
   if (tls) checkTls("connect", server);
+  if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
+    throw new RangeError("ca must be certificates in PEM, which begin with -----BEGIN CERTIFICATE-----");
+  }
   if (secret !== undefined && !tls) checkExposed("connect", server, options.insecure);
   const local = [
     ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),

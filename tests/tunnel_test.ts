@@ -781,6 +781,7 @@ Deno.test("tunnel: options that are not what they must be are refused at once", 
   await assertRejects(() => openTunnel({ connect: FREE }), RangeError, "a port from 1 to 65535");
   await assertRejects(() => openTunnel({ connect: "1", forward: ["0=0"] }), RangeError, "a port from 1 to 65535");
   await assertRejects(() => openTunnel({ connect: "1", reverse: ["0"] }), RangeError, "AT=TO");
+  await assertRejects(() => openTunnel({ connect: "1", forward: ["0"], ca: "x" }), RangeError, "ca must be");
   await assertRejects(() => openTunnel({ connect: "1", reverse: ["0=1", "0=2"] }), RangeError, "same place");
   assertThrows(() => serveTunnel({ listen: FREE, target: "1", cert: "x" }), RangeError, "cert and key");
   assertThrows(() => serveTunnel({ listen: FREE, target: "1", key: "x" }), RangeError, "cert and key");
@@ -2150,6 +2151,7 @@ Deno.test("tunnel command: a bad command line is said in one line, exit code 2",
     "client --connect 1 --socks 0.0.0.0:0": /insecure/,
     "client --connect 1 --socks": "--socks needs a value",
     [`${client} --smux 3`]: '--smux must be 1 or 2, not "3"',
+    [`${client} --ca /dev/null`]: /^ca must be certificates/,
     [`${client} --ca /nowhere/at/all`]: /^--ca cannot be read: /,
     [`${client} --constructor x`]: "unknown option --constructor",
     "toString": 'say server or client, not "toString"',
