@@ -799,11 +799,16 @@ class Listening {
   }
 }
 
+// Connections that the kernel holds until they are accepted: as many as Linux allows. One for which there is no room asks
+// again after a second, and Deno's 511 are soon fewer than come at once.
+const BACKLOG = 4096;
+
 function listenOn(at: string, tls?: { cert: string; key: string }): Listening {
   const { path, hostname, port } = parsePlace("listen", at, 0);
   try {
     if (path !== undefined) return new Listening(Deno.listen({ transport: "unix", path }));
-    return new Listening(tls ? Deno.listenTls({ hostname, port, ...tls }) : Deno.listen({ hostname, port }));
+    const options = { hostname, port, tcpBacklog: BACKLOG };
+    return new Listening(tls ? Deno.listenTls({ ...options, ...tls }) : Deno.listen(options));
   } catch (error) {
     if (!(error instanceof Deno.errors.InvalidData)) {
       throw failure(`Cannot listen on ${format({ path, hostname, port })}`, error);

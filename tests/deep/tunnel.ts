@@ -139,7 +139,7 @@ async function startWays(started: AsyncDisposableStack): Promise<Way[]> {
 
 // The target: "d" is answered by so many bytes, "e" by what comes.
 async function serveTarget(): Promise<void> {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0, tcpBacklog: 4096 });
   console.log(`listening on 127.0.0.1:${listener.addr.port}`);
   const chunk = new Uint8Array(256 * 1024);
   for (;;) {
