@@ -84,7 +84,7 @@ export class ChannelClosedError extends Error {
  *
  * @typeParam T The channel's values.
  *
- * @example Usage
+ * @example Nothing there yet
  * ```ts
  * import { Channel, type ChannelReceiveResult } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -129,7 +129,7 @@ export interface DropOptions<T = unknown> {
  *
  * @typeParam T The channel's values.
  *
- * @example Usage
+ * @example Room for four
  * ```ts
  * import { Channel, type ChannelOptions } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -139,18 +139,14 @@ export interface DropOptions<T = unknown> {
  * ```
  */
 export interface ChannelOptions<T = unknown> extends DropOptions<T> {
-  /**
-   * How many values are buffered at most, an integer. 0 makes every send wait for its receive.
-   *
-   * @default {0}
-   */
+  /** How many values are buffered at most, an integer. 0 makes every send wait for its receive. Default 0. */
   capacity?: number | undefined;
 }
 
 /**
  * Options of a send: what can end its wait.
  *
- * @example Usage
+ * @example At once or not at all
  * ```ts
  * import { Channel, type ChannelSendOptions } from "@sluice/smux/channel";
  * import { assertRejects } from "@std/assert";
@@ -164,7 +160,7 @@ export type ChannelSendOptions = WaitOptions;
 /**
  * Options of a receive: what can end its wait.
  *
- * @example Usage
+ * @example Given up before it began
  * ```ts
  * import { Channel, type ChannelReceiveOptions } from "@sluice/smux/channel";
  * import { assertRejects } from "@std/assert";
@@ -1172,7 +1168,7 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
  *
  * @typeParam T The channel's values.
  *
- * @example Usage
+ * @example An end that keeps nothing open
  * ```ts
  * import { unbounded } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -1363,7 +1359,7 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
  * @throws {RangeError} If `capacity` is not an integer of at least 0.
  * @typeParam T The values.
  *
- * @example Usage
+ * @example Room for one
  * ```ts
  * import { bounded } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -1385,7 +1381,7 @@ export function bounded<T>(capacity: number, options?: DropOptions<T>): { sender
  * @returns The first sender and the first receiver; each can be cloned.
  * @typeParam T The values.
  *
- * @example Usage
+ * @example Room for all
  * ```ts
  * import { unbounded } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";

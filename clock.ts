@@ -1,7 +1,7 @@
 /**
  * Time, through one object that a test can replace.
  *
- * Nothing in the package reads the time or sets a timer in another way, so a whole session can be simulated.
+ * Nothing that a session is made of reads the time or sets a timer in another way, so a whole one can be simulated.
  *
  * @module
  */

@@ -27,7 +27,7 @@ import { Turn } from "./turn.ts";
 // What a session that carries little costs; a fuller buffer doubles.
 const SMALLEST_BUFFER = 16 * 1024;
 // From here on frames wait: large enough that a socket write costs little beside its bytes, and such that the last frame
-// let in, of the default size, ends within 256 KiB.
+// let in, of the default size, ends at about 256 KiB.
 const FULL = 224 * 1024;
 // Control frames are let in up to here: wherever data ended, 16 KiB are left for them.
 const FULL_FOR_CONTROL = FULL + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
@@ -64,6 +64,9 @@ export class Outgoing {
   version: Version;
   #filling: Uint8Array = NOTHING;
   #used = 0;
+  // Bytes of data among those, and among what leaves.
+  #data = 0;
+  #leavingData = 0;
   #spare: Uint8Array | undefined;
   #leaving = 0;
   #hops = 0;
@@ -106,6 +109,11 @@ export class Outgoing {
   /** Bytes encoded that the transport has not taken. */
   get unsent(): number {
     return this.#used + this.#leaving;
+  }
+
+  /** Whether data of streams is among that. */
+  get hasUnsentData(): boolean {
+    return this.#data + this.#leavingData > 0;
   }
 
   /** When, by the clock, the last transport write began. */
@@ -187,6 +195,7 @@ export class Outgoing {
     const at = encodeHeader(this.#filling, this.#used, this.version, command, length, id);
     if (length > 0) this.#filling.set(start === 0 && end === bytes.length ? bytes : bytes.subarray(start, end), at);
     this.#used = at + length;
+    this.#data += length;
     this.#frames++;
   }
 
@@ -234,11 +243,12 @@ export class Outgoing {
         bytes = this.#filling;
         const length = this.#used;
         this.#leaving = length;
+        this.#leavingData = this.#data;
         this.#begunAt = this.#progressAt = clock.now();
         // Before the write, in which the transport may call back in: what is written then goes into the next buffer.
         this.#filling = this.#spare ?? NOTHING;
         this.#spare = undefined;
-        this.#used = 0;
+        this.#used = this.#data = 0;
         writing = this.#link.write(bytes.subarray(0, length));
         this.#refill();
         if (length >= GATHERED) turn.watch(writing);
@@ -257,7 +267,7 @@ export class Outgoing {
           if (this.#ended) break;
           writing = this.#link.write(bytes.subarray(at, length));
         }
-        this.#leaving = 0;
+        this.#leaving = this.#leavingData = 0;
         this.#bytes += at;
         if (this.#ended) break;
         this.#spare = bytes;

@@ -24,9 +24,7 @@ export interface WaitOptions {
   signal?: AbortSignal | undefined;
   /**
    * The longest wait in milliseconds: 0 to 2 147 483 647, or `Infinity` for no limit. A wait that outlasts it rejects
-   * with a `DOMException` named `"TimeoutError"`; 0 means "at once or not at all".
-   *
-   * @default {Infinity}
+   * with a `DOMException` named `"TimeoutError"`; 0 means "at once or not at all". Default `Infinity`.
    */
   timeout?: number | undefined;
 }
@@ -248,9 +246,7 @@ export type SelectResult<Cases extends SelectCases> = {
 export interface SelectOptions extends WaitOptions {
   /**
    * Takes the first case that is ready, in the order they are written (keys that are integers
-   * come first, as in every object), instead of any of those that are.
-   *
-   * @default {false}
+   * come first, as in every object), instead of any of those that are. Default false.
    */
   biased?: boolean | undefined;
 }
@@ -330,7 +326,7 @@ export function select<Cases extends SelectCases>(
  * @returns As {@linkcode select}, or `undefined` when no case is ready.
  * @typeParam Cases The cases by name.
  *
- * @example Usage
+ * @example Whichever is ready
  * ```ts
  * import { Channel, trySelect } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";

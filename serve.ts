@@ -91,7 +91,7 @@ export interface ConnectionsOptions {
  * @param options A signal, and who is told of errors.
  * @returns The connections, one by one.
  *
- * @example
+ * @example One connection, and no more
  * ```ts
  * import { connections } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";

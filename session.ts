@@ -70,7 +70,7 @@ export interface SessionOptions {
   maxFrameSize?: number | undefined;
   /**
    * Bytes received and not yet read, of all streams together. When there are so many, the transport is not read until
-   * some have been. What is held for them is at most twice this. Default 16 MiB.
+   * some have been. What is held for them is little more than twice this at most. Default 16 MiB.
    */
   maxReceiveBuffer?: number | undefined;
   /**
@@ -233,7 +233,7 @@ export interface SessionStats {
 
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MOST_REFUSALS = 1024;
-// After so many streams refused, and frames of data for streams that are not there, the peer has to wait a moment.
+// After so many streams refused, and frames of data for streams that are not there or have ended, the peer has to wait.
 const FLOOD = 64;
 // As much data for such a stream counts as a frame more: looking at it costs as much.
 const UNWANTED_PIECE = 8192;
@@ -306,9 +306,9 @@ export function settle(options: ServerOptions, role: "client" | "server"): Setti
   return settings;
 }
 
-function integer(name: string, value: number, most: number, mostName = ""): number {
+function integer(name: string, value: number, most: number, mostName = "", instead = ""): number {
   if (Number.isSafeInteger(value) && value >= 1 && value <= most) return value;
-  throw new RangeError(`${name} must be an integer from 1 to ${mostName}${most}, received ${value}`);
+  throw new RangeError(`${name} must be an integer from 1 to ${mostName}${most}${instead}, received ${value}`);
 }
 
 /**
@@ -318,7 +318,7 @@ function integer(name: string, value: number, most: number, mostName = ""): numb
  */
 export function duration(name: string, value: number): number {
   if (value === Infinity) return value;
-  return integer(name, value, MAX_DELAY);
+  return integer(name, value, MAX_DELAY, "", " or Infinity");
 }
 
 /**
@@ -327,7 +327,7 @@ export function duration(name: string, value: number): number {
  * Either side may open streams at any time, and any number of tasks may accept those of the peer at once. A session
  * ends by {@linkcode Session.close}, by {@linkcode Session.abort}, by the end of its transport or by any error of it.
  *
- * @example
+ * @example There and back
  * ```ts
  * import { Session } from "@sluice/smux";
  * import { assert } from "@std/assert";
@@ -383,7 +383,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #wasLate = false;
   #isRef = true;
   // Streams that have left the table with bytes unread; and what had been read of each when reading stopped.
-  readonly #holding = new Set<StreamCore>();
+  readonly #holding = new Table<StreamCore>();
   #stalledFrom: Map<StreamCore, number> | undefined;
   #stalledAt = 0;
 
@@ -742,7 +742,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       fin: (id) => this.#streams.get(id)?.receiveFin(),
       psh: (id, length) => {
         this.#current = this.#streams.get(id);
-        if (this.#current === undefined) this.#unwanted += 1 + Math.floor(length / UNWANTED_PIECE);
+        if (this.#current?.isEndedByPeer !== false) this.#unwanted += 1 + Math.floor(length / UNWANTED_PIECE);
       },
       data: (bytes, start, end) => {
         if (this.#current === undefined) return;
@@ -904,7 +904,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #release(stream: StreamCore, count: number): void {
     this.#unread -= count;
-    if (stream.unread === 0) this.#holding.delete(stream);
+    if (stream.unread === 0 && this.#holding.size > 0) this.#holding.delete(stream);
     this.#mayReadAgain();
   }
 
@@ -916,9 +916,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #transportFailed(error: unknown): void {
     // A peer that closes its socket with our last FINs unread in it resets the connection: Go's does so whenever it
-    // hangs up. When no stream is open nothing can be lost by that, so it is as clean as any other hanging up.
+    // hangs up. When no stream is open and no data unsent nothing is lost by that: it is as clean as any hanging up.
     const isHangUp = RESETS.includes(error instanceof Error ? error.name : "") && this.#bytesReceived > 0 &&
-      this.#streams.size === 0 && this.#decoder.isBetweenFrames;
+      this.#streams.size === 0 && !this.#outgoing.hasUnsentData && this.#decoder.isBetweenFrames;
     this.#end(isHangUp ? {} : { error });
   }
 
@@ -927,7 +927,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #watchStalled(): void {
     if (this.#stalledFrom !== undefined || this.#settings.stalledStreamTimeout === Infinity) return;
     this.#stalledFrom = new Map();
-    for (const core of this.#holding) this.#stalledFrom.set(core, core.taken);
+    for (const core of this.#holding.values()) this.#stalledFrom.set(core, core.taken);
     for (const core of this.#streams.values()) this.#stalledFrom.set(core, core.taken);
     this.#stalledAt = clock.now();
     this.#arm(this.#stalledAt + this.#settings.stalledStreamTimeout);
@@ -1083,7 +1083,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       core.fail(failure);
       this.#streams.delete(core);
     }
-    this.#holding.clear();
+    for (const core of this.#holding.values()) this.#holding.delete(core);
     this.#stalledFrom = undefined;
     this.#owing = [];
     this.#refusals = [];

@@ -46,7 +46,7 @@ export interface StreamOperationOptions {
  *
  * `cause` says why; it is absent when the session ended cleanly.
  *
- * @example
+ * @example Too late
  * ```ts
  * import { Session, SessionClosedError } from "@sluice/smux";
  * import { assertRejects } from "@std/assert";
@@ -76,7 +76,7 @@ export class SessionClosedError extends Error {
 /**
  * The stream was used after its own `close()`, or written to after its own `closeWrite()`.
  *
- * @example
+ * @example Writing after one's own end
  * ```ts
  * import { Session, StreamClosedError } from "@sluice/smux";
  * import { assertRejects } from "@std/assert";
@@ -257,6 +257,11 @@ export class StreamCore {
     return this.#host.link;
   }
 
+  /** Whether the peer has ended it, so that it can send no more. */
+  get isEndedByPeer(): boolean {
+    return this.#peerFinished;
+  }
+
   // What the session does to a stream.
 
   /** Tells the peer the first window, where it is smaller than what every peer starts from. */
@@ -399,6 +404,8 @@ export class StreamCore {
   cut(failure: () => Error): void {
     if (this.#failure !== undefined || this.#isClosed) return;
     this.#drop();
+    // Its end may be here, but what stood before it is gone: it must not seem whole.
+    this.#peerFinished = this.#isDone = false;
     this.fail(failure);
     if (this.#finished) return this.#leave();
     this.#owesFin = true;
@@ -822,7 +829,7 @@ let makeStream: (core: StreamCore) => Stream;
  * smux cannot say why a stream ended: refusal, `close()` in the middle and an abort all reach the peer as the same
  * end. A protocol that must know that all has arrived carries its own length.
  *
- * @example
+ * @example From one end to the other
  * ```ts
  * import { Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";

@@ -9,7 +9,7 @@
  * @module
  */
 
-/** What a table can hold; no entry is in two. */
+/** What a table can hold; no entry is in two at a time. */
 export interface Entry<T> {
   /** What it is found by: an integer from 0 to 2^32 - 1. */
   readonly id: number;
@@ -18,7 +18,7 @@ export interface Entry<T> {
 }
 
 // There are twice as many buckets as entries at least, so that most stand alone, and they only become more: streams come
-// and go by the thousand, and what the most there were has left behind is 16 bytes of the 4 KiB that each of them took.
+// and go by the thousand, and what the most there were leave behind is 32 bytes at most of the 4 KiB each of them took.
 const FEWEST_BUCKETS = 16;
 const ROOM = 2;
 // 2^32 divided by the golden ratio: multiplied by it, numbers that are near each other fall far apart.
@@ -37,14 +37,14 @@ export class Table<T extends Entry<T>> {
     return this.#size;
   }
 
-  /** The entry with this id. */
+  /** The entry with this id; the one of several that came last. */
   get(id: number): T | undefined {
     let entry = this.#buckets[this.#bucketOf(id)];
     while (entry !== undefined && entry.id !== id) entry = entry.neighbour;
     return entry;
   }
 
-  /** Takes in an entry whose id is not there yet. */
+  /** Takes in an entry. */
   add(entry: T): void {
     this.#place(entry);
     if (++this.#size * ROOM > this.#buckets.length) this.#grow();

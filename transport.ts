@@ -140,7 +140,7 @@ export interface Link {
   readonly bytes: Uint8Array;
   /** Leaves the bytes of the last `read` to the caller, until they are spent. */
   keep(): void;
-  /** Nobody needs any more what the caller kept, or has received from it; what `bytes` looks into is empty from now on. */
+  /** The buffer behind `bytes`, which was kept or received, is needed no more: it may be freed, and nobody may look into it. */
   spent(bytes: Uint8Array): void;
   /** Writes from `bytes`, which are free again when it settles; gives how many were taken. */
   write(bytes: Uint8Array): Promise<number>;

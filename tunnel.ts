@@ -44,7 +44,16 @@
  * @module
  */
 
-import { connections, type Duplex, join, serve, Session, SessionClosedError, type Stream } from "./mod.ts";
+import {
+  connections,
+  type Duplex,
+  join,
+  serve,
+  Session,
+  SessionClosedError,
+  type Stream,
+  type Version,
+} from "./mod.ts";
 
 /**
  * What both ends of a tunnel can be told.
@@ -69,9 +78,9 @@ import { connections, type Duplex, join, serve, Session, SessionClosedError, typ
 export interface TunnelOptions {
   /** Ends the tunnel at once when it aborts. */
   signal?: AbortSignal | undefined;
-  /** What a client must know to be let connect or listen: printable ASCII without spaces. Default: nothing. */
+  /** What a client must show before it may connect or listen: printable ASCII without spaces. Default: nothing. */
   secret?: string | undefined;
-  /** Whether to do without TLS and a secret where others than this machine can connect or listen in. Default false. */
+  /** Whether other machines may connect, or read along, without TLS and a secret. Default false. */
   insecure?: boolean | undefined;
   /** Gets every error of a connection, none of which ends the tunnel. Default: `console.error`. */
   onError?: ((error: unknown) => void) | undefined;
@@ -154,7 +163,7 @@ export interface OpenTunnelOptions extends TunnelOptions {
   /** Certificates of authorities to trust besides the system's, in PEM. */
   ca?: string | undefined;
   /** The version of smux to speak. Default 2. */
-  version?: 1 | 2 | undefined;
+  version?: Version | undefined;
   /** Whether to connect again, after 0.05 to 30 seconds, when the connection is lost. Default true. */
   reconnect?: boolean | undefined;
 }
@@ -312,10 +321,10 @@ export class TunnelRefusedError extends Error {
  *
  * @param options Where to listen, where to connect to, who may, and who is told of what.
  * @returns The tunnel, at once.
- * @throws {RangeError} An option is not what it must be, or would let others do what only friends should.
+ * @throws {RangeError} An option is not what it must be, or would open the tunnel to strangers.
  * @throws {Error} It cannot listen there.
  *
- * @example
+ * @example One target, for any client of smux
  * ```ts
  * import { serveTunnel } from "@sluice/smux/tunnel";
  * import { Session } from "@sluice/smux";
@@ -426,7 +435,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
  *
  * @param options Where the server is, what to forward, and who is told of what.
  * @returns The tunnel, when it is connected and everything listens.
- * @throws {RangeError} An option is not what it must be, or would let others do what only friends should.
+ * @throws {RangeError} An option is not what it must be, or would open the tunnel to strangers.
  * @throws {TunnelRefusedError} The server does not listen for `reverse`.
  * @throws {Error} It cannot listen there, or the server cannot be reached.
  *
@@ -1114,7 +1123,7 @@ AT and TO are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT of 127.0.0.1.
   --socks AT          listen here for SOCKS 5, connect where that says
   --cert, --key FILE  the server's certificate, for TLS
   --tls, --ca FILE    connect by TLS; trust the authorities in FILE as well
-  --secret FILE       what a client must know; default: $SLUICE_SECRET
+  --secret FILE       what a client must show; default: $SLUICE_SECRET
   --smux 1|2          the version that a client speaks; default 2
   --grace SECONDS     how long Ctrl-C waits for what is open; default 30
   --insecure          let others connect without TLS and a secret
@@ -1175,6 +1184,12 @@ interface Command {
   piped: { to: string | undefined } | undefined;
 }
 
+/** What the environment has, where this process may look. */
+function secretOfEnvironment(): string | undefined {
+  const { state } = Deno.permissions.querySync({ name: "env", variable: "SLUICE_SECRET" });
+  return state === "granted" ? Deno.env.get("SLUICE_SECRET") || undefined : undefined;
+}
+
 function parseCommand([role, ...rest]: readonly string[]): Command {
   if (role === undefined || !Object.hasOwn(FLAGS, role)) {
     throw new UsageError(`say server or client${role === undefined ? "" : `, not "${role}"`}`);
@@ -1187,8 +1202,8 @@ function parseCommand([role, ...rest]: readonly string[]): Command {
   const needed = role === "server" ? "listen" : "connect";
   if (one(needed) === undefined) throw new UsageError(`--${needed} is missing`);
   // A target asks for none, whatever the environment has.
-  const known = one("target") === undefined ? Deno.env.get("SLUICE_SECRET") || undefined : undefined;
-  const common = { secret: one("secret") ?? known, insecure: one("insecure") !== undefined };
+  const secret = one("secret") ?? (one("target") === undefined ? secretOfEnvironment() : undefined);
+  const common = { secret, insecure: one("insecure") !== undefined };
   if (role === "server") {
     const { allow, "allow-listen": allowListen } = flags;
     const [listen, target, cert, key] = ["listen", "target", "cert", "key"].map(one);
@@ -1282,7 +1297,7 @@ async function main(args: readonly string[]): Promise<number> {
   }
   let display = new Display(Deno.stdout);
   const onError = (error: unknown) => display.line(describe(error), Deno.stderr);
-  // Windows knows no other.
+  // On Windows nothing sends the other.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};
   const cut = new AbortController();

@@ -932,6 +932,7 @@ Deno.test("rule 11: a stalled stream that has ended both ways is cut like any ot
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
   const { session, peer } = withPeer("server", 1, options, 1 << 20);
+  let hog: Stream | undefined;
   for (const [id, length] of [[3, 100], [5, 900]] as const) {
     await peer.send(SYN, id);
     await peer.send(PSH, id, pattern(length));
@@ -939,6 +940,7 @@ Deno.test("rule 11: a stalled stream that has ended both ways is cut like any ot
     const stream = await session.acceptStream();
     await Promise.all([stream.closeWrite(), stream.closed]);
     if (id === 3) assertEquals(await readText(stream), text(pattern(100)));
+    else hog = stream;
   }
   assertEquals(session.stats().streams, 0);
   await peer.send(SYN, 7);
@@ -950,6 +952,9 @@ Deno.test("rule 11: a stalled stream that has ended both ways is cut like any ot
   assertEquals(session.stats().bytesUnread, 100, "the larger one was cut");
   assert(!session.stats().readPaused);
   assertEquals((await last.read(new Uint8Array(200)))!, 100);
+  // Its FIN came long ago, but what was before that is gone.
+  await assertRejects(() => hog!.read(new Uint8Array(1)), DOMException, "Nothing was read of stream 5");
+  await assertRejects(() => readText(hog!), DOMException, "Nothing was read of stream 5");
   session.abort();
 });
 
@@ -1339,9 +1344,20 @@ Deno.test("rule 15: a hang-up that resets the connection is clean while no strea
       await session.closed;
     }
   }
-  const { session, connection } = withPeer("client", 1);
+  const unheard = withPeer("client", 1);
+  unheard.connection.reset(new ConnectionReset());
+  const never = "from a peer never heard of it is no hang-up";
+  await assertRejects(() => unheard.session.closed, ConnectionReset, undefined, never);
+
+  const { session, peer, connection } = withPeer("server", 1, {}, 1000);
+  await peer.bytes(frame(1, SYN, 3), frame(1, FIN, 3));
+  const stream = await session.acceptStream();
+  await stream.write(pattern(100_000));
+  await Promise.all([stream.closeWrite(), stream.closed]);
+  await turn();
+  assertEquals(session.stats().streams, 0);
   connection.reset(new ConnectionReset());
-  await assertRejects(() => session.closed, ConnectionReset, undefined, "from a peer never heard of it is no hang-up");
+  await assertRejects(() => session.closed, ConnectionReset, undefined, "what was written has not left");
 });
 
 Deno.test("rule 15: the transport's end between two frames is clean: closed fulfils and iteration ends", async () => {

@@ -1749,9 +1749,9 @@ Deno.test("tunnel: a server that ends a stream without an answer is named, and w
 
 const SCRIPT = new URL("../tunnel.ts", import.meta.url).href;
 
-function command(args: string[], options: Deno.CommandOptions = {}): Deno.Command {
+function command(args: string[], options: Deno.CommandOptions = {}, allow = "-A"): Deno.Command {
   return new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-config", "-A", SCRIPT, ...args],
+    args: ["run", "--no-config", "--no-prompt", allow, SCRIPT, ...args],
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
@@ -1767,8 +1767,11 @@ async function run(...args: string[]) {
 }
 
 /** Starts the command and waits until it listens, in so many places. */
-async function start(args: string[], { places = 1, env = {} }: { places?: number; env?: Record<string, string> } = {}) {
-  const watched = watch(command(args, { env }).spawn());
+async function start(
+  args: string[],
+  { places = 1, env = {}, allow }: { places?: number; env?: Record<string, string>; allow?: string } = {},
+) {
+  const watched = watch(command(args, { env }, allow).spawn());
   const [said] = await watched.until(new RegExp(`^(listening on \\S+\n){${places}}`, "m"));
   const addrs = said.trimEnd().split("\n").map((line) => line.slice("listening on ".length));
   return { ...watched, addr: addrs[0]!, addrs };
@@ -1952,6 +1955,15 @@ Deno.test("tunnel command: a secret from a file or from the environment", async 
   assertEquals(code, 0);
   assertMatch(stderr, /^[^\n]*secret[^\n]*\n$/);
   assert(!stderr.includes("simsim") && !stderr.includes("sesame"), stderr);
+});
+
+Deno.test("tunnel command: the network is all it needs to be allowed, where it is given no file", async () => {
+  await using echo = makeEcho();
+  const allow = "--allow-net";
+  await using server = await start(["server", "--listen", "0", "--allow", echo.addr], { allow });
+  await using client = await start(["client", "--connect", server.addr, "--forward", `0=${echo.addr}`], { allow });
+  using connection = await dial(client.addr);
+  assertEquals(await say(connection, "hello"), "hello");
 });
 
 Deno.test("tunnel command: TLS", async () => {
