@@ -73,7 +73,10 @@ export const receiveBuffer = (isFull: boolean) => isFull ? 16 * MiB : 2 * MiB;
 
 // Bounds of the full run, in milliseconds, MiB, and samples without which there is no percentile.
 const CLOSED_WITHIN = 100;
+const SOCKETS_CLOSED_WITHIN = 1000;
 const FRESH_WITHIN = 50;
+// The state of a socket that listens, in what Linux tells of them.
+const LISTENS = "0A";
 const GROWTH = 64;
 const LEFT = 16;
 const GIVEN_BACK_WITHIN = 5000;
@@ -159,6 +162,9 @@ export class Lab implements AsyncDisposable {
     figures.heap = (after.peakHeap - before.heap) / MiB;
     figures.gap = after.gap;
     if (!this.isFull) return;
+    for (const ends = performance.now() + SOCKETS_CLOSED_WITHIN; this.#sockets() > 0; await delay(10)) {
+      assert(performance.now() < ends, `${this.#sockets()} sockets are left`);
+    }
     // Memory outside the heap is given back some time after it was collected.
     for (const ends = performance.now() + GIVEN_BACK_WITHIN; performance.now() < ends; await delay(100)) {
       await this.victim.mark();
@@ -175,6 +181,16 @@ export class Lab implements AsyncDisposable {
     const broken = bounds.filter(([, value, bound]) => value > bound);
     const tell = broken.map(([what, value, bound]) => `${what}: ${value.toFixed(2)}, bound ${bound}`);
     assert(broken.length === 0, tell.join("; "));
+  }
+
+  /** How many sockets the victim holds, whatever became of their connections; 0 where that cannot be seen. */
+  #sockets(): number {
+    if (Deno.build.os !== "linux") return 0;
+    const lines = Deno.readTextFileSync("/proc/net/tcp").split("\n").map((line) => line.trim().split(/ +/));
+    const ports = [this.victim.port, this.victim.freshPort];
+    const isOf = (address = "") => ports.includes(Number.parseInt(address.split(":")[1]!, 16));
+    return lines.filter(([, local, , state, , , , , , inode]) => isOf(local) && state !== LISTENS && inode !== "0")
+      .length;
   }
 
   /** One number for each kind of run: the everyday one and the deep one. */

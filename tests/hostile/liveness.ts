@@ -107,7 +107,7 @@ export const liveness: readonly Case[] = [
   {
     id: "D4",
     name: "write-stall",
-    attack: "a socket that takes nothing more, from a peer that goes on sending NOPs",
+    attack: "a socket that takes nothing more, from a peer that goes on sending",
     expected: "closed when a write has made no progress for the timeout; every writer rejects; close() settles",
     timed: true,
     async run(lab) {
