@@ -70,7 +70,7 @@ export interface SessionOptions {
   maxFrameSize?: number | undefined;
   /**
    * Bytes received and not yet read, of all streams together. When there are so many, the transport is not read until
-   * some have been. What is held for them is little more than twice this at most. Default 16 MiB.
+   * some have been. What is held for them is at most 2.2 times this. Default 16 MiB.
    */
   maxReceiveBuffer?: number | undefined;
   /**

@@ -1,6 +1,6 @@
 /**
- * The main job, as `deno task demo`: a folder of files is served over HTTP, fetched through a tunnel with 100 requests
- * in flight, and every byte is checked.
+ * The main job, as `deno task demo [FILES]`: a folder of files is served over HTTP, fetched through a tunnel with 100
+ * requests in flight, and every byte is checked.
  *
  * Four processes take part: this one fetches, one serves the files, and two are the ends of the tunnel, with one TCP
  * connection between them. Every request has a connection of its own, and so a stream of its own.
@@ -9,7 +9,6 @@
  */
 import { createHash } from "node:crypto";
 
-const FILES = 400;
 const SMALLEST = 5;
 const LARGEST = 20_000_000;
 const IN_FLIGHT = 100;
@@ -30,11 +29,11 @@ interface Listening {
 }
 
 /** Writes files of 5 bytes to 20 MB, the same each time, and reads each again to see what is on disk. */
-async function makeFiles(folder: string, signal: AbortSignal): Promise<File[]> {
-  const sizes = Array.from({ length: FILES }, (_, n) => {
+async function makeFiles(count: number, folder: string, signal: AbortSignal): Promise<File[]> {
+  const sizes = Array.from({ length: count }, (_, n) => {
     // Small and large ones take turns; each size stands to the next as every other does.
-    const rank = (n * 171) % FILES;
-    return Math.round(SMALLEST * (LARGEST / SMALLEST) ** (rank / (FILES - 1)));
+    const rank = n % 2 === 0 ? n / 2 : count - (n + 1) / 2;
+    return Math.round(SMALLEST * (LARGEST / SMALLEST) ** (rank / (count - 1)));
   });
   const progress = new Progress("making files", sum(sizes));
   const words = new Uint32Array(Math.ceil(LARGEST / 4));
@@ -197,7 +196,7 @@ function sum(numbers: number[]): number {
 }
 
 /** Does it all; whatever happens, nothing is left behind. */
-async function main(signal: AbortSignal): Promise<void> {
+async function main(count: number, signal: AbortSignal): Promise<void> {
   await using cleanup = new AsyncDisposableStack();
   const folder = await Deno.makeTempDir({ prefix: "sluice-demo-" });
   cleanup.defer(() => Deno.remove(folder, { recursive: true }));
@@ -207,9 +206,9 @@ async function main(signal: AbortSignal): Promise<void> {
     cleanup.defer(async () => void await process.end());
     return process;
   };
-  console.log(`${FILES} files over HTTP, ${IN_FLIGHT} requests in flight, one TCP connection\n`);
+  console.log(`${count} files over HTTP, ${IN_FLIGHT} requests in flight, one TCP connection\n`);
 
-  const files = await makeFiles(folder, signal);
+  const files = await makeFiles(count, folder, signal);
   const web = await startHere("demo.ts", "serve-files", folder);
   const server = await startHere("../tunnel.ts", "server", "--listen", "0", "--target", `${web.port}`);
   const client = await startHere("../tunnel.ts", "client", "--forward", "0", "--connect", `${server.port}`);
@@ -234,15 +233,19 @@ speed        ${megabytes(tunnelled)}/s through the tunnel, ${megabytes(direct)}/
   if (connections !== 1) throw new Error(`There were ${connections} connections between client and server, not 1`);
 }
 
-if (Deno.args[0] === "serve-files") {
-  serveFiles(Deno.args[1]!);
+const [what = "400", folder = ""] = Deno.args;
+if (what === "serve-files") {
+  serveFiles(folder);
+} else if (!/^([2-9]|[1-9]\d+)$/.test(what)) {
+  console.error("usage: deno task demo [FILES], of which there must be two at least");
+  Deno.exitCode = 2;
 } else {
   const interrupted = new AbortController();
   const interrupt = () => interrupted.abort();
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   for (const signal of signals) Deno.addSignalListener(signal, interrupt);
   try {
-    await main(interrupted.signal);
+    await main(Number(what), interrupted.signal);
   } catch (error) {
     const message = interrupted.signal.aborted ? "interrupted" : error instanceof Error ? error.message : String(error);
     console.error(`\n${message}`);

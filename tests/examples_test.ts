@@ -1,22 +1,19 @@
 /**
- * The examples, run as their own comments say, in processes of their own. `examples/demo.ts` takes too long for here:
- * it checks itself.
+ * The examples, run as their own comments say, in processes of their own; the demonstration with a few of its files.
  *
  * @module
  */
 
 import { assert, assertEquals, assertLess, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
 import { text } from "node:stream/consumers";
+import config from "../deno.json" with { type: "json" };
 import { requestOver } from "../examples/http.ts";
 import { serve, Session } from "../mod.ts";
 import { makeFolder, watch } from "./programs.ts";
-import { pattern, readAll, sha256, writeAll } from "./support.ts";
+import { bytes as encode, LOOPBACK, pattern, readAll, sha256, text as decode, writeAll } from "./support.ts";
 
 const EXAMPLES = new URL("../examples/", import.meta.url);
 const ROOT = new URL("../", import.meta.url);
-const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
-const encode = (text: string) => new TextEncoder().encode(text);
-const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 
 /** A process of an example, with the permissions that its comment gives for this command. */
 async function spawn(script: string, ...args: string[]): Promise<Deno.ChildProcess> {
@@ -204,6 +201,20 @@ Deno.test("examples/pool.ts: sessions share the workers, a slow peer is given up
   await session.closed;
 });
 
+Deno.test("examples/demo.ts: every byte comes through one connection", async () => {
+  const demo = async (files: string) => {
+    const args = [...config.tasks.demo.command.split(" ").slice(1), files];
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
+    return { code, stdout: decode(stdout), stderr: decode(stderr) };
+  };
+  const { code, stdout, stderr } = await demo("20");
+  assertEquals([code, stderr], [0, ""]);
+  assertMatch(stdout, /^files +20, of 5 bytes to 20 MB; every SHA-256 is that of the file on disk$/m);
+  assertMatch(stdout, /^streams +20,/m);
+  assertMatch(stdout, /^connections +1 /m);
+  assertEquals((await demo("none")).code, 2);
+});
+
 /** The examples that lie directly in the folder, but for the demonstration. */
 async function names(): Promise<string[]> {
   const entries = await Array.fromAsync(Deno.readDir(EXAMPLES));
@@ -214,8 +225,9 @@ async function names(): Promise<string[]> {
 
 Deno.test("examples: each has a test here and fewer than 60 lines", async () => {
   const tests = await Deno.readTextFile(new URL(import.meta.url));
-  for (const name of await names()) {
-    assertStringIncludes(tests, `Deno.test("examples/${name}: `);
+  const ofPage = ["browser/server.ts", "browser/transfers.ts", "browser/websocket.ts"];
+  for (const name of [...await names(), ...ofPage]) {
+    if (!ofPage.includes(name)) assertStringIncludes(tests, `Deno.test("examples/${name}: `);
     const lines = (await Deno.readTextFile(new URL(name, EXAMPLES))).split("\n").length - 1;
     assert(lines < 60, `${name} has ${lines} lines`);
   }
