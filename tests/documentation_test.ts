@@ -7,9 +7,8 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import config from "../deno.json" with { type: "json" };
-import { makeFolder } from "./programs.ts";
+import { deno, makeFolder } from "./programs.ts";
 
-const ROOT = new URL("../", import.meta.url);
 const ENTRYPOINTS = Object.values(config.exports);
 const PACKAGES = Object.keys(config.imports).filter((name) => name.startsWith("@std/"));
 const COUNTED = ["class", "function", "interface", "typeAlias", "variable"];
@@ -29,10 +28,7 @@ interface Declaration {
 
 /** Runs this Deno's `doc` on modules of the repository, or on one at an absolute path. */
 async function documentation(...paths: string[]): Promise<Doc> {
-  const args = ["doc", "--json", ...paths];
-  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
-  assert(success, new TextDecoder().decode(stderr));
-  return JSON.parse(new TextDecoder().decode(stdout));
+  return JSON.parse(await deno("doc", "--json", ...paths));
 }
 
 function examples(text: string): string[] {

@@ -5,6 +5,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import config from "../deno.json" with { type: "json" };
+import { deno } from "./programs.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const ENTRYPOINTS = Object.values(config.exports).map((path) => path.slice("./".length));
@@ -46,14 +47,8 @@ interface Graph {
   }[];
 }
 
-/** Runs this Deno on the repository and parses what it prints. */
-async function deno(...args: string[]): Promise<unknown> {
-  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
-  assert(success, new TextDecoder().decode(stderr));
-  return JSON.parse(new TextDecoder().decode(stdout));
-}
-
-const graphs = async () => await Promise.all(ENTRYPOINTS.map((path) => deno("info", "--json", path))) as Graph[];
+const inform = async (...args: string[]): Promise<unknown> => JSON.parse(await deno(...args));
+const graphs = async () => await Promise.all(ENTRYPOINTS.map((path) => inform("info", "--json", path))) as Graph[];
 
 /** The arrows of the code: between modules by their path from the root, to anything else by its whole name. */
 async function arrows(): Promise<Record<string, string[]>> {
@@ -122,7 +117,7 @@ function mentions(doc: unknown): string[] {
 }
 
 Deno.test("no exported signature names a type of Deno's, so the package runs wherever its transport runs", async () => {
-  assertEquals(mentions(await deno("doc", "--json", ...ENTRYPOINTS)), []);
+  assertEquals(mentions(await inform("doc", "--json", ...ENTRYPOINTS)), []);
 });
 
 Deno.test("a signature that named one would be found, and prose that does would not", async () => {
@@ -136,7 +131,7 @@ Deno.test("a signature that named one would be found, and prose that does would 
        export type Alias = typeof Deno;
        export class Base implements Deno.Conn {}`,
     );
-    const found = mentions(await deno("doc", "--json", path));
+    const found = mentions(await inform("doc", "--json", path));
     for (const name of ["Deno.TcpConn", "Deno.Addr", "Deno", "Deno.Conn"]) assert(found.includes(name), `${found}`);
     assertEquals(found.filter((text) => text.includes("Takes")), []);
   } finally {

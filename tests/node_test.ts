@@ -8,17 +8,15 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { serve, Session, type Version } from "../mod.ts";
 import { hasPrograms, makeFolder, watch } from "./programs.ts";
-import { pattern, readAll, sha256, writeAll } from "./support.ts";
+import { LOOPBACK, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
 const ROOT = `${import.meta.dirname}/../`;
 const FIXTURES = `${ROOT}tests/fixtures/node`;
 const VERSIONS: Version[] = [1, 2];
-const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
 const HASH_LENGTH = 64;
 // What peer.js sends in each version: a hundred streams of 1.15 ** n bytes.
 const SENT = "100 streams, 7828755 bytes there and back, closed";
 
-const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 const ignore = !hasPrograms("node", "npm");
 
 /** Runs a program to its end, which must be a good one, and gives what it printed. */

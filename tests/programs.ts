@@ -18,6 +18,16 @@ export function hasPrograms(...names: string[]): boolean {
   return names.every((name) => findProgram(name) !== undefined);
 }
 
+/** What a run of this Deno in the repository prints; it must end well. */
+export async function deno(...args: string[]): Promise<string> {
+  const cwd = new URL("../", import.meta.url);
+  const command = new Deno.Command(Deno.execPath(), { args, cwd, env: { NO_COLOR: "1" }, stdin: "null" });
+  const { success, stdout, stderr } = await command.output();
+  const [printed, complaint] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes)) as [string, string];
+  if (!success) throw new Error(`deno ${args.join(" ")}: ${complaint}`);
+  return printed;
+}
+
 /** The lines that a process prints. */
 export function lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): ReadableStream<string> {
   return output.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream());

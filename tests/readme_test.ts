@@ -11,7 +11,7 @@ import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import config from "../deno.json" with { type: "json" };
 import { type Connection, Session } from "../mod.ts";
-import { makeFolder, watch } from "./programs.ts";
+import { deno, makeFolder, watch } from "./programs.ts";
 import { pattern, readAll, writeAll } from "./support.ts";
 
 const ROOT = new URL("../", import.meta.url);
@@ -28,14 +28,6 @@ const once = <Value>(make: () => Promise<Value>) => {
   let made: Promise<Value> | undefined;
   return () => made ??= make();
 };
-
-/** What a run of this Deno in the repository prints. */
-async function deno(...args: string[]): Promise<string> {
-  const command = new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env: { NO_COLOR: "1" }, stdin: "null" });
-  const { success, stdout, stderr } = await command.output();
-  assert(success, new TextDecoder().decode(stderr));
-  return new TextDecoder().decode(stdout);
-}
 
 const ci = once(() => read(".ci/run"));
 const tunnelHelp = once(() => deno("run", "tunnel.ts", "--help"));
