@@ -88,8 +88,9 @@ const MUTANTS: Mutant[] = [
   {
     name: "lost wake-up: reading does not resume when there is room",
     file: "session.ts",
-    from: "    if (stream.unread === 0) this.#holding.delete(stream);\n    this.#mayReadAgain();\n",
-    to: "    if (stream.unread === 0) this.#holding.delete(stream);\n",
+    from:
+      "    if (stream.unread === 0 && this.#holding.size > 0) this.#holding.delete(stream);\n    this.#mayReadAgain();\n",
+    to: "    if (stream.unread === 0 && this.#holding.size > 0) this.#holding.delete(stream);\n",
   },
   {
     name: "lost wake-up: the next read in turn",
@@ -305,6 +306,20 @@ const MUTANTS: Mutant[] = [
     file: "session.ts",
     from: "    if (isLate && !this.#wasLate) {\n",
     to: "    if (isLate) {\n",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "a stream that is cut after its FIN seems whole",
+    file: "stream.ts",
+    from: "    this.#peerFinished = this.#isDone = false;\n",
+    to: "",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "a reset with data unsent is a clean hang-up",
+    file: "session.ts",
+    from: " && !this.#outgoing.hasUnsentData &&",
+    to: " &&",
     tests: ["rules_test.ts"],
   },
   {
