@@ -152,7 +152,7 @@ function makeOptions(random: Random, keepAliveInterval: number, timeout: number)
       : Math.min(largest, random.pick([1, 50, 3000, 300_000])),
     maxStreams: random.pick([1, 2, 8192, 8192]),
     acceptBacklog: random.pick([1, 2, 1024, 1024]),
-    stalledStreamTimeout: random.oneIn(12) ? 200 : Infinity,
+    stalledStreamTimeout: random.oneIn(6) ? random.pick([50, 200]) : Infinity,
   };
 }
 

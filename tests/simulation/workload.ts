@@ -374,7 +374,7 @@ export class Workload {
 
   async #pause(patience: number): Promise<number> {
     const { random, scheduler } = this.#world;
-    const milliseconds = Math.min(patience, random.skewed(200));
+    const milliseconds = Math.min(patience, random.skewed(random.oneIn(4) ? 1000 : 200));
     if (milliseconds === 0) return 0;
     await scheduler.sleep(milliseconds);
     return patience - milliseconds;
