@@ -130,8 +130,8 @@ export function makePlan(random: Random): Plan {
 }
 
 // Of a chunk of web streams nobody sees any progress, so that none may take as long as a timeout.
-function isWide({ rate, capacity }: Travel): boolean {
-  return rate === Infinity && capacity >= 65_536;
+function isWide({ rate, capacity, jitter, mostRead }: Travel): boolean {
+  return rate === Infinity && capacity >= 65_536 && (jitter === 0 || mostRead >= 500);
 }
 
 // After a time in which nothing could happen, what the peer sends at once comes soon enough.
