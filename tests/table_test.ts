@@ -31,6 +31,15 @@ Deno.test("another entry with the same id is not the one that is in", () => {
   assertEquals(table.size, 1);
 });
 
+Deno.test("what is taken out points to nothing that stays", () => {
+  const table = new Table<Thing>();
+  const things = Array.from({ length: 1000 }, (_, id) => new Thing(id));
+  for (const thing of things) table.add(thing);
+  for (const thing of things) table.delete(thing);
+  assertEquals(things.filter(({ neighbour }) => neighbour !== undefined), []);
+  assertEquals(table.size, 0);
+});
+
 Deno.test("no choice of ids makes it slow to find one", () => {
   for (const step of [1, 2, 64, 2 ** 16, 2 ** 20]) {
     const table = new Table<Thing>();

@@ -7,6 +7,7 @@
 import { connect } from "node:net";
 import { concat } from "@std/bytes";
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import { webSocketStreams } from "../examples/browser/websocket.ts";
 import {
   type Address,
   type Connection,
@@ -130,9 +131,7 @@ const kinds: Kind[] = [
     async connect() {
       const { url, accepted, end } = webSocketServer();
       const client = new WebSocket(url);
-      const streams = webSocketStreams(client);
-      await new Promise((resolve) => client.onopen = resolve);
-      return { ...await nowhere(streams, webSocketStreams(await accepted)), end };
+      return { ...await nowhere(webSocketStreams(client), webSocketStreams(await accepted)), end };
     },
   },
   {
@@ -258,28 +257,6 @@ function webSocketServer(): { url: string; accepted: Promise<WebSocket>; end: ()
     return response;
   });
   return { url: `ws://127.0.0.1:${server.addr.port}`, accepted: accepted.promise, end: () => server.shutdown() };
-}
-
-/** A WebSocket as a pair of streams. */
-function webSocketStreams(socket: WebSocket) {
-  socket.binaryType = "arraybuffer";
-  return {
-    readable: new ReadableStream<Uint8Array | string>({
-      start(controller) {
-        socket.onmessage = ({ data }) => controller.enqueue(typeof data === "string" ? data : new Uint8Array(data));
-        socket.onclose = () => controller.close();
-      },
-      cancel() {
-        socket.onmessage = socket.onclose = null;
-        socket.close();
-      },
-    }),
-    writable: new WritableStream<Uint8Array<ArrayBuffer>>({
-      write: (chunk) => socket.send(chunk),
-      close: () => socket.close(),
-      abort: () => socket.close(),
-    }),
-  };
 }
 
 /** A connection of which no call moves more than `most` bytes, and some none. */

@@ -11,9 +11,10 @@ export function webSocketStreams(socket: WebSocket) {
   return {
     // A WebSocket cannot be asked to wait, so this stream takes whatever comes. What bounds it are the windows of the
     // session's streams: a peer that speaks version 2 sends no more of a stream than was read of it and its window.
-    readable: new ReadableStream<Uint8Array>({
+    readable: new ReadableStream<Uint8Array | string>({
       start(controller) {
-        socket.onmessage = ({ data }) => controller.enqueue(new Uint8Array(data));
+        // Text, which no session sends, ends this one with an error.
+        socket.onmessage = ({ data }) => controller.enqueue(typeof data === "string" ? data : new Uint8Array(data));
         socket.onclose = () => controller.close();
       },
       cancel() {
@@ -22,7 +23,10 @@ export function webSocketStreams(socket: WebSocket) {
       },
     }),
     writable: new WritableStream<Uint8Array<ArrayBuffer>>({
-      start: () => new Promise<void>((resolve) => socket.onopen = () => resolve()),
+      async start() {
+        if (socket.readyState !== WebSocket.CONNECTING) return;
+        await new Promise<void>((resolve) => socket.onopen = () => resolve());
+      },
       write: (chunk) => socket.send(chunk),
       close: () => socket.close(),
       abort: () => socket.close(),

@@ -327,7 +327,7 @@ const MUTANTS: Mutant[] = [
     file: "table.ts",
     from: "    entry.neighbour = undefined;\n",
     to: "",
-    tests: ["properties_test.ts"],
+    tests: ["table_test.ts"],
   },
 ];
 
