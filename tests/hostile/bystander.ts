@@ -34,15 +34,15 @@ export class Bystander {
   /** Milliseconds of each visit so far. */
   readonly visits: number[] = [];
 
-  /** Begins to visit. */
-  constructor(errand: Errand) {
+  /** Begins to visit, with so many milliseconds between two visits. */
+  constructor(errand: Errand, pause = 0) {
     this.#worker.onmessage = ({ data }: MessageEvent<number | string | null>) => {
       if (typeof data === "number") this.visits.push(data);
       else if (data === null) this.#answer.resolve();
       else this.#answer.reject(new Error(data));
     };
     this.#answer.promise.catch(() => {});
-    this.#worker.postMessage(errand);
+    this.#worker.postMessage([errand, pause]);
   }
 
   /** Ends the visits; rejects when one has failed. */

@@ -33,6 +33,8 @@ export interface Case {
   firstId?: (role: Role) => number;
   /** Time must pass in it: the victim's timeout is `TIMEOUT` and its interval half of that. */
   timed?: boolean;
+  /** Whether the victim's process can serve others all the while; so it is, unless told. */
+  isAwake?: boolean;
   /** Most MiB by which the victim's process may grow, 64 unless told. */
   memory?: number;
   /** Most microseconds of the processor for one frame of the flood. */
@@ -80,6 +82,7 @@ const LISTENS = "0A";
 const GROWTH = 64;
 const LEFT = 16;
 const GIVEN_BACK_WITHIN = 5000;
+const BETWEEN_VISITS = 20;
 const SAMPLES = 100;
 const WARM_UPS = 200;
 const MOST_GOING_ON = 2000;
@@ -133,7 +136,7 @@ export class Lab implements AsyncDisposable {
 
   async #run(): Promise<void> {
     const { role, version, isFull } = this;
-    const { app = "echo", timed, session, firstId, run } = this.#case;
+    const { app = "echo", timed, session, firstId, isAwake = true, run } = this.#case;
     const life = timed === true ? { timeout: TIMEOUT, keepAliveInterval: TIMEOUT / 2 } : {};
     const options = { role, version, app, session: { ...life, ...session?.(isFull) }, firstId: firstId?.(role) };
     this.#victim = isFull ? await startVictim(options) : new LocalVictim(options);
@@ -142,7 +145,10 @@ export class Lab implements AsyncDisposable {
     this.figures.fresh.length = 0;
     await this.victim.mark();
     const before = await this.victim.state();
+    const passerBy = isFull && isAwake ? new Bystander(this.#errand, BETWEEN_VISITS) : undefined;
     await run(this);
+    await passerBy?.end();
+    this.figures.fresh.push(...passerBy?.visits ?? []);
     await this.fresh();
     await this.#judge(before);
   }
@@ -155,7 +161,9 @@ export class Lab implements AsyncDisposable {
   async #judge(before: State): Promise<void> {
     const { figures } = this;
     for (const attacker of this.#attackers) attacker.close();
-    const after = await this.reached(({ open, tasks, last }) => open === 0 && tasks === 0 && !last?.streams);
+    const after = await this.reached(({ open, tasks, otherTasks, last }) =>
+      open + tasks + otherTasks === 0 && !last?.streams
+    );
     assertEquals(after.unhandled, 0, "Rejections that nobody handled");
     if (this.#clock !== undefined) assertEquals(this.#clock.pending, 0, "Timers that are still set");
     figures.growth = (after.peakRss - before.rss) / MiB;

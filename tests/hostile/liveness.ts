@@ -191,6 +191,7 @@ export const liveness: readonly Case[] = [
     attack: "none: the victim's process does nothing for 2.5 timeouts, while the peer's NOPs wait in the socket",
     expected: "no false death",
     timed: true,
+    isAwake: false,
     async run(lab) {
       const attacker = await lab.attack();
       const frozen = lab.freeze(TIMEOUT * 2.5);

@@ -35,8 +35,9 @@ export interface VictimOptions {
 export interface State {
   /** Attacked sessions that have not ended. */
   open: number;
-  /** Promises of the application, all sessions', that have not settled. */
+  /** Promises of the application that have not settled: those of attacked sessions, and of others. */
   tasks: number;
+  otherTasks: number;
   /** Why attacked sessions ended, in order: "clean", or the error. */
   ends: string[];
   /** Of the attacked session that came last. */
@@ -112,6 +113,7 @@ export class LocalVictim implements Victim {
   #last: Session | undefined;
   #open = 0;
   #tasks = 0;
+  #otherTasks = 0;
   #sunk = 0;
   #whole = 0;
   #peakRss = 0;
@@ -168,15 +170,15 @@ export class LocalVictim implements Victim {
       this.#ends.push(how);
     };
     session.closed.then(() => ended("clean"), (error) => ended(`${error}`));
-    this.#task(this.#accept(session, isAttacked ? app : "echo"));
+    this.#task(this.#accept(session, isAttacked ? app : "echo", isAttacked), isAttacked);
     return session;
   }
 
-  async #accept(session: Session, app: App): Promise<void> {
+  async #accept(session: Session, app: App, isAttacked: boolean): Promise<void> {
     let isFirst = true;
     for await (const stream of session) {
       if (session === this.#last && (app === "hold" || app === "pour")) this.#streams.set(stream.id, stream);
-      this.#task(this.#use(stream, isFirst ? "echo" : app));
+      this.#task(this.#use(stream, isFirst ? "echo" : app), isAttacked);
       isFirst = false;
       if (app === "ignore") return;
     }
@@ -184,10 +186,13 @@ export class LocalVictim implements Victim {
 
   // What a stream was cut by is its session's end, and that is noted there.
   readonly #settled = () => void this.#tasks--;
+  readonly #settledOther = () => void this.#otherTasks--;
 
-  #task(work: Promise<void>): void {
-    this.#tasks++;
-    work.then(this.#settled, this.#settled);
+  #task(work: Promise<void>, isAttacked: boolean): void {
+    if (isAttacked) this.#tasks++;
+    else this.#otherTasks++;
+    const settled = isAttacked ? this.#settled : this.#settledOther;
+    work.then(settled, settled);
   }
 
   async #use(stream: Stream, app: App): Promise<void> {
@@ -221,6 +226,7 @@ export class LocalVictim implements Victim {
     return Promise.resolve({
       open: this.#open,
       tasks: this.#tasks,
+      otherTasks: this.#otherTasks,
       ends: this.#ends.slice(-4),
       last: this.#last?.stats(),
       sunk: this.#sunk,
@@ -286,7 +292,7 @@ export class LocalVictim implements Victim {
 
   async open(): Promise<number> {
     const stream = await this.#session().openStream();
-    this.#task(this.#use(stream, "echo"));
+    this.#task(this.#use(stream, "echo"), true);
     return stream.id;
   }
 
@@ -385,7 +391,7 @@ export class LocalVictim implements Victim {
     this.#others.close();
     await Promise.all(this.#work);
     for (const session of this.#sessions) session.abort();
-    while (this.#tasks > 0) await setImmediate();
+    while (this.#tasks + this.#otherTasks > 0) await setImmediate();
   }
 }
 
