@@ -7,7 +7,7 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { serve, Session, type Version } from "../mod.ts";
-import { hasPrograms, makeFolder, watch } from "./programs.ts";
+import { hasPrograms, makeFolder, run, watch } from "./programs.ts";
 import { LOOPBACK, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
 const ROOT = `${import.meta.dirname}/../`;
@@ -19,24 +19,17 @@ const SENT = "100 streams, 7828755 bytes there and back, closed";
 
 const ignore = !hasPrograms("node", "npm");
 
-/** Runs a program to its end, which must be a good one, and gives what it printed. */
-async function run(name: string, args: string[], cwd: string): Promise<string> {
-  const { code, stdout, stderr } = await new Deno.Command(name, { args, cwd, stdin: "null" }).output();
-  assertEquals(code, 0, `${name} ${args.join(" ")}: ${text(stdout)}${text(stderr)}`);
-  return text(stdout);
-}
-
 /** Puts the fixtures into a folder, and installs the package as `deno pack` makes it and other packages. */
 async function fill(folder: string, ...packages: string[]): Promise<void> {
-  await run(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], ROOT);
+  await run(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], { cwd: ROOT });
   for (const { name } of Deno.readDirSync(FIXTURES)) await Deno.copyFile(`${FIXTURES}/${name}`, `${folder}/${name}`);
   await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
   const quietly = ["--no-audit", "--no-fund", "--silent"];
-  await run("npm", ["install", ...quietly, "./smux.tgz", ...packages], folder);
+  await run("npm", ["install", ...quietly, "./smux.tgz", ...packages], { cwd: folder });
 }
 
 async function runBothEnds(folder: string): Promise<void> {
-  const printed = await run("node", ["peer.js", "both"], folder);
+  const printed = text(await run("node", ["peer.js", "both"], { cwd: folder }));
   const expected = VERSIONS.flatMap((version) => [
     `client of version ${version}: ${SENT}`,
     `server of version ${version}: 100 streams accepted, 0 left, closed`,
@@ -54,7 +47,7 @@ async function runClient(folder: string): Promise<void> {
     await writeAll(stream, received);
     versions.push(session.version);
   }, { onError: (error) => errors.push(error) });
-  const printed = await run("node", ["peer.js", "client", `${listener.addr.port}`], folder);
+  const printed = text(await run("node", ["peer.js", "client", `${listener.addr.port}`], { cwd: folder }));
   await server.shutdown();
   assertEquals(printed.trim().split("\n"), VERSIONS.map((version) => `client of version ${version}: ${SENT}`));
   assertEquals(VERSIONS.map((version) => versions.filter((used) => used === version).length), [100, 100]);

@@ -18,14 +18,24 @@ export function hasPrograms(...names: string[]): boolean {
   return names.every((name) => findProgram(name) !== undefined);
 }
 
-/** What a run of this Deno in the repository prints; it must end well. */
+/** Runs a program to its end, which must be a good one, and gives what it printed. */
+export async function run(
+  name: string,
+  args: string[],
+  { input, ...options }: { input?: Uint8Array; env?: Record<string, string>; cwd?: string | URL } = {},
+): Promise<Uint8Array<ArrayBuffer>> {
+  const child = new Deno.Command(name, { args, ...options, stdin: "piped", stdout: "piped", stderr: "piped" }).spawn();
+  const writing = new Blob(input === undefined ? [] : [input.slice()]).stream().pipeTo(child.stdin);
+  const [{ code, stdout, stderr }] = await Promise.all([child.output(), writing.catch(() => {})]);
+  const complaint = () => [stderr, stdout].map((bytes) => new TextDecoder().decode(bytes)).join("");
+  if (code !== 0) throw new Error(`${name} ${args.join(" ")} ended with code ${code}: ${complaint()}`);
+  return stdout;
+}
+
+/** What a run of this Deno in the repository prints. */
 export async function deno(...args: string[]): Promise<string> {
-  const cwd = new URL("../", import.meta.url);
-  const command = new Deno.Command(Deno.execPath(), { args, cwd, env: { NO_COLOR: "1" }, stdin: "null" });
-  const { success, stdout, stderr } = await command.output();
-  const [printed, complaint] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes)) as [string, string];
-  if (!success) throw new Error(`deno ${args.join(" ")}: ${complaint}`);
-  return printed;
+  const options = { cwd: new URL("../", import.meta.url), env: { NO_COLOR: "1" } };
+  return new TextDecoder().decode(await run(Deno.execPath(), args, options));
 }
 
 /** The lines that a process prints. */

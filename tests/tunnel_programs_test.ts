@@ -6,19 +6,10 @@
 
 import { assertEquals } from "@std/assert";
 import { openTunnel, serveTunnel } from "../tunnel.ts";
-import { hasPrograms, makeFolder, prepareSsh, watch, type Watched } from "./programs.ts";
+import { hasPrograms, makeFolder, prepareSsh, run, watch, type Watched } from "./programs.ts";
 import { bytes, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
 const SCRIPT = `${import.meta.dirname}/../tunnel.ts`;
-
-/** Runs a program to its end, which must be a good one, and gives what it printed. */
-async function run(name: string, args: string[], input?: Uint8Array, env: Record<string, string> = {}) {
-  const child = new Deno.Command(name, { args, env, stdin: "piped", stdout: "piped", stderr: "piped" }).spawn();
-  const writing = new Blob(input === undefined ? [] : [input.slice()]).stream().pipeTo(child.stdin);
-  const [{ code, stdout, stderr }] = await Promise.all([child.output(), writing.catch(() => {})]);
-  assertEquals(code, 0, `${name} ${args.join(" ")}: ${text(stderr)}`);
-  return stdout;
-}
 
 /** A tunnel at whose server, unless told, everything on this machine is allowed. */
 async function makeTunnel(
@@ -78,7 +69,7 @@ Deno.test(
     const answer = await run("curl", [
       ...["-sSf", "--socks5-hostname", tunnel.addr, "-T", "-", "-H", "expect:"],
       `http://localhost:${web.addr.port}/`,
-    ], upload);
+    ], { input: upload });
     assertEquals(text(answer), await sha256(upload));
   },
 );
@@ -94,7 +85,7 @@ Deno.test("tunnel and socat: what is sent before a half-close is answered after 
   })();
   await using tunnel = await makeTunnel({ forward: [`0=${listener.addr.port}`] });
   const sent = pattern(300_000, 4);
-  const answer = await run("socat", ["-t", "10", "-", `TCP:${tunnel.addr}`], sent);
+  const answer = await run("socat", ["-t", "10", "-", `TCP:${tunnel.addr}`], { input: sent });
   assertEquals(text(answer), await sha256(sent));
   await answering;
 });
@@ -102,7 +93,7 @@ Deno.test("tunnel and socat: what is sent before a half-close is answered after 
 Deno.test("tunnel and git: a clone over HTTP", { ignore: !hasPrograms("git") }, async () => {
   await using folder = await makeFolder("git");
   const env = { HOME: folder.path, GIT_CONFIG_NOSYSTEM: "1" };
-  const git = (...args: string[]) => run("git", ["-c", "user.name=a", "-c", "user.email=a@b", ...args], undefined, env);
+  const git = (...args: string[]) => run("git", ["-c", "user.name=a", "-c", "user.email=a@b", ...args], { env });
   await git("init", "-q", `${folder.path}/origin`);
   for (let n = 0; n < 20; n++) await Deno.writeFile(`${folder.path}/origin/${n}`, pattern(n * 10_000, n + 1));
   await git("-C", `${folder.path}/origin`, "add", ".");
@@ -130,11 +121,11 @@ Deno.test("tunnel and redis: values of a megabyte there and back, by a Unix sock
   const config = ["--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no"];
   await using _redis = await startServer("redis-server", config, /Ready to accept connections|ready to accept/);
   await using tunnel = await makeTunnel({ allow: [`unix:${path}`], forward: [`0=unix:${path}`] });
-  const redis = (args: string[], input?: Uint8Array) =>
-    run("redis-cli", ["-p", tunnel.addr.split(":")[1]!, ...args], input);
+  const redis = (args: string[], options?: { input: Uint8Array }) =>
+    run("redis-cli", ["-p", tunnel.addr.split(":")[1]!, ...args], options);
   const value = pattern(1_000_000, 5);
   await Promise.all(Array.from({ length: 8 }, async (_, n) => {
-    await redis(["-x", "SET", `key${n}`], value);
+    await redis(["-x", "SET", `key${n}`], { input: value });
     // What is not for a terminal ends with one newline more.
     assertEquals(await sha256((await redis(["GET", `key${n}`])).slice(0, -1)), await sha256(value));
   }));
@@ -167,7 +158,7 @@ Deno.test("tunnel and ssh: a ProxyCommand by stdin and stdout", { ignore: !canSe
     ...[`ProxyCommand=${Deno.execPath()} run -A --no-config ${SCRIPT} ${client}`, "LogLevel=ERROR"],
   ].flatMap((option) => ["-o", option]);
   const sent = pattern(200_000, 6);
-  const received = await run("ssh", ["-F", "/dev/null", ...options, "root@tunnelled", "cat"], sent);
+  const received = await run("ssh", ["-F", "/dev/null", ...options, "root@tunnelled", "cat"], { input: sent });
   assertEquals(await sha256(received.slice()), await sha256(sent));
 });
 
