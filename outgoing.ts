@@ -161,15 +161,24 @@ export class Outgoing {
     }
   }
 
-  /** Ends it: nothing more is taken or written, and no frame waits any more, though it was not taken. */
+  /** Ends it: nothing more is taken or written. */
   end(): void {
     this.#ended = true;
-    // Each could be rejected, but the session's end is the error to be told of, and thousands may wait.
-    this.#waiting.drain();
-    this.#waiting.close();
-    this.sender.close();
     this.#free();
     this.#used = 0;
+  }
+
+  /** After the end: so many frames wait no more, though they were not taken; says whether there may be others. */
+  dismiss(count: number): boolean {
+    // Each could be rejected, but the session's end is the error to be told of.
+    for (let n = 0; n < count; n++) {
+      if (this.#waiting.tryReceive().state !== "ok") {
+        this.#waiting.close();
+        this.sender.close();
+        return false;
+      }
+    }
+    return true;
   }
 
   /** Whether buffers larger than an idle session needs are held. */

@@ -148,6 +148,8 @@ const SMALLEST_CHUNK = 64;
 const LARGEST_CHUNK = 16 * 1024;
 // Less than this is copied, whatever it came in.
 const SMALLEST_VIEW = 4096;
+// Bytes that a view and a small chunk in front of it take up beside the buffer, generously: 532 were measured.
+const VIEW_COST = 1024;
 // The size of a chunk of `readable` when it is not known what will come.
 const PULL_SIZE = 64 * 1024;
 // Chunks are limited by their bytes (credit, the session's budget), never by their number.
@@ -306,8 +308,8 @@ export class StreamCore {
     }
     this.unread += length;
     this.#host.charge(length);
-    // A view costs the whole buffer it looks into, and some hundred bytes of its own.
-    if (length >= SMALLEST_VIEW && length * 2 >= bytes.buffer.byteLength) {
+    // A view costs the whole buffer it looks into, and what it needs of its own: no more than twice what it counts.
+    if (length >= SMALLEST_VIEW && length * 2 >= bytes.buffer.byteLength + VIEW_COST) {
       this.#pushTail();
       this.#pushChunk(bytes.subarray(start, end));
       return true;
@@ -388,16 +390,31 @@ export class StreamCore {
     }
   }
 
-  /** The session has ended: what arrived stays readable, all else fails. */
-  fail(failure: () => Error): void {
-    if (this.#failure !== undefined) return;
+  /**
+   * The session has ended: what arrived stays readable, all else fails. What waits hears of it by `tell`.
+   *
+   * @returns Whether it is the first failure.
+   */
+  fail(failure: () => Error): boolean {
+    if (this.#failure !== undefined) return false;
     this.#failure = failure;
     this.#owesUpdate = this.#owesFin = false;
     this.#receiveWindow?.close();
+    return true;
+  }
+
+  /**
+   * Settles what waits on a stream that has failed.
+   *
+   * @returns Whether anything did.
+   */
+  tell(): boolean {
+    const isAwaited = this.#isReading || this.#isWriting || this.#closed !== undefined;
     this.#credit?.close();
     this.#sender?.close();
     this.settle();
-    if (!this.#isDone) this.#closed?.reject(failure());
+    if (!this.#isDone) this.#closed?.reject(this.#failure!());
+    return isAwaited;
   }
 
   /** Ends both ways, with a FIN and for this reason; the session lives. */
@@ -407,6 +424,7 @@ export class StreamCore {
     // Its end may be here, but what stood before it is gone: it must not seem whole.
     this.#peerFinished = this.#isDone = false;
     this.fail(failure);
+    this.tell();
     if (this.#finished) return this.#leave();
     this.#owesFin = true;
     this.#pay();
@@ -808,7 +826,9 @@ export class StreamCore {
   }
 
   #done(): void {
-    if (this.#failure === undefined) this.#isDone = true;
+    // Of a failure `tell` tells, which may be still to come.
+    if (this.#failure !== undefined) return;
+    this.#isDone = true;
     this.#closed?.resolve();
   }
 

@@ -558,9 +558,10 @@ Deno.test("a transport that fails is told once, and frames that wait learn that 
   const sending = outgoing.sender.send(frame);
   const flushed = outgoing.flushed();
   link.fail(new Error("broken"));
+  await flushed;
+  outgoing.dismiss(Infinity);
   await sending;
   assertEquals(frame.isTaken, false);
-  await flushed;
   await microtasks(20);
   assertEquals([told, link.writes.length, outgoing.bytes], [["failed: broken"], 1, 0]);
   assertEquals([data(outgoing, 3, 1), outgoing.tryControl(FIN, 3), outgoing.tryUpdate(3, 0, 0)], [false, false, false]);
@@ -612,6 +613,10 @@ Deno.test("the end takes nothing more and writes nothing more, and frames that w
   const list = [waiting(5, 1), waiting(7, 0, SYN), waiting(9, 2)];
   const sending = list.map((frame, at) => (at === 1 ? outgoing.sender : sender).send(frame));
   outgoing.end();
+  assertEquals(outgoing.dismiss(2), true);
+  await Promise.all(sending.slice(0, 2));
+  assertEquals(await Promise.race([sending[2], Promise.resolve("waiting")]), "waiting");
+  assertEquals(outgoing.dismiss(2), false);
   await Promise.all(sending);
   assertEquals(list.map(({ isTaken }) => isTaken), [false, false, false]);
   await assertRejects(() => sender.send(waiting(5, 1)), ChannelClosedError);

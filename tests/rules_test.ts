@@ -10,6 +10,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { concat } from "@std/bytes";
+import { clock } from "../clock.ts";
 import { FIN, NOP, PSH, SYN, UPD, type Version } from "../frame.ts";
 import {
   type ClientOptions,
@@ -870,6 +871,43 @@ Deno.test("rule 11: at maxReceiveBuffer the transport is not read, what was read
   session.abort();
 });
 
+Deno.test("rule 11: what is held for unread bytes is no more than twice their number and two buffers", async () => {
+  // A view and a chunk in front of it cost so much beside the buffer, measured with a hundred thousand of each.
+  const beside = 532;
+  // From frames that are copied to those of which a buffer holds two, and from the smallest buffers to the largest.
+  for (const length of [3000, 4095, 4096, 4352, 4608, 6000, 8000, 31_000, 32_768, 33_000, 60_000]) {
+    const reads = Math.ceil(8 * 1024 * 1024 / length);
+    // One small frame, and one that may be worth a view; what comes together has been sent together.
+    const part = concat([frame(1, PSH, 3, bytes("x")), frame(1, PSH, 3, pattern(length))]);
+    const given = new Map<ArrayBufferLike, number>();
+    let left = reads;
+    let rest = frame(1, SYN, 3);
+    const { promise: open, resolve: end } = Promise.withResolvers<null>();
+    const session = Session.server({
+      read(p) {
+        given.set(p.buffer, p.length);
+        if (rest.length === 0 && left-- > 0) rest = part;
+        if (rest.length === 0) return open;
+        const count = Math.min(p.length, rest.length);
+        p.set(rest.subarray(0, count));
+        rest = rest.subarray(count);
+        return Promise.resolve(count);
+      },
+      write: (p) => Promise.resolve(p.length),
+      close: () => end(null),
+    }, { version: 1, maxReceiveBuffer: 64 << 20, keepAliveInterval: Infinity });
+    const unread = reads * (1 + length);
+    while (session.stats().bytesUnread < unread) await turn();
+    // Those that were not kept have gone back to where they came from.
+    const kept = [...given].filter(([buffer]) => buffer.byteLength > 0);
+    const views = kept.length - 1;
+    const held = kept.reduce((sum, [, size]) => sum + size, 0) + (unread - views * (length + 1)) + views * beside;
+    assert(held <= 2 * unread + 2 * 63 * 1024, `${held} bytes for ${unread} unread ones in frames of ${length}`);
+    session.abort();
+    await session.closed.catch(() => {});
+  }
+});
+
 Deno.test("rule 11: reading resumes below the limit", async () => {
   const { session, peer } = withPeer("server", 1, { maxReceiveBuffer: 1000 });
   await peer.send(SYN, 3);
@@ -1403,6 +1441,55 @@ Deno.test("rule 15: what abort() was given is what closed rejects with", async (
   const error = await assertRejects(() => other.closed, DOMException);
   assertEquals(error.name, "AbortError");
   assertInstanceOf((await assertRejects(() => other.openStream(), SessionClosedError)).cause, DOMException);
+});
+
+Deno.test("rule 15: the end of a session with hundreds of streams lets others run before all of them know", async () => {
+  const { session, peer } = withPeer("server", 2, {}, 1 << 20);
+  const streams: Stream[] = [];
+  for (let id = 3; streams.length < 400; id += 2) {
+    await peer.send(SYN, id);
+    streams.push(await session.acceptStream());
+  }
+  let told = 0;
+  const tell = (operation: Promise<unknown>) =>
+    assertRejects(() => operation.finally(() => told++), SessionClosedError);
+  const all = [
+    ...streams.slice(0, 100).map((stream) => tell(stream.read(new Uint8Array(1)))),
+    ...streams.slice(100, 200).map((stream) => tell(stream.closed)),
+    // The first of these fill all there is to be filled, one waits for credit, and the others for room.
+    ...streams.slice(200, 399).map((stream) => tell(stream.write(pattern(1 << 19)))),
+  ];
+  // Closed after the end and before it was told of it, as others may do meanwhile.
+  const last = streams[399]!;
+  all.push(tell(last.closed));
+  const { giveWay } = clock;
+  const ways: (() => void)[] = [];
+  clock.giveWay = () => new Promise<void>((resolve) => ways.push(resolve));
+  try {
+    await turn();
+    assertEquals([told, ways.length], [0, 0]);
+    session.abort();
+    last.close();
+    await assertRejects(() => streams[0]!.write(bytes("x")), SessionClosedError);
+    await assertRejects(() => streams[0]!.closed, SessionClosedError);
+    let most = 0;
+    let times = 0;
+    for (let before = 0;; before = told) {
+      await turn();
+      most = Math.max(most, told - before);
+      if (ways.length === 0) break;
+      assertEquals([await state(session.closed), ways.length], ["pending", 1]);
+      times++;
+      ways.pop()!();
+    }
+    assertEquals(told, 400);
+    // Those that waited for room come first, 64 at a time, and then the others.
+    assert(most < 2 * 64 && times >= 5, `${most} at a time, and others had ${times} turns`);
+    await Promise.all(all);
+    await assertRejects(() => session.closed, DOMException, "aborted");
+  } finally {
+    clock.giveWay = giveWay;
+  }
 });
 
 Deno.test("rule 15: breaking out of for await leaves the session open", async () => {

@@ -329,6 +329,27 @@ const MUTANTS: Mutant[] = [
     to: "",
     tests: ["table_test.ts"],
   },
+  {
+    name: "thousands of streams hear of the end in one turn",
+    file: "session.ts",
+    from: "if (core.tell() && ++told % TOLD_AT_ONCE === 0) await this.#turn.giveWay();",
+    to: "if (core.tell()) told++;",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "a stream that waits for room to be opened when the session ends waits for ever",
+    file: "session.ts",
+    from: "    while (this.#outgoing.dismiss(TOLD_AT_ONCE)) await this.#turn.giveWay();\n",
+    to: "",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "a view of half a buffer is kept whatever it costs beside that",
+    file: "stream.ts",
+    from: " >= bytes.buffer.byteLength + VIEW_COST)",
+    to: " >= bytes.buffer.byteLength)",
+    tests: ["rules_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
