@@ -22,8 +22,8 @@ export interface Clock {
   clearTimer(timer: Timer | undefined): void;
   /** Settles when the runtime has looked at its sockets. */
   giveWay(): Promise<unknown>;
-  /** Calls `run` when the runtime has looked at everything, after a millisecond or so; `clearTimer` takes that back. */
-  rest(run: () => void): Timer | undefined;
+  /** Calls `run` when the runtime has looked at everything, after so many milliseconds; `clearTimer` takes that back. */
+  rest(run: () => void, milliseconds: number): Timer | undefined;
 }
 
 // Deno loads these when they are first named, and runs microtasks as it does: in the middle of whatever names them.
@@ -39,5 +39,5 @@ export const clock: Clock = {
   // Deno looks at sockets only while nothing of its own is ready. A digest is made on another thread, which is the
   // shortest wait there is: 0.1 ms, where a timer takes more than 1. A browser's page without TLS cannot make any.
   giveWay: () => crypto.subtle?.digest("SHA-1", EMPTY) ?? new Promise<void>((resolve) => setTimeout(resolve, 0)),
-  rest: (run) => setTimeout(run, 0),
+  rest: (run, milliseconds) => setTimeout(run, milliseconds),
 };

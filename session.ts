@@ -233,9 +233,12 @@ export interface SessionStats {
 
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MOST_REFUSALS = 1024;
-// After so many streams refused, and frames of data for streams that are not there or have ended, the peer has to wait.
-const FLOOD = 64;
-// As much data for such a stream counts as a frame more: looking at it costs as much.
+// The peer has to wait after so many frames that bring nothing: NOPs and UPDs, of which few are ever needed, FINs for
+// streams that are not there, as each leaves one behind that was closed here first, empty data, and a SYN that comes again.
+const FLOOD = 4096;
+// A stream that is refused costs as much as so many of those, and so do a frame of data for a stream that is not there
+// or that has ended, and as many bytes more in it.
+const UNWANTED = 64;
 const UNWANTED_PIECE = 8192;
 // After a read of so many bytes that settled some of a stream, so many microtasks pass before the next one: whoever got
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
@@ -243,6 +246,9 @@ const LARGE_READ = 4096;
 const HOPS = 10;
 // While no read waits others have a turn every so many milliseconds.
 const LONGEST_TURN = 8;
+// Less than this is a rest of a millisecond with little before it; more than this no peer is kept waiting.
+const SHORT_TURN = 3;
+const LONGEST_REST = 25;
 // When a session ends others have a turn after telling so many who wait: what they do about it is done in the same turn,
 // and for ten thousand streams that are piped on that is half a second.
 const TOLD_AT_ONCE = 64;
@@ -401,7 +407,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #opened = 0;
   #accepted = 0;
   #refused = 0;
-  #unwanted = 0;
+  #vain = 0;
   #bytesReceived = 0;
 
   /**
@@ -742,10 +748,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     return {
       begin: (version) => this.#begin(version),
       syn: (id) => this.#syn(id),
-      fin: (id) => this.#streams.get(id)?.receiveFin(),
+      fin: (id) => {
+        const core = this.#streams.get(id);
+        if (core?.isEndedByPeer !== false) this.#vain++;
+        core?.receiveFin();
+      },
       psh: (id, length) => {
         this.#current = this.#streams.get(id);
-        if (this.#current?.isEndedByPeer !== false) this.#unwanted += 1 + Math.floor(length / UNWANTED_PIECE);
+        if (this.#current?.isEndedByPeer !== false) this.#vain += UNWANTED * (1 + Math.floor(length / UNWANTED_PIECE));
+        else if (length === 0) this.#vain++;
       },
       data: (bytes, start, end) => {
         if (this.#current === undefined) return;
@@ -758,8 +769,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         if (this.#current.receive(bytes, start, end)) this.#link.keep();
       },
-      nop: () => {},
-      upd: (id, consumed, window) => this.#streams.get(id)?.update(consumed, window),
+      nop: () => void this.#vain++,
+      upd: (id, consumed, window) => {
+        this.#vain++;
+        this.#streams.get(id)?.update(consumed, window);
+      },
     };
   }
 
@@ -769,7 +783,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       const expected = `an ${own} stream id other than 0 on SYN (do both ends have the same role?)`;
       throw new ProtocolError(this.#decoder.frameOffset, expected, `${id}`);
     }
-    if (this.#streams.get(id) !== undefined) return;
+    if (this.#streams.get(id) !== undefined) return void this.#vain++;
     const accepting = this.#accepting;
     // Known before a stream is made of it: a flood of what is refused then costs next to nothing.
     const isFull = accepting.isFull && accepting.capacity > 0;
@@ -789,7 +803,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #refuse(id: number): void {
     this.#refused++;
-    this.#unwanted++;
+    this.#vain += UNWANTED;
     // Our half has ended: the peer will see that it gets no answer.
     if (this.#isDropping) return;
     if (this.#refusals.length > 0 || !this.#outgoing.tryControl(FIN, id)) this.#refusals.push(id);
@@ -849,10 +863,14 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
         if (this.#ended !== undefined) return;
-        // A peer that sends so much in vain can wait, so that others need not.
-        if (this.#unwanted >= FLOOD || (isWatched && turn.isLong(now))) {
-          this.#unwanted = 0;
+        const isFlood = this.#vain >= FLOOD;
+        if (isFlood || (isWatched && turn.isLong(now))) {
+          this.#vain = 0;
+          const began = now;
           now = await turn.rest();
+          // A peer that sends so much in vain can wait for as long as others had to, with what was done for it.
+          const took = now - began;
+          if (isFlood && took > SHORT_TURN) now = await turn.rest(Math.min(took, LONGEST_REST));
         }
       }
     } catch (error) {

@@ -62,11 +62,11 @@ export class Turn {
     this.#began = clock.now();
   }
 
-  /** Lets others run for a millisecond, which whoever sends more than we can read must wait as well; gives the time. */
-  async rest(): Promise<number> {
+  /** Lets others run for so long, which whoever sends more than we can read must wait as well; gives the time. */
+  async rest(milliseconds = 1): Promise<number> {
     await new Promise<void>((resolve) => {
       this.#resume = resolve;
-      this.#timer = clock.rest(resolve);
+      this.#timer = clock.rest(resolve, milliseconds);
     });
     return this.#began = clock.now();
   }

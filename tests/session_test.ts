@@ -13,11 +13,12 @@ import {
   assertThrows,
 } from "@std/assert";
 import { concat } from "@std/bytes";
+import { setImmediate } from "node:timers/promises";
 import { clock } from "../clock.ts";
-import { FIN, NOP, PSH, SYN } from "../frame.ts";
+import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { settle } from "../session.ts";
-import { frame, memoryPair, pattern, RawPeer, readAll, sessionPair, turn, writeAll } from "./support.ts";
+import { frame, memoryPair, pattern, RawPeer, readAll, sessionPair, turn, updateFrame, writeAll } from "./support.ts";
 
 /** Makes a session with these options, of whatever kind they are, and ends it. */
 function construct(options: object, make: "client" | "server" = "server"): void {
@@ -527,9 +528,9 @@ function countRests() {
   const rests = { count: 0, [Symbol.dispose]: () => void Object.assign(clock, { rest, now }) };
   const stopped = now();
   clock.now = () => stopped;
-  clock.rest = (run) => {
+  clock.rest = (run, milliseconds) => {
     rests.count++;
-    return rest(run);
+    return rest(run, milliseconds);
   };
   return rests;
 }
@@ -549,12 +550,41 @@ Deno.test("flood: when a read that it fills ends the session, nobody rests any m
   assertEquals(rests.count, 0);
 });
 
+for (const [took, expected] of [[3, [1]], [10, [1, 10]], [100, [1, 25]]] as const) {
+  Deno.test(`flood: one that kept others waiting for ${took} ms makes its peer wait ${expected.join(" ms, then ")} ms`, async () => {
+    const [near, far] = memoryPair();
+    using _ = countRests();
+    const rests: number[] = [];
+    let now = clock.now();
+    clock.now = () => now;
+    clock.rest = (run, milliseconds) => {
+      rests.push(milliseconds);
+      now += took;
+      setImmediate().then(run);
+      return undefined;
+    };
+    const session = Session.server(near, { version: 1 });
+    await writeAll(far, concat(Array.from({ length: 64 }, () => frame(1, PSH, 99))));
+    await turn(10);
+    assertEquals(rests, [...expected]);
+    session.abort();
+    await assertRejects(() => session.closed);
+  });
+}
+
 for (
   const [what, enough, make] of [
     ["streams to refuse", 64, (n: number) => frame(1, SYN, 5 + 2 * n)],
     ["frames for streams that are not there", 64, (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
     ["frames of 65 535 bytes for streams that are not there", 8, (n: number) => frame(1, PSH, 5 + 2 * n, LONGEST)],
     ["frames of 65 535 bytes for a stream that they have ended", 8, () => frame(1, PSH, 3, LONGEST)],
+    ["NOPs", 4096, () => frame(1, NOP, 0)],
+    ["FINs for streams that are not there", 4096, (n: number) => frame(1, FIN, 5 + 2 * n)],
+    ["FINs for a stream that they have ended", 4096, () => frame(1, FIN, 3)],
+    ["SYNs for a stream that is there", 4096, () => frame(1, SYN, 3)],
+    ["frames without data", 4096, () => frame(1, PSH, 1)],
+    ["UPDs for a stream that is there", 4096, () => updateFrame(3, 0, 1000)],
+    ["UPDs for streams that are not there", 4096, (n: number) => updateFrame(5 + 2 * n, 0, 1000)],
   ] as const
 ) {
   Deno.test(`flood: ${enough} ${what} make the peer wait, ${enough - 1} do not, in one read or in many`, async () => {
@@ -562,11 +592,14 @@ for (
       for (const [count, expected] of [[enough - 1, 0], [enough, 1]] as const) {
         const [near, far] = memoryPair();
         using rests = countRests();
-        const session = Session.server(near, { maxStreams: 1 });
-        await writeAll(far, concat([frame(1, SYN, 3), frame(1, FIN, 3)]));
+        const session = Session.server(near, { maxStreams: 2 });
+        const version = make(0)[0] as Version;
+        await writeAll(far, concat([frame(version, SYN, 1), frame(version, SYN, 3), frame(version, FIN, 3)]));
         await session.acceptStream();
         const frames = Array.from({ length: count }, (_, n) => make(n));
-        for (const bytes of isOneRead ? [concat(frames)] : frames) {
+        const inOne = isOneRead ? count : Math.ceil(enough / 64);
+        for (let at = 0; at < count; at += inOne) {
+          const bytes = concat(frames.slice(at, at + inOne));
           const before = session.stats().bytesReceived;
           await writeAll(far, bytes);
           while (session.stats().bytesReceived < before + bytes.length) await turn();

@@ -71,12 +71,13 @@ export async function run(args: string[]): Promise<void> {
 }
 
 function line({ id, name, role, version, outcome, seconds, figures, notes }: Result): string {
-  const { growth, left, perFrame, fresh, closed, canary, gap } = figures;
+  const { growth, left, perFrame, fresh, closed, canary, gap, share } = figures;
   const number = (value: number | undefined, digits: number, unit = "") =>
     value === undefined ? "-" : `${value.toFixed(digits)}${unit}`;
   const extra = [...notes];
   if (closed !== undefined) extra.push(`closed in ${closed.toFixed(1)} ms`);
   if (canary.length > 0) extra.push(`canary ${percentile(canary, 0.99).toFixed(1)} ms`);
+  if (share !== undefined) extra.push(`another session has ${share.toFixed(2)} of its share`);
   return [
     `${id} ${name}`.padEnd(28),
     `${role} v${version}`,

@@ -48,11 +48,12 @@ function flood(id: string, name: string, attack: string, make: (attacker: Attack
     app: "hold",
     async run(lab) {
       const attacker = await lab.attack();
-      await attacker.bytes(attacker.frame(SYN, lab.id(1)));
       const piece = make(attacker, lab.id(1));
       const batch = Math.floor(READ_BUFFER / piece.length);
       const bytes = repeat(piece, batch);
-      await lab.flood(attacker, lab.count(5000, 1_000_000), () => bytes, { batch, goesOn: true });
+      const first = concat([attacker.frame(SYN, lab.id(1)), bytes]);
+      const next = (at: number) => at === 0 ? first : bytes;
+      await lab.flood(attacker, lab.count(5000, 1_000_000), next, { batch, goesOn: true });
       const { last } = await lab.victim.state();
       assertEquals(last!.bytesUnread, 0);
       assertEquals(last!.streams, 2);

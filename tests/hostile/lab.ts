@@ -13,6 +13,7 @@ import { percentile } from "../figures.ts";
 import { KiB, ManualClock, MiB } from "../support.ts";
 import { Attacker, PATIENCE } from "./attacker.ts";
 import { Bystander, type Errand, visit } from "./bystander.ts";
+import { Neighbour } from "./neighbour.ts";
 import { type App, LocalVictim, type Role, startVictim, type State, type Victim } from "./victim.ts";
 
 /** One attack. */
@@ -54,6 +55,8 @@ export interface Figures {
   /** Milliseconds of the echoes on other connections, and of those on the canary, while the attack went on. */
   fresh: number[];
   canary: number[];
+  /** What data of another session's came through beside the flood, as a part of half of what comes when none is sent. */
+  share?: number;
   /** MiB by which the resident memory and the heap grew at most, and the heap after all had ended and a collection. */
   growth?: number;
   heap?: number;
@@ -86,6 +89,9 @@ const BETWEEN_VISITS = 20;
 const SAMPLES = 100;
 const WARM_UPS = 200;
 const MOST_GOING_ON = 2000;
+// Of what is fair for another session beside a flood, and how long each is measured, in milliseconds.
+const SHARE = 0.5;
+const MEASURED = 400;
 
 /** One run of a case. */
 export class Lab implements AsyncDisposable {
@@ -100,6 +106,8 @@ export class Lab implements AsyncDisposable {
   readonly #clock: ManualClock | undefined;
   readonly #attackers = new Set<Attacker>();
   #victim: Victim | undefined;
+  // The flood that went on, to be made once more.
+  #flood: ((first: number) => Uint8Array) | undefined;
 
   private constructor(which: Case, role: Role, version: Version, isFull: boolean) {
     this.#case = which;
@@ -151,6 +159,7 @@ export class Lab implements AsyncDisposable {
     this.figures.fresh.push(...passerBy?.visits ?? []);
     await this.fresh();
     await this.#judge(before);
+    if (this.#flood !== undefined && isFull) await this.#measureShare(this.#flood, role);
   }
 
   /** Whom it is all about. */
@@ -189,6 +198,31 @@ export class Lab implements AsyncDisposable {
     const broken = bounds.filter(([, value, bound]) => value > bound);
     const tell = broken.map(([what, value, bound]) => `${what}: ${value.toFixed(2)}, bound ${bound}`);
     assert(broken.length === 0, tell.join("; "));
+  }
+
+  /** Once more the flood, and beside it another session that moves data. */
+  async #measureShare(make: (first: number) => Uint8Array, role: Role): Promise<void> {
+    using neighbour = new Neighbour({ port: this.victim.freshPort, version: this.version, role });
+    await neighbour.rate(MEASURED);
+    const attacker = await this.attack();
+    const rateBeside = async (send: (bytes: Uint8Array) => Promise<void>) => {
+      let isOver = false;
+      const flooding = (async () => {
+        for (let round = 0; !isOver; round++) {
+          await send(make(round));
+          await setImmediate();
+        }
+      })();
+      const rate = await neighbour.rate(MEASURED);
+      isOver = true;
+      await flooding;
+      return rate;
+    };
+    // The work of making a flood, which takes a processor as well, is done in both cases.
+    const alone = await rateBeside(() => Promise.resolve());
+    const beside = await rateBeside((bytes) => attacker.bytes(bytes));
+    const share = this.figures.share = beside / (alone / 2);
+    assert(share >= SHARE, `Part of its fair share that another session had: ${share.toFixed(2)}, bound ${SHARE}`);
   }
 
   /** How many sockets the victim holds, whatever became of their connections; 0 where that cannot be seen. */
@@ -314,6 +348,7 @@ export class Lab implements AsyncDisposable {
     options: { frames?: number; batch?: number; goesOn?: boolean } = {},
   ): Promise<number> {
     const { frames = 1, batch = 8192, goesOn = false } = options;
+    if (goesOn) this.#flood = (round) => make(round * batch, batch);
     const before = await this.victim.state();
     const ends = performance.now() + MOST_GOING_ON;
     let sent = 0;

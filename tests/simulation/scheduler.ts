@@ -37,7 +37,7 @@ export class Scheduler implements Disposable {
     clock.clearTimer = (timer) => this.#cancel(timer as unknown as Event | undefined);
     // It settles even when nothing happens any more: the package keeps one for all sessions.
     clock.giveWay = () => Promise.resolve();
-    clock.rest = (run) => clock.setTimer(run, 0);
+    clock.rest = (run, milliseconds) => clock.setTimer(run, milliseconds);
   }
 
   /** Timers of the package that are set. */
