@@ -38,9 +38,6 @@ const HOPS = 6;
 // each small write would otherwise have a transport write for every few of them.
 const GATHERED = 64 * 1024;
 const MOST_HOPS = 256;
-// While no write waits others have a turn every so many milliseconds. A new session beside it needs several for its first
-// echo, 8 to 15 ms in all (p99) where turns of 3 ms made it 30 to 70; giving way costs 0.1, which is not to be measured.
-const LONGEST_TURN = 1;
 
 /** What the way out needs from its session. */
 export interface OutgoingHost {
@@ -57,7 +54,7 @@ export class Outgoing {
   readonly #link: Link;
   readonly #host: OutgoingHost;
   /** The turn of its loop. */
-  readonly turn = new Turn(LONGEST_TURN);
+  readonly turn = new Turn();
   readonly #waiting: Receiver<Frame>;
   /** Frames that wait for room; each stream that has some clones this handle, and closes it to take them back. */
   readonly sender: Sender<Frame>;

@@ -244,8 +244,6 @@ const UNWANTED_PIECE = 8192;
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
 const LARGE_READ = 4096;
 const HOPS = 10;
-// While no read waits others have a turn every so many milliseconds.
-const LONGEST_TURN = 8;
 // Less than this is a rest of a millisecond with little before it; more than this no peer is kept waiting.
 const SHORT_TURN = 3;
 const LONGEST_REST = 25;
@@ -401,7 +399,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #isDropping = false;
   #ended: { error?: unknown } | undefined;
   #closing: Promise<void> | undefined;
-  readonly #turn = new Turn(LONGEST_TURN);
+  readonly #turn = new Turn();
   readonly #closed = deferred<void>();
 
   #opened = 0;
@@ -863,14 +861,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
         if (this.#ended !== undefined) return;
-        const isFlood = this.#vain >= FLOOD;
-        if (isFlood || (isWatched && turn.isLong(now))) {
+        if (this.#vain >= FLOOD) {
           this.#vain = 0;
           const began = now;
           now = await turn.rest();
           // A peer that sends so much in vain can wait for as long as others had to, with what was done for it.
           const took = now - began;
-          if (isFlood && took > SHORT_TURN) now = await turn.rest(Math.min(took, LONGEST_REST));
+          if (took > SHORT_TURN && this.#ended === undefined) now = await turn.rest(Math.min(took, LONGEST_REST));
+        } else if (isWatched && turn.isLong(now)) {
+          now = await turn.giveWay();
         }
       }
     } catch (error) {
@@ -1114,17 +1113,16 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#refusals = [];
     for (const channel of [this.#mayRead, this.#versionKnown, this.#empty, this.#gone]) channel?.close();
     this.#link.close();
-    this.#turn.end();
     this.#tell(cores);
   }
 
   /** Settles what waits for room, for one of these streams, or for the end. */
   async #tell(cores: StreamCore[]): Promise<void> {
-    const others = this.#outgoing.turn.end();
+    const turns = [this.#turn.end(), this.#outgoing.turn.end()];
     while (this.#outgoing.dismiss(TOLD_AT_ONCE)) await this.#turn.giveWay();
     let told = 0;
     for (const core of cores) if (core.tell() && ++told % TOLD_AT_ONCE === 0) await this.#turn.giveWay();
-    if (others !== undefined) await others;
+    for (const others of turns) if (others !== undefined) await others;
     const end = this.#ended!;
     if ("error" in end) this.#closed.reject(end.error);
     else this.#closed.resolve();

@@ -550,8 +550,16 @@ Deno.test("flood: when a read that it fills ends the session, nobody rests any m
   assertEquals(rests.count, 0);
 });
 
-for (const [took, expected] of [[3, [1]], [10, [1, 10]], [100, [1, 25]]] as const) {
-  Deno.test(`flood: one that kept others waiting for ${took} ms makes its peer wait ${expected.join(" ms, then ")} ms`, async () => {
+for (
+  const [took, expected, isEnded] of [
+    [3, [1], false],
+    [10, [1, 10], false],
+    [100, [1, 25], false],
+    [100, [1], true],
+  ] as const
+) {
+  const then = isEnded ? ", and no more when the session ends meanwhile" : "";
+  Deno.test(`flood: one that kept others waiting for ${took} ms makes its peer wait ${expected.join(" ms, then ")} ms${then}`, async () => {
     const [near, far] = memoryPair();
     using _ = countRests();
     const rests: number[] = [];
@@ -561,6 +569,7 @@ for (const [took, expected] of [[3, [1]], [10, [1, 10]], [100, [1, 25]]] as cons
       rests.push(milliseconds);
       now += took;
       setImmediate().then(run);
+      if (isEnded) session.abort();
       return undefined;
     };
     const session = Session.server(near, { version: 1 });

@@ -21,10 +21,10 @@ async function countGiven(run: () => Promise<void>): Promise<number> {
 }
 
 Deno.test("Turn: an operation that waits begins a new one, one that settles at once does not", async () => {
-  const turn = new Turn(8);
+  const turn = new Turn();
   const now = clock.now();
   turn.begin(now);
-  assertEquals([turn.isLong(now + 7), turn.isLong(now + 9)], [false, true]);
+  assertEquals([turn.isLong(now + 0.9), turn.isLong(now + 1)], [false, true]);
   for (const operation of [Promise.resolve(), Promise.reject(new Error("on purpose"))]) {
     turn.watch(operation);
     await settle();
@@ -32,16 +32,16 @@ Deno.test("Turn: an operation that waits begins a new one, one that settles at o
   }
   turn.watch(Promise.withResolvers<void>().promise);
   await settle();
-  assertEquals([turn.isLong(now + 20), turn.isLong(now + 27), turn.isLong(now + 29)], [false, false, true]);
+  assertEquals([turn.isLong(now + 20), turn.isLong(now + 20.9), turn.isLong(now + 21)], [false, false, true]);
 });
 
 Deno.test("Turn: way is given once for all who give it together", async () => {
-  const turns = [new Turn(8), new Turn(4)];
+  const turns = [new Turn(), new Turn()];
   const before = clock.now();
   for (const turn of turns) turn.begin(before - 100);
   assert(turns.every((turn) => turn.isLong(before)));
   assertEquals(await countGiven(async () => void await Promise.all(turns.map((turn) => turn.giveWay()))), 1);
-  assertEquals(turns.map((turn) => turn.isLong(before + 3)), [false, false]);
+  assertEquals(turns.map((turn) => turn.isLong(before)), [false, false]);
 });
 
 Deno.test("Turn: way is given where no digest can be made", async () => {
@@ -56,14 +56,14 @@ Deno.test("Turn: way is given where no digest can be made", async () => {
 });
 
 Deno.test("Turn: a rest is a timer, and begins a new turn", async () => {
-  const turn = new Turn(8);
+  const turn = new Turn();
   turn.begin(clock.now() - 100);
   const now = await turn.rest();
-  assertEquals([turn.isLong(now + 7), turn.isLong(now + 9)], [false, true]);
+  assertEquals([turn.isLong(now + 0.9), turn.isLong(now + 1)], [false, true]);
 });
 
 Deno.test("Turn: its end ends a rest at once, and tells of way that is being given", async () => {
-  const turn = new Turn(8);
+  const turn = new Turn();
   const resting = turn.rest();
   assertEquals(turn.end(), undefined);
   await resting;
