@@ -725,7 +725,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * Makes a channel.
    *
    * @param options Its capacity, 0 if left out.
-   * @throws {RangeError} If `capacity` is not an integer of at least 0.
+   * @throws {RangeError} `capacity` is not an integer of at least 0.
    */
   constructor(options: ChannelOptions<T> = {}) {
     this.#core = new Core(checkCapacity(options.capacity ?? 0, ""), options);
@@ -737,8 +737,8 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @param value The value.
    * @param options What can end the wait early.
    * @returns A promise that resolves once the value is buffered or received.
-   * @throws {ChannelClosedError} If the channel is or gets closed; `value` is in it.
-   * @throws {RangeError} If the timeout is one no timer can keep.
+   * @throws {ChannelClosedError} The channel is or gets closed; `value` is in it.
+   * @throws {RangeError} The timeout is one no timer can keep.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   send(value: T, options?: ChannelSendOptions): Promise<void> {
@@ -770,8 +770,8 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    *
    * @param options What can end the wait early.
    * @returns A promise of the value.
-   * @throws {ChannelClosedError} If the channel is closed and drained. If it was closed with a reason, that is thrown.
-   * @throws {RangeError} If the timeout is one no timer can keep.
+   * @throws {ChannelClosedError} The channel is closed and drained. If it was closed with a reason, that is thrown.
+   * @throws {RangeError} The timeout is one no timer can keep.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
@@ -793,7 +793,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @param max How many values at most: an integer of at least 1, or `Infinity`.
    * @param options What can end the wait early.
    * @returns A promise of the oldest values, at least one, and none only at the end of a closed channel.
-   * @throws {RangeError} If `max` or the timeout makes no sense.
+   * @throws {RangeError} `max` or the timeout makes no sense.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    *   If the channel was closed with a reason, that is thrown once it is drained.
    */
@@ -1076,8 +1076,8 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
    * @param value The value.
    * @param options What can end the wait early.
    * @returns A promise that resolves once the value is buffered or received.
-   * @throws {ChannelClosedError} If this handle is or gets closed, or no receiver is left; `value` is in it.
-   * @throws {RangeError} If the timeout is one no timer can keep.
+   * @throws {ChannelClosedError} This handle is or gets closed, or no receiver is left; `value` is in it.
+   * @throws {RangeError} The timeout is one no timer can keep.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   send(value: T, options?: ChannelSendOptions): Promise<void> {
@@ -1109,7 +1109,7 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
    * the reason.
    *
    * @returns A stream whose writes resolve as sends do.
-   * @throws {ChannelClosedError} If this handle is closed.
+   * @throws {ChannelClosedError} This handle is closed.
    */
   toWritableStream(): WritableStream<T> {
     return writable(this.clone());
@@ -1119,7 +1119,7 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
    * Another handle on the same channel.
    *
    * @returns A handle to be closed on its own.
-   * @throws {ChannelClosedError} If this handle is closed.
+   * @throws {ChannelClosedError} This handle is closed.
    */
   clone(): Sender<T> {
     if (!this.#handle.open) throw new ChannelClosedError("Cannot clone a closed sender");
@@ -1250,9 +1250,9 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
    *
    * @param options What can end the wait early.
    * @returns A promise of the value.
-   * @throws {ChannelClosedError} If this handle is or gets closed, or all senders are and the buffer is drained; if a
+   * @throws {ChannelClosedError} This handle is or gets closed, or all senders are and the buffer is drained; if a
    *   sender gave a reason, that is thrown.
-   * @throws {RangeError} If the timeout is one no timer can keep.
+   * @throws {RangeError} The timeout is one no timer can keep.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
@@ -1274,7 +1274,7 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
    * @param max How many values at most: an integer of at least 1, or `Infinity`.
    * @param options What can end the wait early.
    * @returns A promise of the oldest values, at least one, and none only at the end.
-   * @throws {RangeError} If `max` or the timeout makes no sense.
+   * @throws {RangeError} `max` or the timeout makes no sense.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    *   If a sender closed with a reason, that is thrown once the buffer is drained.
    */
@@ -1316,7 +1316,7 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
    * `releaseLock()` still takes its value, for the stream's next reader; a cancel would lose that one.
    *
    * @returns A stream that ends, or fails, as an iteration does.
-   * @throws {ChannelClosedError} If this handle is closed.
+   * @throws {ChannelClosedError} This handle is closed.
    */
   toReadableStream(): ReadableStream<T> {
     return this.#core.readable(this.clone().#handle);
@@ -1326,7 +1326,7 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
    * Another handle on the same channel.
    *
    * @returns A handle to be closed on its own.
-   * @throws {ChannelClosedError} If this handle is closed.
+   * @throws {ChannelClosedError} This handle is closed.
    */
   clone(): Receiver<T> {
     if (!this.#handle.open) throw new ChannelClosedError("Cannot clone a closed receiver");
@@ -1356,7 +1356,7 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
  * @param capacity How many values are buffered at most: an integer of at least 0. 0 makes every send wait for its receive.
  * @param options What is done with values nobody will receive.
  * @returns The first sender and the first receiver; each can be cloned.
- * @throws {RangeError} If `capacity` is not an integer of at least 0.
+ * @throws {RangeError} `capacity` is not an integer of at least 0.
  * @typeParam T The values.
  *
  * @example Room for one

@@ -124,6 +124,11 @@ export class Outgoing {
     return this.#leaving > 0 ? this.#progressAt : undefined;
   }
 
+  /** So many milliseconds, in which nobody could have seen any, do not count as without progress. */
+  excuse(milliseconds: number): void {
+    this.#progressAt += milliseconds;
+  }
+
   /** Encodes a frame if there is room, and says whether there was. */
   tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean {
     // While there is room nobody waits for it, so nobody is overtaken here.

@@ -261,8 +261,8 @@ export interface SelectOptions extends WaitOptions {
  * @param cases What to wait for, each under a name: `receiver.receiving()`, `sender.sending(value)` or `undefined`.
  * @param options What can end the wait early, and whether the first case goes first.
  * @returns The name of the case as `key`, `done`, and the `value` if one was received.
- * @throws {TypeError} If there is nothing to wait for: no case, no signal, no timeout.
- * @throws {RangeError} If the timeout is one no timer can keep.
+ * @throws {TypeError} There is nothing to wait for: no case, no signal, no timeout.
+ * @throws {RangeError} The timeout is one no timer can keep.
  * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
  * @typeParam Cases The cases by name.
  *

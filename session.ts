@@ -983,7 +983,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   readonly #tick = (): void => {
     const now = clock.now();
-    const isLate = now - this.#timerAt > LATE;
+    const late = now - this.#timerAt;
     this.#timerAt = Infinity;
     const { keepAliveInterval, timeout } = this.#settings;
 
@@ -994,8 +994,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     if (this.#outgoing.isLarge && now >= this.#outgoing.begunAt + TRIM_DELAY) this.#outgoing.trim();
 
     // Held up ourselves, we must first look at what the peer sent meanwhile; but once, or who is always late never judges.
-    if (isLate && !this.#wasLate) {
+    if (late > LATE && !this.#wasLate) {
       this.#wasLate = true;
+      this.#outgoing.excuse(late);
       return this.#arm(now + LATE);
     }
     this.#wasLate = false;

@@ -1021,11 +1021,11 @@ function parsePlace(name: string, text: string, leastPort: number): Place {
   const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];
   const host = ipv6 === undefined ? given : `[${ipv6}]`;
   if (digits === undefined || !URL.canParse(`http://${host}/`)) {
-    throw new RangeError(`${name} must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, not "${text}"`);
+    throw new RangeError(`${name} must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received "${text}"`);
   }
   const port = Number(digits);
   if (port >= leastPort && port <= 65535) return { hostname: ipv6 ?? given, port };
-  throw new RangeError(`${name} needs a port from ${leastPort} to 65535, not ${digits}`);
+  throw new RangeError(`${name} needs a port from ${leastPort} to 65535, received ${digits}`);
 }
 
 function parseForward(name: string, text: string): { at: string; to: string | undefined } {
@@ -1192,11 +1192,11 @@ function secretOfEnvironment(): string | undefined {
 
 function parseCommand([role, ...rest]: readonly string[]): Command {
   if (role === undefined || !Object.hasOwn(FLAGS, role)) {
-    throw new UsageError(`say server or client${role === undefined ? "" : `, not "${role}"`}`);
+    throw new UsageError(`say server or client${role === undefined ? "" : `, received "${role}"`}`);
   }
   const flags = parseFlags(role, rest);
   const [seconds = "30"] = flags.grace ?? [];
-  if (!/^\d{1,6}$/.test(seconds)) throw new UsageError(`--grace must be whole seconds, not "${seconds}"`);
+  if (!/^\d{1,6}$/.test(seconds)) throw new UsageError(`--grace must be whole seconds, received "${seconds}"`);
   const grace = Number(seconds) * 1000;
   const one = (name: string) => flags[name]?.[0];
   const needed = role === "server" ? "listen" : "connect";
@@ -1212,7 +1212,7 @@ function parseCommand([role, ...rest]: readonly string[]): Command {
     return { grace, piped: undefined, start: (reports) => serveTunnel({ ...options, ...reports }) };
   }
   const [connect, ca, smux = "2"] = ["connect", "ca", "smux"].map(one);
-  if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, not "${smux}"`);
+  if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
   const isPiped = (text: string) => /^-(=|$)/.test(text);
   const [pipe, ...more] = flags.forward?.filter(isPiped) ?? [];
   if (more.length > 0) throw new UsageError("stdin and stdout can be forwarded only once");

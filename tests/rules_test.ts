@@ -625,6 +625,26 @@ Deno.test("rule 8: a process held up for longer than the timeout looks at what c
   await assertRejects(() => session.closed, DOMException, "silent");
 });
 
+Deno.test("rule 8: the time in which a process was held up is not counted against a write that was under way", async () => {
+  using clock = new ManualClock();
+  const { session, peer } = withPeer("client", 1, { timeout: 1000, keepAliveInterval: 500 }, 1000);
+  const stream = await session.openStream();
+  const writing = assertRejects(() => stream.write(pattern(1 << 20)), SessionClosedError);
+  await clock.advance(300);
+  clock.freeze(40_000);
+  // Of the thousand 500 had passed when it was first to be looked at.
+  for (let passed = 0; passed < 400; passed += 100) {
+    await Promise.all([clock.advance(100), peer.send(NOP, 0)]);
+    assertEquals(await state(session.closed), "pending", `${passed + 100} ms later`);
+  }
+  const ended = assertRejects(() => session.closed, DOMException, "no progress for 1000 ms");
+  for (let passed = 0; passed < 300; passed += 100) {
+    await Promise.all([clock.advance(100), peer.send(NOP, 0).catch(() => {})]);
+  }
+  await ended;
+  await writing;
+});
+
 Deno.test("rule 8: a process that is always late still gives a silent peer up", async () => {
   using clock = new ManualClock();
   const { session } = withPeer("server", 2, { timeout: 1000, keepAliveInterval: 900 });

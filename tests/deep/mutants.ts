@@ -304,8 +304,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a process that is always late judges nobody",
     file: "session.ts",
-    from: "    if (isLate && !this.#wasLate) {\n",
-    to: "    if (isLate) {\n",
+    from: "    if (late > LATE && !this.#wasLate) {\n",
+    to: "    if (late > LATE) {\n",
     tests: ["rules_test.ts"],
   },
   {
