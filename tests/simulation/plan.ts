@@ -130,8 +130,8 @@ export function makePlan(random: Random): Plan {
 }
 
 // Of a chunk of web streams nobody sees any progress, so that none may take as long as a timeout.
-function isWide({ rate, capacity, jitter, mostRead }: Travel): boolean {
-  return rate === Infinity && capacity >= 65_536 && (jitter === 0 || mostRead >= 500);
+function isWide({ rate, capacity, jitter, mostRead, mostWrite }: Travel): boolean {
+  return rate === Infinity && capacity >= 65_536 && (jitter === 0 || mostRead >= 500) && mostWrite >= 500;
 }
 
 // After a time in which nothing could happen, what the peer sends at once comes soon enough.
@@ -157,13 +157,17 @@ function makeOptions(random: Random, keepAliveInterval: number, timeout: number)
 }
 
 function makeTravel(random: Random, mostRead: number, grain: number, longest: number): Travel {
+  const latency = random.pick([0, 0, 1, 25, 80]);
+  const jitter = random.pick([0, 0, 3, 40]);
+  // A line of a byte in a tenth of a second has no room for signs of life and an end.
+  const leastCapacity = Math.max(mostRead, Math.ceil((latency + jitter) / 5));
   return {
-    latency: random.pick([0, 0, 1, 25, 80]),
-    jitter: random.pick([0, 0, 3, 40]),
+    latency,
+    jitter,
     rate: random.oneIn(3) ? Math.max(1, grain) : Infinity,
     mostRead,
     mostWrite: random.pick([mostRead, 2 ** 20, 2 ** 20]),
-    capacity: Math.max(mostRead, random.pick([1, 500, 65_536, 2 ** 20])),
+    capacity: Math.max(leastCapacity, random.pick([1, 500, 65_536, 2 ** 20])),
     pauses: Array.from({ length: random.oneIn(3) ? 2 : 0 }, () => ({
       at: random.skewed(grain * 50),
       milliseconds: random.below(longest),
