@@ -246,7 +246,7 @@ const LARGE_READ = 4096;
 const HOPS = 10;
 // Less than this is a rest of a millisecond with little before it; more than this no peer is kept waiting.
 const SHORT_TURN = 3;
-const LONGEST_REST = 25;
+const LONGEST_REST = 50;
 // When a session ends others have a turn after telling so many who wait: what they do about it is done in the same turn,
 // and for ten thousand streams that are piped on that is half a second.
 const TOLD_AT_ONCE = 64;
@@ -865,9 +865,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           this.#vain = 0;
           const began = now;
           now = await turn.rest();
-          // A peer that sends so much in vain can wait for as long as others had to, with what was done for it.
+          // A peer that sends so much in vain can wait for twice as long as others had to, with what was done for it.
           const took = now - began;
-          if (took > SHORT_TURN && this.#ended === undefined) now = await turn.rest(Math.min(took, LONGEST_REST));
+          if (took > SHORT_TURN && this.#ended === undefined) now = await turn.rest(Math.min(2 * took, LONGEST_REST));
         } else if (isWatched && turn.isLong(now)) {
           now = await turn.giveWay();
         }

@@ -553,8 +553,8 @@ Deno.test("flood: when a read that it fills ends the session, nobody rests any m
 for (
   const [took, expected, isEnded] of [
     [3, [1], false],
-    [10, [1, 10], false],
-    [100, [1, 25], false],
+    [10, [1, 20], false],
+    [100, [1, 50], false],
     [100, [1], true],
   ] as const
 ) {
