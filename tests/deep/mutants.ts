@@ -163,7 +163,7 @@ const MUTANTS: Mutant[] = [
   {
     name: "a second SYN makes a second stream",
     file: "session.ts",
-    from: "    if (this.#streams.get(id) !== undefined) return;\n",
+    from: "    if (this.#streams.get(id) !== undefined) return void this.#vain++;\n",
     to: "",
   },
   {
