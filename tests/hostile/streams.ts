@@ -47,7 +47,7 @@ function unknown(name: string, attack: string, make: (attacker: Attacker, id: nu
     attack,
     expected: "dropped, uncharged and unanswered; heap + 8 MiB at most; the canary echoes",
     // Of which what the others take, who visit meanwhile, is the larger part.
-    memory: 24,
+    memory: 16,
     async run(lab) {
       const attacker = await lab.attack();
       const own = lab.role === "server" ? 2 ** 32 - 2 : 2 ** 32 - 1;
