@@ -15,7 +15,7 @@ const AT_ONCE = 16;
 
 // While nothing waits others have a turn every so many milliseconds. A new session needs several for its first echo: 7 to
 // 26 ms (p99) beside a stream that is written without end, where turns of 3 ms made it 30 to 69, and 18 (the median of
-// what took longest) beside megabytes that are echoed, where reading for 8 ms made it 49. Giving way costs 0.1.
+// what took longest) beside megabytes that are echoed, where reading for 8 ms made it 49. Giving way costs 0.05.
 const LONGEST_TURN = 1;
 
 // Way is given by the process, not by a session: with many, one does it for all.
