@@ -163,6 +163,9 @@ const OVERRUN = 1024 * 1024;
 type Resolve = (count: number | null) => void;
 type Reject = (reason: unknown) => void;
 
+/** Makes the error of a stream that its session took along, and of a write of which so many bytes were taken. */
+type Failure = (bytesWritten?: number) => Error;
+
 // One executor for the promises of all reads that wait: a closure for each would cost a tenth of a small frame.
 let parkedResolve: Resolve;
 let parkedReject: Reject;
@@ -233,7 +236,7 @@ export class StreamCore {
   #isClosed = false;
   #isDone = false;
   // Make the error of an operation: each gets its own, with the stack of who called.
-  #failure: (() => Error) | undefined;
+  #failure: Failure | undefined;
   #writeFailure: (() => Error) | undefined;
   #ending: (() => Error) | undefined;
   #closed: PromiseWithResolvers<void> | undefined;
@@ -395,7 +398,7 @@ export class StreamCore {
    *
    * @returns Whether it is the first failure.
    */
-  fail(failure: () => Error): boolean {
+  fail(failure: Failure): boolean {
     if (this.#failure !== undefined) return false;
     this.#failure = failure;
     this.#owesUpdate = this.#owesFin = false;
@@ -758,7 +761,7 @@ export class StreamCore {
     }
     const error = this.#isClosed
       ? new StreamClosedError("Cannot write to a closed stream")
-      : (this.#failure ?? this.#writeFailure ?? this.#ending)!();
+      : this.#failure?.(at) ?? (this.#writeFailure ?? this.#ending)!();
     throw Object.assign(error, { bytesWritten: at });
   }
 

@@ -552,10 +552,10 @@ Deno.test("flood: when a read that it fills ends the session, nobody rests any m
 
 for (
   const [took, expected, isEnded] of [
-    [3, [1], false],
-    [10, [1, 20], false],
-    [100, [1, 50], false],
-    [100, [1], true],
+    [6, [4], false],
+    [10, [4, 20], false],
+    [100, [4, 50], false],
+    [100, [4], true],
   ] as const
 ) {
   const then = isEnded ? ", and no more when the session ends meanwhile" : "";
@@ -587,13 +587,13 @@ for (
     ["frames for streams that are not there", 64, (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
     ["frames of 65 535 bytes for streams that are not there", 8, (n: number) => frame(1, PSH, 5 + 2 * n, LONGEST)],
     ["frames of 65 535 bytes for a stream that they have ended", 8, () => frame(1, PSH, 3, LONGEST)],
-    ["NOPs", 4096, () => frame(1, NOP, 0)],
-    ["FINs for streams that are not there", 4096, (n: number) => frame(1, FIN, 5 + 2 * n)],
-    ["FINs for a stream that they have ended", 4096, () => frame(1, FIN, 3)],
-    ["SYNs for a stream that is there", 4096, () => frame(1, SYN, 3)],
-    ["frames without data", 4096, () => frame(1, PSH, 1)],
-    ["UPDs for a stream that is there", 4096, () => updateFrame(3, 0, 1000)],
-    ["UPDs for streams that are not there", 4096, (n: number) => updateFrame(5 + 2 * n, 0, 1000)],
+    ["NOPs", 8192, () => frame(1, NOP, 0)],
+    ["FINs for streams that are not there", 8192, (n: number) => frame(1, FIN, 5 + 2 * n)],
+    ["FINs for a stream that they have ended", 8192, () => frame(1, FIN, 3)],
+    ["SYNs for a stream that is there", 8192, () => frame(1, SYN, 3)],
+    ["frames without data", 8192, () => frame(1, PSH, 1)],
+    ["UPDs for a stream that is there", 8192, () => updateFrame(3, 0, 1000)],
+    ["UPDs for streams that are not there", 8192, (n: number) => updateFrame(5 + 2 * n, 0, 1000)],
   ] as const
 ) {
   Deno.test(`flood: ${enough} ${what} make the peer wait, ${enough - 1} do not, in one read or in many`, async () => {

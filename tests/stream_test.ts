@@ -274,6 +274,23 @@ Deno.test("write: the session's end cuts it, with the reason as cause", async ()
   assert(error.bytesWritten! > 0);
 });
 
+Deno.test("write: of many that the session's end cuts each says what was taken of it", async () => {
+  using all = await stuckStream(2);
+  const others = [await all.session.openStream(), await all.session.openStream()];
+  const writings = [all.stream.write(pattern(1 << 20))];
+  await turn();
+  for (const other of others) writings.push(other.write(pattern(1 << 20)));
+  await turn();
+  all.session.abort();
+  const errors = [];
+  for (const writing of writings) errors.push(await assertRejects(() => writing, SessionClosedError));
+  const taken = errors.map((error) => error.bytesWritten!);
+  assert(taken[0]! > 0 && taken[1]! > 0 && taken[0] !== taken[1], `${taken}`);
+  assertEquals(taken[2], 0);
+  const later = await assertRejects(() => all.stream.write(pattern(1)), SessionClosedError);
+  assertEquals([later.bytesWritten, errors[0]!.bytesWritten], [0, taken[0]]);
+});
+
 Deno.test("tryWrite: takes what there is room and credit for, 0 while a write waits", async () => {
   using all = await streamPair({ version: 2, capacity: 1000 });
   const taken = all.near.tryWrite(pattern(1 << 20));
