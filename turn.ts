@@ -13,10 +13,9 @@ import { clock, type Timer } from "./clock.ts";
 // What has not settled after so many microtasks waits: a read that finds bytes takes two, through web streams a few.
 const AT_ONCE = 16;
 
-// While nothing waits others have a turn every so many milliseconds. A new session needs several for its first echo: 7 to
-// 26 ms (p99) beside a stream that is written without end, where turns of 3 ms made it 30 to 69, and 18 (the median of
-// what took longest) beside megabytes that are echoed, where reading for 8 ms made it 49. Giving way costs 0.05.
-const LONGEST_TURN = 1;
+// While nothing waits others have a turn every so many milliseconds. A new session needs several for its first echo: 13 to
+// 22 ms (p99) beside a stream that is written without end, where turns of 3 ms make it 30 to 45. Giving way costs 0.05.
+const LONGEST_TURN = 2;
 
 // Way is given by the process, not by a session: with many, one does it for all.
 let giving: Promise<unknown> | undefined;

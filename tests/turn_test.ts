@@ -25,7 +25,7 @@ Deno.test("Turn: an operation that waits begins a new one, one that settles at o
   const turn = new Turn();
   const now = clock.now();
   turn.begin(now);
-  assertEquals([turn.isLong(now + 0.9), turn.isLong(now + 1)], [false, true]);
+  assertEquals([turn.isLong(now + 1.9), turn.isLong(now + 2)], [false, true]);
   for (const operation of [Promise.resolve(), Promise.reject(new Error("on purpose"))]) {
     turn.watch(operation);
     await settle();
@@ -33,7 +33,7 @@ Deno.test("Turn: an operation that waits begins a new one, one that settles at o
   }
   turn.watch(Promise.withResolvers<void>().promise);
   await settle();
-  assertEquals([turn.isLong(now + 20), turn.isLong(now + 20.9), turn.isLong(now + 21)], [false, false, true]);
+  assertEquals([turn.isLong(now + 20), turn.isLong(now + 21.9), turn.isLong(now + 22)], [false, false, true]);
 });
 
 Deno.test("Turn: way is given once for all who give it together", async () => {
@@ -88,7 +88,7 @@ Deno.test("Turn: a rest is a timer, and begins a new turn", async () => {
   const turn = new Turn();
   turn.begin(clock.now() - 100);
   const now = await turn.rest();
-  assertEquals([turn.isLong(now + 0.9), turn.isLong(now + 1)], [false, true]);
+  assertEquals([turn.isLong(now + 1.9), turn.isLong(now + 2)], [false, true]);
 });
 
 Deno.test("Turn: its end ends a rest at once, and tells of way that is being given", async () => {
