@@ -350,6 +350,20 @@ const MUTANTS: Mutant[] = [
     to: " >= bytes.buffer.byteLength)",
     tests: ["rules_test.ts"],
   },
+  {
+    name: "way is given by waiting for another thread",
+    file: "clock.ts",
+    from: "setImmediate === undefined ? leave() : pass(setImmediate)",
+    to: "leave()",
+    tests: ["turn_test.ts"],
+  },
+  {
+    name: "writes that the session's end cut say of one another what was taken",
+    file: "session.ts",
+    from: "bytesWritten > 0 ? own() : shared ??= own()",
+    to: "bytesWritten < 0 ? own() : shared ??= own()",
+    tests: ["stream_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
