@@ -219,6 +219,7 @@ const MUTANTS: Mutant[] = [
     file: "stream.ts",
     from: "      if (at < p.length && this.#ending !== undefined) this.#wasCut = true;\n",
     to: "",
+    tests: ["rules_test.ts"],
   },
   {
     name: "close() of a session does not wait for what was written",
