@@ -11,6 +11,7 @@ import {
   type Frame,
   FrameDecoder,
   type FrameSink,
+  HEADER_LENGTH,
   MAX_PAYLOAD_LENGTH,
   NOP,
   NOTHING,
@@ -23,7 +24,7 @@ import { deferred, SessionClosedError, type Stream, StreamCore, type StreamHost 
 import { Table } from "./table.ts";
 import { type Address, type Link, link, type Transport } from "./transport.ts";
 import { Turn } from "./turn.ts";
-import { LARGEST_WINDOW, WindowPool } from "./window.ts";
+import { FIRST_WINDOW, LARGEST_WINDOW, WindowPool } from "./window.ts";
 
 /**
  * Options of a session, client or server. All sizes are in bytes, all times in milliseconds.
@@ -240,6 +241,9 @@ const FLOOD = 8192;
 // or that has ended, and as many bytes more in it.
 const UNWANTED = 128;
 const UNWANTED_PIECE = 8192;
+// But so many bytes may be on their way to a stream that was closed here before its peer ended it, and so many to all.
+const ON_THE_WAY = FIRST_WINDOW;
+const MOST_ON_THE_WAY = 256 * ON_THE_WAY;
 // After a read of so many bytes that settled some of a stream, so many microtasks pass before the next one: whoever got
 // them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
 const LARGE_READ = 4096;
@@ -409,6 +413,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #accepted = 0;
   #refused = 0;
   #vain = 0;
+  #onTheWay = 0;
   #bytesReceived = 0;
 
   /**
@@ -715,7 +720,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         // Whoever accepts a stream may read or close another, while the decoder stands in its buffer.
         if (chunk.buffer !== this.#decoding) this.#link.spent(chunk);
       },
-      forget: (stream) => this.#forget(stream),
+      forget: (stream) => {
+        if (!stream.isEndedByPeer) this.#onTheWay = Math.min(this.#onTheWay + ON_THE_WAY, MOST_ON_THE_WAY);
+        this.#forget(stream);
+      },
     };
   }
 
@@ -755,8 +763,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         core?.receiveFin();
       },
       psh: (id, length) => {
-        this.#current = this.#streams.get(id);
-        if (this.#current?.isEndedByPeer !== false) this.#vain += UNWANTED * (1 + Math.floor(length / UNWANTED_PIECE));
+        const core = this.#current = this.#streams.get(id);
+        if (core === undefined && this.#onTheWay > length) this.#onTheWay -= length + HEADER_LENGTH;
+        else if (core?.isEndedByPeer !== false) this.#vain += UNWANTED * (1 + Math.floor(length / UNWANTED_PIECE));
         else if (length === 0) this.#vain++;
       },
       data: (bytes, start, end) => {

@@ -12,7 +12,7 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { concat } from "@std/bytes";
+import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
 import { clock } from "../clock.ts";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
@@ -580,6 +580,27 @@ for (
     await assertRejects(() => session.closed);
   });
 }
+
+Deno.test("flood: what may be on its way to a stream that was closed here makes nobody wait", async () => {
+  for (const closed of [0, 2]) {
+    const [near, far] = memoryPair();
+    using rests = countRests();
+    const session = Session.server(near);
+    const streams = Array.from({ length: closed }, async () => (await session.acceptStream()).close());
+    for (let n = 0; n < closed; n++) await writeAll(far, frame(1, SYN, 3 + 2 * n));
+    await Promise.all(streams);
+    // One window for each that was closed, in frames of 128 bytes, of which 64 are a flood for any other.
+    const late = frame(1, PSH, 3, pattern(120));
+    await writeAll(far, repeat(late, closed * 2048));
+    for (let n = 0; n < 10; n++) await turn();
+    assertEquals([session.stats().bytesReceived, rests.count], [closed * (8 + 2048 * late.length), 0]);
+    await writeAll(far, repeat(late, 64));
+    for (let n = 0; n < 10; n++) await turn();
+    assertEquals(rests.count, 1);
+    session.abort();
+    await assertRejects(() => session.closed);
+  }
+});
 
 for (
   const [what, enough, make] of [

@@ -365,6 +365,14 @@ const MUTANTS: Mutant[] = [
     to: "bytesWritten < 0 ? own() : shared ??= own()",
     tests: ["stream_test.ts"],
   },
+  {
+    name: "data on its way to a stream that was closed here makes the peer wait",
+    file: "session.ts",
+    from:
+      "        if (!stream.isEndedByPeer) this.#onTheWay = Math.min(this.#onTheWay + ON_THE_WAY, MOST_ON_THE_WAY);\n",
+    to: "",
+    tests: ["session_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
