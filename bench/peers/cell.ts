@@ -5,7 +5,7 @@
  */
 
 import { deadline } from "@std/async";
-import { buildGo, hasGoPackage } from "../../tests/go.ts";
+import { buildGo, hasGoPackage, MEASURED } from "../../tests/go.ts";
 import { Process } from "../../tests/programs.ts";
 import type { Plan, Result } from "./shape.ts";
 
@@ -72,7 +72,7 @@ export async function cell(peer: string, plan: Plan, cores?: Cores, go?: GoPeers
 export async function buildGoPeers(folder: string): Promise<GoPeers | undefined> {
   const there = GO_FILES.filter(({ needs }) => hasGoPackage(needs));
   if (there.length === 0) return undefined;
-  const path = await buildGo(folder, [`${HERE}peer.go`, ...there.map(({ file }) => HERE + file)]);
+  const path = await buildGo(folder, [`${HERE}peer.go`, MEASURED, ...there.map(({ file }) => HERE + file)]);
   if (path === undefined) return undefined;
   return {
     path,

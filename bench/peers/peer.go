@@ -54,25 +54,8 @@ type plan struct {
 	Port        int
 }
 
-type result map[string]interface{}
-
 func (p plan) warm() time.Duration { return time.Duration(p.Warm) * time.Millisecond }
 func (p plan) time() time.Duration { return time.Duration(p.Time) * time.Millisecond }
-
-func check(err error) {
-	if err != nil {
-		say(result{"error": fmt.Sprintf("%s: %v", os.Args[1], err)})
-		select {}
-	}
-}
-
-var saying sync.Mutex
-
-func say(r result) {
-	saying.Lock()
-	defer saying.Unlock()
-	json.NewEncoder(os.Stdout).Encode(r)
-}
 
 // meter takes the snapshots between which a rate is measured.
 type meter struct {
@@ -352,11 +335,7 @@ func sessions(m muxer, p plan) result {
 }
 
 func main() {
-	// Whoever started this holds its input open.
-	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		os.Exit(0)
-	}()
+	endWithInput()
 	m, known := muxers[os.Args[2]]
 	if !known {
 		check(fmt.Errorf("no peer %s", os.Args[2]))

@@ -7,7 +7,7 @@
 
 import { deadline } from "@std/async";
 import { conditions, machine, median, spread, table as markdown } from "../figures.ts";
-import { buildGo, hasGoPackage } from "../go.ts";
+import { buildGo, hasGoPackage, MEASURED } from "../go.ts";
 import { makeFolder, Process } from "../programs.ts";
 import type { Plan, Result, Role } from "./latency/end.ts";
 import { anyText, integer, parse } from "./shared/options.ts";
@@ -94,7 +94,9 @@ interface Outcome {
 export async function run(args: string[]): Promise<void> {
   const { rounds, json } = parse(args, { rounds: integer(5, 1), json: anyText });
   await using folder = await makeFolder("latency");
-  const go = hasGoPackage("github.com/xtaci/smux") ? await buildGo(folder.path, [`${HERE}peer.go`]) : undefined;
+  const go = hasGoPackage("github.com/xtaci/smux")
+    ? await buildGo(folder.path, [`${HERE}peer.go`, MEASURED])
+    : undefined;
   if (go === undefined) {
     console.log("Without Go's rows: apt-get install golang-go golang-github-xtaci-smux-dev");
   }

@@ -1,6 +1,5 @@
 /**
- * One end of a cell: `end.ts client|server PEER PLAN`. A server prints its port first; both print a
- * {@linkcode Result} when they have one, and stay until they are ended.
+ * One end of a connection over the link: `end.ts client|server PEER PLAN`, told and heard as that of `bench/peers`.
  *
  * @module
  */

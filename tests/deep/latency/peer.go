@@ -1,4 +1,4 @@
-// Go's smux as an end of a cell: `peer client|server VERSION PLAN`, the same as end.ts, with Go's own default options.
+// Go's smux over the link: `peer client|server VERSION PLAN`, told and heard as end.ts, with its own default options.
 package main
 
 import (
@@ -31,24 +31,7 @@ type plan struct {
 	Port    int
 }
 
-type result map[string]interface{}
-
 func (p plan) time() time.Duration { return time.Duration(p.Time) * time.Millisecond }
-
-var saying sync.Mutex
-
-func say(r result) {
-	saying.Lock()
-	defer saying.Unlock()
-	json.NewEncoder(os.Stdout).Encode(r)
-}
-
-func check(err error) {
-	if err != nil {
-		say(result{"error": fmt.Sprintf("%s: %v", os.Args[1], err)})
-		select {}
-	}
-}
 
 var pattern [period + writeSize]byte
 
@@ -160,11 +143,7 @@ func connect(role string, config *smux.Config, p plan) (streams []*smux.Stream) 
 }
 
 func main() {
-	// Whoever started this holds its input open.
-	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		os.Exit(0)
-	}()
+	endWithInput()
 	fillPattern()
 	config := smux.DefaultConfig()
 	version, err := strconv.Atoi(os.Args[2])
