@@ -358,7 +358,7 @@ export const liveness: readonly Case[] = [
     attack: `empty frames over a transport (${kind}) that always has more at once`,
     expected: "others have their turn every 2 MiB at least, and within 50 ms",
     async run(lab) {
-      const bytes = lab.count(32, 512) * MiB;
+      const bytes = lab.count(16, 512) * MiB;
       const { turns, gap } = await lab.victim.capture(kind, bytes);
       lab.notes.push(`${turns} turns, at most ${gap.toFixed(1)} ms apart`);
       assertGreaterOrEqual(turns, bytes / MOST_IN_A_TURN, `Turns for others in ${bytes} bytes: ${turns}`);
