@@ -7,6 +7,8 @@
 import {
   assert,
   assertEquals,
+  assertGreater,
+  assertGreaterOrEqual,
   assertRejects,
   assertStrictEquals,
   assertStringIncludes,
@@ -18,7 +20,19 @@ import { clock } from "../clock.ts";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { settle } from "../session.ts";
-import { frame, memoryPair, pattern, RawPeer, readAll, sessionPair, turn, updateFrame, writeAll } from "./support.ts";
+import {
+  frame,
+  ManualClock,
+  memoryPair,
+  MiB,
+  pattern,
+  RawPeer,
+  readAll,
+  sessionPair,
+  turn,
+  updateFrame,
+  writeAll,
+} from "./support.ts";
 
 /** Makes a session with these options, of whatever kind they are, and ends it. */
 function construct(options: object, make: "client" | "server" = "server"): void {
@@ -642,3 +656,56 @@ for (
     }
   });
 }
+
+/** Counts turns that are given to others, and takes no time for them. */
+function countTurns(): () => number {
+  let given = 0;
+  clock.giveWay = () => Promise.resolve(given++);
+  return () => given;
+}
+
+Deno.test("turns: of a transport that always has more to read others have one every 2 ms", async () => {
+  using time = new ManualClock();
+  const given = countTurns();
+  const data = concat([frame(1, SYN, 3), repeat(frame(1, PSH, 3, pattern(32_768)), 100)]);
+  let at = 0;
+  let reads = 0;
+  const session = Session.server({
+    read(p) {
+      time.freeze(1);
+      if (at === data.length) return Promise.resolve(null);
+      reads++;
+      const part = data.subarray(at, at + p.length);
+      p.set(part);
+      at += part.length;
+      return Promise.resolve(part.length);
+    },
+    write: (p) => Promise.resolve(p.length),
+    close() {},
+  });
+  await session.closed;
+  assertGreater(reads, 50);
+  assertGreaterOrEqual(given(), Math.floor(reads / 2));
+});
+
+Deno.test("turns: of a transport that always has room to write others have one every 2 ms", async () => {
+  using time = new ManualClock();
+  const given = countTurns();
+  let writes = 0;
+  const session = Session.client({
+    read: () => new Promise<null>(() => {}),
+    write(p) {
+      time.freeze(1);
+      writes++;
+      return Promise.resolve(p.length);
+    },
+    close() {},
+  }, { version: 1 });
+  const stream = await session.openStream();
+  const before = writes;
+  await stream.write(pattern(8 * MiB));
+  assertGreater(writes - before, 20);
+  assertGreaterOrEqual(given(), Math.floor((writes - before) / 2) - 1);
+  session.abort();
+  await assertRejects(() => session.closed);
+});

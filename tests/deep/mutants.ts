@@ -359,6 +359,20 @@ const MUTANTS: Mutant[] = [
     tests: ["turn_test.ts"],
   },
   {
+    name: "who always has more to send keeps the process to itself",
+    file: "session.ts",
+    from: "        } else if (isWatched && turn.isLong(now)) {\n          now = await turn.giveWay();\n",
+    to: "",
+    tests: ["session_test.ts"],
+  },
+  {
+    name: "who always takes more keeps the process to itself",
+    file: "outgoing.ts",
+    from: "        if (length >= GATHERED && turn.isLong(clock.now())) await turn.giveWay();\n",
+    to: "",
+    tests: ["session_test.ts"],
+  },
+  {
     name: "writes that the session's end cut say of one another what was taken",
     file: "session.ts",
     from: "bytesWritten > 0 ? own() : shared ??= own()",
