@@ -22,7 +22,7 @@ import vm from "node:vm";
 import { bounded, Channel, ChannelClosedError, type Receiver, select, trySelect, unbounded } from "../channel.ts";
 import { clock, type Timer } from "../clock.ts";
 import { assertTimeout, reasonOf } from "./failures.ts";
-import { countListeners, hops } from "./support.ts";
+import { countListeners, hops, NO_SIGNAL } from "./support.ts";
 
 const REASON = new Error("the reason");
 
@@ -1294,21 +1294,19 @@ Deno.test("row 53: ring of 32 channels; channels sent through channels x1000; 25
 });
 
 Deno.test("null for a signal is none, on every wait", async () => {
-  // Some write it so, and types do not hold everybody.
-  const options = { signal: null } as unknown as { signal: AbortSignal };
   const channel = new Channel<number>();
-  const sent = channel.send(1, options);
-  assertEquals(await channel.receive(options), 1);
+  const sent = channel.send(1, NO_SIGNAL);
+  assertEquals(await channel.receive(NO_SIGNAL), 1);
   await sent;
   const waits = [
-    channel.receive(options),
-    channel.receiveMany(1, options),
-    select({ a: channel.receiving() }, options),
+    channel.receive(NO_SIGNAL),
+    channel.receiveMany(1, NO_SIGNAL),
+    select({ a: channel.receiving() }, NO_SIGNAL),
   ];
   for (let value = 1; value <= 3; value++) await channel.send(value);
   const [one, many, chosen] = await Promise.all(waits);
   assertEquals([one, many, (chosen as { value: number }).value], [1, [2], 3]);
-  await assertRejects(() => select({}, options), TypeError, "Cannot select");
+  await assertRejects(() => select({}, NO_SIGNAL), TypeError, "Cannot select");
 });
 
 Deno.test("onDrop belongs to its options: a class's may use them", () => {

@@ -15,6 +15,9 @@ export const MiB = 1024 * KiB;
 /** A free port of this machine. */
 export const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
 
+/** No signal, as some write it: types do not hold everybody. */
+export const NO_SIGNAL = { signal: null } as unknown as { signal: AbortSignal };
+
 /** Both ends of a TCP connection over loopback. */
 export async function tcpPair(): Promise<[Deno.TcpConn, Deno.TcpConn]> {
   using listener = Deno.listen(LOOPBACK);

@@ -311,7 +311,7 @@ func streams(m muxer, p plan) result {
 		streams := openAll(m, p)
 		for _, s := range streams {
 			exchange(s, make([]byte, p.Size), make([]byte, p.Size), 1)
-			// Idle means that somebody waits for what comes next.
+			// As in end.ts: without a reader it would be forgotten, not idle.
 			go s.Read(make([]byte, p.Size))
 		}
 		return streams
