@@ -213,6 +213,7 @@ export class FrameDecoder {
   #command: Command = NOP;
   #id = 0;
   #remaining = 0;
+  #isInterrupted = false;
 
   /**
    * @param version The version every frame must have; without it, the first frame's.
@@ -255,17 +256,19 @@ export class FrameDecoder {
   }
 
   /**
-   * Takes the next bytes and hands over what they complete. An error leaves the decoder useless.
+   * Decodes the next bytes and hands over what they complete. An error leaves the decoder useless.
    *
    * @param bytes What arrived; not kept.
    * @param sink Gets what was found, during the call.
-   * @param end Where it ends in `bytes`.
+   * @param end Position in `bytes` after the last byte.
+   * @param at Position in `bytes` of the first byte.
+   * @returns The position reached: `end`, or less when the sink called `interrupt`.
    * @throws {ProtocolError} A header breaks a rule: nothing of its frame has been handed over.
    */
-  push(bytes: Uint8Array, sink: FrameSink, end: number = bytes.length): void {
-    const start = this.#offset;
-    let at = 0;
-    while (at < end) {
+  push(bytes: Uint8Array, sink: FrameSink, end: number = bytes.length, at = 0): number {
+    const start = this.#offset - at;
+    this.#isInterrupted = false;
+    while (at < end && !this.#isInterrupted) {
       if (this.#remaining > 0) {
         at = this.#payload(bytes, at, end, sink);
         this.#offset = start + at;
@@ -276,7 +279,7 @@ export class FrameDecoder {
       if (this.#held > 0 || end - at < HEADER_LENGTH) {
         at = this.#hold(bytes, at, Math.min(end, at + HEADER_LENGTH - this.#held));
         this.#offset = start + at;
-        if (this.#held < HEADER_LENGTH) return;
+        if (this.#held < HEADER_LENGTH) return at;
         this.#held = 0;
         source = this.#scratch;
         header = 0;
@@ -287,6 +290,12 @@ export class FrameDecoder {
       this.#frameOffset = start + at - HEADER_LENGTH;
       this.#header(source, header, sink);
     }
+    return at;
+  }
+
+  /** Makes the `push` under way return after the frame that the sink is being handed. */
+  interrupt(): void {
+    this.#isInterrupted = true;
   }
 
   #header(source: Uint8Array, at: number, sink: FrameSink): void {

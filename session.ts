@@ -374,11 +374,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   readonly #streams = new Table<StreamCore>();
   #current: StreamCore | undefined;
   #decoding: ArrayBufferLike | undefined;
+  #decodedTo = 0;
   #nextId: number;
   readonly #parity: number;
   #remoteStreams = 0;
   readonly #accepting: Sender<Stream>;
   readonly #incoming: Receiver<Stream> | undefined;
+  // A SYN for which the full channel has no place before the acceptors have had a turn; and whether they had one since.
+  #unplaced: number | undefined;
+  #hadTurn = false;
 
   #unread = 0;
   #settling: StreamCore[] = [];
@@ -794,21 +798,32 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       throw new ProtocolError(this.#decoder.frameOffset, expected, `${id}`);
     }
     if (this.#streams.get(id) !== undefined) return void this.#vain++;
+    if (this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);
+    if (this.#place(id)) return;
+    if (this.#hadTurn) return this.#refuse(id);
+    // One read may bring more SYNs than the channel holds, and no acceptor runs while it is decoded.
+    this.#unplaced = id;
+    this.#decoder.interrupt();
+  }
+
+  /** Hands a stream of the peer to the acceptors; says whether their channel had a place for it. */
+  #place(id: number): boolean {
     const accepting = this.#accepting;
-    // Known before a stream is made of it: a flood of what is refused then costs next to nothing.
-    const isFull = accepting.isFull && accepting.capacity > 0;
-    if (isFull || this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);
+    // Checked before a stream is made of it, so that a flood of refused SYNs allocates nothing.
+    if (accepting.isFull && accepting.capacity > 0) return false;
     const core = new StreamCore(this.#host, id, true);
-    // Before it is handed over: whoever takes it from a web stream runs in that step, and may close it, or all.
+    // In the table before it is handed over: a web stream's reader runs in that step, and may close the stream or all.
     this.#streams.add(core);
     this.#remoteStreams++;
     if (!accepting.trySend(core.stream)) {
       core.fail(() => this.#closedError("The stream was refused"));
       this.#forget(core);
-      return this.#refuse(id);
+      return false;
     }
+    this.#hadTurn = false;
     this.#accepted++;
     core.announce();
+    return true;
   }
 
   #refuse(id: number): void {
@@ -869,7 +884,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         isReading = false;
         now = clock.now();
-        if (this.#take(link.bytes, count, now) && count >= LARGE_READ) {
+        const { bytes } = link;
+        this.#bytesReceived += count;
+        let hasSettled = this.#decode(bytes, 0, count, now);
+        while (this.#unplaced !== undefined) {
+          now = await turn.giveWay();
+          if (this.#ended !== undefined) return;
+          hasSettled = this.#decode(bytes, this.#decodedTo, count, now) || hasSettled;
+        }
+        if (hasSettled && count >= LARGE_READ) {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
         if (this.#ended !== undefined) return;
@@ -893,15 +916,21 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /** Decodes what arrived and settles the reads that it fills; says whether there were any. */
-  #take(bytes: Uint8Array, count: number, now: number): boolean {
-    this.#bytesReceived += count;
+  #decode(bytes: Uint8Array, start: number, end: number, now: number): boolean {
     const before = this.#decoder.progress;
+    const unplaced = this.#unplaced;
+    this.#unplaced = undefined;
     let hasSettled = false;
     this.#decoding = bytes.buffer;
     try {
-      this.#decoder.push(bytes, this.#sink, count);
+      if (unplaced !== undefined) {
+        this.#hadTurn = true;
+        this.#syn(unplaced);
+      }
+      this.#decodedTo = this.#decoder.push(bytes, this.#sink, end, start);
     } finally {
-      this.#decoding = undefined;
+      // Between two parts of one read its buffer must stay as it is.
+      if (this.#unplaced === undefined) this.#decoding = undefined;
       const settling = this.#settling;
       hasSettled = settling.length > 0;
       for (const core of settling) core.settle();

@@ -39,7 +39,7 @@ export async function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean
  * a slow machine what a test expects after a few turns would come later.
  */
 function shortenRests(): void {
-  clock.giveWay = () => Promise.resolve();
+  clock.giveWay = () => setImmediate();
   clock.rest = (run) => void setImmediate().then(run);
 }
 
