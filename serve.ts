@@ -5,7 +5,8 @@
  */
 
 import { Channel } from "./channel.ts";
-import { duration, type ServerOptions, Session, settle } from "./session.ts";
+import { clock } from "./clock.ts";
+import { duration, type ServerOptions, Session, settle, watchStalled } from "./session.ts";
 import { SessionClosedError, type Stream } from "./stream.ts";
 import { closeOnce, type Connection } from "./transport.ts";
 
@@ -144,6 +145,11 @@ export async function* connections<Accepted extends Connection>(
   }
 }
 
+// Longer than the pauses of a healthy network (a lost packet that is sent again, a phone that changes cells: up to 3 s).
+// Shorter than clients wait for an answer, and much shorter than the 30 s after which the peer, which cannot write
+// meanwhile, takes the connection for dead.
+const STALLED_STREAM_TIMEOUT = 5000;
+
 /**
  * Options of {@linkcode serve}: those of every session, and three more. Streams go to the handler, so no `incoming`.
  *
@@ -170,6 +176,11 @@ export async function* connections<Accepted extends Connection>(
  * ```
  */
 export interface ServeOptions extends Omit<ServerOptions, "incoming"> {
+  /**
+   * As for a session, but finite by default, since the peers are strangers: 5000. `onError` gets the error when the
+   * handler does not settle with it at once.
+   */
+  stalledStreamTimeout?: number | undefined;
   /** Ends the server at once when it aborts: the listener is closed and every session aborted with its reason. */
   signal?: AbortSignal | undefined;
   /** Gets every error of a connection, a session or a handler. Default: `console.error`. */
@@ -250,8 +261,10 @@ export function serve(
   handler: (stream: Stream, session: Session) => void | Promise<void>,
   options: ServeOptions = {},
 ): Server {
-  const { signal, onError = console.error, onSession, ...sessionOptions } = options;
+  const { signal, onError = console.error, onSession, ...rest } = options;
   if ("incoming" in options) throw new TypeError("serve gives every stream to its handler: it takes no incoming");
+  const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = rest;
+  const sessionOptions = { ...rest, stalledStreamTimeout };
   settle(sessionOptions, "server");
   const sessions = new Set<Session>();
   const stopping = new AbortController();
@@ -278,7 +291,12 @@ export function serve(
   async function run(connection: Connection): Promise<void> {
     const session = Session.server(connection, sessionOptions);
     sessions.add(session);
-    const handling = new Set<Promise<void>>();
+    const handling = new Map<Stream, Promise<void>>();
+    watchStalled(session, async (stream, error) => {
+      // A handler that uses the stream rejects with the same error.
+      await clock.giveWay();
+      if (handling.has(stream)) tell(error);
+    });
     try {
       onSession?.(session);
     } catch (error) {
@@ -287,14 +305,14 @@ export function serve(
     try {
       for await (const stream of session) {
         const handled = handle(stream, session);
-        handling.add(handled);
-        handled.finally(() => handling.delete(handled));
+        handling.set(stream, handled);
+        handled.finally(() => handling.delete(stream));
       }
       await session.closed;
     } catch (error) {
       if (!signal?.aborted) tell(error instanceof SessionClosedError ? error.cause ?? error : error);
     }
-    await Promise.all(handling);
+    await Promise.all(handling.values());
     sessions.delete(session);
   }
 

@@ -86,8 +86,11 @@ export interface SessionOptions {
   /** Streams that may wait to be accepted; more are refused. Default 1024, as in Go. */
   acceptBacklog?: number | undefined;
   /**
-   * When the unread bytes have stopped the session from reading for so long, the stream that holds most of them and of
-   * which nothing was read meanwhile is cut. Default `Infinity`: never.
+   * Milliseconds after which streams that stalled are cut because their unread bytes hold up all others: in version 1
+   * when `maxReceiveBuffer` is full, in version 2 when less than an eighth of it is free. A stream has stalled when
+   * nothing was read of it meanwhile or, where other streams wait, less than 16 KiB per second. Those that hold most are
+   * cut: they fail with a "TimeoutError" that names the stream, and the session goes on. Default `Infinity`: never;
+   * {@linkcode serve} has a default of 5000.
    */
   stalledStreamTimeout?: number | undefined;
 }
@@ -232,6 +235,12 @@ export interface SessionStats {
   readPaused: boolean;
 }
 
+// In version 2 streams have stalled for good when less than this part of the receive buffer is free: the windows of those
+// that are read are then 8 KiB, and shrink further. In version 1 a full buffer is the only sign.
+const TIGHT = 8;
+// A stream that is read more slowly than this, in bytes per second, holds up the others as one that is not read at all.
+// Larger: the others wait less; smaller: fewer slow readers are cut. Below any link of today.
+const SLOWEST_READ = 16 * 1024;
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MOST_REFUSALS = 1024;
 // The peer has to wait after so many frames that bring nothing: NOPs and UPDs, of which few are ever needed, FINs for
@@ -335,6 +344,9 @@ export function duration(name: string, value: number): number {
   return integer(name, value, MAX_DELAY, "", " or Infinity");
 }
 
+/** Has every stream of a session that `stalledStreamTimeout` cuts reported, with its error. */
+export let watchStalled: (session: Session, report: (stream: Stream, error: Error) => void) => void;
+
 /**
  * Many independent streams over one connection, in the protocol smux.
  *
@@ -384,7 +396,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #unplaced: number | undefined;
   #hadTurn = false;
 
-  #unread = 0;
   #settling: StreamCore[] = [];
   #owing: StreamCore[] = [];
   #refusals: number[] = [];
@@ -412,6 +423,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #closing: Promise<void> | undefined;
   readonly #turn = new Turn();
   readonly #closed = deferred<void>();
+  #onStalled: ((stream: Stream, error: Error) => void) | undefined;
 
   #opened = 0;
   #accepted = 0;
@@ -419,6 +431,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #vain = 0;
   #onTheWay = 0;
   #bytesReceived = 0;
+
+  static {
+    watchStalled = (session, report) => session.#onStalled = report;
+  }
 
   /**
    * Starts the client's side of a session.
@@ -482,7 +498,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#nextId = parity === 1 ? FIRST_ID.client : FIRST_ID.server;
     this.#link = link(transport);
     this.#decoder = new FrameDecoder(version === "auto" ? undefined : version);
-    this.#windows = new WindowPool(settings.maxStreamBuffer, Math.floor(settings.maxReceiveBuffer / 2));
+    const { maxStreamBuffer, maxReceiveBuffer } = settings;
+    this.#windows = new WindowPool(maxStreamBuffer, Math.floor(maxReceiveBuffer / 2), maxReceiveBuffer);
     this.#outgoing = new Outgoing(this.#link, version === "auto" ? 2 : version, {
       writeOwed: () => this.#writeOwed(),
       idle: () => this.#idle(),
@@ -676,7 +693,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       bytesReceived: this.#bytesReceived,
       framesSent: this.#outgoing.frames,
       framesReceived: this.#decoder.frames,
-      bytesUnread: this.#unread,
+      bytesUnread: this.#windows.unread,
       bytesUnsent: this.#outgoing.unsent,
       creditGranted: this.#windows.granted,
       readPaused: this.#isPaused,
@@ -711,9 +728,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       timeout: this.#settings.timeout,
       windows: this.#windows,
       outgoing: this.#outgoing,
-      charge: (count) => {
-        this.#unread += count;
-      },
       release: (stream, count) => this.#release(stream, count),
       settleLater: (stream) => this.#settling.push(stream),
       owe: (stream) => {
@@ -896,6 +910,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           for (let hops = 0; hops < HOPS; hops++) await null;
         }
         if (this.#ended !== undefined) return;
+        this.#watchStalled();
         if (this.#vain >= FLOOD) {
           this.#vain = 0;
           const began = now;
@@ -948,12 +963,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #mustPause(): boolean {
     if (this.#isDropping) return false;
-    return this.#unread >= this.#settings.maxReceiveBuffer || this.#refusals.length > MOST_REFUSALS;
+    return this.#windows.unread >= this.#settings.maxReceiveBuffer || this.#refusals.length > MOST_REFUSALS;
   }
 
   async #pause(): Promise<void> {
     this.#isPaused = true;
-    this.#watchStalled();
     while (this.#mustPause() && this.#ended === undefined) {
       await (this.#mayRead ??= new Channel()).receive();
     }
@@ -967,7 +981,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   #release(stream: StreamCore, count: number): void {
-    this.#unread -= count;
+    this.#windows.unread -= count;
     if (stream.unread === 0 && this.#holding.size > 0) this.#holding.delete(stream);
     this.#mayReadAgain();
   }
@@ -986,10 +1000,17 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#end(isHangUp ? {} : { error });
   }
 
-  // Streams nobody reads.
+  // Stalled streams.
+
+  /** Whether so much is unread that streams that are read have to wait, or that their windows are very small. */
+  #isTight(): boolean {
+    const { maxReceiveBuffer } = this.#settings;
+    const room = this.version === 2 ? maxReceiveBuffer / TIGHT : 0;
+    return this.#windows.unread >= maxReceiveBuffer - room;
+  }
 
   #watchStalled(): void {
-    if (this.#stalledFrom !== undefined || this.#settings.stalledStreamTimeout === Infinity) return;
+    if (this.#stalledFrom !== undefined || this.#settings.stalledStreamTimeout === Infinity || !this.#isTight()) return;
     this.#stalledFrom = new Map();
     for (const core of this.#holding.values()) this.#stalledFrom.set(core, core.taken);
     for (const core of this.#streams.values()) this.#stalledFrom.set(core, core.taken);
@@ -997,25 +1018,37 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#arm(this.#stalledAt + this.#settings.stalledStreamTimeout);
   }
 
-  /** Cuts the stream that holds most and was not read, if it is time; says when to look again. */
+  /** Cuts the streams that stalled, if it is time; returns when to look again. */
   #checkStalled(now: number): number {
     const { stalledStreamTimeout, maxReceiveBuffer } = this.#settings;
-    if (this.#stalledFrom === undefined) return Infinity;
-    if (this.#unread < maxReceiveBuffer / 2) {
+    const watched = this.#stalledFrom;
+    if (watched === undefined) return Infinity;
+    if (this.#windows.unread < maxReceiveBuffer / 2) {
       this.#stalledFrom = undefined;
       return Infinity;
     }
     const due = this.#stalledAt + stalledStreamTimeout;
     if (now < due) return due;
-    if (!this.#isPaused) return now + LATE;
-    let hog: StreamCore | undefined;
-    for (const [core, taken] of this.#stalledFrom) {
-      if (core.taken === taken && core.unread > (hog?.unread ?? 0)) hog = core;
-    }
+    if (!this.#isTight()) return now + LATE;
     this.#stalledFrom = undefined;
-    const message = `Nothing was read of stream ${hog?.id} for ${stalledStreamTimeout} ms while it held up its session`;
-    hog?.cut(() => new DOMException(message, "TimeoutError"));
-    if (this.#isPaused && this.#mustPause()) this.#watchStalled();
+    const read = (core: StreamCore) => core.taken - watched.get(core)!;
+    const isSlow = (core: StreamCore) => core.unread > 0 && read(core) * 1000 < SLOWEST_READ * stalledStreamTimeout;
+    const slow = new Set(watched.keys().filter(isSlow));
+    // A slow reader may be slow while no other stream has to wait for it.
+    const isAlone = this.#streams.values().every((core) => slow.has(core));
+    const stalled = Array.from(slow).filter((core) => !isAlone || read(core) === 0).sort((a, b) => b.unread - a.unread);
+    // All that hold less than this hold less than half of the buffer together.
+    const share = maxReceiveBuffer / 2 / stalled.length;
+    for (const core of stalled) {
+      // In version 1 those that are spared fill what was freed at once; in version 2 they have no credit.
+      if (core.unread < share || (this.version === 2 && this.#windows.unread <= maxReceiveBuffer / 2)) break;
+      const message = `Stream ${core.id} stalled: ${read(core)} bytes were read in ${stalledStreamTimeout} ms ` +
+        `(stalledStreamTimeout) while it held ${core.unread} of the session's ${this.#windows.unread} unread bytes`;
+      const failure = () => new DOMException(message, "TimeoutError");
+      core.cut(failure);
+      this.#onStalled?.(core.stream, failure());
+    }
+    this.#watchStalled();
     return this.#stalledFrom === undefined ? Infinity : this.#stalledAt + stalledStreamTimeout;
   }
 

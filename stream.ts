@@ -11,7 +11,7 @@ import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
 import { clock } from "./clock.ts";
 import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
 import type { Address, Link } from "./transport.ts";
-import { FIRST_WINDOW, ReceiveWindow, SendWindow, type WindowPool } from "./window.ts";
+import { ReceiveWindow, SendWindow, type WindowPool } from "./window.ts";
 
 /**
  * Options of {@linkcode Stream.read} and {@linkcode Stream.write}.
@@ -131,9 +131,7 @@ export interface StreamHost {
     /** Encodes a UPD in the same way. */
     tryUpdate(id: number, consumed: number, window: number): boolean;
   };
-  /** Bytes were received and wait to be read. */
-  charge(count: number): void;
-  /** Such bytes were read or dropped; what the stream still has is in its `unread`. */
+  /** Bytes that were received have been read or dropped; what the stream still has is in its `unread`. */
   release(stream: StreamCore, count: number): void;
   /** Call `settle` of this stream when all that has arrived is decoded. */
   settleLater(stream: StreamCore): void;
@@ -271,7 +269,7 @@ export class StreamCore {
 
   /** Tells the peer the first window, where it is smaller than what every peer starts from. */
   announce(): void {
-    if (this.#receiveWindow === undefined || this.#host.windows.first === FIRST_WINDOW) return;
+    if (!this.#receiveWindow?.isSmall) return;
     // Whoever accepted it may have closed it at once.
     if (this.#isClosed || this.#failure !== undefined) return;
     this.#owesUpdate = true;
@@ -310,7 +308,11 @@ export class StreamCore {
       return false;
     }
     this.unread += length;
-    this.#host.charge(length);
+    this.#host.windows.unread += length;
+    if (window?.revoke(this.unread)) {
+      this.#owesUpdate = true;
+      this.#pay();
+    }
     // A view costs the whole buffer it looks into, and what it needs of its own: no more than twice what it counts.
     if (length >= SMALLEST_VIEW && length * 2 >= bytes.buffer.byteLength + VIEW_COST) {
       this.#pushTail();

@@ -82,6 +82,11 @@ export interface TunnelOptions {
   secret?: string | undefined;
   /** Whether other machines may connect, or read along, without TLS and a secret. Default false. */
   insecure?: boolean | undefined;
+  /**
+   * Milliseconds after which a forwarded connection is cut when its receiver stalled and what waits for it holds up all
+   * others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default 5000.
+   */
+  stalledStreamTimeout?: number | undefined;
   /** Gets every error of a connection, none of which ends the tunnel. Default: `console.error`. */
   onError?: ((error: unknown) => void) | undefined;
   /** Gets a line for everything else that is worth one in a log. Default: nobody. */
@@ -406,6 +411,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
   const server = serve(listening, (stream, session) => answer(stream, session).catch(ledger.tell), {
     signal: cut.signal,
+    stalledStreamTimeout: options.stalledStreamTimeout,
     onError: (error) => ledger.tell(failure("A client's connection failed", error)),
     onSession: (session) => {
       ledger.add(session);
@@ -455,6 +461,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
  */
 export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClient> {
   const { connect: server, secret, ca, tls = ca !== undefined, version, signal, reconnect = true } = options;
+  const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = options;
   const where = format(parsePlace("connect", server, 1));
   checkSecret(secret);
   if (tls) checkTls("connect", server);
@@ -487,7 +494,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
 
   async function start(): Promise<Session> {
     const socket = await dial(server, stopping.signal, tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined);
-    const started = Session.client(socket, { version });
+    const started = Session.client(socket, { version, stalledStreamTimeout });
     ledger.add(started);
     // A server has nothing else to open a stream for: each is refused.
     if (reverse.length === 0) started.incoming.close();
@@ -808,6 +815,9 @@ class Listening {
   }
 }
 
+// As `serve` has it by default.
+const STALLED_STREAM_TIMEOUT = 5000;
+
 // Connections that the kernel holds until they are accepted: as many as Linux allows. One for which there is no room asks
 // again after a second, and Deno's 511 are soon fewer than come at once.
 const BACKLOG = 4096;
@@ -1126,6 +1136,8 @@ AT and TO are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT of 127.0.0.1.
   --secret FILE       what a client must show; default: $SLUICE_SECRET
   --smux 1|2          the version that a client speaks; default 2
   --grace SECONDS     how long Ctrl-C waits for what is open; default 30
+  --stall SECONDS     cut a connection whose receiver stalled for so long
+                      and holds up all others; default 5, 0 is never
   --insecure          let others connect without TLS and a secret
   --once              do not connect again when the connection is lost
 
@@ -1151,7 +1163,7 @@ const FLAGS: Record<string, Record<string, "one" | "many" | "none" | "file">> = 
   },
 };
 for (const flags of Object.values(FLAGS)) {
-  Object.assign(flags, { secret: "file", grace: "one", insecure: "none" });
+  Object.assign(flags, { secret: "file", grace: "one", stall: "one", insecure: "none" });
 }
 
 /** The options of a command line, `--name value` or `--name=value`, by name. */
@@ -1195,15 +1207,19 @@ function parseCommand([role, ...rest]: readonly string[]): Command {
     throw new UsageError(`say server or client${role === undefined ? "" : `, received "${role}"`}`);
   }
   const flags = parseFlags(role, rest);
-  const [seconds = "30"] = flags.grace ?? [];
-  if (!/^\d{1,6}$/.test(seconds)) throw new UsageError(`--grace must be whole seconds, received "${seconds}"`);
-  const grace = Number(seconds) * 1000;
   const one = (name: string) => flags[name]?.[0];
+  const milliseconds = (name: string, fallback: string) => {
+    const seconds = one(name) ?? fallback;
+    if (!/^\d{1,6}$/.test(seconds)) throw new UsageError(`--${name} must be whole seconds, received "${seconds}"`);
+    return Number(seconds) * 1000;
+  };
+  const grace = milliseconds("grace", "30");
+  const stalledStreamTimeout = milliseconds("stall", "5") || Infinity;
   const needed = role === "server" ? "listen" : "connect";
   if (one(needed) === undefined) throw new UsageError(`--${needed} is missing`);
   // A target asks for none, whatever the environment has.
   const secret = one("secret") ?? (one("target") === undefined ? secretOfEnvironment() : undefined);
-  const common = { secret, insecure: one("insecure") !== undefined };
+  const common = { secret, insecure: one("insecure") !== undefined, stalledStreamTimeout };
   if (role === "server") {
     const { allow, "allow-listen": allowListen } = flags;
     const [listen, target, cert, key] = ["listen", "target", "cert", "key"].map(one);

@@ -18,6 +18,12 @@ export const LARGEST_WINDOW = 2 ** 31 - 1;
 // However large a window, an update is sent this often at least, in bytes, so that a sender never waits for one.
 const LONGEST_SILENCE = 1024 * 1024;
 
+// Once half of the receive buffer is unread, one stream may hold at most this fraction of the rest. Larger: fewer updates;
+// smaller: more stalled streams fit in. 256: 32 KiB at first, and 386 stalled streams leave an eighth of the buffer free.
+const SCARCE_SHARE = 1 / 256;
+// Never less than this, in bytes, so that a stream that is read goes on: the head of an HTTP message fits.
+const SMALLEST_SHARE = 1024;
+
 /** How much a stream may still send. */
 export class SendWindow {
   #sent = 0;
@@ -52,23 +58,38 @@ export class SendWindow {
 
 /** What the receive windows of one session share. */
 export class WindowPool {
-  /** The window each stream always has, in bytes. */
+  /** Bytes received and not yet read, of all streams. */
+  unread = 0;
+  /** The window of a stream while room is not scarce, in bytes, before it grows. */
   readonly first: number;
   /** The largest window of one stream, in bytes. */
   readonly largest: number;
   /** The shortest round trip seen, in milliseconds; 0 before there was one that the clock could tell from none. */
   roundTrip = 0;
+  readonly #capacity: number;
   #left: number;
   #granted = 0;
 
   /**
    * @param largest The largest window of one stream, in bytes.
-   * @param room Bytes by which all windows together may exceed the first window of each.
+   * @param growth Bytes by which all windows together may exceed the first window of each.
+   * @param capacity Bytes that may be unread in all; `Infinity` if room is never scarce.
    */
-  constructor(largest: number, room: number) {
+  constructor(largest: number, growth: number, capacity = Infinity) {
     this.largest = largest;
     this.first = Math.min(FIRST_WINDOW, largest);
-    this.#left = room;
+    this.#capacity = capacity;
+    this.#left = growth;
+  }
+
+  /**
+   * The most that one stream may hold, in bytes. No limit until half of the capacity is unread. Beyond that a fraction of
+   * what is left, so that streams that are not read cannot take the room of those that are.
+   */
+  get share(): number {
+    const left = this.#capacity - this.unread;
+    if (left > this.#capacity / 2 || left === Infinity) return LARGEST_WINDOW;
+    return Math.min(this.first, Math.max(SMALLEST_SHARE, Math.floor(left * SCARCE_SHARE)));
   }
 
   /** Bytes of all windows together. */
@@ -102,7 +123,9 @@ export class ReceiveWindow {
   /** Bytes read since the stream was opened, modulo 2^32. */
   consumed = 0;
   #received = 0;
+  // The offset up to which the peer may send, and the highest it ever was: data may be on its way up to that.
   #limit: number;
+  #highest: number;
   #window: number;
   // Bytes read when an update last fell due, and whether one ever did.
   #reported = 0;
@@ -118,13 +141,20 @@ export class ReceiveWindow {
   /** @param pool What the session's windows share. */
   constructor(pool: WindowPool) {
     this.#pool = pool;
-    this.#limit = this.#window = pool.first;
+    this.#window = pool.first;
+    this.#limit = this.#size;
+    this.#highest = FIRST_WINDOW;
     pool.open();
   }
 
   /** Bytes that may be unread at once by right: what the peer may have sent, its first guess included. */
   get allowed(): number {
-    return Math.max(FIRST_WINDOW, this.#window);
+    return Math.max(FIRST_WINDOW, this.#window, (this.#highest - this.consumed) | 0);
+  }
+
+  /** Whether it is smaller than what every peer starts from. */
+  get isSmall(): boolean {
+    return this.#size < FIRST_WINDOW;
   }
 
   /** Counts bytes that arrived. */
@@ -139,6 +169,21 @@ export class ReceiveWindow {
   }
 
   /**
+   * Takes back the credit of a stream that holds more than its share while room is scarce. The limit goes back to what has
+   * arrived; what is on its way up to the old one is still accepted.
+   *
+   * @param unread Bytes that are unread.
+   * @returns Whether an update is due.
+   */
+  revoke(unread: number): boolean {
+    if (!this.#open || unread < this.#pool.share || ((this.#limit - this.#received) | 0) <= 0) return false;
+    this.#limit = this.#received;
+    // The answer to an update that is taken back measures nothing.
+    this.#probeAt = undefined;
+    return true;
+  }
+
+  /**
    * Counts bytes the application read.
    *
    * @param count How many.
@@ -149,7 +194,8 @@ export class ReceiveWindow {
     this.consumed = (this.consumed + count) >>> 0;
     if (!this.#open) return false;
     const since = (this.consumed - this.#reported) >>> 0;
-    if (this.#hasReported && since < Math.min(this.#window / 2, LONGEST_SILENCE)) return false;
+    const isLow = ((this.#limit - this.consumed) | 0) <= this.#size / 2;
+    if (this.#hasReported && !isLow && since < Math.min(this.#window / 2, LONGEST_SILENCE)) return false;
     const first = !this.#hasReported;
     this.#hasReported = true;
     this.#reported = this.consumed;
@@ -165,6 +211,7 @@ export class ReceiveWindow {
       this.#probeLimit = this.#limit;
     }
     this.#limit = limit;
+    if (((limit - this.#highest) | 0) > 0) this.#highest = limit;
     return (limit - this.consumed) >>> 0;
   }
 
@@ -176,16 +223,22 @@ export class ReceiveWindow {
     this.#pool.close(this.#window);
   }
 
-  // A limit once advertised never goes back.
+  /** The window, as far as there is room for it. */
+  get #size(): number {
+    return Math.min(this.#window, this.#pool.share);
+  }
+
+  // A limit once advertised goes back only by `revoke`.
   #nextLimit(): number {
-    const limit = (this.consumed + this.#window) >>> 0;
+    const limit = (this.consumed + this.#size) >>> 0;
     return ((limit - this.#limit) | 0) > 0 ? limit : this.#limit;
   }
 
   #adapt(unread: number): void {
-    const { first, largest, roundTrip } = this.#pool;
-    if (unread >= this.#window / 2) {
-      // Nobody hurries to read: back to the first window, as far as the limit has not been promised already.
+    const { first, largest, roundTrip, share } = this.#pool;
+    if (unread >= this.#window / 2 || share < this.#window) {
+      // The application does not hurry to read, or others need the room: back to the first window, as far as the limit has
+      // not been promised already.
       const promised = (this.#limit - this.consumed) | 0;
       this.#window += this.#pool.take(Math.max(first, promised) - this.#window);
       return;

@@ -3,7 +3,9 @@
 import {
   assert,
   assertEquals,
+  assertGreater,
   assertInstanceOf,
+  assertLess,
   assertRejects,
   assertStrictEquals,
   assertStringIncludes,
@@ -31,6 +33,7 @@ import {
   pattern,
   RawPeer,
   readAll,
+  readExactly,
   readText,
   sessionPair,
   text,
@@ -964,7 +967,7 @@ Deno.test("rule 11: stalledStreamTimeout cuts the stream that holds most and is 
   session.abort();
 });
 
-Deno.test("rule 11: a stream that is read, however slowly, is not cut, and nothing is when the pressure goes", async () => {
+Deno.test("rule 11: a stream that is alone and read, however slowly, is not cut, and nothing is when the pressure goes", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
   const { session, peer } = withPeer("server", 1, options, 1 << 20);
@@ -1011,12 +1014,12 @@ Deno.test("rule 11: a stalled stream that has ended both ways is cut like any ot
   assert(!session.stats().readPaused);
   assertEquals((await last.read(new Uint8Array(200)))!, 100);
   // Its FIN came long ago, but what was before that is gone.
-  await assertRejects(() => hog!.read(new Uint8Array(1)), DOMException, "Nothing was read of stream 5");
-  await assertRejects(() => readText(hog!), DOMException, "Nothing was read of stream 5");
+  await assertRejects(() => hog!.read(new Uint8Array(1)), DOMException, "Stream 5 stalled");
+  await assertRejects(() => readText(hog!), DOMException, "Stream 5 stalled");
   session.abort();
 });
 
-Deno.test("rule 11: when one cut is not enough the next follows, each after its time", async () => {
+Deno.test("rule 11: in version 1 all stalled streams of some size are cut at once, since the others would refill the buffer", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
   const { session, peer } = withPeer("server", 1, options, 1 << 20);
@@ -1025,15 +1028,119 @@ Deno.test("rule 11: when one cut is not enough the next follows, each after its 
   await peer.bytes(...frames);
   const streams = [await session.acceptStream(), await session.acceptStream(), await session.acceptStream()];
   await turn();
-  const cut = streams.map((stream) => assertRejects(() => stream.closed, DOMException, "Nothing was read of stream"));
-  await clock.advance(600);
-  assertEquals(session.stats().streams, 2);
-  await cut[2];
-  await clock.advance(1200);
-  assertEquals(session.stats().streams, 0);
+  const cut = streams.map((stream) => assertRejects(() => stream.closed, DOMException, `Stream ${stream.id} stalled`));
+  await clock.advance(499);
+  assertEquals(session.stats().streams, 3);
+  await clock.advance(101);
   await Promise.all(cut);
-  await assertRejects(() => readText(streams[0]!), DOMException);
+  assertEquals([session.stats().streams, session.stats().bytesUnread], [0, 0]);
+  const error = await assertRejects(() => readText(streams[0]!), DOMException);
+  assertEquals(error.name, "TimeoutError");
+  assertStringIncludes(error.message, "0 bytes were read in 500 ms (stalledStreamTimeout) while it held 1503 of");
   session.abort();
+});
+
+Deno.test("rule 11: in version 2 stalled streams are cut, largest first, until half of the buffer is free", async () => {
+  using clock = new ManualClock();
+  const options = { maxReceiveBuffer: 80_000, stalledStreamTimeout: 500, timeout: Infinity };
+  const { session, peer } = withPeer("server", 2, options, 1 << 20);
+  const sizes = [9000, 13_000, 8000, 12_000, 10_000, 11_000, 7500];
+  for (const [n, size] of sizes.entries()) {
+    await peer.send(SYN, 3 + 2 * n);
+    await peer.send(PSH, 3 + 2 * n, pattern(size));
+  }
+  await turn();
+  assertEquals(session.stats().readPaused, false, "less than an eighth is free, and that is enough");
+  await clock.advance(600);
+  const ended: number[] = [];
+  while (ended.length < 3) ended.push((await peer.nextOf(FIN)).id);
+  assertEquals(ended, [5, 9, 13]);
+  assertEquals([session.stats().streams, session.stats().bytesUnread], [4, 34_500]);
+  session.abort();
+});
+
+Deno.test("rule 11: a stream that is read slower than 16 KiB a second is cut where other streams wait", async () => {
+  using clock = new ManualClock();
+  const options = { maxReceiveBuffer: 200_000, stalledStreamTimeout: 1000, timeout: Infinity };
+  for (const [rate, isCut] of [[16 * 1024 - 100, true], [16 * 1024 + 100, false]] as const) {
+    const { session, peer } = withPeer("server", 1, options, 1 << 20);
+    for (const id of [3, 5]) await peer.send(SYN, id);
+    const [slow] = [await session.acceptStream(), await session.acceptStream()];
+    const pour = async () => {
+      for (;;) await peer.send(PSH, 3, pattern(10_000));
+    };
+    pour().catch(() => {});
+    await turn();
+    assert(session.stats().readPaused);
+    await clock.advance(500);
+    await slow.read(new Uint8Array(rate));
+    await clock.advance(600);
+    assertEquals(session.stats().streams, isCut ? 1 : 2, `${rate} bytes a second`);
+    session.abort();
+  }
+});
+
+Deno.test("rule 10: while half of the buffer is unread a stream that holds its share gets an UPD that revokes its credit", async () => {
+  const { session, peer } = withPeer("server", 2, { maxReceiveBuffer: 1 << 20 }, 1 << 21);
+  for (const id of [3, 5, 7]) {
+    await peer.send(SYN, id);
+    for (let n = 0; n < 8; n++) await peer.send(PSH, id, pattern(25_000));
+  }
+  // The third passes half of the buffer with its 13th piece, and a share is 2 KiB then.
+  const revoked = await peer.nextOf(UPD);
+  assertEquals([revoked.id, revoked.consumed, revoked.window], [7, 0, 125_000]);
+  // What was on its way is taken, and a stream that is opened now starts small.
+  await peer.send(SYN, 9);
+  const small = await peer.nextOf(UPD);
+  assertEquals([small.id, small.consumed, small.window], [9, 0, Math.floor((1_048_576 - 600_000) / 256)]);
+  await peer.send(PSH, 9, pattern(100));
+  const streams = [];
+  for (let n = 0; n < 4; n++) streams.push(await session.acceptStream());
+  // It is read, so it has credit again.
+  assertEquals(await streams[3]!.read(new Uint8Array(100)), 100);
+  const credit = await peer.nextOf(UPD);
+  assertEquals([credit.id, credit.consumed], [9, 100]);
+  // Once there is room, a stream that is read has its first window again.
+  for (const stream of streams.slice(0, 3)) await readExactly(stream, 200_000);
+  await peer.send(PSH, 9, pattern(100));
+  await streams[3]!.read(new Uint8Array(100));
+  for (let update = credit; update.id !== 9 || update.window < 262_144;) update = await peer.nextOf(UPD);
+  session.abort();
+});
+
+Deno.test("rule 10: 300 streams that are never read leave room for those that are", async () => {
+  const { client, server } = sessionPair({ maxReceiveBuffer: 4 << 20, timeout: Infinity, keepAliveInterval: Infinity });
+  const work: Promise<unknown>[] = [];
+  const pour = async (stream: Stream) => {
+    for (const p = new Uint8Array(32 * 1024);;) await stream.write(p);
+  };
+  const answer = async (stream: Stream) => {
+    if (await readText(stream) === "pour") await pour(stream);
+    else await stream.write(bytes("echo"));
+  };
+  const accept = async () => {
+    for await (const stream of client) work.push(answer(stream).catch(() => {}));
+  };
+  work.push(accept());
+  const ask = async (stream: Stream, word: string) => {
+    await stream.write(bytes(word));
+    return word === "pour" ? "" : await readText(stream);
+  };
+  const early = await server.openStream();
+  let most = 0;
+  for (let n = 0; n < 300; n++) {
+    await ask(await server.openStream(), "pour");
+    await turn();
+    most = Math.max(most, server.stats().bytesUnread);
+    assertEquals(server.stats().readPaused, false, `with ${n} stalled streams`);
+    if (n % 50 === 0) assertEquals(await ask(await server.openStream(), "echo"), "echo");
+  }
+  assertEquals(await ask(early, "echo"), "echo");
+  assertGreater(most, 3 << 20);
+  assertLess(most, 4 << 20);
+  client.abort();
+  server.abort();
+  await Promise.allSettled(work);
 });
 
 // 12

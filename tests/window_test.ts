@@ -581,3 +581,86 @@ Deno.test(
     for (const inbound of all) assertGreater(inbound.updates, 20);
   }),
 );
+
+Deno.test("rule 10: WindowPool.share has no limit until half of the capacity is unread, then falls to 1 KiB", () => {
+  const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
+  const shares = [0, 8 * MiB - 1, 8 * MiB, 12 * MiB, 14 * MiB, 16 * MiB - 1, 17 * MiB].map((unread) => {
+    pool.unread = unread;
+    return pool.share;
+  });
+  assertEquals(shares, [LARGEST_WINDOW, LARGEST_WINDOW, 32 * KiB, 16 * KiB, 8 * KiB, 1 * KiB, 1 * KiB]);
+  // A share is never more than the first window.
+  const small = new WindowPool(100, 100, 200);
+  small.unread = 200;
+  assertEquals(small.share, 100);
+});
+
+Deno.test("rule 10: a stream that is opened while room is scarce starts with its share, and has more once there is room", () => {
+  const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
+  assertEquals(new ReceiveWindow(pool).isSmall, false);
+  pool.unread = 12 * MiB;
+  const window = new ReceiveWindow(pool);
+  assertEquals([window.isSmall, window.advertise()], [true, 16 * KiB]);
+  window.arrived(16 * KiB);
+  assertEquals([window.read(100, 16 * KiB - 100), window.advertise()], [true, 16 * KiB]);
+  pool.unread = 0;
+  assertEquals([window.read(100, 16 * KiB - 200), window.advertise()], [true, 262_144]);
+});
+
+Deno.test("rule 10: a stream that holds its share while room is scarce loses its credit, and gets it back as it is read", () => {
+  const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
+  const window = new ReceiveWindow(pool);
+  window.arrived(100_000);
+  assertEquals(window.revoke(100_000), false, "room is not scarce");
+  pool.unread = 12 * MiB;
+  assertEquals(window.revoke(16 * KiB - 1), false, "less than the share");
+  assertEquals(window.revoke(100_000), true);
+  assertEquals(window.advertise(), 100_000, "the limit is what has arrived");
+  assertEquals(window.revoke(100_000), false, "no credit is left to be revoked");
+  // What was on its way up to the old limit is accepted.
+  window.arrived(162_144);
+  assertEquals(window.allowed, 262_144);
+  assertEquals(window.revoke(262_144), false);
+  // Credit comes back when less than half a share is unread, by as much as is missing of one.
+  assertEquals(window.read(262_144 - 8 * KiB - 1, 8 * KiB + 1), true, "the first read reports");
+  assertEquals(window.advertise(), 16 * KiB);
+  assertEquals(window.read(1, 8 * KiB), false);
+  assertEquals(window.read(8 * KiB, 0), true);
+  assertEquals(window.advertise(), 16 * KiB);
+});
+
+Deno.test("rule 10: a stream without credit that has been read to its end is never left without", () => {
+  for (const unread of [8 * MiB, 12 * MiB, 15 * MiB, 16 * MiB]) {
+    const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
+    const window = new ReceiveWindow(pool);
+    assertEquals(window.read(0, 0), true);
+    window.advertise();
+    pool.unread = unread;
+    for (let total = 0; total < 1 * MiB;) {
+      const credit = 50_000;
+      window.arrived(credit);
+      const isRevoked = window.revoke(credit);
+      let isDue = false;
+      for (let left = credit; left > 0; left -= 1000) isDue = window.read(1000, left - 1000) || isDue;
+      if (isRevoked) assert(isDue, `no update after ${total + credit} bytes with ${unread} unread`);
+      if (isDue) assertGreaterOrEqual(window.advertise(), 512);
+      total += credit;
+    }
+  }
+});
+
+Deno.test(
+  "rule 10: a window that grew beyond its share keeps what is on its way when it is revoked",
+  inTime((time) => {
+    const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
+    const inbound = new Inbound(pool);
+    inbound.growTo(4 * MiB, time);
+    const granted = inbound.limit - inbound.consumed;
+    inbound.arrive(1 * MiB);
+    pool.unread = 9 * MiB;
+    const unread = inbound.received - inbound.consumed;
+    assertEquals(inbound.window.revoke(unread), true);
+    assertEquals(inbound.window.advertise(), unread);
+    assertGreaterOrEqual(inbound.window.allowed, granted);
+  }),
+);
