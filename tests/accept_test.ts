@@ -24,7 +24,8 @@ import {
   SessionClosedError,
   type Stream,
 } from "../mod.ts";
-import { memoryPair, RawPeer, readAll, sessionPair, tcpPair, turn, writeAll } from "./support.ts";
+import { clock } from "../clock.ts";
+import { frame, memoryPair, RawPeer, readAll, sessionPair, tcpPair, turn, writeAll } from "./support.ts";
 
 const ids = (first: number, count: number) => Array.from({ length: count }, (_, n) => first + 2 * n);
 const ascending = (numbers: Iterable<number>) => Array.from(numbers).sort((a, b) => a - b);
@@ -268,6 +269,115 @@ Deno.test("accepting: when the caller's channel is full, or nobody receives from
   const { accepted, refused } = session.stats();
   assertEquals({ accepted, refused }, { accepted: 1, refused: 2 });
   session.abort();
+});
+
+/** Opens streams in one transport write, each with a byte of data, and returns how many of them were answered. */
+async function burst(count: number, peer: RawPeer): Promise<Set<number>> {
+  const frames = ids(3, count).flatMap((id) => [frame(2, SYN, id), frame(2, PSH, id, Uint8Array.of(1))]);
+  const sending = peer.bytes(...frames);
+  const answered = new Set<number>();
+  const ended = new Set<number>();
+  while (answered.size + ended.size < count) {
+    const { command, id } = (await peer.next())!;
+    if (command === PSH) answered.add(id);
+    else if (command === FIN && !answered.has(id)) ended.add(id);
+  }
+  await sending;
+  return answered;
+}
+
+/** Reads a byte of a stream and sends it back. */
+async function answer(stream: Stream): Promise<void> {
+  const p = new Uint8Array(1);
+  await stream.read(p);
+  await stream.write(p);
+  stream.close();
+}
+
+for (const acceptors of [1, 8]) {
+  Deno.test(`accepting: a burst of 3000 streams is refused none by ${acceptors} that only accept`, async () => {
+    for (const acceptBacklog of [1, 16, 1024]) {
+      const { session, peer } = serverWithPeer({ acceptBacklog });
+      const accept = async () => {
+        for await (const stream of session) answer(stream);
+      };
+      const accepting = Promise.all(Array.from({ length: acceptors }, accept));
+      assertEquals((await burst(3000, peer)).size, 3000, `acceptBacklog ${acceptBacklog}`);
+      assertEquals(session.stats().refused, 0);
+      session.abort();
+      await accepting.catch(() => {});
+    }
+  });
+}
+
+Deno.test("accepting: a burst for a bounded or rendezvous channel of the caller's is refused none by a pool that accepts", async () => {
+  for (const capacity of [0, 1, 100]) {
+    const { sender, receiver } = bounded<Stream>(capacity);
+    const { session, peer } = serverWithPeer({ incoming: sender });
+    const accept = async () => {
+      for await (const stream of receiver.clone()) answer(stream);
+    };
+    const accepting = [accept(), accept()];
+    receiver.close();
+    assertEquals((await burst(1000, peer)).size, 1000, `capacity ${capacity}`);
+    session.abort();
+    await Promise.allSettled(accepting);
+  }
+});
+
+Deno.test("accepting: a burst that is not accepted has one turn of the event loop, then the rest is refused at once", async () => {
+  const { session, peer } = serverWithPeer({ acceptBacklog: 10 });
+  const { giveWay } = clock;
+  let turns = 0;
+  clock.giveWay = () => {
+    turns++;
+    return giveWay();
+  };
+  try {
+    const answering = burst(1010, peer);
+    while (session.stats().refused < 1000) await turn();
+    assertEquals([session.stats().pendingAccept, turns], [10, 1]);
+    // A place that is freed starts anew: the stream that fills it is accepted, and the next one has its turn.
+    const accept = async () => {
+      for await (const stream of session) answer(stream);
+    };
+    const accepting = accept();
+    assertEquals((await answering).size, 10);
+    session.abort();
+    await accepting.catch(() => {});
+  } finally {
+    clock.giveWay = giveWay;
+  }
+});
+
+Deno.test("accepting: bytes behind a SYN that waits for its turn are kept, in order, for the stream they belong to", async () => {
+  const { session, peer } = serverWithPeer({ acceptBacklog: 1 });
+  const parts = ids(3, 4).flatMap((id) => [
+    frame(2, SYN, id),
+    frame(2, PSH, 3, Uint8Array.of(id)),
+    frame(2, PSH, id, new Uint8Array(5000).fill(id)),
+  ]);
+  const accepted: Stream[] = [];
+  const accept = async () => {
+    for await (const stream of session) {
+      accepted.push(stream);
+      // A read between two parts of a batch must not give the buffer away that is still being decoded.
+      if (stream.id === 3) await stream.read(new Uint8Array(2));
+    }
+  };
+  const accepting = accept();
+  await peer.bytes(...parts, frame(2, FIN, 3));
+  while (accepted.length < 4) await turn();
+  const first = await readAll(accepted[0]!);
+  assertEquals(first.length, 4 + 5000 - 2);
+  assertEquals(Array.from(first.subarray(-3)), [5, 7, 9]);
+  for (const stream of accepted.slice(1)) {
+    const p = new Uint8Array(6000);
+    assertEquals(await stream.read(p), 5000);
+    assert(p.subarray(0, 5000).every((byte) => byte === stream.id));
+  }
+  session.abort();
+  await accepting.catch(() => {});
 });
 
 Deno.test("accepting: a client accepts what its server opens", async () => {
