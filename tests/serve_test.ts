@@ -5,7 +5,7 @@ import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
 import { clock } from "../clock.ts";
-import { PSH, SYN } from "../frame.ts";
+import { FIN, PSH, SYN } from "../frame.ts";
 import {
   type Connection,
   connections,
@@ -25,9 +25,11 @@ import {
   frame,
   isRefused,
   LOOPBACK,
+  ManualClock,
   type MemoryConnection,
   memoryPair,
   pattern,
+  RawPeer,
   readAll,
   sessionPair,
   tcpPair,
@@ -597,6 +599,55 @@ Deno.test("serve: bad options throw at once, and the listener stays the caller's
   // @ts-expect-error: streams go to the handler
   assertThrows(() => serve(listener, echo, { incoming: undefined }), TypeError, "incoming");
   assertEquals(listener.isClosed, false);
+});
+
+for (
+  const [how, handler] of Object.entries({
+    "never settles": () => new Promise<void>(() => {}),
+    "reads when it is too late": async (stream: Stream) => {
+      await stream.closed.catch(() => {});
+      await stream.read(new Uint8Array(1));
+    },
+  })
+) {
+  Deno.test(`serve: a stream that stalls is cut after 5 s and reported once, when its handler ${how}`, async () => {
+    using clock = new ManualClock();
+    const [near, far] = memoryPair(1 << 20);
+    const { errors, onError } = errorList();
+    const stop = new AbortController();
+    const options = { maxReceiveBuffer: 1000, onError, signal: stop.signal, keepAliveInterval: Infinity };
+    serve(scriptedListener(() => far), handler, options);
+    const peer = new RawPeer(near, 1);
+    await peer.send(SYN, 3);
+    await peer.send(PSH, 3, pattern(1000));
+    await clock.advance(4999);
+    assertEquals(errors, []);
+    await clock.advance(101);
+    assertEquals((await peer.nextOf(FIN)).id, 3);
+    await turn();
+    assertEquals(errors.map((error) => (error as Error).message), [
+      "Stream 3 stalled: 0 bytes were read in 5000 ms (stalledStreamTimeout) while it held 1000 of the session's " +
+      "1000 unread bytes",
+    ]);
+    stop.abort();
+  });
+}
+
+Deno.test("serve: 2000 streams that a client opens at once are all answered, with the default options", async () => {
+  const { server, connect } = start(async (stream) => {
+    const p = new Uint8Array(100);
+    const count = await stream.read(p);
+    await stream.write(p.subarray(0, count!));
+  });
+  const session = await connect();
+  const answers = await Promise.all(Array.from({ length: 2000 }, async () => {
+    await using stream = await session.openStream();
+    await stream.write(new Uint8Array(100));
+    return await stream.read(new Uint8Array(100));
+  }));
+  assertEquals(answers.filter((count) => count === null).length, 0, "a refused stream ends at once, empty");
+  await session.close();
+  await server.shutdown();
 });
 
 // join
