@@ -1039,11 +1039,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const stalled = Array.from(slow).filter((core) => !isAlone || read(core) === 0).sort((a, b) => b.unread - a.unread);
     // All that hold less than this hold less than half of the buffer together.
     const share = maxReceiveBuffer / 2 / stalled.length;
+    const { unread } = this.#windows;
     for (const core of stalled) {
       // In version 1 those that are spared fill what was freed at once; in version 2 they have no credit.
       if (core.unread < share || (this.version === 2 && this.#windows.unread <= maxReceiveBuffer / 2)) break;
       const message = `Stream ${core.id} stalled: ${read(core)} bytes were read in ${stalledStreamTimeout} ms ` +
-        `(stalledStreamTimeout) while it held ${core.unread} of the session's ${this.#windows.unread} unread bytes`;
+        `(stalledStreamTimeout) while it held ${core.unread} of the session's ${unread} unread bytes`;
       const failure = () => new DOMException(message, "TimeoutError");
       core.cut(failure);
       this.#onStalled?.(core.stream, failure());

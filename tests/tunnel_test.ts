@@ -1693,6 +1693,80 @@ Deno.test("tunnel: what nobody reads after both ends have ended it is cut by the
   assertEquals(pair.client.stats().open, 0);
 });
 
+/** A target on a Unix socket that does what the first byte says: d sends a megabyte, u never reads again, e echoes. */
+function makeStaller(path: string) {
+  const listener = Deno.listen({ transport: "unix", path });
+  const open = new Set<Deno.UnixConn>();
+  const answer = async (connection: Deno.UnixConn) => {
+    const [kind] = await readSome(connection, 1);
+    if (kind === 100) await writeAll(connection, pattern(1_000_000));
+    else if (kind === 101) await connection.readable.pipeTo(connection.writable);
+  };
+  const accept = async () => {
+    for await (const connection of listener) {
+      open.add(connection);
+      answer(connection).catch(() => {});
+    }
+  };
+  const accepting = accept();
+  const dispose = async () => {
+    listener.close();
+    for (const connection of open) {
+      try {
+        connection.close();
+      } catch {
+        // Its pipe has closed it.
+      }
+    }
+    await accepting;
+  };
+  return { [Symbol.asyncDispose]: dispose };
+}
+
+for (const version of [1, 2] as const) {
+  for (const [way, direction] of [["forward", "d"], ["forward", "u"], ["reverse", "d"], ["reverse", "u"]] as const) {
+    const what = direction === "d" ? "visitors that do not read" : "targets that do not read";
+    Deno.test(`tunnel: version ${version}, ${way}: a hundred ${what} leave others served, and one tunnel`, async () => {
+      await using resources = new AsyncDisposableStack();
+      const { path } = resources.use(await makeFolder("stalled"));
+      resources.use(makeStaller(`${path}/target`));
+      const places = [`unix:${path}/socket`, `unix:${path}/target`];
+      const stop = new AbortController();
+      const common = { signal: stop.signal, stalledStreamTimeout: version === 1 ? 300 : Infinity };
+      await using pair = await makePair(
+        { ...common, allow: [places[1]!], allowListen: [places[0]!] },
+        { ...common, [way]: [places.join("=")], version },
+      );
+      using _stopping = { [Symbol.dispose]: () => stop.abort() };
+      const visit = async (first: string) => {
+        const connection = await Deno.connect({ transport: "unix", path: `${path}/socket` });
+        resources.defer(() => connection.close());
+        await writeAll(connection, bytes(first));
+        return connection;
+      };
+      const echo = async (connection: Deno.UnixConn, word: string) => {
+        await writeAll(connection, bytes(word));
+        return text(await readSome(connection, word.length));
+      };
+      const bystander = await visit("e");
+      assertEquals(await echo(bystander, "before"), "before");
+      const writing: Promise<unknown>[] = [];
+      for (let n = 0; n < 100; n++) {
+        const visitor = await visit(direction);
+        if (direction === "d") await visitor.read(new Uint8Array(1));
+        else writing.push(writeAll(visitor, pattern(1_000_000)).catch(() => {}));
+      }
+      for (let n = 0; n < 5; n++) assertEquals(await echo(await visit("e"), `fresh ${n}`), `fresh ${n}`);
+      assertEquals(await echo(bystander, "after"), "after");
+      assertEquals(pair.client.stats().connections, 1, "the session was not lost");
+      const log = [...pair.logs.client.messages(), ...pair.logs.server.messages()];
+      if (version === 2) assertEquals(log, []);
+      else for (const line of log) assertMatch(line, /^The connection (from|to) .* broke: stream \d+ stalled: /);
+      resources.defer(async () => void await Promise.all(writing));
+    });
+  }
+}
+
 Deno.test("tunnel: a server that is silent when it should speak TLS is given up", async () => {
   using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
   const listener = Deno.listen(LOOPBACK);
