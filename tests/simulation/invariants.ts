@@ -187,6 +187,8 @@ interface Flow {
 export interface Observed {
   /** Bytes it has encoded so far; where the next frame will begin. */
   encoded(side: SideName): number;
+  /** The most bytes that may be unread there. */
+  maxReceiveBuffer(side: SideName): number;
   /** Called with what is wrong. */
   fail(message: string): void;
   /** Called with what was done to the bytes. */
@@ -364,7 +366,13 @@ export class WireRules {
     const limit = consumed + window;
     if (consumed < flow.consumed) fail(`consumed goes back from ${flow.consumed} to ${consumed}`);
     if (consumed > flow.sent) fail(`${consumed} consumed of ${flow.sent}`);
-    if (limit < (flow.promised ?? 0)) fail(`the limit goes back from ${flow.promised} to ${limit}`);
+    if (limit < (flow.promised ?? 0)) {
+      // Only where room is scarce, and all that was sent may be unread.
+      let unread = 0;
+      for (const { sent, consumed } of this.#flows[other(side)].values()) unread += sent - consumed;
+      const isScarce = unread * 2 >= this.#observed.maxReceiveBuffer(side);
+      if (!isScarce) fail(`the limit goes back from ${flow.promised} to ${limit} with ${unread} bytes unread`);
+    }
     if (start >= this.#flow(side, id).noUpdateFrom) fail("too late: the stream is closed, or its peer has ended it");
     flow.promised = limit;
     flow.consumed = consumed;

@@ -96,7 +96,12 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
     const { bytesSent, bytesUnsent } = sessions[side].stats();
     return bytesSent + bytesUnsent;
   };
-  const rules = new WireRules({ encoded, fail, fault, forged }, isMismatch(plan) ? 0 : plan.version, plan.forgery);
+  const maxReceiveBuffer = (side: SideName) => plan.options[side].maxReceiveBuffer;
+  const rules = new WireRules(
+    { encoded, maxReceiveBuffer, fail, fault, forged },
+    isMismatch(plan) ? 0 : plan.version,
+    plan.forgery,
+  );
   const pipe = (side: SideName) => {
     const planned = plan.fault?.side === side ? plan.fault : undefined;
     const watch = rules.watch(side);
