@@ -63,9 +63,9 @@ const MUTANTS: Mutant[] = [
   {
     name: "the read loop waits for a place to accept",
     file: "session.ts",
-    from: "return this.#unread >= this.#settings.maxReceiveBuffer ||",
-    to:
-      "return this.#accepting.size >= this.#settings.acceptBacklog || this.#unread >= this.#settings.maxReceiveBuffer ||",
+    from: "return this.#windows.unread >= this.#settings.maxReceiveBuffer ||",
+    to: "return this.#accepting.size >= this.#settings.acceptBacklog ||\n" +
+      "      this.#windows.unread >= this.#settings.maxReceiveBuffer ||",
   },
   {
     name: "close() credits what it drops with a late UPD",
@@ -243,8 +243,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "maxStreams is not kept",
     file: "session.ts",
-    from: "if (isFull || this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);",
-    to: "if (isFull || this.#isClosing) return this.#refuse(id);",
+    from: "if (this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);",
+    to: "if (this.#isClosing) return this.#refuse(id);",
   },
   {
     name: "a rest outlives the session",
@@ -386,6 +386,48 @@ const MUTANTS: Mutant[] = [
       "        if (!stream.isEndedByPeer) this.#onTheWay = Math.min(this.#onTheWay + ON_THE_WAY, MOST_ON_THE_WAY);\n",
     to: "",
     tests: ["session_test.ts"],
+  },
+  {
+    name: "a burst of streams is refused before the acceptors have had a turn",
+    file: "session.ts",
+    from: "    if (this.#hadTurn) return this.#refuse(id);\n",
+    to: "    if (!this.#hadTurn) return this.#refuse(id);\n",
+    tests: ["accept_test.ts"],
+  },
+  {
+    name: "each SYN for a full channel has a turn of its own",
+    file: "session.ts",
+    from: "        this.#hadTurn = true;\n        this.#syn(unplaced);\n",
+    to: "        this.#hadTurn = true;\n        this.#syn(unplaced);\n        this.#hadTurn = false;\n",
+    tests: ["accept_test.ts"],
+  },
+  {
+    name: "streams that stall keep their credit while room is scarce",
+    file: "window.ts",
+    from: "    if (!this.#open || unread < this.#pool.share ||",
+    to: "    if (!this.#open || unread >= 0 || unread < this.#pool.share ||",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "streams that are opened while room is scarce start with a whole window",
+    file: "window.ts",
+    from: "    return this.#size < FIRST_WINDOW;\n",
+    to: "    return this.#pool.first < FIRST_WINDOW;\n",
+    tests: ["window_test.ts", "rules_test.ts"],
+  },
+  {
+    name: "a stream whose credit was revoked gets none when it has been read",
+    file: "window.ts",
+    from: "if (this.#hasReported && !isLow && since <",
+    to: "if (this.#hasReported && since <",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "in version 1 only half of the stalled streams are cut",
+    file: "session.ts",
+    from: "if (core.unread < share || (this.version === 2 && this.#windows.unread <= maxReceiveBuffer / 2)) break;",
+    to: "if (core.unread < share || this.#windows.unread <= maxReceiveBuffer / 2) break;",
+    tests: ["rules_test.ts"],
   },
 ];
 
