@@ -55,8 +55,8 @@ import { FIRST_WINDOW, LARGEST_WINDOW, WindowPool } from "./window.ts";
 export interface SessionOptions {
   /**
    * A channel of the caller's for the streams the peer opens, so that many sessions can feed one pool. The session owns
-   * this handle, so give it a clone, and closes it when it ends. When the channel is full a stream is refused. Not
-   * together with `acceptBacklog`.
+   * this handle, so give it a clone, and closes it when it ends. A full channel refuses streams as `acceptBacklog` does.
+   * Not together with `acceptBacklog`.
    */
   incoming?: Sender<Stream> | undefined;
   /** After so long without sending, a NOP is sent. `Infinity`: never. Default 10 000, as in Go. */
@@ -77,13 +77,18 @@ export interface SessionOptions {
   /**
    * The largest window of one stream, in version 2: how many bytes its peer may have sent that were not read. A stream
    * starts with 256 KiB (or this, if it is less) and grows while that holds its sender back; all growth together stays
-   * within half of `maxReceiveBuffer`. So by default 31 streams that nobody reads cannot hold up the others:
-   * 31 × 256 KiB + 8 MiB is less than 16 MiB. Default 8 MiB, or half of `maxReceiveBuffer` if that is less.
+   * within half of `maxReceiveBuffer`. Once half of `maxReceiveBuffer` is unread, a stream may hold at most 1/256 of the
+   * rest (at least 1 KiB): one that holds more loses its credit until it has been read, and new streams start with that.
+   * So streams that are not read leave room for those that are. Default 8 MiB, or half of `maxReceiveBuffer` if that is
+   * less.
    */
   maxStreamBuffer?: number | undefined;
   /** Streams opened by the peer that may be open at once; more are refused. Default 8192: some 32 MiB, at less than 4 KiB each. */
   maxStreams?: number | undefined;
-  /** Streams that may wait to be accepted; more are refused. Default 1024, as in Go. */
+  /**
+   * Streams that may wait to be accepted. Further ones are refused, once the acceptors have had a turn of the event loop
+   * since it was full. Default 1024, as in Go.
+   */
   acceptBacklog?: number | undefined;
   /**
    * Milliseconds after which streams that stalled are cut because their unread bytes hold up all others: in version 1

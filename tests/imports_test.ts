@@ -18,7 +18,7 @@ const ARROWS: Record<string, string[]> = {
   "mod.ts": ["channel.ts", "frame.ts", "serve.ts", "session.ts", "stream.ts", "transport.ts"],
   "outgoing.ts": ["channel.ts", "clock.ts", "frame.ts", "transport.ts", "turn.ts"],
   "select.ts": ["clock.ts"],
-  "serve.ts": ["channel.ts", "session.ts", "stream.ts", "transport.ts"],
+  "serve.ts": ["channel.ts", "clock.ts", "session.ts", "stream.ts", "transport.ts"],
   "session.ts": [
     "channel.ts",
     "clock.ts",
