@@ -246,6 +246,9 @@ const TIGHT = 8;
 // A stream that is read more slowly than this, in bytes per second, holds up the others as one that is not read at all.
 // Larger: the others wait less; smaller: fewer slow readers are cut. Below any link of today.
 const SLOWEST_READ = 16 * 1024;
+// Streams that were opened together may have ten times the buffer on its way, of which each cut frees one. The time of
+// watching is halved for the next cut, at most this often: from 5000 ms to 313.
+const MOST_HALVINGS = 4;
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MOST_REFUSALS = 1024;
 // The peer has to wait after so many frames that bring nothing: NOPs and UPDs, of which few are ever needed, FINs for
@@ -420,6 +423,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   readonly #holding = new Table<StreamCore>();
   #stalledFrom: Map<StreamCore, number> | undefined;
   #stalledAt = 0;
+  // How often in a row streams were cut, and when the last time was.
+  #cuts = 0;
+  #cutAt = -Infinity;
 
   #isPaused = false;
   #isClosing = false;
@@ -1020,7 +1026,13 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     for (const core of this.#holding.values()) this.#stalledFrom.set(core, core.taken);
     for (const core of this.#streams.values()) this.#stalledFrom.set(core, core.taken);
     this.#stalledAt = clock.now();
-    this.#arm(this.#stalledAt + this.#settings.stalledStreamTimeout);
+    if (this.#stalledAt > this.#cutAt + this.#settings.stalledStreamTimeout) this.#cuts = 0;
+    this.#arm(this.#stalledAt + this.#stallPatience());
+  }
+
+  /** Milliseconds that streams are watched: less each time, while what is on its way fills the buffer again at once. */
+  #stallPatience(): number {
+    return this.#settings.stalledStreamTimeout / 2 ** Math.min(this.#cuts, MOST_HALVINGS);
   }
 
   /** Cuts the streams that stalled, if it is time; returns when to look again. */
@@ -1032,30 +1044,36 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       this.#stalledFrom = undefined;
       return Infinity;
     }
-    const due = this.#stalledAt + stalledStreamTimeout;
+    const patience = this.#stallPatience();
+    const due = this.#stalledAt + patience;
     if (now < due) return due;
     if (!this.#isTight()) return now + LATE;
     this.#stalledFrom = undefined;
     const read = (core: StreamCore) => core.taken - watched.get(core)!;
-    const isSlow = (core: StreamCore) => core.unread > 0 && read(core) * 1000 < SLOWEST_READ * stalledStreamTimeout;
+    const isSlow = (core: StreamCore) => core.unread > 0 && read(core) * 1000 < SLOWEST_READ * patience;
     const slow = new Set(watched.keys().filter(isSlow));
     // A slow reader may be slow while no other stream has to wait for it.
     const isAlone = this.#streams.values().every((core) => slow.has(core));
     const stalled = Array.from(slow).filter((core) => !isAlone || read(core) === 0).sort((a, b) => b.unread - a.unread);
     // All that hold less than this hold less than half of the buffer together.
     const share = maxReceiveBuffer / 2 / stalled.length;
+    // Those that are spared have no credit in version 2. In version 1 they would fill what was freed.
+    const isGentle = this.version === 2 && this.#cuts === 0;
     const { unread } = this.#windows;
     for (const core of stalled) {
-      // In version 1 those that are spared fill what was freed at once; in version 2 they have no credit.
-      if (core.unread < share || (this.version === 2 && this.#windows.unread <= maxReceiveBuffer / 2)) break;
-      const message = `Stream ${core.id} stalled: ${read(core)} bytes were read in ${stalledStreamTimeout} ms ` +
+      if (core.unread < share || (isGentle && this.#windows.unread <= maxReceiveBuffer / 2)) break;
+      const message = `Stream ${core.id} stalled: ${read(core)} bytes were read in ${patience} ms ` +
         `(stalledStreamTimeout) while it held ${core.unread} of the session's ${unread} unread bytes`;
       const failure = () => new DOMException(message, "TimeoutError");
       core.cut(failure);
       this.#onStalled?.(core.stream, failure());
     }
+    if (stalled.length > 0) {
+      this.#cuts++;
+      this.#cutAt = now;
+    }
     this.#watchStalled();
-    return this.#stalledFrom === undefined ? Infinity : this.#stalledAt + stalledStreamTimeout;
+    return this.#stalledFrom === undefined ? Infinity : this.#stalledAt + this.#stallPatience();
   }
 
   // Time. One timer serves all: each time it fires, it is set to when something may next be due, and what begins later

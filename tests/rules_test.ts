@@ -1059,6 +1059,38 @@ Deno.test("rule 11: in version 2 stalled streams are cut, largest first, until h
   session.abort();
 });
 
+Deno.test("rule 11: while the buffer fills again at once, streams are watched half as long before the next cut", async () => {
+  using clock = new ManualClock();
+  const options = { maxReceiveBuffer: 10_000, stalledStreamTimeout: 1600, timeout: Infinity };
+  for (const version of [1, 2] as const) {
+    const { session, peer } = withPeer("server", version, options, 1 << 20);
+    const fill = async (first: number) => {
+      for (let n = 0; n < 50; n++) {
+        await peer.send(SYN, first + 2 * n);
+        await peer.send(PSH, first + 2 * n, pattern(2000));
+      }
+      await turn();
+      assert(session.stats().readPaused);
+    };
+    const cut = () => session.stats().accepted - session.stats().streams;
+    const isCutAfter = async (milliseconds: number) => {
+      const before = cut();
+      await clock.advance(milliseconds - 1);
+      assertEquals(cut(), before, `version ${version}, before ${milliseconds} ms`);
+      await clock.advance(1);
+      assertGreater(cut(), before, `version ${version}, after ${milliseconds} ms`);
+    };
+    await fill(3);
+    // What waits in the connection fills the buffer again each time.
+    for (const milliseconds of [1600, 800, 400, 200, 100, 100]) await isCutAfter(milliseconds);
+    // After a quiet time the watch is as long as at first.
+    await clock.advance(10_000);
+    await fill(203);
+    await isCutAfter(1600);
+    session.abort();
+  }
+});
+
 Deno.test("rule 11: a stream that is read slower than 16 KiB a second is cut where other streams wait", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 200_000, stalledStreamTimeout: 1000, timeout: Infinity };

@@ -425,7 +425,7 @@ const MUTANTS: Mutant[] = [
   {
     name: "in version 1 only half of the stalled streams are cut",
     file: "session.ts",
-    from: "if (core.unread < share || (this.version === 2 && this.#windows.unread <= maxReceiveBuffer / 2)) break;",
+    from: "if (core.unread < share || (isGentle && this.#windows.unread <= maxReceiveBuffer / 2)) break;",
     to: "if (core.unread < share || this.#windows.unread <= maxReceiveBuffer / 2) break;",
     tests: ["rules_test.ts"],
   },
