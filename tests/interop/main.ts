@@ -47,6 +47,8 @@ const WORKLOADS: Workload[] = [
   { ...CHURN, name: "churn, 32 at a time", parallel: 32 },
   // 64 streams of 64 KiB fit Go's receive buffer: were it full, Go would not see the credit its echoes wait for.
   { ...SOME, name: "stream buffer 1 KiB", size: 64 * 1024, options: { maxStreamBuffer: 1024 } },
+  // More than half of our buffer is unread at first, so that streams of Go's lose their credit and get it back.
+  { ...SOME, name: "scarce room", large: 2 * MiB, ours: { maxReceiveBuffer: 4 * MiB }, held: 2.1 * MiB },
   { ...SOME, name: "frame size 1", size: 1024, options: { maxFrameSize: 1 } },
   { ...SOME, name: "frame size 1024", options: { maxFrameSize: 1024 } },
   { ...SOME, name: "frame size 65535", large: 2 * MiB, options: { maxFrameSize: 65535 } },

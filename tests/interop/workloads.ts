@@ -6,6 +6,7 @@
  */
 
 import { pooledMap } from "@std/async";
+import { setImmediate } from "node:timers/promises";
 import { createHash, type Hash } from "node:crypto";
 import { Session, SessionClosedError, type SessionOptions, type Stream } from "../../mod.ts";
 import { KiB, sha256, xorshift } from "../support.ts";
@@ -26,6 +27,10 @@ export interface Workload {
   readonly idle: number;
   /** The same for both sides; what is not given is each side's own default. */
   readonly options: SessionOptions;
+  /** Beside those, for ours alone. */
+  readonly ours?: SessionOptions;
+  /** Bytes that are unread at ours before its server answers the first stream. */
+  readonly held?: number;
 }
 
 /** What one side has measured: streams, and bytes carried inside streams. */
@@ -205,6 +210,7 @@ class Peer {
   #opened: Promise<void> = Promise.resolve();
   /** Whether the client has announced the end. */
   #quit = false;
+  #held: Promise<void> | undefined;
 
   constructor(session: Session, workload: Workload) {
     this.#session = session;
@@ -304,7 +310,13 @@ class Peer {
     }
   }
 
+  async #hold(): Promise<void> {
+    while (this.#session.stats().bytesUnread < (this.#workload.held ?? 0)) await setImmediate();
+  }
+
   async #answered(wire: Wire, earlier: number): Promise<void> {
+    if (earlier === 0) this.#held = this.#hold();
+    await this.#held;
     const op = await (this.#workload.kind === "hang-up" ? answerCut(wire) : answer(wire));
     if (op === null) {
       this.#tally.streams++;
@@ -374,14 +386,14 @@ async function answerCut(wire: Wire): Promise<"Q" | "X" | null> {
 
 /** Does the workload as the client, and ends the session. */
 export async function runClient(conn: Deno.Conn, version: 1 | 2, workload: Workload): Promise<Tally> {
-  const peer = new Peer(Session.client(conn, { ...workload.options, version }), workload);
+  const peer = new Peer(Session.client(conn, { ...workload.options, ...workload.ours, version }), workload);
   await peer.client();
   return peer.result();
 }
 
 /** Answers the client as the server, until it ends the session cleanly. */
 export async function runServer(conn: Deno.Conn, version: 1 | 2 | "auto", workload: Workload): Promise<Tally> {
-  const peer = new Peer(Session.server(conn, { ...workload.options, version }), workload);
+  const peer = new Peer(Session.server(conn, { ...workload.options, ...workload.ours, version }), workload);
   await peer.server();
   return peer.result();
 }
