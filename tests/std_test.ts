@@ -1,20 +1,18 @@
 /**
- * What this repository expects of `@std`, be it JSR's or the stand-ins in `tools/std`: so each case holds for both.
- * `node:assert` is the judge here, because `@std/assert` cannot judge itself.
+ * What this repository needs of `@std`. Each case holds for the original and for the stand-ins in `tools/std`, so it
+ * asks for nothing but what the documentation and the tests of the original promise. `node:assert` judges, because
+ * `@std/assert` cannot judge itself.
  *
  * @module
  */
 import {
   assert,
   assertAlmostEquals,
-  assertArrayIncludes,
   assertEquals,
-  assertExists,
   assertFalse,
   assertGreater,
   assertGreaterOrEqual,
   assertInstanceOf,
-  AssertionError,
   assertLess,
   assertLessOrEqual,
   assertMatch,
@@ -23,16 +21,17 @@ import {
   assertStrictEquals,
   assertStringIncludes,
   assertThrows,
-  fail,
-  unreachable,
 } from "@std/assert";
-import { abortable, deadline, delay, pooledMap, retry, RetryError } from "@std/async";
-import { concat, copy, endsWith, equals, indexOfNeedle, repeat, startsWith } from "@std/bytes";
+import { deadline, delay, pooledMap, retry } from "@std/async";
+import { concat, equals, indexOfNeedle, repeat } from "@std/bytes";
 import { mergeReadableStreams, TextLineStream, toArrayBuffer, toText } from "@std/streams";
 import judge from "node:assert/strict";
+import config from "../deno.json" with { type: "json" };
+import * as standIn from "../tools/std/assert/mod.ts";
 
+const FAILURE = { name: "AssertionError" };
 const bytes = (...values: number[]) => Uint8Array.from(values);
-const fails = (fn: () => void) => judge.throws(fn, AssertionError);
+const fails = (fn: () => void) => judge.throws(fn, FAILURE);
 const never = () => new Promise<never>(() => {});
 
 Deno.test("@std/assert: what holds passes, what does not throws an AssertionError", () => {
@@ -42,22 +41,15 @@ Deno.test("@std/assert: what holds passes, what does not throws an AssertionErro
   fails(() => assertFalse("x"));
   assertStrictEquals(NaN, NaN);
   fails(() => assertStrictEquals({}, {}));
-  assertExists(0);
-  fails(() => assertExists(null));
-  fails(() => assertExists(undefined));
   assertInstanceOf(new RangeError(), Error);
   fails(() => assertInstanceOf(new Error(), RangeError));
   assertMatch("abc", /b/);
   fails(() => assertMatch("abc", /d/));
   assertStringIncludes("abc", "bc");
   fails(() => assertStringIncludes("abc", "cb"));
-  assertArrayIncludes([1, { a: 2 }, 3], [{ a: 2 }, 1]);
-  fails(() => assertArrayIncludes([1, { a: 2 }, 3], [{ a: 3 }]));
-  fails(() => fail());
-  fails(() => unreachable());
 });
 
-Deno.test("@std/assert: the numeric ones know their bounds", () => {
+Deno.test("@std/assert: comparisons of numbers hold up to their bounds", () => {
   assertGreater(2, 1);
   fails(() => assertGreater(1, 1));
   assertGreaterOrEqual(1, 1);
@@ -72,36 +64,47 @@ Deno.test("@std/assert: the numeric ones know their bounds", () => {
   fails(() => assertAlmostEquals(0.1, 0.2, 0.09));
 });
 
-Deno.test("@std/assert: a failure tells the message it was given", () => {
-  judge.throws(() => assertEquals(1, 2, "the reason"), /the reason/);
-  judge.throws(() => assert(false, "the reason"), /the reason/);
-  judge.throws(() => fail("the reason"), /the reason/);
-  judge.throws(() => assertThrows(() => {}, "the reason"), /the reason/);
-  judge.throws(() => assertThrows(() => {}, Error, "", "the reason"), /the reason/);
+Deno.test("@std/assert: every failure shows the message passed to the assertion", async () => {
+  const failing: ((msg: string) => void)[] = [
+    (msg) => assert(false, msg),
+    (msg) => assertAlmostEquals(0, 1, 0, msg),
+    (msg) => assertEquals(1, 2, msg),
+    (msg) => assertFalse(true, msg),
+    (msg) => assertGreater(1, 2, msg),
+    (msg) => assertGreaterOrEqual(1, 2, msg),
+    (msg) => assertInstanceOf(1, Error, msg),
+    (msg) => assertLess(2, 1, msg),
+    (msg) => assertLessOrEqual(2, 1, msg),
+    (msg) => assertMatch("a", /b/, msg),
+    (msg) => assertNotEquals(1, 1, msg),
+    (msg) => assertStrictEquals(1, 2, msg),
+    (msg) => assertStringIncludes("a", "b", msg),
+    (msg) => assertThrows(() => {}, msg),
+    (msg) => assertThrows(() => {}, Error, "", msg),
+  ];
+  for (const fn of failing) judge.throws(() => fn("the reason"), /the reason/);
+  await judge.rejects(assertRejects(() => Promise.resolve(), "the reason"), /the reason/);
+  await judge.rejects(assertRejects(() => Promise.resolve(), Error, "", "the reason"), /the reason/);
 });
 
 Deno.test("@std/assert: assertEquals and assertNotEquals compare deeply", () => {
   const alike: [unknown, unknown][] = [
     [NaN, NaN],
-    [{ a: [1, { b: 2 }] }, { a: [1, { b: 2 }] }],
-    [new Map([["a", [1]]]), new Map([["a", [1]]])],
-    [new Set([1, 2]), new Set([2, 1])],
-    [new Date(5), new Date(5)],
+    [{ a: [1, { b: 2 }], c: 3 }, { c: 3, a: [1, { b: 2 }] }],
     [bytes(1, 2), bytes(0, 1, 2).subarray(1)],
-    [Object.assign([1], { x: 1 }), Object.assign([1], { x: 1 })],
   ];
   const different: [unknown, unknown][] = [
     [1, "1"],
     [null, undefined],
+    [null, {}],
     [{ a: undefined }, {}],
+    [{ a: undefined }, { b: undefined }],
+    [{ a: 1 }, { a: 1, b: 2 }],
     [[1, 2], [2, 1]],
-    [new Map([["a", [1]]]), new Map([["a", [2]]])],
-    [new Set([1, 2]), new Set([1, 3])],
-    [new Date(5), new Date(6)],
+    [[1, 2], [1, 2, undefined]],
     [bytes(1, 2), bytes(1, 3)],
     [bytes(1, 2), bytes(1, 2, 0)],
     [bytes(1, 2), [1, 2]],
-    [bytes(1, 2), Uint16Array.of(1, 2)],
   ];
   for (const [a, b] of alike) {
     assertEquals(a, b);
@@ -113,7 +116,26 @@ Deno.test("@std/assert: assertEquals and assertNotEquals compare deeply", () => 
   }
 });
 
-Deno.test("@std/assert: assertThrows returns the error and judges class and message", () => {
+Deno.test("the stand-in's assertEquals is never laxer than the original", () => {
+  // To the original, instances of a class can be equal and their getters decide. To the stand-in they never are.
+  class Class {}
+  const pairs = [
+    [new Class(), new Class()],
+    [{}, new Class()],
+    [new Error("a"), new Error("a")],
+    [new Map(), new Map()],
+    [new Set(), new Set()],
+    [new Date(0), new Date(0)],
+    [0, -0],
+    [{ [Symbol.iterator]: 1 }, { [Symbol.iterator]: 2 }],
+  ];
+  for (const [a, b] of pairs) {
+    standIn.assertEquals([a], [a]);
+    fails(() => standIn.assertEquals([a], [b]));
+  }
+});
+
+Deno.test("@std/assert: assertThrows returns the error and judges its class and message", () => {
   const thrown = new RangeError("too far");
   const throwing = () => {
     throw thrown;
@@ -131,7 +153,7 @@ Deno.test("@std/assert: assertThrows returns the error and judges class and mess
   fails(() => assertThrows(odd, Error));
 });
 
-Deno.test("@std/assert: assertRejects does the same for promises, and tells a throw from a rejection", async () => {
+Deno.test("@std/assert: assertRejects does the same for promises, and fails when the function itself throws", async () => {
   const reason = new RangeError("too far");
   const rejecting = () => Promise.reject(reason);
   judge.equal(await assertRejects(rejecting), reason);
@@ -146,65 +168,23 @@ Deno.test("@std/assert: assertRejects does the same for promises, and tells a th
         throw reason;
       }),
   ];
-  for (const fn of failing) await judge.rejects(fn, AssertionError);
+  for (const fn of failing) await judge.rejects(fn, FAILURE);
 });
 
-Deno.test("@std/async: delay waits, and an abort ends it with the signal's reason", async () => {
+Deno.test("@std/async: delay resolves after its time", async () => {
   const start = performance.now();
   await delay(30);
   judge.ok(performance.now() - start >= 25);
-  const reason = new Error("enough");
-  await judge.rejects(delay(10_000, { signal: AbortSignal.abort(reason) }), reason);
-  const controller = new AbortController();
-  const waiting = delay(10_000, { signal: controller.signal });
-  controller.abort(reason);
-  await judge.rejects(waiting, reason);
 });
 
-Deno.test("@std/async: delay that is not persistent lets the process end", async () => {
-  const code =
-    `import { delay } from "@std/async"; await Promise.race([delay(60_000, { persistent: false }), delay(1)]);`;
-  const child = new Deno.Command(Deno.execPath(), { args: ["eval", code], signal: AbortSignal.timeout(30_000) });
-  judge.ok((await child.output()).success);
-});
-
-Deno.test("@std/async: abortable passes on what comes first", async () => {
-  const { signal } = new AbortController();
-  judge.equal(await abortable(Promise.resolve(1), signal), 1);
-  await judge.rejects(abortable(Promise.reject(new RangeError()), signal), RangeError);
-  const controller = new AbortController();
-  const waiting = abortable(never(), controller.signal);
-  controller.abort();
-  await judge.rejects(waiting, { name: "AbortError" });
-  await judge.rejects(async () => await abortable(never(), controller.signal), { name: "AbortError" });
-});
-
-Deno.test("@std/async: abortable ends an iteration too", async () => {
-  const controller = new AbortController();
-  const seen: number[] = [];
-  await judge.rejects(async () => {
-    async function* endless() {
-      yield 1;
-      await never();
-    }
-    for await (const value of abortable(endless(), controller.signal)) {
-      seen.push(value);
-      setTimeout(() => controller.abort(), 1);
-    }
-  }, { name: "AbortError" });
-  judge.deepEqual(seen, [1]);
-  judge.deepEqual(await Array.fromAsync(abortable(ReadableStream.from([1, 2]), new AbortController().signal)), [1, 2]);
-});
-
-Deno.test("@std/async: deadline rejects with a TimeoutError, in time or not at all", async () => {
+Deno.test("@std/async: deadline settles as the promise does, and rejects with a TimeoutError when that is late", async () => {
   judge.equal(await deadline(Promise.resolve(1), 10_000), 1);
   await judge.rejects(deadline(Promise.reject(new RangeError()), 10_000), RangeError);
   const error = await assertRejects(() => deadline(never(), 10), DOMException);
   judge.equal(error.name, "TimeoutError");
-  await judge.rejects(deadline(never(), 10_000, { signal: AbortSignal.abort() }), { name: "AbortError" });
 });
 
-Deno.test("@std/async: retry tries until it succeeds, gives up, or may not go on", async () => {
+Deno.test("@std/async: retry calls until it succeeds, five times at most", async () => {
   let calls = 0;
   const third = () => {
     if (++calls < 3) throw new Error("not yet");
@@ -212,27 +192,10 @@ Deno.test("@std/async: retry tries until it succeeds, gives up, or may not go on
   };
   judge.equal(await retry(third, { minTimeout: 1 }), 3);
   calls = -10;
-  const error = await assertRejects(() => retry(third, { maxAttempts: 2, minTimeout: 1 }), RetryError);
-  judge.equal(calls, -8);
+  const error = await assertRejects(() => retry(third, { minTimeout: 1 }), Error);
+  judge.equal(calls, -5);
+  judge.equal(error.name, "RetryError");
   judge.ok(error.cause instanceof Error && error.cause.message === "not yet");
-  calls = 0;
-  await judge.rejects(retry(third, { isRetriable: () => false }), /not yet/);
-  judge.equal(calls, 1);
-});
-
-Deno.test("@std/async: retry waits longer each time, up to its bound", async () => {
-  const times: number[] = [];
-  const failing = () => {
-    times.push(performance.now());
-    throw new Error("no");
-  };
-  const options = { maxAttempts: 4, minTimeout: 20, multiplier: 3, maxTimeout: 60, jitter: 0 };
-  await judge.rejects(retry(failing, options), RetryError);
-  const waits = times.slice(1).map((time, i) => time - (times[i] ?? 0));
-  for (const [i, least] of [20, 60, 60].entries()) judge.ok((waits[i] ?? 0) >= least - 5, `${waits}`);
-  times.length = 0;
-  await judge.rejects(retry(failing, { ...options, multiplier: 1000 }), RetryError);
-  judge.ok(Math.max(...times) - Math.min(...times) < 10_000); // it would be hours without the bound
 });
 
 Deno.test("@std/async: pooledMap keeps the order and its limit", async () => {
@@ -260,46 +223,30 @@ Deno.test("@std/async: pooledMap gathers the errors and starts nothing after the
     });
     for await (const n of results) seen.push(n);
   }, AggregateError);
-  judge.deepEqual(error.errors.map((e) => e.message), ["1", "2"]);
+  judge.deepEqual(error.errors.map((e) => e.message).sort(), ["1", "2"]);
   judge.deepEqual([started, seen], [[1, 2, 3], [3]]);
+  const only = pooledMap(3, [1], () => Promise.reject(new RangeError("below the limit")));
+  judge.equal((await assertRejects(() => Array.fromAsync(only), AggregateError)).errors.length, 1);
 });
 
-Deno.test("@std/bytes: concat, repeat and copy move bytes", () => {
+Deno.test("@std/bytes: concat and repeat copy bytes into a new array", () => {
   judge.deepEqual(concat([bytes(1, 2), bytes(), bytes(3)]), bytes(1, 2, 3));
   judge.deepEqual(concat([]), bytes());
   judge.deepEqual(repeat(bytes(1, 2), 3), bytes(1, 2, 1, 2, 1, 2));
   judge.deepEqual(repeat(bytes(1), 0), bytes());
-  judge.throws(() => repeat(bytes(1), -1), RangeError);
-  const target = bytes(0, 0, 0);
-  judge.equal(copy(bytes(1, 2), target), 2);
-  judge.equal(copy(bytes(8, 9), target, 2), 1);
-  judge.deepEqual(target, bytes(1, 2, 8));
-  judge.equal(copy(bytes(7), target, 3), 0);
-});
-
-Deno.test("@std/bytes: concat makes a new array even of one", () => {
   const one = bytes(1, 2);
-  const made = concat([one]);
+  const copies = [concat([one]), repeat(one, 1)];
   one[0] = 9;
-  judge.deepEqual(made, bytes(1, 2));
+  judge.deepEqual(copies, [bytes(1, 2), bytes(1, 2)]);
 });
 
-Deno.test("@std/bytes: equals, startsWith, endsWith and indexOfNeedle compare them", () => {
+Deno.test("@std/bytes: equals and indexOfNeedle compare bytes, views of a larger buffer too", () => {
   judge.ok(equals(bytes(1, 2), bytes(0, 1, 2).subarray(1)));
   judge.ok(!equals(bytes(1, 2), bytes(1, 3)));
   judge.ok(!equals(bytes(1, 2), bytes(1, 2, 3)));
-  judge.ok(startsWith(bytes(1, 2, 3), bytes(1, 2)));
-  judge.ok(!startsWith(bytes(1, 2, 3), bytes(2)));
-  judge.ok(!startsWith(bytes(1), bytes(1, 2)));
-  judge.ok(endsWith(bytes(1, 2, 3), bytes(2, 3)));
-  judge.ok(!endsWith(bytes(1, 2, 3), bytes(2)));
-  judge.ok(!endsWith(bytes(2), bytes(1, 2)));
   const source = bytes(0, 9, 1, 2, 1, 2).subarray(1);
   judge.equal(indexOfNeedle(source, bytes(1, 2)), 1);
-  judge.equal(indexOfNeedle(source, bytes(1, 2), 2), 3);
-  judge.equal(indexOfNeedle(source, bytes(1, 2), -2), 3);
   judge.equal(indexOfNeedle(source, bytes(2, 9)), -1);
-  judge.equal(indexOfNeedle(source, bytes(1, 2), 4), -1);
 });
 
 Deno.test("@std/streams: toText joins text, and bytes cut in the middle of a character", async () => {
@@ -309,24 +256,87 @@ Deno.test("@std/streams: toText joins text, and bytes cut in the middle of a cha
   judge.equal(await toText(ReadableStream.from<string>([])), "");
 });
 
-Deno.test("@std/streams: toArrayBuffer gathers bytes and passes on an error", async () => {
+Deno.test("@std/streams: toArrayBuffer joins bytes", async () => {
   const buffer = await toArrayBuffer(ReadableStream.from([bytes(1, 2), bytes(9, 3).subarray(1)]));
   judge.deepEqual(new Uint8Array(buffer), bytes(1, 2, 3));
-  const broken = new ReadableStream<Uint8Array>({ start: (controller) => controller.error(new RangeError()) });
-  await judge.rejects(toArrayBuffer(broken), RangeError);
 });
 
-Deno.test("@std/streams: TextLineStream finds lines however they are cut", async () => {
-  const lines = (chunks: string[], options?: { allowCR: boolean }) =>
-    Array.fromAsync(ReadableStream.from(chunks).pipeThrough(new TextLineStream(options)));
-  judge.deepEqual(await lines(["a", "b\nc\r", "\n\nd\re"]), ["ab", "c", "", "d\re"]);
-  judge.deepEqual(await lines(["a\n"]), ["a"]);
-  judge.deepEqual(await lines(["a\rb\r", "\nc\r\nd\r"], { allowCR: true }), ["a", "b", "c", "d"]);
+Deno.test("@std/streams: TextLineStream splits at line ends that span chunks too", async () => {
+  const lines = (...chunks: string[]) => Array.fromAsync(ReadableStream.from(chunks).pipeThrough(new TextLineStream()));
+  judge.deepEqual(await lines("a", "b\nc\r", "\n\nd\re"), ["ab", "c", "", "d\re"]);
+  judge.deepEqual(await lines("a\n", "b\n"), ["a", "b"]);
 });
 
-Deno.test("@std/streams: mergeReadableStreams passes on everything, and an error", async () => {
+Deno.test("@std/streams: mergeReadableStreams passes on every chunk", async () => {
   const merged = mergeReadableStreams(ReadableStream.from([1, 2]), ReadableStream.from([3]), ReadableStream.from([4]));
   judge.deepEqual((await Array.fromAsync(merged)).toSorted(), [1, 2, 3, 4]);
-  const broken = new ReadableStream<number>({ start: (controller) => controller.error(new RangeError()) });
-  await judge.rejects(Array.fromAsync(mergeReadableStreams(ReadableStream.from([1]), broken)), RangeError);
+});
+
+const ROOT = new URL("../", import.meta.url);
+const PACKAGES = Object.keys(config.imports).filter((name) => name.startsWith("@std/"));
+const IMPORT = /\bimport\s+(?:type\s+)?\{([^}]*)\}\s*from\s+["'](@std\/[^"']+)["']/g;
+const ANY_IMPORT = /\b(?:from|import)\s*\(?\s*["'](?:jsr:)?@std\//g;
+
+/** What a text imports of `@std`, as `@std/bytes concat`; of an import that is not a list of names, nothing. */
+function imported(text: string): string[] {
+  return Array.from(text.matchAll(IMPORT)).flatMap(([, list, from]) =>
+    list!.split(",")
+      .map((entry) => entry.replace(/^[\s*]*(type\s)?/, "").replace(/\sas\s.*/s, "").trim())
+      .filter((name) => name !== "")
+      .map((name) => `${from} ${name}`)
+  );
+}
+
+/** How many imports of `@std` in a text are not lists of names. */
+function notLists(text: string): number {
+  return Array.from(text.matchAll(ANY_IMPORT)).length - Array.from(text.matchAll(IMPORT)).length;
+}
+
+/** The paths of all modules and texts below a folder of the repository. */
+function paths(folder = ""): string[] {
+  return Array.from(Deno.readDirSync(new URL(folder, ROOT)))
+    .filter(({ name }) => !name.startsWith(".") && !["coverage", "node_modules"].includes(name))
+    .flatMap(({ name, isDirectory }) => isDirectory ? paths(`${folder}${name}/`) : [`${folder}${name}`])
+    .filter((path) => /\.(js|md|ts)$/.test(path));
+}
+
+/** What a stand-in exports, types among it. */
+async function exported(name: string): Promise<string[]> {
+  const url = new URL(`tools/${name.slice(1)}/mod.ts`, ROOT);
+  const types = Deno.readTextFileSync(url).matchAll(/^export (?:interface|type) (\w+)/gm);
+  return [...Object.keys(await import(url.href)), ...Array.from(types, ([, type]) => type!)]
+    .map((symbol) => `${name} ${symbol}`);
+}
+
+Deno.test("the stand-ins for @std export what the repository imports outside of this test, all of it and no more", async () => {
+  const read = (path: string) => Deno.readTextFileSync(new URL(path, ROOT));
+  const others = paths().filter((path) => new URL(path, ROOT).href !== import.meta.url);
+  assert(others.includes("README.md") && others.includes("session.ts") && others.includes("bench/peers/end.ts"));
+  const exports = new Set((await Promise.all(PACKAGES.map(exported))).flat());
+  const imports = new Set(others.flatMap((path) => imported(read(path))));
+  assertEquals({ unused: [...exports.difference(imports)], missing: [...imports.difference(exports)] }, {
+    unused: [],
+    missing: [],
+  });
+  assertEquals(others.filter((path) => notLists(read(path)) > 0), []);
+});
+
+Deno.test("imports of @std are found wherever they stand, and those that are not lists of names are counted", () => {
+  const lists = `
+    import { assert } from "@std/assert";
+     * import {
+     *   type Named as Other,
+     *   concat,
+     * } from "@std/bytes";
+    const text = "import type { First, Second } from '@std/streams';";`;
+  const expected = ["@std/assert assert", "@std/bytes Named", "@std/bytes concat"];
+  assertEquals(imported(lists), [...expected, "@std/streams First", "@std/streams Second"]);
+  assertEquals(notLists(lists), 0);
+  const others = `
+    import * as all from "@std/assert";
+    import "@std/assert";
+    export { assert } from "@std/assert";
+    await import("jsr:@std/assert");`;
+  assertEquals(imported(others), []);
+  assertEquals(notLists(others), 4);
 });

@@ -6,8 +6,7 @@ import { clock, type Timer } from "../clock.ts";
 import { type Command, encodeHeader, encodeUpdate, FrameDecoder, NOTHING, type Version } from "../frame.ts";
 import { type ClientOptions, type Connection, type ServerOptions, Session } from "../mod.ts";
 
-// What measures uses this too: so it does without `@std/assert`, whose stand-in loads `node:util`, and that makes a
-// process a fifth slower.
+// Processes that are measured import this module: it loads no more than they need, so not `@std/assert`.
 
 export const KiB = 1024;
 export const MiB = 1024 * KiB;

@@ -1,5 +1,5 @@
 /**
- * Stand-in for `@std/streams` where JSR cannot be reached: the functions this repository uses, nothing more.
+ * Stand-in for `@std/streams` where JSR cannot be reached: only what this repository uses.
  *
  * @module
  */
@@ -17,7 +17,7 @@ export async function toArrayBuffer(readableStream: ReadableStream<Uint8Array>):
   return await new Response(readableStream as ReadableStream<Uint8Array<ArrayBuffer>>).arrayBuffer();
 }
 
-/** Passes on the chunks of all streams as they come; ends when all have ended, fails when one fails. */
+/** Passes on the chunks of all streams as they come; ends when all have ended. */
 export function mergeReadableStreams<T>(...streams: ReadableStream<T>[]): ReadableStream<T> {
   return new ReadableStream<T>({
     async start(controller) {
@@ -29,25 +29,18 @@ export function mergeReadableStreams<T>(...streams: ReadableStream<T>[]): Readab
   });
 }
 
-/** Options of {@linkcode TextLineStream}. */
-export interface TextLineStreamOptions {
-  /** Whether a lone `\r` ends a line too; default false. */
-  allowCR?: boolean;
-}
-
 /** Turns chunks of text into lines, without their `\n` or `\r\n`. */
 export class TextLineStream extends TransformStream<string, string> {
-  constructor({ allowCR = false }: TextLineStreamOptions = {}) {
-    const lineEnd = allowCR ? /\r?\n|\r(?!$)/ : /\r?\n/; // a `\r` at the very end may be half of a `\r\n`
+  constructor() {
     let rest = "";
     super({
       transform(chunk, controller) {
-        const lines = (rest + chunk).split(lineEnd);
+        const lines = (rest + chunk).split(/\r?\n/);
         rest = lines.pop() ?? "";
         for (const line of lines) controller.enqueue(line);
       },
       flush(controller) {
-        if (rest !== "") controller.enqueue(allowCR ? rest.replace(/\r$/, "") : rest);
+        if (rest !== "") controller.enqueue(rest);
       },
     });
   }
