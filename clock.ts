@@ -12,6 +12,9 @@ export type Timer = ReturnType<typeof setTimeout>;
 /** The longest delay, in milliseconds, that the timers of JavaScript can hold: a longer one fires at once. */
 export const MAX_DELAY = 2_147_483_647;
 
+/** A timer that fires this late was held up by the process: it stood still, or was too busy to look at its sockets. */
+export const LATE = 100;
+
 /** What the package asks of time. */
 export interface Clock {
   /** Milliseconds on a clock that never goes back. */
@@ -59,4 +62,19 @@ function pass(next: (run: () => void) => unknown): Promise<void> {
 // A browser looks at everything between two tasks. A timer takes it 4 ms; a page without TLS has nothing shorter.
 function leave(): Promise<unknown> {
   return crypto.subtle?.digest("SHA-1", EMPTY) ?? new Promise<void>((resolve) => setTimeout(resolve, 0));
+}
+
+/**
+ * Moves the start of a wait, so that the time in which the process stood still does not count as waiting.
+ *
+ * At least `late` milliseconds, or the whole `limit` if that is less, are then left of the wait: a peer may have answered
+ * long ago, and its answer is only now read. Without `limit` no more is left than was before.
+ *
+ * @param since When the wait began.
+ * @param late By how much a timer that ran meanwhile was late.
+ * @param now The time.
+ * @param limit How long the wait may last.
+ */
+export function excuse(since: number, late: number, now: number, limit: number = Infinity): number {
+  return Math.min(now, Math.max(since, now - limit) + late);
 }

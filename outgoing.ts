@@ -9,7 +9,7 @@
  */
 
 import { bounded, type Receiver, type Sender } from "./channel.ts";
-import { clock } from "./clock.ts";
+import { clock, excuse } from "./clock.ts";
 import {
   type Command,
   encodeHeader,
@@ -124,9 +124,9 @@ export class Outgoing {
     return this.#leaving > 0 ? this.#progressAt : undefined;
   }
 
-  /** So many milliseconds, in which nobody could have seen any, do not count as without progress. */
-  excuse(milliseconds: number): void {
-    this.#progressAt += milliseconds;
+  /** Moves the start of the time without progress, as the function of the same name does. */
+  excuse(late: number, now: number, limit: number): void {
+    this.#progressAt = excuse(this.#progressAt, late, now, limit);
   }
 
   /** Encodes a frame if there is room, and says whether there was. */

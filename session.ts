@@ -5,7 +5,7 @@
  */
 
 import { bounded, Channel, ChannelClosedError, type Receiver, Sender } from "./channel.ts";
-import { clock, MAX_DELAY, type Timer } from "./clock.ts";
+import { clock, excuse, LATE, MAX_DELAY, type Timer } from "./clock.ts";
 import {
   FIN,
   type Frame,
@@ -278,8 +278,8 @@ const TOLD_AT_ONCE = 64;
 const QUIET_BEFORE_CLOSE = 1000;
 // How long an idle session keeps the buffers of its busy time.
 const TRIM_DELAY = 1000;
-// A timer that comes so late was held up by our own process, and so was what the peer sent meanwhile.
-const LATE = 100;
+// A timer fires at least this often in one `timeout`: how late it is shows how long the process stood still.
+const LOOKS = 3;
 // What Deno calls the errors of a connection that the other side has reset.
 const RESETS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe"];
 const LAST_ID = 2 ** 32 - 1;
@@ -417,7 +417,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #timer: Timer | undefined;
   #deadline: Timer | undefined;
   #timerAt = Infinity;
-  #wasLate = false;
+  // What `#heardAt` was moved to when the process had stood still; it is another as soon as the peer is heard.
+  #excusedTo: number | undefined;
   #isRef = true;
   // Streams that have left the table with bytes unread; and what had been read of each when reading stopped.
   readonly #holding = new Table<StreamCore>();
@@ -1091,13 +1092,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     }
     if (this.#outgoing.isLarge && now >= this.#outgoing.begunAt + TRIM_DELAY) this.#outgoing.trim();
 
-    // Held up ourselves, we must first look at what the peer sent meanwhile; but once, or who is always late never judges.
-    if (late > LATE && !this.#wasLate) {
-      this.#wasLate = true;
-      this.#outgoing.excuse(late);
-      return this.#arm(now + LATE);
-    }
-    this.#wasLate = false;
+    if (late > LATE) this.#excuse(late, now);
     if (now >= this.#silentSince() + timeout) return this.#end({ error: this.#silence() });
     if (now >= (this.#outgoing.stalledSince ?? Infinity) + timeout) {
       const message = `A write of the transport made no progress for ${timeout} ms`;
@@ -1107,13 +1102,24 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#schedule();
   };
 
+  // The process stood still: that time does not count as silence, and what the peer sent meanwhile waits to be read. The
+  // peer gets as long again to be heard, but only once until it is: a process that is always late must judge it, too.
+  #excuse(late: number, now: number): void {
+    const { timeout, stalledStreamTimeout } = this.#settings;
+    const isAgain = this.#heardAt === this.#excusedTo;
+    const limit = (milliseconds: number) => isAgain ? Infinity : milliseconds;
+    this.#heardAt = this.#excusedTo = excuse(this.#heardAt, late, now, limit(timeout));
+    this.#stalledAt = excuse(this.#stalledAt, late, now, limit(stalledStreamTimeout));
+    this.#outgoing.excuse(late, now, limit(timeout));
+  }
+
   #schedule(): void {
     const now = clock.now();
     const { keepAliveInterval, timeout } = this.#settings;
     const { begunAt, stalledSince = now, isLarge } = this.#outgoing;
     // A NOP that is due but cannot go yet is no reason to look again at once.
     const nop = Math.max(begunAt, now - keepAliveInterval / 2) + keepAliveInterval;
-    this.#arm(Math.min(nop, Math.min(this.#silentSince(), stalledSince, now) + timeout));
+    this.#arm(Math.min(nop, Math.min(this.#silentSince(), stalledSince) + timeout, now + timeout / LOOKS));
     if (isLarge) this.#arm(now + TRIM_DELAY);
   }
 

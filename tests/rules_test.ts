@@ -615,17 +615,43 @@ Deno.test("rule 8: a transport write without progress for the timeout ends the s
   await writing;
 });
 
-Deno.test("rule 8: a process held up for longer than the timeout looks at what came before it gives the peer up", async () => {
+Deno.test("rule 8: after a freeze the peer has as long again to be heard, at most the timeout, and a dead one is found", async () => {
   using clock = new ManualClock();
-  const { session, peer } = withPeer("server", 1, { timeout: 1000, keepAliveInterval: 500 });
-  await clock.advance(10);
-  clock.freeze(40_000);
-  await Promise.all([clock.advance(1), peer.send(NOP, 0)]);
-  await clock.advance(600);
-  assertEquals(await state(session.closed), "pending");
-  clock.freeze(40_000);
-  await clock.advance(200);
-  await assertRejects(() => session.closed, DOMException, "silent");
+  for (const [keepAliveInterval, frozen, left] of [[500, 40_000, 1000], [Infinity, 1040, 700], [1000, 1040, 700]]) {
+    const { session, peer } = withPeer("server", 1, { timeout: 1000, keepAliveInterval: keepAliveInterval! });
+    for (const isHeard of [true, true, false]) {
+      await clock.advance(10);
+      clock.freeze(frozen!);
+      await clock.advance(left! - 10);
+      assertEquals(await state(session.closed), "pending", `after ${frozen} ms, of which nothing is read yet`);
+      if (isHeard) await peer.send(NOP, 0);
+    }
+    await clock.advance(1010 - left!);
+    await assertRejects(() => session.closed, DOMException, "silent for 1000 ms");
+  }
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("rule 8: a second freeze soon after the first does not end the session either", async () => {
+  using clock = new ManualClock();
+  for (const isHeard of [true, false]) {
+    for (const between of [50, 5000]) {
+      const { session, peer } = withPeer("server", 1);
+      await clock.advance(10);
+      clock.freeze(35_000);
+      await clock.advance(10);
+      if (isHeard) await peer.send(NOP, 0);
+      await clock.advance(between);
+      clock.freeze(35_000);
+      await clock.advance(5000);
+      assertEquals(await state(session.closed), "pending", `${between} ms between them, heard: ${isHeard}`);
+      await peer.send(NOP, 0);
+      await clock.advance(29_000);
+      assertEquals(await state(session.closed), "pending");
+      await clock.advance(1100);
+      await assertRejects(() => session.closed, DOMException, "silent");
+    }
+  }
 });
 
 Deno.test("rule 8: the time in which a process was held up is not counted against a write that was under way", async () => {
@@ -635,8 +661,7 @@ Deno.test("rule 8: the time in which a process was held up is not counted agains
   const writing = assertRejects(() => stream.write(pattern(1 << 20)), SessionClosedError);
   await clock.advance(300);
   clock.freeze(40_000);
-  // Of the thousand 500 had passed when it was first to be looked at.
-  for (let passed = 0; passed < 400; passed += 100) {
+  for (let passed = 0; passed < 900; passed += 100) {
     await Promise.all([clock.advance(100), peer.send(NOP, 0)]);
     assertEquals(await state(session.closed), "pending", `${passed + 100} ms later`);
   }
@@ -964,6 +989,23 @@ Deno.test("rule 11: stalledStreamTimeout cuts the stream that holds most and is 
   assertEquals(session.stats().streams, 2);
   assertEquals((await peer.nextOf(FIN)).id, 3, "the largest is read, so the next largest is cut");
   assertEquals(session.stats().readPaused, false);
+  session.abort();
+});
+
+Deno.test("rule 11: after a freeze the application has as long again to read a stalled stream", async () => {
+  using clock = new ManualClock();
+  const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
+  const { session, peer } = withPeer("server", 1, options, 1 << 20);
+  await peer.send(SYN, 3);
+  await peer.send(PSH, 3, pattern(1000));
+  const stream = await session.acceptStream();
+  await clock.advance(10);
+  assert(session.stats().readPaused);
+  clock.freeze(40_000);
+  await clock.advance(450);
+  assertEquals(session.stats().streams, 1, "the application could not read while the process stood still");
+  await clock.advance(160);
+  await assertRejects(() => stream.closed, DOMException, "Nothing was read of stream 3");
   session.abort();
 });
 

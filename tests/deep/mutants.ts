@@ -305,8 +305,22 @@ const MUTANTS: Mutant[] = [
   {
     name: "a process that is always late judges nobody",
     file: "session.ts",
-    from: "    if (late > LATE && !this.#wasLate) {\n",
-    to: "    if (late > LATE) {\n",
+    from: "const isAgain = this.#heardAt === this.#excusedTo;",
+    to: "const isAgain = this.#heardAt === Infinity;",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "the time in which the process stood still counts as the peer's silence",
+    file: "session.ts",
+    from: "    if (late > LATE) this.#excuse(late, now);\n",
+    to: "",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "after a freeze the peer has only the time that was left before it",
+    file: "session.ts",
+    from: "this.#excusedTo = excuse(this.#heardAt, late, now, limit(timeout));",
+    to: "this.#excusedTo = excuse(this.#heardAt, late, now);",
     tests: ["rules_test.ts"],
   },
   {
