@@ -278,7 +278,7 @@ const TOLD_AT_ONCE = 64;
 const QUIET_BEFORE_CLOSE = 1000;
 // How long an idle session keeps the buffers of its busy time.
 const TRIM_DELAY = 1000;
-// A timer fires at least this often in one `timeout`: how late it is shows how long the process stood still.
+// A timer fires at least this often in the shortest wait: how late it is shows how long the process stood still.
 const LOOKS = 3;
 // What Deno calls the errors of a connection that the other side has reset.
 const RESETS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe"];
@@ -411,15 +411,18 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #versionKnown: Channel<void> | undefined;
   #mayRead: Channel<void> | undefined;
   #empty: Channel<void> | undefined;
-  #gone: Channel<void> | undefined;
 
   #heardAt: number;
   #timer: Timer | undefined;
-  #deadline: Timer | undefined;
   #timerAt = Infinity;
   // What `#heardAt` was moved to when the process had stood still; it is another as soon as the peer is heard.
   #excusedTo: number | undefined;
   #isRef = true;
+  // The graceful close: when it began, how long it may take, and since when, at what count, no byte has come.
+  #closingFrom = 0;
+  #closeTimeout = Infinity;
+  #quietFrom = 0;
+  #quietBytes = 0;
   // Streams that have left the table with bytes unread; and what had been read of each when reading stopped.
   readonly #holding = new Table<StreamCore>();
   #stalledFrom: Map<StreamCore, number> | undefined;
@@ -1098,6 +1101,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       const message = `A write of the transport made no progress for ${timeout} ms`;
       return this.#end({ error: new DOMException(message, "TimeoutError") });
     }
+    if (now >= this.#closingFrom + this.#closeTimeout) {
+      const message = `The session did not close within ${this.#closeTimeout} ms`;
+      return this.#end({ error: new DOMException(message, "TimeoutError") });
+    }
+    if (this.#isQuiet(now)) return this.#end({});
     this.#arm(this.#checkStalled(now));
     this.#schedule();
   };
@@ -1110,6 +1118,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const limit = (milliseconds: number) => isAgain ? Infinity : milliseconds;
     this.#heardAt = this.#excusedTo = excuse(this.#heardAt, late, now, limit(timeout));
     this.#stalledAt = excuse(this.#stalledAt, late, now, limit(stalledStreamTimeout));
+    this.#closingFrom = excuse(this.#closingFrom, late, now, limit(this.#closeTimeout));
+    // Bytes may wait in the socket. The timeout of close() bounds this.
+    this.#quietFrom = now;
     this.#outgoing.excuse(late, now, limit(timeout));
   }
 
@@ -1119,7 +1130,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const { begunAt, stalledSince = now, isLarge } = this.#outgoing;
     // A NOP that is due but cannot go yet is no reason to look again at once.
     const nop = Math.max(begunAt, now - keepAliveInterval / 2) + keepAliveInterval;
-    this.#arm(Math.min(nop, Math.min(this.#silentSince(), stalledSince) + timeout, now + timeout / LOOKS));
+    const quiet = this.#isDropping ? QUIET_BEFORE_CLOSE : Infinity;
+    const look = now + Math.min(timeout, this.#closeTimeout, quiet) / LOOKS;
+    this.#arm(Math.min(nop, Math.min(this.#silentSince(), stalledSince) + timeout, look));
+    this.#arm(Math.min(this.#closingFrom + this.#closeTimeout, this.#quietFrom + quiet));
     if (isLarge) this.#arm(now + TRIM_DELAY);
   }
 
@@ -1158,12 +1172,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#isClosing = true;
     this.#accepting.close();
     this.#versionKnown?.close();
-    if (timeout !== Infinity) {
-      this.#deadline = clock.setTimer(() => {
-        this.#end({ error: new DOMException(`The session did not close within ${timeout} ms`, "TimeoutError") });
-      }, timeout);
-      if (!this.#isRef) letGo(this.#deadline);
-    }
+    this.#closingFrom = clock.now();
+    this.#closeTimeout = timeout;
+    this.#schedule();
     try {
       while (drain && this.#streams.size > 0) await (this.#empty ??= new Channel()).receive();
       const failure = () => this.#closedError("Cannot write to a stream of a closed session");
@@ -1175,24 +1186,21 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       this.#outgoing.end();
       this.#mayReadAgain();
       this.#link.closeWrite().catch(() => {});
-      if (this.#ended !== undefined) return;
-      await this.#quiet();
-      this.#end({});
+      this.#quietFrom = clock.now();
+      this.#quietBytes = this.#bytesReceived;
+      this.#schedule();
     } catch {
       // The end came first, and closed the channel that was waited on.
     }
   }
 
-  async #quiet(): Promise<void> {
-    this.#gone = new Channel();
-    for (let before = -1; before < this.#bytesReceived;) {
-      before = this.#bytesReceived;
-      try {
-        await this.#gone.receive({ timeout: QUIET_BEFORE_CLOSE });
-      } catch (error) {
-        if (error instanceof ChannelClosedError) throw error;
-      }
-    }
+  /** Whether everything of ours has left and no byte has come for a while since. */
+  #isQuiet(now: number): boolean {
+    if (!this.#isDropping || now < this.#quietFrom + QUIET_BEFORE_CLOSE) return false;
+    if (this.#bytesReceived === this.#quietBytes) return true;
+    this.#quietFrom = now;
+    this.#quietBytes = this.#bytesReceived;
+    return false;
   }
 
   /** The one end, in whatever way it comes: with an error it is unclean. */
@@ -1202,7 +1210,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#ended = this.#isDropping ? {} : end;
     const isClean = !("error" in this.#ended);
     clock.clearTimer(this.#timer);
-    clock.clearTimer(this.#deadline);
     if (isClean || this.#incoming === undefined) this.#accepting.close();
     else this.#accepting.close(this.#closedError("The session has ended"));
     this.#outgoing.end();
@@ -1219,7 +1226,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#stalledFrom = undefined;
     this.#owing = [];
     this.#refusals = [];
-    for (const channel of [this.#mayRead, this.#versionKnown, this.#empty, this.#gone]) channel?.close();
+    for (const channel of [this.#mayRead, this.#versionKnown, this.#empty]) channel?.close();
     this.#link.close();
     this.#tell(cores);
   }

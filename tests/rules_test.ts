@@ -1483,6 +1483,52 @@ Deno.test("rule 14: after one quiet second it closes although the peer does not"
   assertEquals(clock.pending, 0);
 });
 
+Deno.test("rule 14: after a freeze close() does not take a peer for quiet whose bytes were not read yet", async () => {
+  using clock = new ManualClock();
+  for (const [frozen, left] of [[40_000, 1000], [1090, 1000], [500, 600]] as const) {
+    const { session, peer, connection } = withPeer("client", 1);
+    const closing = session.close({ timeout: 60_000 });
+    await turn();
+    clock.freeze(frozen);
+    await clock.advance(left - 10);
+    assertEquals(connection.isClosed, false, `${left - 10} ms after ${frozen} ms`);
+    await peer.send(NOP, 0);
+    await clock.advance(1000);
+    assertEquals(connection.isClosed, false, "a byte came");
+    await clock.advance(1010);
+    assert(connection.isClosed);
+    await closing;
+  }
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("rule 14: a freeze does not use up the timeout of close(), and the peer has as long again to end its streams", async () => {
+  using clock = new ManualClock();
+  for (const frozen of [40_000, 140]) {
+    for (const isAnswered of [true, false]) {
+      const { session, peer } = withPeer("client", 1);
+      const stream = await session.openStream();
+      await stream.closeWrite();
+      const closing = session.close({ drain: true, timeout: 100 });
+      await turn();
+      clock.freeze(frozen);
+      await clock.advance(90);
+      assertEquals(await state(session.closed), "pending", `the answer is not read yet, 90 ms after ${frozen} ms`);
+      if (isAnswered) {
+        await peer.send(FIN, 3);
+        await turn();
+        await peer.connection.closeWrite!();
+        await session.closed;
+      } else {
+        await clock.advance(10);
+        await assertRejects(() => session.closed, DOMException, "did not close within 100 ms");
+      }
+      await closing;
+    }
+  }
+  assertEquals(clock.pending, 0);
+});
+
 Deno.test("rule 14: a stream with a rejected write gets no FIN, so that its peer's read rejects", async () => {
   const { client, server } = sessionPair({ version: 2 });
   const [cut, whole] = [await client.openStream(), await client.openStream()];

@@ -230,8 +230,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "close() of a session does not wait for the peer",
     file: "session.ts",
-    from: "      await this.#quiet();\n",
-    to: "",
+    from: "      this.#quietFrom = clock.now();\n      this.#quietBytes",
+    to: "      this.#end({});\n      this.#quietBytes",
   },
   {
     name: "discarded bytes are not credited",
@@ -261,10 +261,24 @@ const MUTANTS: Mutant[] = [
     tests: ["turn_test.ts"],
   },
   {
-    name: "the deadline of close() outlives the session",
+    name: "the timer outlives the session",
     file: "session.ts",
-    from: "    clock.clearTimer(this.#deadline);\n",
+    from: "    clock.clearTimer(this.#timer);\n    if (isClean",
+    to: "    if (isClean",
+  },
+  {
+    name: "after a freeze close() takes the peer for quiet whose bytes wait in the socket",
+    file: "session.ts",
+    from: "    this.#quietFrom = now;\n    this.#outgoing.excuse(",
+    to: "    this.#outgoing.excuse(",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "a freeze uses up the timeout of close()",
+    file: "session.ts",
+    from: "    this.#closingFrom = excuse(this.#closingFrom, late, now, limit(this.#closeTimeout));\n",
     to: "",
+    tests: ["rules_test.ts"],
   },
   {
     name: "a connection that was accepted while the server was stopped becomes a session",
