@@ -8,7 +8,7 @@
  */
 
 import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
-import { clock } from "./clock.ts";
+import { clock, excuse, LATE } from "./clock.ts";
 import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
 import type { Address, Link } from "./transport.ts";
 import { ReceiveWindow, SendWindow, type WindowPool } from "./window.ts";
@@ -772,14 +772,25 @@ export class StreamCore {
   }
 
   async #waitForCredit(signal: AbortSignal | undefined, begun: number): Promise<void> {
-    let timeout = Infinity;
+    const credit = this.#credit ??= new Channel();
+    if (!this.#peerFinished) return await credit.receive({ signal });
     // After its FIN a peer may be gone for good, and smux has no way to tell. Who waited behind another has waited too.
-    if (this.#peerFinished) {
-      const now = clock.now();
-      this.#starvedFrom ??= now;
-      timeout = Math.max(0, Math.max(begun, this.#starvedFrom) + this.#host.timeout - now);
+    const { timeout } = this.#host;
+    let now = clock.now();
+    let since = this.#starvedFrom ??= now;
+    for (let isExcused = false;; isExcused = true) {
+      const due = Math.max(now, Math.max(begun, since) + timeout);
+      try {
+        return await credit.receive({ signal, timeout: due - now });
+      } catch (error) {
+        now = clock.now();
+        const isLate = now - due > LATE && !isExcused;
+        if (!isLate || signal?.aborted || error instanceof ChannelClosedError) throw error;
+        // Credit came with this very turn.
+        if (this.#starvedFrom === undefined) return;
+        since = this.#starvedFrom = excuse(Math.max(begun, since), now - due, now, timeout);
+      }
     }
-    await (this.#credit ??= new Channel()).receive({ signal, timeout });
   }
 
   /** Puts a frame into the filling buffer, or waits until it is there or all has ended: `isTaken` says which. */

@@ -681,7 +681,7 @@ function header(lines: readonly string[], name: string): string {
 /** Waits for what must be said soon; closes the connection if it is not. */
 async function soon<T>(connection: Duplex, saying: Promise<T>): Promise<T> {
   let isLate = false;
-  const timer = setTimeout(() => {
+  const clear = setDeadline(() => {
     isLate = true;
     connection.close();
   }, HEAD_TIMEOUT);
@@ -690,7 +690,7 @@ async function soon<T>(connection: Duplex, saying: Promise<T>): Promise<T> {
   } catch (error) {
     throw isLate ? new Error(`it kept us waiting for ${HEAD_TIMEOUT} ms`, { cause: error }) : error;
   } finally {
-    clearTimeout(timer);
+    clear();
   }
 }
 
@@ -966,8 +966,7 @@ class Ledger {
     const isFirst = !this.#isLimited;
     this.#isLimited = true;
     if (!isFirst || timeout === Infinity) return;
-    const timer = setTimeout(() => this.cut(), timeout);
-    finished.catch(() => {}).then(() => clearTimeout(timer));
+    finished.catch(() => {}).then(setDeadline(() => this.cut(), timeout));
   }
 
   stats(): TunnelStats {
@@ -996,6 +995,25 @@ function* backoff(): Generator<number, never> {
 /** The milliseconds that a session can wait which are nearest to these. */
 function patience(timeout: number): number {
   return timeout === Infinity ? timeout : Math.min(Math.max(1, Math.ceil(timeout) || 1), 2 ** 31 - 1);
+}
+
+// A timer that fires this many milliseconds late was held up by the process, and so was what peers sent meanwhile.
+const LATE = 100;
+
+/**
+ * Calls `run` once, after `delay` milliseconds in which the process did not stand still: a timer that is late is set
+ * again, once, for as long as it was late, at most `delay`.
+ *
+ * @returns Clears the timer.
+ */
+function setDeadline(run: () => void, delay: number): () => void {
+  const due = performance.now() + delay;
+  let timer = setTimeout(() => {
+    const late = performance.now() - due;
+    if (late <= LATE) return run();
+    timer = setTimeout(run, Math.min(late, delay));
+  }, delay);
+  return () => clearTimeout(timer);
 }
 
 /** Lets time pass, until the signal. */
@@ -1327,7 +1345,7 @@ async function main(args: readonly string[]): Promise<number> {
       unlisten();
       display.line(`shutting down within ${count(grace / 1000, "second")}; Ctrl-C ends it at once`);
       tunnel.shutdown({ timeout: grace });
-      if (piped !== undefined) setTimeout(() => cut.abort(new Error("stdout was not read in time")), grace);
+      if (piped !== undefined) setDeadline(() => cut.abort(new Error("stdout was not read in time")), grace);
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
     for (const addr of args[0] === "server" ? [tunnel.addr] : tunnel.addrs) display.line(`listening on ${addr}`);

@@ -417,6 +417,36 @@ Deno.test("rule 6: a v2 writer without credit for the timeout after the peer's F
   session.abort();
 });
 
+Deno.test("rule 6: after a freeze the peer has as long again to give credit after its FIN", async () => {
+  using clock = new ManualClock();
+  for (const isGiven of [true, false]) {
+    const { session, peer } = withPeer("client", 2, { timeout: 1000, keepAliveInterval: 900 }, 1 << 20);
+    const stream = await session.openStream();
+    const writing = stream.write(pattern(300_000));
+    const behind = stream.write(pattern(1));
+    const failed = [writing, behind].map((write) => assertRejects(() => write, DOMException, "no credit"));
+    for (const failure of failed) failure.catch(() => {});
+    await clock.advance(10);
+    await peer.send(FIN, 3);
+    await clock.advance(10);
+    clock.freeze(40_000);
+    await clock.advance(10);
+    await peer.send(NOP, 0);
+    await clock.advance(980);
+    assertEquals([await state(writing), await state(behind)], ["pending", "pending"]);
+    if (isGiven) {
+      await peer.update(3, 262_144, 262_144);
+      assertEquals([await writing, await behind], [300_000, 1]);
+    } else {
+      await peer.send(NOP, 0);
+      await clock.advance(20);
+      await Promise.all(failed);
+    }
+    assertEquals(await state(session.closed), "pending");
+    session.abort();
+  }
+});
+
 // 7
 
 Deno.test("rule 7: a protocol error ends the session at once and is the cause of every error", async () => {

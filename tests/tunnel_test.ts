@@ -12,6 +12,7 @@ import {
 } from "@std/assert";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
+import { clock, type Timer } from "../clock.ts";
 import { type Connection, ProtocolError, serve, Session } from "../mod.ts";
 import {
   openTunnel,
@@ -27,6 +28,7 @@ import {
   certificates,
   isRefused,
   LOOPBACK,
+  ManualClock,
   pattern,
   readAll,
   readSome,
@@ -193,6 +195,21 @@ function changeDelays(change: (delay: number) => number): Disposable {
   const { setTimeout } = globalThis;
   globalThis.setTimeout = ((run: () => void, delay = 0) => setTimeout(run, change(delay))) as typeof setTimeout;
   return { [Symbol.dispose]: () => void (globalThis.setTimeout = setTimeout) };
+}
+
+/** Timers that are set last as long as the clock of the package says, until it is disposed of. */
+function runByClock(): Disposable {
+  const { setTimeout, clearTimeout } = globalThis;
+  const { now } = performance;
+  globalThis.setTimeout = ((run: () => void, delay = 0) => clock.setTimer(run, delay)) as typeof setTimeout;
+  globalThis.clearTimeout = (timer) => clock.clearTimer(timer as Timer);
+  performance.now = () => clock.now();
+  return {
+    [Symbol.dispose]() {
+      Object.assign(globalThis, { setTimeout, clearTimeout });
+      performance.now = now;
+    },
+  };
 }
 
 /** What a promise fulfils with, unless that takes seconds: then the test has failed. */
@@ -1776,6 +1793,29 @@ Deno.test("tunnel: a server that is silent when it should speak TLS is given up"
   assertMatch(message, /^Cannot connect to .*: it kept us waiting for 10000 ms$/);
   (await accepting).close();
   listener.close();
+});
+
+Deno.test("tunnel: a freeze does not use up the time of a client that was about to say what it wants", async () => {
+  using time = new ManualClock();
+  using _timers = runByClock();
+  await using target = makeEcho();
+  const log = makeLog();
+  const server = serveTunnel({ listen: FREE, allow: [target.addr], ...log.options });
+  const session = Session.client(await dial(server.addr));
+  const [slow, silent] = [await session.openStream(), await session.openStream()];
+  await slow.write(bytes(`CONNECT ${target.addr}`));
+  await silent.write(bytes("CONNECT"));
+  while (server.stats().received < session.stats().bytesSent || session.stats().bytesUnsent > 0) await turn();
+  time.freeze(40_000);
+  await time.advance(9000);
+  await slow.write(bytes(" HTTP/1.1\r\n\r\n"));
+  assertMatch(text(await promptly(readHead(slow))), /^HTTP\/1.1 200 /);
+  await time.advance(1000);
+  await log.until(/kept us waiting for 10000 ms/);
+  slow.close();
+  silent.close();
+  await session.close();
+  await server.shutdown();
 });
 
 Deno.test("tunnel: what a stranger says is shown without what a terminal would obey", async () => {

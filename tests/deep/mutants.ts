@@ -312,8 +312,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "writes that try again after a timeout starve all else",
     file: "stream.ts",
-    from: "Math.max(begun, this.#starvedFrom)",
-    to: "this.#starvedFrom",
+    from: "Math.max(begun, since) + timeout",
+    to: "since + timeout",
     tests: ["rules_test.ts"],
   },
   {
@@ -335,6 +335,20 @@ const MUTANTS: Mutant[] = [
     file: "session.ts",
     from: "this.#excusedTo = excuse(this.#heardAt, late, now, limit(timeout));",
     to: "this.#excusedTo = excuse(this.#heardAt, late, now);",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "a freeze uses up the time to say what is wanted of a tunnel",
+    file: "tunnel.ts",
+    from: "if (late <= LATE) return run();",
+    to: "if (late > 0) return run();",
+    tests: ["tunnel_test.ts"],
+  },
+  {
+    name: "a freeze uses up the time to give credit after FIN",
+    file: "stream.ts",
+    from: "const isLate = now - due > LATE && !isExcused;",
+    to: "const isLate = now < due && !isExcused;",
     tests: ["rules_test.ts"],
   },
   {
