@@ -62,9 +62,11 @@ export interface SessionOptions {
   /** After so long without sending, a NOP is sent. `Infinity`: never. Default 10 000, as in Go. */
   keepAliveInterval?: number | undefined;
   /**
-   * How long to bear it when the peer is silent, when a write of the transport makes no progress, when a writer gets no
-   * credit after the peer's end (version 2), and when a graceful {@linkcode Session.close} does not come to its end.
-   * `Infinity`: for ever. At least `keepAliveInterval`. Default 30 000, as in Go.
+   * Ends the session when the peer is silent for this long. A peer that is heard but does not read keeps its session;
+   * while `maxReceiveBuffer` is full the peer cannot be heard, and a write of the transport without progress for this
+   * long ends the session instead. Also the longest wait of a writer for credit after the peer's end (version 2), and of
+   * {@linkcode Session.close}. Time in which this process stood still does not count. `Infinity`: never. At least
+   * `keepAliveInterval`. Default 30 000, as in Go.
    */
   timeout?: number | undefined;
   /** Most data in one frame that is sent, 1 to 65 535. Default 32 768, as in Go; any length is received. */
@@ -1097,10 +1099,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
     if (late > LATE) this.#excuse(late, now);
     if (now >= this.#silentSince() + timeout) return this.#end({ error: this.#silence() });
-    if (now >= (this.#outgoing.stalledSince ?? Infinity) + timeout) {
-      const message = `A write of the transport made no progress for ${timeout} ms`;
-      return this.#end({ error: new DOMException(message, "TimeoutError") });
-    }
     if (now >= this.#closingFrom + this.#closeTimeout) {
       const message = `The session did not close within ${this.#closeTimeout} ms`;
       return this.#end({ error: new DOMException(message, "TimeoutError") });
@@ -1127,25 +1125,34 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #schedule(): void {
     const now = clock.now();
     const { keepAliveInterval, timeout } = this.#settings;
-    const { begunAt, stalledSince = now, isLarge } = this.#outgoing;
+    const { begunAt, isLarge } = this.#outgoing;
     // A NOP that is due but cannot go yet is no reason to look again at once.
     const nop = Math.max(begunAt, now - keepAliveInterval / 2) + keepAliveInterval;
     const quiet = this.#isDropping ? QUIET_BEFORE_CLOSE : Infinity;
     const look = now + Math.min(timeout, this.#closeTimeout, quiet) / LOOKS;
-    this.#arm(Math.min(nop, Math.min(this.#silentSince(), stalledSince) + timeout, look));
+    this.#arm(Math.min(nop, this.#silentSince() + timeout, look));
     this.#arm(Math.min(this.#closingFrom + this.#closeTimeout, this.#quietFrom + quiet));
     if (isLarge) this.#arm(now + TRIM_DELAY);
   }
 
+  // Since when there is no sign of the peer. A peer that is heard lives, even if it reads nothing: what waits for it here
+  // is bounded. While we hold reading back it cannot be heard, and the only sign is what it takes: two sessions that hold
+  // each other back would otherwise never find out that the other is gone.
   #silentSince(): number {
-    return this.#isPaused || this.#isDropping ? Infinity : this.#heardAt;
+    if (this.#isDropping) return Infinity;
+    if (!this.#isPaused) return this.#heardAt;
+    return Math.max(this.#heardAt, this.#outgoing.stalledSince ?? Infinity);
   }
 
   #silence(): DOMException {
+    const { timeout } = this.#settings;
+    if (this.#isPaused) {
+      return new DOMException(`A write of the transport made no progress for ${timeout} ms`, "TimeoutError");
+    }
     const hint = this.#bytesReceived === 0
       ? "; not one byte ever came: the peer may speak version 1, which is Go's default"
       : "";
-    return new DOMException(`The peer was silent for ${this.#settings.timeout} ms${hint}`, "TimeoutError");
+    return new DOMException(`The peer was silent for ${timeout} ms${hint}`, "TimeoutError");
   }
 
   #idle(): void {

@@ -274,6 +274,20 @@ const MUTANTS: Mutant[] = [
     tests: ["rules_test.ts"],
   },
   {
+    name: "two sessions that hold each other back never find out that the other is gone",
+    file: "session.ts",
+    from: "    return Math.max(this.#heardAt, this.#outgoing.stalledSince ?? Infinity);\n",
+    to: "    return Infinity;\n",
+    tests: ["rules_test.ts"],
+  },
+  {
+    name: "a write that stalled before reading was held back ends the session at once",
+    file: "session.ts",
+    from: "    return Math.max(this.#heardAt, this.#outgoing.stalledSince ?? Infinity);\n",
+    to: "    return this.#outgoing.stalledSince ?? Infinity;\n",
+    tests: ["rules_test.ts"],
+  },
+  {
     name: "a freeze uses up the timeout of close()",
     file: "session.ts",
     from: "    this.#closingFrom = excuse(this.#closingFrom, late, now, limit(this.#closeTimeout));\n",

@@ -9,12 +9,14 @@ import { concat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
 import { percentile } from "../figures.ts";
-import { MiB, pattern } from "../support.ts";
+import { KiB, MiB, pattern } from "../support.ts";
 import { type Attacker, many, PIECE, soon } from "./attacker.ts";
 import { type Case, type Lab, ON_THE_WAY, READ_BUFFER, receiveBuffer, TIMEOUT } from "./lab.ts";
 
 // Full of empty frames it is a few milliseconds.
 const MOST_IN_A_TURN = 2 * MiB;
+// Most of what a session gathers for one write: data and the room kept for control frames.
+const WRITE_BUFFER = 304 * KiB;
 
 /** Opens so many streams and sends each its whole first window, to be echoed; settles when all is sent or cut. */
 async function burden(lab: Lab, attacker: Attacker, count: number, first = 1): Promise<void> {
@@ -108,7 +110,8 @@ export const liveness: readonly Case[] = [
     id: "D4",
     name: "write-stall",
     attack: "a socket that takes nothing more, from a peer that goes on sending",
-    expected: "closed when a write has made no progress for the timeout; every writer rejects; close() settles",
+    expected:
+      "closed when nothing was read and no write made progress for the timeout; every writer rejects; close() settles",
     timed: true,
     async run(lab) {
       const attacker = await lab.attack();
@@ -121,6 +124,34 @@ export const liveness: readonly Case[] = [
       assertLess(await lab.victim.shut(), 100);
       attacker.resume();
       await burdening;
+    },
+  },
+  {
+    id: "D4",
+    name: "nops-unread",
+    attack: "NOPs for five timeouts, from a peer that reads nothing of a stream written without end",
+    expected: "the session lives, and holds two buffers for the peer; the stream goes on when the peer reads again",
+    timed: true,
+    app: "pour",
+    async run(lab) {
+      const attacker = await lab.attack();
+      const id = lab.id(1);
+      const heard = attacker.heard(id);
+      attacker.hold();
+      await attacker.bytes(attacker.frame(SYN, id));
+      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, LARGEST_WINDOW));
+      await lab.reached(({ last }) => last!.bytesUnsent > WRITE_BUFFER / 2);
+      for (let n = 0; n < 6; n++) {
+        await lab.pass(TIMEOUT * (lab.isFull ? 0.6 : 0.9));
+        await lab.nop(attacker);
+        await lab.taken(attacker);
+        await lab.lives();
+      }
+      const { last } = await lab.victim.state();
+      assertLessOrEqual(last!.bytesUnsent, 2 * WRITE_BUFFER);
+      const { bytes } = heard;
+      attacker.resume();
+      await attacker.until(() => heard.bytes > bytes + MiB, "more data");
     },
   },
   {

@@ -57,6 +57,15 @@ const WORKLOADS: Workload[] = [
   { ...SOME, name: "both ends open", kind: "both", parallel: 16 },
   { ...SOME, name: "hang-up", kind: "hang-up", size: 10_000 },
   { ...DEFAULTS, name: "keepalive", kind: "keepalive", idle: 2500, options: { keepAliveInterval: 200, timeout: 600 } },
+  // More than both ends' sockets and Go's receive buffer take, and not read for longer than the timeout.
+  {
+    ...DEFAULTS,
+    name: "not read for 3 timeouts",
+    kind: "hold",
+    size: 64 * MiB,
+    idle: 3000,
+    options: { keepAliveInterval: 300, timeout: 1000 },
+  },
 ];
 
 /** Our options under the names of the Go peer's flags. */

@@ -47,12 +47,12 @@ var (
 	receive  = flag.Int("receive", 4194304, "MaxReceiveBuffer")
 	interval = flag.Int("interval", 10000, "KeepAliveInterval in milliseconds")
 	timeout  = flag.Int("timeout", 30000, "KeepAliveTimeout in milliseconds")
-	workload = flag.String("workload", "echo", "what a client does: echo, both (the server does it, too), bulk, half-close, keepalive or hang-up")
+	workload = flag.String("workload", "echo", "what a client does: echo, both (the server does it, too), bulk, half-close, keepalive, hold or hang-up")
 	streams  = flag.Int("streams", 1, "how many streams, where it is open")
 	parallel = flag.Int("parallel", 1, "how many of them at a time")
 	size     = flag.Int("size", 1024, "the most a message carries; bulk: exactly that each way")
 	large    = flag.Int("large", 0, "echo: what every 200th message carries instead, 0 = as the others")
-	idle     = flag.Int("idle", 0, "keepalive: milliseconds of silence")
+	idle     = flag.Int("idle", 0, "keepalive: milliseconds of silence; hold: before an upload is read")
 	seed     = flag.Int64("seed", 1, "seed of sizes and contents")
 	bound    = flag.Int("bound", 50000, "milliseconds after which the process gives up")
 )
@@ -245,6 +245,13 @@ func (p *peer) work() error {
 				return s.download(int64(*size))
 			})
 		})
+	case "hold":
+		return p.on(func(s stream) error {
+			if err := s.send('U', *size); err != nil {
+				return err
+			}
+			return s.upload(int64(*size))
+		})
 	case "half-close":
 		return each(*streams, *parallel, func(i int) error {
 			return p.on(func(s stream) error {
@@ -366,6 +373,9 @@ func (p *peer) answer(s stream) (op byte, err error) {
 		case 'E':
 			_, err = io.CopyN(s, s, length)
 		case 'U':
+			if *workload == "hold" {
+				time.Sleep(time.Duration(*idle) * time.Millisecond)
+			}
 			err = s.download(length)
 		case 'D':
 			err = s.upload(length)

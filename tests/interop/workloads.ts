@@ -15,7 +15,7 @@ import { KiB, sha256, xorshift } from "../support.ts";
 export interface Workload {
   readonly name: string;
   /** "both": the server does the client's echo, too, at the same time. */
-  readonly kind: "echo" | "both" | "bulk" | "half-close" | "keepalive" | "hang-up";
+  readonly kind: "echo" | "both" | "bulk" | "half-close" | "keepalive" | "hold" | "hang-up";
   /** How many streams, where it is open, and how many of them at a time. */
   readonly streams: number;
   readonly parallel: number;
@@ -23,7 +23,7 @@ export interface Workload {
   readonly size: number;
   /** What every 200th message carries instead; 0 = as the others. */
   readonly large: number;
-  /** keepalive: milliseconds of silence. */
+  /** keepalive: milliseconds of silence; hold: before an upload is read. */
   readonly idle: number;
   /** The same for both sides; what is not given is each side's own default. */
   readonly options: SessionOptions;
@@ -296,6 +296,11 @@ class Peer {
         await Promise.all([up, down]);
         return;
       }
+      case "hold":
+        return await this.#on(async (wire) => {
+          await wire.send("U", size);
+          await wire.upload(size);
+        });
       case "half-close":
         return await this.#each(async (wire, data) => {
           await wire.exchange("H", data, true);
@@ -317,7 +322,8 @@ class Peer {
   async #answered(wire: Wire, earlier: number): Promise<void> {
     if (earlier === 0) this.#held = this.#hold();
     await this.#held;
-    const op = await (this.#workload.kind === "hang-up" ? answerCut(wire) : answer(wire));
+    const { kind, idle } = this.#workload;
+    const op = await (kind === "hang-up" ? answerCut(wire) : answer(wire, kind === "hold" ? idle : 0));
     if (op === null) {
       this.#tally.streams++;
     } else {
@@ -340,7 +346,7 @@ class Peer {
 }
 
 /** Serves the messages of one stream until its end (null), or until the op that announces the end of all. */
-async function answer(wire: Wire): Promise<"Q" | "X" | null> {
+async function answer(wire: Wire, hold = 0): Promise<"Q" | "X" | null> {
   for (let next = await wire.header(); next !== null; next = await wire.header()) {
     const [op, length] = next;
     switch (op) {
@@ -348,6 +354,7 @@ async function answer(wire: Wire): Promise<"Q" | "X" | null> {
         await wire.echo(length);
         break;
       case "U":
+        if (hold > 0) await new Promise((resolve) => setTimeout(resolve, hold)); // not reading is what is tested
         await wire.download(length);
         break;
       case "D":
