@@ -159,7 +159,6 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
   if (plan.freeze !== undefined) {
     const { milliseconds } = plan.freeze;
     scheduler.after(plan.freeze.after, () => {
-      if (isClosing.client || isClosing.server) return;
       trace(`frozen for ${milliseconds}`);
       scheduler.freeze(milliseconds);
     });
