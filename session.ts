@@ -62,11 +62,12 @@ export interface SessionOptions {
   /** After so long without sending, a NOP is sent. `Infinity`: never. Default 10 000, as in Go. */
   keepAliveInterval?: number | undefined;
   /**
-   * Ends the session when the peer is silent for this long. A peer that is heard but does not read keeps its session;
-   * while `maxReceiveBuffer` is full the peer cannot be heard, and a write of the transport without progress for this
-   * long ends the session instead. Also the longest wait of a writer for credit after the peer's end (version 2), and of
-   * {@linkcode Session.close}. Time in which this process stood still does not count. `Infinity`: never. At least
-   * `keepAliveInterval`. Default 30 000, as in Go.
+   * Ends the session when the peer is silent for this long. An idle peer that sends no keepalive is silent: raise this,
+   * or set it to `Infinity`, for Go's smux with `KeepAliveDisabled` and for AWS's session-manager-plugin. A peer that is
+   * heard but does not read keeps its session; while `maxReceiveBuffer` is full the peer cannot be heard, and a write of
+   * the transport without progress for this long ends the session instead. Also the longest wait of a writer for credit
+   * after the peer's end (version 2), and of {@linkcode Session.close}. Time in which this process stood still does not
+   * count. `Infinity`: never. At least `keepAliveInterval`. Default 30 000, as in Go.
    */
   timeout?: number | undefined;
   /** Most data in one frame that is sent, 1 to 65 535. Default 32 768, as in Go; any length is received. */
@@ -1149,10 +1150,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     if (this.#isPaused) {
       return new DOMException(`A write of the transport made no progress for ${timeout} ms`, "TimeoutError");
     }
+    const remedy = "if it sends no keepalive, raise `timeout` or set it to Infinity";
     const hint = this.#bytesReceived === 0
       ? "; not one byte ever came: the peer may speak version 1, which is Go's default"
       : "";
-    return new DOMException(`The peer was silent for ${timeout} ms${hint}`, "TimeoutError");
+    return new DOMException(`The peer was silent for ${timeout} ms: ${remedy}${hint}`, "TimeoutError");
   }
 
   #idle(): void {

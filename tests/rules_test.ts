@@ -511,7 +511,7 @@ Deno.test("rule 7: a header is judged before anything else happens", async () =>
 
 // 8
 
-Deno.test("rule 8: a peer silent for the timeout ends the session; a hint about version 1 when not one byte came", async () => {
+Deno.test("rule 8: a peer silent for the timeout ends the session, and the error names the remedy", async () => {
   using clock = new ManualClock();
   for (const said of [false, true]) {
     const { session, peer } = withPeer("client", 2, { timeout: 1000, keepAliveInterval: 500 });
@@ -522,6 +522,7 @@ Deno.test("rule 8: a peer silent for the timeout ends the session; a hint about 
     const error = await assertRejects(() => session.closed, DOMException, "silent for 1000 ms");
     assertEquals(error.name, "TimeoutError");
     assertEquals(error.message.includes("version 1"), !said);
+    assert(error.message.includes("if it sends no keepalive, raise `timeout` or set it to Infinity"), error.message);
   }
   assertEquals(clock.pending, 0);
 });
