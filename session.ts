@@ -1112,11 +1112,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   // The process stood still: that time does not count as silence, and what the peer sent meanwhile waits to be read. The
   // peer gets as long again to be heard, but only once until it is: a process that is always late must judge it, too.
   #excuse(late: number, now: number): void {
-    const { timeout, stalledStreamTimeout } = this.#settings;
+    const { timeout } = this.#settings;
     const isAgain = this.#heardAt === this.#excusedTo;
     const limit = (milliseconds: number) => isAgain ? Infinity : milliseconds;
     this.#heardAt = this.#excusedTo = excuse(this.#heardAt, late, now, limit(timeout));
-    this.#stalledAt = excuse(this.#stalledAt, late, now, limit(stalledStreamTimeout));
+    this.#stalledAt = excuse(this.#stalledAt, late, now, limit(this.#stallPatience()));
     this.#closingFrom = excuse(this.#closingFrom, late, now, limit(this.#closeTimeout));
     // Bytes may wait in the socket. The timeout of close() bounds this.
     this.#quietFrom = now;

@@ -7,7 +7,8 @@
  * @module
  */
 
-import { deadline, delay } from "@std/async";
+import { delay } from "@std/async";
+import { setTimeout } from "node:timers/promises";
 import { machine, median, table } from "../figures.ts";
 import { endWithInput, report } from "../measured.ts";
 import { findProgram, watch, type Watched } from "../programs.ts";
@@ -559,25 +560,26 @@ class Fresh {
 
   async #try(plan: Visit, signal: AbortSignal): Promise<boolean> {
     const connecting = Deno.connect({ hostname: "127.0.0.1", port: plan.port });
-    const ask = async () => {
+    const close = () => connecting.then((connection) => connection.close()).catch(() => {});
+    const end = AbortSignal.any([signal, AbortSignal.timeout(FRESH_PATIENCE)]);
+    end.addEventListener("abort", close);
+    try {
       const connection = await connecting;
       await enter(connection, plan);
       await writeAll(connection, bytes("ehi"));
       return new TextDecoder().decode(await readExactly(connection, 2)) === "hi";
-    };
-    try {
-      return await deadline(ask(), FRESH_PATIENCE, { signal });
     } catch {
       return false;
     } finally {
-      connecting.then((connection) => connection.close(), () => {});
+      end.removeEventListener("abort", close);
+      await close();
     }
   }
 }
 
 /** Waits, but not beyond the signal. */
 async function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
-  await delay(milliseconds, { signal }).catch(() => {});
+  await setTimeout(milliseconds, undefined, { signal }).catch(() => {});
 }
 
 /** Says where to, if the tunnel wants to know. */
