@@ -1222,10 +1222,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     if (isClean || this.#incoming === undefined) this.#accepting.close();
     else this.#accepting.close(this.#closedError("The session has ended"));
     this.#outgoing.end();
-    // One for all who cannot tell: with its stack it is as large as a stream that waits, and thousands may.
+    // Waiters share errors: one is, with its stack, as large as a waiting stream, and thousands may wait. A write has its
+    // count stamped on its error, so writes never share with other operations.
     let shared: SessionClosedError | undefined;
+    let sharedByWrites: SessionClosedError | undefined;
     const own = () => this.#closedError("The session ended before the stream did");
-    const failure = (bytesWritten = 0) => bytesWritten > 0 ? own() : shared ??= own();
+    const failure = (bytesWritten?: number) => {
+      if (bytesWritten === undefined) return shared ??= own();
+      return bytesWritten > 0 ? own() : sharedByWrites ??= own();
+    };
     const cores = this.#streams.values();
     for (const core of cores) {
       core.fail(failure);

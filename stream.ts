@@ -58,8 +58,8 @@ export interface StreamOperationOptions {
  * ```
  */
 export class SessionClosedError extends Error {
-  /** Bytes of the write that this error cut which had been taken before; absent on other operations. */
-  bytesWritten?: number;
+  /** Of a write that this error refused or cut: how many of its bytes were taken before. Absent on other operations. */
+  declare bytesWritten?: number;
 
   /**
    * Says what could not be done.
@@ -90,8 +90,8 @@ export class SessionClosedError extends Error {
  * ```
  */
 export class StreamClosedError extends Error {
-  /** Bytes of the write that this error cut which had been taken before; absent on other operations. */
-  bytesWritten?: number;
+  /** Of a write that this error refused or cut: how many of its bytes were taken before. Absent on other operations. */
+  declare bytesWritten?: number;
 
   /**
    * Says what could not be done.
@@ -161,7 +161,7 @@ const OVERRUN = 1024 * 1024;
 type Resolve = (count: number | null) => void;
 type Reject = (reason: unknown) => void;
 
-/** Makes the error of a stream that its session took along, and of a write of which so many bytes were taken. */
+/** Makes the error of a stream that failed; for a write it gets the number of bytes taken, 0 as well. */
 type Failure = (bytesWritten?: number) => Error;
 
 // One executor for the promises of all reads that wait: a closure for each would cost a tenth of a small frame.
@@ -459,8 +459,8 @@ export class StreamCore {
 
   write(p: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
     if (!(p instanceof Uint8Array)) return Promise.reject(notBytes("written"));
-    const failure = this.#writeError();
-    if (failure !== undefined) return Promise.reject(failure);
+    const refusal = this.#refusal();
+    if (refusal !== undefined) return Promise.reject(refusal);
     if (p.length === 0) return Promise.resolve(0);
     if (signal?.aborted) return Promise.reject(signal.reason);
     if (this.#isWriting) return this.#writeInTurn(p, signal);
@@ -472,8 +472,8 @@ export class StreamCore {
 
   tryWrite(p: Uint8Array): number {
     if (!(p instanceof Uint8Array)) throw notBytes("written");
-    const failure = this.#writeError();
-    if (failure !== undefined) throw failure;
+    const refusal = this.#refusal();
+    if (refusal !== undefined) throw refusal;
     return this.#isWriting ? 0 : this.#put(p, 0);
   }
 
@@ -693,11 +693,18 @@ export class StreamCore {
 
   // Writing.
 
-  #writeError(): Error | undefined {
-    if (this.#isClosed || (this.#closingWrite !== undefined && this.#ending === undefined)) {
-      return new StreamClosedError("Cannot write to a closed stream");
-    }
-    return (this.#failure ?? this.#writeFailure ?? this.#ending)?.();
+  /** Why no write may begin. */
+  #refusal(): Error | undefined {
+    const isEnded = this.#isClosed || (this.#closingWrite !== undefined && this.#ending === undefined);
+    return this.#writeError(0, isEnded);
+  }
+
+  /** The error of a write of which this many bytes were taken; `undefined` if nothing prevents writing. */
+  #writeError(bytesWritten: number, isEnded = this.#isClosed): Error | undefined {
+    const error = isEnded
+      ? new StreamClosedError("Cannot write to a closed stream")
+      : this.#failure?.(bytesWritten) ?? (this.#writeFailure ?? this.#ending)?.();
+    return error && Object.assign(error, { bytesWritten });
   }
 
   /** Bytes that may go into the next frame. */
@@ -761,10 +768,7 @@ export class StreamCore {
       if (at < p.length && this.#ending !== undefined) this.#wasCut = true;
       this.#passWrite();
     }
-    const error = this.#isClosed
-      ? new StreamClosedError("Cannot write to a closed stream")
-      : this.#failure?.(at) ?? (this.#writeFailure ?? this.#ending)!();
-    throw Object.assign(error, { bytesWritten: at });
+    throw this.#writeError(at);
   }
 
   get #cannotSend(): boolean {

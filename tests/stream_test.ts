@@ -274,21 +274,70 @@ Deno.test("write: the session's end cuts it, with the reason as cause", async ()
   assert(error.bytesWritten! > 0);
 });
 
-Deno.test("write: of many that the session's end cuts each says what was taken of it", async () => {
+Deno.test("write: each that the session's end cuts has its own bytesWritten, and no other operation has one", async () => {
   using all = await stuckStream(2);
-  const others = [await all.session.openStream(), await all.session.openStream()];
-  const writings = [all.stream.write(pattern(1 << 20))];
+  const { session, stream } = all;
+  const others = [await session.openStream(), await session.openStream(), await session.openStream()];
+  const waiting = [stream.read(new Uint8Array(1)), stream.closed, session.acceptStream()];
+  const writings = [stream.write(pattern(MiB))];
   await turn();
-  for (const other of others) writings.push(other.write(pattern(1 << 20)));
+  for (const other of others) writings.push(other.write(pattern(MiB)));
   await turn();
-  all.session.abort();
-  const errors = [];
-  for (const writing of writings) errors.push(await assertRejects(() => writing, SessionClosedError));
-  const taken = errors.map((error) => error.bytesWritten!);
-  assert(taken[0]! > 0 && taken[1]! > 0 && taken[0] !== taken[1], `${taken}`);
-  assertEquals(taken[2], 0);
-  const later = await assertRejects(() => all.stream.write(pattern(1)), SessionClosedError);
-  assertEquals([later.bytesWritten, errors[0]!.bytesWritten], [0, taken[0]]);
+  waiting.push(others[2]!.closeWrite());
+  const cut = Promise.all(writings.map((writing) => assertRejects(() => writing, SessionClosedError)));
+  const failed = Promise.all(waiting.map((operation) => assertRejects(() => operation, SessionClosedError)));
+  session.abort();
+
+  const errors = await cut;
+  const [first, second, ...rest] = errors.map((error) => error.bytesWritten!);
+  assert(first! > 0 && second! > 0 && first !== second, `${first}, ${second}`);
+  assertEquals(rest, [0, 0]);
+  const refused = await assertRejects(() => stream.write(pattern(1)), SessionClosedError);
+  const tried = assertThrows(() => stream.tryWrite(pattern(1)), SessionClosedError);
+  assertEquals([refused.bytesWritten, tried.bytesWritten, errors[0]!.bytesWritten], [0, 0, first]);
+
+  const later = [
+    () => stream.read(new Uint8Array(1)),
+    () => others[0]!.closed,
+    () => others[1]!.closeWrite(),
+    () => session.openStream(),
+    () => session.acceptStream(),
+  ];
+  const withoutCount = await failed;
+  for (const operation of later) {
+    withoutCount.push(await assertRejects<SessionClosedError>(operation, SessionClosedError));
+  }
+  withoutCount.push(assertThrows(() => stream.tryRead(new Uint8Array(1)), SessionClosedError));
+  assertEquals(withoutCount.map((error) => "bytesWritten" in error), withoutCount.map(() => false));
+});
+
+Deno.test("write: refused after close() or closeWrite() it has moved 0 bytes, and the error of a read has no count", async () => {
+  for (const end of ["close", "closeWrite"] as const) {
+    using all = await streamPair();
+    await all.near[end]();
+    const refused = await assertRejects(() => all.near.write(pattern(1)), StreamClosedError);
+    const tried = assertThrows(() => all.near.tryWrite(pattern(1)), StreamClosedError);
+    assertEquals([refused.bytesWritten, tried.bytesWritten], [0, 0]);
+    if (end === "closeWrite") continue;
+    const reading = await assertRejects(() => all.near.read(new Uint8Array(1)), StreamClosedError);
+    assertEquals("bytesWritten" in reading, false);
+  }
+});
+
+Deno.test("write: the reason of a signal or of an abort gets no bytesWritten", async () => {
+  using all = await stuckStream(2);
+  const aborting = new AbortController();
+  const writing = all.stream.write(pattern(MiB));
+  const queued = all.stream.write(pattern(1), { signal: aborting.signal });
+  const reasons = [new Error("of the signal"), new Error("of the abort")] as const;
+  const failed = assertRejects(() => queued);
+  await turn();
+  aborting.abort(reasons[0]);
+  assertStrictEquals(await failed, reasons[0]);
+  const cut = assertRejects(() => writing, SessionClosedError);
+  all.session.abort(reasons[1]);
+  assertStrictEquals((await cut).cause, reasons[1]);
+  assertEquals(reasons.map((reason) => "bytesWritten" in reason), [false, false]);
 });
 
 Deno.test("tryWrite: takes what there is room and credit for, 0 while a write waits", async () => {

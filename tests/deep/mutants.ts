@@ -431,8 +431,15 @@ const MUTANTS: Mutant[] = [
   {
     name: "writes that the session's end cut say of one another what was taken",
     file: "session.ts",
-    from: "bytesWritten > 0 ? own() : shared ??= own()",
-    to: "bytesWritten < 0 ? own() : shared ??= own()",
+    from: "bytesWritten > 0 ? own() : sharedByWrites ??= own()",
+    to: "sharedByWrites ??= own()",
+    tests: ["stream_test.ts"],
+  },
+  {
+    name: "a read that the session's end cuts rejects with the error of a write",
+    file: "session.ts",
+    from: "      if (bytesWritten === undefined) return shared ??= own();\n      return bytesWritten > 0 ?",
+    to: "      return bytesWritten! > 0 ?",
     tests: ["stream_test.ts"],
   },
   {
