@@ -7,7 +7,7 @@
 import { Channel } from "./channel.ts";
 import { clock } from "./clock.ts";
 import { duration, type ServerOptions, Session, settle, watchStalled } from "./session.ts";
-import { SessionClosedError, type Stream } from "./stream.ts";
+import { coreOf, deferred, SessionClosedError, Stream } from "./stream.ts";
 import { closeOnce, type Connection } from "./transport.ts";
 
 /**
@@ -426,6 +426,9 @@ const LARGEST_COPY = 64 * 1024;
  * Two `pipeTo` are not this. Piping into the `writable` of one of Deno's connections closes all of it at the end, so
  * that a peer which had finished speaking first would never hear the answer.
  *
+ * When a {@linkcode Stream} is lost, cut or closed the join fails at once, even while a write to the other side waits.
+ * Only what its peer had sent whole, up to its end, goes on to the other side first, with that end.
+ *
  * @param a One connection. When the promise settles, both are closed.
  * @param b The other.
  * @param options A signal to end it with.
@@ -457,30 +460,67 @@ const LARGEST_COPY = 64 * 1024;
  */
 export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal | undefined } = {}): Promise<Joined> {
   const { signal } = options;
-  let abort = () => {};
-  const aborted = new Promise<never>((_, reject) => abort = () => reject(signal!.reason));
+  const { promise, resolve, reject } = deferred<Joined>();
+  const abort = () => reject(signal!.reason);
   signal?.addEventListener("abort", abort);
   if (signal?.aborted) abort();
+
+  let first: { error: unknown } | undefined;
+  const fail = (error: unknown) => reject((first ??= { error }).error);
+  /** Nothing more can be written to `side`: the join fails as soon as `rest` has passed on what its peer sent whole. */
+  async function lose(side: Duplex, rest: Promise<number>, error: unknown): Promise<void> {
+    const core = side instanceof Stream ? coreOf(side) : undefined;
+    // The count of a write is that of a piece which the caller does not know.
+    first ??= { error: core?.lastingError ?? error };
+    if (core?.isWhole) await rest.catch(() => {});
+    fail(error);
+  }
+  const there = copy(a, b, fail, (error) => lose(b, back, error));
+  const back = copy(b, a, fail, (error) => lose(a, there, error));
+  // A write that is stuck would not notice that the other side is lost.
+  const stopWatching = [
+    watch(a, (error) => lose(a, there, error)),
+    watch(b, (error) => lose(b, back, error)),
+  ];
   try {
-    const copied = Promise.all([copy(a, b), copy(b, a)]);
-    const [sent, received] = await Promise.race([copied, aborted]);
-    return { sent, received };
+    Promise.all([there, back]).then(([sent, received]) => resolve({ sent, received }), () => {});
+    return await promise;
   } finally {
     signal?.removeEventListener("abort", abort);
+    for (const stop of stopWatching) stop();
     for (const connection of [a, b]) closeOnce(connection);
   }
 }
 
-async function copy(from: Duplex, to: Duplex): Promise<number> {
-  let total = 0;
-  let p = new Uint8Array(SMALLEST_COPY);
-  for (;;) {
-    const count = await from.read(p);
-    if (count === null) break;
-    for (let at = 0; at < count;) at += await to.write(p.subarray(at, count));
-    total += count;
-    if (count === p.length && count < LARGEST_COPY) p = new Uint8Array(count * 2);
+/** Calls `lost` when a stream is lost; other connections report that only to a read or a write. */
+function watch(connection: Duplex, lost: (error: Error) => void): () => void {
+  return connection instanceof Stream ? coreOf(connection).watch(lost) : () => {};
+}
+
+/** Copies all that `from` sends, its end included. Before it rejects it reports which side failed. */
+async function copy(
+  from: Duplex,
+  to: Duplex,
+  unreadable: (error: unknown) => void,
+  unwritable: (error: unknown) => void,
+): Promise<number> {
+  let failed = unreadable;
+  try {
+    let total = 0;
+    let p = new Uint8Array(SMALLEST_COPY);
+    for (;;) {
+      failed = unreadable;
+      const count = await from.read(p);
+      failed = unwritable;
+      if (count === null) break;
+      for (let at = 0; at < count;) at += await to.write(p.subarray(at, count));
+      total += count;
+      if (count === p.length && count < LARGEST_COPY) p = new Uint8Array(count * 2);
+    }
+    await to.closeWrite();
+    return total;
+  } catch (error) {
+    failed(error);
+    throw error;
   }
-  await to.closeWrite();
-  return total;
 }

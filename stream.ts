@@ -238,6 +238,8 @@ export class StreamCore {
   #writeFailure: (() => Error) | undefined;
   #ending: (() => Error) | undefined;
   #closed: PromiseWithResolvers<void> | undefined;
+  // Most streams have none.
+  #watchers: Set<(error: Error) => void> | undefined;
 
   /**
    * @param host The session.
@@ -263,6 +265,37 @@ export class StreamCore {
   /** Whether the peer has ended it, so that it can send no more. */
   get isEndedByPeer(): boolean {
     return this.#peerFinished;
+  }
+
+  /** Whether all that the peer sent has arrived, its end included, and none of it was dropped. */
+  get isWhole(): boolean {
+    return this.#peerFinished && !this.#isClosed && !this.#isDiscarding;
+  }
+
+  /**
+   * Calls `run` when writing has failed for good or the stream was closed here, also when either happened before. A
+   * stream that fails more than once calls it each time.
+   *
+   * @returns What stops that.
+   */
+  watch(run: (error: Error) => void): () => void {
+    (this.#watchers ??= new Set()).add(run);
+    const error = this.lastingError;
+    if (error !== undefined) run(error);
+    return () => void this.#watchers!.delete(run);
+  }
+
+  /** Why nothing more can be written, for good; `undefined` while it can, and after `closeWrite`. */
+  get lastingError(): Error | undefined {
+    if (this.#isClosed) return new StreamClosedError("The stream was closed");
+    if (this.#failure !== undefined || this.#finished) return this.#failure?.();
+    return (this.#writeFailure ?? this.#ending)?.();
+  }
+
+  #report(): void {
+    if (this.#watchers === undefined) return;
+    const error = this.lastingError;
+    if (error !== undefined) { for (const run of this.#watchers) run(error); }
   }
 
   // What the session does to a stream.
@@ -347,6 +380,7 @@ export class StreamCore {
     const received = `${consumed} on stream ${this.id}`;
     this.#writeFailure = () => new ProtocolError(frameOffset, "a UPD for bytes that were sent", received);
     this.#credit?.close();
+    this.#report();
   }
 
   /** Settles the read that waits, if it can be. */
@@ -388,6 +422,7 @@ export class StreamCore {
   async endWriting(failure: () => Error): Promise<void> {
     this.#ending = failure;
     this.#credit?.close();
+    this.#report();
     try {
       await this.closeWrite();
     } catch {
@@ -414,11 +449,12 @@ export class StreamCore {
    * @returns Whether anything did.
    */
   tell(): boolean {
-    const isAwaited = this.#isReading || this.#isWriting || this.#closed !== undefined;
+    const isAwaited = this.#isReading || this.#isWriting || this.#closed !== undefined || this.#watchers !== undefined;
     this.#credit?.close();
     this.#sender?.close();
     this.settle();
     if (!this.#isDone) this.#closed?.reject(this.#failure!());
+    this.#report();
     return isAwaited;
   }
 
@@ -502,10 +538,15 @@ export class StreamCore {
     this.#credit?.close();
     this.#sender?.close();
     this.#done();
-    if (this.#failure !== undefined) return;
-    if (this.#finished) return this.#leave();
-    this.#owesFin = true;
-    this.#pay();
+    if (this.#failure === undefined) {
+      if (this.#finished) {
+        this.#leave();
+      } else {
+        this.#owesFin = true;
+        this.#pay();
+      }
+    }
+    this.#report();
   }
 
   get closed(): Promise<void> {
@@ -859,6 +900,9 @@ export class StreamCore {
 
 let makeStream: (core: StreamCore) => Stream;
 
+/** The stream as its session sees it. */
+export let coreOf: (stream: Stream) => StreamCore;
+
 /**
  * One of the many byte streams of a {@linkcode Session}.
  *
@@ -898,6 +942,7 @@ export class Stream {
 
   static {
     makeStream = (core) => new Stream(core);
+    coreOf = (stream) => stream.#core;
   }
 
   private constructor(core: StreamCore) {

@@ -888,22 +888,13 @@ async function forwardAll(
   return { forwarded: Promise.all(forwarding) };
 }
 
-/** Joins, until the stream is lost: who waits for the other side to read would not notice. */
-async function joinStream(stream: Stream, other: Duplex, cut: AbortSignal): Promise<void> {
-  const lost = new AbortController();
-  stream.closed.catch((error) => lost.abort(error));
-  // A stream that has ended both ways is lost no more, and yet nobody may read the rest of it.
-  const unfollow = follow(cut, (reason) => lost.abort(reason));
-  await join(stream, other, { signal: lost.signal }).finally(unfollow);
-}
-
 /** Joins a stream and a socket; if that breaks, says whose they were. */
 async function carry(ledger: Ledger, stream: Stream, socket: Socket, name: string): Promise<void> {
   ledger.begin();
   try {
     // What arrives in pieces was sent in pieces, and waits for nothing.
     if ("setNoDelay" in socket) socket.setNoDelay(true);
-    await joinStream(stream, socket, ledger.cutting);
+    await join(stream, socket, { signal: ledger.cutting });
   } catch (error) {
     stream.close();
     throw error instanceof SessionClosedError ? error : failure(`The connection ${name} broke`, error);
@@ -1314,7 +1305,7 @@ async function pipe(tunnel: TunnelClient, target: string | undefined, cut: Abort
   const write = (p: Uint8Array) => stdout.write(p);
   const closeWrite = () => Promise.resolve(stdout.close());
   try {
-    await joinStream(await tunnel.connect(target), { read, write, closeWrite, close() {} }, cut);
+    await join(await tunnel.connect(target), { read, write, closeWrite, close() {} }, { signal: cut });
   } catch (error) {
     tunnel.shutdown({ timeout: PIPE_TIMEOUT });
     throw error;
@@ -1350,8 +1341,15 @@ async function main(args: readonly string[]): Promise<number> {
     for (const name of signals) Deno.addSignalListener(name, stop);
     for (const addr of args[0] === "server" ? [tunnel.addr] : tunnel.addrs) display.line(`listening on ${addr}`);
     display.live(() => tunnel.stats());
-    const piping = piped && pipe(tunnel as TunnelClient, piped.to, cut.signal);
-    await Promise.all([piping, tunnel.finished]);
+    if (piped !== undefined) {
+      // When the connection is lost, stdout still gets what had arrived whole.
+      let lost: unknown;
+      tunnel.finished.catch((error) => lost = error);
+      await pipe(tunnel as TunnelClient, piped.to, cut.signal).catch((error) => {
+        throw lost ?? error;
+      });
+    }
+    await tunnel.finished;
     const { connections, streams } = tunnel.stats();
     if (piped === undefined) {
       display.line(`carried ${count(streams, "stream")} over ${count(connections, "connection")}`);

@@ -18,6 +18,7 @@ import {
   Session,
   SessionClosedError,
   type Stream,
+  StreamClosedError,
 } from "../mod.ts";
 import {
   bytes,
@@ -800,4 +801,187 @@ Deno.test("join: a signal that was aborted before closes both", async () => {
   const joined = join(connections[0]!, connections[2]!, { signal: AbortSignal.abort(reason) });
   assertStrictEquals(await joined.catch((error) => error), reason);
   assertEquals(connections.map((connection) => connection.isClosed), [true, false, true, false]);
+});
+
+/** A stream of two sessions, as its acceptor joins it with something that only takes what is asked of it. */
+async function joinedWithSlow(options: Parameters<typeof sessionPair>[0] = {}) {
+  const { client, server, connections } = sessionPair(options);
+  const near = await client.openStream();
+  const accepted = await server.acceptStream();
+  const [slow, far] = memoryPair(1000);
+  const stop = new AbortController();
+  const listeners = countListeners(stop.signal);
+  const joined = join(accepted, slow, { signal: stop.signal });
+  joined.catch(() => {});
+  return {
+    client,
+    server,
+    connections,
+    near,
+    accepted,
+    slow,
+    far,
+    joined,
+    stop,
+    /** Sends until the join is stuck in a write. */
+    async fill(length = 200_000) {
+      await near.write(pattern(length));
+      await turn(10);
+    },
+    /** Checks that the join rejected at once, in order, and gives its error. */
+    async rejected<Type extends Error>(type: new (...args: never[]) => Type): Promise<Type> {
+      const pending = new Error("The join is still pending");
+      const error = await Promise.race([
+        joined.then(() => new Error("The join fulfilled"), (error) => error),
+        turn(20).then(() => pending),
+      ]);
+      assertInstanceOf(error, type);
+      assertEquals("bytesWritten" in error, false);
+      assertEquals(slow.isClosed, true);
+      assertEquals(listeners(), 0);
+      await assertRejects(() => accepted.write(bytes("x")));
+      return error;
+    },
+    [Symbol.dispose]() {
+      client.abort();
+      server.abort();
+    },
+  };
+}
+
+const losses: Record<string, (all: Awaited<ReturnType<typeof joinedWithSlow>>) => void> = {
+  "its session is aborted": ({ server }) => server.abort(new Error("lost")),
+  "the connection is reset": ({ connections }) => connections[1].reset(new Error("lost")),
+  "the peer closes its session": ({ client }) => void client.close(),
+  "the session is closed here": ({ server }) => void server.close(),
+};
+for (const [name, lose] of Object.entries(losses)) {
+  Deno.test(`join: ${name} while a write to the other side is stuck: the join rejects, and both are closed`, async () => {
+    using all = await joinedWithSlow();
+    await all.fill();
+    lose(all);
+    // One that closes its session in order ends its streams first.
+    if (lose === losses["the peer closes its session"]) assertEquals(await readAll(all.far), pattern(200_000));
+    await all.rejected(SessionClosedError);
+  });
+
+  for (const isBusy of [false, true]) {
+    const how = isBusy ? "while the other side sends" : "while the other side is silent";
+    Deno.test(`join: ${name} ${how}: what the peer had sent whole arrives first, with its end`, async () => {
+      using all = await joinedWithSlow();
+      await all.fill();
+      await all.near.closeWrite();
+      await turn();
+      lose(all);
+      if (isBusy) await writeAll(all.far, bytes("more"));
+      await turn(20);
+      assertEquals(all.slow.isClosed, false, "closed while the other side still reads");
+      assertEquals(await readAll(all.far), pattern(200_000));
+      await all.rejected(SessionClosedError);
+    });
+  }
+}
+
+Deno.test("join: an answer that has ended but waits to be written arrives when the server's session has ended in order", async () => {
+  const { client, server } = sessionPair();
+  const opened = await client.openStream();
+  const answering = await server.acceptStream();
+  const [slow, far] = memoryPair(1000);
+  const joined = assertRejects(() => join(slow, opened), SessionClosedError);
+  await writeAll(far, bytes("a question without an end"));
+  await answering.write(pattern(200_000));
+  await answering.closeWrite();
+  await server.close();
+  await client.closed;
+  await writeAll(far, bytes("more"));
+  assertEquals(await readAll(far), pattern(200_000));
+  assertEquals((await joined).cause, undefined);
+  assertEquals(slow.isClosed, true);
+});
+
+Deno.test("join: a stream that is closed here while a write to the other side is stuck: rejects at once", async () => {
+  for (const hasEnded of [false, true]) {
+    using all = await joinedWithSlow();
+    await all.fill();
+    if (hasEnded) await all.near.closeWrite();
+    await turn();
+    all.accepted.close();
+    await all.rejected(StreamClosedError);
+  }
+});
+
+Deno.test("join: a stream that is cut for holding up its session while a write to the other side is stuck", async () => {
+  for (const hasEnded of ["neither way", "one way", "both ways"]) {
+    using clock = new ManualClock();
+    using all = await joinedWithSlow({
+      version: 1,
+      server: { maxReceiveBuffer: 100_000, stalledStreamTimeout: 1000 },
+    });
+    if (hasEnded === "both ways") await all.far.closeWrite();
+    await all.fill(150_000);
+    const ended = hasEnded === "neither way" ? undefined : all.near.closeWrite();
+    await turn(10);
+    await all.client.openStream().then((other) => other.write(pattern(60_000)));
+    await ended;
+    await clock.advance(3000);
+    assertEquals((await all.rejected(DOMException)).name, "TimeoutError", hasEnded);
+  }
+});
+
+Deno.test("join: a signal that aborts while a write is stuck ends it at once", async () => {
+  using all = await joinedWithSlow();
+  await all.fill();
+  const reason = new Error("enough");
+  all.stop.abort(reason);
+  assertStrictEquals(await all.rejected(Error), reason);
+});
+
+Deno.test("join: of two sessions the second is lost: rejects at once, however the first is occupied", async () => {
+  for (const first of ["idle", "stuck", "ended"]) {
+    const [one, two] = [sessionPair(), sessionPair()];
+    const [near, a] = [await one.client.openStream(), await one.server.acceptStream()];
+    const [b] = [await two.client.openStream(), await two.server.acceptStream()];
+    const joined = assertRejects(() => join(a, b), SessionClosedError);
+    const writing = first === "stuck" ? near.write(pattern(MEGABYTE)) : undefined;
+    const cut = writing && assertRejects(() => writing, SessionClosedError);
+    if (first === "ended") await near.closeWrite();
+    await turn(10);
+    const reason = new Error("lost");
+    two.client.abort(reason);
+    const error = await joined;
+    assertStrictEquals(error.cause, reason);
+    assertEquals("bytesWritten" in error, false);
+    assertEquals(await near.read(new Uint8Array(1)), null, "the other stream was closed");
+    one.client.abort();
+    await cut;
+    for (const session of [one.server, two.server]) session.abort();
+  }
+});
+
+Deno.test("join: one whose closeWrite never settles: the loss of the other's session and a signal end it", async () => {
+  for (const end of ["loss", "signal"]) {
+    const { client, server } = sessionPair();
+    const near = await client.openStream();
+    const accepted = await server.acceptStream();
+    const [other, far] = memoryPair();
+    const isEnding = Promise.withResolvers<void>();
+    const closeWrite = () => {
+      isEnding.resolve();
+      return new Promise<void>(() => {});
+    };
+    const stop = new AbortController();
+    const stuck = { read: (p: Uint8Array) => other.read(p), write: (p: Uint8Array) => other.write(p), closeWrite };
+    let closes = 0;
+    const joined = join({ ...stuck, close: () => void closes++ }, accepted, { signal: stop.signal });
+    const failed = assertRejects(() => joined, end === "loss" ? SessionClosedError : Error);
+    await near.closeWrite();
+    await isEnding.promise;
+    // The end did not arrive: it is waited for, until the stream cannot say any more that it was whole.
+    if (end === "loss") accepted.close();
+    else stop.abort(new Error("enough"));
+    await failed.catch(() => {});
+    assertEquals(closes, 1);
+    far.close();
+    for (const session of [client, server]) session.abort();
+  }
 });

@@ -516,6 +516,33 @@ Deno.test("tunnel: a client refuses the streams that its server opens", async ()
   await session.closed;
 });
 
+/** Answers the CONNECT of a tunnel's client with this, whole, and closes the session although the client has not ended. */
+async function answerAndHangUp(session: Session, answer: Uint8Array): Promise<void> {
+  const stream = await session.acceptStream();
+  assertMatch(text(await readHead(stream)), /^CONNECT /);
+  await writeAll(stream, bytes("HTTP/1.1 200 OK\r\n\r\n"));
+  // All of it fits into the client's window.
+  await writeAll(stream, answer);
+  await stream.closeWrite();
+  await session.close();
+  await session.closed;
+}
+
+Deno.test("tunnel: an answer that arrived whole before the session ended reaches a visitor who reads it later", async () => {
+  await using folder = await makeFolder("late");
+  const path = `${folder.path}/socket`;
+  const { opening, session } = await openAtSession({ forward: [`unix:${path}=echo:1`], onError() {} });
+  const client = await opening;
+  const visitor = await Deno.connect({ transport: "unix", path });
+  // What a Unix socket takes is less than this.
+  const answer = pattern(250_000);
+  await answerAndHangUp(session, answer);
+  await turn();
+  assertEquals(await readAll(visitor), answer);
+  visitor.close();
+  await client.finished.catch(() => {});
+});
+
 Deno.test("tunnel: a client connects only where its reverse says, whatever its server asks for", async () => {
   await using echo = makeEcho();
   const { options, until } = makeLog();
@@ -2169,6 +2196,20 @@ Deno.test("tunnel command: stdin that is open keeps nobody from ending when the 
     await stdin.close().catch(() => {});
     await server.finished;
   }
+});
+
+Deno.test("tunnel command: an answer that arrived whole before the session ended goes to stdout, though stdin is open", async () => {
+  using listener = Deno.listen(LOOPBACK);
+  const args = ["client", "--connect", at(listener.addr), "--forward", "-=echo:1"];
+  const child = command(args, { stdin: "piped" }).spawn();
+  const session = Session.server(await listener.accept());
+  const answer = pattern(250_000);
+  await answerAndHangUp(session, answer);
+  // Only now is stdout read, of which a pipe takes 64 KiB.
+  const { stdout } = await promptly(child.output());
+  assertEquals(stdout.length, answer.length);
+  assertEquals(stdout, answer);
+  await child.stdin.close().catch(() => {});
 });
 
 Deno.test("tunnel command: 200 local connections that were reset before they are accepted do not end it", async () => {

@@ -443,6 +443,20 @@ const MUTANTS: Mutant[] = [
     tests: ["stream_test.ts"],
   },
   {
+    name: "a join whose write is stuck does not notice that its stream is lost",
+    file: "serve.ts",
+    from: "connection instanceof Stream ? coreOf(connection).watch(lost) : () => {}",
+    to: "lost === undefined ? coreOf(connection as Stream).watch(lost) : () => {}",
+    tests: ["serve_test.ts"],
+  },
+  {
+    name: "a join drops what the peer of a lost stream had sent whole",
+    file: "serve.ts",
+    from: "    if (core?.isWhole) await rest.catch(() => {});\n",
+    to: "",
+    tests: ["serve_test.ts"],
+  },
+  {
     name: "data on its way to a stream that was closed here makes the peer wait",
     file: "session.ts",
     from:
