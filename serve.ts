@@ -471,7 +471,7 @@ export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal
   async function lose(side: Duplex, rest: Promise<number>, error: unknown): Promise<void> {
     const core = side instanceof Stream ? coreOf(side) : undefined;
     // The count of a write is that of a piece which the caller does not know.
-    first ??= { error: core?.lastingError ?? error };
+    first ??= { error: core?.writeError ?? error };
     if (core?.isWhole) await rest.catch(() => {});
     fail(error);
   }
@@ -494,7 +494,12 @@ export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal
 
 /** Calls `lost` when a stream is lost; other connections report that only to a read or a write. */
 function watch(connection: Duplex, lost: (error: Error) => void): () => void {
-  return connection instanceof Stream ? coreOf(connection).watch(lost) : () => {};
+  if (!(connection instanceof Stream)) return () => {};
+  const core = coreOf(connection);
+  return core.watch(() => {
+    const error = core.writeError;
+    if (error !== undefined) lost(error);
+  });
 }
 
 /** Copies all that `from` sends, its end included. Before it rejects it reports which side failed. */

@@ -58,7 +58,7 @@ export interface StreamOperationOptions {
  * ```
  */
 export class SessionClosedError extends Error {
-  /** Of a write that this error refused or cut: how many of its bytes were taken before. Absent on other operations. */
+  /** Of a write that this error refused or cut: how many of its bytes are on their way. Absent on other operations. */
   declare bytesWritten?: number;
 
   /**
@@ -90,7 +90,7 @@ export class SessionClosedError extends Error {
  * ```
  */
 export class StreamClosedError extends Error {
-  /** Of a write that this error refused or cut: how many of its bytes were taken before. Absent on other operations. */
+  /** Of a write that this error refused or cut: how many of its bytes are on their way. Absent on other operations. */
   declare bytesWritten?: number;
 
   /**
@@ -190,6 +190,8 @@ export class StreamCore {
   readonly stream: Stream;
   /** Bytes received and not read, charged to the session. */
   unread = 0;
+  /** Chunks that wait in `writable`, not yet written. */
+  queued = 0;
   /** Bytes the application has taken, ever. */
   taken = 0;
   /** Whether it stands in the session's list of streams that owe a control frame. */
@@ -239,7 +241,7 @@ export class StreamCore {
   #ending: (() => Error) | undefined;
   #closed: PromiseWithResolvers<void> | undefined;
   // Most streams have none.
-  #watchers: Set<(error: Error) => void> | undefined;
+  #watchers: Set<() => void> | undefined;
 
   /**
    * @param host The session.
@@ -273,29 +275,31 @@ export class StreamCore {
   }
 
   /**
-   * Calls `run` when writing has failed for good or the stream was closed here, also when either happened before. A
-   * stream that fails more than once calls it each time.
+   * Calls `run` now, and each time when reading or writing has failed for good or the stream was closed here.
    *
    * @returns What stops that.
    */
-  watch(run: (error: Error) => void): () => void {
+  watch(run: () => void): () => void {
     (this.#watchers ??= new Set()).add(run);
-    const error = this.lastingError;
-    if (error !== undefined) run(error);
+    run();
     return () => void this.#watchers!.delete(run);
   }
 
-  /** Why nothing more can be written, for good; `undefined` while it can, and after `closeWrite`. */
-  get lastingError(): Error | undefined {
-    if (this.#isClosed) return new StreamClosedError("The stream was closed");
-    if (this.#failure !== undefined || this.#finished) return this.#failure?.();
-    return (this.#writeFailure ?? this.#ending)?.();
+  #report(): void {
+    if (this.#watchers !== undefined) { for (const run of this.#watchers) run(); }
   }
 
-  #report(): void {
-    if (this.#watchers === undefined) return;
-    const error = this.lastingError;
-    if (error !== undefined) { for (const run of this.#watchers) run(error); }
+  /** Why nothing more can be written, for good; `undefined` while it can, and after `closeWrite`. */
+  get writeError(): Error | undefined {
+    if (this.#isClosed) return new StreamClosedError("Cannot write to a closed stream");
+    if (this.#failure !== undefined) return this.#failure();
+    return this.#finished && this.#ending === undefined ? undefined : (this.#writeFailure ?? this.#ending)?.();
+  }
+
+  /** Why nothing more can be read, for good; `undefined` while something is unread, and after the peer's end. */
+  get readError(): Error | undefined {
+    if (this.#isClosed) return new StreamClosedError("Cannot read from a closed stream");
+    return this.#peerFinished || this.unread > 0 ? undefined : this.#failure?.();
   }
 
   // What the session does to a stream.
@@ -422,9 +426,11 @@ export class StreamCore {
   async endWriting(failure: () => Error): Promise<void> {
     this.#ending = failure;
     this.#credit?.close();
-    this.#report();
+    const wasOpen = this.#closingWrite === undefined;
+    const closing = this.closeWrite({ isCut: this.queued > 0 });
+    if (wasOpen) this.#report();
     try {
-      await this.closeWrite();
+      await closing;
     } catch {
       // Without a FIN the peer learns that not all was sent.
     }
@@ -513,12 +519,18 @@ export class StreamCore {
     return this.#isWriting ? 0 : this.#put(p, 0);
   }
 
-  closeWrite(): Promise<void> {
+  /**
+   * Ends writing.
+   *
+   * @param options For an end that is not in order: `isCut` says that something is lost that the application has written,
+   * so that no FIN may leave; `isAborted` that FIN leaves even when writes have failed.
+   */
+  closeWrite(options: { isCut?: boolean; isAborted?: boolean } = {}): Promise<void> {
     let closing = this.#closingWrite;
     if (closing !== undefined) return closing;
     if (this.#isClosed) return Promise.resolve();
     if (this.#failure !== undefined) closing = Promise.reject(this.#failure());
-    else closing = this.#closingWrite = this.#closeWriteInTurn();
+    else closing = this.#closingWrite = this.#closeWriteInTurn(options);
     // Later writes and `closed` tell of it too; a caller who does not await this one has chosen not to know.
     closing.catch(() => {});
     return closing;
@@ -737,11 +749,11 @@ export class StreamCore {
   /** Why no write may begin. */
   #refusal(): Error | undefined {
     const isEnded = this.#isClosed || (this.#closingWrite !== undefined && this.#ending === undefined);
-    return this.#writeError(0, isEnded);
+    return this.#makeWriteError(0, isEnded);
   }
 
   /** The error of a write of which this many bytes were taken; `undefined` if nothing prevents writing. */
-  #writeError(bytesWritten: number, isEnded = this.#isClosed): Error | undefined {
+  #makeWriteError(bytesWritten: number, isEnded = this.#isClosed): Error | undefined {
     const error = isEnded
       ? new StreamClosedError("Cannot write to a closed stream")
       : this.#failure?.(bytesWritten) ?? (this.#writeFailure ?? this.#ending)?.();
@@ -809,7 +821,7 @@ export class StreamCore {
       if (at < p.length && this.#ending !== undefined) this.#wasCut = true;
       this.#passWrite();
     }
-    throw this.#writeError(at);
+    throw this.#makeWriteError(at);
   }
 
   get #cannotSend(): boolean {
@@ -847,12 +859,13 @@ export class StreamCore {
     return undefined;
   }
 
-  async #closeWriteInTurn(): Promise<void> {
+  async #closeWriteInTurn({ isCut, isAborted }: { isCut?: boolean; isAborted?: boolean }): Promise<void> {
     if (this.#isWriting) await (this.#writeTurns ??= new Channel()).receive();
     this.#isWriting = true;
+    if (isCut) this.#wasCut = true;
     try {
       if (this.#failure !== undefined) throw this.#failure();
-      if (this.#writeFailure !== undefined) throw this.#writeFailure();
+      if (this.#writeFailure !== undefined && !isAborted) throw this.#writeFailure();
       if (this.#wasCut) throw this.#ending!();
       if (this.#isClosed) return;
       // It counts from the step that encodes it, or a close() in between would send another.
@@ -912,6 +925,9 @@ export let coreOf: (stream: Stream) => StreamCore;
  *
  * smux cannot say why a stream ended: refusal, `close()` in the middle and an abort all reach the peer as the same
  * end. A protocol that must know that all has arrived carries its own length.
+ *
+ * A stream stays open until it has ended both ways, is closed, or its session ends. Dropping every reference to it does
+ * not close it, and does not stop a pipe.
  *
  * @example From one end to the other
  * ```ts
@@ -1086,7 +1102,7 @@ export class Stream {
 
   /**
    * What arrives, as a stream of bytes that reads nothing ahead. Cancelling it drops what is unread and what still
-   * arrives; writing goes on.
+   * arrives; writing goes on. When the session is lost, it fails after what is unread has been read.
    *
    * @example Lines of two streams at once
    * ```ts
@@ -1114,7 +1130,9 @@ export class Stream {
   }
 
   /**
-   * What is sent, as a stream. Closing it is {@linkcode Stream.closeWrite}; so is aborting it, after what was taken.
+   * What is sent, as a stream. Closing it is {@linkcode Stream.closeWrite}; so is aborting it, after what was written, and
+   * so is a chunk that cannot be written. When the session is lost or the stream is closed, it fails at once, so that a
+   * pipe into it ends although its source is idle.
    *
    * @example Sending what another stream gives
    * ```ts
@@ -1186,37 +1204,91 @@ export class Stream {
 }
 
 function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>> {
+  let isPulling = false;
+  let wasAskedAgain = false;
+  let isCancelled = false;
+
+  async function pull(controller: ReadableByteStreamController): Promise<void> {
+    const view = controller.byobRequest?.view;
+    const p = view
+      ? new Uint8Array(view.buffer as ArrayBuffer, view.byteOffset, view.byteLength)
+      : new Uint8Array(core.unread > 0 ? Math.min(core.unread, PULL_SIZE) : PULL_SIZE);
+    let count;
+    isPulling = true;
+    wasAskedAgain = false;
+    try {
+      count = await core.read(p, undefined);
+    } finally {
+      isPulling = false;
+    }
+    if (isCancelled || count === 0) return;
+    if (count === null) {
+      controller.close();
+      // A request must be answered even at the end.
+      controller.byobRequest?.respond(0);
+    } else if (!view) {
+      controller.enqueue(count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count));
+    } else if (wasAskedAgain) {
+      // Perhaps by a reader without a buffer that took over, which a response would not reach.
+      controller.enqueue(p.slice(0, count));
+    } else {
+      controller.byobRequest!.respond(count);
+    }
+  }
+
   return new ReadableStream({
     type: "bytes",
-    async pull(controller) {
-      const view = controller.byobRequest?.view;
-      if (view) {
-        const request = controller.byobRequest!;
-        const count = await core.read(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), undefined);
-        if (count === null) controller.close();
-        // A request must be answered even at the end; one of a stream cancelled meanwhile is void.
-        if (request.view) request.respond(count ?? 0);
-        return;
-      }
-      const p = new Uint8Array(core.unread > 0 ? Math.min(core.unread, PULL_SIZE) : PULL_SIZE);
-      const count = await core.read(p, undefined);
-      if (count === null) {
-        controller.close();
-        // Whoever took over from a reader without a buffer has asked with one meanwhile.
-        controller.byobRequest?.respond(0);
-      } else if (count > 0) controller.enqueue(count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count));
+    start(controller) {
+      // An idle reader is to see in `closed` that nothing will come. An error drops what the stream has in its queue.
+      core.watch(() => {
+        if (isPulling || controller.desiredSize !== 0) return;
+        const error = core.readError;
+        if (error !== undefined) controller.error(error);
+      });
     },
-    cancel: () => core.discard(),
+    pull(controller) {
+      // It does not wait, so that it is called for every read.
+      if (isPulling) wasAskedAgain = true;
+      else pull(controller).catch((error) => controller.error(error));
+    },
+    cancel() {
+      isCancelled = true;
+      core.discard();
+    },
   }, { highWaterMark: 0 });
 }
 
 function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
+  const abort = () => core.closeWrite({ isAborted: true });
   return new WritableStream({
+    start(controller) {
+      // A pipe that has nothing to write would not notice.
+      core.watch(() => {
+        const error = core.writeError;
+        if (error === undefined) return;
+        controller.error(error);
+        abort();
+      });
+    },
     async write(chunk, controller) {
-      await core.write(chunk, controller.signal);
+      core.queued--;
+      const { signal } = controller;
+      try {
+        if (await core.write(chunk, signal) < chunk.length) throw signal.reason;
+      } catch (error) {
+        // Nothing more will be written, and nothing else would end it.
+        abort();
+        throw error;
+      }
     },
     close: () => core.closeWrite(),
-    abort: () => core.closeWrite(),
+    abort,
+  }, {
+    highWaterMark: 1,
+    size() {
+      core.queued++;
+      return 1;
+    },
   });
 }
 

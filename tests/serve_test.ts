@@ -828,7 +828,7 @@ async function joinedWithSlow(options: Parameters<typeof sessionPair>[0] = {}) {
       await near.write(pattern(length));
       await turn(10);
     },
-    /** Checks that the join rejected at once, in order, and gives its error. */
+    /** Checks that the join rejected at once, in order, and returns its error. */
     async rejected<Type extends Error>(type: new (...args: never[]) => Type): Promise<Type> {
       const pending = new Error("The join is still pending");
       const error = await Promise.race([

@@ -445,8 +445,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a join whose write is stuck does not notice that its stream is lost",
     file: "serve.ts",
-    from: "connection instanceof Stream ? coreOf(connection).watch(lost) : () => {}",
-    to: "lost === undefined ? coreOf(connection as Stream).watch(lost) : () => {}",
+    from: "    if (error !== undefined) lost(error);\n",
+    to: "",
     tests: ["serve_test.ts"],
   },
   {
@@ -455,6 +455,20 @@ const MUTANTS: Mutant[] = [
     from: "    if (core?.isWhole) await rest.catch(() => {});\n",
     to: "",
     tests: ["serve_test.ts"],
+  },
+  {
+    name: "a chunk that cannot be written leaves the peer waiting",
+    file: "stream.ts",
+    from: "        abort();\n        throw error;\n",
+    to: "        throw error;\n",
+    tests: ["web_streams_test.ts"],
+  },
+  {
+    name: "an idle pipe into a stream does not notice that it is lost",
+    file: "stream.ts",
+    from: "        controller.error(error);\n        abort();\n",
+    to: "",
+    tests: ["web_streams_test.ts"],
   },
   {
     name: "data on its way to a stream that was closed here makes the peer wait",

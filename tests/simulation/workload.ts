@@ -228,7 +228,8 @@ export class Workload {
         return false;
       }
       half.isEnding = true;
-      if (writer !== undefined) await writer.close();
+      // Of a stream that has failed meanwhile only `closed` rejects with the error.
+      if (writer !== undefined) await writer.close().catch(() => writer.closed);
       else await stream.closeWrite();
       this.#world.trace(`${side} ended ${stream.id} after ${half.taken}`);
       return true;

@@ -1,0 +1,534 @@
+/** Every way in which `readable` and `writable` fail or are given up, and what the peer, a pipe and its source see of it. */
+
+import { assert, assertEquals, assertInstanceOf, assertStrictEquals } from "@std/assert";
+import { clock } from "../clock.ts";
+import { FIN, PSH, SYN } from "../frame.ts";
+import { ProtocolError, Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
+import { deno } from "./programs.ts";
+import {
+  bytes,
+  KiB,
+  ManualClock,
+  memoryPair,
+  MiB,
+  pattern,
+  RawPeer,
+  readText,
+  sessionPair,
+  text,
+  turn,
+} from "./support.ts";
+
+/** Both ends of a stream; the sessions end with the test. */
+async function streamPair(options: Parameters<typeof sessionPair>[0] = {}) {
+  const { client, server, connections } = sessionPair(options);
+  const [near, far] = await Promise.all([client.openStream(), server.acceptStream()]);
+  const dispose = () => {
+    client.abort();
+    server.abort();
+  };
+  return { near, far, client, server, connections, [Symbol.dispose]: dispose };
+}
+
+/** A stream whose peer speaks raw frames. */
+async function rawStream(options: { version?: 1 | 2; capacity?: number; timeout?: number } = {}) {
+  const { version = 2, capacity = MiB, ...rest } = options;
+  const [connection, remote] = memoryPair(capacity);
+  const session = Session.client(connection, { version, keepAliveInterval: 1000, ...rest });
+  const peer = new RawPeer(remote, version);
+  const stream = await session.openStream();
+  await peer.nextOf(SYN);
+  return { session, peer, stream, [Symbol.dispose]: () => session.abort() };
+}
+
+const PENDING = "still pending";
+
+/** What becomes of it once everything that can happen has. */
+async function outcome(promise: Promise<unknown>): Promise<unknown> {
+  return await Promise.race([promise.catch((error) => error), turn(20).then(() => PENDING)]);
+}
+
+/** How much has arrived, and what comes after it. */
+async function received(from: Stream): Promise<[count: number, end: unknown]> {
+  const p = new Uint8Array(64 * KiB);
+  const stop = new AbortController();
+  for (let total = 0;;) {
+    const count = await outcome(from.read(p, { signal: stop.signal }));
+    if (typeof count !== "number") {
+      stop.abort();
+      return [total, count === null ? "end" : count];
+    }
+    total += count;
+  }
+}
+
+/** A source that enqueues nothing by itself and remembers why it was cancelled. */
+function idleSource() {
+  let reason: unknown = "not cancelled";
+  let controller!: ReadableStreamDefaultController<Uint8Array>;
+  const stream = new ReadableStream<Uint8Array>({
+    start: (given) => void (controller = given),
+    cancel: (given) => void (reason = given),
+  });
+  return { stream, controller, reason: () => reason };
+}
+
+const BAD = "not bytes" as unknown as Uint8Array<ArrayBuffer>;
+
+// A chunk that cannot be written.
+
+for (const version of [1, 2] as const) {
+  for (const before of [0, 1, 3]) {
+    Deno.test(`writable: version ${version}: a chunk of a wrong kind after ${before} others ends writing after those`, async () => {
+      using all = await streamPair({ version });
+      const writer = all.near.writable.getWriter();
+      const chunks = Array.from({ length: before }, () => writer.write(pattern(100)));
+      const refused = outcome(writer.write(BAD));
+      const later = outcome(writer.write(pattern(100)));
+      await Promise.all(chunks);
+      assertInstanceOf(await refused, TypeError);
+      assertInstanceOf(await later, TypeError);
+      assertInstanceOf(await outcome(writer.closed), TypeError);
+      assertEquals(await received(all.far), [before * 100, "end"]);
+      await all.far.write(bytes("reading goes on"));
+      assertEquals(await readText(all.near), "reading goes on");
+    });
+  }
+
+  Deno.test(`writable: version ${version}: a pipe of something else than bytes ends the peer's reading`, async () => {
+    for (const options of [{}, { preventAbort: true }]) {
+      using all = await streamPair({ version });
+      const source = ReadableStream.from([pattern(10), BAD, pattern(10)]);
+      assertInstanceOf(await outcome(source.pipeTo(all.near.writable, options)), TypeError);
+      assertEquals(await received(all.far), [10, "end"]);
+    }
+  });
+}
+
+Deno.test("writable: a chunk that gets no credit after the peer's end ends writing", async () => {
+  using time = new ManualClock();
+  using all = await rawStream({ timeout: 2000 });
+  const { peer, stream } = all;
+  await peer.send(FIN, 3);
+  const writing = outcome(stream.writable.getWriter().write(pattern(300_000)));
+  await time.advance(1900);
+  await peer.bytes("0203000000000000"); // NOP
+  await time.advance(200);
+  assertEquals((await writing as Error).name, "TimeoutError");
+  await peer.nextOf(FIN);
+  await stream.closed;
+});
+
+for (const isWaiting of [false, true]) {
+  const name = isWaiting ? "that waits for credit" : "that is idle";
+  Deno.test(`writable: a UPD for bytes that were never sent fails a pipe ${name}, and the peer sees its end`, async () => {
+    using all = await rawStream();
+    const { peer, stream } = all;
+    const source = idleSource();
+    const piped = outcome(source.stream.pipeTo(stream.writable));
+    if (isWaiting) source.controller.enqueue(pattern(300_000));
+    await turn();
+    await peer.update(3, 1_000_000, 1_000_000);
+    assertInstanceOf(await piped, ProtocolError);
+    assertInstanceOf(source.reason(), ProtocolError);
+    await peer.nextOf(FIN);
+    await peer.send(PSH, 3, bytes("reading goes on"));
+    assertEquals(await readText(stream), "reading goes on");
+  });
+}
+
+Deno.test("writable: a chunk after closeWrite() is refused, and closing it then fulfils", async () => {
+  using all = await streamPair();
+  await all.near.closeWrite();
+  await all.near.writable.close();
+  using other = await streamPair();
+  await other.near.closeWrite();
+  assertInstanceOf(await outcome(other.near.writable.getWriter().write(bytes("x"))), StreamClosedError);
+  assertEquals(await received(other.far), [0, "end"]);
+});
+
+// Aborting.
+
+const WITHOUT_ROOM = { version: 1, capacity: 1000, server: { maxReceiveBuffer: 1000 } } as const;
+
+Deno.test("writable: aborted before the first chunk, and again: it fulfils each time, and the peer sees the end", async () => {
+  using all = await streamPair();
+  const { writable } = all.near;
+  assertEquals(await Promise.all([1, 2].map((reason) => outcome(writable.abort(reason)))), [undefined, undefined]);
+  assertEquals(await outcome(writable.abort(3)), undefined);
+  assertEquals(await received(all.far), [0, "end"]);
+  assertEquals(await outcome(writable.getWriter().closed), 1);
+});
+
+for (const waitsFor of ["credit", "room"] as const) {
+  for (const isClosing of [false, true]) {
+    const how = isClosing ? "with close() behind it" : "alone";
+    Deno.test(`writable: aborted while a chunk waits for ${waitsFor}, ${how}: the end follows what was taken`, async () => {
+      using all = await streamPair(waitsFor === "credit" ? {} : WITHOUT_ROOM);
+      const writer = all.near.writable.getWriter();
+      const chunks = [writer.write(pattern(MiB)), writer.write(pattern(10))].map(outcome);
+      const closing = isClosing ? outcome(writer.close()) : undefined;
+      await turn();
+      const reason = new Error("enough");
+      const aborted = writer.abort(reason);
+      const [count, end] = await received(all.far);
+      assert(count > 0 && count < MiB, `${count} bytes`);
+      assertEquals(end, "end");
+      await aborted;
+      for (const chunk of chunks) assertStrictEquals(await chunk, reason, "a chunk that was cut counts as written");
+      assertStrictEquals(await outcome(writer.closed), reason);
+      if (isClosing) assertStrictEquals(await closing, reason);
+    });
+  }
+}
+
+Deno.test("writable: aborted while its close() waits for room: both settle, and the peer sees all and the end", async () => {
+  using all = await streamPair(WITHOUT_ROOM);
+  const filled = all.near.write(pattern(MiB));
+  const writer = all.near.writable.getWriter();
+  const closing = outcome(writer.close());
+  await turn();
+  const aborted = outcome(writer.abort(new Error("enough")));
+  assertEquals(await received(all.far), [MiB, "end"]);
+  await filled;
+  assertEquals([await closing, await aborted], [undefined, undefined]);
+});
+
+Deno.test("writable: aborted and the session lost meanwhile: nothing hangs", async () => {
+  using all = await streamPair(WITHOUT_ROOM);
+  const writer = all.near.writable.getWriter();
+  const settled = [writer.write(pattern(MiB)), writer.abort(new Error("enough")), writer.closed].map(outcome);
+  await turn();
+  all.client.abort();
+  for (const each of await Promise.all(settled)) assert(each !== PENDING);
+});
+
+// Pipes that are given up.
+
+Deno.test("writable: a pipe that its signal cancels ends writing, unless preventAbort", async () => {
+  for (const isWaiting of [false, true]) {
+    for (const preventAbort of [false, true]) {
+      for (const preventCancel of [false, true]) {
+        using all = await streamPair();
+        const stop = new AbortController();
+        const source = idleSource();
+        const options = { signal: stop.signal, preventAbort, preventCancel };
+        const piped = outcome(source.stream.pipeTo(all.near.writable, options));
+        // More than the peer's window.
+        if (isWaiting) source.controller.enqueue(pattern(300_000));
+        await turn();
+        const reason = new Error("enough");
+        stop.abort(reason);
+        // A pipe finishes the chunk under way before it does anything else.
+        assertEquals(await received(all.far), [isWaiting ? 300_000 : 0, preventAbort ? PENDING : "end"]);
+        assertStrictEquals(await piped, reason);
+        assertEquals(source.reason(), preventCancel ? "not cancelled" : reason);
+        if (!preventAbort) continue;
+        const writer = all.near.writable.getWriter();
+        await writer.write(pattern(7));
+        await writer.close();
+        assertEquals(await received(all.far), [7, "end"]);
+      }
+    }
+  }
+});
+
+Deno.test("writable: a source that fails ends writing, unless preventAbort; one that ends does, unless preventClose", async () => {
+  for (const keep of [false, true]) {
+    for (const isFailing of [false, true]) {
+      using all = await streamPair();
+      const source = idleSource();
+      const options = { preventAbort: keep, preventClose: keep };
+      const piped = outcome(source.stream.pipeTo(all.near.writable, options));
+      source.controller.enqueue(pattern(10));
+      await turn();
+      const reason = new Error("no more");
+      if (isFailing) source.controller.error(reason);
+      else source.controller.close();
+      assertStrictEquals(await piped, isFailing ? reason : undefined);
+      assertEquals(await received(all.far), [10, keep ? PENDING : "end"]);
+    }
+  }
+});
+
+Deno.test("readable: a sink that fails cancels it: the peer goes on, and so does writing", async () => {
+  for (const preventCancel of [false, true]) {
+    using all = await streamPair();
+    const reason = new Error("the sink is full");
+    const sink = new WritableStream({ write: () => Promise.reject(reason) });
+    const piped = outcome(all.near.readable.pipeTo(sink, { preventCancel }));
+    const writing = outcome(all.far.write(pattern(MiB)));
+    assertStrictEquals(await piped, reason);
+    assertEquals(await writing, preventCancel ? PENDING : MiB);
+    await all.near.write(bytes("still"));
+    assertEquals(await readText(all.far), "still");
+  }
+});
+
+Deno.test("readable: a pipe that its signal cancels loses no byte with preventCancel", async () => {
+  using all = await streamPair();
+  const stop = new AbortController();
+  const chunks: string[] = [];
+  const sink = new WritableStream<Uint8Array>({ write: (chunk) => void chunks.push(text(chunk)) });
+  const piped = outcome(all.near.readable.pipeTo(sink, { signal: stop.signal, preventCancel: true }));
+  await all.far.write(bytes("one"));
+  await turn();
+  stop.abort();
+  assertEquals((await piped as Error).name, "AbortError");
+  await all.far.write(bytes("two"));
+  await turn();
+  const { value } = await all.near.readable.getReader().read();
+  assertEquals([...chunks, text(value!)], ["one", "two"]);
+});
+
+// What ends a stream whose pipe is idle.
+
+type Loss = { lose(all: Awaited<ReturnType<typeof streamPair>>): unknown; error: new (...args: never[]) => Error };
+const losses: Record<string, Loss> = {
+  "the session is aborted": { lose: ({ client }) => client.abort(new Error("lost")), error: SessionClosedError },
+  "the connection is reset": { lose: ({ connections }) => connections[0].reset(), error: SessionClosedError },
+  "the peer's session ends": { lose: ({ server }) => server.abort(), error: SessionClosedError },
+  "the session is closed": { lose: ({ client }) => void client.close(), error: SessionClosedError },
+  "the stream is closed": { lose: ({ near }) => near.close(), error: StreamClosedError },
+};
+for (const [name, { lose, error }] of Object.entries(losses)) {
+  for (const wasEnded of [false, true]) {
+    const when = wasEnded ? "after the peer's end" : "before the peer's end";
+    Deno.test(`writable: ${name} ${when}: an idle pipe rejects at once and cancels its source`, async () => {
+      using all = await streamPair();
+      if (wasEnded) await all.far.closeWrite();
+      const source = idleSource();
+      const piped = outcome(source.stream.pipeTo(all.near.writable));
+      await turn();
+      lose(all);
+      const reason = await piped;
+      assertInstanceOf(reason, error);
+      assertEquals("bytesWritten" in reason, false);
+      assertStrictEquals(source.reason(), reason);
+      assertInstanceOf(await outcome(all.near.writable.getWriter().closed), error);
+    });
+  }
+
+  Deno.test(`writable: ${name} before it is used: a pipe into it rejects at once`, async () => {
+    using all = await streamPair();
+    lose(all);
+    await turn();
+    const source = idleSource();
+    assertInstanceOf(await outcome(source.stream.pipeTo(all.near.writable)), error);
+    assertInstanceOf(source.reason(), error);
+  });
+}
+
+Deno.test("writable: a stream that is cut fails its idle pipe at once", async () => {
+  using all = await rawStream();
+  const source = idleSource();
+  const piped = outcome(source.stream.pipeTo(all.stream.writable));
+  const reader = all.stream.readable.getReader();
+  for (let sent = 0; sent < 1_400_000; sent += 65_000) await all.peer.send(PSH, 3, pattern(65_000));
+  assertInstanceOf(await piped, ProtocolError);
+  assertInstanceOf(source.reason(), ProtocolError);
+  assertInstanceOf(await outcome(reader.closed), ProtocolError);
+  await all.peer.nextOf(FIN);
+});
+
+Deno.test("writable: chunks that wait in it when the session is closed leave the peer without an end, as rule 14 says", async () => {
+  for (const count of [1, 2, 3]) {
+    using all = await streamPair();
+    const writer = all.near.writable.getWriter();
+    await turn();
+    const chunks = Array.from({ length: count }, () => outcome(writer.write(pattern(10))));
+    const closing = all.client.close();
+    const [length, end] = await received(all.far);
+    assertEquals(length, 10);
+    const [first, ...others] = await Promise.all(chunks);
+    assertEquals(first, undefined);
+    for (const other of others) assertInstanceOf(other, SessionClosedError);
+    if (count === 1) assertEquals(end, "end");
+    else assertInstanceOf(end, SessionClosedError);
+    await closing;
+  }
+});
+
+Deno.test("readable: what has arrived stays readable after the session is lost, and then its error comes", async () => {
+  for (const lose of [losses["the session is aborted"]!, losses["the connection is reset"]!]) {
+    using all = await streamPair();
+    const reader = all.near.readable.getReader();
+    const { writable } = all.near;
+    await all.far.write(pattern(100_000));
+    await turn(10);
+    lose.lose(all);
+    assertInstanceOf(await outcome(writable.getWriter().closed), SessionClosedError);
+    assertEquals(await outcome(reader.closed), PENDING);
+    let count = 0;
+    while (count < 100_000) count += (await reader.read()).value!.length;
+    assertEquals(count, 100_000);
+    assertInstanceOf(await outcome(reader.read()), SessionClosedError);
+    assertInstanceOf(await outcome(reader.closed), SessionClosedError);
+  }
+});
+
+Deno.test("readable: the end of the peer that has arrived stays readable after the session is lost", async () => {
+  using all = await streamPair();
+  const reader = all.near.readable.getReader();
+  await all.far.closeWrite();
+  await turn();
+  all.client.abort();
+  assertEquals(await outcome(reader.closed), PENDING);
+  assertEquals((await reader.read()).done, true);
+});
+
+Deno.test("readable: closed of a reader that has nothing to read rejects when the session is lost, used before or not", async () => {
+  for (const wasUsed of [false, true]) {
+    using all = await streamPair();
+    const reader = all.near.readable.getReader();
+    if (wasUsed) {
+      await all.far.write(bytes("x"));
+      await reader.read();
+    }
+    all.client.abort();
+    assertInstanceOf(await outcome(reader.closed), SessionClosedError);
+  }
+});
+
+// Readers.
+
+const MODES = ["default", "byob"] as const;
+
+/** A reader of one kind, and a read of it. */
+function readerOf(readable: ReadableStream<Uint8Array<ArrayBuffer>>, mode: typeof MODES[number]) {
+  if (mode === "default") {
+    const reader = readable.getReader();
+    return { reader, read: async () => await reader.read() };
+  }
+  const reader = readable.getReader({ mode });
+  return { reader, read: async () => await reader.read(new Uint8Array(100)) };
+}
+
+for (const mode of MODES) {
+  Deno.test(`readable: cancelled with a read of a ${mode} reader under way: the peer gets credit, writing goes on`, async () => {
+    using all = await streamPair();
+    const { reader, read } = readerOf(all.near.readable, mode);
+    const reading = read();
+    await turn();
+    await reader.cancel(new Error("enough"));
+    assertEquals((await reading).done, true);
+    assertEquals(await outcome(all.far.write(pattern(MiB))), MiB);
+    await all.near.write(bytes("still"));
+    assertEquals(await readText(all.far), "still");
+  });
+
+  for (const next of MODES) {
+    for (const isEarly of [false, true]) {
+      const when = isEarly ? "before" : "after";
+      Deno.test(`readable: a ${mode} reader released in a read, bytes ${when} a ${next} one takes over: none is lost`, async () => {
+        for (const end of ["data", "FIN"]) {
+          using all = await streamPair();
+          const first = readerOf(all.near.readable, mode);
+          const given = outcome(first.read());
+          await turn();
+          first.reader.releaseLock();
+          assertInstanceOf(await given, TypeError);
+          const send = async () => {
+            await all.far.write(bytes("one"));
+            await turn();
+          };
+          if (isEarly) await send();
+          const { reader, read } = readerOf(all.near.readable, next);
+          const reading = read();
+          await turn();
+          if (!isEarly) await send();
+          if (end === "FIN") await all.far.closeWrite();
+          await turn();
+          assertEquals(text((await outcome(reading) as ReadableStreamReadValueResult<Uint8Array>).value), "one");
+          if (end === "data") {
+            await all.far.write(bytes("two"));
+            assertEquals(text((await read()).value!), "two");
+            await all.far.closeWrite();
+          }
+          assertEquals((await read()).done, true);
+          await reader.closed;
+        }
+      });
+    }
+  }
+}
+
+Deno.test("readable: a reader of wider elements gets those that come in halves, and an error for half of one at the end", async () => {
+  using all = await streamPair();
+  const reader = all.near.readable.getReader({ mode: "byob" });
+  const reading = reader.read(new Uint16Array(2));
+  await all.far.write(pattern(1));
+  await turn();
+  await all.far.write(pattern(2).subarray(1));
+  assertEquals((await reading).value!.length, 1);
+  const last = outcome(reader.read(new Uint16Array(2)));
+  await all.far.write(pattern(1));
+  await all.far.closeWrite();
+  assertInstanceOf(await last, TypeError);
+  assertInstanceOf(await outcome(reader.closed), TypeError);
+});
+
+Deno.test("readable: reads at the same time, with and without a buffer of one's own, are served in order", async () => {
+  for (const mode of MODES) {
+    using all = await streamPair();
+    const { read } = readerOf(all.near.readable, mode);
+    const reads = [read(), read(), read()];
+    for (const word of ["one", "two"]) {
+      await all.far.write(bytes(word));
+      await turn();
+    }
+    await all.far.closeWrite();
+    const results = await Promise.all(reads);
+    assertEquals(results.map(({ done, value }) => done ? "(end)" : text(value)), ["one", "two", "(end)"]);
+  }
+});
+
+Deno.test("readable: of two branches one is cancelled: the other gets all, and the end or the error", async () => {
+  for (const isLost of [false, true]) {
+    using all = await streamPair();
+    const [one, other] = all.near.readable.tee();
+    await all.far.write(bytes("one"));
+    const reader = other.getReader();
+    assertEquals(text((await reader.read()).value!), "one");
+    const cancelled = one.cancel();
+    await all.far.write(bytes("two"));
+    assertEquals(text((await reader.read()).value!), "two");
+    if (isLost) all.client.abort();
+    else await all.far.closeWrite();
+    const last = await outcome(reader.read());
+    if (isLost) assertInstanceOf(last, SessionClosedError);
+    else assertEquals(last, { done: true, value: undefined });
+    await reader.cancel().catch(() => {});
+    await cancelled.catch(() => {});
+  }
+});
+
+// All of a session.
+
+Deno.test("web streams: of a thousand idle pipes, when their session ends, others have turns in between", async () => {
+  const { client, server } = sessionPair({ server: { acceptBacklog: 1000 } });
+  const { giveWay } = clock;
+  let given = 0;
+  const pipes: Promise<unknown>[] = [];
+  for (let n = 0; n < 1000; n++) {
+    const { writable } = await client.openStream();
+    pipes.push(idleSource().stream.pipeTo(writable).catch((error) => error));
+  }
+  clock.giveWay = () => {
+    given++;
+    return giveWay();
+  };
+  try {
+    client.abort();
+    for (const error of await Promise.all(pipes)) assertInstanceOf(error, SessionClosedError);
+    assert(given >= 15, `${given} turns`);
+  } finally {
+    clock.giveWay = giveWay;
+    server.abort();
+  }
+});
+
+Deno.test("web streams: pipes and halves to which no reference is kept go on after a garbage collection", async () => {
+  const printed = await deno("run", "-A", "--no-check", "--v8-flags=--expose-gc", "tests/fixtures/dropped.ts");
+  assertEquals(printed, "piped\nechoed\nwritten\nread\n3 open\n");
+});
