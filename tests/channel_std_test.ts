@@ -19,8 +19,9 @@ import { reasonOf } from "./failures.ts";
 /** What the suite needs of an implementation: the part of our module that std has too. */
 type Implementation = Pick<typeof ours, "Channel" | "ChannelClosedError">;
 
-const STD = "@std/async/channel"; // not a literal in the import: the stand-in of `@std/async` has no channel
-const theirs: Implementation | undefined = await import(STD).catch(() => undefined);
+// Not literals in an import: the stand-in of `@std/async` has no channel. Older versions export it as unstable.
+const [stable, unstable] = ["@std/async/channel", "@std/async/unstable-channel"];
+const theirs: Implementation | undefined = await import(stable!).catch(() => import(unstable!)).catch(() => undefined);
 
 const REASON = new Error("the reason");
 
