@@ -125,8 +125,8 @@ export class Outgoing {
   }
 
   /** Moves the start of the time without progress, as the function of the same name does. */
-  excuse(late: number, now: number, limit: number): void {
-    this.#progressAt = excuse(this.#progressAt, late, now, limit);
+  excuse(late: number, now: number): void {
+    this.#progressAt = excuse(this.#progressAt, late, now);
   }
 
   /** Encodes a frame if there is room, and says whether there was. */

@@ -418,8 +418,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #heardAt: number;
   #timer: Timer | undefined;
   #timerAt = Infinity;
-  // What `#heardAt` was moved to when the process had stood still; it is another as soon as the peer is heard.
-  #excusedTo: number | undefined;
+  // What three waits were moved to when the process had stood still; one that began since then has another start.
+  #heardMovedTo = -1;
+  #stalledMovedTo = -1;
+  #closingMovedTo = -1;
   #isRef = true;
   // The graceful close: when it began, how long it may take, and since when, at what count, no byte has come.
   #closingFrom = 0;
@@ -1109,18 +1111,18 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#schedule();
   };
 
-  // The process stood still: that time does not count as silence, and what the peer sent meanwhile waits to be read. The
-  // peer gets as long again to be heard, but only once until it is: a process that is always late must judge it, too.
+  // The process stood still: that time does not count as waiting, and what came meanwhile is still to be read. The peer
+  // gets as long again, but only once in a wait: a process that is always late must come to an end with it, too.
   #excuse(late: number, now: number): void {
     const { timeout } = this.#settings;
-    const isAgain = this.#heardAt === this.#excusedTo;
-    const limit = (milliseconds: number) => isAgain ? Infinity : milliseconds;
-    this.#heardAt = this.#excusedTo = excuse(this.#heardAt, late, now, limit(timeout));
-    this.#stalledAt = excuse(this.#stalledAt, late, now, limit(this.#stallPatience()));
-    this.#closingFrom = excuse(this.#closingFrom, late, now, limit(this.#closeTimeout));
+    const move = (since: number, movedTo: number, limit: number) =>
+      excuse(since, late, now, since === movedTo ? Infinity : limit);
+    this.#heardAt = this.#heardMovedTo = move(this.#heardAt, this.#heardMovedTo, timeout);
+    this.#stalledAt = this.#stalledMovedTo = move(this.#stalledAt, this.#stalledMovedTo, this.#stallPatience());
+    this.#closingFrom = this.#closingMovedTo = move(this.#closingFrom, this.#closingMovedTo, this.#closeTimeout);
     // Bytes may wait in the socket. The timeout of close() bounds this.
     this.#quietFrom = now;
-    this.#outgoing.excuse(late, now, limit(timeout));
+    this.#outgoing.excuse(late, now);
   }
 
   #schedule(): void {

@@ -1646,6 +1646,20 @@ Deno.test("rule 14: a freeze does not use up the timeout of close(), and the pee
   assertEquals(clock.pending, 0);
 });
 
+Deno.test("rule 14: a process that is always late still ends close() after its timeout, however much the peer sends", async () => {
+  using clock = new ManualClock();
+  const { session, peer } = withPeer("client", 1);
+  await session.openStream();
+  const closing = session.close({ drain: true, timeout: 1000 });
+  for (let passed = 0; passed < 5000; passed += 230) {
+    clock.freeze(230);
+    await clock.advance(0);
+    await peer.send(NOP, 0).catch(() => {});
+  }
+  assertEquals(await state(closing), "fulfilled");
+  await assertRejects(() => session.closed, DOMException, "did not close within 1000 ms");
+});
+
 Deno.test("rule 14: a stream with a rejected write gets no FIN, so that its peer's read rejects", async () => {
   const { client, server } = sessionPair({ version: 2 });
   const [cut, whole] = [await client.openStream(), await client.openStream()];

@@ -290,7 +290,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a freeze uses up the timeout of close()",
     file: "session.ts",
-    from: "    this.#closingFrom = excuse(this.#closingFrom, late, now, limit(this.#closeTimeout));\n",
+    from:
+      "this.#closingFrom = this.#closingMovedTo = move(this.#closingFrom, this.#closingMovedTo, this.#closeTimeout);",
     to: "",
     tests: ["rules_test.ts"],
   },
@@ -333,8 +334,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a process that is always late judges nobody",
     file: "session.ts",
-    from: "const isAgain = this.#heardAt === this.#excusedTo;",
-    to: "const isAgain = this.#heardAt === Infinity;",
+    from: "since === movedTo ? Infinity : limit",
+    to: "limit",
     tests: ["rules_test.ts"],
   },
   {
@@ -347,8 +348,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "after a freeze the peer has only the time that was left before it",
     file: "session.ts",
-    from: "this.#excusedTo = excuse(this.#heardAt, late, now, limit(timeout));",
-    to: "this.#excusedTo = excuse(this.#heardAt, late, now);",
+    from: "since === movedTo ? Infinity : limit",
+    to: "limit && Infinity",
     tests: ["rules_test.ts"],
   },
   {
