@@ -125,8 +125,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "close() after closeWrite() sends FIN twice",
     file: "stream.ts",
-    from: "    if (this.#failure !== undefined) return;\n    if (this.#finished) return this.#leave();\n",
-    to: "    if (this.#failure !== undefined) return;\n    if (this.#finished) this.#leave();\n",
+    from: "      if (this.#finished) {\n        this.#leave();\n      } else {\n        this.#owesFin = true;\n",
+    to: "      if (this.#finished) this.#leave();\n      {\n        this.#owesFin = true;\n",
   },
   {
     name: "the end of the transport is taken for FIN",
