@@ -6,7 +6,7 @@
 
 import { Channel } from "./channel.ts";
 import { clock } from "./clock.ts";
-import { duration, type ServerOptions, Session, settle, watchStalled } from "./session.ts";
+import { duration, reportStalled, type ServerOptions, Session, settle } from "./session.ts";
 import { coreOf, deferred, SessionClosedError, Stream } from "./stream.ts";
 import { closeOnce, type Connection } from "./transport.ts";
 
@@ -292,7 +292,7 @@ export function serve(
     const session = Session.server(connection, sessionOptions);
     sessions.add(session);
     const handling = new Map<Stream, Promise<void>>();
-    watchStalled(session, async (stream, error) => {
+    reportStalled(session, async (stream, error) => {
       // A handler that uses the stream rejects with the same error.
       await clock.giveWay();
       if (handling.has(stream)) tell(error);

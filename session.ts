@@ -247,7 +247,7 @@ export interface SessionStats {
 // that are read are then 8 KiB, and shrink further. In version 1 a full buffer is the only sign.
 const TIGHT = 8;
 // A stream that is read more slowly than this, in bytes per second, holds up the others as one that is not read at all.
-// Larger: the others wait less; smaller: fewer slow readers are cut. Below any link of today.
+// Larger: the others wait less; smaller: fewer slow readers are cut.
 const SLOWEST_READ = 16 * 1024;
 // Streams that were opened together may have ten times the buffer on its way, of which each cut frees one. The time of
 // watching is halved for the next cut, at most this often: from 5000 ms to 313.
@@ -356,7 +356,7 @@ export function duration(name: string, value: number): number {
 }
 
 /** Has every stream of a session that `stalledStreamTimeout` cuts reported, with its error. */
-export let watchStalled: (session: Session, report: (stream: Stream, error: Error) => void) => void;
+export let reportStalled: (session: Session, report: (stream: Stream, error: Error) => void) => void;
 
 /**
  * Many independent streams over one connection, in the protocol smux.
@@ -453,7 +453,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #bytesReceived = 0;
 
   static {
-    watchStalled = (session, report) => session.#onStalled = report;
+    reportStalled = (session, report) => session.#onStalled = report;
   }
 
   /**
@@ -1041,7 +1041,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   /** Milliseconds that streams are watched: less each time, while what is on its way fills the buffer again at once. */
   #stallPatience(): number {
-    return this.#settings.stalledStreamTimeout / 2 ** Math.min(this.#cuts, MOST_HALVINGS);
+    return Math.ceil(this.#settings.stalledStreamTimeout / 2 ** Math.min(this.#cuts, MOST_HALVINGS));
   }
 
   /** Cuts the streams that stalled, if it is time; returns when to look again. */
@@ -1077,7 +1077,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       core.cut(failure);
       this.#onStalled?.(core.stream, failure());
     }
-    if (stalled.length > 0) {
+    if (this.#windows.unread < unread) {
       this.#cuts++;
       this.#cutAt = now;
     }
