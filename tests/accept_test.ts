@@ -295,7 +295,7 @@ async function answer(stream: Stream): Promise<void> {
 }
 
 for (const acceptors of [1, 8]) {
-  Deno.test(`accepting: a burst of 3000 streams is refused none by ${acceptors} that only accept`, async () => {
+  Deno.test(`accepting: of 3000 streams opened at once none is refused while ${acceptors} acceptors only accept`, async () => {
     for (const acceptBacklog of [1, 16, 1024]) {
       const { session, peer } = serverWithPeer({ acceptBacklog });
       const accept = async () => {
@@ -310,7 +310,7 @@ for (const acceptors of [1, 8]) {
   });
 }
 
-Deno.test("accepting: a burst for a bounded or rendezvous channel of the caller's is refused none by a pool that accepts", async () => {
+Deno.test("accepting: a pool that only accepts from a bounded or rendezvous channel gets all of 1000 streams opened at once", async () => {
   for (const capacity of [0, 1, 100]) {
     const { sender, receiver } = bounded<Stream>(capacity);
     const { session, peer } = serverWithPeer({ incoming: sender });
@@ -325,7 +325,7 @@ Deno.test("accepting: a burst for a bounded or rendezvous channel of the caller'
   }
 });
 
-Deno.test("accepting: a burst that is not accepted has one turn of the event loop, then the rest is refused at once", async () => {
+Deno.test("accepting: a full channel that is not received from costs one turn of the event loop, then streams are refused at once", async () => {
   const { session, peer } = serverWithPeer({ acceptBacklog: 10 });
   const { giveWay } = clock;
   let turns = 0;
