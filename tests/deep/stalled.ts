@@ -388,7 +388,10 @@ async function measureIn(started: AsyncDisposableStack, cell: Cell, signal: Abor
       isFull = true;
       until = Math.min(until, performance.now() + LONGEST);
     }
-    const now = `${last(target)} ${last(visitors)} ${bystander.isCut}`;
+    // What a target sends on for visitors that are gone, version 1 cannot stop.
+    const { arrived, connected } = visited();
+    const isEmpty = arrived === cell.count && connected === 0;
+    const now = isEmpty ? "empty" : `${last(target)} ${last(visitors)} ${bystander.isCut}`;
     if (now !== before) changed = performance.now();
     before = now;
     const quiet = performance.now() - Math.max(changed, fresh.failed);
