@@ -1022,7 +1022,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   // Stalled streams.
 
-  /** Whether so much is unread that streams that are read have to wait, or that their windows are very small. */
+  /** Whether unread bytes leave streams that are read without room (version 1) or with very small windows (version 2). */
   #isTight(): boolean {
     const { maxReceiveBuffer } = this.#settings;
     const room = this.version === 2 ? maxReceiveBuffer / TIGHT : 0;
@@ -1046,7 +1046,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   /** Cuts the streams that stalled, if it is time; returns when to look again. */
   #checkStalled(now: number): number {
-    const { stalledStreamTimeout, maxReceiveBuffer } = this.#settings;
+    const { maxReceiveBuffer } = this.#settings;
     const watched = this.#stalledFrom;
     if (watched === undefined) return Infinity;
     if (this.#windows.unread < maxReceiveBuffer / 2) {

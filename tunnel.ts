@@ -1145,7 +1145,7 @@ AT and TO are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT of 127.0.0.1.
   --secret FILE       what a client must show; default: $SLUICE_SECRET
   --smux 1|2          the version that a client speaks; default 2
   --grace SECONDS     how long Ctrl-C waits for what is open; default 30
-  --stall SECONDS     cut a connection whose receiver stalled for so long
+  --stall SECONDS     cut a connection whose receiver has stalled this long
                       and holds up all others; default 5, 0 is never
   --insecure          let others connect without TLS and a secret
   --once              do not connect again when the connection is lost
