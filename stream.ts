@@ -194,6 +194,8 @@ export class StreamCore {
   queued = 0;
   /** Bytes the application has taken, ever. */
   taken = 0;
+  /** Whether the peer ever sent data. */
+  hasData = false;
   /** Whether it stands in the session's list of streams that owe a control frame. */
   isOwing = false;
   /** Another one of the session's table. */

@@ -564,6 +564,24 @@ Deno.test("flood: when a read that it fills ends the session, nobody rests any m
   assertEquals(rests.count, 0);
 });
 
+Deno.test("flood: a peer that opens and ends streams without data has to wait, one that sends data on them has not", async () => {
+  for (const data of [[], [Uint8Array.of(1)]]) {
+    const [near, far] = memoryPair(1 << 20);
+    using rests = countRests();
+    const session = Session.server(near, { version: 1, acceptBacklog: 1000 });
+    const streams = Array.from({ length: 256 }, (_, n) => {
+      const id = 3 + 2 * n;
+      return concat([frame(1, SYN, id), ...data.map((bytes) => frame(1, PSH, id, bytes)), frame(1, FIN, id)]);
+    });
+    await writeAll(far, concat(streams.slice(0, 128)));
+    while (session.stats().accepted < 128) await turn();
+    await writeAll(far, concat(streams.slice(128)));
+    while (session.stats().accepted < 256) await turn();
+    assertEquals(rests.count, data.length === 0 ? 2 : 0);
+    session.abort();
+  }
+});
+
 for (
   const [took, expected, isEnded] of [
     [6, [4], false],
@@ -638,7 +656,8 @@ for (
         using rests = countRests();
         const session = Session.server(near, { maxStreams: 2 });
         const version = make(0)[0] as Version;
-        await writeAll(far, concat([frame(version, SYN, 1), frame(version, SYN, 3), frame(version, FIN, 3)]));
+        const used = [frame(version, PSH, 3, Uint8Array.of(1)), frame(version, FIN, 3)];
+        await writeAll(far, concat([frame(version, SYN, 1), frame(version, SYN, 3), ...used]));
         await session.acceptStream();
         const frames = Array.from({ length: count }, (_, n) => make(n));
         const inOne = isOneRead ? count : Math.ceil(enough / 64);
