@@ -1143,7 +1143,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     if (isLarge) this.#arm(now + TRIM_DELAY);
   }
 
-  // Since when there is no sign of the peer. A peer that is heard lives, even if it reads nothing: what waits for it here
+  // When the peer last gave a sign of life. A peer that is heard lives, even if it reads nothing: what waits for it here
   // is bounded. While we hold reading back it cannot be heard, and the only sign is what it takes: two sessions that hold
   // each other back would otherwise never find out that the other is gone.
   #silentSince(): number {
