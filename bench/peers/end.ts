@@ -51,6 +51,11 @@ class Meter {
   }
 }
 
+/** Lets microtasks pass, as what stands between a program and its streams does. */
+async function spend(microtasks: number): Promise<void> {
+  for (let n = 0; n < microtasks; n++) await null;
+}
+
 async function writeAll(pipe: Pipe, p: Uint8Array): Promise<void> {
   let at = await pipe.write(p);
   while (at < p.length) at += await pipe.write(p.subarray(at));
@@ -88,18 +93,27 @@ class Drain {
 
   async take(pipe: Pipe): Promise<void> {
     const place: Place = { position: 0 };
-    if (this.#plan.web) {
+    const { web, microtasks } = this.#plan;
+    if (web === "pipe") {
       await pipe.readable!.pipeTo(new WritableStream({ write: (chunk) => this.#check(chunk, chunk.length, place) }));
+    } else if (web === "locked") {
+      const reader = pipe.readable!.getReader();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        this.#check(value, value.length, place);
+      }
     } else {
       const p = new Uint8Array(64 * 1024);
       for (;;) {
         const count = await pipe.read(p);
         if (count === null) break;
         this.#check(p, count, place);
+        if (microtasks > 0) await spend(microtasks);
       }
     }
     // A connection whose web stream ended is closed.
-    if (!this.#plan.web) pipe.close();
+    if (web === undefined) pipe.close();
     if (--this.#open > 0) return;
     report({ bytes: this.#meter?.count ?? 0, rate: await this.#meter?.rate ?? 0 });
   }
@@ -177,8 +191,8 @@ async function openAll(peer: Peer, { connections, streams, port }: Plan): Promis
 }
 
 async function send(pipe: Pipe, first: number, plan: Plan, state: { stop: boolean }): Promise<number> {
-  if (plan.web) return await sendPiped(pipe, first, plan, state);
-  const { size, eager } = plan;
+  if (plan.web !== undefined) return await sendWeb(pipe, first, plan, state);
+  const { size, eager, microtasks } = plan;
   const words = new Uint32Array(size / 4).fill(0x5a5a5a5a);
   const p = new Uint8Array(words.buffer);
   let bytes = 0;
@@ -186,6 +200,7 @@ async function send(pipe: Pipe, first: number, plan: Plan, state: { stop: boolea
     for (let at = 0; at < words.length; at += BLOCK / 4) words[at] = number++;
     if (!eager) {
       await writeAll(pipe, p);
+      if (microtasks > 0) await spend(microtasks);
       continue;
     }
     for (let at = 0; at < size;) {
@@ -198,16 +213,25 @@ async function send(pipe: Pipe, first: number, plan: Plan, state: { stop: boolea
 }
 
 /** The same from a source of web streams, whose chunks are new as everybody's. */
-async function sendPiped(pipe: Pipe, first: number, { size }: Plan, state: { stop: boolean }): Promise<number> {
+async function sendWeb(pipe: Pipe, first: number, { size, web }: Plan, state: { stop: boolean }): Promise<number> {
   const words = new Uint32Array(size / 4).fill(0x5a5a5a5a);
   let bytes = 0;
   let number = first;
+  const next = () => {
+    for (let at = 0; at < words.length; at += BLOCK / 4) words[at] = number++;
+    bytes += size;
+    return new Uint8Array(words.buffer.slice(0));
+  };
+  if (web === "locked") {
+    const writer = pipe.writable!.getWriter();
+    while (!state.stop) await writer.write(next());
+    await writer.close();
+    return bytes;
+  }
   const source = new ReadableStream<Uint8Array>({
     pull(controller) {
-      if (state.stop) return controller.close();
-      for (let at = 0; at < words.length; at += BLOCK / 4) words[at] = number++;
-      controller.enqueue(new Uint8Array(words.buffer.slice(0)));
-      bytes += size;
+      if (state.stop) controller.close();
+      else controller.enqueue(next());
     },
   });
   await source.pipeTo(pipe.writable!);

@@ -65,8 +65,10 @@ export interface Plan {
   size: number;
   /** Whether to use `tryWrite` first. */
   eager: boolean;
-  /** bulk: whether both sides use `pipeTo` and the web streams. */
-  web: boolean;
+  /** bulk: whether both sides use web streams: by `pipeTo`, or by a reader and a writer. */
+  web?: "pipe" | "locked";
+  /** bulk: how many microtasks pass between two calls of a reader or a writer, as adapters spend them. */
+  microtasks: number;
   /** echo: how many messages each stream sends, so that none is left behind; 0: as many as the time allows. */
   messages: number;
   /** How many tasks take the streams of a session that come. */

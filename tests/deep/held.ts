@@ -73,7 +73,7 @@ export async function run(args: string[]): Promise<void> {
       console.log(`  on the server    ${show(server)}`);
       if (sessions > 1) console.log(`  an idle session  ${show(session)}`);
       if (go?.names.includes(`go${version}`)) {
-        const plan = { connections: sessions, streams, size: SIZE, eager: false, web: false, messages: 0 };
+        const plan = { connections: sessions, streams, size: SIZE, eager: false, microtasks: 0, messages: 0 };
         const theirs = await cell(`go${version}`, { kind: "streams", ...plan, ...NO_TIME }, undefined, go);
         // It counts for each stream of one session.
         const usage = { resident: theirs.resident! / sessions, heap: theirs.heap! / sessions };

@@ -71,8 +71,26 @@ const bulk = (streams: number, size: number, how: Partial<Plan> = {}) => ({
   plan: { kind: "bulk" as const, streams, size, ...how },
   against: TO_BARE,
 });
-const [EAGER, WEB] = [{ eager: true }, { web: true }];
+const EAGER = { eager: true };
 const ALONE = [BARE, ...OURS];
+/** A workload whose callers do more between two calls than the benchmark's own loop. */
+const spending = (name: string, size: number) =>
+  [4, 8, 16, 32].map((microtasks): Workload => ({
+    name: `${name}@${microtasks}`,
+    what: `${name}, ${microtasks} microtasks between two calls`,
+    ...bulk(1, size, { microtasks }),
+    peers: ALONE,
+  }));
+/** A workload over web streams: by `pipeTo`, and by a reader and a writer. */
+const overWebStreams = (name: string, what: string, streams: number, size: number): Workload[] => [
+  { name: `${name}w`, what: `${what}, pipeTo at both ends`, ...bulk(streams, size, { web: "pipe" }), peers: ALONE },
+  {
+    name: `${name}l`,
+    what: `${what}, getWriter() and getReader()`,
+    ...bulk(streams, size, { web: "locked" }),
+    peers: ALONE,
+  },
+];
 
 /** What takes a moment is soon disturbed. */
 const twice = (rounds: number) => 2 * rounds;
@@ -109,13 +127,17 @@ const memory = (name: string, what: string, plan: Partial<Plan>): Workload => ({
 const WORKLOADS: Workload[] = [
   ...[1, 8, 64].map(accepting),
   { name: "W1", what: "1 stream, 64 KiB writes", ...bulk(1, 65536), isCharted: true },
-  { name: "W1w", what: "1 stream, 64 KiB chunks, pipeTo at both ends", ...bulk(1, 65536, WEB), peers: ALONE },
+  ...spending("W1", 65536),
+  ...overWebStreams("W1", "1 stream, 64 KiB chunks", 1, 65536),
   { name: "W2", what: "100 streams, 64 KiB writes", ...bulk(100, 65536), isCharted: true },
+  ...overWebStreams("W2", "100 streams, 64 KiB chunks", 100, 65536),
   { name: "W3", what: "1 stream, 1 KiB writes", ...bulk(1, 1024), isCharted: true },
   { name: "W3t", what: "1 stream, 1 KiB, tryWrite first", ...bulk(1, 1024, EAGER), peers: ALONE },
-  { name: "W3w", what: "1 stream, 1 KiB chunks, pipeTo at both ends", ...bulk(1, 1024, WEB), peers: ALONE },
+  ...spending("W3", 1024),
+  ...overWebStreams("W3", "1 stream, 1 KiB chunks", 1, 1024),
   { name: "W4", what: "100 streams, 1 KiB writes", ...bulk(100, 1024), isCharted: true },
   { name: "W4t", what: "100 streams, 1 KiB, tryWrite first", ...bulk(100, 1024, EAGER), peers: ALONE },
+  ...overWebStreams("W4", "100 streams, 1 KiB chunks", 100, 1024),
   // Whether a process that waits is woken on the core of the other or on one that sleeps is most of a round trip, and
   // chance decides it for each pair of processes: so both are measured as well.
   pingPong("W5", ""),
@@ -155,7 +177,7 @@ const DEFAULTS: Plan = {
   streams: 1,
   size: 64,
   eager: false,
-  web: false,
+  microtasks: 0,
   messages: 0,
   acceptors: 1,
   warm: 250,
