@@ -6,6 +6,7 @@
  */
 
 import { delay } from "@std/async";
+import { type Duplex, join } from "../../mod.ts";
 import { endWithInput, report, usedMemory } from "../../tests/measured.ts";
 import { bare } from "./bare.ts";
 import { floor } from "./floor.ts";
@@ -84,11 +85,17 @@ async function echo(pipe: Pipe, size: number): Promise<void> {
 class Drain {
   readonly #plan: Plan;
   #meter: Meter | undefined;
+  readonly #begun = Promise.withResolvers<Meter>();
   #open: number;
 
   constructor(plan: Plan) {
     this.#plan = plan;
     this.#open = plan.connections * plan.streams;
+  }
+
+  /** Bytes a second, once they were measured. */
+  get rate(): Promise<number> {
+    return this.#begun.promise.then((meter) => meter.rate);
   }
 
   async take(pipe: Pipe): Promise<void> {
@@ -118,8 +125,14 @@ class Drain {
     report({ bytes: this.#meter?.count ?? 0, rate: await this.#meter?.rate ?? 0 });
   }
 
+  #begin(): Meter {
+    const meter = new Meter(this.#plan);
+    this.#begun.resolve(meter);
+    return meter;
+  }
+
   #check(p: Uint8Array, count: number, place: Place): void {
-    const meter = this.#meter ??= new Meter(this.#plan);
+    const meter = this.#meter ??= this.#begin();
     meter.count += count;
     const { position } = place;
     for (let at = (BLOCK - position % BLOCK) % BLOCK; at + 4 <= count; at += BLOCK) {
@@ -162,13 +175,26 @@ class Tally {
   }
 }
 
+/** Sends to each connection until it is closed; gives the port. */
+function origin(plan: Plan): number {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  (async () => {
+    let first = 0;
+    for await (const conn of listener) send(conn, first++ << 22, plan, { stop: false }).catch(() => {});
+  })();
+  return listener.addr.port;
+}
+
 async function server(peer: Peer, plan: Plan): Promise<void> {
   const drain = new Drain(plan);
   const tally = new Tally(plan);
+  const originPort = plan.kind === "join" ? origin(plan) : 0;
   const handle = async (pipe: Pipe, acceptor = 0) => {
     try {
       if (plan.kind === "bulk") await drain.take(pipe);
-      else if (plan.kind === "accept") tally.take(pipe, acceptor);
+      else if (plan.kind === "join") {
+        await join(pipe as Duplex, await Deno.connect({ hostname: "127.0.0.1", port: originPort }));
+      } else if (plan.kind === "accept") tally.take(pipe, acceptor);
       else await echo(pipe, plan.size);
     } catch (error) {
       // A client that has its result is ended, which breaks its connections.
@@ -244,6 +270,22 @@ async function bulk(peer: Peer, plan: Plan): Promise<Result> {
   setTimeout(() => state.stop = true, plan.warm + plan.time + SLACK);
   const counts = await Promise.all(pipes.map((pipe, n) => send(pipe, n << 22, plan, state)));
   return { bytes: counts.reduce((sum, count) => sum + count) };
+}
+
+/** Drains connections that are joined to streams. */
+async function joined(peer: Peer, plan: Plan): Promise<Result> {
+  const pipes = await openAll(peer, plan);
+  const drain = new Drain(plan);
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  for (const pipe of pipes) {
+    const [near, far] = await Promise.all([
+      Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port }),
+      listener.accept(),
+    ]);
+    join(far, pipe as Duplex).catch(() => {});
+    drain.take(near).catch(() => {});
+  }
+  return { rate: await drain.rate };
 }
 
 /** A message there and back. */
@@ -357,7 +399,7 @@ function sessions(peer: Peer, plan: Plan): Promise<Result> {
   });
 }
 
-const CLIENTS = { bulk, echo: echoes, churn, accept, streams, sessions };
+const CLIENTS = { bulk, join: joined, echo: echoes, churn, accept, streams, sessions };
 
 const [role, name, json] = Deno.args;
 const load = PEERS[name ?? ""];

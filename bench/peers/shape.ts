@@ -50,13 +50,14 @@ export interface Peer {
 export interface Plan {
   /**
    * - bulk: each stream is written to until the time is over, and drained
+   * - join: each stream is joined to a connection at both ends, and what a server behind it sends is drained at the other
    * - echo: on each stream a message goes and comes back, again and again
    * - churn: so many times at once, again and again: open, one message there and back, close
    * - accept: so many times at once, until there were so many messages: open, wait for the end, close
    * - streams: memory of open streams
    * - sessions: memory of sessions
    */
-  kind: "bulk" | "echo" | "churn" | "accept" | "streams" | "sessions";
+  kind: "bulk" | "join" | "echo" | "churn" | "accept" | "streams" | "sessions";
   /** How many sessions. */
   connections: number;
   /** How many streams on each. */

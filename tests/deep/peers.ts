@@ -138,6 +138,12 @@ const WORKLOADS: Workload[] = [
   { name: "W4", what: "100 streams, 1 KiB writes", ...bulk(100, 1024), isCharted: true },
   { name: "W4t", what: "100 streams, 1 KiB, tryWrite first", ...bulk(100, 1024, EAGER), peers: ALONE },
   ...overWebStreams("W4", "100 streams, 1 KiB chunks", 100, 1024),
+  ...[1, 100].map((streams): Workload => ({
+    name: `W10/${streams}`,
+    what: `a download through two joins, ${streams} connection${streams === 1 ? "" : "s"}`,
+    ...bulk(streams, 65536, { kind: "join" }),
+    peers: ALONE,
+  })),
   // Whether a process that waits is woken on the core of the other or on one that sleeps is most of a round trip, and
   // chance decides it for each pair of processes: so both are measured as well.
   pingPong("W5", ""),
