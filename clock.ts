@@ -9,6 +9,9 @@
 /** What {@linkcode Clock.setTimer} returns: a number in browsers, an object in Deno and Node. */
 export type Timer = ReturnType<typeof setTimeout>;
 
+/** What {@linkcode Clock.pass} returns. */
+export type Pass = object;
+
 /** The longest delay, in milliseconds, that the timers of JavaScript can hold: a longer one fires at once. */
 export const MAX_DELAY = 2_147_483_647;
 
@@ -23,6 +26,10 @@ export interface Clock {
   setTimer(run: () => void, delay: number): Timer;
   /** Takes a timer back; one that has fired or was taken back is ignored. */
   clearTimer(timer: Timer | undefined): void;
+  /** Calls `run` after one pass of the event loop: when every microtask of now has run, and all that they queue. */
+  pass(run: () => void): Pass;
+  /** Takes a pass back; one that has come is ignored. */
+  clearPass(pass: Pass | undefined): void;
   /** Settles when the runtime has looked at its sockets. */
   giveWay(): Promise<unknown>;
   /** Calls `run` when the runtime has looked at everything, after so many milliseconds; `clearTimer` takes that back. */
@@ -31,7 +38,10 @@ export interface Clock {
 
 // Deno loads these when they are first named, and runs microtasks as it does: in the middle of whatever names them.
 void [setTimeout, clearTimeout];
-const { setImmediate } = globalThis as { setImmediate?: (run: () => void) => unknown };
+const { setImmediate, clearImmediate } = globalThis as {
+  setImmediate?: (run: () => void) => Pass;
+  clearImmediate?: (pass: Pass) => void;
+};
 
 // Deno looks at its sockets when it has nothing to do, and after 61 tasks, as the runtime below it does by default: so
 // many, and a few for what is found. They take 0.05 ms, where a timer takes 2. Waiting for another thread is no look when
@@ -41,17 +51,43 @@ const TASKS = 64;
 
 const EMPTY = new Uint8Array();
 
+// What waits for the next pass in a browser, and the port that brings it.
+let passing: Set<{ run: () => void }> = new Set();
+let port: MessagePort | undefined;
+
+// A browser has no setImmediate, and a timer takes it 4 ms; a message comes with the next pass.
+function sendPass(run: () => void): Pass {
+  if (port === undefined) {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      const passes = passing;
+      passing = new Set();
+      for (const { run } of passes) run();
+    };
+    port = port2;
+  }
+  const pass = { run };
+  if (passing.add(pass).size === 1) port.postMessage(undefined);
+  return pass;
+}
+
 /** The clock in use. */
 export const clock: Clock = {
   now: () => performance.now(),
   setTimer: (run, delay) => setTimeout(run, delay),
   clearTimer: (timer) => clearTimeout(timer),
-  giveWay: () => setImmediate === undefined ? leave() : pass(setImmediate),
+  pass: setImmediate === undefined ? sendPass : (run) => setImmediate(run),
+  clearPass(pass) {
+    if (pass === undefined) return;
+    if (clearImmediate === undefined) passing.delete(pass as { run: () => void });
+    else clearImmediate(pass);
+  },
+  giveWay: () => setImmediate === undefined ? leave() : passTasks(setImmediate),
   rest: (run, milliseconds) => setTimeout(run, milliseconds),
 };
 
 // Lets so many tasks of the runtime pass.
-function pass(next: (run: () => void) => unknown): Promise<void> {
+function passTasks(next: (run: () => void) => unknown): Promise<void> {
   return new Promise((resolve) => {
     let left = TASKS;
     const task = () => void (left-- > 0 ? next(task) : resolve());

@@ -9,7 +9,7 @@
  */
 
 import { bounded, type Receiver, type Sender } from "./channel.ts";
-import { clock, excuse } from "./clock.ts";
+import { clock, excuse, type Pass } from "./clock.ts";
 import {
   type Command,
   encodeHeader,
@@ -31,13 +31,9 @@ const SMALLEST_BUFFER = 16 * 1024;
 const FULL = 224 * 1024;
 // Control frames are let in up to here: wherever data ended, 16 KiB are left for them.
 const FULL_FOR_CONTROL = FULL + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
-// A write of the transport begins so many microtasks after the first frame for it: still in the same turn of the event
-// loop, but late enough to take along what the caller does next, as the first data of a stream or its end.
-const HOPS = 6;
-// While frames keep coming in such microtasks it waits for more, up to so many bytes or microtasks: a caller that awaits
-// each small write would otherwise have a transport write for every few of them.
-const GATHERED = 64 * 1024;
-const MOST_HOPS = 256;
+// Frames of one pass of the event loop are coalesced, up to so many bytes. Larger: fewer writes of the transport; smaller:
+// the peer begins earlier to read.
+const COALESCED = 64 * 1024;
 
 /** What the way out needs from its session. */
 export interface OutgoingHost {
@@ -67,10 +63,11 @@ export class Outgoing {
   #leavingData = 0;
   #spare: Uint8Array | undefined;
   #leaving = 0;
-  #hops = 0;
-  #hopsLeft = 0;
-  #usedBefore = 0;
-  #scheduled = false;
+  // The pass of the event loop that is awaited with frames to send, and whether a flush is queued before that.
+  #coalescing: Pass | undefined;
+  #isFlushing = false;
+  #isHeld = false;
+  #awaitsAnswer = false;
   #running: Promise<void> | undefined;
   #isBusy = false;
   #ended = false;
@@ -134,7 +131,8 @@ export class Outgoing {
     // While there is room nobody waits for it, so nobody is overtaken here.
     if (this.#used >= FULL || this.#ended) return false;
     this.#encode(command, id, bytes, start, end);
-    this.#schedule();
+    if (this.#awaitsAnswer && end > start) this.#answer();
+    else this.#schedule();
     return true;
   }
 
@@ -156,10 +154,28 @@ export class Outgoing {
     return true;
   }
 
+  /** Coalesces frames until `release`: the session knows better when its readers have answered. */
+  hold(): void {
+    this.#isHeld = true;
+  }
+
+  /** Ends what `hold` began. The next data leaves at once: it answers the one read that was served. */
+  awaitAnswer(): void {
+    this.#isHeld = false;
+    this.#awaitsAnswer = true;
+    if (this.#used > 0) this.#schedule();
+  }
+
+  /** Sends what was coalesced since `hold`. */
+  release(): void {
+    this.#isHeld = false;
+    if (!this.#isFlushing) this.#flush();
+  }
+
   /** Settles when all that was encoded, and every frame that waited, has been taken by the transport or the end came. */
   async flushed(): Promise<void> {
     while (!this.#ended && (this.#running !== undefined || this.#used > 0)) {
-      this.#start();
+      this.#flush();
       await this.#running;
     }
   }
@@ -167,6 +183,7 @@ export class Outgoing {
   /** Ends it: nothing more is taken or written. */
   end(): void {
     this.#ended = true;
+    clock.clearPass(this.#coalescing);
     this.#free();
     this.#used = 0;
   }
@@ -222,28 +239,33 @@ export class Outgoing {
     this.#filling = larger;
   }
 
+  // What is encoded in one pass of the event loop leaves together, however the callers write their loops.
   #schedule(): void {
-    if (this.#running !== undefined || this.#scheduled) return;
-    this.#scheduled = true;
-    this.#hops = HOPS;
-    this.#hopsLeft = MOST_HOPS;
-    this.#usedBefore = this.#used;
-    queueMicrotask(this.#hop);
+    if (this.#running !== undefined || this.#isFlushing) return;
+    if (this.#used >= COALESCED) {
+      this.#isFlushing = true;
+      queueMicrotask(this.#flush);
+    } else if (!this.#isHeld) {
+      this.#coalescing ??= clock.pass(this.#passed);
+    }
   }
 
-  readonly #hop = (): void => {
-    if (this.#used !== this.#usedBefore) {
-      this.#usedBefore = this.#used;
-      this.#hops = HOPS;
-    }
-    if (this.#hops-- > 0 && this.#hopsLeft-- > 0 && this.#used < GATHERED) return queueMicrotask(this.#hop);
-    this.#start();
+  #answer(): void {
+    this.#awaitsAnswer = false;
+    if (this.#running !== undefined || this.#isFlushing) return;
+    this.#isFlushing = true;
+    queueMicrotask(this.#flush);
+  }
+
+  readonly #passed = (): void => {
+    this.#coalescing = undefined;
+    this.#flush();
   };
 
-  #start(): void {
-    this.#scheduled = false;
+  readonly #flush = (): void => {
+    this.#isFlushing = false;
     if (this.#used > 0 && !this.#ended) this.#running ??= this.#run();
-  }
+  };
 
   async #run(): Promise<void> {
     const { turn } = this;
@@ -263,7 +285,7 @@ export class Outgoing {
         this.#used = this.#data = 0;
         writing = this.#link.write(bytes.subarray(0, length));
         this.#refill();
-        if (length >= GATHERED) turn.watch(writing);
+        if (length >= COALESCED) turn.watch(writing);
         // A write may take less than it was given, and two under way at once would interleave.
         let at = 0;
         for (;;) {
@@ -283,8 +305,8 @@ export class Outgoing {
         this.#bytes += at;
         if (this.#ended) break;
         this.#spare = bytes;
-        if (length >= GATHERED && turn.isLong(clock.now())) await turn.giveWay();
-      } while (this.#used >= GATHERED);
+        if (length >= COALESCED && turn.isLong(clock.now())) await turn.giveWay();
+      } while (this.#used >= COALESCED);
     } catch (error) {
       // If something else failed the write is under way still, and may fail too.
       writing?.catch(() => {});

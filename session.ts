@@ -5,7 +5,7 @@
  */
 
 import { bounded, Channel, ChannelClosedError, type Receiver, Sender } from "./channel.ts";
-import { clock, excuse, LATE, MAX_DELAY, type Timer } from "./clock.ts";
+import { clock, excuse, LATE, MAX_DELAY, type Pass, type Timer } from "./clock.ts";
 import {
   FIN,
   type Frame,
@@ -267,10 +267,9 @@ const EMPTY_STREAM = 64;
 // But so many bytes may be on their way to a stream that was closed here before its peer ended it, and so many to all.
 const ON_THE_WAY = FIRST_WINDOW;
 const MOST_ON_THE_WAY = 256 * ON_THE_WAY;
-// After a read of so many bytes that settled some of a stream, so many microtasks pass before the next one: whoever got
-// them uses them while they are in the cache, and waits again, so that the next ones are copied once and not twice.
+// Only after a read of so many bytes it is made sure that others get a turn: a smaller one has emptied the transport, so
+// that the next one waits.
 const LARGE_READ = 4096;
-const HOPS = 10;
 // Milliseconds that it waits; 64 streams that are refused among others that come and go take 2. Beside a million resets
 // another session had 0.24 to 1 of its fair share with 1, and 1.2 to 2.6 with 4.
 const FLOOD_REST = 4;
@@ -411,6 +410,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #hadTurn = false;
 
   #settling: StreamCore[] = [];
+  // Which batch of settled reads was the last, how many streams of it do not read again yet, the pass of the event loop
+  // after which they are not waited for any more, and what goes on then.
+  #batch = 0;
+  #reading = 0;
+  #serving: Pass | undefined;
+  #resume: (() => void) | undefined;
   #owing: StreamCore[] = [];
   #refusals: number[] = [];
   // Each is made when first somebody waits.
@@ -753,6 +758,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       outgoing: this.#outgoing,
       release: (stream, count) => this.#release(stream, count),
       settleLater: (stream) => this.#settling.push(stream),
+      waits: (stream) => {
+        if (stream.batch !== this.#batch) return;
+        stream.batch = 0;
+        if (this.#serving === undefined) return;
+        if (--this.#reading === 0) queueMicrotask(this.#goOn);
+      },
       owe: (stream) => {
         stream.isOwing = true;
         this.#owing.push(stream);
@@ -925,15 +936,16 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         now = clock.now();
         const { bytes } = link;
         this.#bytesReceived += count;
-        let hasSettled = this.#decode(bytes, 0, count, now);
+        this.#batch++;
+        this.#reading = 0;
+        this.#decode(bytes, 0, count, now);
         while (this.#unplaced !== undefined) {
           now = await turn.giveWay();
           if (this.#ended !== undefined) return;
-          hasSettled = this.#decode(bytes, this.#decodedTo, count, now) || hasSettled;
+          this.#decode(bytes, this.#decodedTo, count, now);
         }
-        if (hasSettled && count >= LARGE_READ) {
-          for (let hops = 0; hops < HOPS; hops++) await null;
-        }
+        if (this.#reading > 1 || (this.#reading > 0 && count >= LARGE_READ)) await this.#served();
+        else if (this.#reading > 0) this.#outgoing.awaitAnswer();
         if (this.#ended !== undefined) return;
         this.#watchStalled();
         if (this.#vain >= FLOOD) {
@@ -955,12 +967,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     }
   }
 
-  /** Decodes what arrived and settles the reads that it fills; says whether there were any. */
-  #decode(bytes: Uint8Array, start: number, end: number, now: number): boolean {
+  /** Decodes what arrived and settles the reads that it fills. */
+  #decode(bytes: Uint8Array, start: number, end: number, now: number): void {
     const before = this.#decoder.progress;
     const unplaced = this.#unplaced;
     this.#unplaced = undefined;
-    let hasSettled = false;
     this.#decoding = bytes.buffer;
     try {
       if (unplaced !== undefined) {
@@ -972,14 +983,34 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       // Between two parts of one read its buffer must stay as it is.
       if (this.#unplaced === undefined) this.#decoding = undefined;
       const settling = this.#settling;
-      hasSettled = settling.length > 0;
-      for (const core of settling) core.settle();
-      settling.length = 0;
+      if (settling.length > 0) {
+        this.#reading += settling.length;
+        this.#outgoing.hold();
+        for (const core of settling) {
+          core.batch = this.#batch;
+          core.settle();
+        }
+        settling.length = 0;
+      }
     }
     // Bytes of an unfinished header are no sign of life: anybody can send those for ever.
     if (this.#decoder.progress > before) this.#heardAt = now;
-    return hasSettled;
   }
+
+  // The next read of the transport begins when every reader that was served reads again, or else after one pass of the
+  // event loop: then the bytes of this one were used while they are in the cache, those of the next one are copied once
+  // and not twice, and all answers leave together.
+  #served(): Promise<void> {
+    this.#serving = clock.pass(this.#goOn);
+    return new Promise((resolve) => this.#resume = resolve);
+  }
+
+  readonly #goOn = (): void => {
+    clock.clearPass(this.#serving);
+    this.#serving = undefined;
+    this.#outgoing.release();
+    this.#resume?.();
+  };
 
   #begin(version: Version): void {
     this.#outgoing.version = version;
@@ -1248,6 +1279,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#owing = [];
     this.#refusals = [];
     for (const channel of [this.#mayRead, this.#versionKnown, this.#empty]) channel?.close();
+    if (this.#serving !== undefined) this.#goOn();
     this.#link.close();
     this.#tell(cores);
   }

@@ -135,6 +135,8 @@ export interface StreamHost {
   release(stream: StreamCore, count: number): void;
   /** Call `settle` of this stream when all that has arrived is decoded. */
   settleLater(stream: StreamCore): void;
+  /** A read of this stream waits. */
+  waits(stream: StreamCore): void;
   /** Call `writeOwed` of this stream when there is room for control frames. */
   owe(stream: StreamCore): void;
   /** The stream has left: its id may come again. */
@@ -198,6 +200,8 @@ export class StreamCore {
   hasData = false;
   /** Whether it stands in the session's list of streams that owe a control frame. */
   isOwing = false;
+  /** The session's batch of settled reads in which this stream was last, until it reads again. */
+  batch = 0;
   /** Another one of the session's table. */
   neighbour: StreamCore | undefined = undefined;
   readonly #host: StreamHost;
@@ -630,6 +634,7 @@ export class StreamCore {
     const promise = new Promise<number | null>(park);
     this.#resolve = parkedResolve;
     this.#reject = parkedReject;
+    if (this.batch !== 0) this.#host.waits(this);
     // As `null`, too, it is none.
     if (signal) {
       const reject = parkedReject;

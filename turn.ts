@@ -8,10 +8,7 @@
  * @module
  */
 
-import { clock, type Timer } from "./clock.ts";
-
-// What has not settled after so many microtasks waits: a read that finds bytes takes two, through web streams a few.
-const AT_ONCE = 16;
+import { clock, type Pass, type Timer } from "./clock.ts";
 
 // While nothing waits others have a turn every so many milliseconds. A new session needs several for its first echo: 13 to
 // 22 ms (p99) beside a stream that is written without end, where turns of 3 ms make it 30 to 45. Giving way costs 0.05.
@@ -24,8 +21,7 @@ let giving: Promise<unknown> | undefined;
 export class Turn {
   #began = 0;
   #hasSettled = false;
-  #hopsLeft = 0;
-  #isHopping = false;
+  #looking: Pass | undefined;
   #resume: (() => void) | undefined;
   #timer: Timer | undefined;
   #others: Promise<unknown> | undefined;
@@ -41,14 +37,14 @@ export class Turn {
     return now - this.#began >= LONGEST_TURN;
   }
 
-  /** Notices, while the loop awaits an operation, that it waits: then a new turn begins when it settles. */
+  /**
+   * Notices, while the loop awaits an operation, that it waits: it has not settled when the event loop has come round.
+   * A new turn then begins when it settles.
+   */
   watch(operation: Promise<unknown>): void {
     this.#hasSettled = false;
-    this.#hopsLeft = AT_ONCE;
     operation.then(this.#settled, this.#settled);
-    if (this.#isHopping) return;
-    this.#isHopping = true;
-    queueMicrotask(this.#hop);
+    this.#looking ??= clock.pass(this.#look);
   }
 
   /** Lets others look at their sockets, in the shortest time that does; gives the time. */
@@ -70,6 +66,7 @@ export class Turn {
   /** Ends it: nobody is waited for any more, and nothing is left under way when this settles, if it takes any time. */
   end(): Promise<unknown> | undefined {
     clock.clearTimer(this.#timer);
+    clock.clearPass(this.#looking);
     this.#resume?.();
     return this.#others;
   }
@@ -78,9 +75,8 @@ export class Turn {
     this.#hasSettled = true;
   };
 
-  readonly #hop = (): void => {
-    if (!this.#hasSettled && this.#hopsLeft-- > 0) return queueMicrotask(this.#hop);
-    this.#isHopping = false;
+  readonly #look = (): void => {
+    this.#looking = undefined;
     // That is whenever it is asked for next.
     if (!this.#hasSettled) this.#began = Infinity;
   };

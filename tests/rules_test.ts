@@ -207,8 +207,8 @@ Deno.test("rule 2: the SYN leaves in the same turn of the event loop, and data w
       const stream = await session.openStream();
       if (data) await stream.write(bytes("hello"));
     })();
-    for (let i = 0; i < 50; i++) await Promise.resolve();
     await opened;
+    await turn(1);
     const expected = data ? concat([frame(1, SYN, 3), frame(1, PSH, 3, bytes("hello"))]) : frame(1, SYN, 3);
     assertEquals(writes, [expected]);
     session.abort();

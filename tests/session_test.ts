@@ -22,6 +22,7 @@ import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { settle } from "../session.ts";
 import {
   frame,
+  hops,
   ManualClock,
   memoryPair,
   MiB,
@@ -727,4 +728,56 @@ Deno.test("turns: of a transport that always has room to write others have one e
   assertGreaterOrEqual(given(), Math.floor((writes - before) / 2) - 1);
   session.abort();
   await assertRejects(() => session.closed);
+});
+
+/** A server whose transport always has a frame of 8000 bytes for each of these streams, once `begin` was called. */
+function withEndlessTransport(ids: number[]) {
+  const concatenated = concat(ids.map((id) => frame(1, PSH, id, pattern(8000))));
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const counts = { reads: 0 };
+  const session = Session.server({
+    async read(p) {
+      const given = counts.reads++ === 0 ? concat(ids.map((id) => frame(1, SYN, id))) : concatenated;
+      if (given === concatenated) await promise;
+      p.set(given);
+      return given.length;
+    },
+    write: (p) => Promise.resolve(p.length),
+    close() {},
+  }, { version: 1, maxReceiveBuffer: 100_000 });
+  return { session, begin: resolve, counts };
+}
+
+Deno.test("the transport is read again when every reader that was served reads again, however many microtasks they spend", async () => {
+  for (const spent of [0, 1, 10, 16, 32, 100]) {
+    // The buffer of a first read holds 8 KiB.
+    const { session, begin, counts } = withEndlessTransport([3]);
+    const stream = await session.acceptStream();
+    const p = new Uint8Array(8000);
+    const reading = stream.read(p);
+    begin();
+    await reading;
+    for (let times = 0; times < 20; times++) {
+      const { reads } = counts;
+      await hops(spent);
+      assertEquals(counts.reads, reads, `${spent} microtasks`);
+      assertEquals(session.stats().bytesUnread, 0);
+      assertEquals(await stream.read(p), 8000);
+    }
+    session.abort();
+  }
+});
+
+Deno.test("a reader that was served and does not read again holds back the transport for one pass of the event loop", async () => {
+  const { session, begin, counts } = withEndlessTransport([3]);
+  const stream = await session.acceptStream();
+  const reading = stream.read(new Uint8Array(8000));
+  begin();
+  await reading;
+  const { reads } = counts;
+  await turn(1);
+  assertGreater(counts.reads, reads);
+  while (!session.stats().readPaused) await turn(1);
+  assertGreaterOrEqual(session.stats().bytesUnread, 100_000);
+  session.abort();
 });

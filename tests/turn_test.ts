@@ -26,13 +26,13 @@ Deno.test("Turn: an operation that waits begins a new one, one that settles at o
   const now = clock.now();
   turn.begin(now);
   assertEquals([turn.isLong(now + 1.9), turn.isLong(now + 2)], [false, true]);
-  for (const operation of [Promise.resolve(), Promise.reject(new Error("on purpose"))]) {
-    turn.watch(operation);
-    await settle();
+  for (const make of [() => Promise.resolve(), () => Promise.reject(new Error("on purpose"))]) {
+    turn.watch(make());
+    await pass();
     assertEquals(turn.isLong(now + 9), true);
   }
   turn.watch(Promise.withResolvers<void>().promise);
-  await settle();
+  await pass();
   assertEquals([turn.isLong(now + 20), turn.isLong(now + 21.9), turn.isLong(now + 22)], [false, false, true]);
 });
 
@@ -102,7 +102,7 @@ Deno.test("Turn: its end ends a rest at once, and tells of way that is being giv
   await Promise.all([giving, others]);
 });
 
-/** Lets as many microtasks pass as any watch takes. */
-async function settle(): Promise<void> {
-  for (let hops = 0; hops < 40; hops++) await null;
+/** Waits until the event loop has come round. */
+function pass(): Promise<void> {
+  return new Promise((resolve) => void clock.pass(resolve));
 }

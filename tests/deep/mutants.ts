@@ -25,6 +25,27 @@ interface Mutant {
 
 const MUTANTS: Mutant[] = [
   {
+    name: "the next read of the transport does not wait for the readers that were served",
+    file: "session.ts",
+    from: "        if (--this.#reading === 0) queueMicrotask(this.#goOn);\n",
+    to: "        if (this.#reading-- > 0) queueMicrotask(this.#goOn);\n",
+    tests: ["session_test.ts"],
+  },
+  {
+    name: "a reader that does not read again holds back the transport",
+    file: "session.ts",
+    from: "    this.#serving = clock.pass(this.#goOn);\n",
+    to: "    this.#serving = {};\n",
+    tests: ["session_test.ts"],
+  },
+  {
+    name: "frames of one pass of the event loop leave one by one",
+    file: "outgoing.ts",
+    from: "      this.#coalescing ??= clock.pass(this.#passed);\n",
+    to: "      queueMicrotask(this.#flush);\n",
+    tests: ["outgoing_test.ts"],
+  },
+  {
     name: "FIN overtakes data that waits",
     file: "stream.ts",
     from:
@@ -425,7 +446,7 @@ const MUTANTS: Mutant[] = [
   {
     name: "who always takes more keeps the process to itself",
     file: "outgoing.ts",
-    from: "        if (length >= GATHERED && turn.isLong(clock.now())) await turn.giveWay();\n",
+    from: "        if (length >= COALESCED && turn.isLong(clock.now())) await turn.giveWay();\n",
     to: "",
     tests: ["session_test.ts"],
   },

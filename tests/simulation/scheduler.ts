@@ -35,6 +35,8 @@ export class Scheduler implements Disposable {
     clock.now = () => this.now;
     clock.setTimer = (run, delay) => this.#add(run, delay, true) as unknown as Timer;
     clock.clearTimer = (timer) => this.#cancel(timer as unknown as Event | undefined);
+    clock.pass = (run) => this.#add(run, 0, false);
+    clock.clearPass = (pass) => this.#cancel(pass as Event | undefined);
     // It settles even when nothing happens any more: the package keeps one for all sessions.
     clock.giveWay = () => Promise.resolve();
     clock.rest = (run, milliseconds) => clock.setTimer(run, milliseconds);
