@@ -150,8 +150,10 @@ const LARGEST_CHUNK = 16 * 1024;
 const SMALLEST_VIEW = 4096;
 // Bytes that a view and a small chunk in front of it take up beside the buffer, generously: 532 were measured.
 const VIEW_COST = 1024;
-// The size of a chunk of `readable` when it is not known what will come.
-const PULL_SIZE = 64 * 1024;
+// If more came at once, a pull of `readable` waits with one buffer for all of it; else it takes chunks as they come, without
+// a copy. It is more than a frame of the usual size.
+const LARGE_BATCH = 40 * 1024;
+const LARGEST_PULL = 64 * 1024;
 // Chunks are limited by their bytes (credit, the session's budget), never by their number.
 const UNCOUNTED = 2 ** 31 - 1;
 // Below this many bytes a loop copies faster than a view can be made.
@@ -340,6 +342,8 @@ export class StreamCore {
       this.#settleLater();
       if (stop === end) return false;
       start = stop;
+    } else if (into === NOTHING) {
+      this.#settleLater();
     }
     const length = end - start;
     if (window !== undefined && this.unread + length > window.allowed + OVERRUN) {
@@ -402,6 +406,8 @@ export class StreamCore {
       const resolve = this.#endRead();
       this.#credited(filled);
       resolve(filled);
+    } else if (this.#into === NOTHING && this.unread > 0) {
+      this.#endRead()(0);
     } else if (this.#peerFinished) {
       this.#endRead()(null);
     } else if (this.#failure !== undefined) {
@@ -497,6 +503,40 @@ export class StreamCore {
       return Promise.reject(error);
     }
     return count === 0 ? this.#park(p, signal) : Promise.resolve(count);
+  }
+
+  /** Takes a chunk as it came, whose buffer is the caller's from then on; `null` after the peer's end. */
+  async take(): Promise<Uint8Array | null> {
+    for (;;) {
+      // Behind another read it is served as one.
+      if (this.#isReading) {
+        const p = new Uint8Array(LARGEST_CHUNK);
+        const count = await this.read(p, undefined);
+        return count === null ? null : p.slice(0, count);
+      }
+      const chunk = this.tryTake();
+      if (chunk !== undefined) return chunk;
+      const count = await this.#park(NOTHING, undefined);
+      if (count === null || this.#isDiscarding) return null;
+    }
+  }
+
+  /** The same at once; `undefined` when it must wait. */
+  tryTake(): Uint8Array | null | undefined {
+    if (this.#isReading) return undefined;
+    if (this.#isClosed) throw new StreamClosedError("Cannot read from a closed stream");
+    if (!this.#nextChunk()) {
+      if (this.#peerFinished) return null;
+      if (this.#failure !== undefined) throw this.#failure();
+      return undefined;
+    }
+    const chunk = this.#chunk!.subarray(this.#chunkAt);
+    this.#chunk = undefined;
+    const count = chunk.length;
+    this.unread -= count;
+    this.#host.release(this, count);
+    this.#credited(count);
+    return count * 2 > chunk.buffer.byteLength ? chunk : chunk.slice();
   }
 
   tryRead(p: Uint8Array): number | null {
@@ -1214,33 +1254,55 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
   let isPulling = false;
   let wasAskedAgain = false;
   let isCancelled = false;
+  // Bytes that came since it last waited.
+  let came = 0;
 
-  async function pull(controller: ReadableByteStreamController): Promise<void> {
-    const view = controller.byobRequest?.view;
-    const p = view
-      ? new Uint8Array(view.buffer as ArrayBuffer, view.byteOffset, view.byteLength)
-      : new Uint8Array(core.unread > 0 ? Math.min(core.unread, PULL_SIZE) : PULL_SIZE);
-    let count;
+  /** Waits for what comes next; meanwhile it may be asked again. */
+  async function next<T>(operation: Promise<T>): Promise<T> {
     isPulling = true;
     wasAskedAgain = false;
     try {
-      count = await core.read(p, undefined);
+      return await operation;
     } finally {
       isPulling = false;
     }
-    if (isCancelled || count === 0) return;
-    if (count === null) {
-      controller.close();
-      // A request must be answered even at the end.
-      controller.byobRequest?.respond(0);
-    } else if (!view) {
-      controller.enqueue(count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count));
-    } else if (wasAskedAgain) {
-      // Perhaps by a reader without a buffer that took over, which a response would not reach.
-      controller.enqueue(p.slice(0, count));
-    } else {
-      controller.byobRequest!.respond(count);
+  }
+
+  async function pull(controller: ReadableByteStreamController): Promise<void> {
+    const view = controller.byobRequest?.view;
+    if (view) return await fill(controller, view);
+    let chunk = core.tryTake();
+    if (chunk === undefined) {
+      const wasLarge = came > LARGE_BATCH;
+      came = 0;
+      chunk = await next(wasLarge ? readLarge() : core.take());
+      if (isCancelled) return;
     }
+    if (chunk === null) return end(controller);
+    came += chunk.length;
+    controller.enqueue(chunk as Uint8Array<ArrayBuffer>);
+  }
+
+  async function readLarge(): Promise<Uint8Array | null> {
+    const p = new Uint8Array(LARGEST_PULL);
+    const count = await core.read(p, undefined);
+    return count === null ? null : count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
+  }
+
+  async function fill(controller: ReadableByteStreamController, view: ArrayBufferView): Promise<void> {
+    const p = new Uint8Array(view.buffer as ArrayBuffer, view.byteOffset, view.byteLength);
+    const count = await next(core.read(p, undefined));
+    if (isCancelled || count === 0) return;
+    if (count === null) return end(controller);
+    // Perhaps asked again by a reader without a buffer that took over, which a response would not reach.
+    if (wasAskedAgain) controller.enqueue(p.slice(0, count));
+    else controller.byobRequest!.respond(count);
+  }
+
+  function end(controller: ReadableByteStreamController): void {
+    controller.close();
+    // A request must be answered even at the end.
+    controller.byobRequest?.respond(0);
   }
 
   return new ReadableStream({
@@ -1267,6 +1329,16 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
 
 function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
   const abort = () => core.closeWrite({ isAborted: true });
+
+  async function finish(rest: Uint8Array, signal: AbortSignal): Promise<void> {
+    try {
+      if (await core.write(rest, signal) < rest.length) throw signal.reason;
+    } catch (error) {
+      abort();
+      throw error;
+    }
+  }
+
   return new WritableStream({
     start(controller) {
       // A pipe that has nothing to write would not notice.
@@ -1277,11 +1349,12 @@ function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
         abort();
       });
     },
-    async write(chunk, controller) {
+    write(chunk, controller) {
       core.queued--;
-      const { signal } = controller;
       try {
-        if (await core.write(chunk, signal) < chunk.length) throw signal.reason;
+        const count = core.tryWrite(chunk);
+        // A promise costs more than a small chunk.
+        return count === chunk.length ? undefined : finish(chunk.subarray(count), controller.signal);
       } catch (error) {
         // Nothing more will be written, and nothing else would end it.
         abort();
