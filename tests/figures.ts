@@ -22,6 +22,11 @@ export function short(value: number): string {
   return value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0);
 }
 
+/** Writes a number with this number of digits after the point. */
+export function fixed(digits: number): (value: number) => string {
+  return (value) => value.toFixed(digits);
+}
+
 /** The median, and least to most where there is more than one; nothing of none. */
 export function spread(values: readonly number[], text: (value: number) => string = short): string {
   if (values.length === 0) return "";

@@ -1,4 +1,5 @@
-// Go's smux over the link: `peer client|server VERSION PLAN`, told and heard as end.ts, with its own default options.
+// Go's smux over a link: `peer client|server VERSION PLAN`, started and read as end.ts, with its own default options.
+// Only as the client it has echoes.
 package main
 
 import (
@@ -25,13 +26,17 @@ const (
 )
 
 type plan struct {
-	Sender  string
-	Streams int
-	Time    int
-	Port    int
+	Echo     int
+	Sender   string
+	Streams  int
+	Time     int
+	Hostname string
+	Port     int
 }
 
 func (p plan) time() time.Duration { return time.Duration(p.Time) * time.Millisecond }
+
+func milliseconds(d time.Duration) float64 { return d.Seconds() * 1000 }
 
 var pattern [period + writeSize]byte
 
@@ -44,7 +49,7 @@ func fillPattern() {
 	copy(pattern[period:], pattern[:])
 }
 
-// expected gives the bytes that belong at this position of stream n.
+// expected returns the bytes that belong at this position of stream n.
 func expected(n int, position int64, count int) []byte {
 	start := (int64(n)*step + position) % period
 	return pattern[start : start+int64(count)]
@@ -88,7 +93,7 @@ func drain(streams []*smux.Stream, p plan) result {
 		start := time.Now()
 		for range time.Tick(sampleEvery) {
 			elapsed := time.Since(start)
-			taken = append(taken, [2]float64{elapsed.Seconds() * 1000, float64(atomic.LoadInt64(&total))})
+			taken = append(taken, [2]float64{milliseconds(elapsed), float64(atomic.LoadInt64(&total))})
 			if elapsed >= p.time() {
 				break
 			}
@@ -114,32 +119,43 @@ func drain(streams []*smux.Stream, p plan) result {
 	return result{"bytes": total, "samples": <-samples}
 }
 
-func connect(role string, config *smux.Config, p plan) (streams []*smux.Stream) {
+// ask asks for echoes, one after the other.
+func ask(s *smux.Stream, p plan) (echoes [][2]float64) {
+	b := make([]byte, p.Echo)
+	start := time.Now()
+	for position := int64(0); time.Since(start) < p.time(); position += int64(p.Echo) {
+		asked := time.Now()
+		_, err := s.Write(expected(0, position, p.Echo))
+		check(err)
+		_, err = io.ReadFull(s, b)
+		check(err)
+		if !bytes.Equal(b, expected(0, position, p.Echo)) {
+			check(fmt.Errorf("the echo after %d bytes was wrong", position))
+		}
+		echoes = append(echoes, [2]float64{milliseconds(asked.Sub(start)), milliseconds(time.Since(asked))})
+		time.Sleep(sampleEvery)
+	}
+	check(s.Close())
+	return echoes
+}
+
+// connect returns how to open or accept the next stream.
+func connect(role string, config *smux.Config, p plan) func() (*smux.Stream, error) {
 	if role == "client" {
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", p.Port))
+		conn, err := net.Dial("tcp", net.JoinHostPort(p.Hostname, strconv.Itoa(p.Port)))
 		check(err)
 		session, err := smux.Client(conn, config)
 		check(err)
-		for len(streams) < p.Streams {
-			s, err := session.OpenStream()
-			check(err)
-			streams = append(streams, s)
-		}
-		return streams
+		return session.OpenStream
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", net.JoinHostPort(p.Hostname, "0"))
 	check(err)
 	fmt.Println(listener.Addr().(*net.TCPAddr).Port)
 	conn, err := listener.Accept()
 	check(err)
 	session, err := smux.Server(conn, config)
 	check(err)
-	for len(streams) < p.Streams {
-		s, err := session.AcceptStream()
-		check(err)
-		streams = append(streams, s)
-	}
-	return streams
+	return session.AcceptStream
 }
 
 func main() {
@@ -151,11 +167,33 @@ func main() {
 	config.Version = version
 	var p plan
 	check(json.Unmarshal([]byte(os.Args[3]), &p))
-	streams := connect(os.Args[1], config, p)
-	if os.Args[1] == p.Sender {
-		say(send(streams, p))
-	} else {
-		say(drain(streams, p))
+	role := os.Args[1]
+	open := connect(role, config, p)
+	next := func() *smux.Stream {
+		s, err := open()
+		check(err)
+		return s
 	}
+	echoes := make(chan [][2]float64, 1)
+	if p.Echo == 0 {
+		echoes <- nil
+	} else {
+		s := next()
+		go func() { echoes <- ask(s, p) }()
+	}
+	var streams []*smux.Stream
+	for len(streams) < p.Streams {
+		streams = append(streams, next())
+	}
+	var r result
+	if role == p.Sender {
+		r = send(streams, p)
+	} else {
+		r = drain(streams, p)
+	}
+	if all := <-echoes; all != nil {
+		r["echoes"] = all
+	}
+	say(r)
 	select {}
 }
