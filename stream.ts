@@ -546,14 +546,20 @@ export class StreamCore {
   }
 
   write(p: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
+    const written = this.writeNow(p, signal);
+    return typeof written === "number" ? Promise.resolve(written) : written;
+  }
+
+  /** Writes without a promise where all of `p` finds room at once. */
+  writeNow(p: Uint8Array, signal: AbortSignal | undefined): Promise<number> | number {
     if (!(p instanceof Uint8Array)) return Promise.reject(notBytes("written"));
     const refusal = this.#refusal();
     if (refusal !== undefined) return Promise.reject(refusal);
-    if (p.length === 0) return Promise.resolve(0);
+    if (p.length === 0) return 0;
     if (signal?.aborted) return Promise.reject(signal.reason);
     if (this.#isWriting) return this.#writeInTurn(p, signal);
     const count = this.#put(p, 0);
-    if (count === p.length) return Promise.resolve(count);
+    if (count === p.length) return count;
     this.#isWriting = true;
     return this.#writeRest(p, count, signal, this.#begun);
   }
@@ -1330,10 +1336,11 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
 function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
   const abort = () => core.closeWrite({ isAborted: true });
 
-  async function finish(rest: Uint8Array, signal: AbortSignal): Promise<void> {
+  async function finish(writing: Promise<number>, length: number, signal: AbortSignal): Promise<void> {
     try {
-      if (await core.write(rest, signal) < rest.length) throw signal.reason;
+      if (await writing < length) throw signal.reason;
     } catch (error) {
+      // Nothing more will be written, and nothing else would end it.
       abort();
       throw error;
     }
@@ -1351,15 +1358,9 @@ function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
     },
     write(chunk, controller) {
       core.queued--;
-      try {
-        const count = core.tryWrite(chunk);
-        // A promise costs more than a small chunk.
-        return count === chunk.length ? undefined : finish(chunk.subarray(count), controller.signal);
-      } catch (error) {
-        // Nothing more will be written, and nothing else would end it.
-        abort();
-        throw error;
-      }
+      const written = core.writeNow(chunk, controller.signal);
+      // A promise costs more than a small chunk.
+      return typeof written === "number" ? undefined : finish(written, chunk.length, controller.signal);
     },
     close: () => core.closeWrite(),
     abort,

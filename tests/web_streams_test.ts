@@ -1,6 +1,6 @@
 /** Every way in which `readable` and `writable` fail or are given up, and what the peer, a pipe and its source see of it. */
 
-import { assert, assertEquals, assertInstanceOf, assertStrictEquals } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals } from "@std/assert";
 import { clock } from "../clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
@@ -531,4 +531,17 @@ Deno.test("web streams: of a thousand idle pipes, when their session ends, other
 Deno.test("web streams: pipes and halves to which no reference is kept go on after a garbage collection", async () => {
   const printed = await deno("run", "-A", "--no-check", "--v8-flags=--expose-gc", "tests/fixtures/dropped.ts");
   assertEquals(printed, "piped\nechoed\nwritten\nread\n3 open\n");
+});
+
+Deno.test("writable: a chunk that is cut says how many of its bytes were taken, those that found room at once too", async () => {
+  const { client, server } = sessionPair({ version: 2 });
+  const stream = await client.openStream();
+  const writing = stream.writable.getWriter().write(pattern(300_000));
+  const accepted = await server.acceptStream();
+  while (server.stats().bytesUnread < 262_144) await turn(1);
+  client.abort();
+  const error = await assertRejects(() => writing, SessionClosedError);
+  assertEquals(error.bytesWritten, 262_144);
+  accepted.close();
+  server.abort();
 });
