@@ -262,7 +262,10 @@ export class StreamCore {
     this.isRemote = isRemote;
     if (host.outgoing.version === 2) {
       this.#sendWindow = new SendWindow();
-      this.#receiveWindow = new ReceiveWindow(host.windows);
+      this.#receiveWindow = new ReceiveWindow(host.windows, () => {
+        this.#owesUpdate = true;
+        this.#pay();
+      });
     }
     this.stream = makeStream(this);
   }

@@ -18,6 +18,29 @@ export const LARGEST_WINDOW = 2 ** 31 - 1;
 // However large a window, an update is sent this often at least, in bytes, so that a sender never waits for one.
 const LONGEST_SILENCE = 1024 * 1024;
 
+// If the sender waits for credit during this part of a round trip at least, the window is what limits it. Larger: windows
+// stay too small; smaller: they grow by chance.
+const WAITED = 1 / 4;
+// Such a window grows to this many times what the link carries in a round trip. Larger: more of it stands in queues; smaller:
+// the link has pauses.
+const HEADROOM = 1.25;
+// But at most by this factor in a round trip: bytes that a buffer held back come in faster than the link carries them.
+const GROWTH = 8;
+// By this factor once it had to shrink: a link that brings bytes in bursts looks like one that the window limits.
+const CAREFUL_GROWTH = 1.1;
+// A round trip this much longer than the shortest, in milliseconds, in which the sender did not wait for credit, means that
+// its bytes stand in a queue, behind which those of all other streams wait. Larger: more latency under load; smaller: links
+// with jitter lose throughput.
+const QUEUED = 30;
+// The window shrinks to what such a round trip should have carried, by a factor between these for each, and not below this
+// many bytes: at 10 Mbit/s they take 26 ms.
+const LARGEST_SHRINKAGE = 0.25;
+const SMALLEST_SHRINKAGE = 0.7;
+const SMALLEST_WINDOW = 32 * 1024;
+
+// When there is no room for growth, a stream that has received nothing for this long, in milliseconds, gives its own back.
+const IDLE = 1000;
+
 // Once half of the receive buffer is unread, one stream may hold at most this fraction of the rest. Larger: fewer updates;
 // smaller: more stalled streams fit in. 256: 32 KiB at first, and 386 stalled streams leave an eighth of the buffer free.
 const SCARCE_SHARE = 1 / 256;
@@ -64,11 +87,15 @@ export class WindowPool {
   readonly first: number;
   /** The largest window of one stream, in bytes. */
   readonly largest: number;
-  /** The shortest round trip seen, in milliseconds; 0 before there was one that the clock could tell from none. */
+  /** The shortest round trip in which a sender waited for credit, in milliseconds; 0 before there was one. */
   roundTrip = 0;
+  /** The window that the link needs, in bytes, as the stream that measured it last found: a new stream starts with it. */
+  learnt: number;
   readonly #capacity: number;
   #left: number;
   #granted = 0;
+  readonly #grown = new Set<ReceiveWindow>();
+  #lookedAt = -Infinity;
 
   /**
    * @param largest The largest window of one stream, in bytes.
@@ -77,7 +104,7 @@ export class WindowPool {
    */
   constructor(largest: number, growth: number, capacity = Infinity) {
     this.largest = largest;
-    this.first = Math.min(FIRST_WINDOW, largest);
+    this.first = this.learnt = Math.min(FIRST_WINDOW, largest);
     this.#capacity = capacity;
     this.#left = growth;
   }
@@ -105,15 +132,35 @@ export class WindowPool {
   /** A stream gives up all of its window. */
   close(window: number): void {
     this.#granted -= window;
-    this.#left += window - this.first;
+    this.#left += this.#growth(window);
   }
 
-  /** Takes up to `wanted` bytes, or gives back a negative number of them; says how many. */
-  take(wanted: number): number {
-    const taken = Math.min(wanted, this.#left);
-    this.#left -= taken;
-    this.#granted += taken;
-    return taken;
+  /** Changes a window of this size to the `wanted` one, as far as there is room for growth, and returns its new size. */
+  resize(window: number, wanted: number): number {
+    const growth = Math.min(this.#growth(wanted) - this.#growth(window), this.#left);
+    this.#left -= growth;
+    const size = wanted > this.first ? Math.max(window, this.first) + growth : wanted;
+    this.#granted += size - window;
+    return size;
+  }
+
+  /** Notes whether a window has grown beyond the first. */
+  note(window: ReceiveWindow, size: number): void {
+    if (size > this.first) this.#grown.add(window);
+    else this.#grown.delete(window);
+  }
+
+  /** There was no room for growth: takes back that of idle streams, whose peers could otherwise keep it for ever. */
+  reclaim(): void {
+    const now = clock.now();
+    if (now - this.#lookedAt < IDLE) return;
+    this.#lookedAt = now;
+    for (const window of this.#grown) window.giveBack();
+  }
+
+  // Bytes of a window that are rationed.
+  #growth(window: number): number {
+    return Math.max(0, window - this.first);
   }
 }
 
@@ -126,25 +173,38 @@ export class ReceiveWindow {
   // The offset up to which the peer may send, and the highest it ever was: data may be on its way up to that.
   #limit: number;
   #highest: number;
+  // What the pool counts, and the size that updates renew: less while a window shrinks, until what it promised is used.
   #window: number;
+  #renewed: number;
   // Bytes read when an update last fell due, and whether one ever did.
   #reported = 0;
   #hasReported = false;
-  // When, and at how many bytes read, the present measure of speed began.
-  #lapAt: number | undefined;
-  #lapConsumed = 0;
-  // When the update was sent whose answer is awaited, and the limit before it.
+  // When the update was sent whose answer is awaited, the limit before it, and since when the sender waits there.
   #probeAt: number | undefined;
   #probeLimit = 0;
+  #waitsFrom: number | undefined;
+  // When the last answer came, or the first byte, and how many bytes had arrived by then.
+  #answeredAt: number | undefined;
+  #answeredBytes = 0;
+  #growth = GROWTH;
   #open = true;
+  // Bytes that had arrived when room for growth was last looked for.
+  #seen = -1;
+  readonly #onShrunk: () => void;
 
-  /** @param pool What the session's windows share. */
-  constructor(pool: WindowPool) {
+  /**
+   * @param pool What the session's windows share.
+   * @param onShrunk Called when the peer must be sent an update because others need the room.
+   */
+  constructor(pool: WindowPool, onShrunk: () => void = () => {}) {
     this.#pool = pool;
-    this.#window = pool.first;
-    this.#limit = this.#size;
-    this.#highest = FIRST_WINDOW;
+    this.#onShrunk = onShrunk;
+    this.#window = this.#renewed = pool.first;
     pool.open();
+    this.#resize(pool.learnt);
+    this.#renewed = this.#window;
+    this.#limit = Math.min(this.#size, FIRST_WINDOW);
+    this.#highest = FIRST_WINDOW;
   }
 
   /** Bytes that may be unread at once by right: what the peer may have sent, its first guess included. */
@@ -160,12 +220,60 @@ export class ReceiveWindow {
   /** Counts bytes that arrived. */
   arrived(count: number): void {
     this.#received = (this.#received + count) >>> 0;
-    if (this.#probeAt === undefined || ((this.#received - this.#probeLimit) | 0) <= 0) return;
-    // The first byte beyond the old limit answers the update that moved it: smux has no other round trip to measure.
-    const elapsed = clock.now() - this.#probeAt;
+    this.#answeredAt ??= clock.now();
+    if (this.#probeAt === undefined) return;
+    const beyond = (this.#received - this.#probeLimit) | 0;
+    // A sender that is out of credit ends a frame where its credit ends.
+    if (beyond === 0) this.#waitsFrom = clock.now();
+    if (beyond > 0) this.#answered(this.#probeAt, clock.now());
+  }
+
+  // The first byte beyond the old limit answers the update that moved it: smux has no other round trip to measure. It is
+  // one only if the sender had stopped there.
+  #answered(probedAt: number, now: number): void {
+    const pool = this.#pool;
+    const bytes = (this.#received - this.#answeredBytes) >>> 0;
+    const elapsed = now - this.#answeredAt!;
+    const roundTrip = now - probedAt;
+    const waitsFrom = this.#waitsFrom;
+    this.#probeAt = this.#waitsFrom = undefined;
+    this.#answeredAt = now;
+    this.#answeredBytes = this.#received;
+    if (waitsFrom === undefined || !(roundTrip > 0)) return;
+    const waited = now - waitsFrom;
+    if (waited >= roundTrip * WAITED) {
+      if (pool.roundTrip === 0 || roundTrip < pool.roundTrip) pool.roundTrip = roundTrip;
+      const carried = bytes / (elapsed - waited) * roundTrip;
+      const wanted = Math.floor(Math.min(carried * HEADROOM, this.#renewed * this.#growth, pool.largest));
+      if (wanted <= this.#renewed) return;
+      if (wanted > this.#window) this.#resize(wanted);
+      pool.learnt = this.#renewed = Math.min(wanted, this.#window);
+    } else if (roundTrip > pool.roundTrip + QUEUED) {
+      const smallest = Math.min(SMALLEST_WINDOW, pool.first);
+      const wanted = (pool.roundTrip + QUEUED) / roundTrip;
+      const factor = Math.min(SMALLEST_SHRINKAGE, Math.max(LARGEST_SHRINKAGE, wanted));
+      pool.learnt = this.#renewed = Math.max(smallest, Math.floor(this.#renewed * factor));
+      this.#growth = CAREFUL_GROWTH;
+    }
+  }
+
+  #resize(window: number): void {
+    this.#window = this.#pool.resize(this.#window, window);
+    this.#pool.note(this, this.#window);
+    if (this.#window < window) this.#pool.reclaim();
+  }
+
+  /** Falls back to the first window if nothing came since it was last asked. The limit goes back, too, as by `revoke`. */
+  giveBack(): void {
+    if (this.#received !== this.#seen) {
+      this.#seen = this.#received;
+      return;
+    }
+    this.#limit = this.#received;
     this.#probeAt = undefined;
-    const least = this.#pool.roundTrip;
-    if (elapsed > 0 && (least === 0 || elapsed < least)) this.#pool.roundTrip = elapsed;
+    this.#renewed = this.#pool.first;
+    this.#resize(this.#renewed);
+    this.#onShrunk();
   }
 
   /**
@@ -195,11 +303,11 @@ export class ReceiveWindow {
     if (!this.#open) return false;
     const since = (this.consumed - this.#reported) >>> 0;
     const isLow = ((this.#limit - this.consumed) | 0) <= this.#size / 2;
-    if (this.#hasReported && !isLow && since < Math.min(this.#window / 2, LONGEST_SILENCE)) return false;
+    if (this.#hasReported && !isLow && since < Math.min(this.#renewed / 2, LONGEST_SILENCE)) return false;
     const first = !this.#hasReported;
     this.#hasReported = true;
     this.#reported = this.consumed;
-    this.#adapt(unread);
+    this.#fallBack(unread);
     return first || this.#nextLimit() !== this.#limit;
   }
 
@@ -209,6 +317,7 @@ export class ReceiveWindow {
     if (limit !== this.#limit && this.#probeAt === undefined) {
       this.#probeAt = clock.now();
       this.#probeLimit = this.#limit;
+      this.#waitsFrom = this.#received === this.#limit ? this.#probeAt : undefined;
     }
     this.#limit = limit;
     if (((limit - this.#highest) | 0) > 0) this.#highest = limit;
@@ -220,38 +329,26 @@ export class ReceiveWindow {
     if (!this.#open) return;
     this.#open = false;
     this.#probeAt = undefined;
+    this.#pool.note(this, 0);
     this.#pool.close(this.#window);
   }
 
   /** The window, as far as there is room for it. */
   get #size(): number {
-    return Math.min(this.#window, this.#pool.share);
+    return Math.min(this.#renewed, this.#pool.share);
   }
 
-  // A limit once advertised goes back only by `revoke`.
+  // A limit once advertised goes back only by `revoke` and `giveBack`.
   #nextLimit(): number {
     const limit = (this.consumed + this.#size) >>> 0;
     return ((limit - this.#limit) | 0) > 0 ? limit : this.#limit;
   }
 
-  #adapt(unread: number): void {
-    const { first, largest, roundTrip, share } = this.#pool;
-    if (unread >= this.#window / 2 || share < this.#window) {
-      // The application does not hurry to read, or others need the room: back to the first window, as far as the limit has
-      // not been promised already.
-      const promised = (this.#limit - this.consumed) | 0;
-      this.#window += this.#pool.take(Math.max(first, promised) - this.#window);
-      return;
-    }
-    const now = clock.now();
-    const read = (this.consumed - this.#lapConsumed) >>> 0;
-    if (this.#lapAt !== undefined && read < this.#window) return;
-    // A whole window within two round trips: the window is what holds the sender back. Data that comes in bursts, one a
-    // round trip, is seen only at its end, when more than a window may have been read: so the time is that of a window.
-    if (this.#lapAt !== undefined && (now - this.#lapAt) * this.#window < 2 * roundTrip * read) {
-      this.#window += this.#pool.take(Math.min(this.#window * 2, largest) - this.#window);
-    }
-    this.#lapAt = now;
-    this.#lapConsumed = this.consumed;
+  #fallBack(unread: number): void {
+    const { first, share } = this.#pool;
+    // The application does not hurry to read, or others need the room.
+    if (unread >= this.#renewed / 2 || share < this.#renewed) this.#renewed = Math.min(this.#renewed, first);
+    const promised = (this.#limit - this.consumed) | 0;
+    if (this.#renewed < this.#window) this.#resize(Math.min(this.#window, Math.max(this.#renewed, promised)));
   }
 }
