@@ -923,7 +923,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         const reading = link.read(count);
         // A small read has emptied the transport, so that the next one waits; only now and then is that made sure of.
         const isWatched = count >= LARGE_READ || turn.isLong(now);
-        if (isWatched) turn.watch(reading);
+        const isServing = this.#reading > 1 || (this.#reading > 0 && count >= LARGE_READ);
+        if (isWatched || isServing) turn.watch(reading);
+        if (isServing) await this.#served();
+        else if (this.#reading > 0) this.#outgoing.awaitAnswer();
+        this.#reading = 0;
         count = await reading;
         if (this.#ended !== undefined) return;
         if (count === null) return this.#transportEnded();
@@ -944,8 +948,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           if (this.#ended !== undefined) return;
           this.#decode(bytes, this.#decodedTo, count, now);
         }
-        if (this.#reading > 1 || (this.#reading > 0 && count >= LARGE_READ)) await this.#served();
-        else if (this.#reading > 0) this.#outgoing.awaitAnswer();
         if (this.#ended !== undefined) return;
         this.#watchStalled();
         if (this.#vain >= FLOOD) {
