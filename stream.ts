@@ -221,6 +221,8 @@ export class StreamCore {
   #reject: Reject | undefined;
   #unlisten: (() => void) | undefined;
   #isReading = false;
+  // Bytes taken as chunks since the last wait for one.
+  #came = 0;
   #readTurns: Channel<void> | undefined;
   #isSettling = false;
   #isDiscarding = false;
@@ -508,17 +510,26 @@ export class StreamCore {
     return count === 0 ? this.#park(p, signal) : Promise.resolve(count);
   }
 
-  /** Takes a chunk as it came, whose buffer is the caller's from then on; `null` after the peer's end. */
+  /**
+   * Takes what comes next as a chunk, whose buffer is the caller's from then on; `null` after the peer's end.
+   *
+   * Where more than a frame comes at once it waits with one buffer for all of it; else a chunk is taken as it came,
+   * without a copy.
+   */
   async take(): Promise<Uint8Array | null> {
     for (;;) {
-      // Behind another read it is served as one.
-      if (this.#isReading) {
-        const p = new Uint8Array(LARGEST_CHUNK);
-        const count = await this.read(p, undefined);
-        return count === null ? null : p.slice(0, count);
-      }
       const chunk = this.tryTake();
       if (chunk !== undefined) return chunk;
+      const wasLarge = this.#came > LARGE_BATCH;
+      this.#came = 0;
+      // Behind another read it is served as one.
+      if (wasLarge || this.#isReading) {
+        const p = new Uint8Array(LARGEST_PULL);
+        const count = await this.read(p, undefined);
+        if (count === null) return null;
+        this.#came = count;
+        return count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
+      }
       const count = await this.#park(NOTHING, undefined);
       if (count === null || this.#isDiscarding) return null;
     }
@@ -536,6 +547,7 @@ export class StreamCore {
     const chunk = this.#chunk!.subarray(this.#chunkAt);
     this.#chunk = undefined;
     const count = chunk.length;
+    this.#came += count;
     this.unread -= count;
     this.#host.release(this, count);
     this.#credited(count);
@@ -1263,8 +1275,6 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
   let isPulling = false;
   let wasAskedAgain = false;
   let isCancelled = false;
-  // Bytes that came since it last waited.
-  let came = 0;
 
   /** Waits for what comes next; meanwhile it may be asked again. */
   async function next<T>(operation: Promise<T>): Promise<T> {
@@ -1280,22 +1290,10 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
   async function pull(controller: ReadableByteStreamController): Promise<void> {
     const view = controller.byobRequest?.view;
     if (view) return await fill(controller, view);
-    let chunk = core.tryTake();
-    if (chunk === undefined) {
-      const wasLarge = came > LARGE_BATCH;
-      came = 0;
-      chunk = await next(wasLarge ? readLarge() : core.take());
-      if (isCancelled) return;
-    }
-    if (chunk === null) return end(controller);
-    came += chunk.length;
-    controller.enqueue(chunk as Uint8Array<ArrayBuffer>);
-  }
-
-  async function readLarge(): Promise<Uint8Array | null> {
-    const p = new Uint8Array(LARGEST_PULL);
-    const count = await core.read(p, undefined);
-    return count === null ? null : count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
+    const chunk = core.tryTake() ?? await next(core.take());
+    if (isCancelled) return;
+    if (chunk === null) end(controller);
+    else controller.enqueue(chunk as Uint8Array<ArrayBuffer>);
   }
 
   async function fill(controller: ReadableByteStreamController, view: ArrayBufferView): Promise<void> {
