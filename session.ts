@@ -915,6 +915,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     try {
       while (this.#ended === undefined) {
         if (this.#mustPause()) {
+          if (this.#reading > 0) await this.#served();
           await this.#pause();
           now = clock.now();
           turn.begin(now);
@@ -927,7 +928,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         if (isWatched || isServing) turn.watch(reading);
         if (isServing) await this.#served();
         else if (this.#reading > 0) this.#outgoing.awaitAnswer();
-        this.#reading = 0;
         count = await reading;
         if (this.#ended !== undefined) return;
         if (count === null) return this.#transportEnded();
@@ -950,14 +950,19 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         if (this.#ended !== undefined) return;
         this.#watchStalled();
-        if (this.#vain >= FLOOD) {
+        const isFlood = this.#vain >= FLOOD;
+        const isLong = isWatched && turn.isLong(now);
+        // What the readers answer does not wait for that.
+        if ((isFlood || isLong) && this.#reading > 0) await this.#served();
+        if (this.#ended !== undefined) return;
+        if (isFlood) {
           this.#vain = 0;
           const began = now;
           now = await turn.rest(FLOOD_REST);
           // A peer that sends so much in vain can wait for twice as long as others had to, with what was done for it.
           const took = now - began;
           if (took > SHORT_TURN && this.#ended === undefined) now = await turn.rest(Math.min(2 * took, LONGEST_REST));
-        } else if (isWatched && turn.isLong(now)) {
+        } else if (isLong) {
           now = await turn.giveWay();
         }
       }
@@ -1002,9 +1007,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   // The next read of the transport begins when every reader that was served reads again, or else after one pass of the
   // event loop: then the bytes of this one were used while they are in the cache, those of the next one are copied once
   // and not twice, and all answers leave together.
-  #served(): Promise<void> {
+  async #served(): Promise<void> {
     this.#serving = clock.pass(this.#goOn);
-    return new Promise((resolve) => this.#resume = resolve);
+    await new Promise<void>((resolve) => this.#resume = resolve);
+    this.#reading = 0;
   }
 
   readonly #goOn = (): void => {

@@ -781,3 +781,19 @@ Deno.test("a reader that was served and does not read again holds back the trans
   assertGreaterOrEqual(session.stats().bytesUnread, 100_000);
   session.abort();
 });
+
+Deno.test("an answer leaves while the transport is not read because too much is unread", async () => {
+  const [near, far] = memoryPair(1 << 20);
+  const session = Session.server(near, { version: 1, maxReceiveBuffer: 5000, maxStreamBuffer: 5000 });
+  await writeAll(far, concat([frame(1, SYN, 3), frame(1, SYN, 5)]));
+  const [_unread, asked] = [await session.acceptStream(), await session.acceptStream()];
+  const answering = asked.read(new Uint8Array(10)).then(() => asked.write(Uint8Array.of(1, 2, 3)));
+  await turn();
+  await writeAll(far, concat([frame(1, PSH, 5, Uint8Array.of(1)), frame(1, PSH, 3, pattern(6000))]));
+  await answering;
+  const answer = frame(1, PSH, 5, Uint8Array.of(1, 2, 3));
+  const p = new Uint8Array(100);
+  assertEquals(p.subarray(0, await far.read(p) ?? 0), answer);
+  while (!session.stats().readPaused) await turn(1);
+  session.abort();
+});
