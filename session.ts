@@ -79,8 +79,9 @@ export interface SessionOptions {
   maxReceiveBuffer?: number | undefined;
   /**
    * The largest window of one stream, in version 2: how many bytes its peer may have sent that were not read. A stream
-   * starts with 256 KiB (or this, if it is less) and grows while that holds its sender back; all growth together stays
-   * within half of `maxReceiveBuffer`. Once half of `maxReceiveBuffer` is unread, a stream may hold at most 1/256 of the
+   * starts with 256 KiB (or this, if it is less), or with what the streams before it learnt. It follows the link: it grows
+   * while it holds its sender back, and shrinks, to 32 KiB at least, while the bytes under way stand in a queue that all
+   * streams of the connection wait behind. All growth together stays within half of `maxReceiveBuffer`. Once half of `maxReceiveBuffer` is unread, a stream may hold at most 1/256 of the
    * rest (at least 1 KiB): one that holds more loses its credit until it has been read, and new streams start with that.
    * So streams that are not read leave room for those that are. Default 8 MiB, or half of `maxReceiveBuffer` if that is
    * less.

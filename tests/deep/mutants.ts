@@ -25,6 +25,48 @@ interface Mutant {
 
 const MUTANTS: Mutant[] = [
   {
+    name: "a window grows though the sender did not wait for credit",
+    file: "window.ts",
+    from: "    if (waited >= roundTrip * WAITED) {\n",
+    to: "    if (waited >= 0) {\n",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "bytes that stand in a queue shrink no window",
+    file: "window.ts",
+    from: "    } else if (roundTrip > pool.roundTrip + QUEUED) {\n",
+    to: "    } else if (roundTrip < 0) {\n",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "a window that shrinks is not counted for what it promised",
+    file: "window.ts",
+    from: "Math.min(this.#window, Math.max(this.#renewed, promised))",
+    to: "this.#renewed",
+    tests: ["window_test.ts", "properties_test.ts"],
+  },
+  {
+    name: "an idle stream keeps its growth",
+    file: "window.ts",
+    from: "    if (this.#window < window) this.#pool.reclaim();\n",
+    to: "",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "answers wait until the transport is read again",
+    file: "session.ts",
+    from: "          if (this.#reading > 0) await this.#served();\n",
+    to: "",
+    tests: ["session_test.ts"],
+  },
+  {
+    name: "a cut chunk of a web stream counts only what had to wait",
+    file: "stream.ts",
+    from: "    return this.#writeRest(p, count, signal, this.#begun);\n",
+    to: "    return this.#writeRest(p.subarray(count), 0, signal, this.#begun);\n",
+    tests: ["web_streams_test.ts"],
+  },
+  {
     name: "the next read of the transport does not wait for the readers that were served",
     file: "session.ts",
     from: "        if (--this.#reading === 0) queueMicrotask(this.#goOn);\n",
