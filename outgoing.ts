@@ -31,7 +31,7 @@ const SMALLEST_BUFFER = 16 * 1024;
 const FULL = 224 * 1024;
 // Control frames are let in up to here: wherever data ended, 16 KiB are left for them.
 const FULL_FOR_CONTROL = FULL + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
-// Frames of one pass of the event loop are coalesced, up to so many bytes. Larger: fewer writes of the transport; smaller:
+// Frames of one pass of the event loop are coalesced, up to this many bytes. Larger: fewer writes of the transport; smaller:
 // the peer begins earlier to read.
 const COALESCED = 64 * 1024;
 

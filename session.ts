@@ -268,7 +268,7 @@ const EMPTY_STREAM = 64;
 // But so many bytes may be on their way to a stream that was closed here before its peer ended it, and so many to all.
 const ON_THE_WAY = FIRST_WINDOW;
 const MOST_ON_THE_WAY = 256 * ON_THE_WAY;
-// Only after a read of so many bytes it is made sure that others get a turn: a smaller one has emptied the transport, so
+// After a read of this many bytes it is made sure that others get a turn: a smaller one has emptied the transport, so
 // that the next one waits.
 const LARGE_READ = 4096;
 // Milliseconds that it waits; 64 streams that are refused among others that come and go take 2. Beside a million resets

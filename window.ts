@@ -38,7 +38,7 @@ const LARGEST_SHRINKAGE = 0.25;
 const SMALLEST_SHRINKAGE = 0.7;
 const SMALLEST_WINDOW = 32 * 1024;
 
-// When there is no room for growth, a stream that has received nothing for this long, in milliseconds, gives its own back.
+// When all room for growth is taken, a stream that has received nothing for this long, in milliseconds, gives its own back.
 const IDLE = 1000;
 
 // Once half of the receive buffer is unread, one stream may hold at most this fraction of the rest. Larger: fewer updates;
@@ -150,7 +150,7 @@ export class WindowPool {
     else this.#grown.delete(window);
   }
 
-  /** There was no room for growth: takes back that of idle streams, whose peers could otherwise keep it for ever. */
+  /** All room for growth is taken: takes that of idle streams back, which could otherwise keep it for ever. */
   reclaim(): void {
     const now = clock.now();
     if (now - this.#lookedAt < IDLE) return;

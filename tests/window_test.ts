@@ -29,7 +29,7 @@ class Inbound {
     this.received += count;
   }
 
-  /** The peer sends all it may, stops, and is answered after so many milliseconds. */
+  /** The peer sends all it may, stops, and is answered after these milliseconds. */
   measure(time: { now: number }, elapsed: number): void {
     this.arriveAll();
     while (!this.read(this.received - this.consumed));
@@ -456,7 +456,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a sender that does not wait for credit is no measure of a queue",
+  "rule 10: the time of a sender that does not wait for credit measures no queue",
   inTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     pool.roundTrip = ROUND_TRIP;
