@@ -773,6 +773,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         // Whoever accepts a stream may read or close another, while the decoder stands in its buffer.
         if (chunk.buffer !== this.#decoding) this.#link.spent(chunk);
       },
+      isGiven: (chunk) => this.#link.isGiven && chunk.buffer !== this.#decoding,
       forget: (stream) => {
         if (!stream.isEndedByPeer) this.#onTheWay = Math.min(this.#onTheWay + ON_THE_WAY, MOST_ON_THE_WAY);
         this.#forget(stream);

@@ -114,6 +114,8 @@ export interface StreamHost {
   readonly windows: WindowPool;
   /** Where the two ends are. */
   readonly link: Pick<Link, "localAddr" | "remoteAddr">;
+  /** Whether the buffer of a chunk may be given away. */
+  isGiven(chunk: Uint8Array): boolean;
   /** Gives back a chunk that has been read or dropped. */
   spent(chunk: Uint8Array): void;
   /** Position of the frame being received, for errors. */
@@ -551,7 +553,7 @@ export class StreamCore {
     this.unread -= count;
     this.#host.release(this, count);
     this.#credited(count);
-    return count * 2 > chunk.buffer.byteLength ? chunk : chunk.slice();
+    return count * 2 > chunk.buffer.byteLength && this.#host.isGiven(chunk) ? chunk : chunk.slice();
   }
 
   tryRead(p: Uint8Array): number | null {

@@ -140,6 +140,8 @@ export interface Link {
   readonly bytes: Uint8Array;
   /** Leaves the bytes of the last `read` to the caller, until they are spent. */
   keep(): void;
+  /** Whether a buffer that is kept is the caller's alone, to be given away. */
+  readonly isGiven: boolean;
   /** The buffer behind `bytes`, which was kept or received, is needed no more: it may be freed, and nobody may look into it. */
   spent(bytes: Uint8Array): void;
   /** Writes from `bytes`, which are free again when it settles; gives how many were taken. */
@@ -203,6 +205,7 @@ export function closeOnce(open: { close(): void }): void {
 /** A link over `read` and `write`. */
 class ConnectionLink implements Link {
   readonly #connection: Connection;
+  readonly isGiven = true;
   bytes: Uint8Array = NOTHING;
   #size = SMALLEST_READ;
 
@@ -274,6 +277,8 @@ type Streams = Exclude<Transport, Connection>;
 class StreamsLink implements Link {
   readonly #reader: ReturnType<Streams["readable"]["getReader"]>;
   readonly #writer: ReturnType<Streams["writable"]["getWriter"]>;
+  // The rest of a chunk stands in the same buffer, and what comes in chunks belongs to the one that made them.
+  readonly isGiven = false;
   bytes: Uint8Array = NOTHING;
   // What is left of a chunk. It may be as large as its sender likes, a WebSocket message say, and is read in parts.
   #rest: Uint8Array = NOTHING;

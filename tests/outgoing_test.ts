@@ -24,6 +24,7 @@ class FakeLink implements Link {
   #begun = Promise.withResolvers<void>();
   /** Whether writes settle by themselves. */
   isOpen = false;
+  readonly isGiven = true;
   readonly localAddr = NOWHERE;
   readonly remoteAddr = NOWHERE;
 

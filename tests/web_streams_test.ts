@@ -1,12 +1,14 @@
 /** Every way in which `readable` and `writable` fail or are given up, and what the peer, a pipe and its source see of it. */
 
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals } from "@std/assert";
+import { concat } from "@std/bytes";
 import { clock } from "../clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
 import { deno } from "./programs.ts";
 import {
   bytes,
+  frame,
   KiB,
   ManualClock,
   memoryPair,
@@ -544,4 +546,50 @@ Deno.test("writable: a chunk that is cut says how many of its bytes were taken, 
   assertEquals(error.bytesWritten, 262_144);
   accepted.close();
   server.abort();
+});
+
+Deno.test("readable: a chunk of which other frames still have to be read keeps its bytes", async () => {
+  const data = pattern(90_000);
+  const frames = [
+    frame(1, SYN, 3),
+    frame(1, PSH, 3, data.subarray(0, 60_000)),
+    frame(1, PSH, 3, data.subarray(60_000)),
+  ];
+  const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+  const session = Session.server({ readable, writable: new WritableStream() }, { version: 1 });
+  const peer = writable.getWriter();
+  peer.write(frame(1, SYN, 3));
+  const stream = await session.acceptStream();
+  const parts = Array.fromAsync(stream.readable);
+  // A message of a WebSocket comes as one chunk.
+  peer.write(concat([...frames, frame(1, FIN, 3)]));
+  assertEquals(concat(await parts), data);
+  session.abort();
+});
+
+Deno.test("readable: a chunk is not given away while the rest of its buffer waits for a turn of the acceptors", async () => {
+  const data = pattern(6000);
+  const reads = [
+    frame(1, SYN, 3),
+    concat([frame(1, PSH, 3, data), frame(1, SYN, 5), frame(1, SYN, 7), frame(1, PSH, 7, bytes("still whole"))]),
+  ];
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const session = Session.server({
+    async read(p) {
+      const given = reads.shift();
+      if (reads.length === 0) await promise;
+      if (given === undefined) return await new Promise<never>(() => {});
+      p.set(given);
+      return given.length;
+    },
+    write: (p) => Promise.resolve(p.length),
+    close() {},
+  }, { version: 1, acceptBacklog: 1 });
+  const reader = (await session.acceptStream()).readable.getReader();
+  const reading = reader.read();
+  resolve();
+  assertEquals((await reading).value, data);
+  await session.acceptStream();
+  assertEquals(await readText(await session.acceptStream()), "still whole");
+  session.abort();
 });

@@ -25,6 +25,13 @@ interface Mutant {
 
 const MUTANTS: Mutant[] = [
   {
+    name: "a buffer is given away whose rest is still to be decoded",
+    file: "stream.ts",
+    from: " && this.#host.isGiven(chunk) ? chunk",
+    to: " ? chunk",
+    tests: ["web_streams_test.ts"],
+  },
+  {
     name: "a window grows though the sender did not wait for credit",
     file: "window.ts",
     from: "    if (waited >= roundTrip * WAITED) {\n",
