@@ -52,24 +52,29 @@ const TASKS = 64;
 
 const EMPTY = new Uint8Array();
 
-// What waits for the next pass in a browser, and the port that brings it.
+// What waits for the next pass where there is no setImmediate, and what brings that.
 let passing: Set<{ run: () => void }> = new Set();
-let port: MessagePort | undefined;
+let bring: (() => void) | undefined;
 
-// A browser has no setImmediate, and a timer takes it 4 ms; a message comes with the next pass.
-function sendPass(run: () => void): Pass {
-  if (port === undefined) {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      const passes = passing;
-      passing = new Set();
-      for (const { run } of passes) run();
-    };
-    port = port2;
-  }
+function waitForPass(run: () => void): Pass {
+  bring ??= makeBring();
   const pass = { run };
-  if (passing.add(pass).size === 1) port.postMessage(undefined);
+  if (passing.add(pass).size === 1) bring();
   return pass;
+}
+
+function bringPass(): void {
+  const passes = passing;
+  passing = new Set();
+  for (const { run } of passes) run();
+}
+
+// A timer takes a browser 4 ms; a message to oneself comes with the next pass.
+function makeBring(): () => void {
+  if (globalThis.MessageChannel === undefined) return () => void setTimeout(bringPass, 0);
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = bringPass;
+  return () => port2.postMessage(undefined);
 }
 
 /** The clock in use. */
@@ -77,11 +82,11 @@ export const clock: Clock = {
   now: () => performance.now(),
   setTimer: (run, delay) => setTimeout(run, delay),
   clearTimer: (timer) => clearTimeout(timer),
-  pass: setImmediate === undefined ? sendPass : (run) => setImmediate(run),
+  pass: setImmediate === undefined ? waitForPass : (run) => setImmediate(run),
   clearPass(pass) {
     if (pass === undefined) return;
-    if (clearImmediate === undefined) passing.delete(pass as { run: () => void });
-    else clearImmediate(pass);
+    if (setImmediate === undefined) passing.delete(pass as { run: () => void });
+    else clearImmediate!(pass);
   },
   giveWay: () => setImmediate === undefined ? leave() : passTasks(setImmediate),
   rest: (run, milliseconds) => setTimeout(run, milliseconds),

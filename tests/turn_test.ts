@@ -84,6 +84,26 @@ Deno.test("Turn: way is given in a browser, with a digest where one can be made"
   }
 });
 
+Deno.test("clock.pass() calls back in order where there is no setImmediate, and not what was taken back", async () => {
+  const { setImmediate, MessageChannel } = globalThis;
+  Reflect.deleteProperty(globalThis, "setImmediate");
+  // Its ports would outlive the test: the test of the browser has them.
+  Reflect.deleteProperty(globalThis, "MessageChannel");
+  try {
+    const { clock } = await import("../clock.ts?runtime");
+    const seen: string[] = [];
+    clock.pass(() => seen.push("first"));
+    clock.clearPass(clock.pass(() => seen.push("taken back")));
+    clock.clearPass(undefined);
+    await new Promise<void>((resolve) => void clock.pass(resolve));
+    assertEquals(seen, ["first"]);
+    await Promise.resolve();
+    await new Promise<void>((resolve) => void clock.pass(resolve));
+  } finally {
+    Object.assign(globalThis, { setImmediate, MessageChannel });
+  }
+});
+
 Deno.test("Turn: a rest is a timer, and begins a new turn", async () => {
   const turn = new Turn();
   turn.begin(clock.now() - 100);
