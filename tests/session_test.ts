@@ -14,6 +14,7 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
+import { deadline } from "@std/async";
 import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
 import { clock } from "../clock.ts";
@@ -730,9 +731,9 @@ Deno.test("turns: of a transport that always has room to write others have one e
   await assertRejects(() => session.closed);
 });
 
-/** A server whose transport always has a frame of 8000 bytes for each of these streams, once `begin` was called. */
-function withEndlessTransport(ids: number[]) {
-  const concatenated = concat(ids.map((id) => frame(1, PSH, id, pattern(8000))));
+/** A server whose transport always has a frame of this size for each of these streams, once `begin` was called. */
+function withEndlessTransport(ids: number[], size = 8000) {
+  const concatenated = concat(ids.map((id) => frame(1, PSH, id, pattern(size))));
   const { promise, resolve } = Promise.withResolvers<void>();
   const counts = { reads: 0 };
   const session = Session.server({
@@ -768,6 +769,24 @@ Deno.test("the transport is read again when every reader that was served reads a
   }
 });
 
+Deno.test("what is read next is decoded when the slowest of several readers reads again, however many microtasks it spends", async () => {
+  for (const spent of [1, 10, 32, 100]) {
+    const { session, begin } = withEndlessTransport([3, 5], 3000);
+    const streams = [await session.acceptStream(), await session.acceptStream()];
+    const readers = streams.map(async (stream, n) => {
+      const p = new Uint8Array(3000);
+      for (let times = 0; times < 20; times++) {
+        assertEquals(await stream.read(p), 3000);
+        if (n === 1) await hops(spent);
+        assertEquals(session.stats().bytesUnread, 0, `${spent} microtasks`);
+      }
+    });
+    begin();
+    await Promise.all(readers);
+    session.abort();
+  }
+});
+
 Deno.test("a reader that was served and does not read again holds back the transport for one pass of the event loop", async () => {
   const { session, begin, counts } = withEndlessTransport([3]);
   const stream = await session.acceptStream();
@@ -793,7 +812,7 @@ Deno.test("an answer leaves while the transport is not read because too much is 
   await answering;
   const answer = frame(1, PSH, 5, Uint8Array.of(1, 2, 3));
   const p = new Uint8Array(100);
-  assertEquals(p.subarray(0, await far.read(p) ?? 0), answer);
+  assertEquals(p.subarray(0, await deadline(far.read(p), 5000) ?? 0), answer);
   while (!session.stats().readPaused) await turn(1);
   session.abort();
 });
