@@ -46,13 +46,13 @@ const { setImmediate, clearImmediate } = globalThis as {
 // Deno looks at its sockets when it has nothing to do, and after 61 tasks, as the runtime below it does by default: this
 // many, and a few for what is found. Larger: giving way costs more; smaller: sockets are not looked at. Measured by
 // bench/clock_bench.ts: 0.05 ms, a timer takes 2.3; two sockets meet in 1.2 ms beside a busy loop, by single passes in 59.
-// Waiting for another thread is no look when that is done before Deno has nothing to do: with one other busy thread, where
+// Waiting for another thread does not help when that is done before Deno has nothing to do: with one other busy thread, where
 // two can run, sockets were then not looked at for up to 4000 turns of a millisecond, where these take one.
 const TASKS = 64;
 
 const EMPTY = new Uint8Array();
 
-// What waits for the next pass where there is no setImmediate, and what brings that.
+// What waits for the next pass where setImmediate is missing, and what brings that.
 let passing: Set<{ run: () => void }> = new Set();
 let bring: (() => void) | undefined;
 

@@ -84,7 +84,7 @@ Deno.test("Turn: way is given in a browser, with a digest where one can be made"
   }
 });
 
-Deno.test("clock.pass() calls back in order where there is no setImmediate, and not what was taken back", async () => {
+Deno.test("clock.pass() calls back in order where setImmediate is missing, and not what was taken back", async () => {
   const { setImmediate, MessageChannel } = globalThis;
   Reflect.deleteProperty(globalThis, "setImmediate");
   // Its ports would outlive the test: the test of the browser has them.

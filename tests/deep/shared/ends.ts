@@ -47,7 +47,7 @@ export interface Ends {
   link?: (port: number, processes: AsyncDisposableStack) => Promise<number>;
 }
 
-/** Builds Go's end in a folder; `undefined`, and a line about it, where there is no Go or no smux. */
+/** Builds Go's end in a folder; `undefined`, and a line about it, where Go or its smux is missing. */
 export async function buildGoEnd(folder: string): Promise<string | undefined> {
   const go = hasGoPackage("github.com/xtaci/smux")
     ? await buildGo(folder, [`${import.meta.dirname}/peer.go`, MEASURED])
