@@ -240,6 +240,9 @@ export class StreamCore {
   // When credit was first missed, after the peer's end, by a write that waits for it.
   #starvedFrom: number | undefined;
   #sender: Sender<Frame> | undefined;
+  // The signal of `writable`, and whether the write under way is one of its.
+  #abortSignal: AbortSignal | undefined;
+  #isAbortable = false;
   #closingWrite: Promise<void> | undefined;
   #finished = false;
   #owesFin = false;
@@ -581,6 +584,17 @@ export class StreamCore {
     return this.#writeRest(p, count, signal, this.#begun);
   }
 
+  /** Ends writes that get this signal when it aborts, at less cost than if each listened to it. */
+  abortWritesBy(signal: AbortSignal): void {
+    this.#abortSignal = signal;
+    signal.addEventListener("abort", () => {
+      if (!this.#isAbortable) return;
+      this.#sender?.close();
+      this.#credit?.close();
+      this.#sender = this.#credit = undefined;
+    });
+  }
+
   tryWrite(p: Uint8Array): number {
     if (!(p instanceof Uint8Array)) throw notBytes("written");
     const refusal = this.#refusal();
@@ -861,26 +875,29 @@ export class StreamCore {
 
   /** Writes from `at` on, one frame a turn; the write's turn is held, and passed on at the end. */
   async #writeRest(p: Uint8Array, at: number, signal: AbortSignal | undefined, begun: number): Promise<number> {
+    const isAbortable = this.#isAbortable = signal !== undefined && signal === this.#abortSignal;
+    const limit = isAbortable ? undefined : signal;
     try {
       while (at < p.length && !this.#cannotSend) {
         signal?.throwIfAborted();
         const count = this.#allowance(p.length - at);
         if (count === 0) {
           if (this.#ending !== undefined) break;
-          await this.#waitForCredit(signal, begun);
+          await this.#waitForCredit(limit, begun);
           continue;
         }
         const frame: Frame = { command: PSH, id: this.id, bytes: p, start: at, end: at + count, isTaken: false };
-        await this.#send(frame, signal);
+        await this.#send(frame, limit);
         if (!frame.isTaken) break;
         this.#sendWindow?.spend(count);
         at += count;
       }
       if (at === p.length) return at;
     } catch (error) {
-      const aborted = signal?.aborted && Object.is(error, signal.reason);
-      if (aborted && at > 0) return at;
-      if (aborted) throw error;
+      const isAborted = signal?.aborted &&
+        (Object.is(error, signal.reason) || (isAbortable && error instanceof ChannelClosedError));
+      if (isAborted && at > 0) return at;
+      if (isAborted) throw signal.reason;
       // Whatever closed the channel that was waited on says below why; what is left is a wait that took too long.
       if (!(error instanceof ChannelClosedError)) {
         const message = `The peer gave no credit for ${this.#host.timeout} ms after its end`;
@@ -889,6 +906,7 @@ export class StreamCore {
     } finally {
       // Nothing may follow a write that the session's end cut, not even FIN: the peer would take it for whole.
       if (at < p.length && this.#ending !== undefined) this.#wasCut = true;
+      this.#isAbortable = false;
       this.#passWrite();
     }
     throw this.#makeWriteError(at);
@@ -1351,6 +1369,7 @@ function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
 
   return new WritableStream({
     start(controller) {
+      core.abortWritesBy(controller.signal);
       // A pipe that has nothing to write would not notice.
       core.watch(() => {
         const error = core.writeError;
