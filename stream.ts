@@ -515,32 +515,29 @@ export class StreamCore {
     return count === 0 ? this.#park(p, signal) : Promise.resolve(count);
   }
 
-  /**
-   * Takes what comes next as a chunk, whose buffer is the caller's from then on; `null` after the peer's end.
-   *
-   * Where more than a frame comes at once it waits with one buffer for all of it; else a chunk is taken as it came,
-   * without a copy.
-   */
-  async take(): Promise<Uint8Array | null> {
-    for (;;) {
-      const chunk = this.tryTake();
-      if (chunk !== undefined) return chunk;
-      const wasLarge = this.#came > LARGE_BATCH;
-      this.#came = 0;
-      // Behind another read it is served as one.
-      if (wasLarge || this.#isReading) {
-        const p = new Uint8Array(LARGEST_PULL);
-        const count = await this.read(p, undefined);
-        if (count === null) return null;
-        this.#came = count;
-        return count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
-      }
-      const count = await this.#park(NOTHING, undefined);
-      if (count === null || this.#isDiscarding) return null;
-    }
+  /** Whether the next chunk is to be waited for with `takeLarge`. */
+  get isLarge(): boolean {
+    // Behind another read it is served as one.
+    return this.#came > LARGE_BATCH || this.#isReading;
   }
 
-  /** The same at once; `undefined` when it must wait. */
+  /** Waits for the next chunk with one buffer for all that comes at once; `null` after the peer's end. */
+  async takeLarge(): Promise<Uint8Array | null> {
+    this.#came = 0;
+    const p = new Uint8Array(LARGEST_PULL);
+    const count = await this.read(p, undefined);
+    if (count === null) return null;
+    this.#came = count;
+    return count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
+  }
+
+  /** Calls `ready` when `tryTake` need not wait. */
+  whenReady(ready: () => void): void {
+    this.#came = 0;
+    this.#wait(NOTHING, ready, ready);
+  }
+
+  /** Takes what has come as a chunk, whose buffer is the caller's from then on; `null` after the peer's end; `undefined` when it must wait. */
   tryTake(): Uint8Array | null | undefined {
     if (this.#isReading) return undefined;
     if (this.#isClosed) throw new StreamClosedError("Cannot read from a closed stream");
@@ -549,7 +546,7 @@ export class StreamCore {
       if (this.#failure !== undefined) throw this.#failure();
       return undefined;
     }
-    const chunk = this.#chunk!.subarray(this.#chunkAt);
+    const chunk = this.#chunkAt === 0 ? this.#chunk! : this.#chunk!.subarray(this.#chunkAt);
     this.#chunk = undefined;
     const count = chunk.length;
     this.#came += count;
@@ -704,14 +701,18 @@ export class StreamCore {
     return true;
   }
 
-  #park(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
+  #wait(p: Uint8Array, resolve: Resolve, reject: Reject): void {
     this.#isReading = true;
     this.#into = p;
     this.#filled = 0;
-    const promise = new Promise<number | null>(park);
-    this.#resolve = parkedResolve;
-    this.#reject = parkedReject;
+    this.#resolve = resolve;
+    this.#reject = reject;
     if (this.batch !== 0) this.#host.waits(this);
+  }
+
+  #park(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
+    const promise = new Promise<number | null>(park);
+    this.#wait(p, parkedResolve, parkedReject);
     // As `null`, too, it is none.
     if (signal) {
       const reject = parkedReject;
@@ -1292,41 +1293,62 @@ export class Stream {
 }
 
 function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>> {
+  let controller: ReadableByteStreamController;
   let isPulling = false;
   let wasAskedAgain = false;
   let isCancelled = false;
 
-  /** Waits for what comes next; meanwhile it may be asked again. */
-  async function next<T>(operation: Promise<T>): Promise<T> {
-    isPulling = true;
-    wasAskedAgain = false;
+  // It may be asked while it waits, and does not wait itself, so that it is called for every read.
+  function pull(): void {
+    wasAskedAgain = isPulling;
+    if (isPulling) return;
+    const view = controller.byobRequest?.view;
+    if (view) return fill(view);
     try {
-      return await operation;
-    } finally {
-      isPulling = false;
+      const chunk = core.tryTake();
+      if (chunk !== undefined) return give(chunk);
+    } catch (error) {
+      return controller.error(error);
     }
+    isPulling = true;
+    if (core.isLarge) core.takeLarge().then(give).catch(fail);
+    else core.whenReady(ready);
   }
 
-  async function pull(controller: ReadableByteStreamController): Promise<void> {
-    const view = controller.byobRequest?.view;
-    if (view) return await fill(controller, view);
-    const chunk = core.tryTake() ?? await next(core.take());
+  // Whoever makes it ready stands in the middle of its own work.
+  const ready = () => queueMicrotask(resume);
+
+  function resume(): void {
+    isPulling = false;
+    if (!isCancelled) pull();
+  }
+
+  function give(chunk: Uint8Array | null): void {
+    isPulling = false;
     if (isCancelled) return;
-    if (chunk === null) end(controller);
+    if (chunk === null) end();
     else controller.enqueue(chunk as Uint8Array<ArrayBuffer>);
   }
 
-  async function fill(controller: ReadableByteStreamController, view: ArrayBufferView): Promise<void> {
+  function fill(view: ArrayBufferView): void {
     const p = new Uint8Array(view.buffer as ArrayBuffer, view.byteOffset, view.byteLength);
-    const count = await next(core.read(p, undefined));
-    if (isCancelled || count === 0) return;
-    if (count === null) return end(controller);
-    // Perhaps asked again by a reader without a buffer that took over, which a response would not reach.
-    if (wasAskedAgain) controller.enqueue(p.slice(0, count));
-    else controller.byobRequest!.respond(count);
+    isPulling = true;
+    core.read(p, undefined).then((count) => {
+      isPulling = false;
+      if (isCancelled || count === 0) return;
+      if (count === null) return end();
+      // Perhaps asked again by a reader without a buffer that took over, which a response would not reach.
+      if (wasAskedAgain) controller.enqueue(p.slice(0, count));
+      else controller.byobRequest!.respond(count);
+    }).catch(fail);
   }
 
-  function end(controller: ReadableByteStreamController): void {
+  function fail(error: unknown): void {
+    isPulling = false;
+    controller.error(error);
+  }
+
+  function end(): void {
     controller.close();
     // A request must be answered even at the end.
     controller.byobRequest?.respond(0);
@@ -1334,7 +1356,8 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
 
   return new ReadableStream({
     type: "bytes",
-    start(controller) {
+    start(given) {
+      controller = given;
       // An idle reader is to see in `closed` that nothing will come. An error drops what the stream has in its queue.
       core.watch(() => {
         if (isPulling || controller.desiredSize !== 0) return;
@@ -1342,11 +1365,7 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
         if (error !== undefined) controller.error(error);
       });
     },
-    pull(controller) {
-      // It does not wait, so that it is called for every read.
-      if (isPulling) wasAskedAgain = true;
-      else pull(controller).catch((error) => controller.error(error));
-    },
+    pull,
     cancel() {
       isCancelled = true;
       core.discard();
