@@ -371,7 +371,7 @@ export class StreamCore {
       this.#pay();
     }
     // A view costs the whole buffer it looks into, and what it needs of its own: no more than twice what it counts.
-    if (length >= SMALLEST_VIEW && length * 2 >= bytes.buffer.byteLength + VIEW_COST) {
+    if (into !== NOTHING && length >= SMALLEST_VIEW && length * 2 >= bytes.buffer.byteLength + VIEW_COST) {
       this.#pushTail();
       this.#pushChunk(bytes.subarray(start, end));
       return true;
