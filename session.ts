@@ -762,7 +762,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       waits: (stream) => {
         if (stream.batch !== this.#batch) return;
         stream.batch = 0;
-        if (this.#serving === undefined) return;
+        if (this.#resume === undefined) return;
         if (--this.#reading === 0) queueMicrotask(this.#goOn);
       },
       owe: (stream) => {
@@ -1010,16 +1010,23 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   // event loop: then the bytes of this one were used while they are in the cache, those of the next one are copied once
   // and not twice, and all answers leave together.
   async #served(): Promise<void> {
-    this.#serving = clock.pass(this.#goOn);
+    // One that is awaited already comes no sooner than the readers have run.
+    this.#serving ??= clock.pass(this.#passed);
     await new Promise<void>((resolve) => this.#resume = resolve);
     this.#reading = 0;
   }
 
-  readonly #goOn = (): void => {
-    clock.clearPass(this.#serving);
+  readonly #passed = (): void => {
     this.#serving = undefined;
+    this.#goOn();
+  };
+
+  readonly #goOn = (): void => {
+    const resume = this.#resume;
+    if (resume === undefined) return;
+    this.#resume = undefined;
     this.#outgoing.release();
-    this.#resume?.();
+    resume();
   };
 
   #begin(version: Version): void {
@@ -1289,7 +1296,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#owing = [];
     this.#refusals = [];
     for (const channel of [this.#mayRead, this.#versionKnown, this.#empty]) channel?.close();
-    if (this.#serving !== undefined) this.#goOn();
+    clock.clearPass(this.#serving);
+    this.#goOn();
     this.#link.close();
     this.#tell(cores);
   }
