@@ -923,7 +923,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           turn.begin(now);
         }
         isReading = true;
-        const reading = link.read(count);
+        const reading = link.read(count, this.#reading > 1);
         // A small read has emptied the transport, so that the next one waits; only now and then is that made sure of.
         const isWatched = count >= LARGE_READ || turn.isLong(now);
         const isServing = this.#reading > 1 || (this.#reading > 0 && count >= LARGE_READ);
