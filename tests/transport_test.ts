@@ -865,6 +865,51 @@ Deno.test("transport: memory for what is read is given back when it was read, an
   assertEquals(held(), 0);
 });
 
+Deno.test("transport: more is read at once where several readers share it, and an emptied connection costs 63 KiB again", async () => {
+  for (const readers of [1, 2]) {
+    const sizes: number[] = [];
+    const ready = Promise.withResolvers<void>();
+    const finished = Promise.withResolvers<void>();
+    const syns = concat(Array.from({ length: readers }, (_, n) => frame(1, SYN, 3 + 2 * n)));
+    // Whole frames, in turns of the streams, as often as they fit.
+    const frames = (size: number) =>
+      concat(
+        Array.from(
+          { length: Math.floor(size / 1024) },
+          (_, n) => frame(1, PSH, 3 + 2 * (n % readers), pattern(1024 - 8)),
+        ),
+      );
+    const session = Session.server({
+      async read(p) {
+        if (sizes.push(p.length) === 1) {
+          p.set(syns);
+          return syns.length;
+        }
+        await ready.promise;
+        if (sizes.length > 9) {
+          finished.resolve();
+          return await new Promise<never>(() => {});
+        }
+        const given = sizes.length === 9 ? frames(2048) : frames(p.length);
+        p.set(given);
+        return given.length;
+      },
+      write: (p) => Promise.resolve(p.length),
+      close() {},
+    }, { version: 1 });
+    for (let n = 0; n < readers; n++) {
+      const stream = await session.acceptStream();
+      readAll(stream).catch(() => {});
+    }
+    ready.resolve();
+    await Promise.race([finished.promise, session.closed]);
+    const KiBs = sizes.map((size) => size / 1024);
+    assertEquals(Math.max(...KiBs), readers === 1 ? 63 : 127);
+    assertEquals(KiBs.at(-1), readers === 1 ? 31.5 : 63, `${KiBs}`);
+    session.abort();
+  }
+});
+
 Deno.test("transport: memory of what is never read is given back when the stream is closed", async () => {
   const { session, far, held } = reading();
   await writeAll(far, frame(1, SYN, 3));

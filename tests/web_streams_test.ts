@@ -184,6 +184,22 @@ for (const waitsFor of ["credit", "room"] as const) {
   }
 }
 
+for (const waitsFor of ["credit", "room"] as const) {
+  Deno.test(`writable: aborted while write() of the stream waits for ${waitsFor}: that goes on, the chunks behind it do not`, async () => {
+    using all = await streamPair(waitsFor === "credit" ? {} : WITHOUT_ROOM);
+    const direct = all.near.write(pattern(MiB));
+    const writer = all.near.writable.getWriter();
+    const chunk = outcome(writer.write(pattern(10)));
+    await turn();
+    const reason = new Error("enough");
+    const aborted = writer.abort(reason);
+    assertEquals(await received(all.far), [MiB, "end"]);
+    assertEquals(await direct, MiB);
+    assertStrictEquals(await chunk, reason);
+    await aborted;
+  });
+}
+
 Deno.test("writable: aborted while its close() waits for room: both settle, and the peer sees all and the end", async () => {
   using all = await streamPair(WITHOUT_ROOM);
   const filled = all.near.write(pattern(MiB));
