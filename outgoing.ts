@@ -34,6 +34,11 @@ const FULL_FOR_CONTROL = FULL + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
 // Frames of one pass of the event loop are coalesced, up to this many bytes. Larger: fewer writes of the transport; smaller:
 // the peer begins earlier to read.
 const COALESCED = 64 * 1024;
+// And for so many milliseconds, ten times what a write of a socket takes: the peer works on the first ones while the others
+// are made. Hundreds of short streams at once are a quarter faster for it. Looked at only after so many frames each, as
+// reading the time costs a tenth of a small one.
+const LONGEST_COALESCING = 0.1;
+const FRAMES_PER_LOOK = 16;
 
 /** What the way out needs from its session. */
 export interface OutgoingHost {
@@ -66,6 +71,9 @@ export class Outgoing {
   // The pass of the event loop that is awaited with frames to send, and whether a flush is queued before that.
   #coalescing: Pass | undefined;
   #isFlushing = false;
+  // Frames given to the transport, and since when, by the clock, others are coalesced.
+  #framesSent = 0;
+  #coalescedFrom = 0;
   #isHeld = false;
   #awaitsAnswer = false;
   #running: Promise<void> | undefined;
@@ -242,12 +250,18 @@ export class Outgoing {
   // What is encoded in one pass of the event loop leaves together, however the callers write their loops.
   #schedule(): void {
     if (this.#running !== undefined || this.#isFlushing) return;
-    if (this.#used >= COALESCED) {
+    if (this.#used >= COALESCED || this.#isOverdue()) {
       this.#isFlushing = true;
       queueMicrotask(this.#flush);
     } else if (!this.#isHeld) {
       this.#coalescing ??= clock.pass(this.#passed);
     }
+  }
+
+  #isOverdue(): boolean {
+    const count = this.#frames - this.#framesSent;
+    if (count === 1) this.#coalescedFrom = clock.now();
+    return count % FRAMES_PER_LOOK === 0 && clock.now() - this.#coalescedFrom >= LONGEST_COALESCING;
   }
 
   #answer(): void {
@@ -278,6 +292,7 @@ export class Outgoing {
         const length = this.#used;
         this.#leaving = length;
         this.#leavingData = this.#data;
+        this.#framesSent = this.#frames;
         this.#begunAt = this.#progressAt = clock.now();
         // Before the write, in which the transport may call back in: what is written then goes into the next buffer.
         this.#filling = this.#spare ?? NOTHING;

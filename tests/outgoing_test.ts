@@ -133,6 +133,14 @@ function fill(outgoing: Outgoing, id: number, length: number): number {
   return bytes;
 }
 
+/** Time that passes only when the test says so. */
+function stopTime() {
+  const { now } = clock;
+  const time = { now: now(), [Symbol.dispose]: () => void (clock.now = now) };
+  clock.now = () => time.now;
+  return time;
+}
+
 /** Lets so many microtasks pass, and nothing else: no timer fires, nothing arrives. */
 async function microtasks(count: number): Promise<void> {
   while (count-- > 0) await null;
@@ -197,6 +205,7 @@ Deno.test("rule 2: a SYN and the data written right after it share one transport
 });
 
 Deno.test("frames of one pass of the event loop share one write, however many microtasks are spent between them", async () => {
+  using _ = stopTime();
   for (const spent of [0, 1, 4, 16, 100]) {
     const { link, outgoing } = start();
     link.open();
@@ -219,6 +228,22 @@ Deno.test("64 KiB that are coalesced leave before the pass of the event loop is 
   await microtasks(2);
   assertEquals(link.writes.map((bytes) => bytes.length), [8 * 9008]);
   link.open();
+  await outgoing.flushed();
+});
+
+Deno.test("frames that are coalesced for 0.1 ms leave before the pass of the event loop is over", async () => {
+  using time = stopTime();
+  const { link, outgoing } = start();
+  link.open();
+  for (const elapsed of [0.09, 0.01]) {
+    for (let n = 0; n < 16; n++) syn(outgoing, 3);
+    await microtasks(20);
+    assertEquals(link.writes.length, 0);
+    time.now += elapsed;
+  }
+  for (let n = 0; n < 16; n++) syn(outgoing, 3);
+  await microtasks(3);
+  assertEquals(link.frames().length, 48);
   await outgoing.flushed();
 });
 
@@ -545,32 +570,27 @@ Deno.test("frames, bytes and unsent say what was put and what left", async () =>
 });
 
 Deno.test("the clock shows when a write began and since when it has made no progress", async () => {
-  const { now } = clock;
-  let time = 1000;
-  clock.now = () => time;
-  try {
-    const { link, outgoing } = start();
-    assertEquals([outgoing.begunAt, outgoing.stalledSince], [1000, undefined]);
-    time = 1010;
-    outgoing.tryControl(NOP, 0);
-    assertEquals(outgoing.stalledSince, undefined);
-    await link.begun(1);
-    time = 1020;
-    assertEquals([outgoing.begunAt, outgoing.stalledSince], [1010, 1010]);
-    link.takeOne();
-    await link.begun(2);
-    time = 1030;
-    assertEquals([outgoing.begunAt, outgoing.stalledSince], [1010, 1020]);
-    outgoing.tryControl(NOP, 0);
-    link.take();
-    await link.begun(3);
-    assertEquals([outgoing.begunAt, outgoing.stalledSince], [1030, 1030]);
-    link.take();
-    await outgoing.flushed();
-    assertEquals([outgoing.begunAt, outgoing.stalledSince], [1030, undefined]);
-  } finally {
-    clock.now = now;
-  }
+  using time = stopTime();
+  time.now = 1000;
+  const { link, outgoing } = start();
+  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1000, undefined]);
+  time.now = 1010;
+  outgoing.tryControl(NOP, 0);
+  assertEquals(outgoing.stalledSince, undefined);
+  await link.begun(1);
+  time.now = 1020;
+  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1010, 1010]);
+  link.takeOne();
+  await link.begun(2);
+  time.now = 1030;
+  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1010, 1020]);
+  outgoing.tryControl(NOP, 0);
+  link.take();
+  await link.begun(3);
+  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1030, 1030]);
+  link.take();
+  await outgoing.flushed();
+  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1030, undefined]);
 });
 
 Deno.test("a transport that takes a few bytes at a time gets all of them, in order, and each counts as progress", async () => {
