@@ -34,9 +34,9 @@ const FULL_FOR_CONTROL = FULL + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
 // Frames of one pass of the event loop are coalesced, up to this many bytes. Larger: fewer writes of the transport; smaller:
 // the peer begins earlier to read.
 const COALESCED = 64 * 1024;
-// And for so many milliseconds, ten times what a write of a socket takes: the peer works on the first ones while the others
-// are made. Hundreds of short streams at once are a quarter faster for it. Looked at only after so many frames each, as
-// reading the time costs a tenth of a small one.
+// Frames coalesced for this many milliseconds leave before the pass is over, so that the peer starts on them while more are
+// encoded. It is ten times the cost of a socket write. Larger: the two ends work in turns instead of side by side; smaller:
+// more writes. The clock is read every FRAMES_PER_LOOK frames, since reading it costs a tenth of encoding a small frame.
 const LONGEST_COALESCING = 0.1;
 const FRAMES_PER_LOOK = 16;
 
@@ -71,7 +71,7 @@ export class Outgoing {
   // The pass of the event loop that is awaited with frames to send, and whether a flush is queued before that.
   #coalescing: Pass | undefined;
   #isFlushing = false;
-  // Frames given to the transport, and since when, by the clock, others are coalesced.
+  // Frames given to the transport, and when, by the clock, the first one after them was encoded.
   #framesSent = 0;
   #coalescedFrom = 0;
   #isHeld = false;

@@ -1010,7 +1010,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   // event loop: then the bytes of this one were used while they are in the cache, those of the next one are copied once
   // and not twice, and all answers leave together.
   async #served(): Promise<void> {
-    // One that is awaited already comes no sooner than the readers have run.
+    // A pass that is awaited already will do: it comes after every microtask, and so after the readers have run.
     this.#serving ??= clock.pass(this.#passed);
     await new Promise<void>((resolve) => this.#resume = resolve);
     this.#reading = 0;

@@ -240,7 +240,7 @@ export class StreamCore {
   // When credit was first missed, after the peer's end, by a write that waits for it.
   #starvedFrom: number | undefined;
   #sender: Sender<Frame> | undefined;
-  // The signal of `writable`, and whether the write under way is one of its.
+  // The signal of `writable`, and whether the write under way was given it.
   #abortSignal: AbortSignal | undefined;
   #isAbortable = false;
   #closingWrite: Promise<void> | undefined;
@@ -537,7 +537,11 @@ export class StreamCore {
     this.#wait(NOTHING, ready, ready);
   }
 
-  /** Takes what has come as a chunk, whose buffer is the caller's from then on; `null` after the peer's end; `undefined` when it must wait. */
+  /**
+   * Takes what has come as a chunk, whose buffer is then the caller's.
+   *
+   * @returns The chunk; `null` after the peer's end; `undefined` while there is nothing.
+   */
   tryTake(): Uint8Array | null | undefined {
     if (this.#isReading) return undefined;
     if (this.#isClosed) throw new StreamClosedError("Cannot read from a closed stream");
@@ -581,7 +585,7 @@ export class StreamCore {
     return this.#writeRest(p, count, signal, this.#begun);
   }
 
-  /** Ends writes that get this signal when it aborts, at less cost than if each listened to it. */
+  /** Aborts writes that are given this signal when it aborts, by one listener instead of one for each write. */
   abortWritesBy(signal: AbortSignal): void {
     this.#abortSignal = signal;
     signal.addEventListener("abort", () => {
@@ -1315,7 +1319,7 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
     else core.whenReady(ready);
   }
 
-  // Whoever makes it ready stands in the middle of its own work.
+  // It is called in the middle of the session's own work.
   const ready = () => queueMicrotask(resume);
 
   function resume(): void {

@@ -134,7 +134,7 @@ export interface Link {
    * Waits for the next bytes, and gives how many they are, from the start of `bytes`; `null` at the end.
    *
    * @param last How many the read before gave: the buffer follows the traffic.
-   * @param isShared Whether those were of several readers.
+   * @param isShared Whether those served several readers.
    */
   read(last: number, isShared: boolean): Promise<number | null>;
   /** Where the last `read` put its bytes. They stay as they are until the next one. */
@@ -165,9 +165,9 @@ const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
 // so that a frame of 32 KiB, the usual size, is more than half of it: then it can be kept as it is.
 const SMALLEST_READ = 8 * 1024;
 const LARGEST_READ = 63 * 1024;
-// As large after a full read that served several readers: then fewer frames are cut, and all of it finds a reader. Not when
-// one reader gets all, since what is beyond its own buffer is copied twice. Larger: an eighth faster with 100 streams at
-// 255 KiB, but such a buffer is mapped and unmapped by the allocator each time.
+// The limit after a full read that served several readers: fewer frames are cut in two. A single reader keeps the smaller
+// limit, because bytes beyond its own buffer are copied twice. Larger: faster with 100 streams (an eighth at 255 KiB), but
+// the allocator then maps and unmaps the buffer each time it changes.
 const LARGEST_SHARED_READ = 127 * 1024;
 // At 2 KB/s so much still passes within the default timeout.
 const LARGEST_CHUNK = 64 * 1024;
@@ -234,7 +234,7 @@ class ConnectionLink implements Link {
 
   read(last: number, isShared: boolean): Promise<number | null> {
     if (last === this.#size) this.#size = Math.min(last * 2, isShared ? LARGEST_SHARED_READ : LARGEST_READ);
-    // The transport was emptied, and who waits for more may wait for long.
+    // The transport was emptied: the next read may wait for a long time, with its buffer.
     else if (this.#size > LARGEST_READ) this.#size = LARGEST_READ;
     else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, SMALLEST_READ);
     if (this.bytes.length !== this.#size) {
