@@ -25,6 +25,27 @@ interface Mutant {
 
 const MUTANTS: Mutant[] = [
   {
+    name: "the abort of a web stream cuts a write of the stream as well",
+    file: "stream.ts",
+    from: "      if (!this.#isAbortable) return;\n",
+    to: "",
+    tests: ["web_streams_test.ts"],
+  },
+  {
+    name: "frames that are coalesced wait for the whole pass",
+    file: "outgoing.ts",
+    from: "    return count % FRAMES_PER_LOOK === 0 && ",
+    to: "    return count < 0 && ",
+    tests: ["outgoing_test.ts"],
+  },
+  {
+    name: "a single reader is read for as if it were several",
+    file: "session.ts",
+    from: "link.read(count, this.#reading > 1);",
+    to: "link.read(count, true);",
+    tests: ["transport_test.ts"],
+  },
+  {
     name: "a buffer is given away whose rest is still to be decoded",
     file: "stream.ts",
     from: " && this.#host.isGiven(chunk) ? chunk",
