@@ -11,7 +11,7 @@ import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
 import { clock, excuse, LATE } from "./clock.ts";
 import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
 import type { Address, Link } from "./transport.ts";
-import { ReceiveWindow, SendWindow, type WindowPool } from "./window.ts";
+import { ReceiveWindow, type ReceiveWindowHost, SendWindow, type WindowPool } from "./window.ts";
 
 /**
  * Options of {@linkcode Stream.read} and {@linkcode Stream.write}.
@@ -187,7 +187,7 @@ export function deferred<T>(): PromiseWithResolvers<T> {
 }
 
 /** One stream as its session sees it. */
-export class StreamCore {
+export class StreamCore implements ReceiveWindowHost {
   /** Id on the wire. */
   readonly id: number;
   /** Whether the peer opened it. */
@@ -223,8 +223,6 @@ export class StreamCore {
   #reject: Reject | undefined;
   #unlisten: (() => void) | undefined;
   #isReading = false;
-  // Bytes taken as chunks since the last wait for one.
-  #came = 0;
   #readTurns: Channel<void> | undefined;
   #isSettling = false;
   #isDiscarding = false;
@@ -240,9 +238,8 @@ export class StreamCore {
   // When credit was first missed, after the peer's end, by a write that waits for it.
   #starvedFrom: number | undefined;
   #sender: Sender<Frame> | undefined;
-  // The signal of `writable`, and whether the write under way was given it.
-  #abortSignal: AbortSignal | undefined;
-  #isAbortable = false;
+  // The signal of the write under way, if it is ended by `abortWrite`.
+  #abortable: AbortSignal | undefined;
   #closingWrite: Promise<void> | undefined;
   #finished = false;
   #owesFin = false;
@@ -269,10 +266,7 @@ export class StreamCore {
     this.isRemote = isRemote;
     if (host.outgoing.version === 2) {
       this.#sendWindow = new SendWindow();
-      this.#receiveWindow = new ReceiveWindow(host.windows, () => {
-        this.#owesUpdate = true;
-        this.#pay();
-      });
+      this.#receiveWindow = new ReceiveWindow(host.windows, this);
     }
     this.stream = makeStream(this);
   }
@@ -318,6 +312,11 @@ export class StreamCore {
   get readError(): Error | undefined {
     if (this.#isClosed) return new StreamClosedError("Cannot read from a closed stream");
     return this.#peerFinished || this.unread > 0 ? undefined : this.#failure?.();
+  }
+
+  onShrunk(): void {
+    this.#owesUpdate = true;
+    this.#pay();
   }
 
   // What the session does to a stream.
@@ -515,25 +514,21 @@ export class StreamCore {
     return count === 0 ? this.#park(p, signal) : Promise.resolve(count);
   }
 
-  /** Whether the next chunk is to be waited for with `takeLarge`. */
-  get isLarge(): boolean {
-    // Behind another read it is served as one.
-    return this.#came > LARGE_BATCH || this.#isReading;
+  /** Whether a read is under way. */
+  get isReading(): boolean {
+    return this.#isReading;
   }
 
   /** Waits for the next chunk with one buffer for all that comes at once; `null` after the peer's end. */
   async takeLarge(): Promise<Uint8Array | null> {
-    this.#came = 0;
     const p = new Uint8Array(LARGEST_PULL);
     const count = await this.read(p, undefined);
     if (count === null) return null;
-    this.#came = count;
     return count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
   }
 
   /** Calls `ready` when `tryTake` need not wait. */
   whenReady(ready: () => void): void {
-    this.#came = 0;
     this.#wait(NOTHING, ready, ready);
   }
 
@@ -553,7 +548,6 @@ export class StreamCore {
     const chunk = this.#chunkAt === 0 ? this.#chunk! : this.#chunk!.subarray(this.#chunkAt);
     this.#chunk = undefined;
     const count = chunk.length;
-    this.#came += count;
     this.unread -= count;
     this.#host.release(this, count);
     this.#credited(count);
@@ -571,29 +565,30 @@ export class StreamCore {
     return typeof written === "number" ? Promise.resolve(written) : written;
   }
 
-  /** Writes without a promise where all of `p` finds room at once. */
-  writeNow(p: Uint8Array, signal: AbortSignal | undefined): Promise<number> | number {
+  /**
+   * Writes without a promise where all of `p` finds room at once.
+   *
+   * @param isListened The caller listens to the signal and calls `abortWrite`: a listener for each write costs much more.
+   */
+  writeNow(p: Uint8Array, signal: AbortSignal | undefined, isListened = false): Promise<number> | number {
     if (!(p instanceof Uint8Array)) return Promise.reject(notBytes("written"));
     const refusal = this.#refusal();
     if (refusal !== undefined) return Promise.reject(refusal);
     if (p.length === 0) return 0;
     if (signal?.aborted) return Promise.reject(signal.reason);
-    if (this.#isWriting) return this.#writeInTurn(p, signal);
+    if (this.#isWriting) return this.#writeInTurn(p, signal, isListened);
     const count = this.#put(p, 0);
     if (count === p.length) return count;
     this.#isWriting = true;
-    return this.#writeRest(p, count, signal, this.#begun);
+    return this.#writeRest(p, count, signal, isListened, this.#begun);
   }
 
-  /** Aborts writes that are given this signal when it aborts, by one listener instead of one for each write. */
-  abortWritesBy(signal: AbortSignal): void {
-    this.#abortSignal = signal;
-    signal.addEventListener("abort", () => {
-      if (!this.#isAbortable) return;
-      this.#sender?.close();
-      this.#credit?.close();
-      this.#sender = this.#credit = undefined;
-    });
+  /** Ends the write under way if it was given this signal, which has aborted, and does not listen to it. */
+  abortWrite(signal: AbortSignal): void {
+    if (this.#abortable !== signal) return;
+    this.#sender?.close();
+    this.#credit?.close();
+    this.#sender = this.#credit = undefined;
   }
 
   tryWrite(p: Uint8Array): number {
@@ -867,10 +862,10 @@ export class StreamCore {
     return at;
   }
 
-  async #writeInTurn(p: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
+  async #writeInTurn(p: Uint8Array, signal: AbortSignal | undefined, isListened: boolean): Promise<number> {
     const begun = this.#begun;
     await (this.#writeTurns ??= new Channel()).receive({ signal });
-    return this.#writeRest(p, 0, signal, begun);
+    return this.#writeRest(p, 0, signal, isListened, begun);
   }
 
   /** When a write begins, if that may matter: only after the peer's end there is a limit to its wait for credit. */
@@ -879,9 +874,15 @@ export class StreamCore {
   }
 
   /** Writes from `at` on, one frame a turn; the write's turn is held, and passed on at the end. */
-  async #writeRest(p: Uint8Array, at: number, signal: AbortSignal | undefined, begun: number): Promise<number> {
-    const isAbortable = this.#isAbortable = signal !== undefined && signal === this.#abortSignal;
-    const limit = isAbortable ? undefined : signal;
+  async #writeRest(
+    p: Uint8Array,
+    at: number,
+    signal: AbortSignal | undefined,
+    isListened: boolean,
+    begun: number,
+  ): Promise<number> {
+    const limit = isListened ? undefined : signal;
+    if (isListened) this.#abortable = signal;
     try {
       while (at < p.length && !this.#cannotSend) {
         signal?.throwIfAborted();
@@ -900,7 +901,7 @@ export class StreamCore {
       if (at === p.length) return at;
     } catch (error) {
       const isAborted = signal?.aborted &&
-        (Object.is(error, signal.reason) || (isAbortable && error instanceof ChannelClosedError));
+        (Object.is(error, signal.reason) || (isListened && error instanceof ChannelClosedError));
       if (isAborted && at > 0) return at;
       if (isAborted) throw signal.reason;
       // Whatever closed the channel that was waited on says below why; what is left is a wait that took too long.
@@ -911,7 +912,7 @@ export class StreamCore {
     } finally {
       // Nothing may follow a write that the session's end cut, not even FIN: the peer would take it for whole.
       if (at < p.length && this.#ending !== undefined) this.#wasCut = true;
-      this.#isAbortable = false;
+      this.#abortable = undefined;
       this.#passWrite();
     }
     throw this.#makeWriteError(at);
@@ -1301,6 +1302,8 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
   let isPulling = false;
   let wasAskedAgain = false;
   let isCancelled = false;
+  // Bytes since the last wait.
+  let came = 0;
 
   // It may be asked while it waits, and does not wait itself, so that it is called for every read.
   function pull(): void {
@@ -1315,7 +1318,10 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
       return controller.error(error);
     }
     isPulling = true;
-    if (core.isLarge) core.takeLarge().then(give).catch(fail);
+    const isLarge = came > LARGE_BATCH;
+    came = 0;
+    // Behind another read it is served as one.
+    if (isLarge || core.isReading) core.takeLarge().then(give).catch(fail);
     else core.whenReady(ready);
   }
 
@@ -1330,8 +1336,9 @@ function makeReadable(core: StreamCore): ReadableStream<Uint8Array<ArrayBuffer>>
   function give(chunk: Uint8Array | null): void {
     isPulling = false;
     if (isCancelled) return;
-    if (chunk === null) end();
-    else controller.enqueue(chunk as Uint8Array<ArrayBuffer>);
+    if (chunk === null) return end();
+    came += chunk.length;
+    controller.enqueue(chunk as Uint8Array<ArrayBuffer>);
   }
 
   function fill(view: ArrayBufferView): void {
@@ -1392,7 +1399,8 @@ function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
 
   return new WritableStream({
     start(controller) {
-      core.abortWritesBy(controller.signal);
+      const { signal } = controller;
+      signal.addEventListener("abort", () => core.abortWrite(signal));
       // A pipe that has nothing to write would not notice.
       core.watch(() => {
         const error = core.writeError;
@@ -1403,7 +1411,7 @@ function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
     },
     write(chunk, controller) {
       core.queued--;
-      const written = core.writeNow(chunk, controller.signal);
+      const written = core.writeNow(chunk, controller.signal, true);
       // A promise costs more than a small chunk.
       return typeof written === "number" ? undefined : finish(written, chunk.length, controller.signal);
     },

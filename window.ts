@@ -94,7 +94,8 @@ export class WindowPool {
   readonly #capacity: number;
   #left: number;
   #granted = 0;
-  readonly #grown = new Set<ReceiveWindow>();
+  // Those that have grown, and how many bytes had arrived when room was last looked for. Few sessions have any.
+  #grown: Map<ReceiveWindow, number> | undefined;
   #lookedAt = -Infinity;
 
   /**
@@ -146,8 +147,8 @@ export class WindowPool {
 
   /** Notes whether a window has grown beyond the first. */
   note(window: ReceiveWindow, size: number): void {
-    if (size > this.first) this.#grown.add(window);
-    else this.#grown.delete(window);
+    if (size <= this.first) this.#grown?.delete(window);
+    else if (!this.#grown?.has(window)) (this.#grown ??= new Map()).set(window, -1);
   }
 
   /** All room for growth is taken: takes that of idle streams back, which could otherwise keep it for ever. */
@@ -155,13 +156,22 @@ export class WindowPool {
     const now = clock.now();
     if (now - this.#lookedAt < IDLE) return;
     this.#lookedAt = now;
-    for (const window of this.#grown) window.giveBack();
+    for (const [window, seen] of this.#grown ?? []) {
+      if (window.received === seen) window.giveBack();
+      else this.#grown!.set(window, window.received);
+    }
   }
 
   // Bytes of a window that are rationed.
   #growth(window: number): number {
     return Math.max(0, window - this.first);
   }
+}
+
+/** What a window needs from its stream. */
+export interface ReceiveWindowHost {
+  /** The peer must be sent an update because other streams need the room. */
+  onShrunk(): void;
 }
 
 /** How much a stream lets its peer send. */
@@ -176,9 +186,8 @@ export class ReceiveWindow {
   // What the pool counts, and the size that updates renew: less while a window shrinks, until what it promised is used.
   #window: number;
   #renewed: number;
-  // Bytes read when an update last fell due, and whether one ever did.
-  #reported = 0;
-  #hasReported = false;
+  // Bytes read when an update last fell due, if one ever did.
+  #reported: number | undefined;
   // When the update was sent whose answer is awaited, the limit before it, and since when the sender waits there.
   #probeAt: number | undefined;
   #probeLimit = 0;
@@ -188,17 +197,15 @@ export class ReceiveWindow {
   #answeredBytes = 0;
   #growth = GROWTH;
   #open = true;
-  // Bytes that had arrived when room for growth was last looked for.
-  #seen = -1;
-  readonly #onShrunk: () => void;
+  readonly #host: ReceiveWindowHost | undefined;
 
   /**
    * @param pool What the session's windows share.
-   * @param onShrunk Called when the peer must be sent an update because others need the room.
+   * @param host The stream.
    */
-  constructor(pool: WindowPool, onShrunk: () => void = () => {}) {
+  constructor(pool: WindowPool, host?: ReceiveWindowHost) {
     this.#pool = pool;
-    this.#onShrunk = onShrunk;
+    this.#host = host;
     this.#window = this.#renewed = pool.first;
     pool.open();
     this.#resize(pool.learnt);
@@ -215,6 +222,11 @@ export class ReceiveWindow {
   /** Whether it is smaller than what every peer starts from. */
   get isSmall(): boolean {
     return this.#size < FIRST_WINDOW;
+  }
+
+  /** Bytes that have arrived, modulo 2^32. */
+  get received(): number {
+    return this.#received;
   }
 
   /** Counts bytes that arrived. */
@@ -263,17 +275,13 @@ export class ReceiveWindow {
     if (this.#window < window) this.#pool.reclaim();
   }
 
-  /** Falls back to the first window if nothing came since it was last asked. The limit goes back, too, as by `revoke`. */
+  /** Falls back to the first window. The limit goes back, too, as by `revoke`. */
   giveBack(): void {
-    if (this.#received !== this.#seen) {
-      this.#seen = this.#received;
-      return;
-    }
     this.#limit = this.#received;
     this.#probeAt = undefined;
     this.#renewed = this.#pool.first;
     this.#resize(this.#renewed);
-    this.#onShrunk();
+    this.#host?.onShrunk();
   }
 
   /**
@@ -301,14 +309,13 @@ export class ReceiveWindow {
   read(count: number, unread: number): boolean {
     this.consumed = (this.consumed + count) >>> 0;
     if (!this.#open) return false;
-    const since = (this.consumed - this.#reported) >>> 0;
+    const isFirst = this.#reported === undefined;
+    const since = (this.consumed - (this.#reported ?? 0)) >>> 0;
     const isLow = ((this.#limit - this.consumed) | 0) <= this.#size / 2;
-    if (this.#hasReported && !isLow && since < Math.min(this.#renewed / 2, LONGEST_SILENCE)) return false;
-    const first = !this.#hasReported;
-    this.#hasReported = true;
+    if (!isFirst && !isLow && since < Math.min(this.#renewed / 2, LONGEST_SILENCE)) return false;
     this.#reported = this.consumed;
     this.#fallBack(unread);
-    return first || this.#nextLimit() !== this.#limit;
+    return isFirst || this.#nextLimit() !== this.#limit;
   }
 
   /** Moves the limit, and gives the window that the update must name beside `consumed`. */

@@ -20,7 +20,7 @@ class Inbound {
   updates = 0;
 
   constructor(pool: WindowPool, onShrunk?: () => void) {
-    this.window = new ReceiveWindow(pool, onShrunk);
+    this.window = new ReceiveWindow(pool, onShrunk && { onShrunk });
     this.limit = this.advertised = pool.first;
   }
 

@@ -27,7 +27,7 @@ const MUTANTS: Mutant[] = [
   {
     name: "the abort of a web stream cuts a write of the stream as well",
     file: "stream.ts",
-    from: "      if (!this.#isAbortable) return;\n",
+    from: "    if (this.#abortable !== signal) return;\n",
     to: "",
     tests: ["web_streams_test.ts"],
   },
@@ -601,8 +601,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a stream whose credit was revoked gets none when it has been read",
     file: "window.ts",
-    from: "if (this.#hasReported && !isLow && since <",
-    to: "if (this.#hasReported && since <",
+    from: "if (!isFirst && !isLow && since <",
+    to: "if (!isFirst && since <",
     tests: ["window_test.ts"],
   },
   {
