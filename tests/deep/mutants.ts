@@ -12,7 +12,8 @@ import { anyText, integer, parse } from "./shared/options.ts";
 /** What it does. */
 export const description = "Plants bugs in a copy and looks whether the tests find them: [--seeds 4000] [--only WORDS]";
 
-interface Mutant {
+/** One bug, and where it is planted. */
+export interface Mutant {
   /** Says the bug. */
   name: string;
   file: string;
@@ -23,7 +24,8 @@ interface Mutant {
   tests?: string[];
 }
 
-const MUTANTS: Mutant[] = [
+/** The bugs. */
+export const MUTANTS: Mutant[] = [
   {
     name: "the abort of a web stream cuts a write of the stream as well",
     file: "stream.ts",
@@ -90,8 +92,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a cut chunk of a web stream counts only what had to wait",
     file: "stream.ts",
-    from: "    return this.#writeRest(p, count, signal, this.#begun);\n",
-    to: "    return this.#writeRest(p.subarray(count), 0, signal, this.#begun);\n",
+    from: "    return this.#writeRest(p, count, signal, isListened, this.#begun);\n",
+    to: "    return this.#writeRest(p.subarray(count), 0, signal, isListened, this.#begun);\n",
     tests: ["web_streams_test.ts"],
   },
   {
@@ -104,8 +106,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a reader that does not read again holds back the transport",
     file: "session.ts",
-    from: "    this.#serving = clock.pass(this.#goOn);\n",
-    to: "    this.#serving = {};\n",
+    from: "    this.#serving ??= clock.pass(this.#passed);\n",
+    to: "    this.#serving ??= {};\n",
     tests: ["session_test.ts"],
   },
   {
@@ -204,8 +206,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "credit is withheld beyond the window",
     file: "window.ts",
-    from: "since < Math.min(this.#window / 2, LONGEST_SILENCE)",
-    to: "since < this.#window * 2",
+    from: "!isLow && since < Math.min(this.#renewed / 2, LONGEST_SILENCE)",
+    to: "since < this.#renewed * 2",
   },
   {
     name: "data is sent without counting against the credit",
@@ -302,7 +304,7 @@ const MUTANTS: Mutant[] = [
   {
     name: "an aborted write hides the bytes it sent",
     file: "stream.ts",
-    from: "      if (aborted && at > 0) return at;\n",
+    from: "      if (isAborted && at > 0) return at;\n",
     to: "",
   },
   {
@@ -502,14 +504,14 @@ const MUTANTS: Mutant[] = [
   {
     name: "way is given by waiting for another thread",
     file: "clock.ts",
-    from: "setImmediate === undefined ? leave() : pass(setImmediate)",
+    from: "setImmediate === undefined ? leave() : passTasks(setImmediate)",
     to: "leave()",
     tests: ["turn_test.ts"],
   },
   {
     name: "who always has more to send keeps the process to itself",
     file: "session.ts",
-    from: "        } else if (isWatched && turn.isLong(now)) {\n          now = await turn.giveWay();\n",
+    from: "        } else if (isLong) {\n          now = await turn.giveWay();\n",
     to: "",
     tests: ["session_test.ts"],
   },
@@ -551,8 +553,8 @@ const MUTANTS: Mutant[] = [
   {
     name: "a chunk that cannot be written leaves the peer waiting",
     file: "stream.ts",
-    from: "        abort();\n        throw error;\n",
-    to: "        throw error;\n",
+    from: "      abort();\n      throw error;\n",
+    to: "      throw error;\n",
     tests: ["web_streams_test.ts"],
   },
   {
@@ -651,7 +653,7 @@ export async function run(args: string[]): Promise<void> {
 }
 
 /** The text with the bug in it. */
-function plant({ name, file, from, to }: Mutant, text: string): string {
+export function plant({ name, file, from, to }: Mutant, text: string): string {
   const parts = text.split(from);
   if (parts.length === 2) return parts.join(to);
   throw new Error(`"${name}" cannot be planted: its text stands ${parts.length - 1} times in ${file}:\n${from}`);
