@@ -708,7 +708,7 @@ async function deno(cwd: string, args: string[]): Promise<Result> {
 
 async function copyRepository(to: string): Promise<void> {
   for await (const { name } of Deno.readDir(ROOT)) {
-    if (name.endsWith(".ts") || ["deno.json", ".std", "tests"].includes(name)) {
+    if (name.endsWith(".ts") || ["deno.json", ".std", "examples", "tests"].includes(name)) {
       await cp(`${ROOT}/${name}`, `${to}/${name}`, { recursive: true, dereference: true });
     }
   }
