@@ -235,7 +235,7 @@ Deno.test("frames that are coalesced for 0.1 ms leave before the pass of the eve
   using time = stopTime();
   const { link, outgoing } = start();
   link.open();
-  for (const elapsed of [0.09, 0.01]) {
+  for (const elapsed of [0.09, 0.02]) {
     for (let n = 0; n < 16; n++) syn(outgoing, 3);
     await microtasks(20);
     assertEquals(link.writes.length, 0);
