@@ -47,6 +47,7 @@
 
 export * from "./channel.ts";
 export { ProtocolError, type Version } from "./frame.ts";
+export type { ClientOptions, ServerOptions, SessionCloseOptions, SessionOptions } from "./options.ts";
 export {
   connections,
   type ConnectionsOptions,
@@ -58,13 +59,6 @@ export {
   type ServeOptions,
   type Server,
 } from "./serve.ts";
-export {
-  type ClientOptions,
-  type ServerOptions,
-  Session,
-  type SessionCloseOptions,
-  type SessionOptions,
-  type SessionStats,
-} from "./session.ts";
+export { Session, type SessionStats } from "./session.ts";
 export { SessionClosedError, Stream, StreamClosedError, type StreamOperationOptions } from "./stream.ts";
 export type { Address, Connection, Transport } from "./transport.ts";

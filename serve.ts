@@ -6,7 +6,8 @@
 
 import { Channel } from "./channel.ts";
 import { clock } from "./clock.ts";
-import { duration, reportStalled, type ServerOptions, Session, settle } from "./session.ts";
+import { duration, type ServerOptions, settle } from "./options.ts";
+import { reportStalled, Session } from "./session.ts";
 import { coreOf, deferred, SessionClosedError, Stream } from "./stream.ts";
 import { closeOnce, type Connection } from "./transport.ts";
 

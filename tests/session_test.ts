@@ -20,7 +20,7 @@ import { setImmediate } from "node:timers/promises";
 import { clock } from "../clock.ts";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
-import { settle } from "../session.ts";
+import { settle } from "../options.ts";
 import {
   frame,
   hops,
