@@ -263,7 +263,9 @@ export function serve(
   options: ServeOptions = {},
 ): Server {
   const { signal, onError = console.error, onSession, ...rest } = options;
-  if ("incoming" in options) throw new TypeError("serve gives every stream to its handler: it takes no incoming");
+  if ((options as ServerOptions).incoming !== undefined) {
+    throw new TypeError("serve gives every stream to its handler: it takes no incoming");
+  }
   const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = rest;
   const sessionOptions = { ...rest, stalledStreamTimeout };
   settle(sessionOptions, "server");

@@ -4,6 +4,7 @@ import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEqua
 import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
+import { bounded } from "../channel.ts";
 import { clock } from "../clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import {
@@ -590,16 +591,19 @@ Deno.test("serve: finished fulfils although everything fails", async () => {
   await session.closed.catch(() => {});
 });
 
-Deno.test("serve: bad options throw at once, and the listener stays the caller's", () => {
+Deno.test("serve: bad options throw at once, an option that is undefined is left out", () => {
   const listener = scriptedListener(() => {
     throw new Error("Nobody may accept");
   });
   assertThrows(() => serve(listener, echo, { maxFrameSize: 0 }), RangeError, "maxFrameSize");
   assertThrows(() => serve(listener, echo, { timeout: 5 }), RangeError, "keepAliveInterval");
   assertThrows(() => serve(listener, echo, { version: 3 as 2 }), RangeError, "version");
+  const { sender } = bounded<Stream>(1);
   // @ts-expect-error: streams go to the handler
-  assertThrows(() => serve(listener, echo, { incoming: undefined }), TypeError, "incoming");
+  assertThrows(() => serve(listener, echo, { incoming: sender }), TypeError, "incoming");
   assertEquals(listener.isClosed, false);
+  // @ts-expect-error: as above
+  assertThrows(() => serve(listener, echo, { incoming: undefined, version: 3 }), RangeError, "version");
 });
 
 for (
