@@ -23,7 +23,11 @@ if (command === "receive" && port !== "" && paths.length === 1) {
   console.log(`listening on ${hostname}:${listener.addr.port}`);
   serve(listener, async (stream) => {
     const header = new Uint8Array(1024);
-    for (let at = 0; at < 1024;) at += await stream.read(header.subarray(at)) ?? 1024;
+    for (let at = 0; at < header.length;) {
+      const count = await stream.read(header.subarray(at));
+      if (count === null) throw new Error(`the stream ended after ${at} bytes of its header`);
+      at += count;
+    }
     const [length, hash, name = ""] = new TextDecoder().decode(header).trim().split(" ").map(decodeURIComponent);
     if (/^\.{0,2}$|[/\\:\p{Cc}]/u.test(name)) throw new Error(`not a name for a file: ${JSON.stringify(name)}`);
     const part = await Deno.makeTempFile({ dir: paths[0]!, suffix: ".part" });
