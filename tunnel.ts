@@ -780,8 +780,10 @@ async function readTarget(local: Socket, answer: (code: number) => Promise<void>
   if (kind === 4) hostname = (await readExactly(local, 16)).toHex().match(/.{4}/g)!.join(":");
   const [high, low] = await readExactly(local, 2);
   const to = format({ hostname, port: high! * 256 + low! });
-  if (command !== 1) await answer(7);
-  if (command !== 1) throw new Error(`a SOCKS client wants command ${command}, which is not CONNECT`);
+  if (command !== 1) {
+    await answer(7);
+    throw new Error(`a SOCKS client wants command ${command}, which is not CONNECT`);
+  }
   try {
     parsePlace("to", to, 1);
   } catch (error) {
