@@ -4,6 +4,7 @@
  * @module
  */
 
+import { FloodGuard } from "./_flood.ts";
 import { bounded, Channel, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
 import { clock, excuse, LATE, type Pass, type Timer } from "./clock.ts";
 import {
@@ -11,7 +12,6 @@ import {
   type Frame,
   FrameDecoder,
   type FrameSink,
-  HEADER_LENGTH,
   NOP,
   NOTHING,
   ProtocolError,
@@ -31,7 +31,7 @@ import { deferred, SessionClosedError, type Stream, StreamCore, type StreamHost 
 import { Table } from "./table.ts";
 import { type Address, type Link, link, type Transport } from "./transport.ts";
 import { Turn } from "./turn.ts";
-import { FIRST_WINDOW, WindowPool } from "./window.ts";
+import { WindowPool } from "./window.ts";
 
 /**
  * Figures of one session at one moment; see {@linkcode Session.stats}.
@@ -99,28 +99,9 @@ const SLOWEST_READ = 16 * 1024;
 const MOST_HALVINGS = 4;
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MOST_REFUSALS = 1024;
-// The peer has to wait after so many frames that bring nothing: NOPs and UPDs, of which few are ever needed, FINs for
-// streams that are not there, as each leaves one behind that was closed here first, empty data, and a SYN that comes again.
-const FLOOD = 8192;
-// A stream that is refused costs as much as so many of those, and so do a frame of data for a stream that is not there
-// or that has ended, and as many bytes more in it.
-const UNWANTED = 128;
-const UNWANTED_PIECE = 8192;
-// A stream that its peer opened and ended without a byte of data costs half of that: while the acceptors
-// keep up, none of a million such streams is refused.
-const EMPTY_STREAM = 64;
-// But so many bytes may be on their way to a stream that was closed here before its peer ended it, and so many to all.
-const ON_THE_WAY = FIRST_WINDOW;
-const MOST_ON_THE_WAY = 256 * ON_THE_WAY;
 // After a read of this many bytes it is made sure that others get a turn: a smaller one has emptied the transport, so
 // that the next one waits.
 const LARGE_READ = 4096;
-// Milliseconds that it waits; 64 streams that are refused among others that come and go take 2. Beside a million resets
-// another session had 0.24 to 1 of its fair share with 1, and 1.2 to 2.6 with 4.
-const FLOOD_REST = 4;
-// Up to this others had little to do meanwhile; more than the other no peer is kept waiting.
-const SHORT_TURN = 6;
-const LONGEST_REST = 50;
 // When a session ends others have a turn after telling so many who wait: what they do about it is done in the same turn,
 // and for ten thousand streams that are piped on that is half a second.
 const TOLD_AT_ONCE = 64;
@@ -235,8 +216,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #opened = 0;
   #accepted = 0;
   #refused = 0;
-  #vain = 0;
-  #onTheWay = 0;
+  readonly #flood = new FloodGuard();
   #bytesReceived = 0;
 
   static {
@@ -553,7 +533,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       },
       isGiven: (chunk) => this.#link.isGiven && chunk.buffer !== this.#decoding,
       forget: (stream) => {
-        if (!stream.isEndedByPeer) this.#onTheWay = Math.min(this.#onTheWay + ON_THE_WAY, MOST_ON_THE_WAY);
+        if (!stream.isEndedByPeer) this.#flood.expectLateData();
         this.#forget(stream);
       },
     };
@@ -591,15 +571,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       syn: (id) => this.#syn(id),
       fin: (id) => {
         const core = this.#streams.get(id);
-        if (core?.isEndedByPeer !== false) this.#vain++;
-        else if (core.isRemote && !core.hasData) this.#vain += EMPTY_STREAM;
+        if (core?.isEndedByPeer !== false) this.#flood.uselessFrame();
+        else if (core.isRemote && !core.hasData) this.#flood.emptyStream();
         core?.receiveFin();
       },
       psh: (id, length) => {
         const core = this.#current = this.#streams.get(id);
-        if (core === undefined && this.#onTheWay > length) this.#onTheWay -= length + HEADER_LENGTH;
-        else if (core?.isEndedByPeer !== false) this.#vain += UNWANTED * (1 + Math.floor(length / UNWANTED_PIECE));
-        else if (length === 0) this.#vain++;
+        if (core === undefined) this.#flood.lateData(length);
+        else if (core.isEndedByPeer) this.#flood.unwantedData(length);
+        else if (length === 0) this.#flood.uselessFrame();
         else core.hasData = true;
       },
       data: (bytes, start, end) => {
@@ -613,9 +593,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         if (this.#current.receive(bytes, start, end)) this.#link.keep();
       },
-      nop: () => void this.#vain++,
+      nop: () => this.#flood.uselessFrame(),
       upd: (id, consumed, window) => {
-        this.#vain++;
+        this.#flood.uselessFrame();
         this.#streams.get(id)?.update(consumed, window);
       },
     };
@@ -627,7 +607,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       const expected = `an ${own} stream id other than 0 on SYN (do both ends have the same role?)`;
       throw new ProtocolError(this.#decoder.frameOffset, expected, `${id}`);
     }
-    if (this.#streams.get(id) !== undefined) return void this.#vain++;
+    if (this.#streams.get(id) !== undefined) return this.#flood.uselessFrame();
     if (this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);
     if (this.#place(id)) return;
     if (this.#hadTurn) return this.#refuse(id);
@@ -658,7 +638,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #refuse(id: number): void {
     this.#refused++;
-    this.#vain += UNWANTED;
+    this.#flood.refusedStream();
     // Our half has ended: the peer will see that it gets no answer.
     if (this.#isDropping) return;
     if (this.#refusals.length > 0 || !this.#outgoing.tryControl(FIN, id)) this.#refusals.push(id);
@@ -730,18 +710,16 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         }
         if (this.#ended !== undefined) return;
         this.#watchStalled();
-        const isFlood = this.#vain >= FLOOD;
+        const isFlood = this.#flood.isExhausted;
         const isLong = isWatched && turn.isLong(now);
         // What the readers answer does not wait for that.
         if ((isFlood || isLong) && this.#reading > 0) await this.#served();
         if (this.#ended !== undefined) return;
         if (isFlood) {
-          this.#vain = 0;
           const began = now;
-          now = await turn.rest(FLOOD_REST);
-          // A peer that sends so much in vain can wait for twice as long as others had to, with what was done for it.
-          const took = now - began;
-          if (took > SHORT_TURN && this.#ended === undefined) now = await turn.rest(Math.min(2 * took, LONGEST_REST));
+          now = await turn.rest(this.#flood.startPause());
+          const more = this.#flood.furtherPause(now - began);
+          if (more > 0 && this.#ended === undefined) now = await turn.rest(more);
         } else if (isLong) {
           now = await turn.giveWay();
         }

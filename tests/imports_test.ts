@@ -12,6 +12,7 @@ const ENTRYPOINTS = Object.values(config.exports).map((path) => path.slice("./".
 
 // Every module, and all it imports, types included.
 const ARROWS: Record<string, string[]> = {
+  "_flood.ts": ["frame.ts", "window.ts"],
   "channel.ts": ["select.ts"],
   "clock.ts": [],
   "frame.ts": [],
@@ -21,6 +22,7 @@ const ARROWS: Record<string, string[]> = {
   "select.ts": ["clock.ts"],
   "serve.ts": ["channel.ts", "clock.ts", "options.ts", "session.ts", "stream.ts", "transport.ts"],
   "session.ts": [
+    "_flood.ts",
     "channel.ts",
     "clock.ts",
     "frame.ts",

@@ -20,7 +20,7 @@ Deno.serve({ hostname: "127.0.0.1", port: Number(port), onListen }, async (reque
     serveSession(socket, Number(megabytesPerSecond));
     return response;
   }
-  const [, folder, name] = /^\/(sluice\/)?([a-z]+\.ts)$/.exec(pathname) ?? [];
+  const [, folder, name] = /^\/(sluice\/)?([a-z_]+\.ts)$/.exec(pathname) ?? [];
   if (name === undefined) return new Response("Not found", { status: 404 });
   const code = stripTypeScriptTypes(await source(folder === undefined ? name : `../../${name}`), { mode: "transform" });
   return new Response(code, { headers: { "content-type": "text/javascript" } });

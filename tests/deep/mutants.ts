@@ -256,7 +256,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a second SYN makes a second stream",
     file: "session.ts",
-    from: "    if (this.#streams.get(id) !== undefined) return void this.#vain++;\n",
+    from: "    if (this.#streams.get(id) !== undefined) return this.#flood.uselessFrame();\n",
     to: "",
   },
   {
@@ -567,8 +567,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "data on its way to a stream that was closed here makes the peer wait",
     file: "session.ts",
-    from:
-      "        if (!stream.isEndedByPeer) this.#onTheWay = Math.min(this.#onTheWay + ON_THE_WAY, MOST_ON_THE_WAY);\n",
+    from: "        if (!stream.isEndedByPeer) this.#flood.expectLateData();\n",
     to: "",
     tests: ["session_test.ts"],
   },

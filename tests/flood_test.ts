@@ -1,0 +1,53 @@
+/** What each thing that a peer can do without moving data costs it, and how long it then has to wait. */
+
+import { assertEquals } from "@std/assert";
+import { FloodGuard } from "../_flood.ts";
+import { KiB, MiB } from "./support.ts";
+
+/** How often a peer can do this before its budget is used up. */
+function times(act: (flood: FloodGuard) => void): number {
+  const flood = new FloodGuard();
+  let count = 0;
+  for (; !flood.isExhausted; count++) act(flood);
+  return count;
+}
+
+const prices: [what: string, count: number, act: (flood: FloodGuard) => void][] = [
+  ["8192 useless frames", 8192, (flood) => flood.uselessFrame()],
+  ["128 empty streams", 128, (flood) => flood.emptyStream()],
+  ["64 refused streams", 64, (flood) => flood.refusedStream()],
+  ["64 small frames of unwanted data", 64, (flood) => flood.unwantedData(8 * KiB - 1)],
+  ["32 frames of 8 KiB of unwanted data", 32, (flood) => flood.unwantedData(8 * KiB)],
+  ["8 frames of 64 KiB of unwanted data", 8, (flood) => flood.unwantedData(64 * KiB - 1)],
+  ["64 small frames of late data that is not expected", 64, (flood) => flood.lateData(0)],
+];
+
+for (const [what, count, act] of prices) {
+  Deno.test(`FloodGuard: ${what} use up the budget`, () => assertEquals(times(act), count));
+}
+
+Deno.test("FloodGuard: 256 KiB may be on their way to each stream that was closed here, headers included", () => {
+  const flood = new FloodGuard();
+  flood.expectLateData();
+  flood.expectLateData();
+  let bytes = 0;
+  for (; !flood.isExhausted; bytes += 1008) flood.lateData(1000);
+  // Behind those it takes 64 frames to use up the budget.
+  assertEquals(bytes - 64 * 1008, Math.floor(512 * KiB / 1008) * 1008);
+});
+
+Deno.test("FloodGuard: no more than 64 MiB may be on their way, however many streams were closed", () => {
+  const flood = new FloodGuard();
+  for (let n = 0; n < 10_000; n++) flood.expectLateData();
+  let bytes = 0;
+  for (; !flood.isExhausted; bytes += 64 * KiB) flood.lateData(64 * KiB - 8);
+  // The last eight were charged.
+  assertEquals(Math.floor(bytes / MiB), 64);
+});
+
+Deno.test("FloodGuard: a pause starts a new budget, and is followed by another one where other sessions had much to do", () => {
+  const flood = new FloodGuard();
+  for (let n = 0; n < 8192; n++) flood.uselessFrame();
+  assertEquals([flood.isExhausted, flood.startPause(), flood.isExhausted], [true, 4, false]);
+  assertEquals([4, 6, 7, 25, 1000].map((elapsed) => flood.furtherPause(elapsed)), [0, 0, 14, 50, 50]);
+});
