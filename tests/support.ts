@@ -33,6 +33,10 @@ export async function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean
   }
 }
 
+const { giveWay, rest } = clock;
+// The clock is one for all tests of a file: a later test must not find what an earlier one made of it.
+Deno.test.afterEach(() => void Object.assign(clock, { giveWay, rest }));
+
 /**
  * Makes one turn of the event loop of the rests that sessions give others: in memory there is no socket to look at, and on
  * a slow machine what a test expects after a few turns would come later.

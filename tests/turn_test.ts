@@ -1,9 +1,9 @@
 /** Turns: who goes on and on lets others run, and only then. */
 
-import { assert, assertEquals, assertLess } from "@std/assert";
+import { assert, assertEquals, assertLess, assertStrictEquals } from "@std/assert";
 import { clock } from "../clock.ts";
 import { Turn } from "../turn.ts";
-import { LOOPBACK } from "./support.ts";
+import { LOOPBACK, memoryPair } from "./support.ts";
 
 /** Counts how often way is given, while `run` does something. */
 async function countGiven(run: () => Promise<void>): Promise<number> {
@@ -120,6 +120,18 @@ Deno.test("Turn: its end ends a rest at once, and tells of way that is being giv
   const others = turn.end();
   assert(others !== undefined);
   await Promise.all([giving, others]);
+});
+
+const { giveWay, rest } = clock;
+
+Deno.test("memoryPair() shortens rests in the test that calls it", () => {
+  memoryPair();
+  assert(clock.giveWay !== giveWay && clock.rest !== rest);
+});
+
+Deno.test("memoryPair() leaves the clock of the next test alone", () => {
+  assertStrictEquals(clock.giveWay, giveWay);
+  assertStrictEquals(clock.rest, rest);
 });
 
 /** Waits until the event loop has come round. */
