@@ -17,11 +17,10 @@ import {
   assertStrictEquals,
   assertThrows,
 } from "@std/assert";
-import v8 from "node:v8";
-import vm from "node:vm";
 import { bounded, Channel, ChannelClosedError, type Receiver, select, trySelect, unbounded } from "../channel.ts";
 import { clock, type Timer } from "../clock.ts";
 import { assertTimeout, reasonOf } from "./failures.ts";
+import { collectGarbage } from "./garbage.ts";
 import { countListeners, hops, NO_SIGNAL } from "./support.ts";
 
 const REASON = new Error("the reason");
@@ -32,11 +31,6 @@ async function stateOf(promise: Promise<unknown>): Promise<"pending" | "resolved
   promise.then(() => state = "resolved", () => state = "rejected");
   await hops();
   return state;
-}
-
-function collectGarbage(): void {
-  v8.setFlagsFromString("--expose-gc");
-  vm.runInNewContext("gc")();
 }
 
 /** Resolves when nothing holds these any more. */
