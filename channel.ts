@@ -43,10 +43,12 @@
  * @module
  */
 
-import { Limit, type Place, Queue, refusal, type SelectCase, timeoutProblem, type WaitOptions } from "./select.ts";
+import { Limit, type Place, Queue, refusal, timeoutProblem, type WaitOptions } from "./_wait.ts";
+import type { SelectCase } from "./select.ts";
 
 export { select, trySelect } from "./select.ts";
-export type { SelectCase, SelectCases, SelectOptions, SelectResult, WaitOptions } from "./select.ts";
+export type { SelectCase, SelectCases, SelectOptions, SelectResult } from "./select.ts";
+export type { WaitOptions } from "./_wait.ts";
 
 /**
  * An operation met a closed channel, or a handle that was given up.

@@ -1,0 +1,149 @@
+/**
+ * What every wait of a channel shares: its place in a queue, and the signal and the timeout that can end it.
+ *
+ * @module
+ */
+
+import { clock, MAX_DELAY, type Timer } from "./clock.ts";
+
+/**
+ * What can end a wait early. An operation that can be done at once is done, whatever stands here.
+ *
+ * @example A wait that gives up
+ * ```ts
+ * import { Channel, type WaitOptions } from "@sluice/smux/channel";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const patience: WaitOptions = { timeout: 5 };
+ * await assertRejects(() => new Channel<string>().receive(patience), DOMException, "5 ms");
+ * ```
+ */
+export interface WaitOptions {
+  /** Gives the wait up: it rejects with the signal's own `reason`. Listened to only while waiting. */
+  signal?: AbortSignal | undefined;
+  /**
+   * The longest wait in milliseconds: 0 to 2 147 483 647, or `Infinity` for no limit. A wait that outlasts it rejects
+   * with a `DOMException` named `"TimeoutError"`; 0 means "at once or not at all". Default `Infinity`.
+   */
+  timeout?: number | undefined;
+}
+
+/** What is wrong with a timeout, if anything is. */
+export function timeoutProblem(timeout: number | undefined): RangeError | undefined {
+  if (timeout === undefined || timeout === Infinity) return undefined;
+  if (typeof timeout === "number" && timeout >= 0 && timeout <= MAX_DELAY) return undefined;
+  return new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY} ms or Infinity, received ${timeout}`);
+}
+
+/** The rejection of a wait that its options do not even let begin. */
+export function refusal(options: WaitOptions | undefined): Promise<never> | undefined {
+  if (options?.signal?.aborted) return Promise.reject(options.signal.reason);
+  return options?.timeout === 0 ? Promise.reject(timeoutError(0)) : undefined;
+}
+
+function timeoutError(timeout: number): DOMException {
+  return new DOMException(`Gave up waiting after ${timeout} ms`, "TimeoutError");
+}
+
+/** A member of a {@linkcode Queue}. */
+export interface Place<P extends Place<P>> {
+  queue: Queue<P> | undefined;
+  before: P | undefined;
+  after: P | undefined;
+}
+
+/** Those who wait, oldest first, linked through themselves, so that anyone can leave at no cost. */
+export class Queue<P extends Place<P>> {
+  first: P | undefined = undefined;
+  last: P | undefined = undefined;
+
+  add(place: P): void {
+    place.queue = this;
+    place.before = this.last;
+    if (this.last === undefined) this.first = place;
+    else this.last.after = place;
+    this.last = place;
+  }
+
+  remove(place: P): void {
+    if (place.before === undefined) this.first = place.after;
+    else place.before.after = place.after;
+    if (place.after === undefined) this.last = place.before;
+    else place.after.before = place.before;
+    place.queue = place.before = place.after = undefined;
+  }
+}
+
+/** What a signal or a timeout can end; `fail` has to call {@linkcode Limit.stop}. */
+interface Limited {
+  fail(reason: unknown): void;
+}
+
+/** The signal and the timeout of one wait under way. */
+export class Limit implements Place<Limit> {
+  queue: Queue<Limit> | undefined = undefined;
+  before: Limit | undefined = undefined;
+  after: Limit | undefined = undefined;
+  readonly wait: Limited;
+  readonly #timer: Timer | undefined;
+
+  constructor({ signal, timeout = Infinity }: WaitOptions, wait: Limited) {
+    this.wait = wait;
+    // `null`, too, is none, as for `Channel` of `@std/async`.
+    if (signal) watchOver(signal).add(this);
+    if (timeout !== Infinity) this.#timer = setTimer(wait, timeout);
+  }
+
+  stop(): void {
+    this.queue?.remove(this);
+    if (this.#timer !== undefined) clock.clearTimer(this.#timer);
+  }
+}
+
+/** Apart from the constructor, which would make room for the closure's variables even where there is no timeout. */
+function setTimer(wait: Limited, timeout: number): Timer {
+  return clock.setTimer(() => wait.fail(timeoutError(timeout)), timeout);
+}
+
+/** Waits that one signal can end, behind one listener: a signal searches its whole list for each it adds or removes. */
+class Watch extends Queue<Limit> {
+  readonly signal: AbortSignal;
+  readonly #slot: number;
+
+  constructor(signal: AbortSignal, slot: number) {
+    super();
+    this.signal = signal;
+    this.#slot = slot;
+  }
+
+  override add(limit: Limit): void {
+    if (this.first === undefined) this.signal.addEventListener("abort", this);
+    super.add(limit);
+  }
+
+  override remove(limit: Limit): void {
+    super.remove(limit);
+    if (this.first !== undefined) return;
+    this.signal.removeEventListener("abort", this);
+    if (watches[this.#slot] === this) watches[this.#slot] = undefined;
+  }
+
+  handleEvent(): void {
+    for (let limit; (limit = this.first) !== undefined;) limit.wait.fail(this.signal.reason);
+  }
+}
+
+/** The latest to be in use. A map of all would make a wait on a fresh signal cost five times as much. */
+const watches: (Watch | undefined)[] = new Array(8).fill(undefined);
+let oldest = 0;
+
+function watchOver(signal: AbortSignal): Watch {
+  for (let i = 0; i < watches.length; i++) {
+    const watch = watches[i];
+    if (watch !== undefined && watch.signal === signal) return watch;
+  }
+  const watch = new Watch(signal, oldest);
+  watches[oldest] = watch;
+  oldest = (oldest + 1) % watches.length;
+  return watch;
+}
