@@ -189,7 +189,7 @@ export interface Settings extends Limits {
  * @throws {RangeError} A value is out of bounds.
  * @throws {TypeError} Options do not go together.
  */
-export function settle(options: ServerOptions, role: "client" | "server"): Settings {
+export function resolveOptions(options: ServerOptions, role: "client" | "server"): Settings {
   const { version = role === "client" ? 2 : "auto", maxReceiveBuffer = 16 * 1024 * 1024, incoming } = options;
   if (version !== 1 && version !== 2 && !(version === "auto" && role === "server")) {
     throw new RangeError(`version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);

@@ -6,7 +6,7 @@
 
 import { Channel } from "./channel.ts";
 import { clock } from "./clock.ts";
-import { duration, type ServerOptions, settle } from "./options.ts";
+import { duration, resolveOptions, type ServerOptions } from "./options.ts";
 import { reportStalled, Session } from "./session.ts";
 import { coreOf, deferred, SessionClosedError, Stream } from "./stream.ts";
 import { closeOnce, type Connection } from "./transport.ts";
@@ -268,7 +268,7 @@ export function serve(
   }
   const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = rest;
   const sessionOptions = { ...rest, stalledStreamTimeout };
-  settle(sessionOptions, "server");
+  resolveOptions(sessionOptions, "server");
   const sessions = new Set<Session>();
   const stopping = new AbortController();
 

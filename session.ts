@@ -21,10 +21,10 @@ import {
 import {
   type ClientOptions,
   duration,
+  resolveOptions,
   type ServerOptions,
   type SessionCloseOptions,
   type Settings,
-  settle,
 } from "./options.ts";
 import { Outgoing } from "./outgoing.ts";
 import { deferred, SessionClosedError, type Stream, StreamCore, type StreamHost } from "./stream.ts";
@@ -262,7 +262,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * ```
    */
   static client(transport: Transport, options: ClientOptions = {}): Session {
-    return new Session(transport, settle(options, "client"), 1);
+    return new Session(transport, resolveOptions(options, "client"), 1);
   }
 
   /**
@@ -275,7 +275,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @throws {TypeError} The transport is none, or options do not go together.
    */
   static server(transport: Transport, options: ServerOptions = {}): Session {
-    return new Session(transport, settle(options, "server"), 0);
+    return new Session(transport, resolveOptions(options, "server"), 0);
   }
 
   private constructor(transport: Transport, settings: Settings, parity: 0 | 1) {

@@ -20,7 +20,7 @@ import { setImmediate } from "node:timers/promises";
 import { clock } from "../clock.ts";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
-import { settle } from "../options.ts";
+import { resolveOptions } from "../options.ts";
 import {
   frame,
   hops,
@@ -88,13 +88,13 @@ Deno.test("options: left out or undefined, each has its default", () => {
     maxStreams: 8192,
     acceptBacklog: 1024,
   };
-  assertEquals(settle({}, "server"), defaults);
-  assertEquals(settle({}, "client"), { ...defaults, version: 2 });
+  assertEquals(resolveOptions({}, "server"), defaults);
+  assertEquals(resolveOptions({}, "client"), { ...defaults, version: 2 });
   const unset = Object.fromEntries(Object.keys(defaults).map((name) => [name, undefined]));
-  assertEquals(settle(unset, "server"), defaults);
+  assertEquals(resolveOptions(unset, "server"), defaults);
   // maxStreamBuffer follows half of maxReceiveBuffer, where that is less.
   for (const [maxReceiveBuffer, maxStreamBuffer] of [[1, 1], [3, 1], [1001, 500], [MOST, 8 * 2 ** 20]] as const) {
-    assertEquals(settle({ maxReceiveBuffer }, "server"), { ...defaults, maxReceiveBuffer, maxStreamBuffer });
+    assertEquals(resolveOptions({ maxReceiveBuffer }, "server"), { ...defaults, maxReceiveBuffer, maxStreamBuffer });
   }
 });
 
