@@ -44,281 +44,29 @@
  * @module
  */
 
+import { connections, type Duplex, join, serve, Session, SessionClosedError, type Stream } from "./mod.ts";
+import { checkExposed, checkTls, format, parseForward, parsePlace, parseRule, type Rule } from "./tunnel/address.ts";
+import { describe, failure } from "./tunnel/failure.ts";
 import {
-  connections,
-  type Duplex,
-  join,
-  serve,
-  Session,
-  SessionClosedError,
-  type Stream,
-  type Version,
-} from "./mod.ts";
+  type OpenTunnelOptions,
+  type ServeTunnelOptions,
+  type Tunnel,
+  type TunnelClient,
+  type TunnelOptions,
+  TunnelRefusedError,
+  type TunnelStats,
+} from "./tunnel/options.ts";
+import { backoff, follow, LONGEST_BACKOFF, patience, pause, setDeadline, soon } from "./tunnel/wait.ts";
 
-/**
- * What both ends of a tunnel can be told.
- *
- * @example A log, and one switch for both ends
- * ```ts
- * import { openTunnel, serveTunnel, type TunnelOptions } from "@sluice/smux/tunnel";
- * import { assertEquals } from "@std/assert";
- * import { deadline } from "@std/async";
- *
- * const stop = new AbortController();
- * const log: string[] = [];
- * const common: TunnelOptions = { secret: "open-sesame", signal: stop.signal, onEvent: (line) => log.push(line) };
- * const server = serveTunnel({ ...common, listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
- * const client = await openTunnel({ ...common, connect: server.addr, reverse: ["0=8080"] });
- * assertEquals(log.map((line) => line.split(" ")[0]), ["connection", "listening"]);
- *
- * stop.abort();
- * await deadline(Promise.all([client.finished, server.finished]), 5000);
- * ```
- */
-export interface TunnelOptions {
-  /** Ends the tunnel at once when it aborts. */
-  signal?: AbortSignal | undefined;
-  /** What a client must show before it may connect or listen: printable ASCII without spaces. Default: nothing. */
-  secret?: string | undefined;
-  /** Whether other machines may connect, or read along, without TLS and a secret. Default false. */
-  insecure?: boolean | undefined;
-  /**
-   * Milliseconds after which a forwarded connection is cut when its receiver stalled and what waits for it holds up all
-   * others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default 5000.
-   */
-  stalledStreamTimeout?: number | undefined;
-  /** Gets every error of a connection, none of which ends the tunnel. Default: `console.error`. */
-  onError?: ((error: unknown) => void) | undefined;
-  /** Gets a line for everything else that is worth one in a log. Default: nobody. */
-  onEvent?: ((line: string) => void) | undefined;
-}
-
-/**
- * Options of {@linkcode serveTunnel}.
- *
- * @example What clients may do
- * ```ts
- * import { serveTunnel, type ServeTunnelOptions } from "@sluice/smux/tunnel";
- * import { assertMatch, assertThrows } from "@std/assert";
- *
- * const options: ServeTunnelOptions = {
- *   listen: "127.0.0.1:0",
- *   allow: ["db.local:5432", "*:443"], // one database, and whatever speaks TLS
- *   allowListen: ["127.0.0.1:*"], // where only this machine can connect
- * };
- * await using server = serveTunnel(options);
- * assertMatch(server.addr, /^127\.0\.0\.1:\d+$/);
- *
- * // Where anybody can connect, TLS and a secret cannot be forgotten.
- * assertThrows(() => serveTunnel({ ...options, listen: "0.0.0.0:0" }), RangeError, "TLS and a secret");
- * ```
- */
-export interface ServeTunnelOptions extends TunnelOptions {
-  /** AT: where clients connect to. */
-  listen: string;
-  /** TO: where every stream is connected to. Without it, each says where to and `allow` says whether it may. */
-  target?: string | undefined;
-  /**
-   * TO: where clients may have it connect. `*` stands for any host or any port, as in `*:443`; a name is compared as it is
-   * asked for, before it is resolved. Default: nowhere.
-   */
-  allow?: readonly string[] | undefined;
-  /** AT: where clients may have it listen, written the same way. Default: nowhere. */
-  allowListen?: readonly string[] | undefined;
-  /** Its certificate chain, in PEM: with it clients connect by TLS. */
-  cert?: string | undefined;
-  /** The certificate's private key, in PEM. */
-  key?: string | undefined;
-}
-
-/**
- * Options of {@linkcode openTunnel}.
- *
- * @example A port for one service, and one for all
- * ```ts
- * import { openTunnel, type OpenTunnelOptions, serveTunnel } from "@sluice/smux/tunnel";
- * import { assertEquals, assertNotEquals } from "@std/assert";
- *
- * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
- * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const options: OpenTunnelOptions = {
- *   connect: server.addr,
- *   forward: [`0=${web.addr.port}`], // any free port here is that service there
- *   socks: ["0"], // and another is for programs that know SOCKS 5
- * };
- * const client = await openTunnel(options);
- * const [forwarded, socks] = client.addrs;
- * assertNotEquals(forwarded, socks);
- * const answer = await fetch(`http://${forwarded}/`, { headers: { connection: "close" } });
- * assertEquals(await answer.text(), "hello");
- * for (const end of [client, server, web]) await end.shutdown();
- * ```
- */
-export interface OpenTunnelOptions extends TunnelOptions {
-  /** TO: where the server listens. */
-  connect: string;
-  /** `AT=TO`: here it listens, the server connects; `AT` alone for a server with a fixed target. */
-  forward?: readonly string[] | undefined;
-  /** `AT=TO`: the server listens, here it connects. */
-  reverse?: readonly string[] | undefined;
-  /** AT: here it listens and speaks SOCKS 5; who connects says where to, and the server connects. */
-  socks?: readonly string[] | undefined;
-  /** Whether to connect by TLS. Default: whether `ca` is given. */
-  tls?: boolean | undefined;
-  /** Certificates of authorities to trust besides the system's, in PEM. */
-  ca?: string | undefined;
-  /** The version of smux to speak. Default 2. */
-  version?: Version | undefined;
-  /** Whether to connect again, after 0.05 to 30 seconds, when the connection is lost. Default true. */
-  reconnect?: boolean | undefined;
-}
-
-/**
- * What a tunnel has carried so far.
- *
- * @example What a request costs
- * ```ts
- * import { openTunnel, serveTunnel, type TunnelStats } from "@sluice/smux/tunnel";
- * import { assertEquals, assertGreater } from "@std/assert";
- *
- * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("x".repeat(10_000)));
- * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const client = await openTunnel({ connect: server.addr, forward: [`0=${web.addr.port}`] });
- * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
- * assertEquals((await answer.text()).length, 10_000);
- *
- * for (const end of [client, server, web]) await end.shutdown();
- * const { connections, streams, open, received }: TunnelStats = client.stats();
- * assertEquals({ connections, streams, open }, { connections: 1, streams: 1, open: 0 });
- * assertGreater(received, 10_000);
- * ```
- */
-export interface TunnelStats {
-  /** Connections between the tunnel's client and server, ever. */
-  connections: number;
-  /** Connections forwarded, ever. */
-  streams: number;
-  /** Connections being forwarded now. */
-  open: number;
-  /** Bytes sent to the other end, smux's own among them. */
-  sent: number;
-  /** Bytes received from there. */
-  received: number;
-}
-
-/**
- * One end of a tunnel, made by {@linkcode serveTunnel} or {@linkcode openTunnel}.
- *
- * @example Ending both ends, with what is open cut after a while
- * ```ts
- * import { openTunnel, serveTunnel, type Tunnel } from "@sluice/smux/tunnel";
- * import { assertEquals } from "@std/assert";
- * import { deadline } from "@std/async";
- *
- * const echo = Deno.listen({ hostname: "127.0.0.1", port: 0 });
- * const quiet = { onError() {} };
- * const server = serveTunnel({ ...quiet, listen: "127.0.0.1:0", target: `127.0.0.1:${echo.addr.port}` });
- * const client = await openTunnel({ ...quiet, connect: server.addr });
- * await client.connect(); // nobody will ever end this
- * using _accepted = await echo.accept();
- *
- * const ends: Tunnel[] = [client, server];
- * await deadline(Promise.all(ends.map((end) => end.shutdown({ timeout: 50 }))), 5000);
- * assertEquals(ends.map((end) => end.stats().open), [0, 0]);
- * echo.close();
- * ```
- */
-export interface Tunnel extends AsyncDisposable {
-  /** The server's address: where it listens or, on a client, where it was told to connect. */
-  readonly addr: string;
-  /** Where connections to be forwarded are accepted: on a client for each of `forward`, `socks` and `reverse`, in that order. */
-  readonly addrs: readonly string[];
-  /**
-   * Fulfils when the tunnel has ended because it was told to. On a client that does not reconnect it rejects when the
-   * connection to the server was lost; else it never rejects. Ignoring it is safe.
-   */
-  readonly finished: Promise<void>;
-  /**
-   * Stops listening, waits until what is forwarded has ended, then ends the tunnel. It never rejects.
-   *
-   * @param options Milliseconds after which what is still forwarded is cut; the first call decides. Default `Infinity`.
-   */
-  shutdown(options?: { timeout?: number | undefined }): Promise<void>;
-  /** Figures as they are now. */
-  stats(): TunnelStats;
-}
-
-/**
- * The client's end of a tunnel, made by {@linkcode openTunnel}.
- *
- * @example A stream to a target, without a port here
- * ```ts
- * import { openTunnel, serveTunnel, type TunnelClient } from "@sluice/smux/tunnel";
- * import { assertStringIncludes } from "@std/assert";
- * import { toText } from "@std/streams";
- *
- * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
- * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const client: TunnelClient = await openTunnel({ connect: server.addr });
- *
- * const stream = await client.connect(`127.0.0.1:${web.addr.port}`);
- * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
- * assertStringIncludes(await toText(stream.readable), "hello");
- * stream.close();
- * for (const end of [client, server, web]) await end.shutdown();
- * ```
- */
-export interface TunnelClient extends Tunnel {
-  /**
-   * Has the server connect to a target, as `forward` does for each connection it accepts.
-   *
-   * @param target TO; without one, where the server always connects to.
-   * @returns A stream, joined to the target.
-   * @throws {RangeError} The target is none.
-   * @throws {TunnelRefusedError} The server does not connect there, or cannot.
-   * @throws {Error} There is no connection to the server now.
-   */
-  connect(target?: string): Promise<Stream>;
-}
-
-/**
- * The other end of the tunnel does not do what it was asked for.
- *
- * @example A target that is not allowed
- * ```ts
- * import { openTunnel, serveTunnel, TunnelRefusedError } from "@sluice/smux/tunnel";
- * import { assertEquals, assertRejects } from "@std/assert";
- *
- * const refusals: unknown[] = [];
- * await using server = serveTunnel({
- *   listen: "127.0.0.1:0",
- *   allow: ["localhost:80"],
- *   onError: (error) => refusals.push(error),
- * });
- * await using client = await openTunnel({ connect: server.addr });
- *
- * const error = await assertRejects(() => client.connect("localhost:22"), TunnelRefusedError, "not allowed");
- * assertEquals(error.status, 403);
- * assertEquals(refusals.length, 1); // the server knows who tried
- * ```
- */
-export class TunnelRefusedError extends Error {
-  /** Its name. */
-  override readonly name = "TunnelRefusedError";
-  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 it was tried and failed, others a misunderstanding. */
-  readonly status: number;
-
-  /**
-   * Makes one.
-   *
-   * @param status The HTTP status.
-   * @param message What was refused, and why.
-   */
-  constructor(status: number, message: string) {
-    super(message);
-    this.status = status;
-  }
-}
+export {
+  type OpenTunnelOptions,
+  type ServeTunnelOptions,
+  type Tunnel,
+  type TunnelClient,
+  type TunnelOptions,
+  TunnelRefusedError,
+  type TunnelStats,
+} from "./tunnel/options.ts";
 
 /**
  * Starts the server's end of a tunnel: any number of clients may connect. When a target cannot be reached the stream ends
@@ -640,9 +388,9 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
 
 // What is said inside a stream.
 
-// Whoever takes so many milliseconds to say or hear something is not waited for any more; nor is said what is so long.
-const HEAD_TIMEOUT = 10_000;
+// Bytes after which a head is not read on.
 const LONGEST_HEAD = 8192;
+
 // What it costs to try a secret, in milliseconds.
 const WRONG_SECRET_DELAY = 1000;
 
@@ -676,22 +424,6 @@ async function readHead(from: Duplex): Promise<string[]> {
 /** The value of a header, empty if there is none. */
 function header(lines: readonly string[], name: string): string {
   return lines.find((line) => line.toLowerCase().startsWith(`${name}:`))?.slice(name.length + 1).trim() ?? "";
-}
-
-/** Waits for what must be said soon; closes the connection if it is not. */
-async function soon<T>(connection: Duplex, saying: Promise<T>): Promise<T> {
-  let isLate = false;
-  const clear = setDeadline(() => {
-    isLate = true;
-    connection.close();
-  }, HEAD_TIMEOUT);
-  try {
-    return await saying;
-  } catch (error) {
-    throw isLate ? new Error(`it kept us waiting for ${HEAD_TIMEOUT} ms`, { cause: error }) : error;
-  } finally {
-    clear();
-  }
 }
 
 /** What is asked for in a stream. */
@@ -975,107 +707,7 @@ class Ledger {
   }
 }
 
-const SHORTEST_BACKOFF = 100;
-const LONGEST_BACKOFF = 30_000;
-
-/** Milliseconds to wait before each try: up to twice as many each time, and not the same for all who wait. */
-function* backoff(): Generator<number, never> {
-  for (let longest = SHORTEST_BACKOFF;; longest = Math.min(longest * 2, LONGEST_BACKOFF)) {
-    yield longest * (0.5 + Math.random() / 2);
-  }
-}
-
-/** The milliseconds that a session can wait which are nearest to these. */
-function patience(timeout: number): number {
-  return timeout === Infinity ? timeout : Math.min(Math.max(1, Math.ceil(timeout) || 1), 2 ** 31 - 1);
-}
-
-// A timer that fires this many milliseconds late was held up by the process, and so was what peers sent meanwhile.
-const LATE = 100;
-
-/**
- * Calls `run` once, after `delay` milliseconds in which the process did not stand still: a timer that is late is set
- * again, once, for as long as it was late, at most `delay`.
- *
- * @returns Clears the timer.
- */
-function setDeadline(run: () => void, delay: number): () => void {
-  const due = performance.now() + delay;
-  let timer = setTimeout(() => {
-    const late = performance.now() - due;
-    if (late <= LATE) return run();
-    timer = setTimeout(run, Math.min(late, delay));
-  }, delay);
-  return () => clearTimeout(timer);
-}
-
-/** Lets time pass, until the signal. */
-async function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, milliseconds);
-  const unfollow = follow(signal, () => resolve());
-  await promise;
-  clearTimeout(timer);
-  unfollow();
-}
-
-/** Calls `abort` when the signal aborts, or did before; gives what takes that back. */
-function follow(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
-  const aborted = () => abort(signal!.reason);
-  signal?.addEventListener("abort", aborted);
-  if (signal?.aborted) aborted();
-  return () => signal?.removeEventListener("abort", aborted);
-}
-
 // What is given in words.
-
-/** Where to listen or to connect. */
-type Place = { hostname: string; port: number; path?: undefined } | {
-  path: string;
-  hostname?: undefined;
-  port?: undefined;
-};
-type Rule = (place: Place) => boolean;
-
-function parsePlace(name: string, text: string, leastPort: number): Place {
-  if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
-  const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];
-  const host = ipv6 === undefined ? given : `[${ipv6}]`;
-  if (digits === undefined || !URL.canParse(`http://${host}/`)) {
-    throw new RangeError(`${name} must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received "${text}"`);
-  }
-  const port = Number(digits);
-  if (port >= leastPort && port <= 65535) return { hostname: ipv6 ?? given, port };
-  throw new RangeError(`${name} needs a port from ${leastPort} to 65535, received ${digits}`);
-}
-
-function parseForward(name: string, text: string): { at: string; to: string | undefined } {
-  const [at, to] = text.split(/=(.*)/s) as [string, string?];
-  parsePlace(name, at, 0);
-  if (to !== undefined) parsePlace(name, to, 1);
-  return { at, to };
-}
-
-/** What an entry of a list allows. */
-function parseRule(name: string, entry: string): Rule {
-  const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
-  const rule = parsePlace(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
-  return ({ hostname, port, path }) => {
-    if (rule.path !== undefined || path !== undefined) return rule.path === path;
-    return (isAnyHost || canonical(hostname) === canonical(rule.hostname)) && (isAnyPort || port === rule.port);
-  };
-}
-
-/** One way to write what may be written in several. */
-function canonical(hostname: string): string {
-  return hostname.includes(":") ? new URL(`http://[${hostname}]/`).hostname : hostname.toLowerCase();
-}
-
-/** TLS is of TCP. */
-function checkTls(name: string, text: string): void {
-  if (!text.startsWith("unix:")) return;
-  throw new RangeError(`${name} ${text}: TLS needs a host and a port, and a Unix socket needs no TLS`);
-}
 
 function checkSecret(secret: string | undefined): void {
   // It stands in a line of HTTP.
@@ -1083,46 +715,11 @@ function checkSecret(secret: string | undefined): void {
   throw new RangeError("secret must be printable ASCII without spaces, and not empty");
 }
 
-/** Whether nobody but this machine can get there, or it is said that others may. */
-function checkExposed(name: string, text: string, insecure = false): void {
-  const { path, hostname } = parsePlace(name, text, 0);
-  if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
-  const why = name === "connect"
-    ? "the secret would cross the network for all to read: it needs TLS"
-    : name === "listen"
-    ? "others than this machine can connect there: it needs TLS and a secret"
-    : "others than this machine can connect there";
-  throw new RangeError(`${name} ${text}: ${why}, or insecure`);
-}
-
 /** Compares without telling by the time it takes where two texts differ. */
 async function isEqual(...texts: [string, string]): Promise<boolean> {
   const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
   const [a, b] = await Promise.all(texts.map(digest));
   return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;
-}
-
-function format(
-  at: { hostname?: string | undefined; port?: number | undefined; path?: string | null | undefined },
-): string {
-  const { hostname = "", port, path } = at;
-  // Who connects to a Unix socket has no name.
-  if (path !== undefined) return path ? `unix:${path}` : "a local process";
-  return hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
-}
-
-/** An error that says what failed, and after a colon why. */
-function failure(what: string, cause: unknown): Error {
-  return new Error(`${what}: ${describe(cause)}`, { cause });
-}
-
-/** An error in words that can stand behind a colon. */
-function describe(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  // Every system has words of its own for it.
-  if (error instanceof Deno.errors.AddrInUse) return "address in use";
-  const message = error.message.replace(/ \(os error \d+\)/, "");
-  return /^[A-Z][a-z ]/.test(message) ? message[0]!.toLowerCase() + message.slice(1) : message;
 }
 
 // The command.

@@ -447,7 +447,7 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a freeze uses up the time to say what is wanted of a tunnel",
-    file: "tunnel.ts",
+    file: "tunnel/wait.ts",
     from: "if (late <= LATE) return run();",
     to: "if (late > 0) return run();",
     tests: ["tunnel_test.ts"],
@@ -707,7 +707,7 @@ async function deno(cwd: string, args: string[]): Promise<Result> {
 
 async function copyRepository(to: string): Promise<void> {
   for await (const { name } of Deno.readDir(ROOT)) {
-    if (name.endsWith(".ts") || ["deno.json", ".std", "examples", "tests"].includes(name)) {
+    if (name.endsWith(".ts") || ["deno.json", ".std", "examples", "tests", "tunnel"].includes(name)) {
       await cp(`${ROOT}/${name}`, `${to}/${name}`, { recursive: true, dereference: true });
     }
   }

@@ -1,0 +1,74 @@
+/**
+ * Parses and formats where to listen and where to connect, and checks who else could get there.
+ *
+ * @module
+ */
+
+/** Where to listen or to connect. */
+type Place = { hostname: string; port: number; path?: undefined } | {
+  path: string;
+  hostname?: undefined;
+  port?: undefined;
+};
+export type Rule = (place: Place) => boolean;
+
+export function parsePlace(name: string, text: string, leastPort: number): Place {
+  if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
+  const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];
+  const host = ipv6 === undefined ? given : `[${ipv6}]`;
+  if (digits === undefined || !URL.canParse(`http://${host}/`)) {
+    throw new RangeError(`${name} must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received "${text}"`);
+  }
+  const port = Number(digits);
+  if (port >= leastPort && port <= 65535) return { hostname: ipv6 ?? given, port };
+  throw new RangeError(`${name} needs a port from ${leastPort} to 65535, received ${digits}`);
+}
+
+export function parseForward(name: string, text: string): { at: string; to: string | undefined } {
+  const [at, to] = text.split(/=(.*)/s) as [string, string?];
+  parsePlace(name, at, 0);
+  if (to !== undefined) parsePlace(name, to, 1);
+  return { at, to };
+}
+
+/** What an entry of a list allows. */
+export function parseRule(name: string, entry: string): Rule {
+  const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
+  const rule = parsePlace(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
+  return ({ hostname, port, path }) => {
+    if (rule.path !== undefined || path !== undefined) return rule.path === path;
+    return (isAnyHost || canonical(hostname) === canonical(rule.hostname)) && (isAnyPort || port === rule.port);
+  };
+}
+
+/** One way to write what may be written in several. */
+function canonical(hostname: string): string {
+  return hostname.includes(":") ? new URL(`http://[${hostname}]/`).hostname : hostname.toLowerCase();
+}
+
+/** TLS is of TCP. */
+export function checkTls(name: string, text: string): void {
+  if (!text.startsWith("unix:")) return;
+  throw new RangeError(`${name} ${text}: TLS needs a host and a port, and a Unix socket needs no TLS`);
+}
+
+/** Whether nobody but this machine can get there, or it is said that others may. */
+export function checkExposed(name: string, text: string, insecure = false): void {
+  const { path, hostname } = parsePlace(name, text, 0);
+  if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
+  const why = name === "connect"
+    ? "the secret would cross the network for all to read: it needs TLS"
+    : name === "listen"
+    ? "others than this machine can connect there: it needs TLS and a secret"
+    : "others than this machine can connect there";
+  throw new RangeError(`${name} ${text}: ${why}, or insecure`);
+}
+
+export function format(
+  at: { hostname?: string | undefined; port?: number | undefined; path?: string | null | undefined },
+): string {
+  const { hostname = "", port, path } = at;
+  // Who connects to a Unix socket has no name.
+  if (path !== undefined) return path ? `unix:${path}` : "a local process";
+  return hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
+}

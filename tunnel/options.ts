@@ -1,0 +1,272 @@
+/**
+ * Defines what each end of a tunnel can be told, what it offers and how it refuses.
+ *
+ * @module
+ */
+
+import type { Stream, Version } from "../mod.ts";
+
+/**
+ * What both ends of a tunnel can be told.
+ *
+ * @example A log, and one switch for both ends
+ * ```ts
+ * import { openTunnel, serveTunnel, type TunnelOptions } from "@sluice/smux/tunnel";
+ * import { assertEquals } from "@std/assert";
+ * import { deadline } from "@std/async";
+ *
+ * const stop = new AbortController();
+ * const log: string[] = [];
+ * const common: TunnelOptions = { secret: "open-sesame", signal: stop.signal, onEvent: (line) => log.push(line) };
+ * const server = serveTunnel({ ...common, listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
+ * const client = await openTunnel({ ...common, connect: server.addr, reverse: ["0=8080"] });
+ * assertEquals(log.map((line) => line.split(" ")[0]), ["connection", "listening"]);
+ *
+ * stop.abort();
+ * await deadline(Promise.all([client.finished, server.finished]), 5000);
+ * ```
+ */
+export interface TunnelOptions {
+  /** Ends the tunnel at once when it aborts. */
+  signal?: AbortSignal | undefined;
+  /** What a client must show before it may connect or listen: printable ASCII without spaces. Default: nothing. */
+  secret?: string | undefined;
+  /** Whether other machines may connect, or read along, without TLS and a secret. Default false. */
+  insecure?: boolean | undefined;
+  /**
+   * Milliseconds after which a forwarded connection is cut when its receiver stalled and what waits for it holds up all
+   * others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default 5000.
+   */
+  stalledStreamTimeout?: number | undefined;
+  /** Gets every error of a connection, none of which ends the tunnel. Default: `console.error`. */
+  onError?: ((error: unknown) => void) | undefined;
+  /** Gets a line for everything else that is worth one in a log. Default: nobody. */
+  onEvent?: ((line: string) => void) | undefined;
+}
+
+/**
+ * Options of {@linkcode serveTunnel}.
+ *
+ * @example What clients may do
+ * ```ts
+ * import { serveTunnel, type ServeTunnelOptions } from "@sluice/smux/tunnel";
+ * import { assertMatch, assertThrows } from "@std/assert";
+ *
+ * const options: ServeTunnelOptions = {
+ *   listen: "127.0.0.1:0",
+ *   allow: ["db.local:5432", "*:443"], // one database, and whatever speaks TLS
+ *   allowListen: ["127.0.0.1:*"], // where only this machine can connect
+ * };
+ * await using server = serveTunnel(options);
+ * assertMatch(server.addr, /^127\.0\.0\.1:\d+$/);
+ *
+ * // Where anybody can connect, TLS and a secret cannot be forgotten.
+ * assertThrows(() => serveTunnel({ ...options, listen: "0.0.0.0:0" }), RangeError, "TLS and a secret");
+ * ```
+ */
+export interface ServeTunnelOptions extends TunnelOptions {
+  /** AT: where clients connect to. */
+  listen: string;
+  /** TO: where every stream is connected to. Without it, each says where to and `allow` says whether it may. */
+  target?: string | undefined;
+  /**
+   * TO: where clients may have it connect. `*` stands for any host or any port, as in `*:443`; a name is compared as it is
+   * asked for, before it is resolved. Default: nowhere.
+   */
+  allow?: readonly string[] | undefined;
+  /** AT: where clients may have it listen, written the same way. Default: nowhere. */
+  allowListen?: readonly string[] | undefined;
+  /** Its certificate chain, in PEM: with it clients connect by TLS. */
+  cert?: string | undefined;
+  /** The certificate's private key, in PEM. */
+  key?: string | undefined;
+}
+
+/**
+ * Options of {@linkcode openTunnel}.
+ *
+ * @example A port for one service, and one for all
+ * ```ts
+ * import { openTunnel, type OpenTunnelOptions, serveTunnel } from "@sluice/smux/tunnel";
+ * import { assertEquals, assertNotEquals } from "@std/assert";
+ *
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
+ * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
+ * const options: OpenTunnelOptions = {
+ *   connect: server.addr,
+ *   forward: [`0=${web.addr.port}`], // any free port here is that service there
+ *   socks: ["0"], // and another is for programs that know SOCKS 5
+ * };
+ * const client = await openTunnel(options);
+ * const [forwarded, socks] = client.addrs;
+ * assertNotEquals(forwarded, socks);
+ * const answer = await fetch(`http://${forwarded}/`, { headers: { connection: "close" } });
+ * assertEquals(await answer.text(), "hello");
+ * for (const end of [client, server, web]) await end.shutdown();
+ * ```
+ */
+export interface OpenTunnelOptions extends TunnelOptions {
+  /** TO: where the server listens. */
+  connect: string;
+  /** `AT=TO`: here it listens, the server connects; `AT` alone for a server with a fixed target. */
+  forward?: readonly string[] | undefined;
+  /** `AT=TO`: the server listens, here it connects. */
+  reverse?: readonly string[] | undefined;
+  /** AT: here it listens and speaks SOCKS 5; who connects says where to, and the server connects. */
+  socks?: readonly string[] | undefined;
+  /** Whether to connect by TLS. Default: whether `ca` is given. */
+  tls?: boolean | undefined;
+  /** Certificates of authorities to trust besides the system's, in PEM. */
+  ca?: string | undefined;
+  /** The version of smux to speak. Default 2. */
+  version?: Version | undefined;
+  /** Whether to connect again, after 0.05 to 30 seconds, when the connection is lost. Default true. */
+  reconnect?: boolean | undefined;
+}
+
+/**
+ * What a tunnel has carried so far.
+ *
+ * @example What a request costs
+ * ```ts
+ * import { openTunnel, serveTunnel, type TunnelStats } from "@sluice/smux/tunnel";
+ * import { assertEquals, assertGreater } from "@std/assert";
+ *
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("x".repeat(10_000)));
+ * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
+ * const client = await openTunnel({ connect: server.addr, forward: [`0=${web.addr.port}`] });
+ * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * assertEquals((await answer.text()).length, 10_000);
+ *
+ * for (const end of [client, server, web]) await end.shutdown();
+ * const { connections, streams, open, received }: TunnelStats = client.stats();
+ * assertEquals({ connections, streams, open }, { connections: 1, streams: 1, open: 0 });
+ * assertGreater(received, 10_000);
+ * ```
+ */
+export interface TunnelStats {
+  /** Connections between the tunnel's client and server, ever. */
+  connections: number;
+  /** Connections forwarded, ever. */
+  streams: number;
+  /** Connections being forwarded now. */
+  open: number;
+  /** Bytes sent to the other end, smux's own among them. */
+  sent: number;
+  /** Bytes received from there. */
+  received: number;
+}
+
+/**
+ * One end of a tunnel, made by {@linkcode serveTunnel} or {@linkcode openTunnel}.
+ *
+ * @example Ending both ends, with what is open cut after a while
+ * ```ts
+ * import { openTunnel, serveTunnel, type Tunnel } from "@sluice/smux/tunnel";
+ * import { assertEquals } from "@std/assert";
+ * import { deadline } from "@std/async";
+ *
+ * const echo = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * const quiet = { onError() {} };
+ * const server = serveTunnel({ ...quiet, listen: "127.0.0.1:0", target: `127.0.0.1:${echo.addr.port}` });
+ * const client = await openTunnel({ ...quiet, connect: server.addr });
+ * await client.connect(); // nobody will ever end this
+ * using _accepted = await echo.accept();
+ *
+ * const ends: Tunnel[] = [client, server];
+ * await deadline(Promise.all(ends.map((end) => end.shutdown({ timeout: 50 }))), 5000);
+ * assertEquals(ends.map((end) => end.stats().open), [0, 0]);
+ * echo.close();
+ * ```
+ */
+export interface Tunnel extends AsyncDisposable {
+  /** The server's address: where it listens or, on a client, where it was told to connect. */
+  readonly addr: string;
+  /** Where connections to be forwarded are accepted: on a client for each of `forward`, `socks` and `reverse`, in that order. */
+  readonly addrs: readonly string[];
+  /**
+   * Fulfils when the tunnel has ended because it was told to. On a client that does not reconnect it rejects when the
+   * connection to the server was lost; else it never rejects. Ignoring it is safe.
+   */
+  readonly finished: Promise<void>;
+  /**
+   * Stops listening, waits until what is forwarded has ended, then ends the tunnel. It never rejects.
+   *
+   * @param options Milliseconds after which what is still forwarded is cut; the first call decides. Default `Infinity`.
+   */
+  shutdown(options?: { timeout?: number | undefined }): Promise<void>;
+  /** Figures as they are now. */
+  stats(): TunnelStats;
+}
+
+/**
+ * The client's end of a tunnel, made by {@linkcode openTunnel}.
+ *
+ * @example A stream to a target, without a port here
+ * ```ts
+ * import { openTunnel, serveTunnel, type TunnelClient } from "@sluice/smux/tunnel";
+ * import { assertStringIncludes } from "@std/assert";
+ * import { toText } from "@std/streams";
+ *
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
+ * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
+ * const client: TunnelClient = await openTunnel({ connect: server.addr });
+ *
+ * const stream = await client.connect(`127.0.0.1:${web.addr.port}`);
+ * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
+ * assertStringIncludes(await toText(stream.readable), "hello");
+ * stream.close();
+ * for (const end of [client, server, web]) await end.shutdown();
+ * ```
+ */
+export interface TunnelClient extends Tunnel {
+  /**
+   * Has the server connect to a target, as `forward` does for each connection it accepts.
+   *
+   * @param target TO; without one, where the server always connects to.
+   * @returns A stream, joined to the target.
+   * @throws {RangeError} The target is none.
+   * @throws {TunnelRefusedError} The server does not connect there, or cannot.
+   * @throws {Error} There is no connection to the server now.
+   */
+  connect(target?: string): Promise<Stream>;
+}
+
+/**
+ * The other end of the tunnel does not do what it was asked for.
+ *
+ * @example A target that is not allowed
+ * ```ts
+ * import { openTunnel, serveTunnel, TunnelRefusedError } from "@sluice/smux/tunnel";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const refusals: unknown[] = [];
+ * await using server = serveTunnel({
+ *   listen: "127.0.0.1:0",
+ *   allow: ["localhost:80"],
+ *   onError: (error) => refusals.push(error),
+ * });
+ * await using client = await openTunnel({ connect: server.addr });
+ *
+ * const error = await assertRejects(() => client.connect("localhost:22"), TunnelRefusedError, "not allowed");
+ * assertEquals(error.status, 403);
+ * assertEquals(refusals.length, 1); // the server knows who tried
+ * ```
+ */
+export class TunnelRefusedError extends Error {
+  /** Its name. */
+  override readonly name = "TunnelRefusedError";
+  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 it was tried and failed, others a misunderstanding. */
+  readonly status: number;
+
+  /**
+   * Makes one.
+   *
+   * @param status The HTTP status.
+   * @param message What was refused, and why.
+   */
+  constructor(status: number, message: string) {
+    super(message);
+    this.status = status;
+  }
+}
