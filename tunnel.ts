@@ -44,9 +44,11 @@
  * @module
  */
 
-import { connections, type Duplex, join, serve, Session, SessionClosedError, type Stream } from "./mod.ts";
+import { connections, join, serve, Session, SessionClosedError, type Stream } from "./mod.ts";
 import { checkExposed, checkTls, format, parseForward, parsePlace, parseRule, type Rule } from "./tunnel/address.ts";
+import { encoder } from "./tunnel/bytes.ts";
 import { describe, failure } from "./tunnel/failure.ts";
+import { ask, checkSecret, grant, isEqual } from "./tunnel/handshake.ts";
 import {
   type OpenTunnelOptions,
   type ServeTunnelOptions,
@@ -56,7 +58,9 @@ import {
   TunnelRefusedError,
   type TunnelStats,
 } from "./tunnel/options.ts";
-import { backoff, follow, LONGEST_BACKOFF, patience, pause, setDeadline, soon } from "./tunnel/wait.ts";
+import { dial, Listening, listenOn, type Socket } from "./tunnel/socket.ts";
+import { speakSocks } from "./tunnel/socks5.ts";
+import { backoff, follow, LONGEST_BACKOFF, patience, pause, setDeadline } from "./tunnel/wait.ts";
 
 export {
   type OpenTunnelOptions,
@@ -388,212 +392,13 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
 
 // What is said inside a stream.
 
-// Bytes after which a head is not read on.
-const LONGEST_HEAD = 8192;
-
 // What it costs to try a secret, in milliseconds.
 const WRONG_SECRET_DELAY = 1000;
 
-const encoder = new TextEncoder();
-
-async function readExactly(from: Duplex, length: number): Promise<Uint8Array> {
-  const p = new Uint8Array(length);
-  for (let at = 0; at < length;) {
-    const count = await from.read(p.subarray(at));
-    if (count === null) throw new Error("it ended in the middle of what it said");
-    at += count;
-  }
-  return p;
-}
-
-async function writeAll(to: Duplex, p: Uint8Array): Promise<void> {
-  for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
-}
-
-/** The lines of an HTTP head; byte for byte, since what follows is not ours. */
-async function readHead(from: Duplex): Promise<string[]> {
-  let head = "";
-  while (!head.endsWith("\r\n\r\n")) {
-    if (head.length === LONGEST_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");
-    head += String.fromCharCode((await readExactly(from, 1))[0]!);
-  }
-  // What a stranger says is shown to people, on their terminals.
-  return head.trimEnd().split("\r\n").map((line) => line.replaceAll(/[^ -~]/g, "?"));
-}
-
-/** The value of a header, empty if there is none. */
-function header(lines: readonly string[], name: string): string {
-  return lines.find((line) => line.toLowerCase().startsWith(`${name}:`))?.slice(name.length + 1).trim() ?? "";
-}
-
-/** What is asked for in a stream. */
-interface Asked {
-  method: string;
-  at: string;
-  proof: string;
-}
-
-async function readRequest(from: Stream): Promise<Asked> {
-  const [line, ...headers] = await readHead(from);
-  const [, method, at] = /^([A-Z]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
-  if (method === undefined) throw new TunnelRefusedError(400, `"${line!.slice(0, 40)}" is no HTTP request`);
-  return { method, at: at!, proof: header(headers, "proxy-authorization") };
-}
-
-async function respond(to: Stream, status: number, reason: string, headers = ""): Promise<void> {
-  await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${reason.replaceAll(/[^ -~]/g, "?")}\r\n${headers}\r\n`));
-}
-
-/** Hears what is asked for, opens it, and says whether that was granted. */
-async function grant<T extends Socket | Listening>(stream: Stream, who: string, open: (asked: Asked) => Promise<T>) {
-  let asked: Asked | undefined;
-  let opened: T | undefined;
-  try {
-    asked = await soon(stream, readRequest(stream));
-    opened = await open(asked);
-    await soon(stream, respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : ""));
-    return { at: asked.at, opened };
-  } catch (error) {
-    opened?.close();
-    if (error instanceof SessionClosedError) throw error;
-    const status = error instanceof TunnelRefusedError ? error.status : error instanceof RangeError ? 400 : 502;
-    await soon(stream, respond(stream, status, describe(error))).catch(() => {});
-    throw failure(`Refused ${who}${asked === undefined ? "" : ` ${asked.method} ${asked.at}`}`, error);
-  }
-}
-
-/** Asks the other end to connect, or to listen. */
-async function ask(session: Session, method: "CONNECT" | "BIND", at: string, secret?: string) {
-  const stream = await session.openStream();
-  try {
-    const proof = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
-    await writeAll(stream, encoder.encode(`${method} ${at} HTTP/1.1\r\nHost: ${at}\r\n${proof}\r\n`));
-    const [line, ...headers] = await readHead(stream);
-    const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
-    if (status === "200") return { stream, addr: header(headers, "address") };
-    const message = `The other end refused ${method} ${at}: ${status === undefined ? "it speaks no HTTP" : reason}`;
-    throw new TunnelRefusedError(Number(status ?? 400), message);
-  } catch (error) {
-    stream.close();
-    if (error instanceof TunnelRefusedError || error instanceof SessionClosedError) throw error;
-    throw failure(`The other end did not answer ${method} ${at}`, error);
-  }
-}
-
-/** Hears where a client of SOCKS 5 (RFC 1928) wants to, and connects there. */
-async function speakSocks(local: Socket, connect: (to: string) => Promise<Stream>): Promise<Stream> {
-  const answer = (code: number) => writeAll(local, new Uint8Array([5, code, 0, 1, 0, 0, 0, 0, 0, 0]));
-  const to = await soon(local, readTarget(local, answer));
-  let stream;
-  try {
-    stream = await connect(to);
-  } catch (error) {
-    // Not allowed by the rules, or refused by the target.
-    await answer(error instanceof TunnelRefusedError && error.status === 403 ? 2 : 5);
-    throw error;
-  }
-  await answer(0).catch((error) => {
-    stream.close();
-    throw error;
-  });
-  return stream;
-}
-
-async function readTarget(local: Socket, answer: (code: number) => Promise<void>): Promise<string> {
-  const [version, methods] = await readExactly(local, 2);
-  if (version !== 5) throw new Error("it speaks no SOCKS 5");
-  const canBeAnyone = (await readExactly(local, methods!)).includes(0);
-  await writeAll(local, new Uint8Array([5, canBeAnyone ? 0 : 255]));
-  if (!canBeAnyone) throw new Error("a SOCKS client insists on saying who it is");
-  const [, command, , kind] = await readExactly(local, 4);
-  let hostname = "";
-  if (kind === 1) hostname = (await readExactly(local, 4)).join(".");
-  if (kind === 3) hostname = String.fromCharCode(...await readExactly(local, (await readExactly(local, 1))[0]!));
-  if (kind === 4) hostname = (await readExactly(local, 16)).toHex().match(/.{4}/g)!.join(":");
-  const [high, low] = await readExactly(local, 2);
-  const to = format({ hostname, port: high! * 256 + low! });
-  if (command !== 1) {
-    await answer(7);
-    throw new Error(`a SOCKS client wants command ${command}, which is not CONNECT`);
-  }
-  try {
-    parsePlace("to", to, 1);
-  } catch (error) {
-    await answer(8);
-    throw error;
-  }
-  return to;
-}
-
 // Connections.
-
-type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
-
-/** Where sockets are accepted. */
-class Listening {
-  readonly addr: string;
-  readonly #listener: Deno.Listener<Socket & Deno.Conn>;
-
-  constructor(listener: Deno.Listener<Socket & Deno.Conn>) {
-    this.#listener = listener;
-    this.addr = format(listener.addr as { path?: string });
-  }
-
-  accept(): Promise<Socket> {
-    return this.#listener.accept();
-  }
-
-  close(): void {
-    this.#listener.close();
-    if (this.addr.startsWith("unix:")) Deno.removeSync(this.addr.slice("unix:".length));
-  }
-}
 
 // As `serve` has it by default.
 const STALLED_STREAM_TIMEOUT = 5000;
-
-// Connections that the kernel holds until they are accepted: as many as Linux allows. One for which there is no room asks
-// again after a second, and Deno's 511 are soon fewer than come at once.
-const BACKLOG = 4096;
-
-function listenOn(at: string, tls?: { cert: string; key: string }): Listening {
-  const { path, hostname, port } = parsePlace("listen", at, 0);
-  try {
-    if (path !== undefined) return new Listening(Deno.listen({ transport: "unix", path }));
-    const options = { hostname, port, tcpBacklog: BACKLOG };
-    return new Listening(tls ? Deno.listenTls({ ...options, ...tls }) : Deno.listen(options));
-  } catch (error) {
-    if (!(error instanceof Deno.errors.InvalidData)) {
-      throw failure(`Cannot listen on ${format({ path, hostname, port })}`, error);
-    }
-    throw new RangeError(`cert and key must be those of a certificate: ${describe(error)}`, { cause: error });
-  }
-}
-
-/** Connects, unless the stream for which that is done ends before, or the signal aborts. */
-async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: string[] }): Promise<Socket> {
-  const { path, hostname, port } = parsePlace("target", to, 1);
-  const gone = new AbortController();
-  if (!(by instanceof AbortSignal)) by.closed.catch((error) => gone.abort(error));
-  const signal = by instanceof AbortSignal ? by : gone.signal;
-  try {
-    signal.throwIfAborted();
-    if (path !== undefined) return await Deno.connect({ transport: "unix", path });
-    const connection = await Deno.connect({ hostname, port, signal });
-    if (tls === undefined) return connection;
-    const secured = await Deno.startTls(connection, { hostname, ...tls });
-    const unfollow = follow(signal, () => secured[Symbol.dispose]());
-    // A server that accepts and then is silent would be waited for for ever.
-    await soon(secured, secured.handshake()).catch((error) => {
-      secured[Symbol.dispose]();
-      throw error;
-    }).finally(unfollow);
-    return secured;
-  } catch (error) {
-    signal.throwIfAborted();
-    throw failure(`Cannot connect to ${format({ path, hostname, port })}`, error);
-  }
-}
 
 /**
  * Forwards every connection that is accepted to what `open` gives for it, until the signal; settles when there will be no
@@ -705,21 +510,6 @@ class Ledger {
     stats.sent += bytesSent;
     stats.received += bytesReceived;
   }
-}
-
-// What is given in words.
-
-function checkSecret(secret: string | undefined): void {
-  // It stands in a line of HTTP.
-  if (secret === undefined || /^[!-~]+$/.test(secret)) return;
-  throw new RangeError("secret must be printable ASCII without spaces, and not empty");
-}
-
-/** Compares without telling by the time it takes where two texts differ. */
-async function isEqual(...texts: [string, string]): Promise<boolean> {
-  const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
-  const [a, b] = await Promise.all(texts.map(digest));
-  return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;
 }
 
 // The command.

@@ -1,0 +1,23 @@
+/**
+ * Reads and writes arrays of bytes whole.
+ *
+ * @module
+ */
+
+import type { Duplex } from "../mod.ts";
+
+export const encoder = new TextEncoder();
+
+export async function readExactly(from: Duplex, length: number): Promise<Uint8Array> {
+  const p = new Uint8Array(length);
+  for (let at = 0; at < length;) {
+    const count = await from.read(p.subarray(at));
+    if (count === null) throw new Error("it ended in the middle of what it said");
+    at += count;
+  }
+  return p;
+}
+
+export async function writeAll(to: Duplex, p: Uint8Array): Promise<void> {
+  for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
+}

@@ -1,0 +1,75 @@
+/**
+ * Connects and listens, by TCP, TLS and Unix sockets.
+ *
+ * @module
+ */
+
+import type { Stream } from "../mod.ts";
+import { format, parsePlace } from "./address.ts";
+import { describe, failure } from "./failure.ts";
+import { follow, soon } from "./wait.ts";
+
+export type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
+
+/** Where sockets are accepted. */
+export class Listening {
+  readonly addr: string;
+  readonly #listener: Deno.Listener<Socket & Deno.Conn>;
+
+  constructor(listener: Deno.Listener<Socket & Deno.Conn>) {
+    this.#listener = listener;
+    this.addr = format(listener.addr as { path?: string });
+  }
+
+  accept(): Promise<Socket> {
+    return this.#listener.accept();
+  }
+
+  close(): void {
+    this.#listener.close();
+    if (this.addr.startsWith("unix:")) Deno.removeSync(this.addr.slice("unix:".length));
+  }
+}
+
+// Connections that the kernel holds until they are accepted: as many as Linux allows. One for which there is no room asks
+// again after a second, and Deno's 511 are soon fewer than come at once.
+const BACKLOG = 4096;
+
+export function listenOn(at: string, tls?: { cert: string; key: string }): Listening {
+  const { path, hostname, port } = parsePlace("listen", at, 0);
+  try {
+    if (path !== undefined) return new Listening(Deno.listen({ transport: "unix", path }));
+    const options = { hostname, port, tcpBacklog: BACKLOG };
+    return new Listening(tls ? Deno.listenTls({ ...options, ...tls }) : Deno.listen(options));
+  } catch (error) {
+    if (!(error instanceof Deno.errors.InvalidData)) {
+      throw failure(`Cannot listen on ${format({ path, hostname, port })}`, error);
+    }
+    throw new RangeError(`cert and key must be those of a certificate: ${describe(error)}`, { cause: error });
+  }
+}
+
+/** Connects, unless the stream for which that is done ends before, or the signal aborts. */
+export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: string[] }): Promise<Socket> {
+  const { path, hostname, port } = parsePlace("target", to, 1);
+  const gone = new AbortController();
+  if (!(by instanceof AbortSignal)) by.closed.catch((error) => gone.abort(error));
+  const signal = by instanceof AbortSignal ? by : gone.signal;
+  try {
+    signal.throwIfAborted();
+    if (path !== undefined) return await Deno.connect({ transport: "unix", path });
+    const connection = await Deno.connect({ hostname, port, signal });
+    if (tls === undefined) return connection;
+    const secured = await Deno.startTls(connection, { hostname, ...tls });
+    const unfollow = follow(signal, () => secured[Symbol.dispose]());
+    // A server that accepts and then is silent would be waited for for ever.
+    await soon(secured, secured.handshake()).catch((error) => {
+      secured[Symbol.dispose]();
+      throw error;
+    }).finally(unfollow);
+    return secured;
+  } catch (error) {
+    signal.throwIfAborted();
+    throw failure(`Cannot connect to ${format({ path, hostname, port })}`, error);
+  }
+}
