@@ -1,0 +1,78 @@
+/**
+ * Counts what a tunnel carries, reports events and errors, and cuts what is open.
+ *
+ * @module
+ */
+
+import { type Session, SessionClosedError } from "../mod.ts";
+import type { TunnelOptions, TunnelStats } from "./options.ts";
+import { setDeadline } from "./wait.ts";
+
+/** What is counted, and who is told of what. */
+export class Ledger {
+  readonly tell: (error: unknown) => void;
+  readonly note: (line: string) => void;
+  readonly #sessions = new Set<Session>();
+  readonly #cutting = new AbortController();
+  /** Aborts when what is carried is to end at once. */
+  readonly cutting = this.#cutting.signal;
+  #isLimited = false;
+  readonly #stats = { connections: 0, streams: 0, open: 0, sent: 0, received: 0 };
+
+  constructor({ onError = console.error, onEvent = () => {} }: TunnelOptions) {
+    const guard = (run: () => void) => {
+      try {
+        run();
+      } catch (thrown) {
+        console.error(thrown);
+      }
+    };
+    // What a lost session takes with it is not told one by one.
+    this.tell = (error) => error instanceof SessionClosedError || guard(() => onError(error));
+    this.note = (line) => guard(() => onEvent(line));
+  }
+
+  add(session: Session): void {
+    this.#stats.connections++;
+    this.#sessions.add(session);
+    const ended = () => {
+      this.#sum(this.#stats, session);
+      this.#sessions.delete(session);
+    };
+    session.closed.then(ended, ended);
+  }
+
+  begin(): void {
+    this.#stats.streams++;
+    this.#stats.open++;
+  }
+
+  end(): void {
+    this.#stats.open--;
+  }
+
+  /** Ends what is carried. */
+  cut(): void {
+    this.#cutting.abort(new SessionClosedError("The tunnel has ended"));
+  }
+
+  /** Ends what is carried after so many milliseconds, unless all has ended before; the first call decides. */
+  cutAfter(timeout: number, finished: Promise<void>): void {
+    const isFirst = !this.#isLimited;
+    this.#isLimited = true;
+    if (!isFirst || timeout === Infinity) return;
+    finished.catch(() => {}).then(setDeadline(() => this.cut(), timeout));
+  }
+
+  stats(): TunnelStats {
+    const stats = { ...this.#stats };
+    for (const session of this.#sessions) this.#sum(stats, session);
+    return stats;
+  }
+
+  #sum(stats: TunnelStats, session: Session): void {
+    const { bytesSent, bytesReceived } = session.stats();
+    stats.sent += bytesSent;
+    stats.received += bytesReceived;
+  }
+}

@@ -1,0 +1,223 @@
+/**
+ * Opens the end of a tunnel that connects to a server.
+ *
+ * @module
+ */
+
+import { Session, SessionClosedError, type Stream } from "../mod.ts";
+import { Ledger } from "./activity.ts";
+import { checkExposed, checkTls, format, parseForward, parsePlace } from "./address.ts";
+import { failure } from "./failure.ts";
+import { carry, forwardAll } from "./forward.ts";
+import { ask, checkSecret, grant } from "./handshake.ts";
+import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError } from "./options.ts";
+import { dial, listenOn, type Socket } from "./socket.ts";
+import { speakSocks } from "./socks5.ts";
+import { backoff, follow, LONGEST_BACKOFF, patience, pause } from "./wait.ts";
+
+// As `serve` has it by default.
+const STALLED_STREAM_TIMEOUT = 5000;
+
+/**
+ * Starts the client's end of a tunnel: it connects to the server, then listens. Each direction's end is forwarded too, and
+ * a connection whose target refuses is closed at once. When the connection to the server is lost, what it carried is
+ * closed, and so is what comes until there is a new one.
+ *
+ * @param options Where the server is, what to forward, and who is told of what.
+ * @returns The tunnel, when it is connected and everything listens.
+ * @throws {RangeError} An option is not what it must be, or would open the tunnel to strangers.
+ * @throws {TunnelRefusedError} The server does not listen for `reverse`.
+ * @throws {Error} It cannot listen there, or the server cannot be reached.
+ *
+ * @example What only this machine can reach is reached through the server
+ * ```ts
+ * import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * await using server = serveTunnel({ listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("from behind"));
+ * await using client = await openTunnel({ connect: server.addr, reverse: [`0=${web.addr.port}`] });
+ *
+ * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * assertEquals(await answer.text(), "from behind");
+ * await web.shutdown();
+ * ```
+ */
+export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClient> {
+  const { connect: server, secret, ca, tls = ca !== undefined, version, signal, reconnect = true } = options;
+  const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = options;
+  const where = format(parsePlace("connect", server, 1));
+  checkSecret(secret);
+  if (tls) checkTls("connect", server);
+  if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
+    throw new RangeError("ca must be certificates in PEM, which begin with -----BEGIN CERTIFICATE-----");
+  }
+  if (secret !== undefined && !tls) checkExposed("connect", server, options.insecure);
+  const local = [
+    ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
+    ...(options.socks ?? []).map((at) => ({ at, to: undefined, isSocks: true })),
+  ];
+  for (const { at, isSocks } of local) checkExposed(isSocks ? "socks" : "forward", at, options.insecure);
+  const reverse = (options.reverse ?? []).map((text) => parseForward("reverse", text));
+  const targets = new Map(reverse.map(({ at, to }) => [at, to]));
+  if (targets.size < reverse.length) throw new RangeError("Two of reverse listen at the same place");
+  if (reverse.some(({ to }) => to === undefined)) throw new RangeError("reverse must be AT=TO");
+
+  const ledger = new Ledger(options);
+  const stopping = new AbortController();
+  const cut = new AbortController();
+  const working = new Set<Promise<unknown>>();
+  const bound = new Set<Stream>();
+  const addrs: string[] = [];
+  let session: Session | undefined;
+
+  function work(task: Promise<unknown>): void {
+    working.add(task);
+    task.catch(ledger.tell).finally(() => working.delete(task));
+  }
+
+  async function start(): Promise<Session> {
+    const socket = await dial(server, stopping.signal, tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined);
+    const started = Session.client(socket, { version, stalledStreamTimeout });
+    ledger.add(started);
+    // A server has nothing else to open a stream for: each is refused.
+    if (reverse.length === 0) started.incoming.close();
+    else work(accept(started));
+    return started;
+  }
+
+  /** Connects what comes by way of the server's listening. */
+  async function accept(on: Session): Promise<void> {
+    const answer = async (stream: Stream) => {
+      const { at, opened } = await grant(stream, "the server", async ({ method, at }) => {
+        const to = method === "CONNECT" ? targets.get(at) : undefined;
+        if (to === undefined) throw new TunnelRefusedError(403, "not asked for");
+        return await dial(to, stream);
+      });
+      await carry(ledger, stream, opened, `to ${targets.get(at)}`);
+    };
+    try {
+      for await (const stream of on) work(answer(stream).finally(() => stream.close()));
+    } catch {
+      // The end of the session is told elsewhere.
+    }
+  }
+
+  async function bind(on: Session, n: number): Promise<Stream> {
+    const { stream, addr } = await ask(on, "BIND", reverse[n]!.at, secret);
+    addrs[local.length + n] = addr;
+    bound.add(stream);
+    if (stopping.signal.aborted) stream.close();
+    return stream;
+  }
+
+  /** Has the server listen as long as the session lives. */
+  async function keepBound(on: Session, n: number, stream?: Stream): Promise<void> {
+    for (const waits = backoff(); !stopping.signal.aborted;) {
+      try {
+        stream ??= await bind(on, n);
+        // Nothing comes on it but its end.
+        await stream.read(new Uint8Array(1));
+        throw new Error("the server ended it");
+      } catch (error) {
+        stream?.close();
+        if (stream !== undefined) bound.delete(stream);
+        stream = undefined;
+        if (stopping.signal.aborted || error instanceof SessionClosedError) return;
+        ledger.tell(failure(`The server does not listen on ${reverse[n]!.at}`, error));
+      }
+      await pause(waits.next().value, stopping.signal);
+    }
+  }
+
+  async function connect(target?: string): Promise<Stream> {
+    if (session === undefined) throw new Error(`There is no connection to ${where} now`);
+    if (target === undefined) return await session.openStream();
+    parsePlace("target", target, 1);
+    return (await ask(session, "CONNECT", target, secret)).stream;
+  }
+
+  async function startAgain(waits: ReturnType<typeof backoff>): Promise<Session | undefined> {
+    while (!stopping.signal.aborted) {
+      await pause(waits.next().value, stopping.signal);
+      try {
+        return await start();
+      } catch (error) {
+        if (!stopping.signal.aborted) ledger.tell(error);
+      }
+    }
+    return undefined;
+  }
+
+  async function run(): Promise<void> {
+    let waits = backoff();
+    while (session !== undefined) {
+      const began = performance.now();
+      // It may have been told to end before there was a session.
+      if (signal?.aborted) session.abort(signal.reason);
+      else if (stopping.signal.aborted) session.close({ drain: true });
+      const why = await session.closed.then(() => undefined, (error: unknown) => error);
+      session = undefined;
+      const lost = failure(`The connection to ${where} was lost`, why ?? "the server ended it");
+      if (stopping.signal.aborted) {
+        if (why !== undefined && !signal?.aborted) ledger.tell(lost);
+        return;
+      }
+      if (!reconnect) throw lost;
+      ledger.tell(lost);
+      if (performance.now() - began > LONGEST_BACKOFF) waits = backoff();
+      const again = session = await startAgain(waits);
+      if (again === undefined) return;
+      ledger.note(`connected to ${where} again`);
+      reverse.forEach((_, n) => work(keepBound(again, n)));
+    }
+  }
+
+  function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
+    stopping.abort();
+    for (const stream of bound) stream.close();
+    session?.close({ drain: true, timeout: patience(timeout) });
+    ledger.cutAfter(patience(timeout), finished);
+    return finished.catch(() => {});
+  }
+
+  const unfollow = follow(signal, (reason) => {
+    stopping.abort(reason);
+    session?.abort(reason);
+    ledger.cut();
+  });
+  const end = async () => {
+    stopping.abort();
+    cut.abort();
+    unfollow();
+    while (working.size > 0) await Promise.allSettled(working);
+  };
+  try {
+    session = await start();
+    for (const { at, to, isSocks } of local) {
+      const listening = listenOn(at);
+      addrs.push(listening.addr);
+      const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(to);
+      work(forwardAll(ledger, listening, open, stopping.signal, cut.signal).then(({ forwarded }) => forwarded));
+    }
+    const started = session;
+    const streams = [];
+    for (const n of reverse.keys()) streams.push(await bind(started, n));
+    streams.forEach((stream, n) => work(keepBound(started, n, stream)));
+  } catch (error) {
+    session?.abort(error);
+    await end();
+    throw error;
+  }
+  const finished = run().finally(end);
+  finished.catch(() => {});
+  return {
+    addr: where,
+    addrs,
+    finished,
+    connect,
+    shutdown,
+    stats: () => ledger.stats(),
+    [Symbol.asyncDispose]: shutdown,
+  };
+}

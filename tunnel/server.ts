@@ -1,0 +1,132 @@
+/**
+ * Serves the end of a tunnel that clients connect to.
+ *
+ * @module
+ */
+
+import { serve, type Session, type Stream } from "../mod.ts";
+import { Ledger } from "./activity.ts";
+import { checkExposed, checkTls, format, parsePlace, parseRule, type Rule } from "./address.ts";
+import { failure } from "./failure.ts";
+import { carry, forwardAll } from "./forward.ts";
+import { ask, checkSecret, grant, isEqual } from "./handshake.ts";
+import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError } from "./options.ts";
+import { dial, Listening, listenOn } from "./socket.ts";
+import { follow, patience, pause } from "./wait.ts";
+
+// What it costs to try a secret, in milliseconds.
+const WRONG_SECRET_DELAY = 1000;
+
+/**
+ * Starts the server's end of a tunnel: any number of clients may connect. When a target cannot be reached the stream ends
+ * at once, and `onError` is told.
+ *
+ * @param options Where to listen, where to connect to, who may, and who is told of what.
+ * @returns The tunnel, at once.
+ * @throws {RangeError} An option is not what it must be, or would open the tunnel to strangers.
+ * @throws {Error} It cannot listen there.
+ *
+ * @example One target, for any client of smux
+ * ```ts
+ * import { serveTunnel } from "@sluice/smux/tunnel";
+ * import { Session } from "@sluice/smux";
+ * import { assertStringIncludes } from "@std/assert";
+ * import { toText } from "@std/streams";
+ *
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
+ * const server = serveTunnel({ listen: "127.0.0.1:0", target: `127.0.0.1:${web.addr.port}` });
+ *
+ * // Any client of smux will do, not only a tunnel's.
+ * const { hostname, port } = new URL(`http://${server.addr}`);
+ * const session = Session.client(await Deno.connect({ hostname, port: Number(port) }));
+ * const stream = await session.openStream();
+ * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
+ * assertStringIncludes(await toText(stream.readable), "hello");
+ *
+ * stream.close();
+ * await session.close();
+ * await server.shutdown();
+ * await web.shutdown();
+ * ```
+ */
+export function serveTunnel(options: ServeTunnelOptions): Tunnel {
+  const { listen, target, secret, cert, key, signal } = options;
+  const rules: Record<string, Rule[]> = {
+    CONNECT: (options.allow ?? []).map((entry) => parseRule("allow", entry)),
+    BIND: (options.allowListen ?? []).map((entry) => parseRule("allowListen", entry)),
+  };
+  if ((cert === undefined) !== (key === undefined)) throw new RangeError("cert and key go together");
+  if (cert !== undefined) checkTls("listen", listen);
+  checkSecret(secret);
+  if (target !== undefined) {
+    parsePlace("target", target, 1);
+    const isIdle = secret !== undefined || Object.values(rules).some(({ length }) => length > 0);
+    if (isIdle) {
+      throw new RangeError("With a target nobody is asked for anything: leave out secret, allow and allowListen");
+    }
+  }
+  if (cert === undefined || secret === undefined) checkExposed("listen", listen, options.insecure);
+  const ledger = new Ledger(options);
+  // The one ends everything at once, the other what is not forwarded yet.
+  const cut = new AbortController();
+  const stopping = new AbortController();
+
+  async function answer(stream: Stream, session: Session): Promise<void> {
+    if (target !== undefined) return await carry(ledger, stream, await dial(target, stream), `to ${target}`);
+    const { at, opened } = await grant(stream, format(session.remoteAddr), async ({ method, at, proof }) => {
+      if (secret !== undefined && !await isEqual(proof, `Bearer ${secret}`)) {
+        await pause(WRONG_SECRET_DELAY, stopping.signal);
+        throw new TunnelRefusedError(407, "wrong secret");
+      }
+      if (rules[method] === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
+      const place = parsePlace(method, at, method === "BIND" ? 0 : 1);
+      if (!rules[method].some((rule) => rule(place))) throw new TunnelRefusedError(403, "not allowed");
+      return method === "BIND" ? listenOn(at) : await dial(at, stream);
+    });
+    if (opened instanceof Listening) await listenFor(session, stream, at, opened);
+    else await carry(ledger, stream, opened, `to ${at}`);
+  }
+
+  /** Accepts connections for a client, until it ends the stream that asked for that. */
+  async function listenFor(session: Session, stream: Stream, asked: string, listening: Listening): Promise<void> {
+    const ended = new AbortController();
+    const unfollow = follow(stopping.signal, () => ended.abort());
+    const where = `${listening.addr} for ${format(session.remoteAddr)}`;
+    ledger.note(`listening on ${where}`);
+    const open = async () => (await ask(session, "CONNECT", asked)).stream;
+    const listened = forwardAll(ledger, listening, open, ended.signal);
+    // Nothing comes on it but its end.
+    await Promise.race([stream.read(new Uint8Array(1)).catch(() => {}), listened]);
+    ended.abort();
+    unfollow();
+    stream.close();
+    const { forwarded } = await listened;
+    ledger.note(`no longer listening on ${where}`);
+    await forwarded;
+  }
+
+  const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
+  const server = serve(listening, (stream, session) => answer(stream, session).catch(ledger.tell), {
+    signal: cut.signal,
+    stalledStreamTimeout: options.stalledStreamTimeout,
+    onError: (error) => ledger.tell(failure("A client's connection failed", error)),
+    onSession: (session) => {
+      ledger.add(session);
+      ledger.note(`connection from ${format(session.remoteAddr)}`);
+    },
+  });
+  const unfollow = follow(signal, (reason) => {
+    stopping.abort(reason);
+    cut.abort(reason);
+    ledger.cut();
+  });
+  const finished = server.finished.finally(unfollow);
+  async function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
+    stopping.abort();
+    ledger.cutAfter(patience(timeout), finished);
+    await server.shutdown({ timeout: patience(timeout) });
+    await finished;
+  }
+  const { addr } = listening;
+  return { addr, addrs: [], finished, shutdown, stats: () => ledger.stats(), [Symbol.asyncDispose]: shutdown };
+}
