@@ -38,19 +38,20 @@ const ARROWS: Record<string, string[]> = {
   "stream.ts": ["channel.ts", "clock.ts", "frame.ts", "transport.ts", "window.ts"],
   "table.ts": [],
   "transport.ts": ["frame.ts"],
-  "tunnel.ts": [
+  "tunnel.ts": ["tunnel/cli.ts", "tunnel/client.ts", "tunnel/options.ts", "tunnel/server.ts"],
+  "tunnel/activity.ts": ["mod.ts", "tunnel/options.ts", "tunnel/wait.ts"],
+  "tunnel/address.ts": [],
+  "tunnel/bytes.ts": ["mod.ts"],
+  "tunnel/cli.ts": [
     "mod.ts",
     "tunnel/address.ts",
-    "tunnel/bytes.ts",
     "tunnel/client.ts",
+    "tunnel/display.ts",
     "tunnel/failure.ts",
     "tunnel/options.ts",
     "tunnel/server.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/activity.ts": ["mod.ts", "tunnel/options.ts", "tunnel/wait.ts"],
-  "tunnel/address.ts": [],
-  "tunnel/bytes.ts": ["mod.ts"],
   "tunnel/client.ts": [
     "mod.ts",
     "tunnel/activity.ts",
@@ -63,6 +64,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socks5.ts",
     "tunnel/wait.ts",
   ],
+  "tunnel/display.ts": ["tunnel/bytes.ts", "tunnel/options.ts"],
   "tunnel/failure.ts": [],
   "tunnel/forward.ts": [
     "mod.ts",
