@@ -1,0 +1,82 @@
+/** The addresses and rules of a tunnel: what can be written, what it means, and what is refused. */
+
+import { assertEquals, assertThrows } from "@std/assert";
+import { checkExposed, format, parseForward, parsePlace, parseRule } from "../tunnel/address.ts";
+
+const places: Record<string, ReturnType<typeof parsePlace>> = {
+  "80": { hostname: "127.0.0.1", port: 80 },
+  "example.com:65535": { hostname: "example.com", port: 65535 },
+  "10.0.0.1:1": { hostname: "10.0.0.1", port: 1 },
+  "[::1]:443": { hostname: "::1", port: 443 },
+  "[2001:DB8::1]:443": { hostname: "2001:DB8::1", port: 443 },
+  "unix:/run/a.sock": { path: "/run/a.sock" },
+  "unix:a:1=b": { path: "a:1=b" },
+};
+for (const [text, place] of Object.entries(places)) {
+  Deno.test(`parsePlace: "${text}" is an address, and format() writes it again`, () => {
+    assertEquals(parsePlace("to", text, 1), place);
+    assertEquals(parsePlace("to", format(place), 1), place);
+  });
+}
+
+for (
+  const text of [
+    "",
+    "host",
+    "host:",
+    ":80",
+    "host:80:80",
+    "::1:80",
+    "[::1]",
+    "[::1",
+    "[:::]:1",
+    "a b:1",
+    "h:-1",
+    "h:1x",
+  ]
+) {
+  Deno.test(`parsePlace: "${text}" is none`, () => {
+    assertThrows(() => parsePlace("connect", text, 0), RangeError, `connect must be HOST:PORT`);
+  });
+}
+
+Deno.test("parsePlace: a port is at most 65535, and 0 only where that is allowed", () => {
+  assertThrows(() => parsePlace("to", "h:65536", 0), RangeError, "to needs a port from 0 to 65535, received 65536");
+  assertThrows(() => parsePlace("to", "h:0", 1), RangeError, "to needs a port from 1 to 65535, received 0");
+  assertEquals(parsePlace("at", "h:0", 0), { hostname: "h", port: 0 });
+});
+
+Deno.test("parseForward: what follows the first = is the target", () => {
+  assertEquals(parseForward("forward", "8080=h:80"), { at: "8080", to: "h:80" });
+  assertEquals(parseForward("forward", "0=unix:/a=b"), { at: "0", to: "unix:/a=b" });
+  assertEquals(parseForward("forward", "8080"), { at: "8080", to: undefined });
+  for (const text of ["8080=", "8080=h:0", "=h:80", "h=h:80"]) {
+    assertThrows(() => parseForward("forward", text), RangeError, "forward");
+  }
+});
+
+const rules: [rule: string, allowed: string[], refused: string[]][] = [
+  ["h:80", ["h:80", "H:80"], ["h:81", "x:80", "h.h:80"]],
+  ["h:*", ["h:1", "h:65535"], ["x:1"]],
+  ["*:80", ["h:80", "[::1]:80"], ["h:81", "unix:/a"]],
+  ["*:*", ["h:80", "[::1]:1"], ["unix:/a"]],
+  ["[::1]:80", ["[::1]:80", "[0:0:0:0:0:0:0:1]:80"], ["[::2]:80", "127.0.0.1:80"]],
+  ["unix:/a", ["unix:/a"], ["unix:/A", "unix:/a/b", "h:80"]],
+];
+for (const [entry, allowed, refused] of rules) {
+  Deno.test(`parseRule: "${entry}" allows ${allowed.join(", ")} and not ${refused.join(", ")}`, () => {
+    const rule = parseRule("allow", entry);
+    for (const text of allowed) assertEquals(rule(parsePlace("to", text, 1)), true, text);
+    for (const text of refused) assertEquals(rule(parsePlace("to", text, 1)), false, text);
+  });
+}
+
+Deno.test("checkExposed: only an address of this machine needs no TLS", () => {
+  for (const text of ["80", "localhost:80", "LOCALHOST:80", "127.1.2.3:80", "[::1]:80", "unix:/a"]) {
+    checkExposed("listen", text);
+  }
+  for (const text of ["0.0.0.0:80", "[::]:80", "example.com:80", "127.0.0.1.example.com:80", "[::ffff:127.0.0.1]:80"]) {
+    assertThrows(() => checkExposed("listen", text), RangeError, "TLS and a secret");
+    checkExposed("listen", text, true);
+  }
+});
