@@ -47,13 +47,13 @@
 
 export * from "./channel.ts";
 export { ProtocolError, type Version } from "./frame.ts";
-export type { ClientOptions, ServerOptions, SessionCloseOptions, SessionOptions } from "./options.ts";
+export type { ClientSessionOptions, ServerSessionOptions, SessionCloseOptions, SessionOptions } from "./options.ts";
 export {
   connections,
   type ConnectionsOptions,
-  type Duplex,
+  type DuplexConnection,
   join,
-  type Joined,
+  type JoinResult,
   type Listener,
   serve,
   type ServeOptions,

@@ -93,10 +93,10 @@ export interface SessionOptions {
  *
  * @example A client of a Go server as it comes
  * ```ts
- * import { type ClientOptions, Session } from "@sluice/smux";
+ * import { type ClientSessionOptions, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
  *
- * const likeGo: ClientOptions = { version: 1, keepAliveInterval: 10_000, timeout: 30_000 };
+ * const likeGo: ClientSessionOptions = { version: 1, keepAliveInterval: 10_000, timeout: 30_000 };
  *
  * const listener = Deno.listen({ port: 0 });
  * await using client = Session.client(await Deno.connect({ port: listener.addr.port }), likeGo);
@@ -106,7 +106,7 @@ export interface SessionOptions {
  * listener.close();
  * ```
  */
-export interface ClientOptions extends SessionOptions {
+export interface ClientSessionOptions extends SessionOptions {
   /** The version of smux, which the peer must speak too. Go's default is 1. Default 2. */
   version?: Version | undefined;
 }
@@ -116,12 +116,12 @@ export interface ClientOptions extends SessionOptions {
  *
  * @example Taking either version, or one
  * ```ts
- * import { ProtocolError, type ServerOptions, Session } from "@sluice/smux";
+ * import { ProtocolError, type ServerSessionOptions, Session } from "@sluice/smux";
  * import { assertEquals, assertRejects } from "@std/assert";
  *
  * const listener = Deno.listen({ port: 0 });
  * const clients: Session[] = [];
- * async function meet(options: ServerOptions): Promise<Session> {
+ * async function meet(options: ServerSessionOptions): Promise<Session> {
  *   clients.push(Session.client(await Deno.connect({ port: listener.addr.port }), { version: 1 }));
  *   return Session.server(await listener.accept(), options);
  * }
@@ -137,7 +137,7 @@ export interface ClientOptions extends SessionOptions {
  * listener.close();
  * ```
  */
-export interface ServerOptions extends SessionOptions {
+export interface ServerSessionOptions extends SessionOptions {
   /** The version of smux; `"auto"` is that of the first frame that arrives, before which nothing is sent. Default "auto". */
   version?: Version | "auto" | undefined;
 }
@@ -189,7 +189,7 @@ export interface Settings extends Limits {
  * @throws {RangeError} A value is out of bounds.
  * @throws {TypeError} Options do not go together.
  */
-export function resolveOptions(options: ServerOptions, role: "client" | "server"): Settings {
+export function resolveOptions(options: ServerSessionOptions, role: "client" | "server"): Settings {
   const { version = role === "client" ? 2 : "auto", maxReceiveBuffer = 16 * 1024 * 1024, incoming } = options;
   if (version !== 1 && version !== 2 && !(version === "auto" && role === "server")) {
     throw new RangeError(`version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);

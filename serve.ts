@@ -6,7 +6,7 @@
 
 import { Channel } from "./channel.ts";
 import { clock } from "./clock.ts";
-import { duration, resolveOptions, type ServerOptions } from "./options.ts";
+import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { reportStalled, Session } from "./session.ts";
 import { coreOf, deferred, SessionClosedError, Stream } from "./stream.ts";
 import { closeOnce, type Connection } from "./transport.ts";
@@ -176,7 +176,7 @@ const STALLED_STREAM_TIMEOUT = 5000;
  * assertEquals(log, ["somebody came", "Error: not today"]);
  * ```
  */
-export interface ServeOptions extends Omit<ServerOptions, "incoming"> {
+export interface ServeOptions extends Omit<ServerSessionOptions, "incoming"> {
   /**
    * As for a session, but finite by default, since the peers are strangers: 5000. `onError` gets the error when the
    * handler does not settle with it at once.
@@ -263,7 +263,7 @@ export function serve(
   options: ServeOptions = {},
 ): Server {
   const { signal, onError = console.error, onSession, ...rest } = options;
-  if ((options as ServerOptions).incoming !== undefined) {
+  if ((options as ServerSessionOptions).incoming !== undefined) {
     throw new TypeError("serve gives every stream to its handler: it takes no incoming");
   }
   const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = rest;
@@ -359,11 +359,11 @@ export function serve(
  *
  * @example One function for sockets and streams
  * ```ts
- * import { type Duplex, serve, Session } from "@sluice/smux";
+ * import { type DuplexConnection, serve, Session } from "@sluice/smux";
  * import { assert } from "@std/assert";
  * import { concat, equals } from "@std/bytes";
  *
- * async function hear(connection: Duplex): Promise<Uint8Array> {
+ * async function hear(connection: DuplexConnection): Promise<Uint8Array> {
  *   await connection.closeWrite(); // there is nothing to say from here
  *   const parts: Uint8Array[] = [];
  *   const p = new Uint8Array(1024);
@@ -379,7 +379,7 @@ export function serve(
  * assert(equals(await hear(await session.openStream()), speech));
  * ```
  */
-export interface Duplex extends Connection {
+export interface DuplexConnection extends Connection {
   /** Ends writing; reading goes on. */
   closeWrite(): Promise<void>;
 }
@@ -389,11 +389,11 @@ export interface Duplex extends Connection {
  *
  * @example Keeping account
  * ```ts
- * import { join, type Joined, serve, Session } from "@sluice/smux";
+ * import { join, type JoinResult, serve, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
  * import { toText } from "@std/streams";
  *
- * const bills: Joined[] = [];
+ * const bills: JoinResult[] = [];
  * const web = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
  * const listener = Deno.listen({ port: 0 });
  * const server = serve(listener, async (stream) => {
@@ -412,7 +412,7 @@ export interface Duplex extends Connection {
  * await web.shutdown();
  * ```
  */
-export interface Joined {
+export interface JoinResult {
   /** From the first to the second. */
   sent: number;
   /** From the second to the first. */
@@ -461,9 +461,13 @@ const LARGEST_COPY = 64 * 1024;
  * await web.shutdown();
  * ```
  */
-export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal | undefined } = {}): Promise<Joined> {
+export async function join(
+  a: DuplexConnection,
+  b: DuplexConnection,
+  options: { signal?: AbortSignal | undefined } = {},
+): Promise<JoinResult> {
   const { signal } = options;
-  const { promise, resolve, reject } = deferred<Joined>();
+  const { promise, resolve, reject } = deferred<JoinResult>();
   const abort = () => reject(signal!.reason);
   signal?.addEventListener("abort", abort);
   if (signal?.aborted) abort();
@@ -471,7 +475,7 @@ export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal
   let first: { error: unknown } | undefined;
   const fail = (error: unknown) => reject((first ??= { error }).error);
   /** Nothing more can be written to `side`: the join fails as soon as `rest` has passed on what its peer sent whole. */
-  async function lose(side: Duplex, rest: Promise<number>, error: unknown): Promise<void> {
+  async function lose(side: DuplexConnection, rest: Promise<number>, error: unknown): Promise<void> {
     const core = side instanceof Stream ? coreOf(side) : undefined;
     // The count of a write is that of a piece which the caller does not know.
     first ??= { error: core?.writeError ?? error };
@@ -496,7 +500,7 @@ export async function join(a: Duplex, b: Duplex, options: { signal?: AbortSignal
 }
 
 /** Calls `lost` when a stream is lost; other connections report that only to a read or a write. */
-function watch(connection: Duplex, lost: (error: Error) => void): () => void {
+function watch(connection: DuplexConnection, lost: (error: Error) => void): () => void {
   if (!(connection instanceof Stream)) return () => {};
   const core = coreOf(connection);
   return core.watch(() => {
@@ -507,8 +511,8 @@ function watch(connection: Duplex, lost: (error: Error) => void): () => void {
 
 /** Copies all that `from` sends, its end included. Before it rejects it reports which side failed. */
 async function copy(
-  from: Duplex,
-  to: Duplex,
+  from: DuplexConnection,
+  to: DuplexConnection,
   unreadable: (error: unknown) => void,
   unwritable: (error: unknown) => void,
 ): Promise<number> {

@@ -19,10 +19,10 @@ import {
   type Version,
 } from "./frame.ts";
 import {
-  type ClientOptions,
+  type ClientSessionOptions,
   duration,
   resolveOptions,
-  type ServerOptions,
+  type ServerSessionOptions,
   type SessionCloseOptions,
   type Settings,
 } from "./options.ts";
@@ -261,7 +261,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * await (await session).close();
    * ```
    */
-  static client(transport: Transport, options: ClientOptions = {}): Session {
+  static client(transport: Transport, options: ClientSessionOptions = {}): Session {
     return new Session(transport, resolveOptions(options, "client"), 1);
   }
 
@@ -274,7 +274,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @throws {RangeError} An option is out of bounds.
    * @throws {TypeError} The transport is none, or options do not go together.
    */
-  static server(transport: Transport, options: ServerOptions = {}): Session {
+  static server(transport: Transport, options: ServerSessionOptions = {}): Session {
     return new Session(transport, resolveOptions(options, "server"), 0);
   }
 

@@ -10,7 +10,7 @@
  *
  * @module
  */
-import { connections, type Duplex, join, type Listener, serve, type Server, Session } from "@sluice/smux";
+import { connections, type DuplexConnection, join, type Listener, serve, type Server, Session } from "@sluice/smux";
 
 /** The far end: ties every stream to a connection of its own to the target. */
 export function serveTarget(listener: Listener, target: Deno.ConnectOptions): Server {
@@ -20,7 +20,7 @@ export function serveTarget(listener: Listener, target: Deno.ConnectOptions): Se
 }
 
 /** The near end: gives every connection a stream, until the session has ended or the listener was closed. */
-export async function forward(listener: Listener<Duplex>, session: Session): Promise<void> {
+export async function forward(listener: Listener<DuplexConnection>, session: Session): Promise<void> {
   const ended = new AbortController();
   session.closed.catch(() => {}).then(() => ended.abort());
   for await (const connection of connections(listener, { signal: ended.signal })) {

@@ -19,7 +19,7 @@ import {
   Channel,
   ChannelClosedError,
   select,
-  type ServerOptions,
+  type ServerSessionOptions,
   Session,
   SessionClosedError,
   type Stream,
@@ -31,7 +31,7 @@ const ids = (first: number, count: number) => Array.from({ length: count }, (_, 
 const ascending = (numbers: Iterable<number>) => Array.from(numbers).sort((a, b) => a - b);
 
 /** A server's session, and the peer that opens streams by hand. */
-function serverWithPeer(options: ServerOptions = {}) {
+function serverWithPeer(options: ServerSessionOptions = {}) {
   const [near, far] = memoryPair();
   const session = Session.server(far, { version: 2, ...options });
   return { session, peer: new RawPeer(near, 2), near };
@@ -252,7 +252,7 @@ Deno.test("accepting: incoming that is no Sender is a TypeError", () => {
   const { receiver } = bounded<Stream>(1);
   for (const incoming of [receiver, new Channel<Stream>(), {}, null, 5]) {
     const [near] = memoryPair();
-    assertThrows(() => Session.server(near, { incoming } as unknown as ServerOptions), TypeError, "incoming");
+    assertThrows(() => Session.server(near, { incoming } as unknown as ServerSessionOptions), TypeError, "incoming");
   }
 });
 

@@ -9,7 +9,14 @@ import { assertEquals, assertRejects } from "@std/assert";
 import { concat } from "@std/bytes";
 import { clock } from "../clock.ts";
 import { FIN, PSH, SYN, UPD } from "../frame.ts";
-import { type Connection, type ServerOptions, Session, SessionClosedError, type Stream, type Version } from "../mod.ts";
+import {
+  type Connection,
+  type ServerSessionOptions,
+  Session,
+  SessionClosedError,
+  type Stream,
+  type Version,
+} from "../mod.ts";
 import {
   bytes,
   frame,
@@ -24,7 +31,7 @@ import {
 } from "./support.ts";
 
 /** A server's session whose streams go to a sink in the very step in which they come. */
-async function withSink(version: Version, accept: (stream: Stream) => void, options: ServerOptions = {}) {
+async function withSink(version: Version, accept: (stream: Stream) => void, options: ServerSessionOptions = {}) {
   const [connection, far] = memoryPair(1 << 20);
   const session = Session.server(connection, { version, ...options });
   session.incoming.toReadableStream().pipeTo(new WritableStream({ write: accept })).catch(() => {});

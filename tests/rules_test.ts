@@ -15,9 +15,9 @@ import { concat } from "@std/bytes";
 import { clock } from "../clock.ts";
 import { FIN, NOP, PSH, SYN, UPD, type Version } from "../frame.ts";
 import {
-  type ClientOptions,
+  type ClientSessionOptions,
   ProtocolError,
-  type ServerOptions,
+  type ServerSessionOptions,
   Session,
   SessionClosedError,
   type Stream,
@@ -44,12 +44,12 @@ import {
 function withPeer(
   role: "client" | "server",
   version: Version,
-  options: ClientOptions & ServerOptions = {},
+  options: ClientSessionOptions & ServerSessionOptions = {},
   capacity?: number,
 ): { session: Session; peer: RawPeer; connection: MemoryConnection } {
   const [connection, far] = memoryPair(capacity);
   const session = role === "client"
-    ? Session.client(connection, { version, ...options } as ClientOptions)
+    ? Session.client(connection, { version, ...options } as ClientSessionOptions)
     : Session.server(connection, { version, ...options });
   return { session, peer: new RawPeer(far, version), connection };
 }
@@ -631,7 +631,7 @@ Deno.test("rule 8: while we hold reading back, silence does not count", async ()
 });
 
 /** A session that holds reading back, and its stream to write to. */
-async function makePaused(version: Version, options: ClientOptions, capacity: number) {
+async function makePaused(version: Version, options: ClientSessionOptions, capacity: number) {
   const made = withPeer("server", version, { maxReceiveBuffer: 1000, ...options }, capacity);
   await made.peer.send(SYN, 3);
   await made.peer.send(PSH, 3, pattern(1000));

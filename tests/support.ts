@@ -4,7 +4,7 @@ import { setImmediate } from "node:timers/promises";
 import { concat } from "@std/bytes";
 import { clock, type Timer } from "../clock.ts";
 import { type Command, encodeHeader, encodeUpdate, FrameDecoder, NOTHING, type Version } from "../frame.ts";
-import { type ClientOptions, type Connection, type ServerOptions, Session } from "../mod.ts";
+import { type ClientSessionOptions, type Connection, type ServerSessionOptions, Session } from "../mod.ts";
 
 // Processes that are measured import this module: it loads no more than they need, so not `@std/assert`.
 
@@ -157,7 +157,7 @@ export class MemoryConnection extends PipedConnection<Pipe> {
 
 /** A client's and a server's session over a connection in memory. */
 export function sessionPair(
-  options: ClientOptions & { server?: ServerOptions; capacity?: number } = {},
+  options: ClientSessionOptions & { server?: ServerSessionOptions; capacity?: number } = {},
 ): { client: Session; server: Session; connections: [MemoryConnection, MemoryConnection] } {
   const { server, capacity, ...rest } = options;
   const connections = memoryPair(capacity);

@@ -7,15 +7,15 @@
 import { assertEquals, assertInstanceOf, assertStringIncludes, assertThrows } from "@std/assert";
 import {
   type Address,
-  type ClientOptions,
+  type ClientSessionOptions,
   type Connection,
-  type Duplex,
+  type DuplexConnection,
   type join,
   type Listener,
   type Receiver,
   type Sender,
   type ServeOptions,
-  type ServerOptions,
+  type ServerSessionOptions,
   Session,
   type SessionOptions,
   type Stream,
@@ -87,10 +87,10 @@ Deno.test("Deno's listeners fit serve, its connections and a Stream fit join, it
   fits<Deno.TlsListener, Listener>();
   fits<Deno.UnixListener, Listener>();
   fits<Deno.Listener, Listener>();
-  fits<Deno.TcpConn, Duplex>();
-  fits<Deno.TlsConn, Duplex>();
-  fits<Deno.UnixConn, Duplex>();
-  fits<Stream, Duplex>();
+  fits<Deno.TcpConn, DuplexConnection>();
+  fits<Deno.TlsConn, DuplexConnection>();
+  fits<Deno.UnixConn, DuplexConnection>();
+  fits<Stream, DuplexConnection>();
   fits<Deno.Conn, Parameters<typeof join>[0]>();
   fits<Deno.Addr, Address>();
   fits<Deno.NetAddr, Address>();
@@ -110,11 +110,11 @@ Deno.test("a session is what its interfaces say, and its streams come as Streams
 
 Deno.test("an option may be left out or undefined, and its right kinds are taken", () => {
   fits<{ signal: undefined }, NonNullable<Parameters<Session["openStream"]>[0]>>();
-  fits<{ [Name in keyof ClientOptions]: undefined }, ClientOptions>();
-  fits<{ [Name in keyof ServerOptions]: undefined }, ServerOptions>();
+  fits<{ [Name in keyof ClientSessionOptions]: undefined }, ClientSessionOptions>();
+  fits<{ [Name in keyof ServerSessionOptions]: undefined }, ServerSessionOptions>();
   fits<{ incoming: Sender<Stream> }, SessionOptions>();
-  fits<{ version: 1 | 2 }, ClientOptions>();
-  fits<{ version: 1 | 2 | "auto" }, ServerOptions>();
+  fits<{ version: 1 | 2 }, ClientSessionOptions>();
+  fits<{ version: 1 | 2 | "auto" }, ServerSessionOptions>();
 });
 
 Deno.test("options of a wrong kind do not compile", () => {
@@ -129,11 +129,11 @@ Deno.test("options of a wrong kind do not compile", () => {
   // @ts-expect-error: of streams
   fits<{ incoming: Sender<Uint8Array> }, SessionOptions>();
   // @ts-expect-error: there are two versions
-  fits<{ version: 3 }, ServerOptions>();
+  fits<{ version: 3 }, ServerSessionOptions>();
   // @ts-expect-error: as numbers
-  fits<{ version: "2" }, ServerOptions>();
+  fits<{ version: "2" }, ServerSessionOptions>();
   // @ts-expect-error: a client has nothing to learn the version from
-  fits<{ version: "auto" }, ClientOptions>();
+  fits<{ version: "auto" }, ClientSessionOptions>();
   // @ts-expect-error: the streams of serve go to its handler
   const taken: ServeOptions = { incoming: undefined };
   assertEquals(Object.keys(taken), ["incoming"]);
@@ -174,7 +174,7 @@ Deno.test("an option that is no number at run time is a RangeError that names it
 Deno.test("a version that is not one of those there are, as a number, is a RangeError and leaves the transport alone", () => {
   const taken: unknown[] = [];
   for (const value of [0, 3, -1, 1.5, NaN, true, "1", "2", "Auto", "", {}, [2], 2n]) {
-    const options = { version: value } as ClientOptions;
+    const options = { version: value } as ClientSessionOptions;
     for (const [start, expected] of [[Session.client, "1 or 2"], [Session.server, '1, 2 or "auto"']] as const) {
       const transport = pair();
       try {
@@ -193,7 +193,7 @@ Deno.test("a version that is not one of those there are, as a number, is a Range
 Deno.test("an incoming that is not the sending end of a channel is a TypeError", () => {
   for (const value of [5, "incoming", {}, [], () => {}]) {
     const transport = pair();
-    const options = { incoming: value } as unknown as ServerOptions;
+    const options = { incoming: value } as unknown as ServerSessionOptions;
     assertThrows(() => Session.server(transport, options), TypeError, "incoming");
     assertEquals([transport.readable.locked, transport.writable.locked], [false, false]);
   }

@@ -4,11 +4,11 @@
  * @module
  */
 
-import type { Duplex } from "../mod.ts";
+import type { DuplexConnection } from "../mod.ts";
 
 export const encoder = new TextEncoder();
 
-export async function readExactly(from: Duplex, length: number): Promise<Uint8Array> {
+export async function readExactly(from: DuplexConnection, length: number): Promise<Uint8Array> {
   const p = new Uint8Array(length);
   for (let at = 0; at < length;) {
     const count = await from.read(p.subarray(at));
@@ -18,6 +18,6 @@ export async function readExactly(from: Duplex, length: number): Promise<Uint8Ar
   return p;
 }
 
-export async function writeAll(to: Duplex, p: Uint8Array): Promise<void> {
+export async function writeAll(to: DuplexConnection, p: Uint8Array): Promise<void> {
   for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
 }

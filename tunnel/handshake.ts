@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Duplex, type Session, SessionClosedError, type Stream } from "../mod.ts";
+import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { encoder, readExactly, writeAll } from "./bytes.ts";
 import { describe, failure } from "./failure.ts";
 import { TunnelRefusedError } from "./options.ts";
@@ -15,7 +15,7 @@ import { soon } from "./wait.ts";
 const LONGEST_HEAD = 8192;
 
 /** The lines of an HTTP head; byte for byte, since what follows is not ours. */
-async function readHead(from: Duplex): Promise<string[]> {
+async function readHead(from: DuplexConnection): Promise<string[]> {
   let head = "";
   while (!head.endsWith("\r\n\r\n")) {
     if (head.length === LONGEST_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");

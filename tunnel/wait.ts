@@ -4,13 +4,13 @@
  * @module
  */
 
-import type { Duplex } from "../mod.ts";
+import type { DuplexConnection } from "../mod.ts";
 
 // Whoever takes so many milliseconds to say or hear something is not waited for any more.
 const HEAD_TIMEOUT = 10_000;
 
 /** Waits for what must be said soon; closes the connection if it is not. */
-export async function soon<T>(connection: Duplex, saying: Promise<T>): Promise<T> {
+export async function soon<T>(connection: DuplexConnection, saying: Promise<T>): Promise<T> {
   let isLate = false;
   const clear = setDeadline(() => {
     isLate = true;

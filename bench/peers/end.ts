@@ -6,7 +6,7 @@
  */
 
 import { delay } from "@std/async";
-import { type Duplex, join } from "../../mod.ts";
+import { type DuplexConnection, join } from "../../mod.ts";
 import { endWithInput, report, usedMemory } from "../../tests/measured.ts";
 import { bare } from "./bare.ts";
 import { floor } from "./floor.ts";
@@ -193,7 +193,7 @@ async function server(peer: Peer, plan: Plan): Promise<void> {
     try {
       if (plan.kind === "bulk") await drain.take(pipe);
       else if (plan.kind === "join") {
-        await join(pipe as Duplex, await Deno.connect({ hostname: "127.0.0.1", port: originPort }));
+        await join(pipe as DuplexConnection, await Deno.connect({ hostname: "127.0.0.1", port: originPort }));
       } else if (plan.kind === "accept") tally.take(pipe, acceptor);
       else await echo(pipe, plan.size);
     } catch (error) {
@@ -282,7 +282,7 @@ async function joined(peer: Peer, plan: Plan): Promise<Result> {
       Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port }),
       listener.accept(),
     ]);
-    join(far, pipe as Duplex).catch(() => {});
+    join(far, pipe as DuplexConnection).catch(() => {});
     drain.take(near).catch(() => {});
   }
   return { rate: await drain.rate };
