@@ -152,8 +152,8 @@ const LARGEST_CHUNK = 16 * 1024;
 const SMALLEST_VIEW = 4096;
 // Bytes that a view and a small chunk in front of it take up beside the buffer, generously: 532 were measured.
 const VIEW_COST = 1024;
-// If more came at once, a pull of `readable` waits with one buffer for all of it; else it takes chunks as they come, without
-// a copy. It is more than a frame of the usual size.
+// If more came at once, a pull of `readable` waits with one buffer for all of it; otherwise for a chunk of the size that
+// comes. It is more than a frame of the usual size.
 const LARGE_BATCH = 40 * 1024;
 const LARGEST_PULL = 64 * 1024;
 // Chunks are limited by their bytes (credit, the session's budget), never by their number.
@@ -369,7 +369,8 @@ export class StreamCore implements ReceiveWindowHost {
       this.#owesUpdate = true;
       this.#pay();
     }
-    // A view costs the whole buffer it looks into, and what it needs of its own: no more than twice what it counts.
+    // A view costs the whole buffer it looks into, and what it needs of its own: no more than twice what it counts. A chunk
+    // that `readable` waits for is copied, so that the buffer of the transport stays in use.
     if (into !== NOTHING && length >= SMALLEST_VIEW && length * 2 >= bytes.buffer.byteLength + VIEW_COST) {
       this.#pushTail();
       this.#pushChunk(bytes.subarray(start, end));
