@@ -669,6 +669,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const link = this.#link;
     let count: number | null = 0;
     let isReading = false;
+    let isShared = false;
     let now = clock.now();
     const turn = this.#turn;
     turn.begin(now);
@@ -681,7 +682,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           turn.begin(now);
         }
         isReading = true;
-        const reading = link.read(count, this.#reading > 1);
+        const reading = link.read(count, isShared);
         // A small read has emptied the transport, so that the next one waits; only now and then is that made sure of.
         const isWatched = count >= LARGE_READ || turn.isLong(now);
         const isServing = this.#reading > 1 || (this.#reading > 0 && count >= LARGE_READ);
@@ -709,6 +710,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           this.#decode(bytes, this.#decodedTo, count, now);
         }
         if (this.#ended !== undefined) return;
+        // Noted before the readers are waited for, which resets the number.
+        isShared = this.#reading > 1;
         this.#watchStalled();
         const isFlood = this.#flood.isExhausted;
         const isLong = isWatched && turn.isLong(now);

@@ -43,7 +43,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a single reader is read for as if it were several",
     file: "session.ts",
-    from: "link.read(count, this.#reading > 1);",
+    from: "link.read(count, isShared);",
     to: "link.read(count, true);",
     tests: ["transport_test.ts"],
   },
