@@ -158,7 +158,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   readonly #streams = new Table<StreamCore>();
   #current: StreamCore | undefined;
-  #decoding: ArrayBufferLike | undefined;
   #decodedTo = 0;
   #nextId: number;
   readonly #parity: number;
@@ -527,11 +526,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         stream.isOwing = true;
         this.#owing.push(stream);
       },
-      spent: (chunk) => {
-        // Whoever accepts a stream may read or close another, while the decoder stands in its buffer.
-        if (chunk.buffer !== this.#decoding) this.#link.spent(chunk);
-      },
-      isGiven: (chunk) => this.#link.isGiven && chunk.buffer !== this.#decoding,
       forget: (stream) => {
         if (!stream.isEndedByPeer) this.#flood.expectLateData();
         this.#forget(stream);
@@ -582,7 +576,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         else if (length === 0) this.#flood.uselessFrame();
         else core.hasData = true;
       },
-      data: (bytes, start, end) => {
+      data: (_bytes, start, end) => {
         if (this.#current === undefined) return;
         // A stream of which data was dropped must not seem whole, even if its FIN still comes.
         if (this.#isDropping) {
@@ -591,7 +585,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
           }
           return;
         }
-        if (this.#current.receive(bytes, start, end)) this.#link.keep();
+        this.#current.receive(this.#link.buffer, start, end);
       },
       nop: () => this.#flood.uselessFrame(),
       upd: (id, consumed, window) => {
@@ -692,14 +686,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         count = await reading;
         if (this.#ended !== undefined) return;
         if (count === null) return this.#transportEnded();
-        if (!(count >= 0 && count <= link.bytes.length)) {
-          throw new TypeError(
-            `A transport's read must give 0 to ${link.bytes.length} bytes or null, received ${count}`,
-          );
+        const { bytes } = link.buffer;
+        if (!(count >= 0 && count <= bytes.length)) {
+          throw new TypeError(`A transport's read must give 0 to ${bytes.length} bytes or null, received ${count}`);
         }
         isReading = false;
         now = clock.now();
-        const { bytes } = link;
         this.#bytesReceived += count;
         this.#batch++;
         this.#reading = 0;
@@ -740,7 +732,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const before = this.#decoder.progress;
     const unplaced = this.#unplaced;
     this.#unplaced = undefined;
-    this.#decoding = bytes.buffer;
     try {
       if (unplaced !== undefined) {
         this.#hadTurn = true;
@@ -748,8 +739,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       }
       this.#decodedTo = this.#decoder.push(bytes, this.#sink, end, start);
     } finally {
-      // Between two parts of one read its buffer must stay as it is.
-      if (this.#unplaced === undefined) this.#decoding = undefined;
       const settling = this.#settling;
       if (settling.length > 0) {
         this.#reading += settling.length;

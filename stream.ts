@@ -7,10 +7,11 @@
  * @module
  */
 
+import { ChunkQueue, copy } from "./_chunks.ts";
 import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
 import { clock, excuse, LATE } from "./clock.ts";
 import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
-import type { Address, Link } from "./transport.ts";
+import type { Address, Link, ReadBuffer } from "./transport.ts";
 import { ReceiveWindow, type ReceiveWindowHost, SendWindow, type WindowPool } from "./window.ts";
 
 /**
@@ -114,10 +115,6 @@ export interface StreamHost {
   readonly windows: WindowPool;
   /** Where the two ends are. */
   readonly link: Pick<Link, "localAddr" | "remoteAddr">;
-  /** Whether the buffer of a chunk may be given away. */
-  isGiven(chunk: Uint8Array): boolean;
-  /** Gives back a chunk that has been read or dropped. */
-  spent(chunk: Uint8Array): void;
   /** Position of the frame being received, for errors. */
   readonly decoder: { readonly frameOffset: number };
   /** The way out. */
@@ -145,21 +142,10 @@ export interface StreamHost {
   forget(stream: StreamCore): void;
 }
 
-// A chunk that gathers small payloads starts and ends at these sizes.
-const SMALLEST_CHUNK = 64;
-const LARGEST_CHUNK = 16 * 1024;
-// Less than this is copied, whatever it came in.
-const SMALLEST_VIEW = 4096;
-// Bytes that a view and a small chunk in front of it take up beside the buffer, generously: 532 were measured.
-const VIEW_COST = 1024;
 // If more came at once, a pull of `readable` waits with one buffer for all of it; otherwise for a chunk of the size that
 // comes. It is more than a frame of the usual size.
 const LARGE_BATCH = 40 * 1024;
 const LARGEST_PULL = 64 * 1024;
-// Chunks are limited by their bytes (credit, the session's budget), never by their number.
-const UNCOUNTED = 2 ** 31 - 1;
-// Below this many bytes a loop copies faster than a view can be made.
-const COPY_BY_LOOP = 32;
 // By how much a peer may overrun its credit: in Go, concurrent writers on one stream do.
 const OVERRUN = 1024 * 1024;
 
@@ -194,8 +180,6 @@ export class StreamCore implements ReceiveWindowHost {
   readonly isRemote: boolean;
   /** The same stream as users hold it. */
   readonly stream: Stream;
-  /** Bytes received and not read, charged to the session. */
-  unread = 0;
   /** Chunks that wait in `writable`, not yet written. */
   queued = 0;
   /** Bytes the application has taken, ever. */
@@ -210,12 +194,8 @@ export class StreamCore implements ReceiveWindowHost {
   neighbour: StreamCore | undefined = undefined;
   readonly #host: StreamHost;
 
-  // Received: the chunk being read, whole chunks behind it, the chunk being filled.
-  #chunk: Uint8Array | undefined;
-  #chunkAt = 0;
-  #chunks: Channel<Uint8Array> | undefined;
-  #tail: Uint8Array | undefined;
-  #tailLength = 0;
+  // What was received and not read. Most streams have nothing: a read waits.
+  #chunks: ChunkQueue | undefined;
   // The read that waits: what it fills, how far it has, how it is settled, and how it stops listening to its signal.
   #into: Uint8Array | undefined;
   #filled = 0;
@@ -269,6 +249,11 @@ export class StreamCore implements ReceiveWindowHost {
       this.#receiveWindow = new ReceiveWindow(host.windows, this);
     }
     this.stream = makeStream(this);
+  }
+
+  /** Bytes received and not read, charged to the session. */
+  get unread(): number {
+    return this.#chunks === undefined ? 0 : this.#chunks.length;
   }
 
   /** Where the two ends are. */
@@ -330,54 +315,39 @@ export class StreamCore implements ReceiveWindowHost {
     this.#pay();
   }
 
-  /**
-   * Takes data that arrived.
-   *
-   * @returns Whether a view on `bytes` was kept.
-   */
-  receive(bytes: Uint8Array, start: number, end: number): boolean {
-    if (this.#peerFinished || this.#isClosed || this.#failure !== undefined) return false;
+  /** Takes data that arrived: the bytes of `buffer` from `start` to before `end`. */
+  receive(buffer: ReadBuffer, start: number, end: number): void {
+    if (this.#peerFinished || this.#isClosed || this.#failure !== undefined) return;
     const window = this.#receiveWindow;
     window?.arrived(end - start);
-    if (this.#isDiscarding) {
-      this.#credited(end - start);
-      return false;
-    }
+    if (this.#isDiscarding) return this.#credited(end - start);
     const into = this.#into;
     if (into !== undefined && this.#filled < into.length) {
       const stop = Math.min(end, start + into.length - this.#filled);
-      copy(bytes, start, stop, into, this.#filled);
+      copy(buffer.bytes, start, stop, into, this.#filled);
       this.#filled += stop - start;
       this.#settleLater();
-      if (stop === end) return false;
+      if (stop === end) return;
       start = stop;
     } else if (into === NOTHING) {
       this.#settleLater();
     }
     const length = end - start;
-    if (window !== undefined && this.unread + length > window.allowed + OVERRUN) {
+    const unread = this.unread + length;
+    if (window !== undefined && unread > window.allowed + OVERRUN) {
       const { frameOffset } = this.#host.decoder;
-      const received = `${this.unread + length} unread bytes on stream ${this.id}`;
+      const received = `${unread} unread bytes on stream ${this.id}`;
       const failure = () =>
         new ProtocolError(frameOffset, `at most ${window.allowed} bytes of credit to be used`, received);
-      this.cut(failure);
-      return false;
+      return this.cut(failure);
     }
-    this.unread += length;
+    // A chunk that `readable` waits for is copied, so that the buffer of the transport stays in use.
+    (this.#chunks ??= new ChunkQueue()).push(buffer, start, end, into === NOTHING);
     this.#host.windows.unread += length;
-    if (window?.revoke(this.unread)) {
+    if (window?.revoke(unread)) {
       this.#owesUpdate = true;
       this.#pay();
     }
-    // A view costs the whole buffer it looks into, and what it needs of its own: no more than twice what it counts. A chunk
-    // that `readable` waits for is copied, so that the buffer of the transport stays in use.
-    if (into !== NOTHING && length >= SMALLEST_VIEW && length * 2 >= bytes.buffer.byteLength + VIEW_COST) {
-      this.#pushTail();
-      this.#pushChunk(bytes.subarray(start, end));
-      return true;
-    }
-    this.#append(bytes, start, end);
-    return false;
   }
 
   /** Takes the peer's FIN. */
@@ -541,18 +511,15 @@ export class StreamCore implements ReceiveWindowHost {
   tryTake(): Uint8Array | null | undefined {
     if (this.#isReading) return undefined;
     if (this.#isClosed) throw new StreamClosedError("Cannot read from a closed stream");
-    if (!this.#nextChunk()) {
+    const chunk = this.#chunks?.shift();
+    if (chunk === undefined) {
       if (this.#peerFinished) return null;
       if (this.#failure !== undefined) throw this.#failure();
       return undefined;
     }
-    const chunk = this.#chunkAt === 0 ? this.#chunk! : this.#chunk!.subarray(this.#chunkAt);
-    this.#chunk = undefined;
-    const count = chunk.length;
-    this.unread -= count;
-    this.#host.release(this, count);
-    this.#credited(count);
-    return count * 2 > chunk.buffer.byteLength && this.#host.isGiven(chunk) ? chunk : chunk.slice();
+    this.#host.release(this, chunk.length);
+    this.#credited(chunk.length);
+    return chunk;
   }
 
   tryRead(p: Uint8Array): number | null {
@@ -664,19 +631,8 @@ export class StreamCore implements ReceiveWindowHost {
   /** Bytes now, `null` at the end, 0 if it must wait. */
   #poll(p: Uint8Array): number | null {
     if (this.#isClosed) throw new StreamClosedError("Cannot read from a closed stream");
-    let count = 0;
-    while (count < p.length && this.#nextChunk()) {
-      const chunk = this.#chunk!;
-      const stop = Math.min(chunk.length, this.#chunkAt + p.length - count);
-      copy(chunk, this.#chunkAt, stop, p, count);
-      count += stop - this.#chunkAt;
-      this.#chunkAt = stop;
-      if (stop < chunk.length) break;
-      this.#chunk = undefined;
-      this.#spent(chunk);
-    }
+    const count = this.#chunks === undefined ? 0 : this.#chunks.read(p);
     if (count > 0) {
-      this.unread -= count;
       this.#host.release(this, count);
       this.#credited(count);
       return count;
@@ -684,21 +640,6 @@ export class StreamCore implements ReceiveWindowHost {
     if (this.#peerFinished) return null;
     if (this.#failure !== undefined) throw this.#failure();
     return 0;
-  }
-
-  #nextChunk(): boolean {
-    if (this.#chunk !== undefined) return true;
-    if (this.unread === 0) return false;
-    const next = this.#chunks?.tryReceive();
-    if (next?.state === "ok") {
-      this.#chunk = next.value;
-    } else {
-      if (this.#tail === undefined) return false;
-      this.#chunk = this.#tail.subarray(0, this.#tailLength);
-      this.#tail = undefined;
-    }
-    this.#chunkAt = 0;
-    return true;
   }
 
   #wait(p: Uint8Array, resolve: Resolve, reject: Reject): void {
@@ -772,59 +713,9 @@ export class StreamCore implements ReceiveWindowHost {
     this.#pay();
   }
 
-  #append(bytes: Uint8Array, start: number, end: number): void {
-    while (start < end) {
-      const room = this.#tail === undefined ? 0 : this.#tail.length - this.#tailLength;
-      if (room === 0) {
-        this.#makeRoom(end - start);
-        continue;
-      }
-      const stop = Math.min(end, start + room);
-      copy(bytes, start, stop, this.#tail!, this.#tailLength);
-      this.#tailLength += stop - start;
-      start = stop;
-    }
-  }
-
-  #makeRoom(length: number): void {
-    const tail = this.#tail;
-    if (tail === undefined) {
-      this.#tail = new Uint8Array(Math.max(SMALLEST_CHUNK, length));
-      this.#tailLength = 0;
-    } else if (tail.length >= LARGEST_CHUNK) {
-      this.#pushTail();
-      this.#tail = new Uint8Array(Math.max(LARGEST_CHUNK, length));
-    } else {
-      const larger = new Uint8Array(Math.max(Math.min(tail.length * 2, LARGEST_CHUNK), tail.length + length));
-      larger.set(tail);
-      this.#tail = larger;
-    }
-  }
-
-  #pushTail(): void {
-    if (this.#tail === undefined) return;
-    this.#pushChunk(this.#tailLength === this.#tail.length ? this.#tail : this.#tail.subarray(0, this.#tailLength));
-    this.#tail = undefined;
-    this.#tailLength = 0;
-  }
-
-  #pushChunk(chunk: Uint8Array): void {
-    (this.#chunks ??= new Channel({ capacity: UNCOUNTED })).trySend(chunk);
-  }
-
-  // No two chunks are views into one buffer: either fills at least half of it, and between them was a header.
-  #spent(chunk: Uint8Array): void {
-    if (chunk.buffer.byteLength >= SMALLEST_VIEW) this.#host.spent(chunk);
-  }
-
   /** Drops what is unread, gives its budget back, and says how much it was. */
   #drop(): number {
-    const count = this.unread;
-    while (this.#nextChunk()) {
-      this.#spent(this.#chunk!);
-      this.#chunk = undefined;
-    }
-    this.unread = 0;
+    const count = this.#chunks?.clear() ?? 0;
     if (count > 0) this.#host.release(this, count);
     return count;
   }
@@ -1425,11 +1316,6 @@ function makeWritable(core: StreamCore): WritableStream<Uint8Array> {
       return 1;
     },
   });
-}
-
-function copy(source: Uint8Array, start: number, end: number, target: Uint8Array, at: number): void {
-  if (end - start >= COPY_BY_LOOP) target.set(source.subarray(start, end), at);
-  else while (start < end) target[at++] = source[start++]!;
 }
 
 function notBytes(what: string): TypeError {

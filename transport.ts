@@ -131,27 +131,21 @@ export type Transport =
 /** A transport as the session sees it: as few steps between a session and its connection as can be. */
 export interface Link {
   /**
-   * Waits for the next bytes, and gives how many they are, from the start of `bytes`; `null` at the end.
+   * Waits for the next bytes, puts them at the start of `buffer` and returns their number; `null` at the end.
    *
-   * @param last How many the read before gave: the buffer follows the traffic.
-   * @param isShared Whether those served several readers.
+   * @param last The number that the previous read returned: the size of the buffer follows the traffic.
+   * @param isShared Whether those bytes served several readers.
    */
   read(last: number, isShared: boolean): Promise<number | null>;
-  /** Where the last `read` put its bytes. They stay as they are until the next one. */
-  readonly bytes: Uint8Array;
-  /** Leaves the bytes of the last `read` to the caller, until they are spent. */
-  keep(): void;
-  /** Whether a buffer that is kept is the caller's alone, to be given away. */
-  readonly isGiven: boolean;
-  /** The buffer behind `bytes`, which was kept or received, is needed no more: it may be freed, and nobody may look into it. */
-  spent(bytes: Uint8Array): void;
+  /** The buffer of the last `read`. Its bytes stay as they are until the next one, and while it is retained. */
+  readonly buffer: ReadBuffer;
   /** Writes from `bytes`, which are free again when it settles; gives how many were taken. */
   write(bytes: Uint8Array): Promise<number>;
   /** Ends writing; reading goes on. */
   closeWrite(): Promise<void>;
   /** Gives the transport up, at once and without an error. */
   close(): void;
-  /** Nothing more is read: gives the memory of `bytes` back. */
+  /** Nothing more is read: releases the buffer. */
   free(): void;
   readonly localAddr: Address;
   readonly remoteAddr: Address;
@@ -196,6 +190,43 @@ export function release(bytes: Uint8Array): void {
   if (bytes.length > 0 && "transfer" in bytes.buffer) bytes.buffer.transfer(0);
 }
 
+/** The bytes of one read, and who still needs them: the link until its next read, and each chunk that is a view of them. */
+export class ReadBuffer {
+  /** All of the buffer. */
+  readonly bytes: Uint8Array;
+  readonly #isOwned: boolean;
+  #references = 1;
+
+  /**
+   * @param bytes The memory.
+   * @param isOwned Whether it is ours, to be freed or given away; what a web stream delivers is not.
+   */
+  constructor(bytes: Uint8Array, isOwned = true) {
+    this.bytes = bytes;
+    this.#isOwned = isOwned;
+  }
+
+  /** Whether there is more than one reference. */
+  get isRetained(): boolean {
+    return this.#references > 1;
+  }
+
+  /** Adds a reference. */
+  retain(): void {
+    this.#references++;
+  }
+
+  /** Removes a reference. The last one frees the memory, so that the bytes must not be used afterwards. */
+  release(): void {
+    if (--this.#references === 0 && this.#isOwned) release(this.bytes);
+  }
+
+  /** Hands the memory over to the holder of the only reference; returns whether that was possible. */
+  giveAway(): boolean {
+    return this.#isOwned && this.#references === 1;
+  }
+}
+
 /** Closes what somebody else may have closed already. */
 export function closeOnce(open: { close(): void }): void {
   try {
@@ -210,8 +241,7 @@ export function closeOnce(open: { close(): void }): void {
 /** A link over `read` and `write`. */
 class ConnectionLink implements Link {
   readonly #connection: Connection;
-  readonly isGiven = true;
-  bytes: Uint8Array = NOTHING;
+  buffer: ReadBuffer = new ReadBuffer(NOTHING);
   #size = SMALLEST_READ;
 
   constructor(connection: Connection) {
@@ -237,19 +267,11 @@ class ConnectionLink implements Link {
     // The transport was emptied: the next read may wait for a long time, with its buffer.
     else if (this.#size > LARGEST_READ) this.#size = LARGEST_READ;
     else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, SMALLEST_READ);
-    if (this.bytes.length !== this.#size) {
-      this.free();
-      this.bytes = new Uint8Array(this.#size);
+    if (this.buffer.bytes.length !== this.#size || this.buffer.isRetained) {
+      this.buffer.release();
+      this.buffer = new ReadBuffer(new Uint8Array(this.#size));
     }
-    return this.#connection.read(this.bytes);
-  }
-
-  keep(): void {
-    this.bytes = NOTHING;
-  }
-
-  spent(bytes: Uint8Array): void {
-    release(bytes);
+    return this.#connection.read(this.buffer.bytes);
   }
 
   write(bytes: Uint8Array): Promise<number> {
@@ -265,8 +287,8 @@ class ConnectionLink implements Link {
   }
 
   free(): void {
-    release(this.bytes);
-    this.bytes = NOTHING;
+    this.buffer.release();
+    this.buffer = new ReadBuffer(NOTHING);
   }
 
   ref(): void {
@@ -284,9 +306,7 @@ type Streams = Exclude<Transport, Connection>;
 class StreamsLink implements Link {
   readonly #reader: ReturnType<Streams["readable"]["getReader"]>;
   readonly #writer: ReturnType<Streams["writable"]["getWriter"]>;
-  // The rest of a chunk stands in the same buffer, and what comes in chunks belongs to the one that made them.
-  readonly isGiven = false;
-  bytes: Uint8Array = NOTHING;
+  buffer: ReadBuffer = new ReadBuffer(NOTHING, false);
   // What is left of a chunk. It may be as large as its sender likes, a WebSocket message say, and is read in parts.
   #rest: Uint8Array = NOTHING;
   #received = 0;
@@ -311,15 +331,11 @@ class StreamsLink implements Link {
       this.#received += value.length;
       this.#rest = value;
     }
-    this.bytes = this.#rest.subarray(0, LARGEST_READ);
+    const bytes = this.#rest.subarray(0, LARGEST_READ);
     this.#rest = this.#rest.subarray(LARGEST_READ);
-    return this.bytes.length;
+    this.buffer = new ReadBuffer(bytes, false);
+    return bytes.length;
   }
-
-  keep(): void {}
-
-  // What comes in chunks belongs to whoever made them.
-  spent(): void {}
 
   async write(bytes: Uint8Array): Promise<number> {
     // A sink may hold on to its chunk for longer than the write takes, so it gets one of its own; and of one under way

@@ -12,6 +12,7 @@ const ENTRYPOINTS = Object.values(config.exports).map((path) => path.slice("./".
 
 // Every module, and all it imports, types included.
 const ARROWS: Record<string, string[]> = {
+  "_chunks.ts": ["channel.ts", "frame.ts", "transport.ts"],
   "_flood.ts": ["frame.ts", "window.ts"],
   "_wait.ts": ["clock.ts"],
   "channel.ts": ["_wait.ts", "select.ts"],
@@ -35,7 +36,7 @@ const ARROWS: Record<string, string[]> = {
     "turn.ts",
     "window.ts",
   ],
-  "stream.ts": ["channel.ts", "clock.ts", "frame.ts", "transport.ts", "window.ts"],
+  "stream.ts": ["_chunks.ts", "channel.ts", "clock.ts", "frame.ts", "transport.ts", "window.ts"],
   "table.ts": [],
   "transport.ts": ["frame.ts"],
   "tunnel.ts": ["tunnel/cli.ts", "tunnel/client.ts", "tunnel/options.ts", "tunnel/server.ts"],

@@ -9,7 +9,7 @@ import { ChannelClosedError } from "../channel.ts";
 import { clock } from "../clock.ts";
 import { type Command, FIN, type Frame, NOP, NOTHING, PSH, SYN } from "../frame.ts";
 import { Outgoing, type OutgoingHost } from "../outgoing.ts";
-import { type Connection, type Link, link } from "../transport.ts";
+import { type Connection, type Link, link, ReadBuffer } from "../transport.ts";
 import { decode } from "./decoding.ts";
 import { pattern, turn } from "./support.ts";
 
@@ -24,7 +24,6 @@ class FakeLink implements Link {
   #begun = Promise.withResolvers<void>();
   /** Whether writes settle by themselves. */
   isOpen = false;
-  readonly isGiven = true;
   readonly localAddr = NOWHERE;
   readonly remoteAddr = NOWHERE;
 
@@ -81,12 +80,10 @@ class FakeLink implements Link {
     return frames(concat(this.writes), version);
   }
 
-  readonly bytes = NOTHING;
+  readonly buffer = new ReadBuffer(NOTHING);
   read = () => Promise.resolve(null);
-  keep() {}
   closeWrite = () => Promise.resolve();
   close() {}
-  spent() {}
   free() {}
   ref() {}
   unref() {}

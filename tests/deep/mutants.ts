@@ -49,10 +49,10 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a buffer is given away whose rest is still to be decoded",
-    file: "stream.ts",
-    from: " && this.#host.isGiven(chunk) ? chunk",
-    to: " ? chunk",
-    tests: ["web_streams_test.ts"],
+    file: "transport.ts",
+    from: "    return this.#isOwned && this.#references === 1;\n",
+    to: "    return this.#isOwned;\n",
+    tests: ["chunks_test.ts"],
   },
   {
     name: "a window grows though the sender did not wait for credit",
@@ -134,9 +134,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "tiny frames are not merged",
-    file: "stream.ts",
-    from: "    this.#append(bytes, start, end);\n    return false;\n",
-    to: "    this.#pushTail();\n    this.#pushChunk(bytes.slice(start, end));\n    return false;\n",
+    file: "_chunks.ts",
+    from: "      this.#merge(bytes, start, end);\n",
+    to: "      this.#pushChunk({ bytes: bytes.slice(start, end), buffer: undefined });\n",
     tests: ["stream_test.ts"],
   },
   {
@@ -262,8 +262,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a read that is filled in part is not settled at the end of the batch",
     file: "stream.ts",
-    from: "      this.#settleLater();\n      if (stop === end) return false;\n",
-    to: "      if (this.#filled === into.length) this.#settleLater();\n      if (stop === end) return false;\n",
+    from: "      this.#settleLater();\n      if (stop === end) return;\n",
+    to: "      if (this.#filled === into.length) this.#settleLater();\n      if (stop === end) return;\n",
   },
   {
     name: "the keepalive timer is not set again",
@@ -329,8 +329,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "discarded bytes are not credited",
     file: "stream.ts",
-    from: "      this.#credited(end - start);\n      return false;\n",
-    to: "      return false;\n",
+    from: "    if (this.#isDiscarding) return this.#credited(end - start);\n",
+    to: "    if (this.#isDiscarding) return;\n",
     tests: ["stream_test.ts"],
   },
   {
@@ -397,9 +397,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "the buffer that is being decoded is given back",
-    file: "session.ts",
-    from: "        if (chunk.buffer !== this.#decoding) this.#link.spent(chunk);\n",
-    to: "        this.#link.spent(chunk);\n",
+    file: "transport.ts",
+    from: "    if (--this.#references === 0 && this.#isOwned) release(this.bytes);\n",
+    to: "    if (--this.#references <= 1 && this.#isOwned) release(this.bytes);\n",
     tests: ["reentrancy_test.ts"],
   },
   {
@@ -496,8 +496,8 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a view of half a buffer is kept whatever it costs beside that",
-    file: "stream.ts",
-    from: " >= bytes.buffer.byteLength + VIEW_COST)",
+    file: "_chunks.ts",
+    from: " >= bytes.buffer.byteLength + VIEW_COST_BYTES)",
     to: " >= bytes.buffer.byteLength)",
     tests: ["rules_test.ts"],
   },

@@ -1,0 +1,122 @@
+/**
+ * The queue of received bytes beside a plain array, and which buffers it keeps.
+ *
+ * @module
+ */
+import { assert, assertEquals } from "@std/assert";
+import fc from "fast-check";
+import { ChunkQueue } from "../_chunks.ts";
+import { ReadBuffer } from "../transport.ts";
+import { pattern } from "./support.ts";
+
+const KiB = 1024;
+
+/** A buffer of a size that is filled up to `length`. */
+function filled(size: number, length = size): ReadBuffer {
+  const bytes = new Uint8Array(size);
+  bytes.set(pattern(length));
+  return new ReadBuffer(bytes);
+}
+
+function drain(chunks: ChunkQueue): Uint8Array {
+  const p = new Uint8Array(chunks.length);
+  assertEquals(chunks.read(p), p.length);
+  return p;
+}
+
+Deno.test("ChunkQueue returns what was pushed, in order, however it is pushed and read, although buffers are used again", () => {
+  const size = fc.oneof(fc.integer({ min: 1, max: 40 }), fc.integer({ min: 1, max: 70_000 }));
+  const step = fc.oneof(
+    fc.record({ kind: fc.constant("push" as const), size, isCopied: fc.boolean() }),
+    fc.record({ kind: fc.constant("read" as const), size }),
+    fc.constant({ kind: "shift" as const }),
+    fc.constant({ kind: "clear" as const }),
+  );
+  fc.assert(fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+    const chunks = new ChunkQueue();
+    let expected: number[] = [];
+    let buffer = new ReadBuffer(new Uint8Array(64 * KiB));
+    let next = 0;
+    for (const step of steps) {
+      if (step.kind === "push") {
+        // As a link does: a buffer that is retained is left alone, any other is overwritten.
+        if (buffer.isRetained) {
+          buffer.release();
+          buffer = new ReadBuffer(new Uint8Array(64 * KiB));
+        }
+        const length = Math.min(step.size, buffer.bytes.length);
+        const start = buffer.bytes.length - length;
+        buffer.bytes.fill(255);
+        for (let at = start; at < buffer.bytes.length; at++) expected.push(buffer.bytes[at] = next++ % 251);
+        chunks.push(buffer, start, buffer.bytes.length, step.isCopied);
+      } else if (step.kind === "read") {
+        const p = new Uint8Array(step.size);
+        const count = chunks.read(p);
+        assertEquals(count, Math.min(step.size, expected.length));
+        assertEquals([...p.subarray(0, count)], expected.slice(0, count));
+        expected = expected.slice(count);
+      } else if (step.kind === "shift") {
+        const chunk = chunks.shift();
+        assertEquals(chunk === undefined, expected.length === 0);
+        const count = chunk?.length ?? 0;
+        assertEquals([...chunk ?? []], expected.slice(0, count));
+        expected = expected.slice(count);
+        // It is the caller's.
+        chunk?.fill(254);
+      } else {
+        assertEquals(chunks.clear(), expected.length);
+        expected = [];
+      }
+      assertEquals(chunks.length, expected.length);
+    }
+    assertEquals([...drain(chunks)], expected);
+    assertEquals(buffer.isRetained, false);
+  }));
+});
+
+Deno.test("ChunkQueue.push() keeps a view of a buffer that is mostly this payload, and copies from any other", () => {
+  const isKept = (size: number, length: number, isCopied = false) => {
+    const buffer = filled(size, length);
+    const chunks = new ChunkQueue();
+    chunks.push(buffer, 0, length, isCopied);
+    const { isRetained } = buffer;
+    buffer.release();
+    assertEquals(drain(chunks), pattern(length));
+    return isRetained;
+  };
+  assert(isKept(63 * KiB, 63 * KiB));
+  assert(isKept(63 * KiB, 32 * KiB));
+  assert(!isKept(63 * KiB, 31 * KiB));
+  assert(!isKept(63 * KiB, 63 * KiB, true));
+  assert(isKept(6 * KiB, 4 * KiB));
+  assert(!isKept(4 * KiB - 1, 4 * KiB - 1));
+});
+
+Deno.test("ChunkQueue frees a buffer when its last byte is read or dropped, and not before the buffer's other holders release it", () => {
+  for (const end of [drain, (chunks: ChunkQueue) => chunks.clear()]) {
+    const buffer = filled(16 * KiB);
+    const chunks = new ChunkQueue();
+    chunks.push(buffer, 0, 16 * KiB, false);
+    chunks.read(new Uint8Array(10 * KiB));
+    assert(buffer.isRetained);
+    end(chunks);
+    assert(!buffer.isRetained);
+    assertEquals(buffer.bytes.length, 16 * KiB);
+    buffer.release();
+    assertEquals(buffer.bytes.length, 0);
+  }
+});
+
+Deno.test("ChunkQueue.shift() hands over a buffer only when nothing else refers to it, it is ours and it is mostly used", () => {
+  const shift = (buffer: ReadBuffer, length: number, isReleased: boolean, skipped = 0) => {
+    const chunks = new ChunkQueue();
+    chunks.push(buffer, 0, length, false);
+    if (isReleased) buffer.release();
+    chunks.read(new Uint8Array(skipped));
+    return chunks.shift()!.buffer === buffer.bytes.buffer;
+  };
+  assert(shift(filled(16 * KiB), 16 * KiB, true));
+  assert(!shift(filled(16 * KiB), 16 * KiB, false));
+  assert(!shift(new ReadBuffer(pattern(16 * KiB), false), 16 * KiB, true));
+  assert(!shift(filled(16 * KiB), 16 * KiB, true, 9 * KiB));
+});
