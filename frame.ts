@@ -62,24 +62,6 @@ export const MAX_PAYLOAD_LENGTH = 65535;
 /** The payload of a frame that has none. */
 export const NOTHING: Uint8Array = new Uint8Array(0);
 
-/** A frame on its way out: `bytes` from `start` to before `end` is its payload. */
-export interface Frame {
-  /** The command. */
-  readonly command: Command;
-  /** Id of the stream. */
-  readonly id: number;
-  /** Where the payload is. */
-  readonly bytes: Uint8Array;
-  /** Position of its first byte. */
-  readonly start: number;
-  /** Position after its last byte. */
-  readonly end: number;
-  /** Called in the step that encodes it. */
-  readonly taken?: () => void;
-  /** Set in that step: of a frame that waited for room, and waits no more, whether it found any. */
-  isTaken: boolean;
-}
-
 const NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;
 
 /**

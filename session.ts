@@ -5,19 +5,10 @@
  */
 
 import { FloodGuard } from "./_flood.ts";
+import { FrameWriter, PendingFrame } from "./_writer.ts";
 import { bounded, Channel, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
 import { clock, excuse, LATE, type Pass, type Timer } from "./clock.ts";
-import {
-  FIN,
-  type Frame,
-  FrameDecoder,
-  type FrameSink,
-  NOP,
-  NOTHING,
-  ProtocolError,
-  SYN,
-  type Version,
-} from "./frame.ts";
+import { FrameDecoder, type FrameSink, NOP, NOTHING, ProtocolError, SYN, type Version } from "./frame.ts";
 import {
   type ClientSessionOptions,
   duration,
@@ -26,7 +17,6 @@ import {
   type SessionCloseOptions,
   type Settings,
 } from "./options.ts";
-import { Outgoing } from "./outgoing.ts";
 import { deferred, SessionClosedError, type Stream, StreamCore, type StreamHost } from "./stream.ts";
 import { Table } from "./table.ts";
 import { type Address, type Link, link, type Transport } from "./transport.ts";
@@ -151,7 +141,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   readonly #settings: Settings;
   readonly #link: Link;
   readonly #decoder: FrameDecoder;
-  readonly #outgoing: Outgoing;
+  readonly #outgoing: FrameWriter;
   readonly #windows: WindowPool;
   readonly #host: StreamHost;
   readonly #sink: FrameSink;
@@ -175,8 +165,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #reading = 0;
   #serving: Pass | undefined;
   #resume: (() => void) | undefined;
-  #owing: StreamCore[] = [];
-  #refusals: number[] = [];
   // Each is made when first somebody waits.
   #versionKnown: Channel<void> | undefined;
   #mayRead: Channel<void> | undefined;
@@ -286,10 +274,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#decoder = new FrameDecoder(version === "auto" ? undefined : version);
     const { maxStreamBuffer, maxReceiveBuffer } = settings;
     this.#windows = new WindowPool(maxStreamBuffer, Math.floor(maxReceiveBuffer / 2), maxReceiveBuffer);
-    this.#outgoing = new Outgoing(this.#link, version === "auto" ? 2 : version, {
-      writeOwed: () => this.#writeOwed(),
-      idle: () => this.#idle(),
-      failed: (error) => this.#transportFailed(error),
+    this.#outgoing = new FrameWriter(this.#link, version === "auto" ? 2 : version, {
+      refusalsEncoded: () => this.#mayReadAgain(),
+      writerIdle: () => this.#idle(),
+      writerFailed: (error) => this.#transportFailed(error),
     });
     if (settings.incoming !== undefined) {
       this.#accepting = settings.incoming;
@@ -522,10 +510,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         if (this.#resume === undefined) return;
         if (--this.#reading === 0) queueMicrotask(this.#goOn);
       },
-      owe: (stream) => {
-        stream.isOwing = true;
-        this.#owing.push(stream);
-      },
       forget: (stream) => {
         if (!stream.isEndedByPeer) this.#flood.expectLateData();
         this.#forget(stream);
@@ -536,16 +520,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   // Opening and forgetting streams.
 
   async #waitToOpen(core: StreamCore, signal: AbortSignal | undefined): Promise<void> {
-    const frame: Frame = { command: SYN, id: core.id, bytes: NOTHING, start: 0, end: 0, isTaken: false };
     try {
-      await this.#outgoing.sender.send(frame, signal && { signal });
-      if (!frame.isTaken) throw this.#closedError("Cannot open a stream on a closed session");
+      await this.#outgoing.send(new PendingFrame(SYN, core.id, NOTHING, 0, 0), undefined, signal);
     } catch (error) {
       core.fail(() => this.#closedError("The stream was never opened"));
       // A peer that guessed the id may have sent something, which nobody will read.
       core.discard();
       this.#forget(core);
-      throw error;
+      if (!(error instanceof ChannelClosedError)) throw error;
+      throw this.#closedError("Cannot open a stream on a closed session");
     }
   }
 
@@ -634,27 +617,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#refused++;
     this.#flood.refusedStream();
     // Our half has ended: the peer will see that it gets no answer.
-    if (this.#isDropping) return;
-    if (this.#refusals.length > 0 || !this.#outgoing.tryControl(FIN, id)) this.#refusals.push(id);
-  }
-
-  // Control frames that found no room, when there is room again.
-  #writeOwed(): void {
-    const { length } = this.#owing;
-    if (length > 0) {
-      const owing = this.#owing;
-      this.#owing = [];
-      for (const core of owing) {
-        core.isOwing = false;
-        if (!core.writeOwed()) this.#host.owe(core);
-      }
-    }
-    let sent = 0;
-    while (sent < this.#refusals.length && this.#outgoing.tryControl(FIN, this.#refusals[sent]!)) sent++;
-    if (sent > 0) {
-      this.#refusals.splice(0, sent);
-      this.#mayReadAgain();
-    }
+    if (!this.#isDropping) this.#outgoing.refuse(id);
   }
 
   // Reading.
@@ -784,7 +747,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   #mustPause(): boolean {
     if (this.#isDropping) return false;
-    return this.#windows.unread >= this.#settings.maxReceiveBuffer || this.#refusals.length > MOST_REFUSALS;
+    return this.#windows.unread >= this.#settings.maxReceiveBuffer || this.#outgoing.waitingRefusals > MOST_REFUSALS;
   }
 
   async #pause(): Promise<void> {
@@ -1041,8 +1004,6 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     }
     for (const core of this.#holding.values()) this.#holding.delete(core);
     this.#stalledFrom = undefined;
-    this.#owing = [];
-    this.#refusals = [];
     for (const channel of [this.#mayRead, this.#versionKnown, this.#empty]) channel?.close();
     clock.clearPass(this.#serving);
     this.#goOn();

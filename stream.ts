@@ -8,9 +8,10 @@
  */
 
 import { ChunkQueue, copy } from "./_chunks.ts";
+import { type ControlSource, PendingFrame } from "./_writer.ts";
 import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
 import { clock, excuse, LATE } from "./clock.ts";
-import { type Command, FIN, type Frame, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
+import { type Command, NOTHING, ProtocolError, PSH, type Version } from "./frame.ts";
 import type { Address, Link, ReadBuffer } from "./transport.ts";
 import { ReceiveWindow, type ReceiveWindowHost, SendWindow, type WindowPool } from "./window.ts";
 
@@ -121,14 +122,14 @@ export interface StreamHost {
   readonly outgoing: {
     /** Version of the session. */
     readonly version: Version;
-    /** Frames that wait for room. */
-    readonly sender: Sender<Frame>;
     /** Encodes a frame if there is room. */
     tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean;
-    /** Encodes a frame without payload if there is room, some of which is kept for such. */
-    tryControl(command: Command, id: number): boolean;
-    /** Encodes a UPD in the same way. */
-    tryUpdate(id: number, consumed: number, window: number): boolean;
+    /** Returns a handle for frames that wait for room. */
+    openSender(): Sender<PendingFrame>;
+    /** Waits until a frame is encoded. */
+    send(frame: PendingFrame, sender: Sender<PendingFrame>, signal: AbortSignal | undefined): Promise<void>;
+    /** Encodes the control frames that are due, now or when there is room. */
+    queueControl(source: ControlSource): void;
   };
   /** Bytes that were received have been read or dropped; what the stream still has is in its `unread`. */
   release(stream: StreamCore, count: number): void;
@@ -136,8 +137,6 @@ export interface StreamHost {
   settleLater(stream: StreamCore): void;
   /** A read of this stream waits. */
   waits(stream: StreamCore): void;
-  /** Call `writeOwed` of this stream when there is room for control frames. */
-  owe(stream: StreamCore): void;
   /** The stream has left: its id may come again. */
   forget(stream: StreamCore): void;
 }
@@ -173,7 +172,7 @@ export function deferred<T>(): PromiseWithResolvers<T> {
 }
 
 /** One stream as its session sees it. */
-export class StreamCore implements ReceiveWindowHost {
+export class StreamCore implements ReceiveWindowHost, ControlSource {
   /** Id on the wire. */
   readonly id: number;
   /** Whether the peer opened it. */
@@ -186,8 +185,9 @@ export class StreamCore implements ReceiveWindowHost {
   taken = 0;
   /** Whether the peer ever sent data. */
   hasData = false;
-  /** Whether it stands in the session's list of streams that owe a control frame. */
-  isOwing = false;
+  isQueued = false;
+  isUpdateDue = false;
+  isFinDue = false;
   /** The session's batch of settled reads in which this stream was last, until it reads again. */
   batch = 0;
   /** Another one of the session's table. */
@@ -208,7 +208,6 @@ export class StreamCore implements ReceiveWindowHost {
   #isDiscarding = false;
   #peerFinished = false;
   readonly #receiveWindow: ReceiveWindow | undefined;
-  #owesUpdate = false;
 
   // Sending.
   readonly #sendWindow: SendWindow | undefined;
@@ -217,12 +216,13 @@ export class StreamCore implements ReceiveWindowHost {
   #credit: Channel<void> | undefined;
   // When credit was first missed, after the peer's end, by a write that waits for it.
   #starvedFrom: number | undefined;
-  #sender: Sender<Frame> | undefined;
+  #sender: Sender<PendingFrame> | undefined;
   // The signal of the write under way, if it is ended by `abortWrite`.
   #abortable: AbortSignal | undefined;
   #closingWrite: Promise<void> | undefined;
+  // Settles when a FIN that found no room is encoded, or cannot be any more.
+  #finQueued: PromiseWithResolvers<void> | undefined;
   #finished = false;
-  #owesFin = false;
   #wasCut = false;
 
   #isClosed = false;
@@ -300,7 +300,7 @@ export class StreamCore implements ReceiveWindowHost {
   }
 
   onShrunk(): void {
-    this.#owesUpdate = true;
+    this.isUpdateDue = true;
     this.#pay();
   }
 
@@ -311,7 +311,7 @@ export class StreamCore implements ReceiveWindowHost {
     if (!this.#receiveWindow?.isSmall) return;
     // Whoever accepted it may have closed it at once.
     if (this.#isClosed || this.#failure !== undefined) return;
-    this.#owesUpdate = true;
+    this.isUpdateDue = true;
     this.#pay();
   }
 
@@ -345,7 +345,7 @@ export class StreamCore implements ReceiveWindowHost {
     (this.#chunks ??= new ChunkQueue()).push(buffer, start, end, into === NOTHING);
     this.#host.windows.unread += length;
     if (window?.revoke(unread)) {
-      this.#owesUpdate = true;
+      this.isUpdateDue = true;
       this.#pay();
     }
   }
@@ -354,7 +354,7 @@ export class StreamCore implements ReceiveWindowHost {
   receiveFin(): void {
     if (this.#peerFinished || this.#failure !== undefined) return;
     this.#peerFinished = true;
-    this.#owesUpdate = false;
+    this.isUpdateDue = false;
     this.#receiveWindow?.close();
     // A writer that waits for credit must now do so against the clock.
     this.#credit?.trySend();
@@ -397,21 +397,12 @@ export class StreamCore implements ReceiveWindowHost {
     }
   }
 
-  /** Encodes the control frames it owes; says whether all found room. */
-  writeOwed(): boolean {
-    const { outgoing } = this.#host;
-    if (this.#owesUpdate) {
-      const window = this.#receiveWindow!;
-      const consumed = window.consumed;
-      if (!outgoing.tryUpdate(this.id, consumed, window.advertise())) return false;
-      this.#owesUpdate = false;
-    }
-    if (this.#owesFin) {
-      if (!outgoing.tryControl(FIN, this.id)) return false;
-      this.#owesFin = false;
-      this.#finish();
-    }
-    return true;
+  get consumed(): number {
+    return this.#receiveWindow!.consumed;
+  }
+
+  advertise(): number {
+    return this.#receiveWindow!.advertise();
   }
 
   /** The session ends in order: writes that wait for room go, those that wait for credit do not, then FIN. */
@@ -436,7 +427,7 @@ export class StreamCore implements ReceiveWindowHost {
   fail(failure: Failure): boolean {
     if (this.#failure !== undefined) return false;
     this.#failure = failure;
-    this.#owesUpdate = this.#owesFin = false;
+    this.isUpdateDue = this.isFinDue = false;
     this.#receiveWindow?.close();
     return true;
   }
@@ -450,6 +441,7 @@ export class StreamCore implements ReceiveWindowHost {
     const isAwaited = this.#isReading || this.#isWriting || this.#closed !== undefined || this.#watchers !== undefined;
     this.#credit?.close();
     this.#sender?.close();
+    this.#finQueued?.resolve();
     this.settle();
     if (!this.#isDone) this.#closed?.reject(this.#failure!());
     this.#report();
@@ -465,7 +457,7 @@ export class StreamCore implements ReceiveWindowHost {
     this.fail(failure);
     this.tell();
     if (this.#finished) return this.#leave();
-    this.#owesFin = true;
+    this.isFinDue = true;
     this.#pay();
   }
 
@@ -588,7 +580,7 @@ export class StreamCore implements ReceiveWindowHost {
     this.#isClosed = true;
     this.#drop();
     this.#receiveWindow?.close();
-    this.#owesUpdate = false;
+    this.isUpdateDue = false;
     if (this.#into !== undefined) {
       const reject = this.#reject!;
       this.#endRead();
@@ -601,7 +593,7 @@ export class StreamCore implements ReceiveWindowHost {
       if (this.#finished) {
         this.#leave();
       } else {
-        this.#owesFin = true;
+        this.isFinDue = true;
         this.#pay();
       }
     }
@@ -709,7 +701,7 @@ export class StreamCore implements ReceiveWindowHost {
   #credited(count: number): void {
     this.taken += count;
     if (count === 0 || !this.#receiveWindow?.read(count, this.unread)) return;
-    this.#owesUpdate = true;
+    this.isUpdateDue = true;
     this.#pay();
   }
 
@@ -784,9 +776,7 @@ export class StreamCore implements ReceiveWindowHost {
           await this.#waitForCredit(limit, begun);
           continue;
         }
-        const frame: Frame = { command: PSH, id: this.id, bytes: p, start: at, end: at + count, isTaken: false };
-        await this.#send(frame, limit);
-        if (!frame.isTaken) break;
+        await this.#send(p, at, at + count, limit);
         this.#sendWindow?.spend(count);
         at += count;
       }
@@ -836,13 +826,11 @@ export class StreamCore implements ReceiveWindowHost {
     }
   }
 
-  /** Puts a frame into the filling buffer, or waits until it is there or all has ended: `isTaken` says which. */
-  #send(frame: Frame, signal?: AbortSignal): Promise<void> | undefined {
+  /** Encodes a frame of data, or waits until there is room for it. */
+  #send(p: Uint8Array, start: number, end: number, signal: AbortSignal | undefined): Promise<void> | undefined {
     const { outgoing } = this.#host;
-    frame.isTaken = outgoing.tryFrame(frame.command, frame.id, frame.bytes, frame.start, frame.end);
-    if (!frame.isTaken) return (this.#sender ??= outgoing.sender.clone()).send(frame, signal && { signal });
-    frame.taken?.();
-    return undefined;
+    if (outgoing.tryFrame(PSH, this.id, p, start, end)) return undefined;
+    return outgoing.send(new PendingFrame(PSH, this.id, p, start, end), this.#sender ??= outgoing.openSender(), signal);
   }
 
   async #closeWriteInTurn({ isCut, isAborted }: { isCut?: boolean; isAborted?: boolean }): Promise<void> {
@@ -854,15 +842,13 @@ export class StreamCore implements ReceiveWindowHost {
       if (this.#writeFailure !== undefined && !isAborted) throw this.#writeFailure();
       if (this.#wasCut) throw this.#ending!();
       if (this.#isClosed) return;
-      // It counts from the step that encodes it, or a close() in between would send another.
-      const taken = () => this.#finish();
-      const frame: Frame = { command: FIN, id: this.id, bytes: NOTHING, start: 0, end: 0, taken, isTaken: false };
-      await this.#send(frame);
-      if (!frame.isTaken) throw this.#failure!();
+      this.isFinDue = true;
+      this.#pay();
+      if (this.isFinDue) await (this.#finQueued = deferred()).promise;
+      if (!this.#finished) throw this.#failure!();
     } catch (error) {
       if (this.#isClosed) return;
-      // The channel that was waited on closes when the stream is cut.
-      throw error instanceof ChannelClosedError ? this.#failure!() : error;
+      throw error;
     } finally {
       this.#passWrite();
     }
@@ -873,9 +859,9 @@ export class StreamCore implements ReceiveWindowHost {
   }
 
   /** Our FIN is in the buffer, behind all our data. */
-  #finish(): void {
-    if (this.#finished) return;
+  finEncoded(): void {
     this.#finished = true;
+    this.#finQueued?.resolve();
     this.#sender?.close();
     if (this.#peerFinished || this.#isClosed || this.#failure !== undefined) this.#leave();
   }
@@ -893,7 +879,7 @@ export class StreamCore implements ReceiveWindowHost {
   }
 
   #pay(): void {
-    if (!this.isOwing && !this.writeOwed()) this.#host.owe(this);
+    this.#host.outgoing.queueControl(this);
   }
 }
 

@@ -6,7 +6,7 @@
 
 import { assert, assertRejects } from "@std/assert";
 import { clock } from "../clock.ts";
-import { Outgoing } from "../outgoing.ts";
+import { FrameWriter } from "../_writer.ts";
 import { StreamCore } from "../stream.ts";
 import { decode } from "./decoding.ts";
 import { read, TARGETS } from "./fuzz/corpus.ts";
@@ -62,8 +62,8 @@ const PLANTED: { name: string; message: string; plant: () => () => void }[] = [
     name: "a stream that ends twice",
     message: "must not",
     plant: () => {
-      const { tryControl } = Outgoing.prototype;
-      return replace(Outgoing.prototype, "tryControl", function (this: Outgoing, command, id) {
+      const { tryControl } = FrameWriter.prototype;
+      return replace(FrameWriter.prototype, "tryControl", function (this: FrameWriter, command, id) {
         tryControl.call(this, command, id);
         return tryControl.call(this, command, id);
       });

@@ -35,10 +35,10 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "frames that are coalesced wait for the whole pass",
-    file: "outgoing.ts",
-    from: "    return count % FRAMES_PER_LOOK === 0 && ",
-    to: "    return count < 0 && ",
-    tests: ["outgoing_test.ts"],
+    file: "_coalesce.ts",
+    from: "    return frames % FRAMES_PER_LOOK === 0 && ",
+    to: "    return frames < 0 && ",
+    tests: ["writer_test.ts"],
   },
   {
     name: "a single reader is read for as if it were several",
@@ -112,10 +112,10 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "frames of one pass of the event loop leave one by one",
-    file: "outgoing.ts",
-    from: "      this.#coalescing ??= clock.pass(this.#passed);\n",
-    to: "      queueMicrotask(this.#flush);\n",
-    tests: ["outgoing_test.ts"],
+    file: "_coalesce.ts",
+    from: "    else if (!this.#isHeld) this.#pass ??= clock.pass(this.#passed);\n",
+    to: "    else if (!this.#isHeld) this.#queue();\n",
+    tests: ["writer_test.ts"],
   },
   {
     name: "FIN overtakes data that waits",
@@ -249,9 +249,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a partial transport write is taken for whole",
-    file: "outgoing.ts",
-    from: "          if (at === length) break;\n",
-    to: "          if (at > 0) break;\n",
+    file: "_writer.ts",
+    from: "        if (count < length) count = await this.#writeRest(bytes, count);\n",
+    to: "        if (count === 0) count = await this.#writeRest(bytes, count);\n",
   },
   {
     name: "a second SYN makes a second stream",
@@ -274,7 +274,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a refusal is counted but never sent",
     file: "session.ts",
-    from: "    if (this.#refusals.length > 0 || !this.#outgoing.tryControl(FIN, id)) this.#refusals.push(id);\n",
+    from: "    if (!this.#isDropping) this.#outgoing.refuse(id);\n",
     to: "",
   },
   {
@@ -517,8 +517,8 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "who always takes more keeps the process to itself",
-    file: "outgoing.ts",
-    from: "        if (length >= COALESCED && turn.isLong(clock.now())) await turn.giveWay();\n",
+    file: "_writer.ts",
+    from: "        if (length >= COALESCE_BYTES && turn.isLong(clock.now())) await turn.giveWay();\n",
     to: "",
     tests: ["session_test.ts"],
   },

@@ -1,14 +1,15 @@
 /**
- * The way out: what gathers into one transport write, who gets in when, and how it ends.
+ * The write loop: what leaves in one write of the transport, in which order frames find room, and how it ends.
  *
  * @module
  */
 import { assert, assertEquals, assertGreater, assertLess, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
+import { type ControlSource, FrameWriter, PendingFrame, type WriterHost } from "../_writer.ts";
 import { ChannelClosedError } from "../channel.ts";
 import { clock } from "../clock.ts";
-import { type Command, FIN, type Frame, NOP, NOTHING, PSH, SYN } from "../frame.ts";
-import { Outgoing, type OutgoingHost } from "../outgoing.ts";
+import { type Command, FIN, NOP, NOTHING, PSH, SYN } from "../frame.ts";
+
 import { type Connection, type Link, link, ReadBuffer } from "../transport.ts";
 import { decode } from "./decoding.ts";
 import { pattern, turn } from "./support.ts";
@@ -95,38 +96,51 @@ function frames(bytes: Uint8Array, version: 1 | 2 = 2): string[] {
   return lines.map((line) => line.replace(/ at .*/, ""));
 }
 
-/** A way out over a fake transport, and what its session was told. */
-function start(host: Partial<OutgoingHost> = {}) {
+/** A writer over a fake transport, and what its session was told. */
+function start(host: Partial<WriterHost> = {}) {
   const link = new FakeLink();
   const told: string[] = [];
-  const outgoing: Outgoing = new Outgoing(link, 2, {
-    writeOwed: () => {},
-    idle: () => void told.push("idle"),
-    failed: (error) => {
+  const writer: FrameWriter = new FrameWriter(link, 2, {
+    refusalsEncoded: () => void told.push("refused"),
+    writerIdle: () => void told.push("idle"),
+    writerFailed: (error) => {
       told.push(`failed: ${(error as Error).message}`);
-      outgoing.end();
+      writer.end();
     },
     ...host,
   });
-  return { link, outgoing, told };
+  return { link, writer, told };
 }
 
-function data(outgoing: Outgoing, id: number, length: number): boolean {
-  return outgoing.tryFrame(PSH, id, new Uint8Array(length), 0, length);
+function data(writer: FrameWriter, id: number, length: number): boolean {
+  return writer.tryFrame(PSH, id, new Uint8Array(length), 0, length);
 }
 
-function syn(outgoing: Outgoing, id: number): boolean {
-  return outgoing.tryFrame(SYN, id, NOTHING, 0, 0);
+function syn(writer: FrameWriter, id: number): boolean {
+  return writer.tryFrame(SYN, id, NOTHING, 0, 0);
 }
 
-function waiting(id: number, length: number, command: Command = PSH): Frame {
-  return { command, id, bytes: new Uint8Array(length), start: 0, end: length, isTaken: false };
+function waiting(id: number, length: number, command: Command = PSH): PendingFrame {
+  return new PendingFrame(command, id, new Uint8Array(length), 0, length);
+}
+
+/** A stream whose control frames are due. */
+function source(id: number, due: { update?: boolean; fin?: boolean }, encoded: string[] = []): ControlSource {
+  return {
+    id,
+    isQueued: false,
+    isUpdateDue: due.update ?? false,
+    isFinDue: due.fin ?? false,
+    consumed: 5,
+    advertise: () => 65536,
+    finEncoded: () => void encoded.push(`FIN ${id}`),
+  };
 }
 
 /** Fills the buffer until data finds no room; says how many bytes it took. */
-function fill(outgoing: Outgoing, id: number, length: number): number {
+function fill(writer: FrameWriter, id: number, length: number): number {
   let bytes = 0;
-  while (data(outgoing, id, length)) bytes += 8 + length;
+  while (data(writer, id, length)) bytes += 8 + length;
   return bytes;
 }
 
@@ -144,23 +158,23 @@ async function microtasks(count: number): Promise<void> {
 }
 
 Deno.test("a frame on an idle session leaves after one pass of the event loop", async () => {
-  const { link, outgoing } = start();
-  assert(outgoing.tryFrame(PSH, 3, pattern(20), 5, 15));
+  const { link, writer } = start();
+  assert(writer.tryFrame(PSH, 3, pattern(20), 5, 15));
   await turn(1);
   assertEquals(link.writes.map((bytes) => bytes.toHex()), ["02020a0003000000" + pattern(20).subarray(5, 15).toHex()]);
   link.open();
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(link.writes.length, 1);
 });
 
 Deno.test("frames put in the same turn leave in one write, in the order in which they were put", async () => {
-  const { link, outgoing } = start();
+  const { link, writer } = start();
   link.open();
-  assert(outgoing.tryFrame(PSH, 3, Uint8Array.of(1, 2), 0, 2));
-  assert(outgoing.tryUpdate(3, 5, 65536));
-  assert(outgoing.tryControl(FIN, 3));
-  assert(outgoing.tryFrame(PSH, 5, Uint8Array.of(3), 0, 1));
-  await outgoing.flushed();
+  assert(writer.tryFrame(PSH, 3, Uint8Array.of(1, 2), 0, 2));
+  assert(writer.tryUpdate(3, 5, 65536));
+  assert(writer.tryControl(FIN, 3));
+  assert(writer.tryFrame(PSH, 5, Uint8Array.of(3), 0, 1));
+  await writer.flushed();
   assertEquals(link.writes.map((bytes) => frames(bytes)), [[
     "PSH 3 length 2",
     "UPD 3 consumed 5 window 65536",
@@ -170,11 +184,11 @@ Deno.test("frames put in the same turn leave in one write, in the order in which
 });
 
 Deno.test("frames put while a write is under way leave together in the next", async () => {
-  const { link, outgoing } = start();
-  assert(data(outgoing, 3, 1));
+  const { link, writer } = start();
+  assert(data(writer, 3, 1));
   await link.begun(1);
   for (let id = 5; id < 25; id += 2) {
-    assert(data(outgoing, id, 100));
+    assert(data(writer, id, 100));
     await microtasks(10);
   }
   assertEquals(link.writes.length, 1);
@@ -182,204 +196,207 @@ Deno.test("frames put while a write is under way leave together in the next", as
   await link.begun(2);
   assertEquals(frames(link.writes[1]!), Array.from({ length: 10 }, (_, at) => `PSH ${5 + 2 * at} length 100`));
   link.open();
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(link.writes.length, 2);
 });
 
 Deno.test("rule 2: a SYN and the data written right after it share one transport write", async () => {
   // `await openStream()` costs three; what stands between a program and its session may spend more.
   for (const spent of [0, 3, 10, 100]) {
-    const { link, outgoing } = start();
-    assert(syn(outgoing, 3));
+    const { link, writer } = start();
+    assert(syn(writer, 3));
     await microtasks(spent);
     assertEquals(link.writes.length, 0);
-    assert(data(outgoing, 3, 5));
+    assert(data(writer, 3, 5));
     await link.begun(1);
     assertEquals(link.frames(), ["SYN 3", "PSH 3 length 5"]);
     link.open();
-    await outgoing.flushed();
+    await writer.flushed();
   }
 });
 
 Deno.test("frames of one pass of the event loop share one write, however many microtasks are spent between them", async () => {
   using _ = stopTime();
   for (const spent of [0, 1, 4, 16, 100]) {
-    const { link, outgoing } = start();
+    const { link, writer } = start();
     link.open();
     for (let n = 0; n < 20; n++) {
-      assert(data(outgoing, 3, 1000));
+      assert(data(writer, 3, 1000));
       await microtasks(spent);
     }
     await turn(1);
     assertEquals(link.writes.length, 1, `with ${spent} microtasks`);
-    await outgoing.flushed();
+    await writer.flushed();
   }
 });
 
 Deno.test("64 KiB that are coalesced leave before the pass of the event loop is over", async () => {
-  const { link, outgoing } = start();
-  for (let n = 0; n < 7; n++) assert(data(outgoing, 3, 9000));
+  const { link, writer } = start();
+  for (let n = 0; n < 7; n++) assert(data(writer, 3, 9000));
   await microtasks(20);
   assertEquals(link.writes.length, 0);
-  assert(data(outgoing, 3, 9000));
+  assert(data(writer, 3, 9000));
   await microtasks(2);
   assertEquals(link.writes.map((bytes) => bytes.length), [8 * 9008]);
   link.open();
-  await outgoing.flushed();
+  await writer.flushed();
 });
 
 Deno.test("frames that are coalesced for 0.1 ms leave before the pass of the event loop is over", async () => {
   using time = stopTime();
-  const { link, outgoing } = start();
+  const { link, writer } = start();
   link.open();
   for (const elapsed of [0.09, 0.02]) {
-    for (let n = 0; n < 16; n++) syn(outgoing, 3);
+    for (let n = 0; n < 16; n++) syn(writer, 3);
     await microtasks(20);
     assertEquals(link.writes.length, 0);
     time.now += elapsed;
   }
-  for (let n = 0; n < 16; n++) syn(outgoing, 3);
+  for (let n = 0; n < 16; n++) syn(writer, 3);
   await microtasks(3);
   assertEquals(link.frames().length, 48);
-  await outgoing.flushed();
+  await writer.flushed();
 });
 
 Deno.test("data after awaitAnswer() leaves at once, with the control frames before it; the next data is coalesced", async () => {
-  const { link, outgoing } = start();
+  const { link, writer } = start();
   link.open();
-  outgoing.hold();
-  assert(outgoing.tryUpdate(3, 5, 65536));
-  outgoing.awaitAnswer();
+  writer.hold();
+  assert(writer.tryUpdate(3, 5, 65536));
+  writer.awaitAnswer();
   await microtasks(20);
   assertEquals(link.writes.length, 0);
-  assert(data(outgoing, 3, 5));
+  assert(data(writer, 3, 5));
   await microtasks(2);
   assertEquals(link.frames(), ["UPD 3 consumed 5 window 65536", "PSH 3 length 5"]);
   await microtasks(20);
-  assert(data(outgoing, 3, 6));
+  assert(data(writer, 3, 6));
   await microtasks(20);
   assertEquals(link.writes.length, 1);
   await turn(1);
   assertEquals(link.writes.length, 2);
-  await outgoing.flushed();
+  await writer.flushed();
 });
 
 Deno.test("hold() coalesces until release(), over passes of the event loop, up to 64 KiB", async () => {
-  const { link, outgoing } = start();
+  const { link, writer } = start();
   link.open();
-  outgoing.hold();
-  assert(data(outgoing, 3, 5));
+  writer.hold();
+  assert(data(writer, 3, 5));
   await turn();
   assertEquals(link.writes.length, 0);
-  outgoing.release();
+  writer.release();
   assertEquals(link.writes.length, 1);
-  await outgoing.flushed();
-  outgoing.hold();
-  fill(outgoing, 3, 32 * 1024);
+  await writer.flushed();
+  writer.hold();
+  fill(writer, 3, 32 * 1024);
   await link.begun(2);
-  outgoing.release();
-  await outgoing.flushed();
+  writer.release();
+  await writer.flushed();
 });
 
 Deno.test("rule 2: a SYN that no data follows leaves after one pass of the event loop all the same", async () => {
-  const { link, outgoing } = start();
-  assert(syn(outgoing, 3));
+  const { link, writer } = start();
+  assert(syn(writer, 3));
   await turn(1);
   assertEquals(link.frames(), ["SYN 3"]);
   link.open();
-  await outgoing.flushed();
+  await writer.flushed();
 });
 
 Deno.test("rule 2: a SYN put while a write is under way leaves with the next one", async () => {
-  const { link, outgoing } = start();
-  assert(data(outgoing, 3, 1));
+  const { link, writer } = start();
+  assert(data(writer, 3, 1));
   await link.begun(1);
-  assert(syn(outgoing, 5));
-  assert(data(outgoing, 5, 2));
+  assert(syn(writer, 5));
+  assert(data(writer, 5, 2));
   link.open();
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(link.writes.map((bytes) => frames(bytes)), [["PSH 3 length 1"], ["SYN 5", "PSH 5 length 2"]]);
 });
 
 Deno.test("every frame carries the version, which may be set before the first one", async () => {
-  const { link, outgoing } = start();
-  outgoing.version = 1;
+  const { link, writer } = start();
+  writer.version = 1;
   link.open();
-  assert(syn(outgoing, 3) && data(outgoing, 3, 1) && outgoing.tryControl(NOP, 0));
-  await outgoing.flushed();
+  assert(syn(writer, 3) && data(writer, 3, 1) && writer.tryControl(NOP, 0));
+  await writer.flushed();
   assertEquals(link.frames(1), ["SYN 3", "PSH 3 length 1", "NOP 0"]);
 });
 
 Deno.test("data finds room until 224 KiB have gathered; what was let in last may go beyond", async () => {
-  const { link, outgoing } = start();
-  assert(data(outgoing, 3, 1));
+  const { link, writer } = start();
+  assert(data(writer, 3, 1));
   await link.begun(1);
-  assertEquals(fill(outgoing, 3, 32 * 1024 - 8), 224 * 1024);
-  assertEquals([data(outgoing, 5, 0), syn(outgoing, 5)], [false, false]);
+  assertEquals(fill(writer, 3, 32 * 1024 - 8), 224 * 1024);
+  assertEquals([data(writer, 5, 0), syn(writer, 5)], [false, false]);
   link.take();
   await link.begun(2);
   assertEquals(link.writes[1]!.length, 224 * 1024);
 
   // One byte short of it, the longest frame is still let in.
-  for (const length of [65535, 65535, 65535, 32738]) assert(data(outgoing, 3, length));
-  assertEquals(fill(outgoing, 3, 65535), 65543);
+  for (const length of [65535, 65535, 65535, 32738]) assert(data(writer, 3, length));
+  assertEquals(fill(writer, 3, 65535), 65543);
   link.open();
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(link.writes[2]!.length, 224 * 1024 - 1 + 65543);
 });
 
 Deno.test("a frame that finds no room waits, and its sender goes on when a buffer has taken it", async () => {
-  const { link, outgoing } = start();
-  fill(outgoing, 3, 32 * 1024);
+  const { link, writer } = start();
+  fill(writer, 3, 32 * 1024);
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
+  fill(writer, 3, 32 * 1024);
   let isTaken = false;
-  const sending = outgoing.sender.send(waiting(5, 100)).then(() => isTaken = true);
+  const sending = writer.send(waiting(5, 100)).then(() => isTaken = true);
   await microtasks(50);
   assertEquals(isTaken, false);
   link.take();
   await sending;
   // It was copied into the third buffer as the second began to leave: it need not have left.
-  assertEquals([link.writes.length, outgoing.unsent], [2, link.writes[1]!.length + 108]);
+  assertEquals([link.writes.length, writer.unsent], [2, link.writes[1]!.length + 108]);
   link.open();
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(frames(link.writes[2]!), ["PSH 5 length 100"]);
 });
 
-Deno.test("a frame that waits says that it is taken in the very step that encodes it, and only if it is", async () => {
-  const { link, outgoing } = start();
-  fill(outgoing, 3, 32 * 1024);
+Deno.test("send() marks its frame in the step that encodes it, and leaves one that was given up unmarked", async () => {
+  const { link, writer } = start();
+  fill(writer, 3, 32 * 1024);
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
-  const taken: string[] = [];
-  const before = outgoing.frames;
+  fill(writer, 3, 32 * 1024);
   const controller = new AbortController();
-  const note = (name: string) => () => void taken.push(`${name}: ${outgoing.frames - before}`);
-  const one = outgoing.sender.send({ ...waiting(5, 0, FIN), taken: note("one") });
-  const two = outgoing.sender.send({ ...waiting(7, 0, FIN), taken: note("two") }, { signal: controller.signal });
-  const three = outgoing.sender.send({ ...waiting(9, 0, FIN), taken: note("three") });
+  const frames = [waiting(5, 1), waiting(7, 1), waiting(9, 1)];
+  const before = writer.frames;
+  const isEncoded = () => frames.map(({ isEncoded }) => isEncoded);
+  const [one, two, three] = frames.map((frame, n) =>
+    writer.send(frame, undefined, n === 1 ? controller.signal : undefined)
+  );
   await microtasks(20);
-  assertEquals(taken, []);
+  assertEquals([writer.frames - before, isEncoded()], [0, [false, false, false]]);
   controller.abort(new Error("enough"));
-  await assertRejects(() => two, Error, "enough");
+  await assertRejects(() => two!, Error, "enough");
   link.open();
   await Promise.all([one, three]);
-  await outgoing.flushed();
-  assertEquals(taken, ["one: 1", "three: 2"]);
+  await writer.flushed();
+  assertEquals([writer.frames - before, isEncoded()], [2, [true, false, true]]);
 });
 
 Deno.test("frames that wait are taken in the order in which they came, before any that comes later", async () => {
-  const { link, outgoing } = start();
-  fill(outgoing, 3, 32 * 1024);
+  const { link, writer } = start();
+  fill(writer, 3, 32 * 1024);
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
-  const handles = [5, 7, 9].map((id) => ({ id, sender: outgoing.sender.clone() }));
-  const sent = handles.flatMap(({ id, sender }) => [sender.send(waiting(id, 10)), sender.send(waiting(id, 11))]);
+  fill(writer, 3, 32 * 1024);
+  const handles = [5, 7, 9].map((id) => ({ id, sender: writer.openSender() }));
+  const sent = handles.flatMap(({ id, sender }) => [
+    writer.send(waiting(id, 10), sender),
+    writer.send(waiting(id, 11), sender),
+  ]);
   link.take();
   await Promise.all(sent);
-  assert(data(outgoing, 11, 1));
+  assert(data(writer, 11, 1));
   link.open();
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(frames(link.writes[2]!), [
     "PSH 5 length 10",
     "PSH 5 length 11",
@@ -392,12 +409,12 @@ Deno.test("frames that wait are taken in the order in which they came, before an
 });
 
 /** Writes frames as a stream does: into the buffer while there is room, else it waits for its turn; each time it gives way. */
-async function writeFrames(outgoing: Outgoing, id: number, count: number): Promise<void> {
+async function writeFrames(writer: FrameWriter, id: number, count: number): Promise<void> {
   const length = 32 * 1024;
-  const sender = outgoing.sender.clone();
+  const sender = writer.openSender();
   while (count-- > 0) {
-    if (data(outgoing, id, length)) await null;
-    else await sender.send(waiting(id, length));
+    if (data(writer, id, length)) await null;
+    else await writer.send(waiting(id, length), sender);
   }
   sender.close();
 }
@@ -406,21 +423,21 @@ async function writeFrames(outgoing: Outgoing, id: number, count: number): Promi
 const idsOf = (lines: string[]) => lines.map((line) => Number(line.split(" ")[1]));
 
 Deno.test("rule 13: streams that write megabytes take turns, frame by frame", async () => {
-  const { link, outgoing } = start();
+  const { link, writer } = start();
   link.open();
   const ids = [3, 5, 7, 9, 11];
-  await Promise.all(ids.map((id) => writeFrames(outgoing, id, 40)));
-  await outgoing.flushed();
+  await Promise.all(ids.map((id) => writeFrames(writer, id, 40)));
+  await writer.flushed();
   assertEquals(idsOf(link.frames()), Array.from({ length: 40 }, () => ids).flat());
 });
 
 Deno.test("rule 13: streams that join one that has filled every buffer get their turns from then on", async () => {
-  const { link, outgoing } = start();
-  const first = writeFrames(outgoing, 3, 60);
+  const { link, writer } = start();
+  const first = writeFrames(writer, 3, 60);
   await link.begun(1);
   await microtasks(50);
-  const ahead = outgoing.frames;
-  const others = [5, 7, 9].map((id) => writeFrames(outgoing, id, 40));
+  const ahead = writer.frames;
+  const others = [5, 7, 9].map((id) => writeFrames(writer, id, 40));
   for (let writes = 1; writes < 20; writes++) {
     await link.begun(writes);
     await microtasks(50);
@@ -428,22 +445,22 @@ Deno.test("rule 13: streams that join one that has filled every buffer get their
   }
   link.open();
   await Promise.all([first, ...others]);
-  await outgoing.flushed();
+  await writer.flushed();
   // One frame of the first stream was waiting before the others came.
   const order = idsOf(link.frames()).slice(ahead + 1);
   for (let at = 0; at < 4 * 30; at += 4) assertEquals(order.slice(at, at + 4).sort(), [3, 5, 7, 9], `at ${at}`);
 });
 
 Deno.test("rule 13: one small frame waits for what was put before it, and for nothing else", async () => {
-  const { link, outgoing } = start();
-  const bulk = writeFrames(outgoing, 3, 100);
+  const { link, writer } = start();
+  const bulk = writeFrames(writer, 3, 100);
   await link.begun(1);
   await microtasks(50);
-  const ahead = outgoing.frames;
-  const small = outgoing.sender.send(waiting(5, 1));
+  const ahead = writer.frames;
+  const small = writer.send(waiting(5, 1));
   link.open();
   await Promise.all([bulk, small]);
-  await outgoing.flushed();
+  await writer.flushed();
   // Ahead of it are the frames in the two buffers, and the one that waited.
   assertEquals(idsOf(link.frames()).indexOf(5), ahead + 1);
 });
@@ -451,54 +468,87 @@ Deno.test("rule 13: one small frame waits for what was put before it, and for no
 Deno.test("rule 12: when data finds no room, 16 KiB of control frames do, but not any number", async () => {
   // Full to the byte, and overfull by as much as can be.
   for (const lengths of [Array<number>(7).fill(32 * 1024 - 8), [65535, 65535, 65535, 32738, 65535]]) {
-    const { link, outgoing } = start();
-    assert(data(outgoing, 3, 1));
+    const { link, writer } = start();
+    assert(data(writer, 3, 1));
     await link.begun(1);
-    for (const length of lengths) assert(data(outgoing, 3, length));
-    assertEquals([data(outgoing, 5, 1), syn(outgoing, 5)], [false, false]);
-    assert(outgoing.tryControl(FIN, 7));
+    for (const length of lengths) assert(data(writer, 3, length));
+    assertEquals([data(writer, 5, 1), syn(writer, 5)], [false, false]);
+    assert(writer.tryControl(FIN, 7));
     let updates = 0;
-    while (outgoing.tryUpdate(3, updates, 1)) updates++;
+    while (writer.tryUpdate(3, updates, 1)) updates++;
     assert(updates >= 1023 && updates < 10_000, `${updates} updates found room`);
-    assertEquals([outgoing.tryControl(NOP, 0), data(outgoing, 5, 1)], [false, false]);
+    assertEquals([writer.tryControl(NOP, 0), data(writer, 5, 1)], [false, false]);
     link.take();
     await link.begun(2);
-    assert(outgoing.tryControl(NOP, 0));
+    assert(writer.tryControl(NOP, 0));
     link.open();
-    await outgoing.flushed();
+    await writer.flushed();
     assertEquals(link.frames().filter((line) => line.startsWith("UPD 3")).length, updates);
     assertEquals(link.frames().at(-1), "NOP 0");
   }
 });
 
-Deno.test("rule 12: at each change of buffers owed control frames go first, then frames that wait", async () => {
-  let owed: number[] = [];
-  const { link, outgoing } = start({
-    writeOwed: () => {
-      while (owed.length > 0 && outgoing.tryControl(FIN, owed[0]!)) owed.shift();
-    },
-  });
-  assert(data(outgoing, 3, 1));
+Deno.test("rule 12: control frames that found no room go first at the next change of buffers, before frames that wait", async () => {
+  const { link, writer, told } = start();
+  const encoded: string[] = [];
+  assert(data(writer, 3, 1));
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
-  const sending = outgoing.sender.send(waiting(5, 10));
-  owed = [7, 9];
+  fill(writer, 3, 32 * 1024);
+  while (writer.tryControl(NOP, 0));
+  const sources = [
+    source(7, { fin: true }, encoded),
+    source(9, { update: true }, encoded),
+    source(11, { update: true, fin: true }, encoded),
+  ];
+  for (const source of sources) writer.queueControl(source);
+  // The same again: it is queued once.
+  writer.queueControl(sources[0]!);
+  writer.refuse(13);
+  writer.refuse(15);
+  const sending = writer.send(waiting(5, 10));
+  assertEquals([encoded, writer.waitingRefusals, sources.map(({ isQueued }) => isQueued)], [[], 2, [true, true, true]]);
   link.take();
   await sending;
+  assertEquals([encoded, writer.waitingRefusals, told], [["FIN 7", "FIN 11"], 0, ["refused"]]);
+  assertEquals(
+    sources.map(({ isQueued, isUpdateDue, isFinDue }) => isQueued || isUpdateDue || isFinDue),
+    [false, false, false],
+  );
   link.open();
-  await outgoing.flushed();
-  assertEquals(frames(link.writes[2]!), ["FIN 7", "FIN 9", "PSH 5 length 10"]);
+  await writer.flushed();
+  assertEquals(frames(link.writes[2]!), [
+    "FIN 7",
+    "UPD 9 consumed 5 window 65536",
+    "UPD 11 consumed 5 window 65536",
+    "FIN 11",
+    "FIN 13",
+    "FIN 15",
+    "PSH 5 length 10",
+  ]);
+});
+
+Deno.test("queueControl() encodes what is due at once when there is room, and nothing after the end", async () => {
+  const { link, writer } = start();
+  link.open();
+  const encoded: string[] = [];
+  writer.queueControl(source(7, { update: true, fin: true }, encoded));
+  assertEquals(encoded, ["FIN 7"]);
+  await writer.flushed();
+  assertEquals(link.frames(), ["UPD 7 consumed 5 window 65536", "FIN 7"]);
+  writer.end();
+  writer.queueControl(source(9, { fin: true }, encoded));
+  assertEquals([encoded, writer.unsent], [["FIN 7"], 0]);
 });
 
 Deno.test("more frames wait than one buffer holds: they leave in several writes, all of them, in order", async () => {
-  const { link, outgoing } = start();
-  assert(data(outgoing, 3, 1));
+  const { link, writer } = start();
+  assert(data(writer, 3, 1));
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
-  const sent = Array.from({ length: 30 }, (_, at) => outgoing.sender.send(waiting(5 + 2 * at, 32 * 1024)));
+  fill(writer, 3, 32 * 1024);
+  const sent = Array.from({ length: 30 }, (_, at) => writer.send(waiting(5 + 2 * at, 32 * 1024)));
   link.open();
   await Promise.all(sent);
-  await outgoing.flushed();
+  await writer.flushed();
   for (const write of link.writes) assertLess(write.length, 256 * 1024);
   assertEquals(
     link.frames().slice(-30),
@@ -507,87 +557,87 @@ Deno.test("more frames wait than one buffer holds: they leave in several writes,
 });
 
 Deno.test("flushed waits for what was put and what waited, and for nothing when there is nothing", async () => {
-  const { link, outgoing } = start();
-  await outgoing.flushed();
+  const { link, writer } = start();
+  await writer.flushed();
   assertEquals(link.writes, []);
-  assert(data(outgoing, 3, 1));
+  assert(data(writer, 3, 1));
   let isFlushed = false;
-  const flushed = outgoing.flushed().then(() => isFlushed = true);
+  const flushed = writer.flushed().then(() => isFlushed = true);
   // It begins the write itself, without waiting for the turn that a SYN would leave.
   assertEquals(link.writes.length, 1);
-  assert(data(outgoing, 3, 2));
+  assert(data(writer, 3, 2));
   link.take();
   await link.begun(2);
   await microtasks(20);
   assertEquals(isFlushed, false);
   link.take();
   await flushed;
-  assertEquals([outgoing.unsent, outgoing.bytes], [0, 19]);
+  assertEquals([writer.unsent, writer.bytes], [0, 19]);
 });
 
 Deno.test("flushed waits for what the session puts when it is told that all has been written", async () => {
   let owed = 3;
-  const { link, outgoing } = start({ idle: () => void (owed-- > 0 && outgoing.tryControl(NOP, owed)) });
+  const { link, writer } = start({ writerIdle: () => void (owed-- > 0 && writer.tryControl(NOP, owed)) });
   link.open();
-  assert(data(outgoing, 3, 1));
-  await outgoing.flushed();
+  assert(data(writer, 3, 1));
+  await writer.flushed();
   assertEquals(link.frames(), ["PSH 3 length 1", "NOP 2", "NOP 1", "NOP 0"]);
 });
 
 Deno.test("the session is told when all has been written, and only then", async () => {
-  const { link, outgoing, told } = start();
-  assert(data(outgoing, 3, 1));
+  const { link, writer, told } = start();
+  assert(data(writer, 3, 1));
   await link.begun(1);
-  assert(data(outgoing, 3, 2));
+  assert(data(writer, 3, 2));
   link.take();
   await link.begun(2);
   await microtasks(20);
   assertEquals(told, []);
   link.take();
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(told, ["idle"]);
 });
 
 Deno.test("frames, bytes and unsent say what was put and what left", async () => {
-  const { link, outgoing } = start();
-  const figures = () => [outgoing.frames, outgoing.bytes, outgoing.unsent];
+  const { link, writer } = start();
+  const figures = () => [writer.frames, writer.bytes, writer.unsent];
   assertEquals(figures(), [0, 0, 0]);
-  outgoing.tryFrame(PSH, 3, pattern(10), 2, 7);
-  outgoing.tryUpdate(3, 1, 1);
+  writer.tryFrame(PSH, 3, pattern(10), 2, 7);
+  writer.tryUpdate(3, 1, 1);
   assertEquals(figures(), [2, 0, 29]);
   await link.begun(1);
-  outgoing.tryControl(FIN, 3);
+  writer.tryControl(FIN, 3);
   assertEquals(figures(), [3, 0, 37]);
   link.take();
   await link.begun(2);
   assertEquals(figures(), [3, 29, 8]);
   link.take();
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(figures(), [3, 37, 0]);
 });
 
 Deno.test("the clock shows when a write began and since when it has made no progress", async () => {
   using time = stopTime();
   time.now = 1000;
-  const { link, outgoing } = start();
-  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1000, undefined]);
+  const { link, writer } = start();
+  assertEquals([writer.begunAt, writer.stalledSince], [1000, undefined]);
   time.now = 1010;
-  outgoing.tryControl(NOP, 0);
-  assertEquals(outgoing.stalledSince, undefined);
+  writer.tryControl(NOP, 0);
+  assertEquals(writer.stalledSince, undefined);
   await link.begun(1);
   time.now = 1020;
-  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1010, 1010]);
+  assertEquals([writer.begunAt, writer.stalledSince], [1010, 1010]);
   link.takeOne();
   await link.begun(2);
   time.now = 1030;
-  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1010, 1020]);
-  outgoing.tryControl(NOP, 0);
+  assertEquals([writer.begunAt, writer.stalledSince], [1010, 1020]);
+  writer.tryControl(NOP, 0);
   link.take();
   await link.begun(3);
-  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1030, 1030]);
+  assertEquals([writer.begunAt, writer.stalledSince], [1030, 1030]);
   link.take();
-  await outgoing.flushed();
-  assertEquals([outgoing.begunAt, outgoing.stalledSince], [1030, undefined]);
+  await writer.flushed();
+  assertEquals([writer.begunAt, writer.stalledSince], [1030, undefined]);
 });
 
 Deno.test("a transport that takes a few bytes at a time gets all of them, in order, and each counts as progress", async () => {
@@ -601,7 +651,7 @@ Deno.test("a transport that takes a few bytes at a time gets all of them, in ord
     const connection: Connection = {
       read: () => Promise.resolve(null),
       write: (p) => {
-        stalls.add(outgoing.stalledSince);
+        stalls.add(writer.stalledSince);
         const count = Math.min(p.length, sizes[0]!);
         sizes = [...sizes.slice(1), sizes[0]!];
         parts.push(p.slice(0, count));
@@ -609,13 +659,13 @@ Deno.test("a transport that takes a few bytes at a time gets all of them, in ord
       },
       close: () => {},
     };
-    const outgoing = new Outgoing(link(connection), 2, {
-      writeOwed() {},
-      idle() {},
-      failed: (error) => assert(!error),
+    const writer = new FrameWriter(link(connection), 2, {
+      refusalsEncoded() {},
+      writerIdle() {},
+      writerFailed: (error) => assert(!error),
     });
-    for (let id = 3; id < 23; id += 2) outgoing.tryFrame(PSH, id, pattern(50, id), 0, 50);
-    await outgoing.flushed();
+    for (let id = 3; id < 23; id += 2) writer.tryFrame(PSH, id, pattern(50, id), 0, 50);
+    await writer.flushed();
     const { lines } = decode([concat(parts)], 2);
     assertEquals(
       lines,
@@ -624,7 +674,7 @@ Deno.test("a transport that takes a few bytes at a time gets all of them, in ord
         (_, at) => `PSH ${3 + 2 * at} length 50 at ${58 * at}: ${pattern(50, 3 + 2 * at).toHex()}`,
       ),
     );
-    assertEquals([outgoing.bytes, parts.length > 10], [580, true]);
+    assertEquals([writer.bytes, parts.length > 10], [580, true]);
     // Each write but those after one that took nothing finds that there was progress since the one before.
     assertEquals(stalls.size, parts.filter(({ length }) => length > 0).length);
   } finally {
@@ -632,43 +682,44 @@ Deno.test("a transport that takes a few bytes at a time gets all of them, in ord
   }
 });
 
-Deno.test("a transport that fails is told once, and frames that wait learn that they were not taken", async () => {
-  const { link, outgoing, told } = start();
-  fill(outgoing, 3, 32 * 1024);
+Deno.test("a transport that fails is told once, and send() rejects for frames that wait", async () => {
+  const { link, writer, told } = start();
+  fill(writer, 3, 32 * 1024);
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
+  fill(writer, 3, 32 * 1024);
   const frame = waiting(5, 10);
-  const sending = outgoing.sender.send(frame);
-  const flushed = outgoing.flushed();
+  const sending = assertRejects(() => writer.send(frame), ChannelClosedError, "the session has ended");
+  const flushed = writer.flushed();
   link.fail(new Error("broken"));
   await flushed;
-  outgoing.dismiss(Infinity);
+  writer.dismiss(Infinity);
   await sending;
-  assertEquals(frame.isTaken, false);
+  assertEquals(frame.isEncoded, false);
   await microtasks(20);
-  assertEquals([told, link.writes.length, outgoing.bytes], [["failed: broken"], 1, 0]);
-  assertEquals([data(outgoing, 3, 1), outgoing.tryControl(FIN, 3), outgoing.tryUpdate(3, 0, 0)], [false, false, false]);
-  assertEquals([outgoing.unsent, outgoing.stalledSince], [0, undefined]);
+  assertEquals([told, link.writes.length, writer.bytes], [["failed: broken"], 1, 0]);
+  assertEquals([data(writer, 3, 1), writer.tryControl(FIN, 3), writer.tryUpdate(3, 0, 0)], [false, false, false]);
+  assertEquals([writer.unsent, writer.stalledSince], [0, undefined]);
 });
 
 Deno.test("a transport whose write throws at once has failed just the same", async () => {
-  const { link, outgoing, told } = start();
+  const { link, writer, told } = start();
   link.write = () => {
     throw new Error("broken at once");
   };
-  assert(data(outgoing, 3, 1));
-  await outgoing.flushed();
+  assert(data(writer, 3, 1));
+  await writer.flushed();
   assertEquals(told, ["failed: broken at once"]);
 });
 
 Deno.test("when something else fails, so may the write under way, and nobody need hear of that", async () => {
   const failure = new Error("the host failed");
-  const { link, outgoing, told } = start({
-    writeOwed: () => {
+  const { link, writer, told } = start({
+    refusalsEncoded: () => {
       throw failure;
     },
   });
-  assert(data(outgoing, 3, 1));
+  while (writer.tryControl(NOP, 0));
+  writer.refuse(5);
   await link.begun(1);
   await microtasks(20);
   assertEquals(told, ["failed: the host failed"]);
@@ -678,130 +729,134 @@ Deno.test("when something else fails, so may the write under way, and nobody nee
 });
 
 Deno.test("a transport that fails after the end is told to nobody", async () => {
-  const { link, outgoing, told } = start();
-  assert(data(outgoing, 3, 1));
+  const { link, writer, told } = start();
+  assert(data(writer, 3, 1));
   await link.begun(1);
-  outgoing.end();
+  writer.end();
   link.fail(new Error("broken"));
   await microtasks(20);
   assertEquals(told, []);
 });
 
-Deno.test("the end takes nothing more and writes nothing more, and frames that wait learn that they were not taken", async () => {
-  const { link, outgoing, told } = start();
-  fill(outgoing, 3, 32 * 1024);
+Deno.test("the end takes nothing more and writes nothing more, and send() rejects for frames that wait", async () => {
+  const { link, writer, told } = start();
+  fill(writer, 3, 32 * 1024);
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
-  const sender = outgoing.sender.clone();
+  fill(writer, 3, 32 * 1024);
+  const sender = writer.openSender();
   const list = [waiting(5, 1), waiting(7, 0, SYN), waiting(9, 2)];
-  const sending = list.map((frame, at) => (at === 1 ? outgoing.sender : sender).send(frame));
-  outgoing.end();
-  assertEquals(outgoing.dismiss(2), true);
-  await Promise.all(sending.slice(0, 2));
-  assertEquals(await Promise.race([sending[2], Promise.resolve("waiting")]), "waiting");
-  assertEquals(outgoing.dismiss(2), false);
+  const rejected: number[] = [];
+  const sending = list.map((frame, at) =>
+    assertRejects(() => writer.send(frame, at === 1 ? undefined : sender), ChannelClosedError)
+      .then(() => rejected.push(frame.id))
+  );
+  writer.end();
+  assertEquals(writer.dismiss(2), true);
+  await microtasks(20);
+  assertEquals(rejected, [5, 7]);
+  assertEquals(writer.dismiss(2), false);
   await Promise.all(sending);
-  assertEquals(list.map(({ isTaken }) => isTaken), [false, false, false]);
-  await assertRejects(() => sender.send(waiting(5, 1)), ChannelClosedError);
-  assertEquals([data(outgoing, 3, 1), syn(outgoing, 5)], [false, false]);
-  assertEquals([outgoing.tryControl(FIN, 3), outgoing.tryUpdate(3, 0, 0)], [false, false]);
+  assertEquals([rejected, list.map(({ isEncoded }) => isEncoded)], [[5, 7, 9], [false, false, false]]);
+  await assertRejects(() => writer.send(waiting(5, 1), sender), ChannelClosedError);
+  assertEquals([data(writer, 3, 1), syn(writer, 5)], [false, false]);
+  assertEquals([writer.tryControl(FIN, 3), writer.tryUpdate(3, 0, 0)], [false, false]);
   link.take();
-  await outgoing.flushed();
+  await writer.flushed();
   await microtasks(20);
   assertEquals([link.writes.length, told], [1, []]);
 });
 
 Deno.test("what was put in the turn in which the end comes does not leave", async () => {
-  const { link, outgoing } = start();
-  assert(data(outgoing, 3, 1));
-  outgoing.end();
+  const { link, writer } = start();
+  assert(data(writer, 3, 1));
+  writer.end();
   await microtasks(20);
-  assertEquals([link.writes.length, outgoing.unsent], [0, 0]);
+  assertEquals([link.writes.length, writer.unsent], [0, 0]);
 });
 
 Deno.test("a sender that gives up takes its frame back, and those behind it move up", async () => {
-  const { link, outgoing } = start();
-  assert(data(outgoing, 3, 1));
+  const { link, writer } = start();
+  assert(data(writer, 3, 1));
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
+  fill(writer, 3, 32 * 1024);
   const controller = new AbortController();
   const reason = new Error("enough");
-  const givingUp = outgoing.sender.send(waiting(5, 10), { signal: controller.signal });
-  const staying = outgoing.sender.send(waiting(7, 10));
+  const givingUp = writer.send(waiting(5, 10), undefined, controller.signal);
+  const staying = writer.send(waiting(7, 10));
   controller.abort(reason);
   assertStrictEquals(await assertRejects(() => givingUp), reason);
   link.open();
   await staying;
-  await outgoing.flushed();
+  await writer.flushed();
   assertEquals(frames(link.writes[2]!), ["PSH 7 length 10"]);
 });
 
 Deno.test("an idle session gives back the buffers of its busy time, and can be busy again", async () => {
-  const { link, outgoing } = start();
-  assertEquals(outgoing.isLarge, false);
+  const { link, writer } = start();
+  assertEquals(writer.isLarge, false);
   for (let times = 0; times < 2; times++) {
     link.isOpen = false;
-    fill(outgoing, 3, 32 * 1024);
+    fill(writer, 3, 32 * 1024);
     await link.begun(1 + 4 * times);
-    fill(outgoing, 3, 32 * 1024);
-    assertEquals(outgoing.isLarge, true);
-    const { unsent } = outgoing;
+    fill(writer, 3, 32 * 1024);
+    assertEquals(writer.isLarge, true);
+    const { unsent } = writer;
     // Nothing is given back that is in use.
-    outgoing.trim();
-    assertEquals([outgoing.unsent, outgoing.isLarge], [unsent, true]);
+    writer.trim();
+    assertEquals([writer.unsent, writer.isLarge], [unsent, true]);
     link.open();
-    await outgoing.flushed();
-    assertEquals(outgoing.isLarge, true);
-    outgoing.trim();
-    assertEquals(outgoing.isLarge, false);
-    assert(data(outgoing, 5, 10));
-    await outgoing.flushed();
-    assertEquals([outgoing.isLarge, link.frames().at(-1)], [false, "PSH 5 length 10"]);
-    assert(data(outgoing, 5, 20_000));
-    await outgoing.flushed();
-    assertEquals([outgoing.isLarge, link.frames().at(-1)], [true, "PSH 5 length 20000"]);
-    outgoing.trim();
+    await writer.flushed();
+    assertEquals(writer.isLarge, true);
+    writer.trim();
+    assertEquals(writer.isLarge, false);
+    assert(data(writer, 5, 10));
+    await writer.flushed();
+    assertEquals([writer.isLarge, link.frames().at(-1)], [false, "PSH 5 length 10"]);
+    assert(data(writer, 5, 20_000));
+    await writer.flushed();
+    assertEquals([writer.isLarge, link.frames().at(-1)], [true, "PSH 5 length 20000"]);
+    writer.trim();
   }
 });
 
 Deno.test("a large buffer that lies behind a small one is given back too", async () => {
-  const { link, outgoing } = start();
-  assert(data(outgoing, 3, 1));
+  const { link, writer } = start();
+  assert(data(writer, 3, 1));
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
+  fill(writer, 3, 32 * 1024);
   link.open();
-  await outgoing.flushed();
-  assertEquals(outgoing.isLarge, true);
-  outgoing.trim();
-  assertEquals([outgoing.isLarge, link.held], [false, 0]);
+  await writer.flushed();
+  assertEquals(writer.isLarge, true);
+  writer.trim();
+  assertEquals([writer.isLarge, link.held], [false, 0]);
 });
 
 Deno.test("nothing that was put is lost when buffers are given back before it began to leave", async () => {
-  const { link, outgoing } = start();
+  const { link, writer } = start();
   link.open();
-  fill(outgoing, 3, 32 * 1024);
-  const { unsent } = outgoing;
-  outgoing.trim();
-  await outgoing.flushed();
-  assertEquals([link.writes.map(({ length }) => length), outgoing.bytes], [[unsent], unsent]);
+  fill(writer, 3, 32 * 1024);
+  const { unsent } = writer;
+  writer.trim();
+  await writer.flushed();
+  assertEquals([link.writes.map(({ length }) => length), writer.bytes], [[unsent], unsent]);
 });
 
 Deno.test("the end gives the buffers back as well", async () => {
-  const { link, outgoing } = start();
-  fill(outgoing, 3, 32 * 1024);
+  const { link, writer } = start();
+  fill(writer, 3, 32 * 1024);
   await link.begun(1);
-  fill(outgoing, 3, 32 * 1024);
-  outgoing.end();
-  assertEquals(outgoing.isLarge, false);
+  fill(writer, 3, 32 * 1024);
+  writer.end();
+  assertEquals(writer.isLarge, false);
   // But for the one from which a write is still under way, whatever becomes of it.
   assertGreater(link.held, 0);
   link.take();
   await microtasks(20);
-  assertEquals([outgoing.unsent, link.held], [0, 0]);
+  assertEquals([writer.unsent, link.held], [0, 0]);
 });
 
 Deno.test("a long write that settles after the end lets nobody have a turn: there is nothing to go on with", async () => {
-  const { link, outgoing } = start();
+  const { link, writer } = start();
   const { now, giveWay } = clock;
   let given = 0;
   clock.giveWay = () => {
@@ -809,9 +864,9 @@ Deno.test("a long write that settles after the end lets nobody have a turn: ther
     return giveWay();
   };
   try {
-    fill(outgoing, 3, 32 * 1024);
+    fill(writer, 3, 32 * 1024);
     await link.begun(1);
-    outgoing.end();
+    writer.end();
     clock.now = () => now() + 1000;
     link.take();
     await microtasks(20);
@@ -822,10 +877,10 @@ Deno.test("a long write that settles after the end lets nobody have a turn: ther
 });
 
 Deno.test("a write that fails after the end gives its buffer back", async () => {
-  const { link, outgoing } = start();
-  fill(outgoing, 3, 32 * 1024);
+  const { link, writer } = start();
+  fill(writer, 3, 32 * 1024);
   await link.begun(1);
-  outgoing.end();
+  writer.end();
   link.fail(new Error("broken"));
   await microtasks(20);
   assertEquals(link.held, 0);
