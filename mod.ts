@@ -46,6 +46,7 @@
  */
 
 export * from "./channel.ts";
+export { SessionClosedError, StreamClosedError } from "./errors.ts";
 export { ProtocolError, type Version } from "./frame.ts";
 export type { ClientSessionOptions, ServerSessionOptions, SessionCloseOptions, SessionOptions } from "./options.ts";
 export {
@@ -60,5 +61,5 @@ export {
   type Server,
 } from "./serve.ts";
 export { Session, type SessionStats } from "./session.ts";
-export { SessionClosedError, Stream, StreamClosedError, type StreamOperationOptions } from "./stream.ts";
+export { Stream, type StreamOperationOptions } from "./stream.ts";
 export type { Address, Connection, Transport } from "./transport.ts";

@@ -4,11 +4,13 @@
  * @module
  */
 
+import { deferred } from "./_deferred.ts";
 import { Channel } from "./channel.ts";
 import { clock } from "./clock.ts";
+import { SessionClosedError } from "./errors.ts";
 import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { reportStalled, Session } from "./session.ts";
-import { coreOf, deferred, SessionClosedError, Stream } from "./stream.ts";
+import { coreOf, Stream } from "./stream.ts";
 import { closeOnce, type Connection } from "./transport.ts";
 
 /**
@@ -478,8 +480,8 @@ export async function join(
   async function lose(side: DuplexConnection, rest: Promise<number>, error: unknown): Promise<void> {
     const core = side instanceof Stream ? coreOf(side) : undefined;
     // The count of a write is that of a piece which the caller does not know.
-    first ??= { error: core?.writeError ?? error };
-    if (core?.isWhole) await rest.catch(() => {});
+    first ??= { error: core?.sending.error ?? error };
+    if (core?.receiving.isWhole) await rest.catch(() => {});
     fail(error);
   }
   const there = copy(a, b, fail, (error) => lose(b, back, error));
@@ -504,7 +506,7 @@ function watch(connection: DuplexConnection, lost: (error: Error) => void): () =
   if (!(connection instanceof Stream)) return () => {};
   const core = coreOf(connection);
   return core.watch(() => {
-    const error = core.writeError;
+    const error = core.sending.error;
     if (error !== undefined) lost(error);
   });
 }

@@ -4,10 +4,12 @@
  * @module
  */
 
+import { deferred } from "./_deferred.ts";
 import { FloodGuard } from "./_flood.ts";
 import { FrameWriter, PendingFrame } from "./_writer.ts";
 import { bounded, Channel, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
 import { clock, excuse, LATE, type Pass, type Timer } from "./clock.ts";
+import { SessionClosedError } from "./errors.ts";
 import { FrameDecoder, type FrameSink, NOP, NOTHING, ProtocolError, SYN, type Version } from "./frame.ts";
 import {
   type ClientSessionOptions,
@@ -17,7 +19,7 @@ import {
   type SessionCloseOptions,
   type Settings,
 } from "./options.ts";
-import { deferred, SessionClosedError, type Stream, StreamCore, type StreamHost } from "./stream.ts";
+import { type Stream, StreamCore, type StreamHost } from "./stream.ts";
 import { Table } from "./table.ts";
 import { type Address, type Link, link, type Transport } from "./transport.ts";
 import { Turn } from "./turn.ts";
@@ -141,7 +143,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   readonly #settings: Settings;
   readonly #link: Link;
   readonly #decoder: FrameDecoder;
-  readonly #outgoing: FrameWriter;
+  readonly #writer: FrameWriter;
   readonly #windows: WindowPool;
   readonly #host: StreamHost;
   readonly #sink: FrameSink;
@@ -274,7 +276,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#decoder = new FrameDecoder(version === "auto" ? undefined : version);
     const { maxStreamBuffer, maxReceiveBuffer } = settings;
     this.#windows = new WindowPool(maxStreamBuffer, Math.floor(maxReceiveBuffer / 2), maxReceiveBuffer);
-    this.#outgoing = new FrameWriter(this.#link, version === "auto" ? 2 : version, {
+    this.#writer = new FrameWriter(this.#link, version === "auto" ? 2 : version, {
       refusalsEncoded: () => this.#mayReadAgain(),
       writerIdle: () => this.#idle(),
       writerFailed: (error) => this.#transportFailed(error),
@@ -291,7 +293,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#sink = this.#makeSink();
     this.#heardAt = clock.now();
     // An "auto" server learns the version from it without waiting; Go ignores it.
-    if (parity === 1) this.#outgoing.tryControl(NOP, 0);
+    if (parity === 1) this.#writer.tryControl(NOP, 0);
     this.#schedule();
     this.#readLoop();
   }
@@ -351,11 +353,11 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       throw this.#closedError("Cannot open a stream on a closed session");
     }
     if (this.#nextId > LAST_ID) throw new RangeError("Cannot open a stream: every stream id has been used");
-    const core = new StreamCore(this.#host, this.#nextId, false);
+    const core = new StreamCore(this.#host, this.#nextId);
     this.#nextId += 2;
     // Before the SYN can leave, or the answer of a quick peer would find nobody.
     this.#streams.add(core);
-    if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);
+    if (!this.#writer.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);
     this.#opened++;
     core.announce();
     return core.stream;
@@ -463,12 +465,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       accepted: this.#accepted,
       refused: this.#refused,
       pendingAccept: this.#accepting.size,
-      bytesSent: this.#outgoing.bytes,
+      bytesSent: this.#writer.bytes,
       bytesReceived: this.#bytesReceived,
-      framesSent: this.#outgoing.frames,
+      framesSent: this.#writer.frames,
       framesReceived: this.#decoder.frames,
       bytesUnread: this.#windows.unread,
-      bytesUnsent: this.#outgoing.unsent,
+      bytesUnsent: this.#writer.unsent,
       creditGranted: this.#windows.granted,
       readPaused: this.#isPaused,
     };
@@ -501,18 +503,18 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       maxFrameSize: this.#settings.maxFrameSize,
       timeout: this.#settings.timeout,
       windows: this.#windows,
-      outgoing: this.#outgoing,
-      release: (stream, count) => this.#release(stream, count),
-      settleLater: (stream) => this.#settling.push(stream),
-      waits: (stream) => {
+      writer: this.#writer,
+      refund: (stream, count) => this.#refund(stream, count),
+      finishReadLater: (stream) => this.#settling.push(stream),
+      readWaits: (stream) => {
         if (stream.batch !== this.#batch) return;
         stream.batch = 0;
         if (this.#resume === undefined) return;
         if (--this.#reading === 0) queueMicrotask(this.#goOn);
       },
-      forget: (stream) => {
+      remove: (stream) => {
         if (!stream.isEndedByPeer) this.#flood.expectLateData();
-        this.#forget(stream);
+        this.#remove(stream);
       },
     };
   }
@@ -521,21 +523,21 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   async #waitToOpen(core: StreamCore, signal: AbortSignal | undefined): Promise<void> {
     try {
-      await this.#outgoing.send(new PendingFrame(SYN, core.id, NOTHING, 0, 0), undefined, signal);
+      await this.#writer.send(new PendingFrame(SYN, core.id, NOTHING, 0, 0), undefined, signal);
     } catch (error) {
       core.fail(() => this.#closedError("The stream was never opened"));
       // A peer that guessed the id may have sent something, which nobody will read.
-      core.discard();
-      this.#forget(core);
+      core.receiving.discard();
+      this.#remove(core);
       if (!(error instanceof ChannelClosedError)) throw error;
       throw this.#closedError("Cannot open a stream on a closed session");
     }
   }
 
-  #forget(core: StreamCore): void {
+  #remove(core: StreamCore): void {
     // Another life of the same id may be in the table by now.
     if (!this.#streams.delete(core)) return;
-    if (core.isRemote) this.#remoteStreams--;
+    if (this.#isRemote(core.id)) this.#remoteStreams--;
     if (core.unread > 0 && this.#settings.stalledStreamTimeout !== Infinity) this.#holding.add(core);
     if (this.#streams.size === 0) this.#empty?.trySend();
   }
@@ -549,7 +551,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       fin: (id) => {
         const core = this.#streams.get(id);
         if (core?.isEndedByPeer !== false) this.#flood.uselessFrame();
-        else if (core.isRemote && !core.hasData) this.#flood.emptyStream();
+        else if (this.#isRemote(id) && !core.receiving.hasData) this.#flood.emptyStream();
         core?.receiveFin();
       },
       psh: (id, length) => {
@@ -557,14 +559,13 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         if (core === undefined) this.#flood.lateData(length);
         else if (core.isEndedByPeer) this.#flood.unwantedData(length);
         else if (length === 0) this.#flood.uselessFrame();
-        else core.hasData = true;
       },
       data: (_bytes, start, end) => {
         if (this.#current === undefined) return;
         // A stream of which data was dropped must not seem whole, even if its FIN still comes.
         if (this.#isDropping) {
           if (this.#current.fail(() => this.#closedError("Data came after the session was closed"))) {
-            this.#current.tell();
+            this.#current.notifyWaiters();
           }
           return;
         }
@@ -573,13 +574,17 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       nop: () => this.#flood.uselessFrame(),
       upd: (id, consumed, window) => {
         this.#flood.uselessFrame();
-        this.#streams.get(id)?.update(consumed, window);
+        this.#streams.get(id)?.sending.update(consumed, window);
       },
     };
   }
 
+  #isRemote(id: number): boolean {
+    return id % 2 !== this.#parity;
+  }
+
   #syn(id: number): void {
-    if (id === 0 || id % 2 === this.#parity) {
+    if (id === 0 || !this.#isRemote(id)) {
       const own = this.#parity === 1 ? "even" : "odd";
       const expected = `an ${own} stream id other than 0 on SYN (do both ends have the same role?)`;
       throw new ProtocolError(this.#decoder.frameOffset, expected, `${id}`);
@@ -598,13 +603,13 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const accepting = this.#accepting;
     // Checked before a stream is made of it, so that a flood of refused SYNs allocates nothing.
     if (accepting.isFull && accepting.capacity > 0) return false;
-    const core = new StreamCore(this.#host, id, true);
+    const core = new StreamCore(this.#host, id);
     // In the table before it is handed over: a web stream's reader runs in that step, and may close the stream or all.
     this.#streams.add(core);
     this.#remoteStreams++;
     if (!accepting.trySend(core.stream)) {
       core.fail(() => this.#closedError("The stream was refused"));
-      this.#forget(core);
+      this.#remove(core);
       return false;
     }
     this.#hadTurn = false;
@@ -617,7 +622,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#refused++;
     this.#flood.refusedStream();
     // Our half has ended: the peer will see that it gets no answer.
-    if (!this.#isDropping) this.#outgoing.refuse(id);
+    if (!this.#isDropping) this.#writer.refuse(id);
   }
 
   // Reading.
@@ -645,7 +650,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
         const isServing = this.#reading > 1 || (this.#reading > 0 && count >= LARGE_READ);
         if (isWatched || isServing) turn.watch(reading);
         if (isServing) await this.#served();
-        else if (this.#reading > 0) this.#outgoing.awaitAnswer();
+        else if (this.#reading > 0) this.#writer.awaitAnswer();
         count = await reading;
         if (this.#ended !== undefined) return;
         if (count === null) return this.#transportEnded();
@@ -705,10 +710,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       const settling = this.#settling;
       if (settling.length > 0) {
         this.#reading += settling.length;
-        this.#outgoing.hold();
+        this.#writer.hold();
         for (const core of settling) {
           core.batch = this.#batch;
-          core.settle();
+          core.receiving.finishRead();
         }
         settling.length = 0;
       }
@@ -736,18 +741,18 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const resume = this.#resume;
     if (resume === undefined) return;
     this.#resume = undefined;
-    this.#outgoing.release();
+    this.#writer.release();
     resume();
   };
 
   #begin(version: Version): void {
-    this.#outgoing.version = version;
+    this.#writer.version = version;
     while (this.#versionKnown?.trySend());
   }
 
   #mustPause(): boolean {
     if (this.#isDropping) return false;
-    return this.#windows.unread >= this.#settings.maxReceiveBuffer || this.#outgoing.waitingRefusals > MOST_REFUSALS;
+    return this.#windows.unread >= this.#settings.maxReceiveBuffer || this.#writer.waitingRefusals > MOST_REFUSALS;
   }
 
   async #pause(): Promise<void> {
@@ -764,7 +769,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     if (this.#isPaused && !this.#mustPause()) this.#mayRead?.trySend();
   }
 
-  #release(stream: StreamCore, count: number): void {
+  #refund(stream: StreamCore, count: number): void {
     this.#windows.unread -= count;
     if (stream.unread === 0 && this.#holding.size > 0) this.#holding.delete(stream);
     this.#mayReadAgain();
@@ -780,7 +785,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     // A peer that closes its socket with our last FINs unread in it resets the connection: Go's does so whenever it
     // hangs up. When no stream is open and no data unsent nothing is lost by that: it is as clean as any hanging up.
     const isHangUp = RESETS.includes(error instanceof Error ? error.name : "") && this.#bytesReceived > 0 &&
-      this.#streams.size === 0 && !this.#outgoing.hasUnsentData && this.#decoder.isBetweenFrames;
+      this.#streams.size === 0 && !this.#writer.hasUnsentData && this.#decoder.isBetweenFrames;
     this.#end(isHangUp ? {} : { error });
   }
 
@@ -796,8 +801,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #watchStalled(): void {
     if (this.#stalledFrom !== undefined || this.#settings.stalledStreamTimeout === Infinity || !this.#isTight()) return;
     this.#stalledFrom = new Map();
-    for (const core of this.#holding.values()) this.#stalledFrom.set(core, core.taken);
-    for (const core of this.#streams.values()) this.#stalledFrom.set(core, core.taken);
+    for (const core of this.#holding.values()) this.#stalledFrom.set(core, core.receiving.consumed);
+    for (const core of this.#streams.values()) this.#stalledFrom.set(core, core.receiving.consumed);
     this.#stalledAt = clock.now();
     if (this.#stalledAt > this.#cutAt + this.#settings.stalledStreamTimeout) this.#cuts = 0;
     this.#arm(this.#stalledAt + this.#stallPatience());
@@ -822,7 +827,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     if (now < due) return due;
     if (!this.#isTight()) return now + LATE;
     this.#stalledFrom = undefined;
-    const read = (core: StreamCore) => core.taken - watched.get(core)!;
+    const read = (core: StreamCore) => core.receiving.consumed - watched.get(core)!;
     const isSlow = (core: StreamCore) => core.unread > 0 && read(core) * 1000 < SLOWEST_READ * patience;
     const slow = new Set(watched.keys().filter(isSlow));
     // A slow reader may be slow while no other stream has to wait for it.
@@ -859,10 +864,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     const { keepAliveInterval, timeout } = this.#settings;
 
     // While a write is under way its bytes will be the sign of life, and nothing could overtake them.
-    if (now >= this.#outgoing.begunAt + keepAliveInterval && this.#outgoing.stalledSince === undefined) {
-      if (this.version !== undefined) this.#outgoing.tryControl(NOP, 0);
+    if (now >= this.#writer.begunAt + keepAliveInterval && this.#writer.stalledSince === undefined) {
+      if (this.version !== undefined) this.#writer.tryControl(NOP, 0);
     }
-    if (this.#outgoing.isLarge && now >= this.#outgoing.begunAt + TRIM_DELAY) this.#outgoing.trim();
+    if (this.#writer.isLarge && now >= this.#writer.begunAt + TRIM_DELAY) this.#writer.trim();
 
     if (late > LATE) this.#excuse(late, now);
     if (now >= this.#silentSince() + timeout) return this.#end({ error: this.#silence() });
@@ -886,13 +891,13 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#closingFrom = this.#closingMovedTo = move(this.#closingFrom, this.#closingMovedTo, this.#closeTimeout);
     // Bytes may wait in the socket. The timeout of close() bounds this.
     this.#quietFrom = now;
-    this.#outgoing.excuse(late, now);
+    this.#writer.excuse(late, now);
   }
 
   #schedule(): void {
     const now = clock.now();
     const { keepAliveInterval, timeout } = this.#settings;
-    const { begunAt, isLarge } = this.#outgoing;
+    const { begunAt, isLarge } = this.#writer;
     // A NOP that is due but cannot go yet is no reason to look again at once.
     const nop = Math.max(begunAt, now - keepAliveInterval / 2) + keepAliveInterval;
     const quiet = this.#isDropping ? QUIET_BEFORE_CLOSE : Infinity;
@@ -908,7 +913,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   #silentSince(): number {
     if (this.#isDropping) return Infinity;
     if (!this.#isPaused) return this.#heardAt;
-    return Math.max(this.#heardAt, this.#outgoing.stalledSince ?? Infinity);
+    return Math.max(this.#heardAt, this.#writer.stalledSince ?? Infinity);
   }
 
   #silence(): DOMException {
@@ -924,7 +929,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   #idle(): void {
-    if (this.#outgoing.isLarge) this.#arm(clock.now() + TRIM_DELAY);
+    if (this.#writer.isLarge) this.#arm(clock.now() + TRIM_DELAY);
   }
 
   #arm(at: number): void {
@@ -953,12 +958,12 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     try {
       while (drain && this.#streams.size > 0) await (this.#empty ??= new Channel()).receive();
       const failure = () => this.#closedError("Cannot write to a stream of a closed session");
-      await Promise.all(this.#streams.values().map((core) => core.endWriting(failure)));
-      await this.#outgoing.flushed();
+      await Promise.all(this.#streams.values().map((core) => core.sending.end(failure)));
+      await this.#writer.flushed();
       if (this.#ended !== undefined) return;
       // A socket closed while it holds unread bytes is reset, and the peer loses what it had not read: so read on.
       this.#isDropping = true;
-      this.#outgoing.end();
+      this.#writer.end();
       this.#mayReadAgain();
       this.#link.closeWrite().catch(() => {});
       this.#quietFrom = clock.now();
@@ -987,7 +992,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     clock.clearTimer(this.#timer);
     if (isClean || this.#incoming === undefined) this.#accepting.close();
     else this.#accepting.close(this.#closedError("The session has ended"));
-    this.#outgoing.end();
+    this.#writer.end();
     // Waiters share errors: one is, with its stack, as large as a waiting stream, and thousands may wait. A write has its
     // count stamped on its error, so writes never share with other operations.
     let shared: SessionClosedError | undefined;
@@ -1013,10 +1018,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   /** Settles what waits for room, for one of these streams, or for the end. */
   async #tell(cores: StreamCore[]): Promise<void> {
-    const turns = [this.#turn.end(), this.#outgoing.turn.end()];
-    while (this.#outgoing.dismiss(TOLD_AT_ONCE)) await this.#turn.giveWay();
+    const turns = [this.#turn.end(), this.#writer.turn.end()];
+    while (this.#writer.dismiss(TOLD_AT_ONCE)) await this.#turn.giveWay();
     let told = 0;
-    for (const core of cores) if (core.tell() && ++told % TOLD_AT_ONCE === 0) await this.#turn.giveWay();
+    for (const core of cores) if (core.notifyWaiters() && ++told % TOLD_AT_ONCE === 0) await this.#turn.giveWay();
     for (const others of turns) if (others !== undefined) await others;
     const end = this.#ended!;
     if ("error" in end) this.#closed.reject(end.error);

@@ -6,6 +6,7 @@
 
 import { assert, assertRejects } from "@std/assert";
 import { clock } from "../clock.ts";
+import { SendHalf } from "../_send_half.ts";
 import { FrameWriter } from "../_writer.ts";
 import { StreamCore } from "../stream.ts";
 import { decode } from "./decoding.ts";
@@ -49,14 +50,14 @@ const PLANTED: { name: string; message: string; plant: () => () => void }[] = [
     name: "a stream that throws what is not declared",
     message: "An undeclared error",
     plant: () =>
-      replace(StreamCore.prototype, "update", () => {
+      replace(SendHalf.prototype, "update", () => {
         throw new TypeError("planted");
       }),
   },
   {
     name: "a stream that leaves its reads waiting when the session ends",
     message: "never settle",
-    plant: () => replace(StreamCore.prototype, "tell", () => false),
+    plant: () => replace(StreamCore.prototype, "notifyWaiters", () => false),
   },
   {
     name: "a stream that ends twice",

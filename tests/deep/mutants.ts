@@ -28,9 +28,9 @@ export interface Mutant {
 export const MUTANTS: Mutant[] = [
   {
     name: "the abort of a web stream cuts a write of the stream as well",
-    file: "stream.ts",
-    from: "    if (this.#abortable !== signal) return;\n",
-    to: "",
+    file: "_send_half.ts",
+    from: "    if (waiting === undefined || waiting.abortable !== signal) return;\n",
+    to: "    if (waiting === undefined) return;\n",
     tests: ["web_streams_test.ts"],
   },
   {
@@ -91,7 +91,7 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a cut chunk of a web stream counts only what had to wait",
-    file: "stream.ts",
+    file: "_send_half.ts",
     from: "    return this.#writeRest(p, count, signal, isListened, this.#begun);\n",
     to: "    return this.#writeRest(p.subarray(count), 0, signal, isListened, this.#begun);\n",
     tests: ["web_streams_test.ts"],
@@ -119,18 +119,17 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "FIN overtakes data that waits",
-    file: "stream.ts",
-    from:
-      "    if (this.#isWriting) await (this.#writeTurns ??= new Channel()).receive();\n    this.#isWriting = true;\n",
-    to: "    this.#isWriting = true;\n",
+    file: "_send_half.ts",
+    from: "    if (this.#isWriting) await (this.#waiting ??= new Waiting()).lock.receive();\n",
+    to: "",
   },
   {
     name: "a stream is registered only after its SYN has left",
     file: "session.ts",
     from: "    this.#streams.add(core);\n" +
-      "    if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n",
-    to: "    if (!this.#outgoing.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n" +
-      "    await this.#outgoing.flushed();\n    this.#streams.add(core);\n",
+      "    if (!this.#writer.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n",
+    to: "    if (!this.#writer.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n" +
+      "    await this.#writer.flushed();\n    this.#streams.add(core);\n",
   },
   {
     name: "tiny frames are not merged",
@@ -162,21 +161,21 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "close() credits what it drops with a late UPD",
-    file: "stream.ts",
-    from: "    this.#drop();\n    this.#receiveWindow?.close();\n",
-    to: "    this.#credited(this.#drop());\n    this.#receiveWindow?.close();\n",
+    file: "_receive_half.ts",
+    from: '    this.#state = "closed";\n    this.#drop();\n',
+    to: '    this.#state = "closed";\n    this.#consume(this.#drop());\n',
   },
   {
     name: "UPD goes on after the peer's FIN",
-    file: "stream.ts",
-    from: "    this.#receiveWindow?.close();\n    // A writer that waits",
-    to: "    // A writer that waits",
+    file: "_receive_half.ts",
+    from: "    this.#isEndedByPeer = true;\n    this.#closeWindow();\n",
+    to: "    this.#isEndedByPeer = true;\n",
   },
   {
     name: "lost wake-up: a UPD does not wake the writer",
-    file: "stream.ts",
-    from: "      this.#starvedFrom = undefined;\n      this.#credit?.trySend();\n",
-    to: "      this.#starvedFrom = undefined;\n",
+    file: "_send_half.ts",
+    from: "      waiting.starvedFrom = undefined;\n      waiting.credit?.trySend();\n",
+    to: "      waiting.starvedFrom = undefined;\n",
   },
   {
     name: "lost wake-up: reading does not resume when there is room",
@@ -187,14 +186,14 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "lost wake-up: the next read in turn",
-    file: "stream.ts",
-    from: "this.#isReading = this.#readTurns?.trySend() ?? false;",
+    file: "_receive_half.ts",
+    from: "this.#isReading = this.#readLock?.trySend() ?? false;",
     to: "this.#isReading = false;",
   },
   {
     name: "lost wake-up: the next write in turn",
-    file: "stream.ts",
-    from: "this.#isWriting = this.#writeTurns?.trySend() ?? false;",
+    file: "_send_half.ts",
+    from: "this.#isWriting = this.#waiting?.lock.trySend() ?? false;",
     to: "this.#isWriting = false;",
   },
   {
@@ -211,15 +210,15 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "data is sent without counting against the credit",
-    file: "stream.ts",
-    from: "      this.#sendWindow?.spend(count);\n      at += count;\n    }\n    return at;\n",
+    file: "_send_half.ts",
+    from: "      this.#window?.spend(count);\n      at += count;\n    }\n    return at;\n",
     to: "      at += count;\n    }\n    return at;\n",
   },
   {
     name: "close() after closeWrite() sends FIN twice",
     file: "stream.ts",
-    from: "      if (this.#finished) {\n        this.#leave();\n      } else {\n        this.#owesFin = true;\n",
-    to: "      if (this.#finished) this.#leave();\n      {\n        this.#owesFin = true;\n",
+    from: "      if (this.sending.isFinished) this.#leave();\n      else this.queueFin();\n    }\n    this.report();",
+    to: "      if (this.sending.isFinished) this.#leave();\n      this.queueFin();\n    }\n    this.report();",
   },
   {
     name: "the end of the transport is taken for FIN",
@@ -230,8 +229,8 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "close() does not release what is unread",
-    file: "stream.ts",
-    from: "    if (count > 0) this.#host.release(this, count);\n    return count;\n",
+    file: "_receive_half.ts",
+    from: "    if (count > 0) this.#stream.refund(count);\n    return count;\n",
     to: "    return count;\n",
   },
   {
@@ -261,9 +260,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a read that is filled in part is not settled at the end of the batch",
-    file: "stream.ts",
-    from: "      this.#settleLater();\n      if (stop === end) return;\n",
-    to: "      if (this.#filled === into.length) this.#settleLater();\n      if (stop === end) return;\n",
+    file: "_receive_half.ts",
+    from: "      this.#finishLater();\n      if (stop === end) return;\n",
+    to: "      if (this.#filled === into.length) this.#finishLater();\n      if (stop === end) return;\n",
   },
   {
     name: "the keepalive timer is not set again",
@@ -274,20 +273,20 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a refusal is counted but never sent",
     file: "session.ts",
-    from: "    if (!this.#isDropping) this.#outgoing.refuse(id);\n",
+    from: "    if (!this.#isDropping) this.#writer.refuse(id);\n",
     to: "",
   },
   {
     name: "the session's end leaves a reader waiting",
     file: "stream.ts",
-    from: "    this.#sender?.close();\n    this.settle();\n",
-    to: "    this.#sender?.close();\n",
+    from: "    this.receiving.finishRead();\n    if (!this.#isDone)",
+    to: "    if (!this.#isDone)",
   },
   {
     name: "the session's end leaves a writer waiting for credit",
-    file: "stream.ts",
-    from: "    this.#credit?.close();\n    this.#sender?.close();\n    this.settle();\n",
-    to: "    this.#sender?.close();\n    this.settle();\n",
+    file: "_send_half.ts",
+    from: "    this.credit?.close();\n    this.sender?.close();\n",
+    to: "    this.sender?.close();\n",
   },
   {
     name: "another version is taken",
@@ -303,21 +302,21 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "an aborted write hides the bytes it sent",
-    file: "stream.ts",
+    file: "_send_half.ts",
     from: "      if (isAborted && at > 0) return at;\n",
     to: "",
   },
   {
     name: "a write that the session's close cut is ended as if whole",
-    file: "stream.ts",
-    from: "      if (at < p.length && this.#ending !== undefined) this.#wasCut = true;\n",
+    file: "_send_half.ts",
+    from: '      if (at < p.length && this.#state === "ending") this.#state = "cut";\n',
     to: "",
     tests: ["rules_test.ts"],
   },
   {
     name: "close() of a session does not wait for what was written",
     file: "session.ts",
-    from: "      await this.#outgoing.flushed();\n",
+    from: "      await this.#writer.flushed();\n",
     to: "",
   },
   {
@@ -328,9 +327,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "discarded bytes are not credited",
-    file: "stream.ts",
-    from: "    if (this.#isDiscarding) return this.#credited(end - start);\n",
-    to: "    if (this.#isDiscarding) return;\n",
+    file: "_receive_half.ts",
+    from: '    if (this.#state === "discarding") return this.#consume(end - start);\n',
+    to: '    if (this.#state === "discarding") return;\n',
     tests: ["stream_test.ts"],
   },
   {
@@ -362,22 +361,22 @@ export const MUTANTS: Mutant[] = [
   {
     name: "after a freeze close() takes the peer for quiet whose bytes wait in the socket",
     file: "session.ts",
-    from: "    this.#quietFrom = now;\n    this.#outgoing.excuse(",
-    to: "    this.#outgoing.excuse(",
+    from: "    this.#quietFrom = now;\n    this.#writer.excuse(",
+    to: "    this.#writer.excuse(",
     tests: ["rules_test.ts"],
   },
   {
     name: "two sessions that hold each other back never find out that the other is gone",
     file: "session.ts",
-    from: "    return Math.max(this.#heardAt, this.#outgoing.stalledSince ?? Infinity);\n",
+    from: "    return Math.max(this.#heardAt, this.#writer.stalledSince ?? Infinity);\n",
     to: "    return Infinity;\n",
     tests: ["rules_test.ts"],
   },
   {
     name: "a write that stalled before reading was held back ends the session at once",
     file: "session.ts",
-    from: "    return Math.max(this.#heardAt, this.#outgoing.stalledSince ?? Infinity);\n",
-    to: "    return this.#outgoing.stalledSince ?? Infinity;\n",
+    from: "    return Math.max(this.#heardAt, this.#writer.stalledSince ?? Infinity);\n",
+    to: "    return this.#writer.stalledSince ?? Infinity;\n",
     tests: ["rules_test.ts"],
   },
   {
@@ -412,14 +411,14 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a read that has bytes is given up by its signal",
-    file: "stream.ts",
-    from: "        if (this.#filled > 0) return this.settle();\n",
-    to: "",
+    file: "_receive_half.ts",
+    from: "        if (this.#filled > 0) this.finishRead();\n        else this.#rejectRead(signal.reason);\n",
+    to: "        this.#rejectRead(signal.reason);\n",
     tests: ["reentrancy_test.ts"],
   },
   {
     name: "writes that try again after a timeout starve all else",
-    file: "stream.ts",
+    file: "_send_half.ts",
     from: "Math.max(begun, since) + timeout",
     to: "since + timeout",
     tests: ["rules_test.ts"],
@@ -454,22 +453,22 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a freeze uses up the time to give credit after FIN",
-    file: "stream.ts",
+    file: "_send_half.ts",
     from: "const isLate = now - due > LATE && !isExcused;",
     to: "const isLate = now < due && !isExcused;",
     tests: ["rules_test.ts"],
   },
   {
     name: "a stream that is cut after its FIN seems whole",
-    file: "stream.ts",
-    from: "    this.#peerFinished = this.#isDone = false;\n",
-    to: "",
+    file: "_receive_half.ts",
+    from: '    this.#drop();\n    this.#state = "cut";\n',
+    to: '    this.#drop();\n    this.#state = "failed";\n',
     tests: ["rules_test.ts"],
   },
   {
     name: "a reset with data unsent is a clean hang-up",
     file: "session.ts",
-    from: " && !this.#outgoing.hasUnsentData &&",
+    from: " && !this.#writer.hasUnsentData &&",
     to: " &&",
     tests: ["rules_test.ts"],
   },
@@ -483,14 +482,14 @@ export const MUTANTS: Mutant[] = [
   {
     name: "thousands of streams hear of the end in one turn",
     file: "session.ts",
-    from: "if (core.tell() && ++told % TOLD_AT_ONCE === 0) await this.#turn.giveWay();",
-    to: "if (core.tell()) told++;",
+    from: "if (core.notifyWaiters() && ++told % TOLD_AT_ONCE === 0) await this.#turn.giveWay();",
+    to: "if (core.notifyWaiters()) told++;",
     tests: ["rules_test.ts"],
   },
   {
     name: "a stream that waits for room to be opened when the session ends waits for ever",
     file: "session.ts",
-    from: "    while (this.#outgoing.dismiss(TOLD_AT_ONCE)) await this.#turn.giveWay();\n",
+    from: "    while (this.#writer.dismiss(TOLD_AT_ONCE)) await this.#turn.giveWay();\n",
     to: "",
     tests: ["rules_test.ts"],
   },
@@ -546,20 +545,20 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a join drops what the peer of a lost stream had sent whole",
     file: "serve.ts",
-    from: "    if (core?.isWhole) await rest.catch(() => {});\n",
+    from: "    if (core?.receiving.isWhole) await rest.catch(() => {});\n",
     to: "",
     tests: ["serve_test.ts"],
   },
   {
     name: "a chunk that cannot be written leaves the peer waiting",
-    file: "stream.ts",
+    file: "_web_streams.ts",
     from: "      abort();\n      throw error;\n",
     to: "      throw error;\n",
     tests: ["web_streams_test.ts"],
   },
   {
     name: "an idle pipe into a stream does not notice that it is lost",
-    file: "stream.ts",
+    file: "_web_streams.ts",
     from: "        controller.error(error);\n        abort();\n",
     to: "",
     tests: ["web_streams_test.ts"],
