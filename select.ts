@@ -4,36 +4,7 @@
  * @module
  */
 
-import { Limit, refusal, timeoutProblem, type WaitOptions } from "./_wait.ts";
-
-/**
- * One thing {@linkcode select} can wait for. `receiving()` and `sending(value)` make them; a case holds no place in any
- * queue until a select waits for it, and may be used again. Its two members are for select alone.
- *
- * @typeParam Outcome What happened: `done` tells whether the channel was closed instead.
- *
- * @example One case in a loop
- * ```ts
- * import { Channel, select, type SelectCase } from "@sluice/smux/channel";
- * import { assertEquals } from "@std/assert";
- *
- * const numbers = new Channel<number>({ capacity: 2 });
- * numbers.trySend(1);
- * numbers.trySend(2);
- * numbers.close();
- * const next: SelectCase<{ done: false; value: number } | { done: true; value?: undefined }> = numbers.receiving();
- *
- * let sum = 0;
- * for (let r = await select({ next }); !r.done; r = await select({ next })) sum += r.value;
- * assertEquals(sum, 3);
- * ```
- */
-export interface SelectCase<Outcome extends object> {
-  /** Does it at once, if that can be. */
-  attempt(): Outcome | undefined;
-  /** Queues for it; `settle` is called once, unless `leave` is called before. */
-  park(settle: (outcome: Outcome) => void): { leave(): void };
-}
+import { Limit, refusal, type SelectCase, timeoutProblem, type WaitOptions } from "./_wait.ts";
 
 /**
  * The cases of one {@linkcode select} by name; one that is `undefined` is left out.
