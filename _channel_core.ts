@@ -242,7 +242,7 @@ export class Core<T> {
     return wait(this.senders, handle, value, SENT, options);
   }
 
-  sending(value: T, handle?: Handle): SelectCase<Sent> {
+  sendCase(value: T, handle?: Handle): SelectCase<Sent> {
     return new Sending(this, value, handle);
   }
 
@@ -299,7 +299,7 @@ export class Core<T> {
     return values.length > 0 ? Promise.resolve(values) : this.receive<T[]>(MANY, options, handle);
   }
 
-  receiving(handle?: Handle): SelectCase<Received<T>> {
+  receiveCase(handle?: Handle): SelectCase<Received<T>> {
     return new Receiving(this, handle);
   }
 

@@ -29,8 +29,8 @@ export interface WaitOptions {
 }
 
 /**
- * One thing {@linkcode select} can wait for. `receiving()` and `sending(value)` make them; a case holds no place in any
- * queue until a select waits for it, and may be used again. Its two members are for select alone.
+ * One operation that {@linkcode select} can wait for, made by `receiveCase()` or `sendCase(value)`. A case holds no place
+ * in any queue until a select waits for it, and may be used again. Its two members are for select alone.
  *
  * @typeParam Outcome What happened: `done` tells whether the channel was closed instead.
  *
@@ -43,7 +43,7 @@ export interface WaitOptions {
  * numbers.trySend(1);
  * numbers.trySend(2);
  * numbers.close();
- * const next: SelectCase<{ done: false; value: number } | { done: true; value?: undefined }> = numbers.receiving();
+ * const next: SelectCase<{ done: false; value: number } | { done: true; value?: undefined }> = numbers.receiveCase();
  *
  * let sum = 0;
  * for (let r = await select({ next }); !r.done; r = await select({ next })) sum += r.value;

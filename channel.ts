@@ -214,13 +214,13 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * A send for {@linkcode select}.
+   * A send as a case of a {@linkcode select}.
    *
    * @param value The value to send if this case is the one.
    * @returns The case.
    */
-  sending(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
-    return this.#core.sending(value);
+  sendCase(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
+    return this.#core.sendCase(value);
   }
 
   /**
@@ -269,12 +269,12 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * A receive for {@linkcode select}.
+   * A receive as a case of a {@linkcode select}.
    *
    * @returns The case.
    */
-  receiving(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
-    return this.#core.receiving();
+  receiveCase(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
+    return this.#core.receiveCase();
   }
 
   /**
@@ -395,17 +395,18 @@ let newReceiver: <T>(core: Core<T>) => Receiver<T>;
 let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
 
 /**
- * What a {@linkcode Sender} and a {@linkcode Receiver} alike tell of their channel.
+ * What a {@linkcode Sender} and a {@linkcode Receiver} have in common: a view of their channel's size and counts.
  *
  * @typeParam T The channel's values.
  *
- * @example Watching a queue from either end
+ * @example Size and counts from either side
  * ```ts
- * import { bounded, type ChannelEnd } from "@sluice/smux/channel";
+ * import { bounded, type ChannelHandle } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
  *
  * const { sender, receiver } = bounded<string>(2);
- * const describe = (end: ChannelEnd<string>) => `${end.size} of ${end.capacity}, ${end.receiverCount} receiving`;
+ * const describe = ({ size, capacity, receiverCount }: ChannelHandle<string>) =>
+ *   `${size} of ${capacity}, ${receiverCount} receiving`;
  *
  * sender.trySend("a");
  * using other = receiver.clone();
@@ -414,10 +415,10 @@ let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
  * assertEquals(other.sameChannel(sender), true);
  * ```
  */
-export class ChannelEnd<T> {
+export class ChannelHandle<T> {
   readonly #core: Core<T>;
 
-  /** Ends are made in pairs, by {@linkcode bounded} and {@linkcode unbounded}. */
+  /** Handles are made in pairs, by {@linkcode bounded} and {@linkcode unbounded}. */
   protected constructor(core: Core<T>) {
     this.#core = core;
   }
@@ -477,12 +478,12 @@ export class ChannelEnd<T> {
   }
 
   /**
-   * Whether another end belongs to the same channel.
+   * Whether another handle belongs to the same channel.
    *
    * @param other A sender or a receiver.
    * @returns `true` if it does.
    */
-  sameChannel(other: ChannelEnd<T>): boolean {
+  sameChannel(other: ChannelHandle<T>): boolean {
     return this.#core === other.#core;
   }
 }
@@ -491,8 +492,8 @@ export class ChannelEnd<T> {
  * A sending end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
  * one is, the channel is closed; what is buffered can still be received.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not. How the channel fares, it tells as a
- * {@linkcode ChannelEnd}.
+ * A handle that is never closed keeps the channel open, collected as garbage or not. See
+ * {@linkcode ChannelHandle} for size and counts.
  *
  * @typeParam T The channel's values.
  *
@@ -515,7 +516,7 @@ export class ChannelEnd<T> {
  * await Promise.all(producers);
  * ```
  */
-export class Sender<T> extends ChannelEnd<T> implements Disposable {
+export class Sender<T> extends ChannelHandle<T> implements Disposable {
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 
@@ -553,13 +554,13 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
   }
 
   /**
-   * A send for {@linkcode select}.
+   * A send as a case of a {@linkcode select}.
    *
    * @param value The value to send if this case is the one.
    * @returns The case.
    */
-  sending(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
-    return this.#core.sending(value, this.#handle);
+  sendCase(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
+    return this.#core.sendCase(value, this.#handle);
   }
 
   /**
@@ -669,8 +670,8 @@ export class WeakSender<T> {
  * A receiving end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
  * one is, senders get their values back, what is buffered goes to `onDrop`, and {@linkcode Sender.signal} aborts.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not. How the channel fares, it tells as a
- * {@linkcode ChannelEnd}.
+ * A handle that is never closed keeps the channel open, collected as garbage or not. See
+ * {@linkcode ChannelHandle} for size and counts.
  *
  * @typeParam T The channel's values.
  *
@@ -690,7 +691,7 @@ export class WeakSender<T> {
  * assertEquals(sender.trySend(5), false);
  * ```
  */
-export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disposable {
+export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, Disposable {
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 
@@ -750,12 +751,12 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
   }
 
   /**
-   * A receive for {@linkcode select}.
+   * A receive as a case of a {@linkcode select}.
    *
    * @returns The case.
    */
-  receiving(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
-    return this.#core.receiving(this.#handle);
+  receiveCase(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
+    return this.#core.receiveCase(this.#handle);
   }
 
   /**

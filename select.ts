@@ -17,7 +17,7 @@ import { Limit, refusal, type SelectCase, timeoutProblem, type WaitOptions } fro
  * const jobs = new Channel<number>({ capacity: 1 });
  * jobs.trySend(1);
  * const paused = true;
- * const cases = { job: paused ? undefined : jobs.receiving() } satisfies SelectCases;
+ * const cases = { job: paused ? undefined : jobs.receiveCase() } satisfies SelectCases;
  * assertEquals(trySelect(cases), undefined);
  * ```
  */
@@ -34,7 +34,7 @@ export type SelectCases = Record<string, SelectCase<object> | undefined>;
  * import { assertEquals } from "@std/assert";
  *
  * const names = new Channel<string>({ capacity: 1 });
- * const cases = { name: names.receiving(), out: new Channel<Date>().sending(new Date()) };
+ * const cases = { name: names.receiveCase(), out: new Channel<Date>().sendCase(new Date()) };
  *
  * function tell(r: SelectResult<typeof cases>): string {
  *   switch (r.key) {
@@ -68,7 +68,7 @@ export type SelectResult<Cases extends SelectCases> = {
  * stop.trySend("stop");
  * work.trySend("work");
  * const options: SelectOptions = { biased: true };
- * assertEquals((await select({ stop: stop.receiving(), work: work.receiving() }, options)).key, "stop");
+ * assertEquals((await select({ stop: stop.receiveCase(), work: work.receiveCase() }, options)).key, "stop");
  * ```
  */
 export interface SelectOptions extends WaitOptions {
@@ -86,7 +86,7 @@ export interface SelectOptions extends WaitOptions {
  * A receive on a closed and drained channel and a send on a closed one are ready, with `done: true`; leave such a case
  * out (`undefined`) to go on with the rest. Why a channel was closed is told by its own `receive()`.
  *
- * @param cases What to wait for, each under a name: `receiver.receiving()`, `sender.sending(value)` or `undefined`.
+ * @param cases What to wait for, each under a name: `receiver.receiveCase()`, `sender.sendCase(value)` or `undefined`.
  * @param options What can end the wait early, and whether the first case goes first.
  * @returns The name of the case as `key`, `done`, and the `value` if one was received.
  * @throws {TypeError} There is nothing to wait for: no case, no signal, no timeout.
@@ -103,7 +103,7 @@ export interface SelectOptions extends WaitOptions {
  * const results = new Channel<number>();
  * jobs.trySend(20);
  *
- * const r = await select({ job: jobs.receiving(), out: results.sending(1) }, { timeout: 5_000 });
+ * const r = await select({ job: jobs.receiveCase(), out: results.sendCase(1) }, { timeout: 5_000 });
  * switch (r.key) {
  *   case "job":
  *     if (!r.done) assertEquals(r.value, 20);
@@ -161,9 +161,9 @@ export function select<Cases extends SelectCases>(
  *
  * const a = new Channel<string>({ capacity: 1 });
  * const b = new Channel<string>({ capacity: 1 });
- * assertEquals(trySelect({ a: a.receiving(), b: b.receiving() }), undefined);
+ * assertEquals(trySelect({ a: a.receiveCase(), b: b.receiveCase() }), undefined);
  * b.trySend("hello");
- * assertEquals(trySelect({ a: a.receiving(), b: b.receiving() }), { key: "b", done: false, value: "hello" });
+ * assertEquals(trySelect({ a: a.receiveCase(), b: b.receiveCase() }), { key: "b", done: false, value: "hello" });
  * ```
  */
 export function trySelect<Cases extends SelectCases>(

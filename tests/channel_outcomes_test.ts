@@ -353,14 +353,14 @@ Deno.test("row 20: any - signal already aborted - succeeds if it can at once, el
   const channel = new Channel<number>({ capacity: 1 });
   assertStrictEquals(await reasonOf(channel.receive({ signal })), REASON);
   assertStrictEquals(await reasonOf(channel.receiveMany(1, { signal })), REASON);
-  assertStrictEquals(await reasonOf(select({ a: channel.receiving() }, { signal })), REASON);
+  assertStrictEquals(await reasonOf(select({ a: channel.receiveCase() }, { signal })), REASON);
   await channel.send(1, { signal });
   assertStrictEquals(await reasonOf(channel.send(2, { signal })), REASON);
   assertEquals(await channel.receive({ signal }), 1);
   await channel.send(3, { signal });
   assertEquals(await channel.receiveMany(2, { signal }), [3]);
   await channel.send(4);
-  assertEquals(await select({ a: channel.receiving() }, { signal }), { key: "a", done: false, value: 4 });
+  assertEquals(await select({ a: channel.receiveCase() }, { signal }), { key: "a", done: false, value: 4 });
   assertNobodyWaits(channel);
   channel.close();
   await assertEnded(channel.receive({ signal }));
@@ -387,7 +387,7 @@ Deno.test("row 21: a parked operation settles - listeners on its signal - none l
 
   const sent = channel.send(1, { signal });
   const many = new Channel<number>().receiveMany(1, { signal });
-  const selected = select({ a: new Channel<number>().receiving(), b: channel.sending(2) }, { signal });
+  const selected = select({ a: new Channel<number>().receiveCase(), b: channel.sendCase(2) }, { signal });
   assertEquals(listeners(), 1);
   assertEquals(channel.drain(), [1, 2]);
   await sent;
@@ -515,7 +515,7 @@ Deno.test("row 23: timeout negative, NaN, or finite above 2 147 483 647 - any - 
         () => channel.send(2, { timeout }),
         () => channel.receive({ timeout }),
         () => channel.receiveMany(1, { timeout }),
-        () => select({ a: channel.receiving() }, { timeout }),
+        () => select({ a: channel.receiveCase() }, { timeout }),
         () => sender.send(2, { timeout }),
         () => receiver.receive({ timeout }),
       ]
@@ -581,7 +581,7 @@ Deno.test("row 27: two senders - one closes - open, senderCount 1; the closed ha
   await assertUnsent(mine, "b");
   await assertUnsent(sender.send("d"), "d");
   assertFalse(sender.trySend("e"));
-  assertEquals(trySelect({ a: sender.sending("f") }), { key: "a", done: true });
+  assertEquals(trySelect({ a: sender.sendCase("f") }), { key: "a", done: true });
   assertEquals(await stateOf(yours), "pending");
   assertEquals(receiver.drain(), ["a", "c"]);
   await yours;
@@ -659,7 +659,7 @@ Deno.test("row 30: two receivers, one waiting - that handle closes - its wait re
   const waiting = receiver.receive();
   const many = receiver.receiveMany(2);
   const iterated = Array.fromAsync(receiver);
-  const selected = select({ a: receiver.receiving(), b: receiver.receiving() });
+  const selected = select({ a: receiver.receiveCase(), b: receiver.receiveCase() });
   const theirs = other.receive();
   receiver.close();
   await assertEnded(waiting);
@@ -958,7 +958,7 @@ Deno.test("row 40: select, two ready - 10 000 rounds - each >= 40 %; biased: alw
   const counts = { never: 0, a: 0, b: 0 };
   for (let round = 0; round < 10_000; round++) {
     // A third case that is never ready must not favour its neighbour.
-    const r = await select({ never: never.receiving(), a: a.receiving(), b: b.receiving() });
+    const r = await select({ never: never.receiveCase(), a: a.receiveCase(), b: b.receiveCase() });
     counts[r.key]++;
     (r.key === "a" ? a : b).trySend(0);
   }
@@ -966,25 +966,25 @@ Deno.test("row 40: select, two ready - 10 000 rounds - each >= 40 %; biased: alw
   assertGreaterOrEqual(counts.a, 4000);
   assertGreaterOrEqual(counts.b, 4000);
   for (let round = 0; round < 1000; round++) {
-    assertEquals(await select({ a: a.receiving(), b: b.receiving() }, { biased: true }), {
+    assertEquals(await select({ a: a.receiveCase(), b: b.receiveCase() }, { biased: true }), {
       key: "a",
       done: false,
       value: 0,
     });
     a.trySend(0);
-    assertEquals(trySelect({ b: b.receiving(), a: a.receiving() }, { biased: true })?.key, "b");
+    assertEquals(trySelect({ b: b.receiveCase(), a: a.receiveCase() }, { biased: true })?.key, "b");
     b.trySend(0);
   }
 });
 
 Deno.test("row 41: select, none ready, one sends later - that case; the other channels' waiters are gone at once", async () => {
   const [a, b, c] = [new Channel<number>({ capacity: 1 }), new Channel<number>(), new Channel<number>()];
-  const selected = select({ a: a.receiving(), b: b.receiving(), out: c.sending(9) });
+  const selected = select({ a: a.receiveCase(), b: b.receiveCase(), out: c.sendCase(9) });
   assert(b.trySend(1));
   assertNobodyWaits(a, b, c);
   assertEquals(await selected, { key: "b", done: false, value: 1 });
 
-  const sending = select({ a: a.receiving(), b: b.receiving(), out: c.sending(9) });
+  const sending = select({ a: a.receiveCase(), b: b.receiveCase(), out: c.sendCase(9) });
   assertEquals(c.tryReceive(), { state: "ok", value: 9 });
   assertNobodyWaits(a, b, c);
   assertEquals(await sending, { key: "out", done: false });
@@ -993,27 +993,27 @@ Deno.test("row 41: select, none ready, one sends later - that case; the other ch
 Deno.test("row 42: select - abort / timeout - rejects; nothing consumed or sent anywhere", async () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
   const controller = new AbortController();
-  const aborted = select({ a: a.receiving(), b: b.sending(1) }, { signal: controller.signal });
+  const aborted = select({ a: a.receiveCase(), b: b.sendCase(1) }, { signal: controller.signal });
   controller.abort(REASON);
   assertNobodyWaits(a, b);
   assertStrictEquals(await reasonOf(aborted), REASON);
-  await assertTimeout(select({ a: a.receiving(), b: b.sending(1) }, { timeout: 1 }));
+  await assertTimeout(select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 1 }));
   assertNobodyWaits(a, b);
 });
 
 Deno.test("row 43: select on closed and drained / send on closed - ready with { key, done: true }", async () => {
   const channel = filled(1, 1);
   channel.close(REASON);
-  assertEquals(await select({ in: channel.receiving() }), { key: "in", done: false, value: 1 });
-  assertEquals(await select({ in: channel.receiving() }), { key: "in", done: true });
-  assertEquals(await select({ out: channel.sending(1) }), { key: "out", done: true });
+  assertEquals(await select({ in: channel.receiveCase() }), { key: "in", done: false, value: 1 });
+  assertEquals(await select({ in: channel.receiveCase() }), { key: "in", done: true });
+  assertEquals(await select({ out: channel.sendCase(1) }), { key: "out", done: true });
 
   // The same for one that waits while the channel, or its own handle, is closed.
   const { sender, receiver } = bounded<number>(0);
   const others = new Channel<number>();
   const receives = [
-    select({ in: receiver.clone().receiving(), other: others.receiving() }),
-    select({ in: receiver.receiving(), other: others.receiving() }),
+    select({ in: receiver.clone().receiveCase(), other: others.receiveCase() }),
+    select({ in: receiver.receiveCase(), other: others.receiveCase() }),
   ];
   receiver.close();
   sender.close(REASON);
@@ -1021,8 +1021,8 @@ Deno.test("row 43: select on closed and drained / send on closed - ready with { 
   assertNobodyWaits(others);
 
   const full = bounded<number>(0);
-  const mine = select({ out: full.sender.sending(1), other: others.receiving() });
-  const yours = select({ out: full.sender.clone().sending(2), other: others.receiving() });
+  const mine = select({ out: full.sender.sendCase(1), other: others.receiveCase() });
+  const yours = select({ out: full.sender.clone().sendCase(2), other: others.receiveCase() });
   full.sender.close();
   assertEquals(await mine, { key: "out", done: true });
   assertEquals(await stateOf(yours), "pending");
@@ -1033,17 +1033,17 @@ Deno.test("row 43: select on closed and drained / send on closed - ready with { 
 
 Deno.test("row 44: select with send and receive on one cap-0 channel, alone - no match with itself", async () => {
   const channel = new Channel<number>();
-  const selected = select({ out: channel.sending(1), in: channel.receiving() });
+  const selected = select({ out: channel.sendCase(1), in: channel.receiveCase() });
   assertEquals(await stateOf(selected), "pending");
   assertEquals(channel.size, 0);
   assert(channel.trySend(2));
   assertEquals(await selected, { key: "in", done: false, value: 2 });
   assertNobodyWaits(channel);
 
-  const again = select({ in: channel.receiving(), out: channel.sending(1) });
+  const again = select({ in: channel.receiveCase(), out: channel.sendCase(1) });
   assertEquals(channel.drain(), [1]);
   assertEquals(await again, { key: "out", done: false });
-  const closed = select({ in: channel.receiving(), out: channel.sending(1) });
+  const closed = select({ in: channel.receiveCase(), out: channel.sendCase(1) });
   channel.close();
   assertEquals((await closed).done, true);
 });
@@ -1052,8 +1052,8 @@ Deno.test("row 45: two selects, send against receive, cap 0 - both complete with
   const channel = new Channel<number>();
   const [idle, other] = [new Channel<number>(), new Channel<number>()];
   for (const senderFirst of [true, false]) {
-    const send = () => select({ out: channel.sending(1), idle: idle.receiving() });
-    const receive = () => select({ in: channel.receiving(), idle: other.sending(2) });
+    const send = () => select({ out: channel.sendCase(1), idle: idle.receiveCase() });
+    const receive = () => select({ in: channel.receiveCase(), idle: other.sendCase(2) });
     const first = senderFirst ? send() : receive();
     const second = senderFirst ? receive() : send();
     const results = senderFirst ? [await first, await second] : [await second, await first];
@@ -1064,7 +1064,7 @@ Deno.test("row 45: two selects, send against receive, cap 0 - both complete with
 
 Deno.test("row 45: two selects that both send and receive on one channel meet, and neither meets itself", async () => {
   const channel = new Channel<string>();
-  const both = (value: string) => select({ out: channel.sending(value), in: channel.receiving() });
+  const both = (value: string) => select({ out: channel.sendCase(value), in: channel.receiveCase() });
   const results = await Promise.all([both("a"), both("b")]);
   const sent = results.findIndex((r) => r.key === "out");
   assertEquals<unknown>(results[sent], { key: "out", done: false });
@@ -1075,7 +1075,7 @@ Deno.test("row 45: two selects that both send and receive on one channel meet, a
 Deno.test("row 46: `{ a: undefined }` beside another case - select - ignored; all undefined without timeout or signal: TypeError", async () => {
   const channel = filled(1, 1);
   const on = Math.random() < 2;
-  const cases = { a: on ? undefined : channel.sending(0), b: channel.receiving() };
+  const cases = { a: on ? undefined : channel.sendCase(0), b: channel.receiveCase() };
   assertEquals(await select(cases), { key: "b", done: false, value: 1 });
   const waiting = select(cases);
   channel.trySend(2);
@@ -1093,19 +1093,19 @@ Deno.test("row 46: `{ a: undefined }` beside another case - select - ignored; al
 
 Deno.test("row 47: trySelect, none ready - undefined, no waiter left", () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
-  assertEquals(trySelect({ a: a.receiving(), b: b.sending(1) }), undefined);
+  assertEquals(trySelect({ a: a.receiveCase(), b: b.sendCase(1) }), undefined);
   assertNobodyWaits(a, b);
   a.trySend(1);
-  assertEquals(trySelect({ a: a.receiving(), b: b.sending(1) }), { key: "a", done: false, value: 1 });
+  assertEquals(trySelect({ a: a.receiveCase(), b: b.sendCase(1) }), { key: "a", done: false, value: 1 });
 });
 
 Deno.test("row 48: select with timeout 0, none ready - TimeoutError, no waiter left", async () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
-  const selected = select({ a: a.receiving(), b: b.sending(1) }, { timeout: 0 });
+  const selected = select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 0 });
   assertNobodyWaits(a, b);
   await assertTimeout(selected);
   a.trySend(1);
-  assertEquals(await select({ a: a.receiving(), b: b.sending(1) }, { timeout: 0 }), {
+  assertEquals(await select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 0 }), {
     key: "a",
     done: false,
     value: 1,
@@ -1304,7 +1304,7 @@ Deno.test("null for a signal is none, on every wait", async () => {
   const waits = [
     channel.receive(NO_SIGNAL),
     channel.receiveMany(1, NO_SIGNAL),
-    select({ a: channel.receiving() }, NO_SIGNAL),
+    select({ a: channel.receiveCase() }, NO_SIGNAL),
   ];
   for (let value = 1; value <= 3; value++) await channel.send(value);
   const [one, many, chosen] = await Promise.all(waits);
