@@ -4,7 +4,15 @@
  * @module
  */
 
-import { Limit, type Place, Queue, refusal, type SelectCase, timeoutProblem, type WaitOptions } from "./_wait.ts";
+import {
+  invalidTimeout,
+  Queue,
+  type QueueNode,
+  rejectBeforeWait,
+  type SelectCase,
+  WaitLimit,
+  type WaitOptions,
+} from "./_wait.ts";
 
 /**
  * An operation met a closed channel, or a handle that was given up.
@@ -61,51 +69,51 @@ const NO_RING: never[] = [];
 /** A ring at most this long is not worth shrinking. */
 const SMALL_RING = 32;
 
-type Reason = [] | [reason: unknown];
-type Sent = { done: false; value?: undefined } | { done: true; value?: undefined };
-type Received<T> = { done: false; value: T } | { done: true; value?: undefined };
+type CloseReason = [] | [reason: unknown];
+type SendOutcome = { done: false; value?: undefined } | { done: true; value?: undefined };
+type ReceiveOutcome<T> = { done: false; value: T } | { done: true; value?: undefined };
 
 /** What a wait resolves with: for a value, and at a clean end, where without `end` it rejects. */
-interface Form<T, R> {
+interface ResultShape<T, R> {
   value(value: T): R;
   end: (() => R) | undefined;
 }
-const SENT = { value: (): void => {}, end: undefined };
-export const PLAIN = { value: <T>(value: T): T => value, end: undefined };
-const MANY = { value: <T>(value: T): T[] => [value], end: () => [] };
-const STEP = {
+const SEND_RESULT = { value: (): void => {}, end: undefined };
+export const VALUE_RESULT = { value: <T>(value: T): T => value, end: undefined };
+const ARRAY_RESULT = { value: <T>(value: T): T[] => [value], end: () => [] };
+const ITERATOR_RESULT = {
   value: <T>(value: T): IteratorResult<T, undefined> => ({ done: false, value }),
   end: (): IteratorResult<never, undefined> => ({ done: true, value: undefined }),
 };
-const CASE = {
-  value: <T>(value: T): Received<T> => ({ done: false, value }),
-  end: (): Received<never> => ({ done: true }),
+const SELECT_RESULT = {
+  value: <T>(value: T): ReceiveOutcome<T> => ({ done: false, value }),
+  end: (): ReceiveOutcome<never> => ({ done: true }),
 };
 
-/** How a receive ends for which nothing will come any more; a clean end is an error only to those without a form for it. */
-type Ending = { clean: boolean; error: unknown };
+/** How a receive ends for which nothing will come any more; a clean end is an error only to those without a shape for it. */
+type EndReason = { isClean: boolean; error: unknown };
 
 /** One holder of a channel's end, which may be closed while the channel goes on. */
 export class Handle {
-  open = true;
+  isOpen = true;
   /** Waits under way; while there are none, closing need not look for them. */
-  parked = 0;
+  waiterCount = 0;
 
-  constructor(readonly parent?: Handle, readonly endsOnError = false) {}
+  constructor(readonly parent?: Handle, readonly closesOnError = false) {}
 
-  get live(): boolean {
-    return this.open && (this.parent === undefined || this.parent.open);
+  get isLive(): boolean {
+    return this.isOpen && (this.parent === undefined || this.parent.isOpen);
   }
 
-  count(change: 1 | -1): void {
-    this.parked += change;
-    this.parent?.count(change);
+  countWaiters(change: 1 | -1): void {
+    this.waiterCount += change;
+    this.parent?.countWaiters(change);
   }
 
   /** Those of a queue who wait through this handle. */
-  waiters<T>(queue: Queue<Waiter<T>>): Waiter<T>[] {
+  waitersIn<T>(queue: Queue<Waiter<T>>): Waiter<T>[] {
     const found: Waiter<T>[] = [];
-    for (let waiter = queue.first; waiter !== undefined && found.length < this.parked; waiter = waiter.after) {
+    for (let waiter = queue.first; waiter !== undefined && found.length < this.waiterCount; waiter = waiter.next) {
       if (waiter.handle === this || waiter.handle?.parent === this) found.push(waiter);
     }
     return found;
@@ -116,31 +124,31 @@ export class Handle {
  * A send or a receive that waits. It is of no class but its own, and its fields are plain: deriving it, or making them
  * private, makes every wait a tenth slower, and nobody outside this module sees it.
  */
-class Waiter<T> implements Place<Waiter<T>> {
+class Waiter<T> implements QueueNode<Waiter<T>> {
   queue: Queue<Waiter<T>> | undefined = undefined;
-  before: Waiter<T> | undefined = undefined;
-  after: Waiter<T> | undefined = undefined;
-  readonly form: Form<T, unknown>;
+  previous: Waiter<T> | undefined = undefined;
+  next: Waiter<T> | undefined = undefined;
+  readonly shape: ResultShape<T, unknown>;
   readonly resolve: (outcome: unknown) => void;
   readonly reject: (reason: unknown) => void;
-  readonly limit: Limit | undefined;
+  readonly limit: WaitLimit | undefined;
 
   constructor(
     queue: Queue<Waiter<T>>,
     readonly handle: Handle | undefined,
     /** What a send has to give. */
     readonly value: T | undefined,
-    form: Form<T, unknown>,
+    shape: ResultShape<T, unknown>,
     resolve: (outcome: unknown) => void,
     reject: (reason: unknown) => void,
     options?: WaitOptions,
   ) {
-    this.form = form;
+    this.shape = shape;
     this.resolve = resolve;
     this.reject = reject;
-    this.limit = options && new Limit(options, this);
+    this.limit = options && new WaitLimit(options, this);
     queue.add(this);
-    handle?.count(1);
+    handle?.countWaiters(1);
   }
 
   /** Gives the place up, if it is still held. */
@@ -148,13 +156,13 @@ class Waiter<T> implements Place<Waiter<T>> {
     this.limit?.stop();
     if (this.queue === undefined) return;
     this.queue.remove(this);
-    this.handle?.count(-1);
+    this.handle?.countWaiters(-1);
   }
 
   /** The value has changed hands. */
-  settle(value: T): void {
+  succeed(value: T): void {
     this.leave();
-    this.resolve(this.form.value(value));
+    this.resolve(this.shape.value(value));
   }
 
   fail(reason: unknown): void {
@@ -163,35 +171,35 @@ class Waiter<T> implements Place<Waiter<T>> {
   }
 
   /** Nothing will come any more. */
-  end({ clean, error }: Ending): void {
-    if (!clean || this.form.end === undefined) return this.fail(error);
+  end({ isClean, error }: EndReason): void {
+    if (!isClean || this.shape.end === undefined) return this.fail(error);
     this.leave();
-    this.resolve(this.form.end());
+    this.resolve(this.shape.end());
   }
 }
 
-/** Makes a waiter; the form and the callback agree on what a value becomes. */
+/** Makes a waiter; the shape and the callback agree on what a value becomes. */
 function park<T, R>(
   queue: Queue<Waiter<T>>,
   handle: Handle | undefined,
   value: T | undefined,
-  form: Form<T, R>,
+  shape: ResultShape<T, R>,
   resolve: (outcome: R) => void,
   reject: (reason: unknown) => void,
   options?: WaitOptions,
 ): Waiter<T> {
-  return new Waiter(queue, handle, value, form, resolve as (outcome: unknown) => void, reject, options);
+  return new Waiter(queue, handle, value, shape, resolve as (outcome: unknown) => void, reject, options);
 }
 
 function wait<T, R>(
   queue: Queue<Waiter<T>>,
   handle: Handle | undefined,
   value: T | undefined,
-  form: Form<T, R>,
+  shape: ResultShape<T, R>,
   options: WaitOptions | undefined,
 ): Promise<R> {
-  return refusal(options) ?? new Promise<R>((resolve, reject) => {
-    park(queue, handle, value, form, resolve, reject, options);
+  return rejectBeforeWait(options) ?? new Promise<R>((resolve, reject) => {
+    park(queue, handle, value, shape, resolve, reject, options);
   });
 }
 
@@ -223,10 +231,10 @@ export class Core<T> {
   }
 
   trySend(value: T, handle?: Handle): boolean {
-    if (this.closed || handle?.live === false) return false;
-    const receiving = this.receivers.first;
-    if (receiving !== undefined) {
-      receiving.settle(value);
+    if (this.closed || handle?.isLive === false) return false;
+    const receiver = this.receivers.first;
+    if (receiver !== undefined) {
+      receiver.succeed(value);
       return true;
     }
     if (this.size >= this.capacity) return false;
@@ -235,78 +243,78 @@ export class Core<T> {
   }
 
   send(value: T, options: WaitOptions | undefined, handle?: Handle): Promise<void> {
-    const problem = timeoutProblem(options?.timeout);
-    if (problem !== undefined) return Promise.reject(problem);
+    const invalid = invalidTimeout(options?.timeout);
+    if (invalid !== undefined) return Promise.reject(invalid);
     if (this.trySend(value, handle)) return DONE;
-    if (this.closed || handle?.live === false) return Promise.reject(unsent(value, handle));
-    return wait(this.senders, handle, value, SENT, options);
+    if (this.closed || handle?.isLive === false) return Promise.reject(unsentError(value, handle));
+    return wait(this.senders, handle, value, SEND_RESULT, options);
   }
 
-  sendCase(value: T, handle?: Handle): SelectCase<Sent> {
-    return new Sending(this, value, handle);
+  sendCase(value: T, handle?: Handle): SelectCase<SendOutcome> {
+    return new SendCase(this, value, handle);
   }
 
-  /** Whether there is a value for {@linkcode Core.take}. */
-  get ready(): boolean {
+  /** Whether there is a value for {@linkcode Core.dequeue}. */
+  get hasValue(): boolean {
     return this.size > 0 || this.senders.first !== undefined;
   }
 
-  take(): T {
-    const sending = this.senders.first;
-    if (sending === undefined) return this.#shift();
-    const sent = sending.value as T;
+  dequeue(): T {
+    const sender = this.senders.first;
+    if (sender === undefined) return this.#shift();
+    const sent = sender.value as T;
     if (this.size === 0) {
-      sending.settle(sent);
+      sender.succeed(sent);
       return sent;
     }
     const value = this.#shift();
     this.#push(sent);
-    sending.settle(sent);
+    sender.succeed(sent);
     return value;
   }
 
-  takeMany(max: number, handle?: Handle): T[] {
+  dequeueMany(max: number, handle?: Handle): T[] {
     const values: T[] = [];
-    if (handle?.live === false) return values;
-    while (values.length < max && this.ready) values.push(this.take());
+    if (handle?.isLive === false) return values;
+    while (values.length < max && this.hasValue) values.push(this.dequeue());
     return values;
   }
 
   tryReceive(handle?: Handle): ChannelReceiveResult<T> {
-    if (handle?.live === false) return CLOSED;
-    if (this.ready) return { state: "ok", value: this.take() };
+    if (handle?.isLive === false) return CLOSED;
+    if (this.hasValue) return { state: "ok", value: this.dequeue() };
     return this.closed ? CLOSED : EMPTY;
   }
 
-  receive<R>(form: Form<T, R>, options: WaitOptions | undefined, handle?: Handle): Promise<R> {
-    const problem = timeoutProblem(options?.timeout);
-    if (problem !== undefined) return Promise.reject(problem);
-    if (handle?.live !== false) {
-      if (this.ready) return Promise.resolve(form.value(this.take())) as Promise<R>;
-      if (!this.closed) return wait(this.receivers, handle, undefined, form, options);
+  receive<R>(shape: ResultShape<T, R>, options: WaitOptions | undefined, handle?: Handle): Promise<R> {
+    const invalid = invalidTimeout(options?.timeout);
+    if (invalid !== undefined) return Promise.reject(invalid);
+    if (handle?.isLive !== false) {
+      if (this.hasValue) return Promise.resolve(shape.value(this.dequeue())) as Promise<R>;
+      if (!this.closed) return wait(this.receivers, handle, undefined, shape, options);
     }
-    const { clean, error } = this.#ending(handle);
-    return clean && form.end !== undefined ? Promise.resolve(form.end()) as Promise<R> : Promise.reject(error);
+    const { isClean, error } = this.#endReason(handle);
+    return isClean && shape.end !== undefined ? Promise.resolve(shape.end()) as Promise<R> : Promise.reject(error);
   }
 
   receiveMany(max: number, options: WaitOptions | undefined, handle?: Handle): Promise<T[]> {
     if (max !== Infinity && !(Number.isInteger(max) && max >= 1)) {
       return Promise.reject(new RangeError(`Cannot receive: max must be an integer >= 1 or Infinity, received ${max}`));
     }
-    const problem = timeoutProblem(options?.timeout);
-    if (problem !== undefined) return Promise.reject(problem);
-    const values = this.takeMany(max, handle);
-    return values.length > 0 ? Promise.resolve(values) : this.receive<T[]>(MANY, options, handle);
+    const invalid = invalidTimeout(options?.timeout);
+    if (invalid !== undefined) return Promise.reject(invalid);
+    const values = this.dequeueMany(max, handle);
+    return values.length > 0 ? Promise.resolve(values) : this.receive<T[]>(ARRAY_RESULT, options, handle);
   }
 
-  receiveCase(handle?: Handle): SelectCase<Received<T>> {
-    return new Receiving(this, handle);
+  receiveCase(handle?: Handle): SelectCase<ReceiveOutcome<T>> {
+    return new ReceiveCase(this, handle);
   }
 
   /** A stream that gives its handle up when it is over; without a handle, it closes the channel when it is cancelled. */
-  readable(handle?: Handle): ReadableStream<T> {
+  toReadableStream(handle?: Handle): ReadableStream<T> {
     let over = false;
-    const leave = () => {
+    const giveUp = () => {
       over = true;
       if (handle !== undefined) this.closeReceiver(handle);
     };
@@ -316,52 +324,59 @@ export class Core<T> {
         if (result.state === "ok") return controller.enqueue(result.value);
         return new Promise((resolve, reject) => {
           // Enqueued in the step that takes it from the channel: between the two, a cancel would lose it.
-          const take = (step: IteratorResult<T, undefined>) => {
+          const deliver = (step: IteratorResult<T, undefined>) => {
             if (!step.done) controller.enqueue(step.value);
             else {
               if (!over) controller.close();
-              leave();
+              giveUp();
             }
             resolve();
           };
           const fail = (reason: unknown) => {
-            leave();
+            giveUp();
             reject(reason);
           };
-          const waiter = park<T, IteratorResult<T, undefined>>(this.receivers, handle, undefined, STEP, take, fail);
-          if (result.state === "closed") this.#end(waiter);
+          const waiter = park<T, IteratorResult<T, undefined>>(
+            this.receivers,
+            handle,
+            undefined,
+            ITERATOR_RESULT,
+            deliver,
+            fail,
+          );
+          if (result.state === "closed") this.#endReceive(waiter);
         });
       },
       cancel: (reason) => {
-        leave();
+        giveUp();
         if (handle === undefined) this.close(reason === undefined ? [] : [reason]);
       },
     }, { highWaterMark: 0 });
   }
 
-  close(reason: Reason): void {
+  close(reason: CloseReason): void {
     if (this.closed) return;
-    this.#giveReason(reason);
+    this.#recordReason(reason);
     this.closed = true;
     this.#rejectSenders();
-    for (let receiving; (receiving = this.receivers.first) !== undefined;) this.#end(receiving);
+    for (let receiver; (receiver = this.receivers.first) !== undefined;) this.#endReceive(receiver);
   }
 
-  closeSender(handle: Handle, reason: Reason): void {
-    if (!handle.open) return;
-    handle.open = false;
-    this.#giveReason(reason);
-    for (const sending of handle.waiters(this.senders)) sending.fail(unsent(sending.value, handle));
+  closeSender(handle: Handle, reason: CloseReason): void {
+    if (!handle.isOpen) return;
+    handle.isOpen = false;
+    this.#recordReason(reason);
+    for (const sender of handle.waitersIn(this.senders)) sender.fail(unsentError(sender.value, handle));
     if (--this.senderCount === 0) this.close([]);
   }
 
   closeReceiver(handle: Handle): void {
-    if (!handle.open) return;
+    if (!handle.isOpen) return;
     this.closeHandle(handle);
     if (--this.receiverCount > 0) return;
     this.closed = true;
     this.#rejectSenders();
-    const dropped = this.takeMany(Infinity);
+    const dropped = this.dequeueMany(Infinity);
     const onDrop = this.#onDrop;
     let failure: { error: unknown } | undefined;
     if (onDrop !== undefined) {
@@ -373,44 +388,44 @@ export class Core<T> {
         }
       }
     }
-    this.#receiversGone?.abort(noReceiver());
+    this.#receiversGone?.abort(noReceiverError());
     if (failure !== undefined) throw failure.error;
   }
 
   closeHandle(handle: Handle): void {
-    handle.open = false;
-    for (const receiving of handle.waiters(this.receivers)) this.#end(receiving);
+    handle.isOpen = false;
+    for (const receiver of handle.waitersIn(this.receivers)) this.#endReceive(receiver);
   }
 
   get signal(): AbortSignal {
     this.#receiversGone ??= new AbortController();
-    if (this.receiverCount === 0) this.#receiversGone.abort(noReceiver());
+    if (this.receiverCount === 0) this.#receiversGone.abort(noReceiverError());
     return this.#receiversGone.signal;
   }
 
-  #giveReason(reason: Reason): void {
+  #recordReason(reason: CloseReason): void {
     if (reason.length === 1) this.#reason ??= { error: reason[0] };
   }
 
   #rejectSenders(): void {
-    for (let sending; (sending = this.senders.first) !== undefined;) sending.fail(unsent(sending.value));
+    for (let sender; (sender = this.senders.first) !== undefined;) sender.fail(unsentError(sender.value));
   }
 
-  #end(receiving: Waiter<T>): void {
-    receiving.end(this.#ending(receiving.handle));
+  #endReceive(receiver: Waiter<T>): void {
+    receiver.end(this.#endReason(receiver.handle));
   }
 
-  #ending(handle: Handle | undefined): Ending {
-    if (handle?.live === false) {
-      return { clean: true, error: new ChannelClosedError("Cannot receive through a closed receiver") };
+  #endReason(handle: Handle | undefined): EndReason {
+    if (handle?.isLive === false) {
+      return { isClean: true, error: new ChannelClosedError("Cannot receive through a closed receiver") };
     }
     if (this.#reason !== undefined) {
       // An iteration fails once and is over then.
-      if (handle?.endsOnError) handle.open = false;
-      return { clean: false, error: this.#reason.error };
+      if (handle?.closesOnError) handle.isOpen = false;
+      return { isClean: false, error: this.#reason.error };
     }
     this.#closedError ??= new ChannelClosedError("Cannot receive from a closed channel");
-    return { clean: true, error: this.#closedError };
+    return { isClean: true, error: this.#closedError };
   }
 
   #push(value: T): void {
@@ -438,7 +453,7 @@ export class Core<T> {
 }
 
 /** A send as a case of a select. */
-class Sending<T> implements SelectCase<Sent> {
+class SendCase<T> implements SelectCase<SendOutcome> {
   readonly #core: Core<T>;
   readonly #value: T;
   readonly #handle: Handle | undefined;
@@ -449,25 +464,25 @@ class Sending<T> implements SelectCase<Sent> {
     this.#handle = handle;
   }
 
-  attempt(): Sent | undefined {
+  attempt(): SendOutcome | undefined {
     if (this.#core.trySend(this.#value, this.#handle)) return { done: false };
-    return this.#core.closed || this.#handle?.live === false ? { done: true } : undefined;
+    return this.#core.closed || this.#handle?.isLive === false ? { done: true } : undefined;
   }
 
-  park(settle: (outcome: Sent) => void): Waiter<T> {
+  park(resolve: (outcome: SendOutcome) => void): Waiter<T> {
     return new Waiter(
       this.#core.senders,
       this.#handle,
       this.#value,
-      SENT,
-      () => settle({ done: false }),
-      () => settle({ done: true }),
+      SEND_RESULT,
+      () => resolve({ done: false }),
+      () => resolve({ done: true }),
     );
   }
 }
 
 /** A receive as a case of a select. */
-class Receiving<T> implements SelectCase<Received<T>> {
+class ReceiveCase<T> implements SelectCase<ReceiveOutcome<T>> {
   readonly #core: Core<T>;
   readonly #handle: Handle | undefined;
 
@@ -476,26 +491,26 @@ class Receiving<T> implements SelectCase<Received<T>> {
     this.#handle = handle;
   }
 
-  attempt(): Received<T> | undefined {
+  attempt(): ReceiveOutcome<T> | undefined {
     const core = this.#core;
-    if (this.#handle?.live === false) return { done: true };
-    if (core.ready) return { done: false, value: core.take() };
+    if (this.#handle?.isLive === false) return { done: true };
+    if (core.hasValue) return { done: false, value: core.dequeue() };
     return core.closed ? { done: true } : undefined;
   }
 
-  park(settle: (outcome: Received<T>) => void): Waiter<T> {
-    return park<T, Received<T>>(
+  park(resolve: (outcome: ReceiveOutcome<T>) => void): Waiter<T> {
+    return park<T, ReceiveOutcome<T>>(
       this.#core.receivers,
       this.#handle,
       undefined,
-      CASE,
-      settle,
-      () => settle({ done: true }),
+      SELECT_RESULT,
+      resolve,
+      () => resolve({ done: true }),
     );
   }
 }
 
-export class Values<T> implements AsyncIterableIterator<T, undefined> {
+export class ChannelIterator<T> implements AsyncIterableIterator<T, undefined> {
   readonly #core: Core<T>;
   readonly #handle: Handle;
 
@@ -505,12 +520,12 @@ export class Values<T> implements AsyncIterableIterator<T, undefined> {
   }
 
   next(): Promise<IteratorResult<T, undefined>> {
-    return this.#core.receive<IteratorResult<T, undefined>>(STEP, undefined, this.#handle);
+    return this.#core.receive<IteratorResult<T, undefined>>(ITERATOR_RESULT, undefined, this.#handle);
   }
 
   return(): Promise<IteratorResult<T, undefined>> {
     this.#core.closeHandle(this.#handle);
-    return Promise.resolve(STEP.end());
+    return Promise.resolve(ITERATOR_RESULT.end());
   }
 
   throw(error: unknown): Promise<IteratorResult<T, undefined>> {
@@ -523,8 +538,8 @@ export class Values<T> implements AsyncIterableIterator<T, undefined> {
   }
 }
 
-export function writable<T>(
-  end: { send(value: T, options: WaitOptions): Promise<void>; close(...reason: Reason): void },
+export function toWritableStream<T>(
+  end: { send(value: T, options: WaitOptions): Promise<void>; close(...reason: CloseReason): void },
 ): WritableStream<T> {
   return new WritableStream<T>({
     // A stream settles its write before it aborts, so the write must hear of the abort itself.
@@ -542,11 +557,11 @@ export function writable<T>(
   });
 }
 
-function unsent(value: unknown, handle?: Handle): ChannelClosedError {
-  const what = handle?.live === false ? "through a closed sender" : "to a closed channel";
+function unsentError(value: unknown, handle?: Handle): ChannelClosedError {
+  const what = handle?.isLive === false ? "through a closed sender" : "to a closed channel";
   return new ChannelClosedError(`Cannot send ${what}`, value);
 }
 
-function noReceiver(): ChannelClosedError {
+function noReceiverError(): ChannelClosedError {
   return new ChannelClosedError("Cannot send to a channel without receivers");
 }

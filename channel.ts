@@ -45,12 +45,12 @@
 
 import {
   ChannelClosedError,
+  ChannelIterator,
   type ChannelReceiveResult,
   Core,
   Handle,
-  PLAIN,
-  Values,
-  writable,
+  toWritableStream,
+  VALUE_RESULT,
 } from "./_channel_core.ts";
 import type { SelectCase, WaitOptions } from "./_wait.ts";
 
@@ -233,7 +233,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
-    return this.#core.receive<T>(PLAIN, options);
+    return this.#core.receive<T>(VALUE_RESULT, options);
   }
 
   /**
@@ -265,7 +265,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @returns The values, oldest first.
    */
   drain(): T[] {
-    return this.#core.takeMany(Infinity);
+    return this.#core.dequeueMany(Infinity);
   }
 
   /**
@@ -321,7 +321,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @returns An iterator.
    */
   [Symbol.asyncIterator](): AsyncIterableIterator<T> {
-    return new Values(this.#core);
+    return new ChannelIterator(this.#core);
   }
 
   /**
@@ -345,7 +345,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * ```
    */
   toReadableStream(): ReadableStream<T> {
-    return this.#core.readable();
+    return this.#core.toReadableStream();
   }
 
   /**
@@ -371,7 +371,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * ```
    */
   toWritableStream(): WritableStream<T> {
-    return writable(this);
+    return toWritableStream(this);
   }
 
   /** Closes the channel, for `using`. */
@@ -571,7 +571,7 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
    * @throws {ChannelClosedError} This handle is closed.
    */
   toWritableStream(): WritableStream<T> {
-    return writable(this.clone());
+    return toWritableStream(this.clone());
   }
 
   /**
@@ -581,7 +581,7 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
    * @throws {ChannelClosedError} This handle is closed.
    */
   clone(): Sender<T> {
-    if (!this.#handle.open) throw new ChannelClosedError("Cannot clone a closed sender");
+    if (!this.#handle.isOpen) throw new ChannelClosedError("Cannot clone a closed sender");
     this.#core.senderCount++;
     return newSender(this.#core);
   }
@@ -715,7 +715,7 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
-    return this.#core.receive<T>(PLAIN, options, this.#handle);
+    return this.#core.receive<T>(VALUE_RESULT, options, this.#handle);
   }
 
   /**
@@ -747,7 +747,7 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
    * @returns The values, oldest first; none if this handle is closed.
    */
   drain(): T[] {
-    return this.#core.takeMany(Infinity, this.#handle);
+    return this.#core.dequeueMany(Infinity, this.#handle);
   }
 
   /**
@@ -766,7 +766,7 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
    * @returns An iterator.
    */
   [Symbol.asyncIterator](): AsyncIterableIterator<T> {
-    return new Values(this.#core, this.#handle);
+    return new ChannelIterator(this.#core, this.#handle);
   }
 
   /**
@@ -778,7 +778,7 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
    * @throws {ChannelClosedError} This handle is closed.
    */
   toReadableStream(): ReadableStream<T> {
-    return this.#core.readable(this.clone().#handle);
+    return this.#core.toReadableStream(this.clone().#handle);
   }
 
   /**
@@ -788,7 +788,7 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
    * @throws {ChannelClosedError} This handle is closed.
    */
   clone(): Receiver<T> {
-    if (!this.#handle.open) throw new ChannelClosedError("Cannot clone a closed receiver");
+    if (!this.#handle.isOpen) throw new ChannelClosedError("Cannot clone a closed receiver");
     this.#core.receiverCount++;
     return newReceiver(this.#core);
   }
@@ -830,7 +830,7 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
  * ```
  */
 export function bounded<T>(capacity: number, options?: DropOptions<T>): { sender: Sender<T>; receiver: Receiver<T> } {
-  return ends(checkCapacity(capacity, " (unbounded() has no limit)"), options);
+  return createHandles(checkCapacity(capacity, " (unbounded() has no limit)"), options);
 }
 
 /**
@@ -852,10 +852,13 @@ export function bounded<T>(capacity: number, options?: DropOptions<T>): { sender
  * ```
  */
 export function unbounded<T>(options?: DropOptions<T>): { sender: Sender<T>; receiver: Receiver<T> } {
-  return ends(Infinity, options);
+  return createHandles(Infinity, options);
 }
 
-function ends<T>(capacity: number, options: DropOptions<T> | undefined): { sender: Sender<T>; receiver: Receiver<T> } {
+function createHandles<T>(
+  capacity: number,
+  options: DropOptions<T> | undefined,
+): { sender: Sender<T>; receiver: Receiver<T> } {
   const core = new Core(capacity, options);
   return { sender: newSender(core), receiver: newReceiver(core) };
 }

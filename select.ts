@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Limit, refusal, type SelectCase, timeoutProblem, type WaitOptions } from "./_wait.ts";
+import { invalidTimeout, rejectBeforeWait, type SelectCase, WaitLimit, type WaitOptions } from "./_wait.ts";
 
 /**
  * The cases of one {@linkcode select} by name; one that is `undefined` is left out.
@@ -36,7 +36,7 @@ export type SelectCases = Record<string, SelectCase<object> | undefined>;
  * const names = new Channel<string>({ capacity: 1 });
  * const cases = { name: names.receiveCase(), out: new Channel<Date>().sendCase(new Date()) };
  *
- * function tell(r: SelectResult<typeof cases>): string {
+ * function describe(r: SelectResult<typeof cases>): string {
  *   switch (r.key) {
  *     case "name":
  *       return r.done ? "no more names" : r.value.toUpperCase();
@@ -46,7 +46,7 @@ export type SelectCases = Record<string, SelectCase<object> | undefined>;
  * }
  *
  * names.trySend("ada");
- * assertEquals(tell(await select(cases)), "ADA");
+ * assertEquals(describe(await select(cases)), "ADA");
  * ```
  */
 export type SelectResult<Cases extends SelectCases> = {
@@ -119,27 +119,27 @@ export function select<Cases extends SelectCases>(
 ): Promise<SelectResult<Cases>> {
   const entries = entriesOf(cases);
   const endless = !options.signal && (options.timeout ?? Infinity) === Infinity;
-  const problem = entries.length === 0 && endless
+  const invalid = entries.length === 0 && endless
     ? new TypeError("Cannot select: there is no case, no signal and no timeout")
-    : timeoutProblem(options.timeout);
-  if (problem !== undefined) return Promise.reject(problem);
+    : invalidTimeout(options.timeout);
+  if (invalid !== undefined) return Promise.reject(invalid);
   const result = attempt<Cases>(entries, options.biased);
   if (result !== undefined) return Promise.resolve(result);
-  return refusal(options) ?? new Promise((resolve, reject) => {
-    const places: { leave(): void }[] = [];
-    const end = () => {
+  return rejectBeforeWait(options) ?? new Promise((resolve, reject) => {
+    const parked: { leave(): void }[] = [];
+    const leaveAll = () => {
       limit?.stop();
-      for (const place of places) place.leave();
+      for (const waiter of parked) waiter.leave();
     };
-    const limit = endless ? undefined : new Limit(options, {
+    const limit = endless ? undefined : new WaitLimit(options, {
       fail(reason) {
-        end();
+        leaveAll();
         reject(reason);
       },
     });
     for (const [key, selectCase] of entries) {
-      places.push(selectCase.park((outcome) => {
-        end();
+      parked.push(selectCase.park((outcome) => {
+        leaveAll();
         resolve(named<Cases>(key, outcome));
       }));
     }
