@@ -517,6 +517,7 @@ export class ChannelHandle<T> {
  * ```
  */
 export class Sender<T> extends ChannelHandle<T> implements Disposable {
+  // Again, because a private field of the base class is out of reach here: an accessor would be a call per operation.
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 
