@@ -63,3 +63,12 @@ export function assertNobodyWaits(...channels: Channel<number>[]): void {
     if (channel.capacity > 0) assertEquals(channel.drain(), [-1]);
   }
 }
+
+/** Puts the items into a random order, the same in every run. */
+export function shuffle(items: unknown[]): void {
+  for (let i = items.length - 1, random = 1; i > 0; i--) {
+    random = Math.imul(random, 48271) >>> 1;
+    const j = random % (i + 1);
+    [items[i], items[j]] = [items[j], items[i]];
+  }
+}
