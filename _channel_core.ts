@@ -1,5 +1,5 @@
 /**
- * What every face of a channel shares: its buffer, the sends and receives that wait, and its end.
+ * The core of a channel, behind its public classes: the buffer, the waiting sends and receives, and the end.
  *
  * @module
  */
@@ -15,7 +15,7 @@ import {
 } from "./_wait.ts";
 
 /**
- * An operation met a closed channel, or a handle that was given up.
+ * An operation met a closed channel or a closed handle.
  *
  * @example Getting the value back
  * ```ts
@@ -36,7 +36,7 @@ export class ChannelClosedError extends Error {
    * Makes the error.
    *
    * @param message What could not be done.
-   * @param value The value that was not sent; left out, the error has no such property.
+   * @param value The value that was not sent; without it the error has no such property.
    */
   constructor(message: string, ...value: [value?: unknown]) {
     super(message);
@@ -73,7 +73,7 @@ type CloseReason = [] | [reason: unknown];
 type SendOutcome = { done: false; value?: undefined } | { done: true; value?: undefined };
 type ReceiveOutcome<T> = { done: false; value: T } | { done: true; value?: undefined };
 
-/** What a wait resolves with: for a value, and at a clean end, where without `end` it rejects. */
+/** What a wait resolves with: for a value, and at a clean end, where it rejects without `end`. */
 interface ResultShape<T, R> {
   value(value: T): R;
   end: (() => R) | undefined;
@@ -90,15 +90,16 @@ const SELECT_RESULT = {
   end: (): ReceiveOutcome<never> => ({ done: true }),
 };
 
-/** How a receive ends for which nothing will come any more; a clean end is an error only to those without a shape for it. */
+/** How a receive ends without a value. At a clean end it rejects only if its shape has no `end`. */
 type EndReason = { isClean: boolean; error: unknown };
 
-/** One holder of a channel's end, which may be closed while the channel goes on. */
+/** The state of a handle or an iterator, closable by itself. A receiver is the parent of its iterators. */
 export class Handle {
   isOpen = true;
-  /** Waits under way; while there are none, closing need not look for them. */
+  /** Pending waits, so that closing searches the queue no further than needed. */
   waiterCount = 0;
 
+  /** @param closesOnError Whether the first error closes it, as an iteration. */
   constructor(readonly parent?: Handle, readonly closesOnError = false) {}
 
   get isLive(): boolean {
@@ -110,7 +111,7 @@ export class Handle {
     this.parent?.countWaiters(change);
   }
 
-  /** Those of a queue who wait through this handle. */
+  /** The waiters of a queue that belong to this handle or to an iterator of it. */
   waitersIn<T>(queue: Queue<Waiter<T>>): Waiter<T>[] {
     const found: Waiter<T>[] = [];
     for (let waiter = queue.first; waiter !== undefined && found.length < this.waiterCount; waiter = waiter.next) {
@@ -121,8 +122,7 @@ export class Handle {
 }
 
 /**
- * A send or a receive that waits. It is of no class but its own, and its fields are plain: deriving it, or making them
- * private, makes every wait a tenth slower, and nobody outside this module sees it.
+ * A send or a receive that waits. No inheritance and no private fields: both slow each wait down.
  */
 class Waiter<T> implements QueueNode<Waiter<T>> {
   queue: Queue<Waiter<T>> | undefined = undefined;
@@ -136,7 +136,7 @@ class Waiter<T> implements QueueNode<Waiter<T>> {
   constructor(
     queue: Queue<Waiter<T>>,
     readonly handle: Handle | undefined,
-    /** What a send has to give. */
+    /** The value of a send. */
     readonly value: T | undefined,
     shape: ResultShape<T, unknown>,
     resolve: (outcome: unknown) => void,
@@ -151,7 +151,7 @@ class Waiter<T> implements QueueNode<Waiter<T>> {
     handle?.countWaiters(1);
   }
 
-  /** Gives the place up, if it is still held. */
+  /** Leaves the queue. Does nothing when it has left already. */
   leave(): void {
     this.limit?.stop();
     if (this.queue === undefined) return;
@@ -159,7 +159,7 @@ class Waiter<T> implements QueueNode<Waiter<T>> {
     this.handle?.countWaiters(-1);
   }
 
-  /** The value has changed hands. */
+  /** Ends the wait with the value sent or received. */
   succeed(value: T): void {
     this.leave();
     this.resolve(this.shape.value(value));
@@ -170,7 +170,7 @@ class Waiter<T> implements QueueNode<Waiter<T>> {
     this.reject(reason);
   }
 
-  /** Nothing will come any more. */
+  /** Ends a receive without a value. */
   end({ isClean, error }: EndReason): void {
     if (!isClean || this.shape.end === undefined) return this.fail(error);
     this.leave();
@@ -178,7 +178,7 @@ class Waiter<T> implements QueueNode<Waiter<T>> {
   }
 }
 
-/** Makes a waiter; the shape and the callback agree on what a value becomes. */
+/** Adds a waiter to a queue; its shape returns what its callback expects. */
 function park<T, R>(
   queue: Queue<Waiter<T>>,
   handle: Handle | undefined,
@@ -204,10 +204,10 @@ function wait<T, R>(
 }
 
 /**
- * The channel behind every face of it.
+ * One channel.
  *
- * Receivers wait only while there is no value, senders only while there is no room. State is whole before any promise is
- * settled or any callback called, since either may call back in.
+ * Receivers wait only while there is no value, senders only while there is no room. The state is consistent before a
+ * promise settles or a callback runs, since both may call back in.
  */
 export class Core<T> {
   readonly capacity: number;
@@ -217,7 +217,7 @@ export class Core<T> {
   closed = false;
   senderCount = 1;
   receiverCount = 1;
-  /** Why it was or will be closed, if anyone said. */
+  /** The first reason given to a close; the channel may still be open then. */
   #reason: { error: unknown } | undefined = undefined;
   #ring: (T | undefined)[] = NO_RING;
   #head = 0;
@@ -311,7 +311,7 @@ export class Core<T> {
     return new ReceiveCase(this, handle);
   }
 
-  /** A stream that gives its handle up when it is over; without a handle, it closes the channel when it is cancelled. */
+  /** A stream that closes its handle when it is over; without a handle, its cancel closes the channel. */
   toReadableStream(handle?: Handle): ReadableStream<T> {
     let over = false;
     const giveUp = () => {
@@ -323,7 +323,7 @@ export class Core<T> {
         const result = this.tryReceive(handle);
         if (result.state === "ok") return controller.enqueue(result.value);
         return new Promise((resolve, reject) => {
-          // Enqueued in the step that takes it from the channel: between the two, a cancel would lose it.
+          // Enqueued in the step that dequeues it: between the two, a cancel would lose it.
           const deliver = (step: IteratorResult<T, undefined>) => {
             if (!step.done) controller.enqueue(step.value);
             else {
@@ -420,7 +420,7 @@ export class Core<T> {
       return { isClean: true, error: new ChannelClosedError("Cannot receive through a closed receiver") };
     }
     if (this.#reason !== undefined) {
-      // An iteration fails once and is over then.
+      // An iteration fails once and is then over.
       if (handle?.closesOnError) handle.isOpen = false;
       return { isClean: false, error: this.#reason.error };
     }
@@ -542,12 +542,12 @@ export function toWritableStream<T>(
   end: { send(value: T, options: WaitOptions): Promise<void>; close(...reason: CloseReason): void },
 ): WritableStream<T> {
   return new WritableStream<T>({
-    // A stream settles its write before it aborts, so the write must hear of the abort itself.
+    // A stream waits for its write before it calls `abort`, so the write listens to the abort itself.
     write: async (value, { signal }) => {
       try {
         await end.send(value, { signal });
       } catch (error) {
-        // A stream that fails calls nothing below any more; one that is aborted does, with the reason.
+        // After a failed write the stream calls neither `close` nor `abort`; after its own abort it calls `abort`.
         if (!signal.aborted) end.close();
         throw error;
       }

@@ -45,8 +45,8 @@ export class Mutex {
 }
 
 /**
- * Lets waits through when notified. A notification without a wait is lost, so the condition is checked before each wait,
- * and the owner makes the gate when it first has to wait.
+ * Lets waits through when notified. A notification without a wait is lost, so the condition is checked before each
+ * wait, and the owner makes the gate when it first has to wait.
  */
 export class Gate {
   readonly #waiters = new Channel<void>();

@@ -7,7 +7,7 @@
 import { clock, MAX_DELAY, type Timer } from "./clock.ts";
 
 /**
- * What can end a wait early. An operation that can be done at once is done, whatever stands here.
+ * What can end a wait early. An operation that is possible at once succeeds, whatever the options.
  *
  * @example A wait that gives up
  * ```ts
@@ -19,7 +19,7 @@ import { clock, MAX_DELAY, type Timer } from "./clock.ts";
  * ```
  */
 export interface WaitOptions {
-  /** Gives the wait up: it rejects with the signal's own `reason`. Listened to only while waiting. */
+  /** Ends the wait: it rejects with the signal's `reason`. Listened to only while waiting. */
   signal?: AbortSignal | undefined;
   /**
    * The longest wait in milliseconds: 0 to 2 147 483 647, or `Infinity` for no limit. A wait that outlasts it rejects
@@ -29,10 +29,10 @@ export interface WaitOptions {
 }
 
 /**
- * One operation that {@linkcode select} can wait for, made by `receiveCase()` or `sendCase(value)`. A case holds no place
- * in any queue until a select waits for it, and may be used again. Its two members are for select alone.
+ * One operation that {@linkcode select} can wait for, made by `receiveCase()` or `sendCase(value)`. A case holds no
+ * place in any queue until a select waits for it, and may be used again. Its two members are for select alone.
  *
- * @typeParam Outcome What happened: `done` tells whether the channel was closed instead.
+ * @typeParam Outcome What happened: `done` is true if the channel was closed instead.
  *
  * @example One case in a loop
  * ```ts
@@ -51,20 +51,20 @@ export interface WaitOptions {
  * ```
  */
 export interface SelectCase<Outcome extends object> {
-  /** Does it at once, if that can be. */
+  /** Does the operation if that is possible at once. */
   attempt(): Outcome | undefined;
-  /** Queues for it; `resolve` is called once, unless `leave` is called before that. */
+  /** Waits for the operation; calls `resolve` once, unless `leave` is called before that. */
   park(resolve: (outcome: Outcome) => void): { leave(): void };
 }
 
-/** What is wrong with a timeout, if anything is. */
+/** The error for a timeout that no timer can hold. */
 export function invalidTimeout(timeout: number | undefined): RangeError | undefined {
   if (timeout === undefined || timeout === Infinity) return undefined;
   if (typeof timeout === "number" && timeout >= 0 && timeout <= MAX_DELAY) return undefined;
   return new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY} ms or Infinity, received ${timeout}`);
 }
 
-/** The rejection of a wait that its options do not even let begin. */
+/** The rejection of a wait whose signal has aborted or whose timeout is 0. */
 export function rejectBeforeWait(options: WaitOptions | undefined): Promise<never> | undefined {
   if (options?.signal?.aborted) return Promise.reject(options.signal.reason);
   return options?.timeout === 0 ? Promise.reject(timeoutError(0)) : undefined;
@@ -81,7 +81,7 @@ export interface QueueNode<P extends QueueNode<P>> {
   next: P | undefined;
 }
 
-/** Those who wait, oldest first, linked through themselves, so that anyone can leave at no cost. */
+/** A doubly linked list of waiters, oldest first, linked through the waiters themselves: each can leave in O(1). */
 export class Queue<P extends QueueNode<P>> {
   first: P | undefined = undefined;
   last: P | undefined = undefined;
@@ -103,12 +103,12 @@ export class Queue<P extends QueueNode<P>> {
   }
 }
 
-/** What a signal or a timeout can end; `fail` has to call {@linkcode WaitLimit.stop}. */
+/** What a signal or a timeout can end; its `fail` must call {@linkcode WaitLimit.stop}. */
 interface Cancellable {
   fail(reason: unknown): void;
 }
 
-/** The signal and the timeout of one wait under way. */
+/** The signal and the timeout of one pending wait. */
 export class WaitLimit implements QueueNode<WaitLimit> {
   queue: Queue<WaitLimit> | undefined = undefined;
   previous: WaitLimit | undefined = undefined;
@@ -118,7 +118,7 @@ export class WaitLimit implements QueueNode<WaitLimit> {
 
   constructor({ signal, timeout = Infinity }: WaitOptions, wait: Cancellable) {
     this.wait = wait;
-    // `null`, too, is none, as for `Channel` of `@std/async`.
+    // `null` counts as no signal, as for `Channel` of `@std/async`.
     if (signal) watchSignal(signal).add(this);
     if (timeout !== Infinity) this.#timer = setTimer(wait, timeout);
   }
@@ -129,12 +129,12 @@ export class WaitLimit implements QueueNode<WaitLimit> {
   }
 }
 
-/** Apart from the constructor, which would make room for the closure's variables even where there is no timeout. */
+/** A separate function, so that the constructor allocates no closure context without a timeout. */
 function setTimer(wait: Cancellable, timeout: number): Timer {
   return clock.setTimer(() => wait.fail(timeoutError(timeout)), timeout);
 }
 
-/** Waits that one signal can end, behind one listener: a signal searches its whole list for each it adds or removes. */
+/** The waits of one signal, behind one listener: a signal searches all its listeners for each it adds or removes. */
 class SignalWatch extends Queue<WaitLimit> {
   readonly signal: AbortSignal;
   readonly #slot: number;
@@ -162,7 +162,7 @@ class SignalWatch extends Queue<WaitLimit> {
   }
 }
 
-/** The latest to be in use. A map of all would make a wait on a fresh signal cost five times as much. */
+/** The recent signals. A map of all of them makes the first wait on a signal much slower. */
 const watches: (SignalWatch | undefined)[] = new Array(8).fill(undefined);
 let oldest = 0;
 

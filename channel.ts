@@ -3,9 +3,9 @@
  *
  * {@linkcode Channel} does all that `@std/async`'s `Channel` does, under the same names, and adds what that one lacks:
  * a `signal` and a `timeout` on every wait, `receiveMany` and `drain`, split ends that are counted
- * ({@linkcode bounded}, {@linkcode unbounded}), {@linkcode select} over several channels, `onDrop` for values that
- * nobody will receive, a `WritableStream` in, and a `ReadableStream` out that reads nothing ahead. A program written for
- * that class runs with this one when its import line is changed.
+ * ({@linkcode bounded}, {@linkcode unbounded}), {@linkcode select} over several channels, `onDrop` for values that can
+ * no longer be received, a `WritableStream` in, and a `ReadableStream` out that reads nothing ahead. A program written
+ * for that class runs with this one when its import line is changed.
  *
  * What holds everywhere:
  *
@@ -15,10 +15,10 @@
  *   `onDrop`.
  * - First come, first served, for values, for waiting senders and for waiting receivers. `trySend` does not overtake.
  * - Closing lets what is buffered be received; waiting senders get their values back.
- * - `undefined` is a value like any other. A thenable is one too, but a promise of it would adopt its state: `receive()`
- *   of a `Channel<Promise<X>>` gives the `X`. Iteration, `tryReceive`, `receiveMany`, `drain`, `select` and the stream
- *   give the thenable itself, and so does a channel of `{ value: thenable }`.
- * - Handles are given up by `close()` or `using`, never by garbage collection.
+ * - `undefined` is a value like any other. A thenable is one too, but a promise of it adopts its state: `receive()` of
+ *   a `Channel<Promise<X>>` resolves with the `X`. Iteration, `tryReceive`, `receiveMany`, `drain`, `select` and the
+ *   stream return the thenable itself, and so does a channel of `{ value: thenable }`.
+ * - Handles are closed by `close()` or `using`, never by garbage collection.
  *
  * @example Three workers, one queue
  * ```ts
@@ -59,7 +59,7 @@ export type { SelectCase, WaitOptions } from "./_wait.ts";
 export { select, type SelectCases, type SelectOptions, type SelectResult, trySelect } from "./select.ts";
 
 /**
- * What is done with values nobody will receive.
+ * What is done with values that can no longer be received.
  *
  * @typeParam T The channel's values.
  *
@@ -79,8 +79,8 @@ export { select, type SelectCases, type SelectOptions, type SelectResult, trySel
  */
 export interface DropOptions<T = unknown> {
   /**
-   * Called once for each buffered value that nobody will ever receive, in order: the last `Receiver` was closed. What it
-   * throws comes out of that `close()`, after all values have had their turn.
+   * Called once for each buffered value, in order, when the last `Receiver` is closed. Its first error is thrown by
+   * that `close()`, after the call for the last value.
    *
    * An unsplit {@linkcode Channel} keeps its buffer receivable as long as it is held, so it never drops a value.
    */
@@ -137,8 +137,8 @@ export type ChannelReceiveOptions = WaitOptions;
 /**
  * A queue between tasks: any number may send, any number may receive, and each value goes to exactly one.
  *
- * One object does both sides. Where the two sides belong to different owners, and the end of one should be noticed by the
- * other, use {@linkcode bounded} or {@linkcode unbounded}.
+ * One object does both sides. Where the two sides have different owners, and each should notice the end of the other,
+ * use {@linkcode bounded} or {@linkcode unbounded}.
  *
  * @typeParam T The values. `undefined` is allowed; of a thenable, see the module's text.
  *
@@ -196,7 +196,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @param options What can end the wait early.
    * @returns A promise that resolves once the value is buffered or received.
    * @throws {ChannelClosedError} The channel is or gets closed; `value` is in it.
-   * @throws {RangeError} The timeout is one no timer can keep.
+   * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   send(value: T, options?: ChannelSendOptions): Promise<void> {
@@ -224,12 +224,12 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * Receives the oldest value, waiting for one if there is none.
+   * Receives the oldest value; waits while the channel is empty.
    *
    * @param options What can end the wait early.
    * @returns A promise of the value.
    * @throws {ChannelClosedError} The channel is closed and drained. If it was closed with a reason, that is thrown.
-   * @throws {RangeError} The timeout is one no timer can keep.
+   * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
@@ -239,19 +239,19 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   /**
    * Receives the oldest value if there is one.
    *
-   * @returns The value, or whether there is none for now (`"empty"`) or none any more (`"closed"`).
+   * @returns The value, `"empty"` while there is no value, or `"closed"` when there will be no more.
    */
   tryReceive(): ChannelReceiveResult<T> {
     return this.#core.tryReceive();
   }
 
   /**
-   * Receives what there is, waiting for one value if there is none.
+   * Receives up to `max` values; waits for one while the channel is empty.
    *
    * @param max How many values at most: an integer of at least 1, or `Infinity`.
    * @param options What can end the wait early.
-   * @returns A promise of the oldest values, at least one, and none only at the end of a closed channel.
-   * @throws {RangeError} `max` or the timeout makes no sense.
+   * @returns A promise of the oldest values: at least one, or an empty array at the end of a closed channel.
+   * @throws {RangeError} `max` is neither an integer of at least 1 nor `Infinity`, or `timeout` is out of range.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    *   If the channel was closed with a reason, that is thrown once it is drained.
    */
@@ -260,7 +260,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * Takes all there is now: what is buffered, and what waiting senders hold, whose sends resolve.
+   * Receives all values that are there: the buffered ones and those of waiting senders, whose sends resolve.
    *
    * @returns The values, oldest first.
    */
@@ -278,8 +278,8 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * Closes the channel. Waiting sends reject and get their values back; what is buffered can still be received, then
-   * receives fail and iterations end. Closing again does nothing.
+   * Closes the channel. Waiting sends reject with their values. Buffered values can still be received; after the last
+   * one receives reject and iterations end. Closing again does nothing.
    *
    * @param reason If given, even as `undefined`: what receives, iterations and streams fail with after the last value.
    */
@@ -297,7 +297,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * How many values are buffered. Those of waiting senders do not count.
+   * The number of buffered values. Those of waiting senders do not count.
    *
    * @returns 0 to `capacity`.
    */
@@ -306,7 +306,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * How many values are buffered at most.
+   * The largest number of buffered values.
    *
    * @returns The capacity given to the constructor.
    */
@@ -325,9 +325,10 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * The channel as a stream. It takes a value only when somebody reads, and shares the values with other receivers. A read
-   * that is given up by `releaseLock()` still takes its value, for the stream's next reader; a cancel would lose that one.
-   * Cancelling closes the channel, with the cancel's reason unless that is `undefined`; what is buffered stays receivable.
+   * The channel as a stream. It receives a value only for a read, and shares the values with other receivers. A read
+   * that `releaseLock()` cuts off still receives its value, for the stream's next reader; a cancel loses that value.
+   * Cancelling closes the channel, with the cancel's reason unless that is `undefined`; buffered values stay
+   * receivable.
    *
    * @returns A stream that ends, or fails, as an iteration does.
    *
@@ -354,7 +355,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    *
    * @returns A stream whose writes resolve as sends do.
    *
-   * @example Lines for whoever is free
+   * @example Lines for two workers
    * ```ts
    * import { Channel } from "@sluice/smux/channel";
    * import { assertEquals } from "@std/assert";
@@ -424,7 +425,7 @@ export class ChannelHandle<T> {
   }
 
   /**
-   * How many values are buffered. Those of waiting senders do not count.
+   * The number of buffered values. Those of waiting senders do not count.
    *
    * @returns 0 to `capacity`.
    */
@@ -433,7 +434,7 @@ export class ChannelHandle<T> {
   }
 
   /**
-   * How many values are buffered at most.
+   * The largest number of buffered values.
    *
    * @returns The capacity, `Infinity` when unbounded.
    */
@@ -460,7 +461,7 @@ export class ChannelHandle<T> {
   }
 
   /**
-   * How many senders are open, clones among them.
+   * The number of open senders, clones included.
    *
    * @returns 0 once the last is closed.
    */
@@ -469,7 +470,7 @@ export class ChannelHandle<T> {
   }
 
   /**
-   * How many receivers are open, clones among them.
+   * The number of open receivers, clones included.
    *
    * @returns 0 once the last is closed.
    */
@@ -489,11 +490,11 @@ export class ChannelHandle<T> {
 }
 
 /**
- * A sending end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
- * one is, the channel is closed; what is buffered can still be received.
+ * A sending handle of a channel, closed by `close()` or `using`. Closing the last one closes the channel; buffered
+ * values can still be received.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not. See
- * {@linkcode ChannelHandle} for size and counts.
+ * A handle that is never closed keeps the channel open, collected as garbage or not. See {@linkcode ChannelHandle} for
+ * size and counts.
  *
  * @typeParam T The channel's values.
  *
@@ -537,7 +538,7 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
    * @param options What can end the wait early.
    * @returns A promise that resolves once the value is buffered or received.
    * @throws {ChannelClosedError} This handle is or gets closed, or no receiver is left; `value` is in it.
-   * @throws {RangeError} The timeout is one no timer can keep.
+   * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   send(value: T, options?: ChannelSendOptions): Promise<void> {
@@ -597,7 +598,7 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
   }
 
   /**
-   * Gives this handle up: its waiting sends reject and get their values back. The last one closes the channel. Closing
+   * Closes this handle: its waiting sends reject with their values. Closing the last one closes the channel. Closing
    * again does nothing.
    *
    * @param reason If given, even as `undefined`: what receives fail with after the last value, once all senders are
@@ -608,7 +609,7 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
   }
 
   /**
-   * Tells that nobody will receive any more.
+   * Reports that no receiver is left.
    *
    * @returns A signal that aborts, with a {@linkcode ChannelClosedError}, when the last receiver is closed.
    */
@@ -623,8 +624,8 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
 }
 
 /**
- * A handle on a channel's sending side that does not keep the channel open, for who may have to send but should not be
- * waited for.
+ * A handle on a channel's sending side that does not keep the channel open, for an owner that may send but whose end is
+ * not waited for.
  *
  * @typeParam T The channel's values.
  *
@@ -668,11 +669,11 @@ export class WeakSender<T> {
 }
 
 /**
- * A receiving end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
- * one is, senders get their values back, what is buffered goes to `onDrop`, and {@linkcode Sender.signal} aborts.
+ * A receiving handle of a channel, closed by `close()` or `using`. Closing the last one rejects waiting sends with
+ * their values, passes buffered values to `onDrop` and aborts {@linkcode Sender.signal}.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not. See
- * {@linkcode ChannelHandle} for size and counts.
+ * A handle that is never closed keeps the channel open, collected as garbage or not. See {@linkcode ChannelHandle} for
+ * size and counts.
  *
  * @typeParam T The channel's values.
  *
@@ -706,13 +707,13 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * Receives the oldest value, waiting for one if there is none.
+   * Receives the oldest value; waits while the channel is empty.
    *
    * @param options What can end the wait early.
    * @returns A promise of the value.
    * @throws {ChannelClosedError} This handle is or gets closed, or all senders are and the buffer is drained; if a
    *   sender gave a reason, that is thrown.
-   * @throws {RangeError} The timeout is one no timer can keep.
+   * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
@@ -722,19 +723,19 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   /**
    * Receives the oldest value if there is one.
    *
-   * @returns The value, or whether there is none for now (`"empty"`) or none any more (`"closed"`).
+   * @returns The value, `"empty"` while there is no value, or `"closed"` when there will be no more.
    */
   tryReceive(): ChannelReceiveResult<T> {
     return this.#core.tryReceive(this.#handle);
   }
 
   /**
-   * Receives what there is, waiting for one value if there is none.
+   * Receives up to `max` values; waits for one while the channel is empty.
    *
    * @param max How many values at most: an integer of at least 1, or `Infinity`.
    * @param options What can end the wait early.
-   * @returns A promise of the oldest values, at least one, and none only at the end.
-   * @throws {RangeError} `max` or the timeout makes no sense.
+   * @returns A promise of the oldest values: at least one, or an empty array at the end.
+   * @throws {RangeError} `max` is neither an integer of at least 1 nor `Infinity`, or `timeout` is out of range.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    *   If a sender closed with a reason, that is thrown once the buffer is drained.
    */
@@ -743,9 +744,9 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * Takes all there is now: what is buffered, and what waiting senders hold, whose sends resolve.
+   * Receives all values that are there: the buffered ones and those of waiting senders, whose sends resolve.
    *
-   * @returns The values, oldest first; none if this handle is closed.
+   * @returns The values, oldest first; an empty array if this handle is closed.
    */
   drain(): T[] {
     return this.#core.dequeueMany(Infinity, this.#handle);
@@ -761,8 +762,8 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * Receives until all senders are closed and the buffer is drained, or this handle is closed; if a sender gave a reason,
-   * fails with that. Breaking out of the loop leaves the handle open. Several loops share the values.
+   * Receives until all senders are closed and the buffer is drained, or this handle is closed; if a sender gave a
+   * reason, fails with that. Breaking out of the loop leaves the handle open. Several loops share the values.
    *
    * @returns An iterator.
    */
@@ -771,9 +772,9 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * The channel as a stream, through a handle of its own, which is closed when the stream ends, fails or is cancelled. It
-   * takes a value only when somebody reads, and shares the values with other receivers. A read that is given up by
-   * `releaseLock()` still takes its value, for the stream's next reader; a cancel would lose that one.
+   * The channel as a stream, through a handle of its own, which is closed when the stream ends, fails or is cancelled.
+   * It receives a value only for a read, and shares the values with other receivers. A read that `releaseLock()` cuts
+   * off still receives its value, for the stream's next reader; a cancel loses that value.
    *
    * @returns A stream that ends, or fails, as an iteration does.
    * @throws {ChannelClosedError} This handle is closed.
@@ -795,10 +796,10 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * Gives this handle up: its waiting receives reject and its iterations end. The last one fails the senders, drops what
-   * is buffered and aborts {@linkcode Sender.signal}. Closing again does nothing.
+   * Closes this handle: its waiting receives reject and its iterations end. Closing the last one rejects waiting sends,
+   * drops the buffered values and aborts {@linkcode Sender.signal}. Closing again does nothing.
    *
-   * @throws What `onDrop` threw first, if it did.
+   * @throws The first error of `onDrop`.
    */
   close(): void {
     this.#core.closeReceiver(this.#handle);
@@ -811,10 +812,11 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
 }
 
 /**
- * Makes a channel that buffers a number of values, as two ends.
+ * Makes a channel of limited capacity, as two handles.
  *
- * @param capacity How many values are buffered at most: an integer of at least 0. 0 makes every send wait for its receive.
- * @param options What is done with values nobody will receive.
+ * @param capacity How many values are buffered at most: an integer of at least 0. 0 makes every send wait for its
+ *   receive.
+ * @param options What is done with values that can no longer be received.
  * @returns The first sender and the first receiver; each can be cloned.
  * @throws {RangeError} `capacity` is not an integer of at least 0.
  * @typeParam T The values.
@@ -835,9 +837,9 @@ export function bounded<T>(capacity: number, options?: DropOptions<T>): { sender
 }
 
 /**
- * Makes a channel that buffers whatever is sent, as two ends. Sends never wait, so memory is the only limit.
+ * Makes a channel without a capacity limit, as two handles. Sends never wait, so memory is the only limit.
  *
- * @param options What is done with values nobody will receive.
+ * @param options What is done with values that can no longer be received.
  * @returns The first sender and the first receiver; each can be cloned.
  * @typeParam T The values.
  *

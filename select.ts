@@ -41,7 +41,7 @@ export type SelectCases = Record<string, SelectCase<object> | undefined>;
  *     case "name":
  *       return r.done ? "no more names" : r.value.toUpperCase();
  *     case "out":
- *       return r.done ? "nobody wants it" : "sent";
+ *       return r.done ? "no receiver" : "sent";
  *   }
  * }
  *
@@ -73,7 +73,7 @@ export type SelectResult<Cases extends SelectCases> = {
  */
 export interface SelectOptions extends WaitOptions {
   /**
-   * Takes the first case that is ready, in the order they are written (keys that are integers
+   * Chooses the first case that is ready, in the order they are written (keys that are integers
    * come first, as in every object), instead of any of those that are. Default false.
    */
   biased?: boolean | undefined;
@@ -81,16 +81,16 @@ export interface SelectOptions extends WaitOptions {
 
 /**
  * Waits for the first of several operations, and does exactly that one: nothing is received or sent by the others.
- * Among cases that are ready together one is taken at random, so none starves, unless `biased`.
+ * Among cases that are ready together one is chosen at random, so that no case starves, unless `biased`.
  *
  * A receive on a closed and drained channel and a send on a closed one are ready, with `done: true`; leave such a case
- * out (`undefined`) to go on with the rest. Why a channel was closed is told by its own `receive()`.
+ * out (`undefined`) to go on with the rest. The channel's own `receive()` rejects with the reason of its close.
  *
  * @param cases What to wait for, each under a name: `receiver.receiveCase()`, `sender.sendCase(value)` or `undefined`.
  * @param options What can end the wait early, and whether the first case goes first.
  * @returns The name of the case as `key`, `done`, and the `value` if one was received.
  * @throws {TypeError} There is nothing to wait for: no case, no signal, no timeout.
- * @throws {RangeError} The timeout is one no timer can keep.
+ * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
  * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
  * @typeParam Cases The cases by name.
  *
@@ -109,7 +109,7 @@ export interface SelectOptions extends WaitOptions {
  *     if (!r.done) assertEquals(r.value, 20);
  *     break;
  *   case "out":
- *     throw new Error("nobody was receiving");
+ *     throw new Error("no receiver was waiting");
  * }
  * ```
  */
@@ -184,7 +184,7 @@ function entriesOf(cases: SelectCases): Entry[] {
   return entries;
 }
 
-/** Tries the cases one by one. The order is shuffled as it goes, so that each ready one is as likely as the others. */
+/** Tries the cases one by one, in an order shuffled on the way, so that each ready case is equally likely. */
 function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): SelectResult<Cases> | undefined {
   for (let i = 0; i < entries.length; i++) {
     const j = biased ? i : i + Math.floor(Math.random() * (entries.length - i));
@@ -197,7 +197,7 @@ function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): S
   return undefined;
 }
 
-/** The outcome under the name of its case; it is the case's own to give away, made for this one select. */
+/** Names the outcome after its case. The outcome was made for this select, so it can be changed. */
 function named<Cases extends SelectCases>(key: string, outcome: object & { key?: string }): SelectResult<Cases> {
   outcome.key = key;
   return outcome as unknown as SelectResult<Cases>;
