@@ -7,7 +7,7 @@
 import { clock, MAX_DELAY, type Timer } from "./clock.ts";
 
 /**
- * What can end a wait early. An operation that can be done at once is done, whatever stands here.
+ * What can end a wait early. An operation that is possible at once succeeds, whatever the options.
  *
  * @example A wait that gives up
  * ```ts
@@ -19,7 +19,7 @@ import { clock, MAX_DELAY, type Timer } from "./clock.ts";
  * ```
  */
 export interface WaitOptions {
-  /** Gives the wait up: it rejects with the signal's own `reason`. Listened to only while waiting. */
+  /** Ends the wait: it rejects with the signal's `reason`. Listened to only while waiting. */
   signal?: AbortSignal | undefined;
   /**
    * The longest wait in milliseconds: 0 to 2 147 483 647, or `Infinity` for no limit. A wait that outlasts it rejects
@@ -28,15 +28,44 @@ export interface WaitOptions {
   timeout?: number | undefined;
 }
 
-/** What is wrong with a timeout, if anything is. */
-export function timeoutProblem(timeout: number | undefined): RangeError | undefined {
+/**
+ * One operation that {@linkcode select} can wait for, made by `receiveCase()` or `sendCase(value)`. A case holds no
+ * place in any queue until a select waits for it, and may be used again. Its two members are for select alone.
+ *
+ * @typeParam Outcome What happened: `done` is true if the channel was closed instead.
+ *
+ * @example One case in a loop
+ * ```ts
+ * import { Channel, select, type SelectCase } from "@sluice/smux/channel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const numbers = new Channel<number>({ capacity: 2 });
+ * numbers.trySend(1);
+ * numbers.trySend(2);
+ * numbers.close();
+ * const next: SelectCase<{ done: false; value: number } | { done: true; value?: undefined }> = numbers.receiveCase();
+ *
+ * let sum = 0;
+ * for (let r = await select({ next }); !r.done; r = await select({ next })) sum += r.value;
+ * assertEquals(sum, 3);
+ * ```
+ */
+export interface SelectCase<Outcome extends object> {
+  /** Does the operation if that is possible at once. */
+  attempt(): Outcome | undefined;
+  /** Waits for the operation; calls `resolve` once, unless `leave` is called before that. */
+  park(resolve: (outcome: Outcome) => void): { leave(): void };
+}
+
+/** The error for a timeout that no timer can hold. */
+export function invalidTimeout(timeout: number | undefined): RangeError | undefined {
   if (timeout === undefined || timeout === Infinity) return undefined;
   if (typeof timeout === "number" && timeout >= 0 && timeout <= MAX_DELAY) return undefined;
   return new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY} ms or Infinity, received ${timeout}`);
 }
 
-/** The rejection of a wait that its options do not even let begin. */
-export function refusal(options: WaitOptions | undefined): Promise<never> | undefined {
+/** The rejection of a wait whose signal has aborted or whose timeout is 0. */
+export function rejectBeforeWait(options: WaitOptions | undefined): Promise<never> | undefined {
   if (options?.signal?.aborted) return Promise.reject(options.signal.reason);
   return options?.timeout === 0 ? Promise.reject(timeoutError(0)) : undefined;
 }
@@ -46,51 +75,51 @@ function timeoutError(timeout: number): DOMException {
 }
 
 /** A member of a {@linkcode Queue}. */
-export interface Place<P extends Place<P>> {
+export interface QueueNode<P extends QueueNode<P>> {
   queue: Queue<P> | undefined;
-  before: P | undefined;
-  after: P | undefined;
+  previous: P | undefined;
+  next: P | undefined;
 }
 
-/** Those who wait, oldest first, linked through themselves, so that anyone can leave at no cost. */
-export class Queue<P extends Place<P>> {
+/** A doubly linked list of waiters, oldest first, linked through the waiters themselves: each can leave in O(1). */
+export class Queue<P extends QueueNode<P>> {
   first: P | undefined = undefined;
   last: P | undefined = undefined;
 
-  add(place: P): void {
-    place.queue = this;
-    place.before = this.last;
-    if (this.last === undefined) this.first = place;
-    else this.last.after = place;
-    this.last = place;
+  add(node: P): void {
+    node.queue = this;
+    node.previous = this.last;
+    if (this.last === undefined) this.first = node;
+    else this.last.next = node;
+    this.last = node;
   }
 
-  remove(place: P): void {
-    if (place.before === undefined) this.first = place.after;
-    else place.before.after = place.after;
-    if (place.after === undefined) this.last = place.before;
-    else place.after.before = place.before;
-    place.queue = place.before = place.after = undefined;
+  remove(node: P): void {
+    if (node.previous === undefined) this.first = node.next;
+    else node.previous.next = node.next;
+    if (node.next === undefined) this.last = node.previous;
+    else node.next.previous = node.previous;
+    node.queue = node.previous = node.next = undefined;
   }
 }
 
-/** What a signal or a timeout can end; `fail` has to call {@linkcode Limit.stop}. */
-interface Limited {
+/** What a signal or a timeout can end; its `fail` must call {@linkcode WaitLimit.stop}. */
+interface Cancellable {
   fail(reason: unknown): void;
 }
 
-/** The signal and the timeout of one wait under way. */
-export class Limit implements Place<Limit> {
-  queue: Queue<Limit> | undefined = undefined;
-  before: Limit | undefined = undefined;
-  after: Limit | undefined = undefined;
-  readonly wait: Limited;
+/** The signal and the timeout of one pending wait. */
+export class WaitLimit implements QueueNode<WaitLimit> {
+  queue: Queue<WaitLimit> | undefined = undefined;
+  previous: WaitLimit | undefined = undefined;
+  next: WaitLimit | undefined = undefined;
+  readonly wait: Cancellable;
   readonly #timer: Timer | undefined;
 
-  constructor({ signal, timeout = Infinity }: WaitOptions, wait: Limited) {
+  constructor({ signal, timeout = Infinity }: WaitOptions, wait: Cancellable) {
     this.wait = wait;
-    // `null`, too, is none, as for `Channel` of `@std/async`.
-    if (signal) watchOver(signal).add(this);
+    // `null` counts as no signal, as for `Channel` of `@std/async`.
+    if (signal) watchSignal(signal).add(this);
     if (timeout !== Infinity) this.#timer = setTimer(wait, timeout);
   }
 
@@ -100,13 +129,13 @@ export class Limit implements Place<Limit> {
   }
 }
 
-/** Apart from the constructor, which would make room for the closure's variables even where there is no timeout. */
-function setTimer(wait: Limited, timeout: number): Timer {
+/** A separate function, so that the constructor allocates no closure context without a timeout. */
+function setTimer(wait: Cancellable, timeout: number): Timer {
   return clock.setTimer(() => wait.fail(timeoutError(timeout)), timeout);
 }
 
-/** Waits that one signal can end, behind one listener: a signal searches its whole list for each it adds or removes. */
-class Watch extends Queue<Limit> {
+/** The waits of one signal, behind one listener: a signal searches all its listeners for each it adds or removes. */
+class SignalWatch extends Queue<WaitLimit> {
   readonly signal: AbortSignal;
   readonly #slot: number;
 
@@ -116,12 +145,12 @@ class Watch extends Queue<Limit> {
     this.#slot = slot;
   }
 
-  override add(limit: Limit): void {
+  override add(limit: WaitLimit): void {
     if (this.first === undefined) this.signal.addEventListener("abort", this);
     super.add(limit);
   }
 
-  override remove(limit: Limit): void {
+  override remove(limit: WaitLimit): void {
     super.remove(limit);
     if (this.first !== undefined) return;
     this.signal.removeEventListener("abort", this);
@@ -133,16 +162,16 @@ class Watch extends Queue<Limit> {
   }
 }
 
-/** The latest to be in use. A map of all would make a wait on a fresh signal cost five times as much. */
-const watches: (Watch | undefined)[] = new Array(8).fill(undefined);
+/** The recent signals. A map of all of them makes the first wait on a signal much slower. */
+const watches: (SignalWatch | undefined)[] = new Array(8).fill(undefined);
 let oldest = 0;
 
-function watchOver(signal: AbortSignal): Watch {
+function watchSignal(signal: AbortSignal): SignalWatch {
   for (let i = 0; i < watches.length; i++) {
     const watch = watches[i];
     if (watch !== undefined && watch.signal === signal) return watch;
   }
-  const watch = new Watch(signal, oldest);
+  const watch = new SignalWatch(signal, oldest);
   watches[oldest] = watch;
   oldest = (oldest + 1) % watches.length;
   return watch;

@@ -3,9 +3,9 @@
  *
  * {@linkcode Channel} does all that `@std/async`'s `Channel` does, under the same names, and adds what that one lacks:
  * a `signal` and a `timeout` on every wait, `receiveMany` and `drain`, split ends that are counted
- * ({@linkcode bounded}, {@linkcode unbounded}), {@linkcode select} over several channels, `onDrop` for values that
- * nobody will receive, a `WritableStream` in, and a `ReadableStream` out that reads nothing ahead. A program written for
- * that class runs with this one when its import line is changed.
+ * ({@linkcode bounded}, {@linkcode unbounded}), {@linkcode select} over several channels, `onDrop` for values that can
+ * no longer be received, a `WritableStream` in, and a `ReadableStream` out that reads nothing ahead. A program written
+ * for that class runs with this one when its import line is changed.
  *
  * What holds everywhere:
  *
@@ -15,10 +15,10 @@
  *   `onDrop`.
  * - First come, first served, for values, for waiting senders and for waiting receivers. `trySend` does not overtake.
  * - Closing lets what is buffered be received; waiting senders get their values back.
- * - `undefined` is a value like any other. A thenable is one too, but a promise of it would adopt its state: `receive()`
- *   of a `Channel<Promise<X>>` gives the `X`. Iteration, `tryReceive`, `receiveMany`, `drain`, `select` and the stream
- *   give the thenable itself, and so does a channel of `{ value: thenable }`.
- * - Handles are given up by `close()` or `using`, never by garbage collection.
+ * - `undefined` is a value like any other. A thenable is one too, but a promise of it adopts its state: `receive()` of
+ *   a `Channel<Promise<X>>` resolves with the `X`. Iteration, `tryReceive`, `receiveMany`, `drain`, `select` and the
+ *   stream return the thenable itself, and so does a channel of `{ value: thenable }`.
+ * - Handles are closed by `close()` or `using`, never by garbage collection.
  *
  * @example Three workers, one queue
  * ```ts
@@ -43,62 +43,23 @@
  * @module
  */
 
-import { Limit, type Place, Queue, refusal, timeoutProblem, type WaitOptions } from "./_wait.ts";
-import type { SelectCase } from "./select.ts";
+import {
+  ChannelClosedError,
+  ChannelIterator,
+  type ChannelReceiveResult,
+  Core,
+  Handle,
+  toWritableStream,
+  VALUE_RESULT,
+} from "./_channel_core.ts";
+import type { SelectCase, WaitOptions } from "./_wait.ts";
 
-export { select, trySelect } from "./select.ts";
-export type { SelectCase, SelectCases, SelectOptions, SelectResult } from "./select.ts";
-export type { WaitOptions } from "./_wait.ts";
-
-/**
- * An operation met a closed channel, or a handle that was given up.
- *
- * @example Getting the value back
- * ```ts
- * import { Channel, ChannelClosedError } from "@sluice/smux/channel";
- * import { assertEquals, assertRejects } from "@std/assert";
- *
- * const channel = new Channel<string>();
- * channel.close();
- * const error = await assertRejects(() => channel.send("letter"), ChannelClosedError);
- * assertEquals(error.value, "letter");
- * ```
- */
-export class ChannelClosedError extends Error {
-  /** The value that was not sent. Only errors of a send have this property. */
-  declare readonly value?: unknown;
-
-  /**
-   * Makes the error.
-   *
-   * @param message What could not be done.
-   * @param value The value that was not sent; left out, the error has no such property.
-   */
-  constructor(message: string, ...value: [value?: unknown]) {
-    super(message);
-    this.name = "ChannelClosedError";
-    if (value.length === 1) this.value = value[0];
-  }
-}
+export { ChannelClosedError, type ChannelReceiveResult } from "./_channel_core.ts";
+export type { SelectCase, WaitOptions } from "./_wait.ts";
+export { select, type SelectCases, type SelectOptions, type SelectResult, trySelect } from "./select.ts";
 
 /**
- * What {@linkcode Channel.tryReceive} found: a value, nothing for now, or nothing for ever.
- *
- * @typeParam T The channel's values.
- *
- * @example Nothing there yet
- * ```ts
- * import { Channel, type ChannelReceiveResult } from "@sluice/smux/channel";
- * import { assertEquals } from "@std/assert";
- *
- * const result: ChannelReceiveResult<number> = new Channel<number>().tryReceive();
- * assertEquals(result, { state: "empty" });
- * ```
- */
-export type ChannelReceiveResult<T> = { state: "ok"; value: T } | { state: "empty" } | { state: "closed" };
-
-/**
- * What is done with values nobody will receive.
+ * What is done with values that can no longer be received.
  *
  * @typeParam T The channel's values.
  *
@@ -118,8 +79,8 @@ export type ChannelReceiveResult<T> = { state: "ok"; value: T } | { state: "empt
  */
 export interface DropOptions<T = unknown> {
   /**
-   * Called once for each buffered value that nobody will ever receive, in order: the last `Receiver` was closed. What it
-   * throws comes out of that `close()`, after all values have had their turn.
+   * Called once for each buffered value, in order, when the last `Receiver` is closed. Its first error is thrown by
+   * that `close()`, after the call for the last value.
    *
    * An unsplit {@linkcode Channel} keeps its buffer receivable as long as it is held, so it never drops a value.
    */
@@ -173,516 +134,11 @@ export type ChannelSendOptions = WaitOptions;
  */
 export type ChannelReceiveOptions = WaitOptions;
 
-const DONE: Promise<void> = Promise.resolve();
-const EMPTY: { readonly state: "empty" } = Object.freeze({ state: "empty" });
-const CLOSED: { readonly state: "closed" } = Object.freeze({ state: "closed" });
-const NO_RING: never[] = [];
-
-/** A ring at most this long is not worth shrinking. */
-const SMALL_RING = 32;
-
-type Reason = [] | [reason: unknown];
-type Sent = { done: false; value?: undefined } | { done: true; value?: undefined };
-type Received<T> = { done: false; value: T } | { done: true; value?: undefined };
-
-/** What a wait resolves with: for a value, and at a clean end, where without `end` it rejects. */
-interface Form<T, R> {
-  value(value: T): R;
-  end: (() => R) | undefined;
-}
-const SENT = { value: (): void => {}, end: undefined };
-const PLAIN = { value: <T>(value: T): T => value, end: undefined };
-const MANY = { value: <T>(value: T): T[] => [value], end: () => [] };
-const STEP = {
-  value: <T>(value: T): IteratorResult<T, undefined> => ({ done: false, value }),
-  end: (): IteratorResult<never, undefined> => ({ done: true, value: undefined }),
-};
-const CASE = {
-  value: <T>(value: T): Received<T> => ({ done: false, value }),
-  end: (): Received<never> => ({ done: true }),
-};
-
-/** How a receive ends for which nothing will come any more; a clean end is an error only to those without a form for it. */
-type Ending = { clean: boolean; error: unknown };
-
-/** One holder of a channel's end, which may be closed while the channel goes on. */
-class Handle {
-  open = true;
-  /** Waits under way; while there are none, closing need not look for them. */
-  parked = 0;
-
-  constructor(readonly parent?: Handle, readonly endsOnError = false) {}
-
-  get live(): boolean {
-    return this.open && (this.parent === undefined || this.parent.open);
-  }
-
-  count(change: 1 | -1): void {
-    this.parked += change;
-    this.parent?.count(change);
-  }
-
-  /** Those of a queue who wait through this handle. */
-  waiters<T>(queue: Queue<Waiter<T>>): Waiter<T>[] {
-    const found: Waiter<T>[] = [];
-    for (let waiter = queue.first; waiter !== undefined && found.length < this.parked; waiter = waiter.after) {
-      if (waiter.handle === this || waiter.handle?.parent === this) found.push(waiter);
-    }
-    return found;
-  }
-}
-
-/**
- * A send or a receive that waits. It is of no class but its own, and its fields are plain: deriving it, or making them
- * private, makes every wait a tenth slower, and nobody outside this module sees it.
- */
-class Waiter<T> implements Place<Waiter<T>> {
-  queue: Queue<Waiter<T>> | undefined = undefined;
-  before: Waiter<T> | undefined = undefined;
-  after: Waiter<T> | undefined = undefined;
-  readonly form: Form<T, unknown>;
-  readonly resolve: (outcome: unknown) => void;
-  readonly reject: (reason: unknown) => void;
-  readonly limit: Limit | undefined;
-
-  constructor(
-    queue: Queue<Waiter<T>>,
-    readonly handle: Handle | undefined,
-    /** What a send has to give. */
-    readonly value: T | undefined,
-    form: Form<T, unknown>,
-    resolve: (outcome: unknown) => void,
-    reject: (reason: unknown) => void,
-    options?: WaitOptions,
-  ) {
-    this.form = form;
-    this.resolve = resolve;
-    this.reject = reject;
-    this.limit = options && new Limit(options, this);
-    queue.add(this);
-    handle?.count(1);
-  }
-
-  /** Gives the place up, if it is still held. */
-  leave(): void {
-    this.limit?.stop();
-    if (this.queue === undefined) return;
-    this.queue.remove(this);
-    this.handle?.count(-1);
-  }
-
-  /** The value has changed hands. */
-  settle(value: T): void {
-    this.leave();
-    this.resolve(this.form.value(value));
-  }
-
-  fail(reason: unknown): void {
-    this.leave();
-    this.reject(reason);
-  }
-
-  /** Nothing will come any more. */
-  end({ clean, error }: Ending): void {
-    if (!clean || this.form.end === undefined) return this.fail(error);
-    this.leave();
-    this.resolve(this.form.end());
-  }
-}
-
-/** Makes a waiter; the form and the callback agree on what a value becomes. */
-function park<T, R>(
-  queue: Queue<Waiter<T>>,
-  handle: Handle | undefined,
-  value: T | undefined,
-  form: Form<T, R>,
-  resolve: (outcome: R) => void,
-  reject: (reason: unknown) => void,
-  options?: WaitOptions,
-): Waiter<T> {
-  return new Waiter(queue, handle, value, form, resolve as (outcome: unknown) => void, reject, options);
-}
-
-function wait<T, R>(
-  queue: Queue<Waiter<T>>,
-  handle: Handle | undefined,
-  value: T | undefined,
-  form: Form<T, R>,
-  options: WaitOptions | undefined,
-): Promise<R> {
-  return refusal(options) ?? new Promise<R>((resolve, reject) => {
-    park(queue, handle, value, form, resolve, reject, options);
-  });
-}
-
-/**
- * The channel behind every face of it.
- *
- * Receivers wait only while there is no value, senders only while there is no room. State is whole before any promise is
- * settled or any callback called, since either may call back in.
- */
-class Core<T> {
-  readonly capacity: number;
-  readonly senders: Queue<Waiter<T>> = new Queue();
-  readonly receivers: Queue<Waiter<T>> = new Queue();
-  size = 0;
-  closed = false;
-  senderCount = 1;
-  receiverCount = 1;
-  /** Why it was or will be closed, if anyone said. */
-  #reason: { error: unknown } | undefined = undefined;
-  #ring: (T | undefined)[] = NO_RING;
-  #head = 0;
-  readonly #onDrop: DropOptions<T>["onDrop"];
-  #receiversGone: AbortController | undefined = undefined;
-  #closedError: ChannelClosedError | undefined = undefined;
-
-  constructor(capacity: number, drop: DropOptions<T> | undefined) {
-    this.capacity = capacity;
-    this.#onDrop = drop?.onDrop?.bind(drop);
-  }
-
-  trySend(value: T, handle?: Handle): boolean {
-    if (this.closed || handle?.live === false) return false;
-    const receiving = this.receivers.first;
-    if (receiving !== undefined) {
-      receiving.settle(value);
-      return true;
-    }
-    if (this.size >= this.capacity) return false;
-    this.#push(value);
-    return true;
-  }
-
-  send(value: T, options: WaitOptions | undefined, handle?: Handle): Promise<void> {
-    const problem = timeoutProblem(options?.timeout);
-    if (problem !== undefined) return Promise.reject(problem);
-    if (this.trySend(value, handle)) return DONE;
-    if (this.closed || handle?.live === false) return Promise.reject(unsent(value, handle));
-    return wait(this.senders, handle, value, SENT, options);
-  }
-
-  sending(value: T, handle?: Handle): SelectCase<Sent> {
-    return new Sending(this, value, handle);
-  }
-
-  /** Whether there is a value for {@linkcode Core.take}. */
-  get ready(): boolean {
-    return this.size > 0 || this.senders.first !== undefined;
-  }
-
-  take(): T {
-    const sending = this.senders.first;
-    if (sending === undefined) return this.#shift();
-    const sent = sending.value as T;
-    if (this.size === 0) {
-      sending.settle(sent);
-      return sent;
-    }
-    const value = this.#shift();
-    this.#push(sent);
-    sending.settle(sent);
-    return value;
-  }
-
-  takeMany(max: number, handle?: Handle): T[] {
-    const values: T[] = [];
-    if (handle?.live === false) return values;
-    while (values.length < max && this.ready) values.push(this.take());
-    return values;
-  }
-
-  tryReceive(handle?: Handle): ChannelReceiveResult<T> {
-    if (handle?.live === false) return CLOSED;
-    if (this.ready) return { state: "ok", value: this.take() };
-    return this.closed ? CLOSED : EMPTY;
-  }
-
-  receive<R>(form: Form<T, R>, options: WaitOptions | undefined, handle?: Handle): Promise<R> {
-    const problem = timeoutProblem(options?.timeout);
-    if (problem !== undefined) return Promise.reject(problem);
-    if (handle?.live !== false) {
-      if (this.ready) return Promise.resolve(form.value(this.take())) as Promise<R>;
-      if (!this.closed) return wait(this.receivers, handle, undefined, form, options);
-    }
-    const { clean, error } = this.#ending(handle);
-    return clean && form.end !== undefined ? Promise.resolve(form.end()) as Promise<R> : Promise.reject(error);
-  }
-
-  receiveMany(max: number, options: WaitOptions | undefined, handle?: Handle): Promise<T[]> {
-    if (max !== Infinity && !(Number.isInteger(max) && max >= 1)) {
-      return Promise.reject(new RangeError(`Cannot receive: max must be an integer >= 1 or Infinity, received ${max}`));
-    }
-    const problem = timeoutProblem(options?.timeout);
-    if (problem !== undefined) return Promise.reject(problem);
-    const values = this.takeMany(max, handle);
-    return values.length > 0 ? Promise.resolve(values) : this.receive<T[]>(MANY, options, handle);
-  }
-
-  receiving(handle?: Handle): SelectCase<Received<T>> {
-    return new Receiving(this, handle);
-  }
-
-  /** A stream that gives its handle up when it is over; without a handle, it closes the channel when it is cancelled. */
-  readable(handle?: Handle): ReadableStream<T> {
-    let over = false;
-    const leave = () => {
-      over = true;
-      if (handle !== undefined) this.closeReceiver(handle);
-    };
-    return new ReadableStream<T>({
-      pull: (controller) => {
-        const result = this.tryReceive(handle);
-        if (result.state === "ok") return controller.enqueue(result.value);
-        return new Promise((resolve, reject) => {
-          // Enqueued in the step that takes it from the channel: between the two, a cancel would lose it.
-          const take = (step: IteratorResult<T, undefined>) => {
-            if (!step.done) controller.enqueue(step.value);
-            else {
-              if (!over) controller.close();
-              leave();
-            }
-            resolve();
-          };
-          const fail = (reason: unknown) => {
-            leave();
-            reject(reason);
-          };
-          const waiter = park<T, IteratorResult<T, undefined>>(this.receivers, handle, undefined, STEP, take, fail);
-          if (result.state === "closed") this.#end(waiter);
-        });
-      },
-      cancel: (reason) => {
-        leave();
-        if (handle === undefined) this.close(reason === undefined ? [] : [reason]);
-      },
-    }, { highWaterMark: 0 });
-  }
-
-  close(reason: Reason): void {
-    if (this.closed) return;
-    this.#giveReason(reason);
-    this.closed = true;
-    this.#rejectSenders();
-    for (let receiving; (receiving = this.receivers.first) !== undefined;) this.#end(receiving);
-  }
-
-  closeSender(handle: Handle, reason: Reason): void {
-    if (!handle.open) return;
-    handle.open = false;
-    this.#giveReason(reason);
-    for (const sending of handle.waiters(this.senders)) sending.fail(unsent(sending.value, handle));
-    if (--this.senderCount === 0) this.close([]);
-  }
-
-  closeReceiver(handle: Handle): void {
-    if (!handle.open) return;
-    this.closeHandle(handle);
-    if (--this.receiverCount > 0) return;
-    this.closed = true;
-    this.#rejectSenders();
-    const dropped = this.takeMany(Infinity);
-    const onDrop = this.#onDrop;
-    let failure: { error: unknown } | undefined;
-    if (onDrop !== undefined) {
-      for (const value of dropped) {
-        try {
-          onDrop(value);
-        } catch (error) {
-          failure ??= { error };
-        }
-      }
-    }
-    this.#receiversGone?.abort(noReceiver());
-    if (failure !== undefined) throw failure.error;
-  }
-
-  closeHandle(handle: Handle): void {
-    handle.open = false;
-    for (const receiving of handle.waiters(this.receivers)) this.#end(receiving);
-  }
-
-  get signal(): AbortSignal {
-    this.#receiversGone ??= new AbortController();
-    if (this.receiverCount === 0) this.#receiversGone.abort(noReceiver());
-    return this.#receiversGone.signal;
-  }
-
-  #giveReason(reason: Reason): void {
-    if (reason.length === 1) this.#reason ??= { error: reason[0] };
-  }
-
-  #rejectSenders(): void {
-    for (let sending; (sending = this.senders.first) !== undefined;) sending.fail(unsent(sending.value));
-  }
-
-  #end(receiving: Waiter<T>): void {
-    receiving.end(this.#ending(receiving.handle));
-  }
-
-  #ending(handle: Handle | undefined): Ending {
-    if (handle?.live === false) {
-      return { clean: true, error: new ChannelClosedError("Cannot receive through a closed receiver") };
-    }
-    if (this.#reason !== undefined) {
-      // An iteration fails once and is over then.
-      if (handle?.endsOnError) handle.open = false;
-      return { clean: false, error: this.#reason.error };
-    }
-    this.#closedError ??= new ChannelClosedError("Cannot receive from a closed channel");
-    return { clean: true, error: this.#closedError };
-  }
-
-  #push(value: T): void {
-    if (this.size === this.#ring.length) this.#resize(Math.max(4, this.size * 2));
-    this.#ring[(this.#head + this.size) & (this.#ring.length - 1)] = value;
-    this.size++;
-  }
-
-  #shift(): T {
-    const value = this.#ring[this.#head] as T;
-    this.#ring[this.#head] = undefined;
-    this.#head = (this.#head + 1) & (this.#ring.length - 1);
-    this.size--;
-    if (this.size * 4 <= this.#ring.length && this.#ring.length > SMALL_RING) this.#resize(this.#ring.length / 2);
-    return value;
-  }
-
-  /** Moves the values to a ring of another length, a power of two. */
-  #resize(length: number): void {
-    const ring = new Array<T | undefined>(length).fill(undefined);
-    for (let i = 0; i < this.size; i++) ring[i] = this.#ring[(this.#head + i) & (this.#ring.length - 1)];
-    this.#ring = ring;
-    this.#head = 0;
-  }
-}
-
-/** A send as a case of a select. */
-class Sending<T> implements SelectCase<Sent> {
-  readonly #core: Core<T>;
-  readonly #value: T;
-  readonly #handle: Handle | undefined;
-
-  constructor(core: Core<T>, value: T, handle: Handle | undefined) {
-    this.#core = core;
-    this.#value = value;
-    this.#handle = handle;
-  }
-
-  attempt(): Sent | undefined {
-    if (this.#core.trySend(this.#value, this.#handle)) return { done: false };
-    return this.#core.closed || this.#handle?.live === false ? { done: true } : undefined;
-  }
-
-  park(settle: (outcome: Sent) => void): Waiter<T> {
-    return new Waiter(
-      this.#core.senders,
-      this.#handle,
-      this.#value,
-      SENT,
-      () => settle({ done: false }),
-      () => settle({ done: true }),
-    );
-  }
-}
-
-/** A receive as a case of a select. */
-class Receiving<T> implements SelectCase<Received<T>> {
-  readonly #core: Core<T>;
-  readonly #handle: Handle | undefined;
-
-  constructor(core: Core<T>, handle: Handle | undefined) {
-    this.#core = core;
-    this.#handle = handle;
-  }
-
-  attempt(): Received<T> | undefined {
-    const core = this.#core;
-    if (this.#handle?.live === false) return { done: true };
-    if (core.ready) return { done: false, value: core.take() };
-    return core.closed ? { done: true } : undefined;
-  }
-
-  park(settle: (outcome: Received<T>) => void): Waiter<T> {
-    return park<T, Received<T>>(
-      this.#core.receivers,
-      this.#handle,
-      undefined,
-      CASE,
-      settle,
-      () => settle({ done: true }),
-    );
-  }
-}
-
-function unsent(value: unknown, handle?: Handle): ChannelClosedError {
-  const what = handle?.live === false ? "through a closed sender" : "to a closed channel";
-  return new ChannelClosedError(`Cannot send ${what}`, value);
-}
-
-function noReceiver(): ChannelClosedError {
-  return new ChannelClosedError("Cannot send to a channel without receivers");
-}
-
-function checkCapacity(capacity: number, instead: string): number {
-  if (!Number.isInteger(capacity) || capacity < 0) {
-    throw new RangeError(`Cannot create a channel: capacity must be an integer >= 0${instead}, received ${capacity}`);
-  }
-  return capacity;
-}
-
-function writable<T>(
-  end: { send(value: T, options: WaitOptions): Promise<void>; close(...reason: Reason): void },
-): WritableStream<T> {
-  return new WritableStream<T>({
-    // A stream settles its write before it aborts, so the write must hear of the abort itself.
-    write: async (value, { signal }) => {
-      try {
-        await end.send(value, { signal });
-      } catch (error) {
-        // A stream that fails calls nothing below any more; one that is aborted does, with the reason.
-        if (!signal.aborted) end.close();
-        throw error;
-      }
-    },
-    close: () => end.close(),
-    abort: (reason) => end.close(reason),
-  });
-}
-
-class Values<T> implements AsyncIterableIterator<T, undefined> {
-  readonly #core: Core<T>;
-  readonly #handle: Handle;
-
-  constructor(core: Core<T>, parent?: Handle) {
-    this.#core = core;
-    this.#handle = new Handle(parent, true);
-  }
-
-  next(): Promise<IteratorResult<T, undefined>> {
-    return this.#core.receive<IteratorResult<T, undefined>>(STEP, undefined, this.#handle);
-  }
-
-  return(): Promise<IteratorResult<T, undefined>> {
-    this.#core.closeHandle(this.#handle);
-    return Promise.resolve(STEP.end());
-  }
-
-  throw(error: unknown): Promise<IteratorResult<T, undefined>> {
-    this.#core.closeHandle(this.#handle);
-    return Promise.reject(error);
-  }
-
-  [Symbol.asyncIterator](): this {
-    return this;
-  }
-}
-
 /**
  * A queue between tasks: any number may send, any number may receive, and each value goes to exactly one.
  *
- * One object does both sides. Where the two sides belong to different owners, and the end of one should be noticed by the
- * other, use {@linkcode bounded} or {@linkcode unbounded}.
+ * One object does both sides. Where the two sides have different owners, and each should notice the end of the other,
+ * use {@linkcode bounded} or {@linkcode unbounded}.
  *
  * @typeParam T The values. `undefined` is allowed; of a thenable, see the module's text.
  *
@@ -740,7 +196,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @param options What can end the wait early.
    * @returns A promise that resolves once the value is buffered or received.
    * @throws {ChannelClosedError} The channel is or gets closed; `value` is in it.
-   * @throws {RangeError} The timeout is one no timer can keep.
+   * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   send(value: T, options?: ChannelSendOptions): Promise<void> {
@@ -758,44 +214,44 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * A send for {@linkcode select}.
+   * A send as a case of a {@linkcode select}.
    *
    * @param value The value to send if this case is the one.
    * @returns The case.
    */
-  sending(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
-    return this.#core.sending(value);
+  sendCase(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
+    return this.#core.sendCase(value);
   }
 
   /**
-   * Receives the oldest value, waiting for one if there is none.
+   * Receives the oldest value; waits while the channel is empty.
    *
    * @param options What can end the wait early.
    * @returns A promise of the value.
    * @throws {ChannelClosedError} The channel is closed and drained. If it was closed with a reason, that is thrown.
-   * @throws {RangeError} The timeout is one no timer can keep.
+   * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
-    return this.#core.receive<T>(PLAIN, options);
+    return this.#core.receive<T>(VALUE_RESULT, options);
   }
 
   /**
    * Receives the oldest value if there is one.
    *
-   * @returns The value, or whether there is none for now (`"empty"`) or none any more (`"closed"`).
+   * @returns The value, `"empty"` while there is no value, or `"closed"` when there will be no more.
    */
   tryReceive(): ChannelReceiveResult<T> {
     return this.#core.tryReceive();
   }
 
   /**
-   * Receives what there is, waiting for one value if there is none.
+   * Receives up to `max` values; waits for one while the channel is empty.
    *
    * @param max How many values at most: an integer of at least 1, or `Infinity`.
    * @param options What can end the wait early.
-   * @returns A promise of the oldest values, at least one, and none only at the end of a closed channel.
-   * @throws {RangeError} `max` or the timeout makes no sense.
+   * @returns A promise of the oldest values: at least one, or an empty array at the end of a closed channel.
+   * @throws {RangeError} `max` is neither an integer of at least 1 nor `Infinity`, or `timeout` is out of range.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    *   If the channel was closed with a reason, that is thrown once it is drained.
    */
@@ -804,26 +260,26 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * Takes all there is now: what is buffered, and what waiting senders hold, whose sends resolve.
+   * Receives all values that are there: the buffered ones and those of waiting senders, whose sends resolve.
    *
    * @returns The values, oldest first.
    */
   drain(): T[] {
-    return this.#core.takeMany(Infinity);
+    return this.#core.dequeueMany(Infinity);
   }
 
   /**
-   * A receive for {@linkcode select}.
+   * A receive as a case of a {@linkcode select}.
    *
    * @returns The case.
    */
-  receiving(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
-    return this.#core.receiving();
+  receiveCase(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
+    return this.#core.receiveCase();
   }
 
   /**
-   * Closes the channel. Waiting sends reject and get their values back; what is buffered can still be received, then
-   * receives fail and iterations end. Closing again does nothing.
+   * Closes the channel. Waiting sends reject with their values. Buffered values can still be received; after the last
+   * one receives reject and iterations end. Closing again does nothing.
    *
    * @param reason If given, even as `undefined`: what receives, iterations and streams fail with after the last value.
    */
@@ -841,7 +297,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * How many values are buffered. Those of waiting senders do not count.
+   * The number of buffered values. Those of waiting senders do not count.
    *
    * @returns 0 to `capacity`.
    */
@@ -850,7 +306,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * How many values are buffered at most.
+   * The largest number of buffered values.
    *
    * @returns The capacity given to the constructor.
    */
@@ -865,13 +321,14 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @returns An iterator.
    */
   [Symbol.asyncIterator](): AsyncIterableIterator<T> {
-    return new Values(this.#core);
+    return new ChannelIterator(this.#core);
   }
 
   /**
-   * The channel as a stream. It takes a value only when somebody reads, and shares the values with other receivers. A read
-   * that is given up by `releaseLock()` still takes its value, for the stream's next reader; a cancel would lose that one.
-   * Cancelling closes the channel, with the cancel's reason unless that is `undefined`; what is buffered stays receivable.
+   * The channel as a stream. It receives a value only for a read, and shares the values with other receivers. A read
+   * that `releaseLock()` cuts off still receives its value, for the stream's next reader; a cancel loses that value.
+   * Cancelling closes the channel, with the cancel's reason unless that is `undefined`; buffered values stay
+   * receivable.
    *
    * @returns A stream that ends, or fails, as an iteration does.
    *
@@ -889,7 +346,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * ```
    */
   toReadableStream(): ReadableStream<T> {
-    return this.#core.readable();
+    return this.#core.toReadableStream();
   }
 
   /**
@@ -898,7 +355,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    *
    * @returns A stream whose writes resolve as sends do.
    *
-   * @example Lines for whoever is free
+   * @example Lines for two workers
    * ```ts
    * import { Channel } from "@sluice/smux/channel";
    * import { assertEquals } from "@std/assert";
@@ -915,7 +372,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * ```
    */
   toWritableStream(): WritableStream<T> {
-    return writable(this);
+    return toWritableStream(this);
   }
 
   /** Closes the channel, for `using`. */
@@ -930,7 +387,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    */
   [Symbol.asyncDispose](): Promise<void> {
     this.close();
-    return DONE;
+    return Promise.resolve();
   }
 }
 
@@ -939,17 +396,18 @@ let newReceiver: <T>(core: Core<T>) => Receiver<T>;
 let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
 
 /**
- * What a {@linkcode Sender} and a {@linkcode Receiver} alike tell of their channel.
+ * What a {@linkcode Sender} and a {@linkcode Receiver} have in common: a view of their channel's size and counts.
  *
  * @typeParam T The channel's values.
  *
- * @example Watching a queue from either end
+ * @example Size and counts from either side
  * ```ts
- * import { bounded, type ChannelEnd } from "@sluice/smux/channel";
+ * import { bounded, type ChannelHandle } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
  *
  * const { sender, receiver } = bounded<string>(2);
- * const describe = (end: ChannelEnd<string>) => `${end.size} of ${end.capacity}, ${end.receiverCount} receiving`;
+ * const describe = ({ size, capacity, receiverCount }: ChannelHandle<string>) =>
+ *   `${size} of ${capacity}, ${receiverCount} receiving`;
  *
  * sender.trySend("a");
  * using other = receiver.clone();
@@ -958,16 +416,16 @@ let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
  * assertEquals(other.sameChannel(sender), true);
  * ```
  */
-export class ChannelEnd<T> {
+export class ChannelHandle<T> {
   readonly #core: Core<T>;
 
-  /** Ends are made in pairs, by {@linkcode bounded} and {@linkcode unbounded}. */
+  /** Handles are made in pairs, by {@linkcode bounded} and {@linkcode unbounded}. */
   protected constructor(core: Core<T>) {
     this.#core = core;
   }
 
   /**
-   * How many values are buffered. Those of waiting senders do not count.
+   * The number of buffered values. Those of waiting senders do not count.
    *
    * @returns 0 to `capacity`.
    */
@@ -976,7 +434,7 @@ export class ChannelEnd<T> {
   }
 
   /**
-   * How many values are buffered at most.
+   * The largest number of buffered values.
    *
    * @returns The capacity, `Infinity` when unbounded.
    */
@@ -1003,7 +461,7 @@ export class ChannelEnd<T> {
   }
 
   /**
-   * How many senders are open, clones among them.
+   * The number of open senders, clones included.
    *
    * @returns 0 once the last is closed.
    */
@@ -1012,7 +470,7 @@ export class ChannelEnd<T> {
   }
 
   /**
-   * How many receivers are open, clones among them.
+   * The number of open receivers, clones included.
    *
    * @returns 0 once the last is closed.
    */
@@ -1021,22 +479,22 @@ export class ChannelEnd<T> {
   }
 
   /**
-   * Whether another end belongs to the same channel.
+   * Whether another handle belongs to the same channel.
    *
    * @param other A sender or a receiver.
    * @returns `true` if it does.
    */
-  sameChannel(other: ChannelEnd<T>): boolean {
+  sameChannel(other: ChannelHandle<T>): boolean {
     return this.#core === other.#core;
   }
 }
 
 /**
- * A sending end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
- * one is, the channel is closed; what is buffered can still be received.
+ * A sending handle of a channel, closed by `close()` or `using`. Closing the last one closes the channel; buffered
+ * values can still be received.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not. How the channel fares, it tells as a
- * {@linkcode ChannelEnd}.
+ * A handle that is never closed keeps the channel open, collected as garbage or not. See {@linkcode ChannelHandle} for
+ * size and counts.
  *
  * @typeParam T The channel's values.
  *
@@ -1059,7 +517,8 @@ export class ChannelEnd<T> {
  * await Promise.all(producers);
  * ```
  */
-export class Sender<T> extends ChannelEnd<T> implements Disposable {
+export class Sender<T> extends ChannelHandle<T> implements Disposable {
+  // Again, because a private field of the base class is out of reach here: an accessor would be a call per operation.
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 
@@ -1079,7 +538,7 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
    * @param options What can end the wait early.
    * @returns A promise that resolves once the value is buffered or received.
    * @throws {ChannelClosedError} This handle is or gets closed, or no receiver is left; `value` is in it.
-   * @throws {RangeError} The timeout is one no timer can keep.
+   * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   send(value: T, options?: ChannelSendOptions): Promise<void> {
@@ -1097,13 +556,13 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
   }
 
   /**
-   * A send for {@linkcode select}.
+   * A send as a case of a {@linkcode select}.
    *
    * @param value The value to send if this case is the one.
    * @returns The case.
    */
-  sending(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
-    return this.#core.sending(value, this.#handle);
+  sendCase(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
+    return this.#core.sendCase(value, this.#handle);
   }
 
   /**
@@ -1114,7 +573,7 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
    * @throws {ChannelClosedError} This handle is closed.
    */
   toWritableStream(): WritableStream<T> {
-    return writable(this.clone());
+    return toWritableStream(this.clone());
   }
 
   /**
@@ -1124,7 +583,7 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
    * @throws {ChannelClosedError} This handle is closed.
    */
   clone(): Sender<T> {
-    if (!this.#handle.open) throw new ChannelClosedError("Cannot clone a closed sender");
+    if (!this.#handle.isOpen) throw new ChannelClosedError("Cannot clone a closed sender");
     this.#core.senderCount++;
     return newSender(this.#core);
   }
@@ -1139,7 +598,7 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
   }
 
   /**
-   * Gives this handle up: its waiting sends reject and get their values back. The last one closes the channel. Closing
+   * Closes this handle: its waiting sends reject with their values. Closing the last one closes the channel. Closing
    * again does nothing.
    *
    * @param reason If given, even as `undefined`: what receives fail with after the last value, once all senders are
@@ -1150,7 +609,7 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
   }
 
   /**
-   * Tells that nobody will receive any more.
+   * Reports that no receiver is left.
    *
    * @returns A signal that aborts, with a {@linkcode ChannelClosedError}, when the last receiver is closed.
    */
@@ -1165,8 +624,8 @@ export class Sender<T> extends ChannelEnd<T> implements Disposable {
 }
 
 /**
- * A handle on a channel's sending side that does not keep the channel open, for who may have to send but should not be
- * waited for.
+ * A handle on a channel's sending side that does not keep the channel open, for an owner that may send but whose end is
+ * not waited for.
  *
  * @typeParam T The channel's values.
  *
@@ -1210,11 +669,11 @@ export class WeakSender<T> {
 }
 
 /**
- * A receiving end of a channel: one of several handles, each of which is given up by `close()` or `using`. When the last
- * one is, senders get their values back, what is buffered goes to `onDrop`, and {@linkcode Sender.signal} aborts.
+ * A receiving handle of a channel, closed by `close()` or `using`. Closing the last one rejects waiting sends with
+ * their values, passes buffered values to `onDrop` and aborts {@linkcode Sender.signal}.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not. How the channel fares, it tells as a
- * {@linkcode ChannelEnd}.
+ * A handle that is never closed keeps the channel open, collected as garbage or not. See {@linkcode ChannelHandle} for
+ * size and counts.
  *
  * @typeParam T The channel's values.
  *
@@ -1234,7 +693,7 @@ export class WeakSender<T> {
  * assertEquals(sender.trySend(5), false);
  * ```
  */
-export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disposable {
+export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, Disposable {
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 
@@ -1248,35 +707,35 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
   }
 
   /**
-   * Receives the oldest value, waiting for one if there is none.
+   * Receives the oldest value; waits while the channel is empty.
    *
    * @param options What can end the wait early.
    * @returns A promise of the value.
    * @throws {ChannelClosedError} This handle is or gets closed, or all senders are and the buffer is drained; if a
    *   sender gave a reason, that is thrown.
-   * @throws {RangeError} The timeout is one no timer can keep.
+   * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
-    return this.#core.receive<T>(PLAIN, options, this.#handle);
+    return this.#core.receive<T>(VALUE_RESULT, options, this.#handle);
   }
 
   /**
    * Receives the oldest value if there is one.
    *
-   * @returns The value, or whether there is none for now (`"empty"`) or none any more (`"closed"`).
+   * @returns The value, `"empty"` while there is no value, or `"closed"` when there will be no more.
    */
   tryReceive(): ChannelReceiveResult<T> {
     return this.#core.tryReceive(this.#handle);
   }
 
   /**
-   * Receives what there is, waiting for one value if there is none.
+   * Receives up to `max` values; waits for one while the channel is empty.
    *
    * @param max How many values at most: an integer of at least 1, or `Infinity`.
    * @param options What can end the wait early.
-   * @returns A promise of the oldest values, at least one, and none only at the end.
-   * @throws {RangeError} `max` or the timeout makes no sense.
+   * @returns A promise of the oldest values: at least one, or an empty array at the end.
+   * @throws {RangeError} `max` is neither an integer of at least 1 nor `Infinity`, or `timeout` is out of range.
    * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
    *   If a sender closed with a reason, that is thrown once the buffer is drained.
    */
@@ -1285,43 +744,43 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
   }
 
   /**
-   * Takes all there is now: what is buffered, and what waiting senders hold, whose sends resolve.
+   * Receives all values that are there: the buffered ones and those of waiting senders, whose sends resolve.
    *
-   * @returns The values, oldest first; none if this handle is closed.
+   * @returns The values, oldest first; an empty array if this handle is closed.
    */
   drain(): T[] {
-    return this.#core.takeMany(Infinity, this.#handle);
+    return this.#core.dequeueMany(Infinity, this.#handle);
   }
 
   /**
-   * A receive for {@linkcode select}.
+   * A receive as a case of a {@linkcode select}.
    *
    * @returns The case.
    */
-  receiving(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
-    return this.#core.receiving(this.#handle);
+  receiveCase(): SelectCase<{ done: false; value: T } | { done: true; value?: undefined }> {
+    return this.#core.receiveCase(this.#handle);
   }
 
   /**
-   * Receives until all senders are closed and the buffer is drained, or this handle is closed; if a sender gave a reason,
-   * fails with that. Breaking out of the loop leaves the handle open. Several loops share the values.
+   * Receives until all senders are closed and the buffer is drained, or this handle is closed; if a sender gave a
+   * reason, fails with that. Breaking out of the loop leaves the handle open. Several loops share the values.
    *
    * @returns An iterator.
    */
   [Symbol.asyncIterator](): AsyncIterableIterator<T> {
-    return new Values(this.#core, this.#handle);
+    return new ChannelIterator(this.#core, this.#handle);
   }
 
   /**
-   * The channel as a stream, through a handle of its own, which is closed when the stream ends, fails or is cancelled. It
-   * takes a value only when somebody reads, and shares the values with other receivers. A read that is given up by
-   * `releaseLock()` still takes its value, for the stream's next reader; a cancel would lose that one.
+   * The channel as a stream, through a handle of its own, which is closed when the stream ends, fails or is cancelled.
+   * It receives a value only for a read, and shares the values with other receivers. A read that `releaseLock()` cuts
+   * off still receives its value, for the stream's next reader; a cancel loses that value.
    *
    * @returns A stream that ends, or fails, as an iteration does.
    * @throws {ChannelClosedError} This handle is closed.
    */
   toReadableStream(): ReadableStream<T> {
-    return this.#core.readable(this.clone().#handle);
+    return this.#core.toReadableStream(this.clone().#handle);
   }
 
   /**
@@ -1331,16 +790,16 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
    * @throws {ChannelClosedError} This handle is closed.
    */
   clone(): Receiver<T> {
-    if (!this.#handle.open) throw new ChannelClosedError("Cannot clone a closed receiver");
+    if (!this.#handle.isOpen) throw new ChannelClosedError("Cannot clone a closed receiver");
     this.#core.receiverCount++;
     return newReceiver(this.#core);
   }
 
   /**
-   * Gives this handle up: its waiting receives reject and its iterations end. The last one fails the senders, drops what
-   * is buffered and aborts {@linkcode Sender.signal}. Closing again does nothing.
+   * Closes this handle: its waiting receives reject and its iterations end. Closing the last one rejects waiting sends,
+   * drops the buffered values and aborts {@linkcode Sender.signal}. Closing again does nothing.
    *
-   * @throws What `onDrop` threw first, if it did.
+   * @throws The first error of `onDrop`.
    */
   close(): void {
     this.#core.closeReceiver(this.#handle);
@@ -1353,10 +812,11 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
 }
 
 /**
- * Makes a channel that buffers a number of values, as two ends.
+ * Makes a channel of limited capacity, as two handles.
  *
- * @param capacity How many values are buffered at most: an integer of at least 0. 0 makes every send wait for its receive.
- * @param options What is done with values nobody will receive.
+ * @param capacity How many values are buffered at most: an integer of at least 0. 0 makes every send wait for its
+ *   receive.
+ * @param options What is done with values that can no longer be received.
  * @returns The first sender and the first receiver; each can be cloned.
  * @throws {RangeError} `capacity` is not an integer of at least 0.
  * @typeParam T The values.
@@ -1373,13 +833,13 @@ export class Receiver<T> extends ChannelEnd<T> implements AsyncIterable<T>, Disp
  * ```
  */
 export function bounded<T>(capacity: number, options?: DropOptions<T>): { sender: Sender<T>; receiver: Receiver<T> } {
-  return ends(checkCapacity(capacity, " (unbounded() has no limit)"), options);
+  return createHandles(checkCapacity(capacity, " (unbounded() has no limit)"), options);
 }
 
 /**
- * Makes a channel that buffers whatever is sent, as two ends. Sends never wait, so memory is the only limit.
+ * Makes a channel without a capacity limit, as two handles. Sends never wait, so memory is the only limit.
  *
- * @param options What is done with values nobody will receive.
+ * @param options What is done with values that can no longer be received.
  * @returns The first sender and the first receiver; each can be cloned.
  * @typeParam T The values.
  *
@@ -1395,10 +855,20 @@ export function bounded<T>(capacity: number, options?: DropOptions<T>): { sender
  * ```
  */
 export function unbounded<T>(options?: DropOptions<T>): { sender: Sender<T>; receiver: Receiver<T> } {
-  return ends(Infinity, options);
+  return createHandles(Infinity, options);
 }
 
-function ends<T>(capacity: number, options: DropOptions<T> | undefined): { sender: Sender<T>; receiver: Receiver<T> } {
+function createHandles<T>(
+  capacity: number,
+  options: DropOptions<T> | undefined,
+): { sender: Sender<T>; receiver: Receiver<T> } {
   const core = new Core(capacity, options);
   return { sender: newSender(core), receiver: newReceiver(core) };
+}
+
+function checkCapacity(capacity: number, instead: string): number {
+  if (!Number.isInteger(capacity) || capacity < 0) {
+    throw new RangeError(`Cannot create a channel: capacity must be an integer >= 0${instead}, received ${capacity}`);
+  }
+  return capacity;
 }

@@ -45,7 +45,28 @@
  * @module
  */
 
-export * from "./channel.ts";
+export {
+  bounded,
+  Channel,
+  ChannelClosedError,
+  ChannelHandle,
+  type ChannelOptions,
+  type ChannelReceiveOptions,
+  type ChannelReceiveResult,
+  type ChannelSendOptions,
+  type DropOptions,
+  Receiver,
+  select,
+  type SelectCase,
+  type SelectCases,
+  type SelectOptions,
+  type SelectResult,
+  Sender,
+  trySelect,
+  unbounded,
+  type WaitOptions,
+  WeakSender,
+} from "./channel.ts";
 export { SessionClosedError, StreamClosedError } from "./errors.ts";
 export { ProtocolError, type Version } from "./frame.ts";
 export type { ClientSessionOptions, ServerSessionOptions, SessionCloseOptions, SessionOptions } from "./options.ts";

@@ -4,36 +4,7 @@
  * @module
  */
 
-import { Limit, refusal, timeoutProblem, type WaitOptions } from "./_wait.ts";
-
-/**
- * One thing {@linkcode select} can wait for. `receiving()` and `sending(value)` make them; a case holds no place in any
- * queue until a select waits for it, and may be used again. Its two members are for select alone.
- *
- * @typeParam Outcome What happened: `done` tells whether the channel was closed instead.
- *
- * @example One case in a loop
- * ```ts
- * import { Channel, select, type SelectCase } from "@sluice/smux/channel";
- * import { assertEquals } from "@std/assert";
- *
- * const numbers = new Channel<number>({ capacity: 2 });
- * numbers.trySend(1);
- * numbers.trySend(2);
- * numbers.close();
- * const next: SelectCase<{ done: false; value: number } | { done: true; value?: undefined }> = numbers.receiving();
- *
- * let sum = 0;
- * for (let r = await select({ next }); !r.done; r = await select({ next })) sum += r.value;
- * assertEquals(sum, 3);
- * ```
- */
-export interface SelectCase<Outcome extends object> {
-  /** Does it at once, if that can be. */
-  attempt(): Outcome | undefined;
-  /** Queues for it; `settle` is called once, unless `leave` is called before. */
-  park(settle: (outcome: Outcome) => void): { leave(): void };
-}
+import { invalidTimeout, rejectBeforeWait, type SelectCase, WaitLimit, type WaitOptions } from "./_wait.ts";
 
 /**
  * The cases of one {@linkcode select} by name; one that is `undefined` is left out.
@@ -46,7 +17,7 @@ export interface SelectCase<Outcome extends object> {
  * const jobs = new Channel<number>({ capacity: 1 });
  * jobs.trySend(1);
  * const paused = true;
- * const cases = { job: paused ? undefined : jobs.receiving() } satisfies SelectCases;
+ * const cases = { job: paused ? undefined : jobs.receiveCase() } satisfies SelectCases;
  * assertEquals(trySelect(cases), undefined);
  * ```
  */
@@ -63,19 +34,19 @@ export type SelectCases = Record<string, SelectCase<object> | undefined>;
  * import { assertEquals } from "@std/assert";
  *
  * const names = new Channel<string>({ capacity: 1 });
- * const cases = { name: names.receiving(), out: new Channel<Date>().sending(new Date()) };
+ * const cases = { name: names.receiveCase(), out: new Channel<Date>().sendCase(new Date()) };
  *
- * function tell(r: SelectResult<typeof cases>): string {
+ * function describe(r: SelectResult<typeof cases>): string {
  *   switch (r.key) {
  *     case "name":
  *       return r.done ? "no more names" : r.value.toUpperCase();
  *     case "out":
- *       return r.done ? "nobody wants it" : "sent";
+ *       return r.done ? "no receiver" : "sent";
  *   }
  * }
  *
  * names.trySend("ada");
- * assertEquals(tell(await select(cases)), "ADA");
+ * assertEquals(describe(await select(cases)), "ADA");
  * ```
  */
 export type SelectResult<Cases extends SelectCases> = {
@@ -97,12 +68,12 @@ export type SelectResult<Cases extends SelectCases> = {
  * stop.trySend("stop");
  * work.trySend("work");
  * const options: SelectOptions = { biased: true };
- * assertEquals((await select({ stop: stop.receiving(), work: work.receiving() }, options)).key, "stop");
+ * assertEquals((await select({ stop: stop.receiveCase(), work: work.receiveCase() }, options)).key, "stop");
  * ```
  */
 export interface SelectOptions extends WaitOptions {
   /**
-   * Takes the first case that is ready, in the order they are written (keys that are integers
+   * Chooses the first case that is ready, in the order they are written (keys that are integers
    * come first, as in every object), instead of any of those that are. Default false.
    */
   biased?: boolean | undefined;
@@ -110,16 +81,16 @@ export interface SelectOptions extends WaitOptions {
 
 /**
  * Waits for the first of several operations, and does exactly that one: nothing is received or sent by the others.
- * Among cases that are ready together one is taken at random, so none starves, unless `biased`.
+ * Among cases that are ready together one is chosen at random, so that no case starves, unless `biased`.
  *
  * A receive on a closed and drained channel and a send on a closed one are ready, with `done: true`; leave such a case
- * out (`undefined`) to go on with the rest. Why a channel was closed is told by its own `receive()`.
+ * out (`undefined`) to go on with the rest. The channel's own `receive()` rejects with the reason of its close.
  *
- * @param cases What to wait for, each under a name: `receiver.receiving()`, `sender.sending(value)` or `undefined`.
+ * @param cases What to wait for, each under a name: `receiver.receiveCase()`, `sender.sendCase(value)` or `undefined`.
  * @param options What can end the wait early, and whether the first case goes first.
  * @returns The name of the case as `key`, `done`, and the `value` if one was received.
  * @throws {TypeError} There is nothing to wait for: no case, no signal, no timeout.
- * @throws {RangeError} The timeout is one no timer can keep.
+ * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
  * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
  * @typeParam Cases The cases by name.
  *
@@ -132,13 +103,13 @@ export interface SelectOptions extends WaitOptions {
  * const results = new Channel<number>();
  * jobs.trySend(20);
  *
- * const r = await select({ job: jobs.receiving(), out: results.sending(1) }, { timeout: 5_000 });
+ * const r = await select({ job: jobs.receiveCase(), out: results.sendCase(1) }, { timeout: 5_000 });
  * switch (r.key) {
  *   case "job":
  *     if (!r.done) assertEquals(r.value, 20);
  *     break;
  *   case "out":
- *     throw new Error("nobody was receiving");
+ *     throw new Error("no receiver was waiting");
  * }
  * ```
  */
@@ -148,27 +119,27 @@ export function select<Cases extends SelectCases>(
 ): Promise<SelectResult<Cases>> {
   const entries = entriesOf(cases);
   const endless = !options.signal && (options.timeout ?? Infinity) === Infinity;
-  const problem = entries.length === 0 && endless
+  const invalid = entries.length === 0 && endless
     ? new TypeError("Cannot select: there is no case, no signal and no timeout")
-    : timeoutProblem(options.timeout);
-  if (problem !== undefined) return Promise.reject(problem);
+    : invalidTimeout(options.timeout);
+  if (invalid !== undefined) return Promise.reject(invalid);
   const result = attempt<Cases>(entries, options.biased);
   if (result !== undefined) return Promise.resolve(result);
-  return refusal(options) ?? new Promise((resolve, reject) => {
-    const places: { leave(): void }[] = [];
-    const end = () => {
+  return rejectBeforeWait(options) ?? new Promise((resolve, reject) => {
+    const parked: { leave(): void }[] = [];
+    const leaveAll = () => {
       limit?.stop();
-      for (const place of places) place.leave();
+      for (const waiter of parked) waiter.leave();
     };
-    const limit = endless ? undefined : new Limit(options, {
+    const limit = endless ? undefined : new WaitLimit(options, {
       fail(reason) {
-        end();
+        leaveAll();
         reject(reason);
       },
     });
     for (const [key, selectCase] of entries) {
-      places.push(selectCase.park((outcome) => {
-        end();
+      parked.push(selectCase.park((outcome) => {
+        leaveAll();
         resolve(named<Cases>(key, outcome));
       }));
     }
@@ -190,9 +161,9 @@ export function select<Cases extends SelectCases>(
  *
  * const a = new Channel<string>({ capacity: 1 });
  * const b = new Channel<string>({ capacity: 1 });
- * assertEquals(trySelect({ a: a.receiving(), b: b.receiving() }), undefined);
+ * assertEquals(trySelect({ a: a.receiveCase(), b: b.receiveCase() }), undefined);
  * b.trySend("hello");
- * assertEquals(trySelect({ a: a.receiving(), b: b.receiving() }), { key: "b", done: false, value: "hello" });
+ * assertEquals(trySelect({ a: a.receiveCase(), b: b.receiveCase() }), { key: "b", done: false, value: "hello" });
  * ```
  */
 export function trySelect<Cases extends SelectCases>(
@@ -213,7 +184,7 @@ function entriesOf(cases: SelectCases): Entry[] {
   return entries;
 }
 
-/** Tries the cases one by one. The order is shuffled as it goes, so that each ready one is as likely as the others. */
+/** Tries the cases one by one, in an order shuffled on the way, so that each ready case is equally likely. */
 function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): SelectResult<Cases> | undefined {
   for (let i = 0; i < entries.length; i++) {
     const j = biased ? i : i + Math.floor(Math.random() * (entries.length - i));
@@ -226,7 +197,7 @@ function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): S
   return undefined;
 }
 
-/** The outcome under the name of its case; it is the case's own to give away, made for this one select. */
+/** Names the outcome after its case. The outcome was made for this select, so it can be changed. */
 function named<Cases extends SelectCases>(key: string, outcome: object & { key?: string }): SelectResult<Cases> {
   outcome.key = key;
   return outcome as unknown as SelectResult<Cases>;

@@ -8,7 +8,7 @@ import { Channel, select } from "../channel.ts";
 import type { Peer } from "./channel_scenarios.ts";
 
 /** Our class, as far as std has it too. */
-type ChannelClass = new (options: { capacity: number }) => Omit<Channel<number>, "receiving" | "sending">;
+type ChannelClass = new (options: { capacity: number }) => Omit<Channel<number>, "receiveCase" | "sendCase">;
 
 /** What our class and std's have in common. */
 function channel<C extends InstanceType<ChannelClass>>(Class: new (options: { capacity: number }) => C) {
@@ -31,7 +31,7 @@ function channel<C extends InstanceType<ChannelClass>>(Class: new (options: { ca
 function ours() {
   return {
     ...channel<Channel<number>>(Channel),
-    select: (a, b, c) => select({ a: a.receiving(), b: b.receiving(), c: c.receiving() }),
+    select: (a, b, c) => select({ a: a.receiveCase(), b: b.receiveCase(), c: c.receiveCase() }),
     readSelected: (selected) => selected.value ?? NaN,
   } satisfies Peer<Channel<number>, number, { value?: number | undefined }>;
 }

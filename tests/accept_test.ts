@@ -123,7 +123,7 @@ Deno.test("accepting: one loop waits for streams and for jobs with select, and e
     let streams: typeof server.incoming | undefined = server.incoming;
     let open: typeof jobs | undefined = jobs;
     while (streams !== undefined || open !== undefined) {
-      const event = await select({ stream: streams?.receiving(), job: open?.receiving() });
+      const event = await select({ stream: streams?.receiveCase(), job: open?.receiveCase() });
       if (event.key === "stream") {
         if (event.done) streams = undefined;
         else done.push(`stream ${event.value.id}`);
@@ -150,7 +150,7 @@ Deno.test("accepting: a select that takes a job leaves the stream to the next ac
   jobs.trySend("now");
   const { id } = await client.openStream();
   await turn();
-  const event = await select({ job: jobs.receiving(), stream: server.incoming.receiving() }, { biased: true });
+  const event = await select({ job: jobs.receiveCase(), stream: server.incoming.receiveCase() }, { biased: true });
   assertEquals(event.key, "job");
   assertEquals((await server.acceptStream()).id, id);
   await client.close();

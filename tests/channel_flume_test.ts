@@ -256,7 +256,7 @@ each(
           ? mine.send(value).then(() => true)
           : how === 2
           ? mine.send(value, { signal: controller.signal }).then(() => true, () => false)
-          : select({ out: mine.sending(value) }, { signal: controller.signal }).then((r) => !r.done, () => false);
+          : select({ out: mine.sendCase(value) }, { signal: controller.signal }).then((r) => !r.done, () => false);
         await dawdle(numbers);
         controller.abort();
         (await sent ? given : kept).push(value);
@@ -276,7 +276,7 @@ each(
           ? mine.receive({ signal }).then((value) => [value])
           : how === 2
           ? mine.receiveMany(3, { signal }).then((values) => values.length > 0 ? values : undefined)
-          : select({ in: mine.receiving() }, { signal }).then((r) => r.done ? undefined : [r.value]);
+          : select({ in: mine.receiveCase() }, { signal }).then((r) => r.done ? undefined : [r.value]);
         taken.catch(() => {});
         await dawdle(numbers);
         controller.abort();

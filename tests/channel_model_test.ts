@@ -306,14 +306,16 @@ function perform(command: Command, model: Model, real: Real): Promise<void> | vo
       return;
     case "select": {
       const parked: (() => void)[] = [];
-      const cases: Record<string, ReturnType<Sender<number>["sending"]> | ReturnType<Receiver<number>["receiving"]>> =
-        {};
+      const cases: Record<
+        string,
+        ReturnType<Sender<number>["sendCase"]> | ReturnType<Receiver<number>["receiveCase"]>
+      > = {};
       let open = true;
       for (const [i, { channel: at, pick, sends }] of command.cases.entries()) {
         const [modelled, channel] = [model.channels[at]!, real.channels[at]!];
         const value = real.values++;
         const handle = pick % (sends ? channel.senders : channel.receivers).length;
-        cases[i] = sends ? channel.senders[handle]!.sending(value) : channel.receivers[handle]!.receiving();
+        cases[i] = sends ? channel.senders[handle]!.sendCase(value) : channel.receivers[handle]!.receiveCase();
         if (!open) continue;
         const waiting = sends
           ? send(handle, value, modelled, `case ${i} false undefined`, `case ${i} true undefined`)

@@ -91,7 +91,7 @@ Deno.test("types: select narrows by key, then by done, and the compiler sees tha
     }
   }
   function cases() {
-    return { job: jobs.receiving(), out: outbox.sending("x"), tick: ticks.receiving() };
+    return { job: jobs.receiveCase(), out: outbox.sendCase("x"), tick: ticks.receiveCase() };
   }
 
   jobs.trySend({ id: 7 });
@@ -122,7 +122,7 @@ Deno.test("types: a case that may be undefined keeps its key", async () => {
   const channel = new Channel<number>({ capacity: 1 });
   const paused: boolean = Math.random() > 2;
   channel.trySend(1);
-  const r = await select({ a: paused ? undefined : channel.receiving(), never: undefined });
+  const r = await select({ a: paused ? undefined : channel.receiveCase(), never: undefined });
   assertType<Equal<typeof r.key, "a">>();
   if (!r.done) assertType<Equal<typeof r.value, number>>();
   assertEquals(r, { key: "a", done: false, value: 1 });
@@ -138,7 +138,7 @@ Deno.test("types: undefined is a value like any other", async () => {
   assert(result.state === "ok");
   assertType<Equal<typeof result.value, undefined>>();
   channel.trySend(undefined);
-  const r = await select({ a: channel.receiving() });
+  const r = await select({ a: channel.receiveCase() });
   assertEquals(r, { key: "a", done: false, value: undefined });
 
   const maybe = new Channel<number | undefined>({ capacity: 1 });
@@ -159,7 +159,7 @@ Deno.test("types: a thenable is unwrapped by promises and by nothing else", asyn
   assert(result.state === "ok");
   assertStrictEquals(result.value, promise);
   assertStrictEquals((await channel.receiveMany(1))[0], promise);
-  const r = await select({ a: channel.receiving() });
+  const r = await select({ a: channel.receiveCase() });
   assertStrictEquals(r.value, promise);
   assertStrictEquals((await channel.toReadableStream().getReader().read()).value, promise);
   assertStrictEquals(channel.drain()[0], promise);
@@ -167,7 +167,7 @@ Deno.test("types: a thenable is unwrapped by promises and by nothing else", asyn
   // The same for those who waited.
   const next = channel[Symbol.asyncIterator]().next();
   const many = channel.receiveMany(1);
-  const selected = select({ a: channel.receiving() });
+  const selected = select({ a: channel.receiveCase() });
   const read = channel.toReadableStream().getReader().read();
   while (channel.size === 0) channel.trySend(promise);
   assertStrictEquals((await next).value, promise);

@@ -7,6 +7,8 @@
 import { peers } from "../../bench/channel_peers.ts";
 import { Runner } from "../../bench/channel_runner.ts";
 import { fill, type Peer, type Scenario, scenarios } from "../../bench/channel_scenarios.ts";
+import { Channel } from "../../channel.ts";
+import { shuffle } from "../channel_support.ts";
 import { conditions, machine, median, spread, table } from "../figures.ts";
 import { report, usedMemory } from "../measured.ts";
 import { integer, parse } from "./shared/options.ts";
@@ -27,6 +29,12 @@ const MAX_BYTES = 10;
 const MAX_LEFT = 0.1;
 // Some peers take a time that grows with its square; no longer than this, in milliseconds.
 const PATIENCE = 10_000;
+const ABORTED = 20_000;
+// A search for each waiter costs ten times the least, a listener for each on one signal a hundred times.
+const MAX_ABORT_COST = 5;
+
+/** A wait that only its signal ends. */
+type Wait = (signal: AbortSignal) => Promise<unknown>;
 
 /** What a million queued values take of the heap, in bytes each, and what is left of that once they are received. */
 interface Memory {
@@ -78,6 +86,7 @@ export async function run(args: string[]): Promise<void> {
   if (!names.includes("@std/async")) console.log("The figure against @std/async's Channel is missing.");
 
   await compareMemory(names);
+  await checkAborts();
 }
 
 /** The milliseconds of every peer, one of each round. */
@@ -154,4 +163,43 @@ async function empty<Q, R>(peer: Peer<Q, R>, queue: Q, count: number): Promise<b
   }
   if (sum !== count * (count + 1) / 2) throw new Error(`lost or changed a value: the sum is ${sum}`);
   return true;
+}
+
+/** Aborts waits in random order, a signal each and one for all; rejects when the time is not linear. */
+async function checkAborts(): Promise<void> {
+  const channel = new Channel<number>();
+  const received: Wait = (signal) => channel.receive({ signal });
+  const bare: Wait = (signal) =>
+    new Promise((_, reject) => {
+      const abort = () => {
+        signal.removeEventListener("abort", abort);
+        reject(signal.reason);
+      };
+      signal.addEventListener("abort", abort);
+    });
+  let [least, own, shared] = [Infinity, Infinity, Infinity];
+  for (let run = 0; run < RUNS; run++) {
+    least = Math.min(least, await abortAll(ABORTED, bare));
+    own = Math.min(own, await abortAll(ABORTED, received));
+    shared = Math.min(shared, await abortAll(1, received));
+  }
+  const costs = [["a signal each", own / least], ["one signal", shared / least]] as const;
+  console.log(`\n${ABORTED} receives aborted in random order, beside bare promises with a listener each:`);
+  for (const [name, cost] of costs) console.log(`${name}: ${cost.toFixed(2)}`);
+  for (const [name, cost] of costs) {
+    if (!(cost <= MAX_ABORT_COST)) throw new Error(`Aborts with ${name} cost ${cost}, more than ${MAX_ABORT_COST}`);
+  }
+}
+
+/** How many milliseconds the abort of all waits takes, which share this many signals. */
+async function abortAll(signals: number, wait: Wait): Promise<number> {
+  const controllers = Array.from({ length: signals }, () => new AbortController());
+  const waits = Array.from({ length: ABORTED }, (_, i) => wait(controllers[i % signals]!.signal));
+  const settled = Promise.allSettled(waits);
+  shuffle(controllers);
+  const start = performance.now();
+  for (const controller of controllers) controller.abort();
+  const took = performance.now() - start;
+  if ((await settled).some(({ status }) => status === "fulfilled")) throw new Error("An aborted wait was fulfilled");
+  return took;
 }

@@ -1,0 +1,173 @@
+/**
+ * Select: rows 40 to 48 of the contract.
+ *
+ * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
+ *
+ * @module
+ */
+
+import { assert, assertEquals, assertGreaterOrEqual, assertRejects, assertStrictEquals } from "@std/assert";
+import { bounded, Channel, select, trySelect } from "../channel.ts";
+import { assertNobodyWaits, filled, REASON, stateOf } from "./channel_support.ts";
+import { assertTimeout, reasonOf } from "./failures.ts";
+
+Deno.test("row 40: select, two ready - 10 000 rounds - each >= 40 %; biased: always the first", async () => {
+  const a = filled(1, 0);
+  const b = filled(1, 0);
+  const never = new Channel<number>();
+  const counts = { never: 0, a: 0, b: 0 };
+  for (let round = 0; round < 10_000; round++) {
+    // A third case that is never ready must not favour its neighbour.
+    const r = await select({ never: never.receiveCase(), a: a.receiveCase(), b: b.receiveCase() });
+    counts[r.key]++;
+    (r.key === "a" ? a : b).trySend(0);
+  }
+  assertEquals(counts.a + counts.b, 10_000);
+  assertGreaterOrEqual(counts.a, 4000);
+  assertGreaterOrEqual(counts.b, 4000);
+  for (let round = 0; round < 1000; round++) {
+    assertEquals(await select({ a: a.receiveCase(), b: b.receiveCase() }, { biased: true }), {
+      key: "a",
+      done: false,
+      value: 0,
+    });
+    a.trySend(0);
+    assertEquals(trySelect({ b: b.receiveCase(), a: a.receiveCase() }, { biased: true })?.key, "b");
+    b.trySend(0);
+  }
+});
+
+Deno.test("row 41: select, none ready, one sends later - that case; the other channels' waiters are gone at once", async () => {
+  const [a, b, c] = [new Channel<number>({ capacity: 1 }), new Channel<number>(), new Channel<number>()];
+  const selected = select({ a: a.receiveCase(), b: b.receiveCase(), out: c.sendCase(9) });
+  assert(b.trySend(1));
+  assertNobodyWaits(a, b, c);
+  assertEquals(await selected, { key: "b", done: false, value: 1 });
+
+  const sending = select({ a: a.receiveCase(), b: b.receiveCase(), out: c.sendCase(9) });
+  assertEquals(c.tryReceive(), { state: "ok", value: 9 });
+  assertNobodyWaits(a, b, c);
+  assertEquals(await sending, { key: "out", done: false });
+});
+
+Deno.test("row 42: select - abort / timeout - rejects; nothing consumed or sent anywhere", async () => {
+  const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
+  const controller = new AbortController();
+  const aborted = select({ a: a.receiveCase(), b: b.sendCase(1) }, { signal: controller.signal });
+  controller.abort(REASON);
+  assertNobodyWaits(a, b);
+  assertStrictEquals(await reasonOf(aborted), REASON);
+  await assertTimeout(select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 1 }));
+  assertNobodyWaits(a, b);
+});
+
+Deno.test("row 43: select on closed and drained / send on closed - ready with { key, done: true }", async () => {
+  const channel = filled(1, 1);
+  channel.close(REASON);
+  assertEquals(await select({ in: channel.receiveCase() }), { key: "in", done: false, value: 1 });
+  assertEquals(await select({ in: channel.receiveCase() }), { key: "in", done: true });
+  assertEquals(await select({ out: channel.sendCase(1) }), { key: "out", done: true });
+
+  // The same for one that waits while the channel, or its own handle, is closed.
+  const { sender, receiver } = bounded<number>(0);
+  const others = new Channel<number>();
+  const receives = [
+    select({ in: receiver.clone().receiveCase(), other: others.receiveCase() }),
+    select({ in: receiver.receiveCase(), other: others.receiveCase() }),
+  ];
+  receiver.close();
+  sender.close(REASON);
+  for (const r of receives) assertEquals(await r, { key: "in", done: true });
+  assertNobodyWaits(others);
+
+  const full = bounded<number>(0);
+  const mine = select({ out: full.sender.sendCase(1), other: others.receiveCase() });
+  const yours = select({ out: full.sender.clone().sendCase(2), other: others.receiveCase() });
+  full.sender.close();
+  assertEquals(await mine, { key: "out", done: true });
+  assertEquals(await stateOf(yours), "pending");
+  full.receiver.close();
+  assertEquals(await yours, { key: "out", done: true });
+  assertNobodyWaits(others);
+});
+
+Deno.test("row 44: select with send and receive on one cap-0 channel, alone - no match with itself", async () => {
+  const channel = new Channel<number>();
+  const selected = select({ out: channel.sendCase(1), in: channel.receiveCase() });
+  assertEquals(await stateOf(selected), "pending");
+  assertEquals(channel.size, 0);
+  assert(channel.trySend(2));
+  assertEquals(await selected, { key: "in", done: false, value: 2 });
+  assertNobodyWaits(channel);
+
+  const again = select({ in: channel.receiveCase(), out: channel.sendCase(1) });
+  assertEquals(channel.drain(), [1]);
+  assertEquals(await again, { key: "out", done: false });
+  const closed = select({ in: channel.receiveCase(), out: channel.sendCase(1) });
+  channel.close();
+  assertEquals((await closed).done, true);
+});
+
+Deno.test("row 45: two selects, send against receive, cap 0 - both complete with one value", async () => {
+  const channel = new Channel<number>();
+  const [idle, other] = [new Channel<number>(), new Channel<number>()];
+  for (const senderFirst of [true, false]) {
+    const send = () => select({ out: channel.sendCase(1), idle: idle.receiveCase() });
+    const receive = () => select({ in: channel.receiveCase(), idle: other.sendCase(2) });
+    const first = senderFirst ? send() : receive();
+    const second = senderFirst ? receive() : send();
+    const results = senderFirst ? [await first, await second] : [await second, await first];
+    assertEquals<unknown>(results, [{ key: "out", done: false }, { key: "in", done: false, value: 1 }]);
+    assertNobodyWaits(channel, idle, other);
+  }
+});
+
+Deno.test("row 45: two selects that both send and receive on one channel meet, and neither meets itself", async () => {
+  const channel = new Channel<string>();
+  const both = (value: string) => select({ out: channel.sendCase(value), in: channel.receiveCase() });
+  const results = await Promise.all([both("a"), both("b")]);
+  const sent = results.findIndex((r) => r.key === "out");
+  assertEquals<unknown>(results[sent], { key: "out", done: false });
+  assertEquals<unknown>(results[1 - sent], { key: "in", done: false, value: "ab"[sent] });
+  assertEquals(channel.tryReceive(), { state: "empty" });
+});
+
+Deno.test("row 46: `{ a: undefined }` beside another case - select - ignored; all undefined without timeout or signal: TypeError", async () => {
+  const channel = filled(1, 1);
+  const on = Math.random() < 2;
+  const cases = { a: on ? undefined : channel.sendCase(0), b: channel.receiveCase() };
+  assertEquals(await select(cases), { key: "b", done: false, value: 1 });
+  const waiting = select(cases);
+  channel.trySend(2);
+  assertEquals(await waiting, { key: "b", done: false, value: 2 });
+  await assertRejects(() => select({ a: undefined }), TypeError);
+  await assertRejects(() => select({}), TypeError);
+  await assertRejects(() => select({ a: undefined }, { timeout: Infinity }), TypeError);
+  await assertTimeout(select({ a: undefined }, { timeout: 1 }));
+  const controller = new AbortController();
+  const aborted = select({}, { signal: controller.signal });
+  controller.abort(REASON);
+  assertStrictEquals(await reasonOf(aborted), REASON);
+  assertEquals(trySelect({ a: undefined }), undefined);
+});
+
+Deno.test("row 47: trySelect, none ready - undefined, no waiter left", () => {
+  const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
+  assertEquals(trySelect({ a: a.receiveCase(), b: b.sendCase(1) }), undefined);
+  assertNobodyWaits(a, b);
+  a.trySend(1);
+  assertEquals(trySelect({ a: a.receiveCase(), b: b.sendCase(1) }), { key: "a", done: false, value: 1 });
+});
+
+Deno.test("row 48: select with timeout 0, none ready - TimeoutError, no waiter left", async () => {
+  const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
+  const selected = select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 0 });
+  assertNobodyWaits(a, b);
+  await assertTimeout(selected);
+  a.trySend(1);
+  assertEquals(await select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 0 }), {
+    key: "a",
+    done: false,
+    value: 1,
+  });
+});

@@ -1,0 +1,235 @@
+/**
+ * Web streams and loops over a channel: rows 35 to 39 of the contract.
+ *
+ * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
+ *
+ * @module
+ */
+
+import {
+  assert,
+  assertEquals,
+  assertFalse,
+  assertGreaterOrEqual,
+  assertRejects,
+  assertStrictEquals,
+} from "@std/assert";
+import { bounded, Channel, ChannelClosedError, unbounded } from "../channel.ts";
+import { assertEnded, assertUnsent, filled, REASON, stateOf } from "./channel_support.ts";
+import { reasonOf } from "./failures.ts";
+import { hops } from "./support.ts";
+
+Deno.test("row 35: n=4 - toReadableStream(), nothing read - size still 4 (highWaterMark 0); cancel loses nothing already counted", async () => {
+  const channel = filled(4, 1, 2, 3, 4);
+  const reader = channel.toReadableStream().getReader();
+  await hops();
+  assertEquals(channel.size, 4);
+  assertEquals(await reader.read(), { done: false, value: 1 });
+  await hops();
+  assertEquals(channel.size, 3);
+  await reader.cancel();
+  assertEquals(channel.drain(), [2, 3, 4]);
+});
+
+Deno.test("row 35: a value that comes just before the cancel is read, one that comes just after it is not taken", async () => {
+  const { sender, receiver } = bounded<number>(2);
+  const reader = receiver.toReadableStream().getReader();
+  const first = reader.read();
+  await hops();
+  assert(sender.trySend(1));
+  const second = reader.read();
+  await hops();
+  const cancelled = reader.cancel();
+  assert(sender.trySend(2));
+  await cancelled;
+  assertEquals(await first, { done: false, value: 1 });
+  assertEquals<unknown>(await second, { done: true, value: undefined });
+  assertEquals(receiver.drain(), [2]);
+
+  const value = bounded<number>(2);
+  const other = value.receiver.toReadableStream().getReader();
+  const read = other.read();
+  await hops();
+  value.sender.trySend(3);
+  await other.cancel(); // in the very turn in which the value changed hands
+  assertEquals(await read, { done: false, value: 3 });
+});
+
+Deno.test("row 36: Receiver.toReadableStream().cancel() - others - go on; only the stream's own clone closes. Channel.toReadableStream().cancel(r) closes the channel, with r unless undefined (as std); buffered values stay receivable", async () => {
+  const { sender, receiver } = bounded<number>(2);
+  const stream = receiver.toReadableStream();
+  assertEquals(sender.receiverCount, 2);
+  const waiting = receiver.receive();
+  await stream.cancel(REASON);
+  assertEquals(sender.receiverCount, 1);
+  assert(sender.trySend(1));
+  assertEquals(await waiting, 1);
+
+  const second = receiver.toReadableStream();
+  receiver.close();
+  assertEquals(sender.receiverCount, 1);
+  assert(sender.trySend(2));
+  const reader = second.getReader();
+  assertEquals(await reader.read(), { done: false, value: 2 });
+  const pending = reader.read();
+  await hops();
+  await reader.cancel();
+  assertEquals<unknown>(await pending, { done: true, value: undefined });
+  assertEquals(sender.receiverCount, 0);
+  assertFalse(sender.trySend(3));
+
+  for (const reason of [[], [undefined], [REASON]]) {
+    const channel = filled(1, 1);
+    await channel.toReadableStream().cancel(...reason);
+    assert(channel.closed);
+    assertEquals(await channel.receive(), 1);
+    if (reason[0] === REASON) assertStrictEquals(await reasonOf(channel.receive()), REASON);
+    else await assertEnded(channel.receive());
+
+    const empty = new Channel<number>();
+    const emptyReader = empty.toReadableStream().getReader();
+    const read = emptyReader.read();
+    await hops();
+    await emptyReader.cancel(...reason);
+    assertEquals<unknown>(await read, { done: true, value: undefined });
+    assert(empty.closed);
+  }
+});
+
+Deno.test("row 36: a stream that ends or fails gives its handle up too", async () => {
+  for (const reason of [[], [REASON]] as const) {
+    for (const waiting of [true, false]) {
+      const { sender, receiver } = bounded<number>(1);
+      const reader = receiver.toReadableStream().getReader();
+      receiver.close();
+      assertEquals(sender.receiverCount, 1);
+      const read = waiting ? reader.read() : undefined;
+      await hops();
+      sender.close(...reason);
+      const result = read ?? reader.read();
+      if (reason[0] === REASON) assertStrictEquals(await reasonOf(result), REASON);
+      else assertEquals<unknown>(await result, { done: true, value: undefined });
+      assertEquals(sender.receiverCount, 0);
+      await reader.cancel().catch((error: unknown) => assertStrictEquals(error, REASON));
+    }
+  }
+});
+
+Deno.test("row 37: cap 1 - toWritableStream(), two writes - second `ready` waits for a receive; abort(e) closes with e", async () => {
+  const channel = new Channel<number>({ capacity: 1 });
+  const writer = channel.toWritableStream().getWriter();
+  await writer.ready;
+  const first = writer.write(1);
+  await writer.ready;
+  await first;
+  const second = writer.write(2);
+  assertEquals(await stateOf(writer.ready), "pending");
+  assertEquals(await channel.receive(), 1);
+  await writer.ready;
+  await second;
+  assertEquals(channel.size, 1);
+  const third = writer.write(3);
+  await hops();
+  const aborted = writer.abort(REASON); // heard of by the write that waits
+  assertStrictEquals(await reasonOf(third), REASON);
+  await aborted;
+  assert(channel.closed);
+  assertEquals(await channel.receive(), 2);
+  assertStrictEquals(await reasonOf(channel.receive()), REASON);
+  await assertRejects(() => writer.closed);
+
+  const ending = new Channel<number>({ capacity: 1 });
+  const ender = ending.toWritableStream().getWriter();
+  await ender.write(1);
+  await ender.close();
+  assertEquals(await Array.fromAsync(ending), [1]);
+});
+
+Deno.test("row 37: Sender.toWritableStream() - its own clone closes, and a write without receivers fails with the value", async () => {
+  const { sender, receiver } = bounded<number>(1);
+  const writer = sender.toWritableStream().getWriter();
+  assertEquals(receiver.senderCount, 2);
+  await writer.write(1);
+  await writer.close();
+  assertEquals(receiver.senderCount, 1);
+  assertEquals(receiver.tryReceive(), { state: "ok", value: 1 });
+  const failing = sender.toWritableStream();
+  sender.close();
+  await failing.abort(REASON);
+  assertStrictEquals(await reasonOf(receiver.receive()), REASON);
+
+  const gone = bounded<number>(1);
+  const late = gone.sender.toWritableStream().getWriter();
+  gone.receiver.close();
+  await assertUnsent(late.write(7), 7);
+  await assertRejects(() => late.closed, ChannelClosedError);
+
+  const piped = new Channel<number>();
+  const pipe = ReadableStream.from([1, 2, 3]).pipeTo(piped.toWritableStream());
+  assertEquals(await Array.fromAsync(piped.toReadableStream()), [1, 2, 3]);
+  await pipe;
+});
+
+Deno.test("row 37: Sender.toWritableStream() - a stream that fails gives its clone up", async () => {
+  const { sender, receiver } = bounded<number>(1);
+  const piped = ReadableStream.from([1, 2, 3]).pipeTo(sender.toWritableStream());
+  assertEquals(await receiver.receive(), 1);
+  receiver.close();
+  await assertRejects(() => piped, ChannelClosedError);
+  const weak = sender.downgrade();
+  sender.close();
+  assertEquals([sender.senderCount, weak.upgrade()], [0, undefined]);
+});
+
+Deno.test("row 38: for await, break - after - channel open, nothing lost", async () => {
+  const channel = filled(4, 1, 2, 3, 4);
+  for await (const value of channel) if (value === 2) break;
+  assertFalse(channel.closed);
+  assertEquals(channel.drain(), [3, 4]);
+
+  const { sender, receiver } = unbounded<number>();
+  for (const value of [1, 2, 3]) sender.trySend(value);
+  for await (const _ of receiver) break;
+  assertEquals(receiver.receiverCount, 1);
+  assertEquals(receiver.drain(), [2, 3]);
+});
+
+Deno.test("row 38: an iterator given up while it waits takes nothing; throw() is handed back", async () => {
+  const channel = new Channel<number>({ capacity: 2 });
+  const iterator = channel[Symbol.asyncIterator]();
+  assertStrictEquals(iterator[Symbol.asyncIterator](), iterator);
+  const pending = iterator.next();
+  const other = channel.receive();
+  assertEquals(await iterator.return!(), { done: true, value: undefined });
+  assertEquals<unknown>(await pending, { done: true, value: undefined });
+  assert(channel.trySend(1));
+  assertEquals(await other, 1);
+  assert(channel.trySend(2));
+  assertEquals(await iterator.next(), { done: true, value: undefined });
+  const thrown = channel[Symbol.asyncIterator]();
+  assertStrictEquals(await reasonOf(thrown.throw!(REASON)), REASON);
+  assertEquals(await thrown.next(), { done: true, value: undefined });
+  assertEquals(channel.drain(), [2]);
+
+  // The library of streams gives an iterator up in just this way.
+  const stream = ReadableStream.from(channel).getReader();
+  const read = stream.read();
+  await hops();
+  await stream.cancel();
+  await read;
+  channel.trySend(3);
+  assertEquals(channel.size, 1);
+});
+
+Deno.test("row 39: two loops on one channel - 1000 sends - disjoint, together complete, each in order", async () => {
+  const channel = new Channel<number>({ capacity: 3 });
+  const loops = [0, 1].map(() => Array.fromAsync(channel));
+  for (let value = 0; value < 1000; value++) await channel.send(value);
+  channel.close();
+  const [first, second] = await Promise.all(loops) as [number[], number[]];
+  for (const values of [first, second]) {
+    assertEquals(values, values.toSorted((a, b) => a - b));
+    assertGreaterOrEqual(values.length, 1);
+  }
+  assertEquals([...first, ...second].sort((a, b) => a - b), Array.from({ length: 1000 }, (_, i) => i));
+});
