@@ -5,7 +5,7 @@
  */
 
 import { ChunkQueue, copy } from "./_chunks.ts";
-import { Channel } from "./channel.ts";
+import { Gate } from "./_gate.ts";
 import { StreamClosedError } from "./errors.ts";
 import { NOTHING, ProtocolError } from "./frame.ts";
 import type { ReadBuffer } from "./transport.ts";
@@ -80,7 +80,7 @@ export class ReceiveHalf {
   #isFinishing = false;
   // The lock of reading: held, and the queue for it, made when a read first waits for another.
   #isReading = false;
-  #readLock: Channel<void> | undefined;
+  #readQueue: Gate | undefined;
 
   /**
    * @param stream The stream.
@@ -335,7 +335,7 @@ export class ReceiveHalf {
   }
 
   async #readInTurn(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
-    await (this.#readLock ??= new Channel()).receive({ signal });
+    await (this.#readQueue ??= new Gate()).wait({ signal });
     let count: number | null = 0;
     try {
       signal?.throwIfAborted();
@@ -367,7 +367,7 @@ export class ReceiveHalf {
 
   // Passes the lock on to the next read, if one waits.
   #unlock(): void {
-    this.#isReading = this.#readLock?.trySend() ?? false;
+    this.#isReading = this.#readQueue?.notifyOne() ?? false;
   }
 
   #finishLater(): void {

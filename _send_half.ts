@@ -5,9 +5,10 @@
  */
 
 import { deferred } from "./_deferred.ts";
+import { Gate } from "./_gate.ts";
 import { notBytes } from "./_receive_half.ts";
 import { PendingFrame } from "./_writer.ts";
-import { Channel, ChannelClosedError, type Sender } from "./channel.ts";
+import { ChannelClosedError, type Sender } from "./channel.ts";
 import { clock, excuse, LATE } from "./clock.ts";
 import { StreamClosedError } from "./errors.ts";
 import { type Command, ProtocolError, PSH } from "./frame.ts";
@@ -72,10 +73,10 @@ type State = "open" | "closing" | "ending" | "cut" | "failed" | "finished";
 
 /** What writes of one stream wait for. Most streams never need it. */
 class Waiting {
-  /** The lock of writing. */
-  readonly lock = new Channel<void>();
+  /** The queue for the lock of writing. */
+  readonly queue = new Gate();
   /** Credit; made anew when the write that waits for it is given up. */
-  credit: Channel<void> | undefined = undefined;
+  credit: Gate | undefined = undefined;
   /** When credit was first missed, after the peer's end. */
   starvedFrom: number | undefined = undefined;
   /** The handle of frames that wait for room. */
@@ -140,7 +141,7 @@ export class SendHalf {
     const waiting = this.#waiting;
     if (change && waiting !== undefined) {
       waiting.starvedFrom = undefined;
-      waiting.credit?.trySend();
+      waiting.credit?.notifyOne();
     }
     if (change !== undefined || (this.#state !== "open" && this.#state !== "closing" && this.#state !== "ending")) {
       return;
@@ -155,7 +156,7 @@ export class SendHalf {
 
   /** The peer has ended its half: a write that waits for credit must now do so against the clock. */
   peerEnded(): void {
-    this.#waiting?.credit?.trySend();
+    this.#waiting?.credit?.notifyOne();
   }
 
   /** FIN is encoded, behind all data. */
@@ -270,7 +271,7 @@ export class SendHalf {
 
   async #writeInTurn(p: Uint8Array, signal: AbortSignal | undefined, isListened: boolean): Promise<number> {
     const begun = this.#begun;
-    await (this.#waiting ??= new Waiting()).lock.receive({ signal });
+    await (this.#waiting ??= new Waiting()).queue.wait({ signal });
     return this.#writeRest(p, 0, signal, isListened, begun);
   }
 
@@ -328,8 +329,8 @@ export class SendHalf {
   }
 
   async #waitForCredit(waiting: Waiting, signal: AbortSignal | undefined, begun: number): Promise<void> {
-    const credit = waiting.credit ??= new Channel();
-    if (!this.#stream.isEndedByPeer) return await credit.receive({ signal });
+    const credit = waiting.credit ??= new Gate();
+    if (!this.#stream.isEndedByPeer) return await credit.wait({ signal });
     // After its FIN a peer may be gone for good, and smux has no way to say so. A write that waited behind another has waited too.
     const { timeout } = this.#stream;
     let now = clock.now();
@@ -337,7 +338,7 @@ export class SendHalf {
     for (let isExcused = false;; isExcused = true) {
       const due = Math.max(now, Math.max(begun, since) + timeout);
       try {
-        return await credit.receive({ signal, timeout: due - now });
+        return await credit.wait({ signal, timeout: due - now });
       } catch (error) {
         now = clock.now();
         const isLate = now - due > LATE && !isExcused;
@@ -364,7 +365,7 @@ export class SendHalf {
 
   async #closeInTurn({ isCut, isAborted }: EndOptions): Promise<void> {
     if (this.#state === "open") this.#state = "closing";
-    if (this.#isWriting) await (this.#waiting ??= new Waiting()).lock.receive();
+    if (this.#isWriting) await (this.#waiting ??= new Waiting()).queue.wait();
     this.#isWriting = true;
     if (isCut) this.#state = "cut";
     const stream = this.#stream;
@@ -389,6 +390,6 @@ export class SendHalf {
 
   // Passes the lock on to the next write, if one waits.
   #unlock(): void {
-    this.#isWriting = this.#waiting?.lock.trySend() ?? false;
+    this.#isWriting = this.#waiting?.queue.notifyOne() ?? false;
   }
 }

@@ -227,6 +227,11 @@ export class ReadBuffer {
   }
 }
 
+/** Whether the other side has reset the connection, by the names that Deno has for that error. */
+export function isReset(error: unknown): boolean {
+  return error instanceof Error && ["ConnectionReset", "ConnectionAborted", "BrokenPipe"].includes(error.name);
+}
+
 /** Closes what somebody else may have closed already. */
 export function closeOnce(open: { close(): void }): void {
   try {

@@ -23,7 +23,7 @@ import {
   type Stream,
   StreamClosedError,
 } from "../mod.ts";
-import { FIRST_ID } from "../session.ts";
+import { FIRST_ID } from "../_session_core.ts";
 import {
   bytes,
   frame,

@@ -42,7 +42,7 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a single reader is read for as if it were several",
-    file: "session.ts",
+    file: "_reader.ts",
     from: "link.read(count, isShared);",
     to: "link.read(count, true);",
     tests: ["transport_test.ts"],
@@ -84,9 +84,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "answers wait until the transport is read again",
-    file: "session.ts",
-    from: "          if (this.#reading > 0) await this.#served();\n",
-    to: "",
+    file: "_reader.ts",
+    from: "    if (this.#serving > 0) await this.#served();\n    if (this.#host.hasEnded) return now;\n",
+    to: "    if (this.#host.hasEnded) return now;\n",
     tests: ["session_test.ts"],
   },
   {
@@ -98,16 +98,16 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "the next read of the transport does not wait for the readers that were served",
-    file: "session.ts",
-    from: "        if (--this.#reading === 0) queueMicrotask(this.#goOn);\n",
-    to: "        if (this.#reading-- > 0) queueMicrotask(this.#goOn);\n",
+    file: "_reader.ts",
+    from: "    if (--this.#serving === 0) queueMicrotask(this.#resume);\n",
+    to: "    if (this.#serving-- > 0) queueMicrotask(this.#resume);\n",
     tests: ["session_test.ts"],
   },
   {
     name: "a reader that does not read again holds back the transport",
-    file: "session.ts",
-    from: "    this.#serving ??= clock.pass(this.#passed);\n",
-    to: "    this.#serving ??= {};\n",
+    file: "_reader.ts",
+    from: "    this.#pass ??= clock.pass(this.#passed);\n",
+    to: "    this.#pass ??= {};\n",
     tests: ["session_test.ts"],
   },
   {
@@ -120,16 +120,16 @@ export const MUTANTS: Mutant[] = [
   {
     name: "FIN overtakes data that waits",
     file: "_send_half.ts",
-    from: "    if (this.#isWriting) await (this.#waiting ??= new Waiting()).lock.receive();\n",
+    from: "    if (this.#isWriting) await (this.#waiting ??= new Waiting()).queue.wait();\n",
     to: "",
   },
   {
     name: "a stream is registered only after its SYN has left",
-    file: "session.ts",
-    from: "    this.#streams.add(core);\n" +
-      "    if (!this.#writer.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n",
-    to: "    if (!this.#writer.tryFrame(SYN, core.id, NOTHING, 0, 0)) await this.#waitToOpen(core, signal);\n" +
-      "    await this.#writer.flushed();\n    this.#streams.add(core);\n",
+    file: "_session_core.ts",
+    from:
+      "    this.streams.add(stream);\n    if (!this.writer.tryFrame(SYN, stream.id, NOTHING, 0, 0)) await this.#waitToOpen(stream, signal);\n",
+    to:
+      "    if (!this.writer.tryFrame(SYN, stream.id, NOTHING, 0, 0)) await this.#waitToOpen(stream, signal);\n    await this.writer.flushed();\n    this.streams.add(stream);\n",
   },
   {
     name: "tiny frames are not merged",
@@ -154,10 +154,10 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "the read loop waits for a place to accept",
-    file: "session.ts",
-    from: "return this.#windows.unread >= this.#settings.maxReceiveBuffer ||",
-    to: "return this.#accepting.size >= this.#settings.acceptBacklog ||\n" +
-      "      this.#windows.unread >= this.#settings.maxReceiveBuffer ||",
+    file: "_session_core.ts",
+    from: "    return this.windows.unread >= this.settings.maxReceiveBuffer ||",
+    to:
+      "    return this.acceptor.pending >= this.settings.acceptBacklog ||\n      this.windows.unread >= this.settings.maxReceiveBuffer ||",
   },
   {
     name: "close() credits what it drops with a late UPD",
@@ -174,33 +174,32 @@ export const MUTANTS: Mutant[] = [
   {
     name: "lost wake-up: a UPD does not wake the writer",
     file: "_send_half.ts",
-    from: "      waiting.starvedFrom = undefined;\n      waiting.credit?.trySend();\n",
+    from: "      waiting.starvedFrom = undefined;\n      waiting.credit?.notifyOne();\n",
     to: "      waiting.starvedFrom = undefined;\n",
   },
   {
     name: "lost wake-up: reading does not resume when there is room",
-    file: "session.ts",
-    from:
-      "    if (stream.unread === 0 && this.#holding.size > 0) this.#holding.delete(stream);\n    this.#mayReadAgain();\n",
-    to: "    if (stream.unread === 0 && this.#holding.size > 0) this.#holding.delete(stream);\n",
+    file: "_session_core.ts",
+    from: "    this.stalled?.read(stream);\n    this.reader.wake();\n",
+    to: "    this.stalled?.read(stream);\n",
   },
   {
     name: "lost wake-up: the next read in turn",
     file: "_receive_half.ts",
-    from: "this.#isReading = this.#readLock?.trySend() ?? false;",
+    from: "this.#isReading = this.#readQueue?.notifyOne() ?? false;",
     to: "this.#isReading = false;",
   },
   {
     name: "lost wake-up: the next write in turn",
     file: "_send_half.ts",
-    from: "this.#isWriting = this.#waiting?.lock.trySend() ?? false;",
+    from: "this.#isWriting = this.#waiting?.queue.notifyOne() ?? false;",
     to: "this.#isWriting = false;",
   },
   {
     name: "lost wake-up: an open before the version is known",
-    file: "session.ts",
-    from: "    while (this.#versionKnown?.trySend());\n",
-    to: "    this.#versionKnown?.trySend();\n",
+    file: "_session_core.ts",
+    from: "    this.#versionKnown?.notifyAll();\n",
+    to: "    this.#versionKnown?.notifyOne();\n",
   },
   {
     name: "credit is withheld beyond the window",
@@ -222,10 +221,10 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "the end of the transport is taken for FIN",
-    file: "session.ts",
-    from: "      core.fail(failure);\n      this.#streams.delete(core);\n",
-    to: "      if (isClean) core.receiveFin();\n      core.settle();\n      core.fail(failure);\n" +
-      "      this.#streams.delete(core);\n",
+    file: "_session_core.ts",
+    from: "      stream.fail(makeError);\n      this.streams.delete(stream);\n",
+    to:
+      "      if (failure === undefined) stream.receiveFin();\n      stream.receiving.finishRead();\n      stream.fail(makeError);\n      this.streams.delete(stream);\n",
   },
   {
     name: "close() does not release what is unread",
@@ -254,8 +253,8 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a second SYN makes a second stream",
-    file: "session.ts",
-    from: "    if (this.#streams.get(id) !== undefined) return this.#flood.uselessFrame();\n",
+    file: "_session_core.ts",
+    from: "    if (this.streams.get(id) !== undefined) return this.flood.uselessFrame();\n",
     to: "",
   },
   {
@@ -266,14 +265,14 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "the keepalive timer is not set again",
-    file: "session.ts",
-    from: "    this.#arm(this.#checkStalled(now));\n    this.#schedule();\n",
-    to: "    this.#arm(this.#checkStalled(now));\n",
+    file: "_deadlines.ts",
+    from: "    this.arm(host.checkStalled(now));\n    this.schedule();\n",
+    to: "    this.arm(host.checkStalled(now));\n",
   },
   {
     name: "a refusal is counted but never sent",
-    file: "session.ts",
-    from: "    if (!this.#isDropping) this.#writer.refuse(id);\n",
+    file: "_session_core.ts",
+    from: '    if (this.#phase === "open" || this.#phase === "closing") this.writer.refuse(id);\n',
     to: "",
   },
   {
@@ -315,15 +314,15 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "close() of a session does not wait for what was written",
-    file: "session.ts",
-    from: "      await this.#writer.flushed();\n",
+    file: "_session_core.ts",
+    from: "      await this.writer.flushed();\n",
     to: "",
   },
   {
     name: "close() of a session does not wait for the peer",
-    file: "session.ts",
-    from: "      this.#quietFrom = clock.now();\n      this.#quietBytes",
-    to: "      this.#end({});\n      this.#quietBytes",
+    file: "_session_core.ts",
+    from: "      this.deadlines.startLinger();\n",
+    to: "      this.#end();\n",
   },
   {
     name: "discarded bytes are not credited",
@@ -334,9 +333,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "maxStreams is not kept",
-    file: "session.ts",
-    from: "if (this.#isClosing || this.#remoteStreams >= this.#settings.maxStreams) return this.#refuse(id);",
-    to: "if (this.#isClosing) return this.#refuse(id);",
+    file: "_acceptor.ts",
+    from: "    if (this.#open >= this.#maxStreams) return true;\n",
+    to: "",
   },
   {
     name: "a rest outlives the session",
@@ -354,36 +353,35 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "the timer outlives the session",
-    file: "session.ts",
-    from: "    clock.clearTimer(this.#timer);\n    if (isClean",
-    to: "    if (isClean",
+    file: "_deadlines.ts",
+    from: "    this.#ended = true;\n    clock.clearTimer(this.#timer);\n",
+    to: "    this.#ended = true;\n",
   },
   {
     name: "after a freeze close() takes the peer for quiet whose bytes wait in the socket",
-    file: "session.ts",
+    file: "_deadlines.ts",
     from: "    this.#quietFrom = now;\n    this.#writer.excuse(",
     to: "    this.#writer.excuse(",
     tests: ["rules_test.ts"],
   },
   {
     name: "two sessions that hold each other back never find out that the other is gone",
-    file: "session.ts",
-    from: "    return Math.max(this.#heardAt, this.#writer.stalledSince ?? Infinity);\n",
-    to: "    return Infinity;\n",
+    file: "_session_core.ts",
+    from: "    return this.reader.isPaused ? Math.max(since, this.writer.stalledSince ?? Infinity) : since;\n",
+    to: "    return this.reader.isPaused ? Infinity : since;\n",
     tests: ["rules_test.ts"],
   },
   {
     name: "a write that stalled before reading was held back ends the session at once",
-    file: "session.ts",
-    from: "    return Math.max(this.#heardAt, this.#writer.stalledSince ?? Infinity);\n",
-    to: "    return this.#writer.stalledSince ?? Infinity;\n",
+    file: "_session_core.ts",
+    from: "    return this.reader.isPaused ? Math.max(since, this.writer.stalledSince ?? Infinity) : since;\n",
+    to: "    return this.reader.isPaused ? this.writer.stalledSince ?? Infinity : since;\n",
     tests: ["rules_test.ts"],
   },
   {
     name: "a freeze uses up the timeout of close()",
-    file: "session.ts",
-    from:
-      "this.#closingFrom = this.#closingMovedTo = move(this.#closingFrom, this.#closingMovedTo, this.#closeTimeout);",
+    file: "_deadlines.ts",
+    from: "    this.#close.excuse(late, now);\n",
     to: "",
     tests: ["rules_test.ts"],
   },
@@ -403,10 +401,10 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a stream is handed over before it is in the table",
-    file: "session.ts",
-    from: "    this.#streams.add(core);\n    this.#remoteStreams++;\n    if (!accepting.trySend(core.stream)) {\n",
-    to: "    const isAccepted = accepting.trySend(core.stream);\n    this.#streams.add(core);\n" +
-      "    this.#remoteStreams++;\n    if (!isAccepted) {\n",
+    file: "_session_core.ts",
+    from: "    this.streams.add(stream);\n    if (!this.acceptor.add(stream)) this.decoder.interrupt();\n",
+    to:
+      "    if (!this.acceptor.add(stream)) this.decoder.interrupt();\n    this.acceptor.handOver();\n    this.streams.add(stream);\n",
     tests: ["reentrancy_test.ts"],
   },
   {
@@ -425,23 +423,23 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a process that is always late judges nobody",
-    file: "session.ts",
-    from: "since === movedTo ? Infinity : limit",
-    to: "limit",
+    file: "_deadlines.ts",
+    from: "this.since === this.#movedTo ? Infinity : this.limit",
+    to: "this.limit",
     tests: ["rules_test.ts"],
   },
   {
     name: "the time in which the process stood still counts as the peer's silence",
-    file: "session.ts",
+    file: "_deadlines.ts",
     from: "    if (late > LATE) this.#excuse(late, now);\n",
     to: "",
     tests: ["rules_test.ts"],
   },
   {
     name: "after a freeze the peer has only the time that was left before it",
-    file: "session.ts",
-    from: "since === movedTo ? Infinity : limit",
-    to: "limit && Infinity",
+    file: "_deadlines.ts",
+    from: "this.since === this.#movedTo ? Infinity : this.limit",
+    to: "Infinity",
     tests: ["rules_test.ts"],
   },
   {
@@ -467,9 +465,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a reset with data unsent is a clean hang-up",
-    file: "session.ts",
-    from: " && !this.#writer.hasUnsentData &&",
-    to: " &&",
+    file: "_session_core.ts",
+    from: "      !this.writer.hasUnsentData && this.decoder",
+    to: "      this.decoder",
     tests: ["rules_test.ts"],
   },
   {
@@ -481,15 +479,15 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "thousands of streams hear of the end in one turn",
-    file: "session.ts",
-    from: "if (core.notifyWaiters() && ++told % TOLD_AT_ONCE === 0) await this.#turn.giveWay();",
-    to: "if (core.notifyWaiters()) told++;",
+    file: "_session_core.ts",
+    from: "      if (stream.notifyWaiters() && ++notified % NOTIFY_BATCH === 0) await turn.giveWay();\n",
+    to: "      if (stream.notifyWaiters()) notified++;\n",
     tests: ["rules_test.ts"],
   },
   {
     name: "a stream that waits for room to be opened when the session ends waits for ever",
-    file: "session.ts",
-    from: "    while (this.#writer.dismiss(TOLD_AT_ONCE)) await this.#turn.giveWay();\n",
+    file: "_session_core.ts",
+    from: "    while (this.writer.dismiss(NOTIFY_BATCH)) await turn.giveWay();\n",
     to: "",
     tests: ["rules_test.ts"],
   },
@@ -509,9 +507,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "who always has more to send keeps the process to itself",
-    file: "session.ts",
-    from: "        } else if (isLong) {\n          now = await turn.giveWay();\n",
-    to: "",
+    file: "_reader.ts",
+    from: "    if (!flood.isExhausted) return await this.turn.giveWay();\n",
+    to: "    if (!flood.isExhausted) return now;\n",
     tests: ["session_test.ts"],
   },
   {
@@ -523,14 +521,14 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "writes that the session's end cut say of one another what was taken",
-    file: "session.ts",
+    file: "_session_core.ts",
     from: "bytesWritten > 0 ? own() : sharedByWrites ??= own()",
     to: "sharedByWrites ??= own()",
     tests: ["stream_test.ts"],
   },
   {
     name: "a read that the session's end cuts rejects with the error of a write",
-    file: "session.ts",
+    file: "_session_core.ts",
     from: "      if (bytesWritten === undefined) return shared ??= own();\n      return bytesWritten > 0 ?",
     to: "      return bytesWritten! > 0 ?",
     tests: ["stream_test.ts"],
@@ -565,23 +563,23 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "data on its way to a stream that was closed here makes the peer wait",
-    file: "session.ts",
-    from: "        if (!stream.isEndedByPeer) this.#flood.expectLateData();\n",
+    file: "_session_core.ts",
+    from: "    if (!stream.isEndedByPeer) this.flood.expectLateData();\n",
     to: "",
     tests: ["session_test.ts"],
   },
   {
     name: "a burst of streams is refused before the acceptors have had a turn",
-    file: "session.ts",
-    from: "    if (this.#hadTurn) return this.#refuse(id);\n",
-    to: "    if (!this.#hadTurn) return this.#refuse(id);\n",
+    file: "_acceptor.ts",
+    from: "      } else if (this.#hadTurn) {\n",
+    to: "      } else if (!this.#hadTurn) {\n",
     tests: ["accept_test.ts"],
   },
   {
     name: "each SYN for a full channel has a turn of its own",
-    file: "session.ts",
-    from: "        this.#hadTurn = true;\n        this.#syn(unplaced);\n",
-    to: "        this.#hadTurn = true;\n        this.#syn(unplaced);\n        this.#hadTurn = false;\n",
+    file: "_acceptor.ts",
+    from: "        this.#host.refuseArrived(stream);\n",
+    to: "        this.#host.refuseArrived(stream);\n        this.#hadTurn = false;\n",
     tests: ["accept_test.ts"],
   },
   {
@@ -607,9 +605,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "in version 1 only half of the stalled streams are cut",
-    file: "session.ts",
-    from: "if (core.unread < share || (isGentle && this.#windows.unread <= maxReceiveBuffer / 2)) break;",
-    to: "if (core.unread < share || this.#windows.unread <= maxReceiveBuffer / 2) break;",
+    file: "_stalled.ts",
+    from: "if (stream.unread < share || (isGentle && this.#windows.unread <= this.#capacity / 2)) break;",
+    to: "if (stream.unread < share || this.#windows.unread <= this.#capacity / 2) break;",
     tests: ["rules_test.ts"],
   },
 ];

@@ -9,7 +9,7 @@ import process from "node:process";
 import { setImmediate as nextTurn } from "node:timers";
 import { setImmediate } from "node:timers/promises";
 import { Session, type SessionOptions, type SessionStats, type Stream, type Transport } from "../../mod.ts";
-import { FIRST_ID } from "../../session.ts";
+import { FIRST_ID } from "../../_session_core.ts";
 import { NOP, PSH, SYN, type Version } from "../../frame.ts";
 import { frame, KiB, MiB } from "../support.ts";
 
