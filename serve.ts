@@ -264,96 +264,120 @@ export function serve(
   handler: (stream: Stream, session: Session) => void | Promise<void>,
   options: ServeOptions = {},
 ): Server {
-  const { signal, onError = console.error, onSession, ...rest } = options;
   if ((options as ServerSessionOptions).incoming !== undefined) {
     throw new TypeError("serve gives every stream to its handler: it takes no incoming");
   }
-  const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = rest;
-  const sessionOptions = { ...rest, stalledStreamTimeout };
-  resolveOptions(sessionOptions, "server");
-  const sessions = new Set<Session>();
-  const stopping = new AbortController();
+  const server = new StreamServer(handler, options);
+  const finished = server.run(listener);
+  const shutdown = (options: { timeout?: number | undefined } = {}) => server.shutdown(options);
+  return { finished, shutdown, [Symbol.asyncDispose]: shutdown };
+}
 
-  function tell(error: unknown): void {
+/** What `serve` runs: the sessions of one listener. */
+class StreamServer {
+  readonly #handler: (stream: Stream, session: Session) => void | Promise<void>;
+  readonly #onError: (error: unknown) => void;
+  readonly #onSession: ((session: Session) => void) | undefined;
+  readonly #signal: AbortSignal | undefined;
+  readonly #sessionOptions: ServerSessionOptions;
+  readonly #sessions = new Set<Session>();
+  readonly #stopping = new AbortController();
+  #finished: Promise<void> = Promise.resolve();
+
+  constructor(handler: (stream: Stream, session: Session) => void | Promise<void>, options: ServeOptions) {
+    const { signal, onError = console.error, onSession, ...rest } = options;
+    const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = rest;
+    this.#handler = handler;
+    this.#onError = onError;
+    this.#onSession = onSession;
+    this.#signal = signal;
+    this.#sessionOptions = { ...rest, stalledStreamTimeout };
+    resolveOptions(this.#sessionOptions, "server");
+  }
+
+  /** Serves until it is stopped and every session has ended. */
+  run(listener: Listener): Promise<void> {
+    this.#signal?.addEventListener("abort", this.#abort);
+    if (this.#signal?.aborted) this.#abort();
+    return this.#finished = this.#accept(listener);
+  }
+
+  /** Stops accepting, and closes every session in order. */
+  shutdown(options: { timeout?: number | undefined }): Promise<void> {
+    if (options.timeout !== undefined) duration("timeout", options.timeout);
+    this.#stopping.abort();
+    for (const session of this.#sessions) session.close({ ...options, drain: true });
+    return this.#finished;
+  }
+
+  readonly #abort = (): void => {
+    this.#stopping.abort();
+    for (const session of this.#sessions) session.abort(this.#signal!.reason);
+  };
+
+  readonly #report = (error: unknown): void => {
     try {
-      onError(error);
+      this.#onError(error);
     } catch (thrown) {
       console.error(thrown);
     }
-  }
+  };
 
-  async function handle(stream: Stream, session: Session): Promise<void> {
-    try {
-      await handler(stream, session);
-      await stream[Symbol.asyncDispose]();
-    } catch (error) {
-      stream.close();
-      // The end of its session is told once, by the session.
-      if (!(error instanceof SessionClosedError)) tell(error);
+  async #accept(listener: Listener): Promise<void> {
+    const { signal } = this.#stopping;
+    const running = new Set<Promise<void>>();
+    for await (const connection of connections(listener, { signal, onError: this.#report })) {
+      // The server may have been stopped since this was accepted.
+      if (signal.aborted) {
+        closeOnce(connection);
+        break;
+      }
+      const ran = this.#serveSession(connection).catch(this.#report);
+      running.add(ran);
+      ran.finally(() => running.delete(ran));
     }
+    await Promise.all(running);
+    this.#signal?.removeEventListener("abort", this.#abort);
   }
 
-  async function run(connection: Connection): Promise<void> {
-    const session = Session.server(connection, sessionOptions);
-    sessions.add(session);
+  async #serveSession(connection: Connection): Promise<void> {
+    const session = Session.server(connection, this.#sessionOptions);
+    this.#sessions.add(session);
     const handling = new Map<Stream, Promise<void>>();
     reportStalled(session, async (stream, error) => {
       // A handler that uses the stream rejects with the same error.
       await clock.giveWay();
-      if (handling.has(stream)) tell(error);
+      if (handling.has(stream)) this.#report(error);
     });
     try {
-      onSession?.(session);
+      this.#onSession?.(session);
     } catch (error) {
-      tell(error);
+      this.#report(error);
     }
     try {
       for await (const stream of session) {
-        const handled = handle(stream, session);
+        const handled = this.#handle(stream, session);
         handling.set(stream, handled);
         handled.finally(() => handling.delete(stream));
       }
       await session.closed;
     } catch (error) {
-      if (!signal?.aborted) tell(error instanceof SessionClosedError ? error.cause ?? error : error);
+      if (!this.#signal?.aborted) this.#report(error instanceof SessionClosedError ? error.cause ?? error : error);
     }
     await Promise.all(handling.values());
-    sessions.delete(session);
+    this.#sessions.delete(session);
   }
 
-  async function accept(): Promise<void> {
-    const running = new Set<Promise<void>>();
-    for await (const connection of connections(listener, { signal: stopping.signal, onError: tell })) {
-      // The server may have been stopped since this was accepted, and whoever stopped it did not see it.
-      if (stopping.signal.aborted) {
-        closeOnce(connection);
-        break;
-      }
-      const ran = run(connection).catch(tell);
-      running.add(ran);
-      ran.finally(() => running.delete(ran));
+  async #handle(stream: Stream, session: Session): Promise<void> {
+    try {
+      await this.#handler(stream, session);
+      await stream[Symbol.asyncDispose]();
+    } catch (error) {
+      stream.close();
+      // The end of its session is reported once, by the session.
+      if (!(error instanceof SessionClosedError)) this.#report(error);
     }
-    await Promise.all(running);
-    signal?.removeEventListener("abort", abort);
   }
-
-  function abort(): void {
-    stopping.abort();
-    for (const session of sessions) session.abort(signal!.reason);
-  }
-
-  signal?.addEventListener("abort", abort);
-  if (signal?.aborted) abort();
-  const finished = accept();
-
-  function shutdown(options: { timeout?: number | undefined } = {}): Promise<void> {
-    if (options.timeout !== undefined) duration("timeout", options.timeout);
-    stopping.abort();
-    for (const session of sessions) session.close({ ...options, drain: true });
-    return finished;
-  }
-
-  return { finished, shutdown, [Symbol.asyncDispose]: shutdown };
 }
 
 /**

@@ -388,8 +388,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a connection that was accepted while the server was stopped becomes a session",
     file: "serve.ts",
-    from: "      if (stopping.signal.aborted) {\n",
-    to: "      if (options.signal === null) {\n",
+    from: "      if (signal.aborted) {\n        closeOnce(connection);",
+    to: "      if (!signal) {\n        closeOnce(connection);",
     tests: ["serve_test.ts"],
   },
   {
@@ -550,14 +550,14 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a chunk that cannot be written leaves the peer waiting",
     file: "_web_streams.ts",
-    from: "      abort();\n      throw error;\n",
+    from: "      this.abort();\n      throw error;\n",
     to: "      throw error;\n",
     tests: ["web_streams_test.ts"],
   },
   {
     name: "an idle pipe into a stream does not notice that it is lost",
     file: "_web_streams.ts",
-    from: "        controller.error(error);\n        abort();\n",
+    from: "      controller.error(error);\n      this.abort();\n",
     to: "",
     tests: ["web_streams_test.ts"],
   },
