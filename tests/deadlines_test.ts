@@ -1,0 +1,136 @@
+/**
+ * The deadlines of a session: when each is over, and what a process that stood still changes about that.
+ *
+ * @module
+ */
+import { assertEquals } from "@std/assert";
+import { Deadline, type DeadlineHost, Deadlines } from "../_deadlines.ts";
+import { FrameWriter } from "../_writer.ts";
+import { clock } from "../clock.ts";
+import { link } from "../transport.ts";
+import { ManualClock } from "./support.ts";
+
+/** Deadlines with a writer that has nothing to write, and what they reported, with the time in milliseconds. */
+function start(settings: { keepAliveInterval?: number; timeout?: number }, host: Partial<DeadlineHost> = {}) {
+  const time = new ManualClock();
+  const started = clock.now();
+  const events: string[] = [];
+  const report = (name: string) => void events.push(`${name} ${clock.now() - started}`);
+  const connection = { read: () => new Promise<never>(() => {}), write: async (p: Uint8Array) => p.length, close() {} };
+  const writer = new FrameWriter(link(connection), 2, { refusalsEncoded() {}, writerIdle() {}, writerFailed() {} });
+  const all: DeadlineHost = {
+    get silentSince() {
+      return deadlines.silence.since;
+    },
+    isLingering: false,
+    bytesReceived: 0,
+    keepAlive: () => report("keepalive"),
+    silenceExpired: () => report("silence"),
+    closeExpired: (limit) => report(`close after ${limit} at`),
+    lingerExpired: () => report("linger"),
+    checkStalled: () => Infinity,
+    excuse: (late) => report(`late by ${late} at`),
+  };
+  const { keepAliveInterval = Infinity, timeout = Infinity } = settings;
+  const merged = Object.defineProperties(all, Object.getOwnPropertyDescriptors(host));
+  const deadlines = new Deadlines({ keepAliveInterval, timeout }, merged, writer);
+  deadlines.schedule();
+  return { time, deadlines, events, host: merged as { -readonly [Name in keyof DeadlineHost]: DeadlineHost[Name] } };
+}
+
+Deno.test("Deadline.at is the start and the limit", () => {
+  assertEquals(new Deadline(1000, 50).at, 1050);
+});
+
+Deno.test("Deadline.excuse() leaves the whole limit after the process stood still, but once in a wait", () => {
+  const deadline = new Deadline(1000, 50);
+  deadline.excuse(500, 1550);
+  assertEquals(deadline.at, 1600);
+  // Late again without a sign of the peer: as much is left as was before.
+  deadline.excuse(500, 2090);
+  assertEquals(deadline.at, 2100);
+  deadline.since = 2095;
+  deadline.excuse(500, 2600);
+  assertEquals(deadline.at, 2650);
+});
+
+Deno.test("Deadline.excuse() never moves a start beyond the present", () => {
+  const deadline = new Deadline(1000, 50);
+  deadline.excuse(500, 1010);
+  assertEquals(deadline.since, 1010);
+});
+
+Deno.test("Deadlines report silence after the timeout, and later if the peer was heard meanwhile", async () => {
+  const { time, deadlines, events } = start({ timeout: 300 });
+  using _ = time;
+  await time.advance(250);
+  deadlines.silence.since = clock.now();
+  await time.advance(299);
+  assertEquals(events, []);
+  await time.advance(1);
+  assertEquals(events, ["silence 550"]);
+  assertEquals(time.pending, 0);
+});
+
+Deno.test("Deadlines report a keepalive in each interval in which nothing was written", async () => {
+  const { time, deadlines, events } = start({ keepAliveInterval: 100 });
+  using _ = time;
+  await time.advance(99);
+  assertEquals(events, []);
+  await time.advance(1);
+  assertEquals(events, ["keepalive 100"]);
+  // Nothing was written in answer: it looks again after half an interval at the earliest.
+  await time.advance(50);
+  assertEquals(events, ["keepalive 100", "keepalive 150"]);
+  deadlines.end();
+  assertEquals(time.pending, 0);
+});
+
+Deno.test("Deadlines report a close that takes longer than its limit", async () => {
+  const { time, deadlines, events } = start({ timeout: 10_000 });
+  using _ = time;
+  await time.advance(100);
+  deadlines.startClose(40);
+  await time.advance(39);
+  assertEquals(events, []);
+  await time.advance(1);
+  assertEquals(events, ["close after 40 at 140"]);
+});
+
+Deno.test("Deadlines report the end of lingering after a second without a byte", async () => {
+  const { time, deadlines, events, host } = start({});
+  using _ = time;
+  host.isLingering = true;
+  deadlines.startLinger();
+  await time.advance(900);
+  host.bytesReceived = 5;
+  await time.advance(1099);
+  assertEquals(events, []);
+  await time.advance(1);
+  assertEquals(events, ["linger 2000"]);
+});
+
+Deno.test("Deadlines excuse a process that stood still, and give the peer the whole timeout once", async () => {
+  const { time, events } = start({ timeout: 300 });
+  using _ = time;
+  time.freeze(1000);
+  await time.advance(0);
+  // The timer was due after a third of the timeout.
+  assertEquals(events, ["late by 900 at 1000"]);
+  await time.advance(299);
+  assertEquals(events.length, 1);
+  await time.advance(1);
+  assertEquals(events.at(-1), "silence 1300");
+});
+
+Deno.test("Deadlines set no timer after the end", async () => {
+  const { time, deadlines, events } = start({ timeout: 300, keepAliveInterval: 100 });
+  using _ = time;
+  deadlines.end();
+  assertEquals(time.pending, 0);
+  deadlines.schedule();
+  deadlines.arm(clock.now());
+  assertEquals(time.pending, 0);
+  await time.advance(1000);
+  assertEquals(events, []);
+});
