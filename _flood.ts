@@ -10,23 +10,23 @@ import { FIRST_WINDOW } from "./window.ts";
 
 // The price of a frame that changes nothing is 1: a NOP or a UPD, of which few are ever needed, the FIN of an unknown stream
 // (each stream that was closed here first leaves one behind), empty data, a SYN that comes again.
-const BUDGET = 8192;
+const FLOOD_BUDGET = 8192;
 // The price of a refused stream; of a frame of data for a stream that is unknown or has ended, and again for every
-// UNWANTED_PIECE bytes in it.
-const UNWANTED = 128;
-const UNWANTED_PIECE = 8192;
+// BYTES_PER_COST bytes in it.
+const REFUSAL_COST = 128;
+const BYTES_PER_COST = 8192;
 // The price of a stream that its peer opened and ended without a byte of data: while the acceptors keep up, none of a
 // million such streams is refused.
-const EMPTY_STREAM = 64;
+const EMPTY_STREAM_COST = 64;
 // Bytes that may be on their way, free of charge, to a stream that was closed here before its peer ended it; and to all.
-const LATE_DATA = FIRST_WINDOW;
-const MAX_LATE_DATA = 256 * LATE_DATA;
+const LATE_DATA_BYTES = FIRST_WINDOW;
+const MAX_LATE_DATA_BYTES = 256 * LATE_DATA_BYTES;
 // Milliseconds that a peer is not read for; 64 streams that are refused among others that come and go take 2. Beside a
 // million resets another session had 0.24 to 1 of its fair share with 1, and 1.2 to 2.6 with 4.
-const PAUSE = 4;
+const PAUSE_MS = 4;
 // Up to this many milliseconds other sessions had little to do meanwhile. The longest second pause.
-const SHORT_PAUSE = 6;
-const MAX_PAUSE = 50;
+const SHORT_PAUSE_MS = 6;
+const MAX_PAUSE_MS = 50;
 
 /** Counts what one peer costs. */
 export class FloodGuard {
@@ -40,17 +40,17 @@ export class FloodGuard {
 
   /** Counts a stream that is refused. */
   refusedStream(): void {
-    this.#cost += UNWANTED;
+    this.#cost += REFUSAL_COST;
   }
 
   /** Counts a stream that its peer opened and ended without data. */
   emptyStream(): void {
-    this.#cost += EMPTY_STREAM;
+    this.#cost += EMPTY_STREAM_COST;
   }
 
   /** Counts data for a stream that has ended. */
   unwantedData(length: number): void {
-    this.#cost += UNWANTED * (1 + Math.floor(length / UNWANTED_PIECE));
+    this.#cost += REFUSAL_COST * (1 + Math.floor(length / BYTES_PER_COST));
   }
 
   /** Counts data for a stream that is unknown: it may have been on its way when the stream was closed here. */
@@ -61,12 +61,12 @@ export class FloodGuard {
 
   /** Allows for data on its way to a stream that was closed here before its peer ended it. */
   expectLateData(): void {
-    this.#lateData = Math.min(this.#lateData + LATE_DATA, MAX_LATE_DATA);
+    this.#lateData = Math.min(this.#lateData + LATE_DATA_BYTES, MAX_LATE_DATA_BYTES);
   }
 
   /** Whether the budget is used up. */
   get isExhausted(): boolean {
-    return this.#cost >= BUDGET;
+    return this.#cost >= FLOOD_BUDGET;
   }
 
   /**
@@ -76,7 +76,7 @@ export class FloodGuard {
    */
   startPause(): number {
     this.#cost = 0;
-    return PAUSE;
+    return PAUSE_MS;
   }
 
   /**
@@ -86,6 +86,6 @@ export class FloodGuard {
    * @returns Milliseconds for which the peer is not to be read after it, or 0.
    */
   furtherPause(elapsed: number): number {
-    return elapsed > SHORT_PAUSE ? Math.min(2 * elapsed, MAX_PAUSE) : 0;
+    return elapsed > SHORT_PAUSE_MS ? Math.min(2 * elapsed, MAX_PAUSE_MS) : 0;
   }
 }

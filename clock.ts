@@ -48,7 +48,7 @@ const { setImmediate, clearImmediate } = globalThis as {
 // bench/clock_bench.ts: 0.05 ms, a timer takes 2.3; two sockets meet in 1.2 ms beside a busy loop, by single passes in 59.
 // Waiting for another thread does not help when that is done before Deno has nothing to do: with one other busy thread, where
 // two can run, sockets were then not looked at for up to 4000 turns of a millisecond, where these take one.
-const TASKS = 64;
+const MACROTASKS_PER_YIELD = 64;
 
 const EMPTY = new Uint8Array();
 
@@ -95,7 +95,7 @@ export const clock: Clock = {
 // Lets so many tasks of the runtime pass.
 function passTasks(next: (run: () => void) => unknown): Promise<void> {
   return new Promise((resolve) => {
-    let left = TASKS;
+    let left = MACROTASKS_PER_YIELD;
     const task = () => void (left-- > 0 ? next(task) : resolve());
     task();
   });

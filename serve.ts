@@ -53,8 +53,8 @@ export interface Listener<Accepted extends Connection = Connection> {
 const LISTENER_CLOSED = ["BadResource", "Interrupted"];
 const CONNECTION_LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
 // Other failures, such as too many open files, last: to try again at once would only keep the processor busy.
-const SHORTEST_PAUSE = 5;
-const LONGEST_PAUSE = 1000;
+const MIN_PAUSE_MS = 5;
+const MAX_PAUSE_MS = 1000;
 
 /**
  * Options of {@linkcode connections}.
@@ -134,7 +134,7 @@ export async function* connections<Accepted extends Connection>(
         if (stopped.closed || LISTENER_CLOSED.includes(name)) return;
         onError(error);
         if (CONNECTION_LOST.includes(name)) continue;
-        pause = Math.min(Math.max(pause * 2, SHORTEST_PAUSE), LONGEST_PAUSE);
+        pause = Math.min(Math.max(pause * 2, MIN_PAUSE_MS), MAX_PAUSE_MS);
         await stopped.receive({ timeout: pause }).catch(() => {});
         continue;
       }
@@ -151,7 +151,7 @@ export async function* connections<Accepted extends Connection>(
 // Longer than the pauses of a healthy network (a lost packet that is sent again, a phone that changes cells: up to 3 s).
 // Shorter than clients wait for an answer, and much shorter than the 30 s after which the peer, which cannot write
 // meanwhile, takes the connection for dead.
-const STALLED_STREAM_TIMEOUT = 5000;
+const STALLED_STREAM_TIMEOUT_MS = 5000;
 
 /**
  * Options of {@linkcode serve}: those of every session, and three more. Streams go to the handler, so no `incoming`.
@@ -286,7 +286,7 @@ class StreamServer {
 
   constructor(handler: (stream: Stream, session: Session) => void | Promise<void>, options: ServeOptions) {
     const { signal, onError = console.error, onSession, ...rest } = options;
-    const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = rest;
+    const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT_MS } = rest;
     this.#handler = handler;
     this.#onError = onError;
     this.#onSession = onSession;
@@ -446,8 +446,8 @@ export interface JoinResult {
 }
 
 // A buffer of a direction that carries little, and of one that carries much.
-const SMALLEST_COPY = 8 * 1024;
-const LARGEST_COPY = 64 * 1024;
+const MIN_COPY_BYTES = 8 * 1024;
+const MAX_COPY_BYTES = 64 * 1024;
 
 /**
  * Joins two connections: what arrives at one leaves by the other, both ways, each way's end included.
@@ -545,7 +545,7 @@ async function copy(
   let failed = unreadable;
   try {
     let total = 0;
-    let p = new Uint8Array(SMALLEST_COPY);
+    let p = new Uint8Array(MIN_COPY_BYTES);
     for (;;) {
       failed = unreadable;
       const count = await from.read(p);
@@ -553,7 +553,7 @@ async function copy(
       if (count === null) break;
       for (let at = 0; at < count;) at += await to.write(p.subarray(at, count));
       total += count;
-      if (count === p.length && count < LARGEST_COPY) p = new Uint8Array(count * 2);
+      if (count === p.length && count < MAX_COPY_BYTES) p = new Uint8Array(count * 2);
     }
     await to.closeWrite();
     return total;

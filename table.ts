@@ -19,18 +19,18 @@ export interface Entry<T> {
 
 // There are twice as many buckets as entries at least, so that most stand alone, and they only become more: streams come
 // and go by the thousand, and what the most there were leave behind is 32 bytes at most of the 4 KiB each of them took.
-const FEWEST_BUCKETS = 16;
-const ROOM = 2;
+const MIN_BUCKETS = 16;
+const BUCKETS_PER_ENTRY = 2;
 // 2^32 divided by the golden ratio: multiplied by it, numbers that are near each other fall far apart.
-const SPREAD = 0x9e37_79b1;
+const FIBONACCI_MULTIPLIER = 0x9e37_79b1;
 
 /** Entries by their ids. */
 export class Table<T extends Entry<T>> {
-  #buckets: (T | undefined)[] = empty(FEWEST_BUCKETS);
-  #shift = 32 - Math.log2(FEWEST_BUCKETS);
+  #buckets: (T | undefined)[] = empty(MIN_BUCKETS);
+  #shift = 32 - Math.log2(MIN_BUCKETS);
   #size = 0;
   // The peer chooses ids: without this number, which is odd, it cannot tell which of them would share a bucket.
-  readonly #secret = Math.floor(Math.random() * 2 ** 32) | 1;
+  readonly #seed = Math.floor(Math.random() * 2 ** 32) | 1;
 
   /** How many entries there are. */
   get size(): number {
@@ -47,7 +47,7 @@ export class Table<T extends Entry<T>> {
   /** Takes in an entry. */
   add(entry: T): void {
     this.#place(entry);
-    if (++this.#size * ROOM > this.#buckets.length) this.#grow();
+    if (++this.#size * BUCKETS_PER_ENTRY > this.#buckets.length) this.#grow();
   }
 
   /** Takes an entry out, and says whether it was in. */
@@ -74,8 +74,8 @@ export class Table<T extends Entry<T>> {
   }
 
   #bucketOf(id: number): number {
-    const mixed = Math.imul(id, this.#secret);
-    return Math.imul(mixed ^ (mixed >>> 15), SPREAD) >>> this.#shift;
+    const mixed = Math.imul(id, this.#seed);
+    return Math.imul(mixed ^ (mixed >>> 15), FIBONACCI_MULTIPLIER) >>> this.#shift;
   }
 
   #place(entry: T): void {

@@ -153,18 +153,18 @@ export interface Link {
   unref(): void;
 }
 
-const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
+const NO_ADDRESS: Address = { transport: "tcp", hostname: "", port: 0 };
 
 // A session that carries little costs little; 64 KiB is where a loopback socket stops gaining from larger reads. One less,
 // so that a frame of 32 KiB, the usual size, is more than half of it: then it can be kept as it is.
-const SMALLEST_READ = 8 * 1024;
-const LARGEST_READ = 63 * 1024;
+const MIN_READ_BYTES = 8 * 1024;
+const MAX_READ_BYTES = 63 * 1024;
 // The limit after a full read that served several readers: fewer frames are cut in two. A single reader keeps the smaller
 // limit, because bytes beyond its own buffer are copied twice. Larger: faster with 100 streams (an eighth at 255 KiB), but
 // the allocator then maps and unmaps the buffer each time it changes.
-const LARGEST_SHARED_READ = 127 * 1024;
+const MAX_SHARED_READ_BYTES = 127 * 1024;
 // At 2 KB/s so much still passes within the default timeout.
-const LARGEST_CHUNK = 64 * 1024;
+const MAX_STREAM_WRITE_BYTES = 64 * 1024;
 
 /**
  * Brings a transport into the shape the session sees.
@@ -247,7 +247,7 @@ export function closeOnce(open: { close(): void }): void {
 class ConnectionLink implements Link {
   readonly #connection: Connection;
   buffer: ReadBuffer = new ReadBuffer(NOTHING);
-  #size = SMALLEST_READ;
+  #size = MIN_READ_BYTES;
 
   constructor(connection: Connection) {
     this.#connection = connection;
@@ -260,18 +260,18 @@ class ConnectionLink implements Link {
   }
 
   get localAddr(): Address {
-    return this.#connection.localAddr ?? NOWHERE;
+    return this.#connection.localAddr ?? NO_ADDRESS;
   }
 
   get remoteAddr(): Address {
-    return this.#connection.remoteAddr ?? NOWHERE;
+    return this.#connection.remoteAddr ?? NO_ADDRESS;
   }
 
   read(last: number, isShared: boolean): Promise<number | null> {
-    if (last === this.#size) this.#size = Math.min(last * 2, isShared ? LARGEST_SHARED_READ : LARGEST_READ);
+    if (last === this.#size) this.#size = Math.min(last * 2, isShared ? MAX_SHARED_READ_BYTES : MAX_READ_BYTES);
     // The transport was emptied: the next read may wait for a long time, with its buffer.
-    else if (this.#size > LARGEST_READ) this.#size = LARGEST_READ;
-    else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, SMALLEST_READ);
+    else if (this.#size > MAX_READ_BYTES) this.#size = MAX_READ_BYTES;
+    else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, MIN_READ_BYTES);
     if (this.buffer.bytes.length !== this.#size || this.buffer.isRetained) {
       this.buffer.release();
       this.buffer = new ReadBuffer(new Uint8Array(this.#size));
@@ -315,8 +315,8 @@ class StreamsLink implements Link {
   // What is left of a chunk. It may be as large as its sender likes, a WebSocket message say, and is read in parts.
   #rest: Uint8Array = NOTHING;
   #received = 0;
-  readonly localAddr = NOWHERE;
-  readonly remoteAddr = NOWHERE;
+  readonly localAddr = NO_ADDRESS;
+  readonly remoteAddr = NO_ADDRESS;
 
   constructor(transport: Streams) {
     this.#reader = transport.readable.getReader();
@@ -336,8 +336,8 @@ class StreamsLink implements Link {
       this.#received += value.length;
       this.#rest = value;
     }
-    const bytes = this.#rest.subarray(0, LARGEST_READ);
-    this.#rest = this.#rest.subarray(LARGEST_READ);
+    const bytes = this.#rest.subarray(0, MAX_READ_BYTES);
+    this.#rest = this.#rest.subarray(MAX_READ_BYTES);
     this.buffer = new ReadBuffer(bytes, false);
     return bytes.length;
   }
@@ -345,7 +345,7 @@ class StreamsLink implements Link {
   async write(bytes: Uint8Array): Promise<number> {
     // A sink may hold on to its chunk for longer than the write takes, so it gets one of its own; and of one under way
     // no progress can be seen, so none is large.
-    const part = bytes.slice(0, LARGEST_CHUNK);
+    const part = bytes.slice(0, MAX_STREAM_WRITE_BYTES);
     await this.#writer.write(part);
     return part.length;
   }

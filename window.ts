@@ -16,36 +16,36 @@ export const FIRST_WINDOW = 262_144;
 export const LARGEST_WINDOW = 2 ** 31 - 1;
 
 // However large a window, an update is sent this often at least, in bytes, so that a sender never waits for one.
-const LONGEST_SILENCE = 1024 * 1024;
+const MAX_UPDATE_INTERVAL_BYTES = 1024 * 1024;
 
 // If the sender waits for credit during this part of a round trip at least, the window is what limits it. Larger: windows
 // stay too small; smaller: they grow by chance.
-const WAITED = 1 / 4;
+const MIN_WAITED_PART = 1 / 4;
 // Such a window grows to this many times what the link carries in a round trip. Larger: more of it stands in queues; smaller:
 // the link has pauses.
 const HEADROOM = 1.25;
 // But at most by this factor in a round trip: bytes that a buffer held back come in faster than the link carries them.
-const GROWTH = 8;
+const MAX_GROWTH = 8;
 // By this factor once it had to shrink: a link that brings bytes in bursts looks like one that the window limits.
-const CAREFUL_GROWTH = 1.1;
+const MAX_CAREFUL_GROWTH = 1.1;
 // A round trip this much longer than the shortest, in milliseconds, in which the sender did not wait for credit, means that
 // its bytes stand in a queue, behind which those of all other streams wait. Larger: more latency under load; smaller: links
 // with jitter lose throughput.
-const QUEUED = 30;
+const MAX_QUEUE_DELAY_MS = 30;
 // The window shrinks to what such a round trip should have carried, by a factor between these for each, and not below this
 // many bytes: at 10 Mbit/s they take 26 ms.
-const LARGEST_SHRINKAGE = 0.25;
-const SMALLEST_SHRINKAGE = 0.7;
-const SMALLEST_WINDOW = 32 * 1024;
+const MIN_SHRINK_FACTOR = 0.25;
+const MAX_SHRINK_FACTOR = 0.7;
+const MIN_WINDOW = 32 * 1024;
 
 // When all room for growth is taken, a stream that has received nothing for this long, in milliseconds, gives its own back.
-const IDLE = 1000;
+const IDLE_MS = 1000;
 
 // Once half of the receive buffer is unread, one stream may hold at most this fraction of the rest. Larger: fewer updates;
 // smaller: more stalled streams fit in. 256: 32 KiB at first, and 386 stalled streams leave an eighth of the buffer free.
 const SCARCE_SHARE = 1 / 256;
 // Never less than this, in bytes, so that a stream that is read goes on: the head of an HTTP message fits.
-const SMALLEST_SHARE = 1024;
+const MIN_SHARE = 1024;
 
 /** How much a stream may still send. */
 export class SendWindow {
@@ -117,7 +117,7 @@ export class WindowPool {
   get share(): number {
     const left = this.#capacity - this.unread;
     if (left > this.#capacity / 2 || left === Infinity) return LARGEST_WINDOW;
-    return Math.min(this.first, Math.max(SMALLEST_SHARE, Math.floor(left * SCARCE_SHARE)));
+    return Math.min(this.first, Math.max(MIN_SHARE, Math.floor(left * SCARCE_SHARE)));
   }
 
   /** Bytes of all windows together. */
@@ -154,7 +154,7 @@ export class WindowPool {
   /** All room for growth is taken: takes that of idle streams back, which could otherwise keep it for ever. */
   reclaim(): void {
     const now = clock.now();
-    if (now - this.#lookedAt < IDLE) return;
+    if (now - this.#lookedAt < IDLE_MS) return;
     this.#lookedAt = now;
     for (const [window, seen] of this.#grown ?? []) {
       if (window.received === seen) window.giveBack();
@@ -189,13 +189,13 @@ export class ReceiveWindow {
   // Bytes read when an update last fell due, if one ever did.
   #reported: number | undefined;
   // When the update was sent whose answer is awaited, the limit before it, and since when the sender waits there.
-  #probeAt: number | undefined;
+  #probeSentAt: number | undefined;
   #probeLimit = 0;
-  #waitsFrom: number | undefined;
+  #waitsSince: number | undefined;
   // When the last answer came, or the first byte, and how many bytes had arrived by then.
   #answeredAt: number | undefined;
   #answeredBytes = 0;
-  #growth = GROWTH;
+  #growth = MAX_GROWTH;
   #open = true;
   readonly #host: ReceiveWindowHost | undefined;
 
@@ -233,11 +233,11 @@ export class ReceiveWindow {
   arrived(count: number): void {
     this.#received = (this.#received + count) >>> 0;
     this.#answeredAt ??= clock.now();
-    if (this.#probeAt === undefined) return;
+    if (this.#probeSentAt === undefined) return;
     const beyond = (this.#received - this.#probeLimit) | 0;
     // A sender that is out of credit ends a frame where its credit ends.
-    if (beyond === 0) this.#waitsFrom = clock.now();
-    if (beyond > 0) this.#answered(this.#probeAt, clock.now());
+    if (beyond === 0) this.#waitsSince = clock.now();
+    if (beyond > 0) this.#answered(this.#probeSentAt, clock.now());
   }
 
   // The first byte beyond the old limit answers the update that moved it: smux has no other round trip to measure. It is
@@ -247,25 +247,25 @@ export class ReceiveWindow {
     const bytes = (this.#received - this.#answeredBytes) >>> 0;
     const elapsed = now - this.#answeredAt!;
     const roundTrip = now - probedAt;
-    const waitsFrom = this.#waitsFrom;
-    this.#probeAt = this.#waitsFrom = undefined;
+    const waitsFrom = this.#waitsSince;
+    this.#probeSentAt = this.#waitsSince = undefined;
     this.#answeredAt = now;
     this.#answeredBytes = this.#received;
     if (waitsFrom === undefined || !(roundTrip > 0)) return;
     const waited = now - waitsFrom;
-    if (waited >= roundTrip * WAITED) {
+    if (waited >= roundTrip * MIN_WAITED_PART) {
       if (pool.roundTrip === 0 || roundTrip < pool.roundTrip) pool.roundTrip = roundTrip;
       const carried = bytes / (elapsed - waited) * roundTrip;
       const wanted = Math.floor(Math.min(carried * HEADROOM, this.#renewed * this.#growth, pool.largest));
       if (wanted <= this.#renewed) return;
       if (wanted > this.#window) this.#resize(wanted);
       pool.learnt = this.#renewed = Math.min(wanted, this.#window);
-    } else if (roundTrip > pool.roundTrip + QUEUED) {
-      const smallest = Math.min(SMALLEST_WINDOW, pool.first);
-      const wanted = (pool.roundTrip + QUEUED) / roundTrip;
-      const factor = Math.min(SMALLEST_SHRINKAGE, Math.max(LARGEST_SHRINKAGE, wanted));
-      pool.learnt = this.#renewed = Math.max(smallest, Math.floor(this.#renewed * factor));
-      this.#growth = CAREFUL_GROWTH;
+    } else if (roundTrip > pool.roundTrip + MAX_QUEUE_DELAY_MS) {
+      const minimum = Math.min(MIN_WINDOW, pool.first);
+      const wanted = (pool.roundTrip + MAX_QUEUE_DELAY_MS) / roundTrip;
+      const factor = Math.min(MAX_SHRINK_FACTOR, Math.max(MIN_SHRINK_FACTOR, wanted));
+      pool.learnt = this.#renewed = Math.max(minimum, Math.floor(this.#renewed * factor));
+      this.#growth = MAX_CAREFUL_GROWTH;
     }
   }
 
@@ -278,7 +278,7 @@ export class ReceiveWindow {
   /** Falls back to the first window. The limit goes back, too, as by `revoke`. */
   giveBack(): void {
     this.#limit = this.#received;
-    this.#probeAt = undefined;
+    this.#probeSentAt = undefined;
     this.#renewed = this.#pool.first;
     this.#resize(this.#renewed);
     this.#host?.onShrunk();
@@ -295,7 +295,7 @@ export class ReceiveWindow {
     if (!this.#open || unread < this.#pool.share || ((this.#limit - this.#received) | 0) <= 0) return false;
     this.#limit = this.#received;
     // The answer to an update that is taken back measures nothing.
-    this.#probeAt = undefined;
+    this.#probeSentAt = undefined;
     return true;
   }
 
@@ -312,7 +312,7 @@ export class ReceiveWindow {
     const isFirst = this.#reported === undefined;
     const since = (this.consumed - (this.#reported ?? 0)) >>> 0;
     const isLow = ((this.#limit - this.consumed) | 0) <= this.#size / 2;
-    if (!isFirst && !isLow && since < Math.min(this.#renewed / 2, LONGEST_SILENCE)) return false;
+    if (!isFirst && !isLow && since < Math.min(this.#renewed / 2, MAX_UPDATE_INTERVAL_BYTES)) return false;
     this.#reported = this.consumed;
     this.#fallBack(unread);
     return isFirst || this.#nextLimit() !== this.#limit;
@@ -321,10 +321,10 @@ export class ReceiveWindow {
   /** Moves the limit, and gives the window that the update must name beside `consumed`. */
   advertise(): number {
     const limit = this.#nextLimit();
-    if (limit !== this.#limit && this.#probeAt === undefined) {
-      this.#probeAt = clock.now();
+    if (limit !== this.#limit && this.#probeSentAt === undefined) {
+      this.#probeSentAt = clock.now();
       this.#probeLimit = this.#limit;
-      this.#waitsFrom = this.#received === this.#limit ? this.#probeAt : undefined;
+      this.#waitsSince = this.#received === this.#limit ? this.#probeSentAt : undefined;
     }
     this.#limit = limit;
     if (((limit - this.#highest) | 0) > 0) this.#highest = limit;
@@ -335,7 +335,7 @@ export class ReceiveWindow {
   close(): void {
     if (!this.#open) return;
     this.#open = false;
-    this.#probeAt = undefined;
+    this.#probeSentAt = undefined;
     this.#pool.note(this, 0);
     this.#pool.close(this.#window);
   }

@@ -1,6 +1,6 @@
 /**
  * The ways to let something else run, from the cheapest to the surest: what one costs, and how long two sockets take to
- * meet beside a loop that works for a millisecond between two of them. `TASKS` in `clock.ts` is chosen by these.
+ * meet beside a loop that works for a millisecond between two of them. `MACROTASKS_PER_YIELD` in `clock.ts` is chosen by these.
  */
 
 import { clock } from "../clock.ts";

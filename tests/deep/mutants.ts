@@ -57,14 +57,14 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a window grows though the sender did not wait for credit",
     file: "window.ts",
-    from: "    if (waited >= roundTrip * WAITED) {\n",
+    from: "    if (waited >= roundTrip * MIN_WAITED_PART) {\n",
     to: "    if (waited >= 0) {\n",
     tests: ["window_test.ts"],
   },
   {
     name: "bytes that stand in a queue shrink no window",
     file: "window.ts",
-    from: "    } else if (roundTrip > pool.roundTrip + QUEUED) {\n",
+    from: "    } else if (roundTrip > pool.roundTrip + MAX_QUEUE_DELAY_MS) {\n",
     to: "    } else if (roundTrip < 0) {\n",
     tests: ["window_test.ts"],
   },
@@ -204,7 +204,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "credit is withheld beyond the window",
     file: "window.ts",
-    from: "!isLow && since < Math.min(this.#renewed / 2, LONGEST_SILENCE)",
+    from: "!isLow && since < Math.min(this.#renewed / 2, MAX_UPDATE_INTERVAL_BYTES)",
     to: "since < this.#renewed * 2",
   },
   {
