@@ -139,13 +139,12 @@ export class SendHalf {
   update(consumed: number, window: number): void {
     const change = this.#window!.update(consumed, window);
     const waiting = this.#waiting;
-    if (change && waiting !== undefined) {
+    if (change === "moved" && waiting !== undefined) {
       waiting.starvedFrom = undefined;
       waiting.credit?.notifyOne();
     }
-    if (change !== undefined || (this.#state !== "open" && this.#state !== "closing" && this.#state !== "ending")) {
-      return;
-    }
+    if (change !== "invalid") return;
+    if (this.#state !== "open" && this.#state !== "closing" && this.#state !== "ending") return;
     const { frameOffset, id } = this.#stream;
     this.#state = "failed";
     this.#refusal = () =>

@@ -66,16 +66,16 @@ export class SendWindow {
   /**
    * Takes what a UPD says; one that goes back is ignored.
    *
-   * @returns Whether the limit moved; `undefined` when the peer claims to have read what was never sent.
+   * @returns Whether it moved the limit; `"invalid"` when the peer claims to have read what was never sent.
    */
-  update(consumed: number, window: number): boolean | undefined {
-    if (((this.#sent - consumed) | 0) < 0) return undefined;
-    if (((consumed - this.#consumed) | 0) < 0) return false;
+  update(consumed: number, window: number): "moved" | "unchanged" | "invalid" {
+    if (((this.#sent - consumed) | 0) < 0) return "invalid";
+    if (((consumed - this.#consumed) | 0) < 0) return "unchanged";
     window = Math.min(window, LARGEST_WINDOW);
-    const moved = ((consumed + window) >>> 0) !== ((this.#consumed + this.#window) >>> 0);
+    const isMoved = ((consumed + window) >>> 0) !== ((this.#consumed + this.#window) >>> 0);
     this.#consumed = consumed;
     this.#window = window;
-    return moved;
+    return isMoved ? "moved" : "unchanged";
   }
 }
 

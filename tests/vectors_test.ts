@@ -278,7 +278,7 @@ Deno.test("v2-counter-wrap-sender: counters driven to where Go's stood let the s
     const count = Math.min(window.credit, 0xfffffff8 - sent);
     window.spend(count);
     sent += count;
-    assertEquals(window.update(sent, sent < 0xfffffff8 ? 2 ** 31 - 1 : 16), true);
+    assertEquals(window.update(sent, sent < 0xfffffff8 ? 2 ** 31 - 1 : 16), "moved");
   }
   const updates = [...find("v2-counter-wrap-sender", "injected").frames];
   const sent: number[] = [];
@@ -290,7 +290,7 @@ Deno.test("v2-counter-wrap-sender: counters driven to where Go's stood let the s
       left -= count;
     } else {
       const { consumed, window: size } = updates.shift()!;
-      assertEquals(window.update(consumed!, size!), true);
+      assertEquals(window.update(consumed!, size!), "moved");
     }
   }
   assertEquals(sent, find("v2-counter-wrap-sender", "transcript").frames.map(({ len }) => len));

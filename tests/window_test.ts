@@ -102,7 +102,7 @@ function sendWindowAt(sent: number, window: number): SendWindow {
     const count = Math.min(credit.credit, sent - at);
     credit.spend(count);
     at += count;
-    assertEquals(credit.update(at % 2 ** 32, LARGEST_WINDOW), true);
+    assertEquals(credit.update(at % 2 ** 32, LARGEST_WINDOW), "moved");
   }
   credit.update(sent % 2 ** 32, window);
   return credit;
@@ -120,30 +120,30 @@ Deno.test("rule 9: a stream may send 262144 bytes before it has heard from its p
 Deno.test("rule 9: the limit is consumed and window together, replaced by every update", () => {
   const window = new SendWindow();
   window.spend(100);
-  assertEquals(window.update(40, 64), true);
+  assertEquals(window.update(40, 64), "moved");
   assertEquals(window.credit, 4);
   window.spend(4);
-  assertEquals(window.update(104, 1000), true);
+  assertEquals(window.update(104, 1000), "moved");
   assertEquals(window.credit, 1000);
 });
 
 Deno.test("rule 9: an update says whether it moved the limit", () => {
   const window = new SendWindow();
   window.spend(1000);
-  assertEquals(window.update(0, FIRST_WINDOW), false);
-  assertEquals(window.update(500, FIRST_WINDOW - 500), false);
-  assertEquals(window.update(500, FIRST_WINDOW), true);
-  assertEquals(window.update(500, FIRST_WINDOW), false);
+  assertEquals(window.update(0, FIRST_WINDOW), "unchanged");
+  assertEquals(window.update(500, FIRST_WINDOW - 500), "unchanged");
+  assertEquals(window.update(500, FIRST_WINDOW), "moved");
+  assertEquals(window.update(500, FIRST_WINDOW), "unchanged");
 });
 
 Deno.test("rule 9: a window that shrinks below what is under way leaves no credit, and no debt once that was read", () => {
   const window = new SendWindow();
   window.spend(1000);
-  assertEquals(window.update(0, 10), true);
+  assertEquals(window.update(0, 10), "moved");
   assertEquals(window.credit, 0);
-  assertEquals(window.update(0, 0), true);
+  assertEquals(window.update(0, 0), "moved");
   assertEquals(window.credit, 0);
-  assertEquals(window.update(1000, 10), true);
+  assertEquals(window.update(1000, 10), "moved");
   assertEquals(window.credit, 10);
 });
 
@@ -153,11 +153,11 @@ Deno.test("rule 9: counters wrap at 2^32 on the way", () => {
     assertEquals(window.credit, 16);
     window.spend(10);
     assertEquals(window.credit, 6);
-    assertEquals(window.update((sent + 9) % 2 ** 32, 16), true);
+    assertEquals(window.update((sent + 9) % 2 ** 32, 16), "moved");
     assertEquals(window.credit, 15);
     window.spend(15);
     assertEquals(window.credit, 0);
-    assertEquals(window.update((sent + 25) % 2 ** 32, 16), true);
+    assertEquals(window.update((sent + 25) % 2 ** 32, 16), "moved");
     assertEquals(window.credit, 16);
   }
 });
@@ -166,20 +166,20 @@ Deno.test("rule 9: a limit just before the wrap and one just behind it differ by
   const window = sendWindowAt(2 ** 32 - 20, 20);
   assertEquals(window.credit, 20);
   window.spend(20);
-  assertEquals(window.update(2 ** 32 - 4, 8), true);
+  assertEquals(window.update(2 ** 32 - 4, 8), "moved");
   assertEquals(window.credit, 4);
-  assertEquals(window.update(0, 8), true);
+  assertEquals(window.update(0, 8), "moved");
   assertEquals(window.credit, 8);
 });
 
 Deno.test("rule 9: a window above 2^31-1 counts as 2^31-1", () => {
   for (const size of [2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1]) {
     const window = new SendWindow();
-    assertEquals(window.update(0, size), true);
+    assertEquals(window.update(0, size), "moved");
     assertEquals(window.credit, 2 ** 31 - 1);
     window.spend(2 ** 31 - 1);
     assertEquals(window.credit, 0);
-    assertEquals(window.update(2 ** 31 - 1, size), true);
+    assertEquals(window.update(2 ** 31 - 1, size), "moved");
     assertEquals(window.credit, 2 ** 31 - 1);
   }
   const window = new SendWindow();
@@ -191,10 +191,10 @@ Deno.test("rule 9: consumed beyond what was sent is told as such and changes not
   for (const sent of [0, 5, 2 ** 32 - 3]) {
     const window = sendWindowAt(sent, 100);
     window.spend(10);
-    assertEquals(window.update((sent + 11) % 2 ** 32, 1000), undefined);
-    assertEquals(window.update((sent + 10 + 2 ** 31) % 2 ** 32, 1000), undefined);
+    assertEquals(window.update((sent + 11) % 2 ** 32, 1000), "invalid");
+    assertEquals(window.update((sent + 10 + 2 ** 31) % 2 ** 32, 1000), "invalid");
     assertEquals(window.credit, 90);
-    assertEquals(window.update((sent + 10) % 2 ** 32, 1000), true);
+    assertEquals(window.update((sent + 10) % 2 ** 32, 1000), "moved");
     assertEquals(window.credit, 1000);
   }
 });
@@ -202,8 +202,8 @@ Deno.test("rule 9: consumed beyond what was sent is told as such and changes not
 Deno.test("rule 9: consumed that goes back is ignored, window and all", () => {
   for (const sent of [1000, 2 ** 32 + 3]) {
     const window = sendWindowAt(sent, 100);
-    assertEquals(window.update((sent - 1) % 2 ** 32, 5000), false);
-    assertEquals(window.update((sent - 900) % 2 ** 32, 0), false);
+    assertEquals(window.update((sent - 1) % 2 ** 32, 5000), "unchanged");
+    assertEquals(window.update((sent - 900) % 2 ** 32, 0), "unchanged");
     assertEquals(window.credit, 100);
   }
 });
