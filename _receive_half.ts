@@ -231,7 +231,6 @@ export class ReceiveHalf {
   /** Drops what is unread and what will arrive, as if it had been read. */
   discard(): void {
     if (this.#state === "open") this.#state = "discarding";
-    if (this.#filled > 0) this.finishRead();
     if (this.#into !== undefined) this.#endRead()(0);
     this.#consume(this.#drop());
   }
@@ -323,11 +322,7 @@ export class ReceiveHalf {
     this.#wait(p, parked);
     // `null` counts as no signal.
     if (signal) {
-      const abort = () => {
-        // What came with the rest of its batch is not taken back.
-        if (this.#filled > 0) this.finishRead();
-        else this.#rejectRead(signal.reason);
-      };
+      const abort = () => this.#rejectRead(signal.reason);
       signal.addEventListener("abort", abort);
       this.#unlisten = () => signal.removeEventListener("abort", abort);
     }
