@@ -88,8 +88,6 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   isFinDue = false;
   /** The session's batch of finished reads in which this stream was last; 0 since it reads again. */
   batch = 0;
-  /** Another one of the session's table. */
-  neighbour: StreamCore | undefined = undefined;
   readonly #host: StreamHost;
   #isClosed = false;
   // Whether `closed` fulfils: it ended both ways or was closed here, before any failure.

@@ -464,10 +464,10 @@ export const MUTANTS: Mutant[] = [
     tests: ["rules_test.ts"],
   },
   {
-    name: "a stream that has left the table points to those that stay",
+    name: "a stream that leaves takes another one with its id along",
     file: "table.ts",
-    from: "    entry.neighbour = undefined;\n",
-    to: "",
+    from: "if (this.#entries[entry.id] !== entry) return false;",
+    to: "if (!(entry.id in this.#entries)) return false;",
     tests: ["table_test.ts"],
   },
   {
