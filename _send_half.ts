@@ -7,11 +7,11 @@
 import { deferred } from "./_deferred.ts";
 import { Gate } from "./_gate.ts";
 import { notBytes } from "./_receive_half.ts";
-import { PendingFrame } from "./_writer.ts";
+import type { PendingFrame } from "./_writer.ts";
 import { ChannelClosedError, type Sender } from "./channel.ts";
 import { clock, excuse, LATE } from "./clock.ts";
 import { StreamClosedError } from "./errors.ts";
-import { type Command, ProtocolError, PSH } from "./frame.ts";
+import { type Command, NOTHING, ProtocolError, PSH, SYN } from "./frame.ts";
 import { SendWindow } from "./window.ts";
 
 /** Makes the error of a stream that failed; for a write it gets the number of bytes encoded, 0 as well. */
@@ -21,10 +21,8 @@ export type Failure = (bytesWritten?: number) => Error;
 export interface FrameOutput {
   /** Encodes a frame if there is room. */
   tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean;
-  /** Returns a handle for frames that wait for room. */
+  /** Returns a handle for frames that wait for room: a send fulfils when its frame is encoded. */
   openSender(): Sender<PendingFrame>;
-  /** Waits until a frame is encoded. */
-  send(frame: PendingFrame, sender: Sender<PendingFrame>, signal: AbortSignal | undefined): Promise<void>;
 }
 
 /** What the half needs from its stream. */
@@ -187,6 +185,22 @@ export class SendHalf {
   }
 
   // Writing.
+
+  /**
+   * Encodes SYN, or waits until there is room for it.
+   *
+   * @throws {ChannelClosedError} The session has ended.
+   */
+  open(signal: AbortSignal | undefined): Promise<void> | undefined {
+    const { output, id } = this.#stream;
+    if (output.tryFrame(SYN, id, NOTHING, 0, 0)) return undefined;
+    // The lock is held, so that no FIN overtakes the SYN.
+    this.#isWriting = true;
+    const waiting = this.#waiting = new Waiting();
+    waiting.sender = output.openSender();
+    return waiting.sender.send({ command: SYN, id, bytes: NOTHING, start: 0, end: 0 }, signal && { signal })
+      .finally(() => this.#unlock());
+  }
 
   /**
    * Writes, and returns a number instead of a promise where all of `p` finds room at once.
@@ -359,7 +373,8 @@ export class SendHalf {
   ): Promise<void> | undefined {
     const { output, id } = this.#stream;
     if (output.tryFrame(PSH, id, p, start, end)) return undefined;
-    return output.send(new PendingFrame(PSH, id, p, start, end), waiting.sender ??= output.openSender(), signal);
+    waiting.sender ??= output.openSender();
+    return waiting.sender.send({ command: PSH, id, bytes: p, start, end }, signal && { signal });
   }
 
   async #closeInTurn({ isCut, isAborted }: EndOptions): Promise<void> {

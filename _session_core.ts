@@ -14,10 +14,10 @@ import { FloodGuard } from "./_flood.ts";
 import { Gate } from "./_gate.ts";
 import { FrameReader, type ReaderHost } from "./_reader.ts";
 import { StalledStreams } from "./_stalled.ts";
-import { FrameWriter, PendingFrame, type WriterHost } from "./_writer.ts";
+import { FrameWriter, type WriterHost } from "./_writer.ts";
 import { ChannelClosedError } from "./channel.ts";
 import { SessionClosedError } from "./errors.ts";
-import { type FrameDecoder, NOP, NOTHING, ProtocolError, SYN, type Version } from "./frame.ts";
+import { type FrameDecoder, NOP, ProtocolError, type Version } from "./frame.ts";
 import type { Settings } from "./options.ts";
 import { StreamCore, type StreamHost } from "./stream.ts";
 import { Table } from "./table.ts";
@@ -163,7 +163,8 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     this.#nextId += 2;
     // Before the SYN can leave, or the answer of a quick peer would find no stream.
     this.streams.add(stream);
-    if (!this.writer.tryFrame(SYN, stream.id, NOTHING, 0, 0)) await this.#waitToOpen(stream, signal);
+    const waiting = stream.sending.open(signal);
+    if (waiting !== undefined) await this.#waitToOpen(stream, waiting);
     this.opened++;
     stream.announce();
     return stream;
@@ -177,9 +178,9 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     }
   }
 
-  async #waitToOpen(stream: StreamCore, signal: AbortSignal | undefined): Promise<void> {
+  async #waitToOpen(stream: StreamCore, waiting: Promise<void>): Promise<void> {
     try {
-      await this.writer.send(new PendingFrame(SYN, stream.id, NOTHING, 0, 0), undefined, signal);
+      await waiting;
     } catch (error) {
       this.#drop(stream, "The stream was never opened");
       if (!(error instanceof ChannelClosedError)) throw error;
@@ -458,7 +459,6 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   async #notify(streams: StreamCore[]): Promise<void> {
     const { turn } = this.reader;
     const turns = [turn.end(), this.writer.turn.end()];
-    while (this.writer.dismiss(NOTIFY_BATCH)) await turn.giveWay();
     let notified = 0;
     for (const stream of streams) {
       if (stream.notifyWaiters() && ++notified % NOTIFY_BATCH === 0) await turn.giveWay();

@@ -816,3 +816,26 @@ Deno.test("an answer leaves while the transport is not read because too much is 
   while (!session.stats().readPaused) await turn(1);
   session.abort();
 });
+
+Deno.test("Session.close() sends the SYN of an open that waits for room before the FIN of its stream", async () => {
+  for (const version of [1, 2] as const) {
+    const [near, far] = memoryPair(100);
+    const session = Session.client(near, { version });
+    const peer = new RawPeer(far, version);
+    const streams = [await session.openStream(), await session.openStream(), await session.openStream()];
+    const writing = streams.map((stream) => stream.write(pattern(200_000)));
+    await turn();
+    const opening = session.openStream();
+    await turn();
+    const closing = session.close();
+    const seen: string[] = [];
+    for (let frame = await peer.next(); frame !== null; frame = await peer.next()) {
+      if (frame.id === 9) seen.push(frame.command === SYN ? "SYN" : frame.command === FIN ? "FIN" : `${frame.command}`);
+    }
+    assertEquals(seen, ["SYN", "FIN"]);
+    assertEquals((await opening).id, 9);
+    far.close();
+    await closing;
+    await Promise.allSettled(writing);
+  }
+});

@@ -5,7 +5,7 @@
  */
 import { assert, assertEquals, assertGreater, assertLess, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import { type ControlSource, FrameWriter, PendingFrame, type WriterHost } from "../_writer.ts";
+import { type ControlSource, FrameWriter, type PendingFrame, type WriterHost } from "../_writer.ts";
 import { ChannelClosedError } from "../channel.ts";
 import { clock } from "../clock.ts";
 import { type Command, FIN, NOP, NOTHING, PSH, SYN } from "../frame.ts";
@@ -121,7 +121,7 @@ function syn(writer: FrameWriter, id: number): boolean {
 }
 
 function waiting(id: number, length: number, command: Command = PSH): PendingFrame {
-  return new PendingFrame(command, id, new Uint8Array(length), 0, length);
+  return { command, id, bytes: new Uint8Array(length), start: 0, end: length };
 }
 
 /** A stream whose control frames are due. */
@@ -348,7 +348,7 @@ Deno.test("a frame that finds no room waits, and its sender goes on when a buffe
   await link.begun(1);
   fill(writer, 3, 32 * 1024);
   let isTaken = false;
-  const sending = writer.send(waiting(5, 100)).then(() => isTaken = true);
+  const sending = writer.openSender().send(waiting(5, 100)).then(() => isTaken = true);
   await microtasks(50);
   assertEquals(isTaken, false);
   link.take();
@@ -360,28 +360,6 @@ Deno.test("a frame that finds no room waits, and its sender goes on when a buffe
   assertEquals(frames(link.writes[2]!), ["PSH 5 length 100"]);
 });
 
-Deno.test("send() marks its frame in the step that encodes it, and leaves one that was given up unmarked", async () => {
-  const { link, writer } = start();
-  fill(writer, 3, 32 * 1024);
-  await link.begun(1);
-  fill(writer, 3, 32 * 1024);
-  const controller = new AbortController();
-  const frames = [waiting(5, 1), waiting(7, 1), waiting(9, 1)];
-  const before = writer.frames;
-  const isEncoded = () => frames.map(({ isEncoded }) => isEncoded);
-  const [one, two, three] = frames.map((frame, n) =>
-    writer.send(frame, undefined, n === 1 ? controller.signal : undefined)
-  );
-  await microtasks(20);
-  assertEquals([writer.frames - before, isEncoded()], [0, [false, false, false]]);
-  controller.abort(new Error("enough"));
-  await assertRejects(() => two!, Error, "enough");
-  link.open();
-  await Promise.all([one, three]);
-  await writer.flushed();
-  assertEquals([writer.frames - before, isEncoded()], [2, [true, false, true]]);
-});
-
 Deno.test("frames that wait are taken in the order in which they came, before any that comes later", async () => {
   const { link, writer } = start();
   fill(writer, 3, 32 * 1024);
@@ -389,8 +367,8 @@ Deno.test("frames that wait are taken in the order in which they came, before an
   fill(writer, 3, 32 * 1024);
   const handles = [5, 7, 9].map((id) => ({ id, sender: writer.openSender() }));
   const sent = handles.flatMap(({ id, sender }) => [
-    writer.send(waiting(id, 10), sender),
-    writer.send(waiting(id, 11), sender),
+    sender.send(waiting(id, 10)),
+    sender.send(waiting(id, 11)),
   ]);
   link.take();
   await Promise.all(sent);
@@ -414,7 +392,7 @@ async function writeFrames(writer: FrameWriter, id: number, count: number): Prom
   const sender = writer.openSender();
   while (count-- > 0) {
     if (data(writer, id, length)) await null;
-    else await writer.send(waiting(id, length), sender);
+    else await sender.send(waiting(id, length));
   }
   sender.close();
 }
@@ -457,7 +435,7 @@ Deno.test("rule 13: one small frame waits for what was put before it, and for no
   await link.begun(1);
   await microtasks(50);
   const ahead = writer.frames;
-  const small = writer.send(waiting(5, 1));
+  const small = writer.openSender().send(waiting(5, 1));
   link.open();
   await Promise.all([bulk, small]);
   await writer.flushed();
@@ -505,7 +483,7 @@ Deno.test("rule 12: control frames that found no room go first at the next chang
   writer.queueControl(sources[0]!);
   writer.refuse(13);
   writer.refuse(15);
-  const sending = writer.send(waiting(5, 10));
+  const sending = writer.openSender().send(waiting(5, 10));
   assertEquals([encoded, writer.waitingRefusals, sources.map(({ isQueued }) => isQueued)], [[], 2, [true, true, true]]);
   link.take();
   await sending;
@@ -545,7 +523,7 @@ Deno.test("more frames wait than one buffer holds: they leave in several writes,
   assert(data(writer, 3, 1));
   await link.begun(1);
   fill(writer, 3, 32 * 1024);
-  const sent = Array.from({ length: 30 }, (_, at) => writer.send(waiting(5 + 2 * at, 32 * 1024)));
+  const sent = Array.from({ length: 30 }, (_, at) => writer.openSender().send(waiting(5 + 2 * at, 32 * 1024)));
   link.open();
   await Promise.all(sent);
   await writer.flushed();
@@ -682,19 +660,18 @@ Deno.test("a transport that takes a few bytes at a time gets all of them, in ord
   }
 });
 
-Deno.test("a transport that fails is told once, and send() rejects for frames that wait", async () => {
+Deno.test("a transport that fails is told once, and a send rejects when its handle is closed", async () => {
   const { link, writer, told } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
   fill(writer, 3, 32 * 1024);
-  const frame = waiting(5, 10);
-  const sending = assertRejects(() => writer.send(frame), ChannelClosedError, "the session has ended");
+  const sender = writer.openSender();
+  const sending = assertRejects(() => sender.send(waiting(5, 10)), ChannelClosedError);
   const flushed = writer.flushed();
   link.fail(new Error("broken"));
   await flushed;
-  writer.dismiss(Infinity);
+  sender.close();
   await sending;
-  assertEquals(frame.isEncoded, false);
   await microtasks(20);
   assertEquals([told, link.writes.length, writer.bytes], [["failed: broken"], 1, 0]);
   assertEquals([data(writer, 3, 1), writer.tryControl(FIN, 3), writer.tryUpdate(3, 0, 0)], [false, false, false]);
@@ -738,26 +715,25 @@ Deno.test("a transport that fails after the end is told to nobody", async () => 
   assertEquals(told, []);
 });
 
-Deno.test("the end takes nothing more and writes nothing more, and send() rejects for frames that wait", async () => {
+Deno.test("the end takes nothing more and writes nothing more, and a send rejects when its handle is closed", async () => {
   const { link, writer, told } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
   fill(writer, 3, 32 * 1024);
   const sender = writer.openSender();
-  const list = [waiting(5, 1), waiting(7, 0, SYN), waiting(9, 2)];
+  const other = writer.openSender();
   const rejected: number[] = [];
-  const sending = list.map((frame, at) =>
-    assertRejects(() => writer.send(frame, at === 1 ? undefined : sender), ChannelClosedError)
-      .then(() => rejected.push(frame.id))
+  const sending = [waiting(5, 1), waiting(7, 0, SYN), waiting(9, 2)].map((frame, at) =>
+    assertRejects(() => (at === 1 ? other : sender).send(frame), ChannelClosedError).then(() => rejected.push(frame.id))
   );
   writer.end();
-  assertEquals(writer.dismiss(2), true);
   await microtasks(20);
-  assertEquals(rejected, [5, 7]);
-  assertEquals(writer.dismiss(2), false);
+  assertEquals(rejected, []);
+  sender.close();
+  await microtasks(20);
+  assertEquals(rejected, [5, 9]);
+  other.close();
   await Promise.all(sending);
-  assertEquals([rejected, list.map(({ isEncoded }) => isEncoded)], [[5, 7, 9], [false, false, false]]);
-  await assertRejects(() => writer.send(waiting(5, 1), sender), ChannelClosedError);
   assertEquals([data(writer, 3, 1), syn(writer, 5)], [false, false]);
   assertEquals([writer.tryControl(FIN, 3), writer.tryUpdate(3, 0, 0)], [false, false]);
   link.take();
@@ -781,8 +757,8 @@ Deno.test("a sender that gives up takes its frame back, and those behind it move
   fill(writer, 3, 32 * 1024);
   const controller = new AbortController();
   const reason = new Error("enough");
-  const givingUp = writer.send(waiting(5, 10), undefined, controller.signal);
-  const staying = writer.send(waiting(7, 10));
+  const givingUp = writer.openSender().send(waiting(5, 10), { signal: controller.signal });
+  const staying = writer.openSender().send(waiting(7, 10));
   controller.abort(reason);
   assertStrictEquals(await assertRejects(() => givingUp), reason);
   link.open();

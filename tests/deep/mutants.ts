@@ -127,9 +127,9 @@ export const MUTANTS: Mutant[] = [
     name: "a stream is registered only after its SYN has left",
     file: "_session_core.ts",
     from:
-      "    this.streams.add(stream);\n    if (!this.writer.tryFrame(SYN, stream.id, NOTHING, 0, 0)) await this.#waitToOpen(stream, signal);\n",
+      "    this.streams.add(stream);\n    const waiting = stream.sending.open(signal);\n    if (waiting !== undefined) await this.#waitToOpen(stream, waiting);\n",
     to:
-      "    if (!this.writer.tryFrame(SYN, stream.id, NOTHING, 0, 0)) await this.#waitToOpen(stream, signal);\n    await this.writer.flushed();\n    this.streams.add(stream);\n",
+      "    const waiting = stream.sending.open(signal);\n    if (waiting !== undefined) await this.#waitToOpen(stream, waiting);\n    await this.writer.flushed();\n    this.streams.add(stream);\n",
   },
   {
     name: "tiny frames are not merged",
@@ -478,10 +478,17 @@ export const MUTANTS: Mutant[] = [
     tests: ["rules_test.ts"],
   },
   {
+    name: "a FIN overtakes the SYN that waits for room",
+    file: "_send_half.ts",
+    from: "    this.#isWriting = true;\n    const waiting = this.#waiting = new Waiting();\n",
+    to: "    const waiting = this.#waiting = new Waiting();\n",
+    tests: ["session_test.ts"],
+  },
+  {
     name: "a stream that waits for room to be opened when the session ends waits for ever",
-    file: "_session_core.ts",
-    from: "    while (this.writer.dismiss(NOTIFY_BATCH)) await turn.giveWay();\n",
-    to: "",
+    file: "_send_half.ts",
+    from: "    waiting.sender = output.openSender();\n    return waiting.sender",
+    to: "    return output.openSender()",
     tests: ["rules_test.ts"],
   },
   {
