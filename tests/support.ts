@@ -236,6 +236,28 @@ export class RawPeer {
   }
 }
 
+/** A session, and a raw peer at the other end of its connection. */
+export function withPeer(
+  role: "client" | "server",
+  version: Version,
+  options: ClientSessionOptions & ServerSessionOptions = {},
+  capacity?: number,
+): { session: Session; peer: RawPeer; connection: MemoryConnection } {
+  const [connection, far] = memoryPair(capacity);
+  const session = role === "client"
+    ? Session.client(connection, { version, ...options } as ClientSessionOptions)
+    : Session.server(connection, { version, ...options });
+  return { session, peer: new RawPeer(far, version), connection };
+}
+
+/** How a promise stands once everything that can happen has. */
+export async function state(promise: Promise<unknown>): Promise<"pending" | "fulfilled" | "rejected"> {
+  let found: "pending" | "fulfilled" | "rejected" = "pending";
+  promise.then(() => found = "fulfilled", () => found = "rejected");
+  await turn();
+  return found;
+}
+
 /** Counts the listeners that others leave on a signal. */
 export function countListeners(signal: AbortSignal): () => number {
   const listeners = new Set<unknown>();
