@@ -12,8 +12,10 @@
 import { assert, assertEquals } from "@std/assert";
 import { type Command, FrameDecoder, type FrameSink, PSH, UPD } from "../../frame.ts";
 import {
+  type ClientSessionOptions,
   type Connection,
   ProtocolError,
+  type ServerSessionOptions,
   Session,
   SessionClosedError,
   type Stream,
@@ -36,10 +38,22 @@ const payload = pattern(65_535);
 const broken = new Error("The connection is broken");
 const givenUp = new Error("The caller has given up");
 
-/** Runs one input; throws when the session breaks a promise. */
-export async function session(input: Uint8Array): Promise<void> {
+/** Makes the session that is fuzzed. */
+export interface SessionMaker {
+  client(connection: Connection, options: ClientSessionOptions): FuzzedSession;
+  server(connection: Connection, options: ServerSessionOptions): FuzzedSession;
+}
+
+/** What is used of the session. */
+export type FuzzedSession = Pick<
+  Session,
+  "abort" | "acceptStream" | "close" | "closed" | "incoming" | "openStream" | "stats" | "version"
+>;
+
+/** Runs one input; throws when the session breaks a promise. A test can make a faulty one, which has to be found out. */
+export async function session(input: Uint8Array, maker: SessionMaker = Session): Promise<void> {
   using clock = new ManualClock();
-  const run = new Run(new Script(input));
+  const run = new Run(new Script(input), maker);
   await run.steps(clock);
   await run.end(clock);
 }
@@ -86,7 +100,7 @@ class Script {
 class Run {
   readonly #script: Script;
   readonly #connection: ScriptedConnection;
-  readonly #session: Session;
+  readonly #session: FuzzedSession;
   readonly #isClient: boolean;
   readonly #options: { maxReceiveBuffer: number; maxStreams: number; acceptBacklog: number };
   readonly #streams: Stream[] = [];
@@ -95,7 +109,7 @@ class Run {
   #problem: unknown;
   #signal = new AbortController();
 
-  constructor(script: Script) {
+  constructor(script: Script, maker: SessionMaker) {
     this.#script = script;
     const mode = script.next();
     this.#isClient = (mode & 1) === 1;
@@ -114,8 +128,8 @@ class Run {
     };
     const version = mode & 64 ? 1 : 2;
     this.#session = this.#isClient
-      ? Session.client(this.#connection, { ...options, version })
-      : Session.server(this.#connection, { ...options, version: mode & 128 ? "auto" : version });
+      ? maker.client(this.#connection, { ...options, version })
+      : maker.server(this.#connection, { ...options, version: mode & 128 ? "auto" : version });
     this.#watch(this.#session.closed, true);
   }
 
