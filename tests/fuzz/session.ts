@@ -21,16 +21,12 @@ import {
   type Stream,
   StreamClosedError,
 } from "../../mod.ts";
-import { frame, hops, ManualClock, MiB, pattern, turn, updateFrame } from "../support.ts";
+import { frame, hops, ManualClock, MiB, pattern, READ_BUFFER, turn, updateFrame, WRITE_BUFFER } from "../support.ts";
 
 const TIMEOUT = 5000;
 const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
 // Streams that a script can name; it can use only the last so many.
 const STREAMS = 8;
-// Bytes that a session parses at most beyond its limit: the largest read.
-const READ = 64 * 1024;
-// Two buffers, each full, with its last frame of data, and with what is kept for control frames.
-const UNSENT = 2 * (224 * 1024 + 65_543 + 16 * 1024 + 16);
 // What an operation may wait for is at most a chain of a few microtasks a frame.
 const HOPS = 40;
 
@@ -229,11 +225,11 @@ class Run {
     switch (what) {
       case 0:
       case 1:
-        return this.#watch(stream.read(new Uint8Array(Math.min(script.size(), READ)), this.#maybeSignal()));
+        return this.#watch(stream.read(new Uint8Array(Math.min(script.size(), READ_BUFFER)), this.#maybeSignal()));
       case 2:
         return this.#watch(stream.write(payload.subarray(0, script.size()), this.#maybeSignal()));
       case 3:
-        return this.#attempt(() => void stream.tryRead(new Uint8Array(Math.min(script.size(), READ) + 1)));
+        return this.#attempt(() => void stream.tryRead(new Uint8Array(Math.min(script.size(), READ_BUFFER) + 1)));
       case 4:
         return this.#attempt(() => void stream.tryWrite(payload.subarray(0, script.size())));
       case 5:
@@ -325,8 +321,8 @@ class Run {
     if (this.#problem !== undefined) throw new Error("An undeclared error", { cause: this.#problem });
     const { bytesUnread, bytesUnsent, pendingAccept } = this.#session.stats();
     const { maxReceiveBuffer, acceptBacklog } = this.#options;
-    assert(bytesUnread >= 0 && bytesUnread <= maxReceiveBuffer + READ, `${bytesUnread} bytes are unread`);
-    assert(bytesUnsent <= UNSENT, `${bytesUnsent} bytes are unsent`);
+    assert(bytesUnread >= 0 && bytesUnread <= maxReceiveBuffer + READ_BUFFER, `${bytesUnread} bytes are unread`);
+    assert(bytesUnsent <= 2 * WRITE_BUFFER, `${bytesUnsent} bytes are unsent`);
     assert(pendingAccept <= acceptBacklog, `${pendingAccept} streams wait to be accepted`);
     this.#connection.check(this.#isClient, this.#session.version);
   }
