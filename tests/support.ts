@@ -3,13 +3,29 @@
 import { setImmediate } from "node:timers/promises";
 import { concat } from "@std/bytes";
 import { clock, type Timer } from "../clock.ts";
-import { type Command, encodeHeader, encodeUpdate, FrameDecoder, NOTHING, type Version } from "../frame.ts";
+import {
+  type Command,
+  encodeHeader,
+  encodeUpdate,
+  FrameDecoder,
+  HEADER_LENGTH,
+  MAX_PAYLOAD_LENGTH,
+  NOTHING,
+  UPDATE_LENGTH,
+  type Version,
+} from "../frame.ts";
 import { type ClientSessionOptions, type Connection, type ServerSessionOptions, Session } from "../mod.ts";
 
 // Processes that are measured import this module: it loads no more than they need, so not `@std/assert`.
 
 export const KiB = 1024;
 export const MiB = 1024 * KiB;
+
+/** Bytes that a session parses at most beyond a limit: those of one read of its transport. */
+export const READ_BUFFER = 64 * KiB;
+/** Bytes in one of a session's two write buffers at most: data, one more frame of it, and control frames. */
+export const WRITE_BUFFER = 224 * KiB + (HEADER_LENGTH + MAX_PAYLOAD_LENGTH) + 16 * KiB +
+  (HEADER_LENGTH + UPDATE_LENGTH);
 
 /** A free port of this machine. */
 export const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
@@ -33,9 +49,9 @@ export async function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean
   }
 }
 
-const { giveWay, rest } = clock;
+const { giveWay, rest, now } = clock;
 // The clock is one for all tests of a file: a later test must not find what an earlier one made of it.
-Deno.test.afterEach(() => void Object.assign(clock, { giveWay, rest }));
+Deno.test.afterEach(() => void Object.assign(clock, { giveWay, rest, now }));
 
 /**
  * Makes one turn of the event loop of the rests that sessions give others: in memory there is no socket to look at, and on
@@ -46,12 +62,21 @@ function shortenRests(): void {
   clock.rest = (run) => void setImmediate().then(run);
 }
 
-/** Both ends of a connection in memory that holds `capacity` bytes each way. */
+/**
+ * Stops the time that sessions read, unless the test has a clock of its own: how long the machine takes for a step must
+ * not decide whether a session gives way in it.
+ */
+function stopTime(): void {
+  if (clock.now !== now) return;
+  const stopped = now();
+  clock.now = () => stopped;
+}
+
+/** Both ends of a connection in memory that holds `capacity` bytes each way; until the test ends, time stands still. */
 export function memoryPair(capacity = 64 * 1024): [MemoryConnection, MemoryConnection] {
   shortenRests();
-  const there = new Pipe(capacity);
-  const back = new Pipe(capacity);
-  return [new MemoryConnection(back, there), new MemoryConnection(there, back)];
+  stopTime();
+  return MemoryConnection.pair(capacity);
 }
 
 /** One direction of a connection in memory. */
@@ -141,6 +166,13 @@ export abstract class PipedConnection<Direction extends Pick<Connection, "read" 
 
 /** One end of a connection in memory. */
 export class MemoryConnection extends PipedConnection<Pipe> {
+  /** Both ends of a connection that holds `capacity` bytes each way. */
+  static pair(capacity: number): [MemoryConnection, MemoryConnection] {
+    const there = new Pipe(capacity);
+    const back = new Pipe(capacity);
+    return [new MemoryConnection(back, there), new MemoryConnection(there, back)];
+  }
+
   close(): void {
     if (this.isClosed) throw new Error("Closed twice");
     this.isClosed = true;
@@ -234,6 +266,28 @@ export class RawPeer {
       if (frame.command === command) return frame;
     }
   }
+}
+
+/** A session, and a raw peer at the other end of its connection. */
+export function withPeer(
+  role: "client" | "server",
+  version: Version,
+  options: ClientSessionOptions & ServerSessionOptions = {},
+  capacity?: number,
+): { session: Session; peer: RawPeer; connection: MemoryConnection } {
+  const [connection, far] = memoryPair(capacity);
+  const session = role === "client"
+    ? Session.client(connection, { version, ...options } as ClientSessionOptions)
+    : Session.server(connection, { version, ...options });
+  return { session, peer: new RawPeer(far, version), connection };
+}
+
+/** How a promise stands once everything that can happen has. */
+export async function state(promise: Promise<unknown>): Promise<"pending" | "fulfilled" | "rejected"> {
+  let found: "pending" | "fulfilled" | "rejected" = "pending";
+  promise.then(() => found = "fulfilled", () => found = "rejected");
+  await turn();
+  return found;
 }
 
 /** Counts the listeners that others leave on a signal. */

@@ -268,17 +268,20 @@ Deno.test(
   }),
 );
 
-Deno.test("rule 10: an update that falls due as the count passes 2^32 is not lost", () => {
-  const { inbound } = inboundOf(64 * KiB, 0);
-  inbound.read(32 * KiB);
-  while (inbound.consumed < 2 ** 32 - 32 * KiB) assertEquals(inbound.read(32 * KiB), true);
-  // Here Go's candidate is 0, which it takes for none.
-  assertEquals(inbound.read(32 * KiB), true);
-  assertEquals([inbound.window.consumed, inbound.advertised], [0, 64 * KiB]);
-  assertEquals(inbound.read(32 * KiB - 1), false);
-  assertEquals(inbound.read(1), true);
-  assertEquals([inbound.window.consumed, inbound.advertised], [32 * KiB, 64 * KiB]);
-});
+Deno.test(
+  "rule 10: an update that falls due as the count passes 2^32 is not lost",
+  inTime(() => {
+    const { inbound } = inboundOf(64 * KiB, 0);
+    inbound.read(32 * KiB);
+    while (inbound.consumed < 2 ** 32 - 32 * KiB) assertEquals(inbound.read(32 * KiB), true);
+    // Here Go's candidate is 0, which it takes for none.
+    assertEquals(inbound.read(32 * KiB), true);
+    assertEquals([inbound.window.consumed, inbound.advertised], [0, 64 * KiB]);
+    assertEquals(inbound.read(32 * KiB - 1), false);
+    assertEquals(inbound.read(1), true);
+    assertEquals([inbound.window.consumed, inbound.advertised], [32 * KiB, 64 * KiB]);
+  }),
+);
 
 Deno.test("rule 10: no update falls due after the window was given up, while bytes are still counted", () => {
   const { inbound } = inboundOf(1000, 0);

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { FIRST_WINDOW } from "../../window.ts";
 import { conditions, fixed, machine, median, spread, table as markdown } from "../figures.ts";
 import { makeFolder } from "../programs.ts";
 import type { Plan } from "./shared/end.ts";
@@ -45,7 +46,6 @@ const NEXT_START = 3 * ROUND_TRIP;
 const ECHO_TIME = 1200;
 const BUSY = 100;
 const UNREAD = 31;
-const FIRST_WINDOW = 262_144;
 
 /** What is measured, and beside what. */
 interface Cell extends AnyCell {

@@ -11,7 +11,7 @@ import { session } from "./session.ts";
 /** What is fuzzed, by name: each rejects when its input shows something wrong. */
 export const TARGETS: Record<string, (input: Uint8Array) => Promise<void>> = {
   decoder: (input) => decoder(input),
-  session,
+  session: (input) => session(input),
 };
 
 /** The inputs kept for a target. */

@@ -12,23 +12,21 @@
 import { assert, assertEquals } from "@std/assert";
 import { type Command, FrameDecoder, type FrameSink, PSH, UPD } from "../../frame.ts";
 import {
+  type ClientSessionOptions,
   type Connection,
   ProtocolError,
+  type ServerSessionOptions,
   Session,
   SessionClosedError,
   type Stream,
   StreamClosedError,
 } from "../../mod.ts";
-import { frame, hops, ManualClock, MiB, pattern, turn, updateFrame } from "../support.ts";
+import { frame, hops, ManualClock, MiB, pattern, READ_BUFFER, turn, updateFrame, WRITE_BUFFER } from "../support.ts";
 
 const TIMEOUT = 5000;
 const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
 // Streams that a script can name; it can use only the last so many.
 const STREAMS = 8;
-// Bytes that a session parses at most beyond its limit: the largest read.
-const READ = 64 * 1024;
-// Two buffers, each full, with its last frame of data, and with what is kept for control frames.
-const UNSENT = 2 * (224 * 1024 + 65_543 + 16 * 1024 + 16);
 // What an operation may wait for is at most a chain of a few microtasks a frame.
 const HOPS = 40;
 
@@ -36,10 +34,22 @@ const payload = pattern(65_535);
 const broken = new Error("The connection is broken");
 const givenUp = new Error("The caller has given up");
 
-/** Runs one input; throws when the session breaks a promise. */
-export async function session(input: Uint8Array): Promise<void> {
+/** Makes the session that is fuzzed. */
+export interface SessionMaker {
+  client(connection: Connection, options: ClientSessionOptions): FuzzedSession;
+  server(connection: Connection, options: ServerSessionOptions): FuzzedSession;
+}
+
+/** What is used of the session. */
+export type FuzzedSession = Pick<
+  Session,
+  "abort" | "acceptStream" | "close" | "closed" | "incoming" | "openStream" | "stats" | "version"
+>;
+
+/** Runs one input; throws when the session breaks a promise. A test can make a faulty one, which has to be found out. */
+export async function session(input: Uint8Array, maker: SessionMaker = Session): Promise<void> {
   using clock = new ManualClock();
-  const run = new Run(new Script(input));
+  const run = new Run(new Script(input), maker);
   await run.steps(clock);
   await run.end(clock);
 }
@@ -86,7 +96,7 @@ class Script {
 class Run {
   readonly #script: Script;
   readonly #connection: ScriptedConnection;
-  readonly #session: Session;
+  readonly #session: FuzzedSession;
   readonly #isClient: boolean;
   readonly #options: { maxReceiveBuffer: number; maxStreams: number; acceptBacklog: number };
   readonly #streams: Stream[] = [];
@@ -95,7 +105,7 @@ class Run {
   #problem: unknown;
   #signal = new AbortController();
 
-  constructor(script: Script) {
+  constructor(script: Script, maker: SessionMaker) {
     this.#script = script;
     const mode = script.next();
     this.#isClient = (mode & 1) === 1;
@@ -114,8 +124,8 @@ class Run {
     };
     const version = mode & 64 ? 1 : 2;
     this.#session = this.#isClient
-      ? Session.client(this.#connection, { ...options, version })
-      : Session.server(this.#connection, { ...options, version: mode & 128 ? "auto" : version });
+      ? maker.client(this.#connection, { ...options, version })
+      : maker.server(this.#connection, { ...options, version: mode & 128 ? "auto" : version });
     this.#watch(this.#session.closed, true);
   }
 
@@ -215,11 +225,11 @@ class Run {
     switch (what) {
       case 0:
       case 1:
-        return this.#watch(stream.read(new Uint8Array(Math.min(script.size(), READ)), this.#maybeSignal()));
+        return this.#watch(stream.read(new Uint8Array(Math.min(script.size(), READ_BUFFER)), this.#maybeSignal()));
       case 2:
         return this.#watch(stream.write(payload.subarray(0, script.size()), this.#maybeSignal()));
       case 3:
-        return this.#attempt(() => void stream.tryRead(new Uint8Array(Math.min(script.size(), READ) + 1)));
+        return this.#attempt(() => void stream.tryRead(new Uint8Array(Math.min(script.size(), READ_BUFFER) + 1)));
       case 4:
         return this.#attempt(() => void stream.tryWrite(payload.subarray(0, script.size())));
       case 5:
@@ -311,8 +321,8 @@ class Run {
     if (this.#problem !== undefined) throw new Error("An undeclared error", { cause: this.#problem });
     const { bytesUnread, bytesUnsent, pendingAccept } = this.#session.stats();
     const { maxReceiveBuffer, acceptBacklog } = this.#options;
-    assert(bytesUnread >= 0 && bytesUnread <= maxReceiveBuffer + READ, `${bytesUnread} bytes are unread`);
-    assert(bytesUnsent <= UNSENT, `${bytesUnsent} bytes are unsent`);
+    assert(bytesUnread >= 0 && bytesUnread <= maxReceiveBuffer + READ_BUFFER, `${bytesUnread} bytes are unread`);
+    assert(bytesUnsent <= 2 * WRITE_BUFFER, `${bytesUnsent} bytes are unsent`);
     assert(pendingAccept <= acceptBacklog, `${pendingAccept} streams wait to be accepted`);
     this.#connection.check(this.#isClient, this.#session.version);
   }

@@ -9,9 +9,9 @@ import { concat, repeat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
 import { percentile } from "../figures.ts";
-import { MiB, pattern } from "../support.ts";
+import { MiB, pattern, READ_BUFFER } from "../support.ts";
 import { type Attacker, PIECE } from "./attacker.ts";
-import { type Case, type Lab, ON_THE_WAY, READ_BUFFER, receiveBuffer } from "./lab.ts";
+import { type Case, type Lab, ON_THE_WAY, receiveBuffer } from "./lab.ts";
 
 const OVERRUN = MiB;
 

@@ -10,7 +10,7 @@ import { setImmediate } from "node:timers/promises";
 import type { SessionOptions } from "../../mod.ts";
 import { NOP, PSH, SYN, type Version } from "../../frame.ts";
 import { percentile } from "../figures.ts";
-import { KiB, ManualClock, MiB } from "../support.ts";
+import { ManualClock, MiB, WRITE_BUFFER } from "../support.ts";
 import { Attacker, PATIENCE } from "./attacker.ts";
 import { Bystander, type Errand, visit } from "./bystander.ts";
 import { Neighbour } from "./neighbour.ts";
@@ -69,9 +69,7 @@ export interface Figures {
 export const TIMEOUT = 2000;
 
 /** Two buffers of the way out. */
-export const ON_THE_WAY = 2 * 304 * KiB;
-/** What one read of the transport may give beyond a limit. */
-export const READ_BUFFER = 64 * KiB;
+export const ON_THE_WAY = 2 * WRITE_BUFFER;
 
 /** A limit of unread bytes: the default in the deep run, less where it only costs time. */
 export const receiveBuffer = (isFull: boolean) => isFull ? 16 * MiB : 2 * MiB;

@@ -9,14 +9,12 @@ import { concat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
 import { percentile } from "../figures.ts";
-import { KiB, MiB, pattern } from "../support.ts";
+import { MiB, pattern, READ_BUFFER, WRITE_BUFFER } from "../support.ts";
 import { type Attacker, many, PIECE, soon } from "./attacker.ts";
-import { type Case, type Lab, ON_THE_WAY, READ_BUFFER, receiveBuffer, TIMEOUT } from "./lab.ts";
+import { type Case, type Lab, ON_THE_WAY, receiveBuffer, TIMEOUT } from "./lab.ts";
 
 // Full of empty frames it is a few milliseconds.
 const MOST_IN_A_TURN = 2 * MiB;
-// Most of what a session gathers for one write: data and the room kept for control frames.
-const WRITE_BUFFER = 304 * KiB;
 
 /** Opens so many streams and sends each its whole first window, to be echoed; settles when all is sent or cut. */
 async function burden(lab: Lab, attacker: Attacker, count: number, first = 1): Promise<void> {

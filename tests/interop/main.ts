@@ -8,6 +8,7 @@
  * @module
  */
 
+import { parseArgs } from "node:util";
 import { deadline } from "@std/async";
 import { runClient, runServer, type Tally, type Workload } from "./workloads.ts";
 import { explain, onUnhandled } from "../failures.ts";
@@ -228,8 +229,12 @@ async function run(cell: Cell): Promise<Tally> {
 }
 
 async function main(args: string[]): Promise<number> {
-  const self = args.includes("--self");
-  const filter = args.filter((arg) => arg !== "--self").join(" ");
+  const { values: { self = false }, positionals } = parseArgs({
+    args,
+    options: { self: { type: "boolean" } },
+    allowPositionals: true,
+  });
+  const filter = positionals.join(" ");
   let [passed, failed, skipped] = [0, 0, 0];
 
   await using folder = await makeFolder("interop");

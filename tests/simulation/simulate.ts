@@ -7,6 +7,7 @@
 import { createHash } from "node:crypto";
 import { ProtocolError, Session } from "../../mod.ts";
 import { onUnhandled } from "../failures.ts";
+import { READ_BUFFER, WRITE_BUFFER } from "../support.ts";
 import { FEW, other, type SideName, WireRules } from "./invariants.ts";
 import { end, isCalm, makePlan, type Plan } from "./plan.ts";
 import { Random } from "./random.ts";
@@ -34,9 +35,6 @@ export interface Outcome {
 }
 
 const SIDES = ["client", "server"] as const;
-// Bounds on what a session may hold: it parses a read to its end, and fills one buffer while another leaves.
-const READ_BUFFER = 64 * 1024;
-const WRITE_BUFFER = 224 * 1024 + 8 + 65_535 + 16 * 1024 + 16;
 // However slow the connection, in virtual milliseconds: what is not done by then hangs.
 const LONGEST = 3_600_000;
 const TRACE_LENGTH = 400;

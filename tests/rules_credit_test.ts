@@ -1,0 +1,293 @@
+/** Rules 9 and 10 of the design: the credit that the peer sends, and the credit that is sent to it. */
+
+import { assert, assertEquals, assertGreater, assertLess, assertRejects, assertThrows } from "@std/assert";
+import { concat } from "@std/bytes";
+import { FIN, PSH, SYN, UPD } from "../frame.ts";
+import { ProtocolError, type Stream, StreamClosedError } from "../mod.ts";
+import {
+  bytes,
+  frame,
+  ManualClock,
+  pattern,
+  readAll,
+  readExactly,
+  readText,
+  sessionPair,
+  state,
+  turn,
+  withPeer,
+} from "./support.ts";
+
+// 9
+
+Deno.test("rule 9: consumed beyond what was sent fails that stream's writes, and nothing else", async () => {
+  const { session, peer } = withPeer("client", 2);
+  const [one, two] = [await session.openStream(), await session.openStream()];
+  await one.write(bytes("abc"));
+  await peer.update(3, 4, 1000);
+  await turn();
+  await assertRejects(() => one.write(bytes("d")), ProtocolError, "UPD for bytes that were sent");
+  assertThrows(() => one.tryWrite(bytes("d")), ProtocolError);
+  await peer.send(PSH, 3, bytes("still read"));
+  assertEquals(await readText(one), "still read");
+  assertEquals(await two.write(bytes("fine")), 4);
+  session.abort();
+});
+
+Deno.test("rule 9: consumed going back is ignored, and a window above 2^31-1 is clamped", async () => {
+  const { session, peer } = withPeer("client", 2, {}, 4 << 20);
+  const stream = await session.openStream();
+  await stream.write(pattern(262_144));
+  assertEquals(stream.tryWrite(bytes("x")), 0);
+  await peer.update(3, 200_000, 62_144 + 10);
+  await turn();
+  assertEquals(stream.tryWrite(pattern(100)), 10);
+  await peer.update(3, 100, 4_000_000_000);
+  await turn();
+  assertEquals(stream.tryWrite(bytes("x")), 0, "an old UPD moves nothing");
+  await peer.update(3, 200_000, 2 ** 32 - 1);
+  await turn();
+  assertEquals(stream.tryWrite(pattern(50_000)), 50_000);
+  session.abort();
+});
+
+Deno.test("rule 9: a window of zero lets nothing out until it opens; close() and abort release the writer", async () => {
+  for (const release of ["UPD", "close", "signal"] as const) {
+    const { session, peer } = withPeer("client", 2, {}, 1 << 20);
+    const stream = await session.openStream();
+    await peer.update(3, 0, 0);
+    await turn();
+    const aborting = new AbortController();
+    const writing = stream.write(pattern(100), { signal: aborting.signal });
+    assertEquals(await state(writing), "pending");
+    assertEquals(session.stats().framesSent, 2);
+    if (release === "UPD") {
+      await peer.update(3, 0, 100);
+      assertEquals(await writing, 100);
+    } else if (release === "close") {
+      stream.close();
+      const error = await assertRejects(() => writing, StreamClosedError);
+      assertEquals(error.bytesWritten, 0);
+    } else {
+      aborting.abort(new Error("enough"));
+      await assertRejects(() => writing, Error, "enough");
+    }
+    session.abort();
+  }
+});
+
+Deno.test("rule 9: a peer that overruns its credit by more than 1 MiB loses that stream, the session lives", async () => {
+  const { session, peer } = withPeer("server", 2, {}, 1 << 22);
+  await peer.send(SYN, 3);
+  await peer.send(SYN, 5);
+  const [hog, other] = [await session.acceptStream(), await session.acceptStream()];
+  const most = 262_144 + 1024 * 1024;
+  for (let sent = 0; sent < most; sent += 65_536) await peer.send(PSH, 3, pattern(65_535));
+  await peer.send(PSH, 3, pattern(most - 20 * 65_535));
+  await turn();
+  assertEquals(session.stats().bytesUnread, most, "the slack that Go needs is granted");
+  const reason = assertRejects(() => hog.closed, ProtocolError, "credit");
+  await peer.send(PSH, 3, bytes("x"));
+  await reason;
+  assertEquals(session.stats().bytesUnread, 0);
+  await assertRejects(() => hog.read(new Uint8Array(1)), ProtocolError);
+  await assertRejects(() => hog.write(new Uint8Array(1)), ProtocolError);
+  assertEquals((await peer.nextOf(FIN)).id, 3);
+  assertEquals(session.stats().streams, 1);
+  await peer.send(PSH, 5, bytes("alive"));
+  assertEquals(await readText(other), "alive");
+  session.abort();
+});
+
+Deno.test("rule 9: what comes in one read with the frame that overruns credit is not lost", async () => {
+  const { session, peer } = withPeer("server", 2, {}, 1 << 22);
+  await peer.send(SYN, 3);
+  await peer.send(SYN, 5);
+  const [hog, other] = [await session.acceptStream(), await session.acceptStream()];
+  const [most, last] = [262_144 + 1024 * 1024, 40_000];
+  for (let left = most - last; left > 0; left -= 50_000) await peer.send(PSH, 3, pattern(Math.min(left, 50_000)));
+  await turn();
+  assertEquals(session.stats().bytesUnread, most - last);
+  // The stream keeps a view of the buffer that is being decoded when it is cut.
+  await peer.bytes(concat([
+    frame(2, PSH, 3, pattern(last)),
+    frame(2, PSH, 3, bytes("x")),
+    frame(2, PSH, 5, bytes("innocent")),
+  ]));
+  await assertRejects(() => hog.closed, ProtocolError, "credit");
+  assertEquals(await readText(other), "innocent");
+  assertEquals(await state(session.closed), "pending");
+  session.abort();
+});
+
+// 10
+
+Deno.test("rule 10: a window below 262144 is told at once, after our SYN and on accepting", async () => {
+  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 1000 });
+  await peer.send(SYN, 3);
+  const told = await peer.next();
+  assertEquals([told!.command, told!.id, told!.consumed, told!.window], [UPD, 3, 0, 1000]);
+  const stream = await session.openStream();
+  assertEquals((await peer.next())!.command, SYN);
+  const mine = await peer.next();
+  assertEquals([mine!.command, mine!.id, mine!.window], [UPD, stream.id, 1000]);
+  session.abort();
+
+  const usual = withPeer("server", 2);
+  await usual.peer.send(SYN, 3);
+  await usual.session.acceptStream();
+  await turn();
+  assertEquals(usual.session.stats().framesSent, 0);
+  usual.session.abort();
+});
+
+Deno.test("rule 10: an update on the first read, then when half the window or 1 MiB has been read", async () => {
+  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 100 });
+  await peer.send(SYN, 3);
+  const stream = await session.acceptStream();
+  assertEquals((await peer.nextOf(UPD)).consumed, 0);
+  await peer.send(PSH, 3, pattern(100));
+  await stream.read(new Uint8Array(1));
+  assertEquals((await peer.nextOf(UPD)).consumed, 1);
+  await stream.read(new Uint8Array(49));
+  await stream.read(new Uint8Array(1));
+  const update = await peer.nextOf(UPD);
+  assertEquals([update.consumed, update.window], [51, 100]);
+  session.abort();
+});
+
+Deno.test("rule 10: no update after the peer's FIN or our close", async () => {
+  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 100, keepAliveInterval: Infinity });
+  for (const id of [3, 5]) {
+    await peer.send(SYN, id);
+    await peer.send(PSH, id, pattern(100));
+  }
+  await peer.send(FIN, 3);
+  const [one, two] = [await session.acceptStream(), await session.acceptStream()];
+  await turn();
+  const before = session.stats().framesSent;
+  assertEquals(before, 2);
+  await readAll(one);
+  two.close();
+  await turn();
+  assertEquals(session.stats().framesSent, before + 1, "only the FIN of close()");
+  session.abort();
+});
+
+Deno.test("rule 10: over a slow link the window grows to what the link needs, and is given back at the end", async () => {
+  using clock = new ManualClock();
+  // A peer with endless data, 50 ms away there and back: it sends what it may, and hears what we say 50 ms later.
+  const { session, peer } = withPeer("server", 2, { timeout: Infinity, keepAliveInterval: Infinity }, 64 << 20);
+  await peer.send(SYN, 3);
+  const stream = await session.acceptStream();
+  let told = 262_144;
+  const windows: number[] = [];
+  const listening = (async () => {
+    for (let frame = await peer.next(); frame !== null; frame = await peer.next()) {
+      if (frame.command !== UPD) continue;
+      told = frame.consumed + frame.window;
+      windows.push(frame.window);
+    }
+  })();
+  const p = new Uint8Array(1 << 20);
+  for (let trip = 0, sent = 0, limit = told; trip < 20; trip++, limit = told) {
+    while (sent < limit) {
+      const count = Math.min(limit - sent, 65_535);
+      await peer.send(PSH, 3, p.subarray(0, count));
+      sent += count;
+      await turn(1);
+      while (stream.tryRead(p)! > 0);
+    }
+    await clock.advance(50);
+  }
+  assert(windows[0] === 262_144, "it starts small");
+  assert(Math.max(...windows) > 2 << 20, `it grew to ${Math.max(...windows)} only`);
+  assert(Math.max(...windows) <= 8 << 20);
+  stream.close();
+  assertEquals(session.stats().creditGranted, 0);
+  session.abort();
+  await listening;
+});
+
+Deno.test("rule 10: 31 unread streams cannot stop the others", async () => {
+  const { client, server } = sessionPair({ version: 2, capacity: 1 << 20 });
+  const hogs = [];
+  for (let i = 0; i < 31; i++) {
+    const [opened] = await Promise.all([client.openStream(), server.acceptStream()]);
+    const writing = opened.write(pattern(1 << 20));
+    writing.catch(() => {});
+    hogs.push(opened);
+  }
+  await turn(20);
+  const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
+  const data = pattern(12 << 20);
+  const writing = opened.write(data).then(() => opened.closeWrite());
+  assertEquals(await readAll(accepted), data);
+  await writing;
+  assert(!server.stats().readPaused);
+  client.abort();
+  server.abort();
+});
+
+Deno.test("rule 10: while half of the buffer is unread a stream that holds its share gets an UPD that revokes its credit", async () => {
+  const { session, peer } = withPeer("server", 2, { maxReceiveBuffer: 1 << 20 }, 1 << 21);
+  for (const id of [3, 5, 7]) {
+    await peer.send(SYN, id);
+    for (let n = 0; n < 8; n++) await peer.send(PSH, id, pattern(25_000));
+  }
+  // The third passes half of the buffer with its 13th piece, and a share is 2 KiB then.
+  const revoked = await peer.nextOf(UPD);
+  assertEquals([revoked.id, revoked.consumed, revoked.window], [7, 0, 125_000]);
+  // What was on its way is taken, and a stream that is opened now starts small.
+  await peer.send(SYN, 9);
+  const small = await peer.nextOf(UPD);
+  assertEquals([small.id, small.consumed, small.window], [9, 0, Math.floor((1_048_576 - 600_000) / 256)]);
+  await peer.send(PSH, 9, pattern(100));
+  const streams = [];
+  for (let n = 0; n < 4; n++) streams.push(await session.acceptStream());
+  // It is read, so it has credit again.
+  assertEquals(await streams[3]!.read(new Uint8Array(100)), 100);
+  const credit = await peer.nextOf(UPD);
+  assertEquals([credit.id, credit.consumed], [9, 100]);
+  // Once there is room, a stream that is read has its first window again.
+  for (const stream of streams.slice(0, 3)) await readExactly(stream, 200_000);
+  await peer.send(PSH, 9, pattern(100));
+  await streams[3]!.read(new Uint8Array(100));
+  for (let update = credit; update.id !== 9 || update.window < 262_144;) update = await peer.nextOf(UPD);
+  session.abort();
+});
+
+Deno.test("rule 10: 300 streams that are never read leave room for those that are", async () => {
+  const { client, server } = sessionPair({ maxReceiveBuffer: 4 << 20, timeout: Infinity, keepAliveInterval: Infinity });
+  const work: Promise<unknown>[] = [];
+  const pour = async (stream: Stream) => {
+    for (const p = new Uint8Array(32 * 1024);;) await stream.write(p);
+  };
+  const answer = async (stream: Stream) => {
+    if (await readText(stream) === "pour") await pour(stream);
+    else await stream.write(bytes("echo"));
+  };
+  const accept = async () => {
+    for await (const stream of client) work.push(answer(stream).catch(() => {}));
+  };
+  work.push(accept());
+  const ask = async (stream: Stream, word: string) => {
+    await stream.write(bytes(word));
+    return word === "pour" ? "" : await readText(stream);
+  };
+  const early = await server.openStream();
+  let most = 0;
+  for (let n = 0; n < 300; n++) {
+    await ask(await server.openStream(), "pour");
+    await turn();
+    most = Math.max(most, server.stats().bytesUnread);
+    assertEquals(server.stats().readPaused, false, `with ${n} stalled streams`);
+    if (n % 50 === 0) assertEquals(await ask(await server.openStream(), "echo"), "echo");
+  }
+  assertEquals(await ask(early, "echo"), "echo");
+  assertGreater(most, 3 << 20);
+  assertLess(most, 4 << 20);
+  client.abort();
+  server.abort();
+  await Promise.allSettled(work);
+});
