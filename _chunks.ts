@@ -7,7 +7,7 @@
  */
 
 import { Channel } from "./channel.ts";
-import { NOTHING } from "./frame.ts";
+import { EMPTY_BYTES } from "./frame.ts";
 import { ReadBuffer } from "./transport.ts";
 
 // Fewer bytes than this are always copied.
@@ -35,7 +35,7 @@ export class ChunkQueue {
   #first: Chunk | undefined;
   #position = 0;
   #chunks: Channel<Chunk> | undefined;
-  #merged: Uint8Array = NOTHING;
+  #merged: Uint8Array = EMPTY_BYTES;
   #mergedLength = 0;
 
   /** Bytes in the queue. */
@@ -158,7 +158,7 @@ export class ChunkQueue {
   #takeMerged(): Chunk {
     const merged = this.#merged;
     const bytes = this.#mergedLength === merged.length ? merged : merged.subarray(0, this.#mergedLength);
-    this.#merged = NOTHING;
+    this.#merged = EMPTY_BYTES;
     this.#mergedLength = 0;
     return { bytes, buffer: merged.length >= MIN_VIEW_BYTES ? new ReadBuffer(merged) : undefined };
   }

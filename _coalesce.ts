@@ -5,7 +5,7 @@
  */
 
 import type { WriteBuffer } from "./_write_buffer.ts";
-import { clock, type Pass } from "./clock.ts";
+import { clock, type Pass } from "./_clock.ts";
 
 /** Frames of one pass of the event loop are coalesced up to this many bytes. Larger: fewer writes; smaller: the peer starts earlier. */
 export const COALESCE_BYTES = 64 * 1024;

@@ -8,7 +8,7 @@
  */
 
 import type { FrameWriter } from "./_writer.ts";
-import { clock, excuse, LATE, type Timer } from "./clock.ts";
+import { clock, excuse, type Timer, TIMER_LAG_MS } from "./_clock.ts";
 
 // How long after our end a quiet peer is taken to have nothing more under way: Go's closes only by keepalive.
 const LINGER_MS = 1000;
@@ -164,7 +164,7 @@ export class Deadlines {
     // While a write is under way its bytes will be the sign of life, and nothing could overtake them.
     if (now >= writer.begunAt + this.#keepAliveInterval && writer.stalledSince === undefined) host.keepAlive();
     if (writer.isLarge && now >= writer.begunAt + TRIM_DELAY_MS) writer.trim();
-    if (late > LATE) this.#excuse(late, now);
+    if (late > TIMER_LAG_MS) this.#excuse(late, now);
     if (now >= this.#silenceAt) return host.silenceExpired();
     if (now >= this.#close.at) return host.closeExpired(this.#close.limit);
     if (this.#isQuiet(now)) return host.lingerExpired();

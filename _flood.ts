@@ -6,7 +6,7 @@
  */
 
 import { HEADER_LENGTH } from "./frame.ts";
-import { FIRST_WINDOW } from "./window.ts";
+import { INITIAL_WINDOW } from "./_window.ts";
 
 // The price of a frame that changes nothing is 1: a NOP or a UPD, of which few are ever needed, the FIN of an unknown stream
 // (each stream that was closed here first leaves one behind), empty data, a SYN that comes again.
@@ -19,7 +19,7 @@ const BYTES_PER_COST = 8192;
 // million such streams is refused.
 const EMPTY_STREAM_COST = 64;
 // Bytes that may be on their way, free of charge, to a stream that was closed here before its peer ended it; and to all.
-const LATE_DATA_BYTES = FIRST_WINDOW;
+const LATE_DATA_BYTES = INITIAL_WINDOW;
 const MAX_LATE_DATA_BYTES = 256 * LATE_DATA_BYTES;
 // Milliseconds that a peer is not read for; 64 streams that are refused among others that come and go take 2. Beside a
 // million resets another session had 0.24 to 1 of its fair share with 1, and 1.2 to 2.6 with 4.

@@ -7,11 +7,11 @@
 import type { FloodGuard } from "./_flood.ts";
 import { Gate } from "./_gate.ts";
 import type { FrameWriter } from "./_writer.ts";
-import { clock, type Pass } from "./clock.ts";
+import { clock, type Pass } from "./_clock.ts";
 import { FrameDecoder, type FrameSink, type Version } from "./frame.ts";
 import type { StreamCore } from "./stream.ts";
 import type { Link } from "./transport.ts";
-import { Turn } from "./turn.ts";
+import { TimeSlice } from "./_timeslice.ts";
 
 // After a read of at least this many bytes it is made sure that the process yields: a smaller one has emptied the transport,
 // so that the next one waits.
@@ -44,7 +44,7 @@ export class FrameReader {
   /** What turns bytes into frames. */
   readonly decoder: FrameDecoder;
   /** The time slice of its loop. */
-  readonly turn = new Turn();
+  readonly slice = new TimeSlice();
   /** Where the bytes come from. */
   readonly link: Link;
   readonly #host: ReaderHost;
@@ -118,22 +118,22 @@ export class FrameReader {
 
   /** Reads until the end. */
   async run(): Promise<void> {
-    const { link, turn } = this;
+    const { link, slice } = this;
     const host = this.#host;
     let count: number | null = 0;
     let isShared = false;
     let isReading = false;
     let now = clock.now();
-    turn.begin(now);
+    slice.start(now);
     try {
       while (!host.hasEnded) {
         if (host.mustPause) now = await this.#pause();
         isReading = true;
         const reading = link.read(count, isShared);
         // A small read has emptied the transport, so that the next one waits; only now and then is that made sure of.
-        const isWatched = count >= LARGE_READ_BYTES || turn.isLong(now);
+        const isWatched = count >= LARGE_READ_BYTES || slice.isExpired(now);
         const isServing = this.#serving > 1 || (this.#serving > 0 && count >= LARGE_READ_BYTES);
-        if (isWatched || isServing) turn.watch(reading);
+        if (isWatched || isServing) slice.observe(reading);
         if (isServing) await this.#served();
         else if (this.#serving > 0) this.#writer.awaitAnswer();
         count = await reading;
@@ -154,7 +154,7 @@ export class FrameReader {
         // Noted before the readers are waited for, which resets the number.
         isShared = this.#serving > 1;
         host.readDone();
-        const isLong = isWatched && turn.isLong(now);
+        const isLong = isWatched && slice.isExpired(now);
         if (isLong || this.#flood.isExhausted) now = await this.#yield(now);
       }
     } catch (error) {
@@ -174,7 +174,7 @@ export class FrameReader {
     const now = clock.now();
     // The peer could not be heard while the transport was not read.
     this.#host.heard(now);
-    this.turn.begin(now);
+    this.slice.start(now);
     return now;
   }
 
@@ -195,7 +195,7 @@ export class FrameReader {
   async #decodeRest(bytes: Uint8Array, end: number, now: number): Promise<number> {
     while (this.#isBlocked || this.#decodedTo < end) {
       if (this.#isBlocked) {
-        now = await this.turn.giveWay();
+        now = await this.slice.yieldToEventLoop();
         if (this.#host.hasEnded) break;
         this.#host.acceptorsHadTurn();
       }
@@ -246,10 +246,10 @@ export class FrameReader {
     // What the readers answer does not wait for that.
     if (this.#serving > 0) await this.#served();
     if (this.#host.hasEnded) return now;
-    if (!flood.isExhausted) return await this.turn.giveWay();
+    if (!flood.isExhausted) return await this.slice.yieldToEventLoop();
     const since = now;
-    now = await this.turn.rest(flood.startPause());
+    now = await this.slice.sleep(flood.startPause());
     const more = flood.furtherPause(now - since);
-    return more > 0 && !this.#host.hasEnded ? await this.turn.rest(more) : now;
+    return more > 0 && !this.#host.hasEnded ? await this.slice.sleep(more) : now;
   }
 }

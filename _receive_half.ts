@@ -7,9 +7,9 @@
 import { ChunkQueue, copy } from "./_chunks.ts";
 import { Gate } from "./_gate.ts";
 import { StreamClosedError } from "./errors.ts";
-import { NOTHING, ProtocolError } from "./frame.ts";
+import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 import type { ReadBuffer } from "./transport.ts";
-import { ReceiveWindow, type WindowPool } from "./window.ts";
+import { ReceiveWindow, type WindowPool } from "./_window.ts";
 
 // By how much a peer may overrun its credit, in bytes: in Go, concurrent writers on one stream do.
 const CREDIT_TOLERANCE = 1024 * 1024;
@@ -160,14 +160,14 @@ export class ReceiveHalf {
       this.#finishLater();
       if (stop === end) return;
       start = stop;
-    } else if (into === NOTHING) {
+    } else if (into === EMPTY_BYTES) {
       this.#finishLater();
     }
     const length = end - start;
     const unread = this.unread + length;
     if (window !== undefined && unread > window.allowed + CREDIT_TOLERANCE) return this.#overrun(window, unread);
     // A chunk that `readable` waits for is copied, so that the buffer of the transport stays in use.
-    (this.#chunks ??= new ChunkQueue()).push(buffer, start, end, into === NOTHING);
+    (this.#chunks ??= new ChunkQueue()).push(buffer, start, end, into === EMPTY_BYTES);
     this.#stream.windows.unread += length;
     if (window?.revoke(unread)) this.#stream.queueUpdate();
   }
@@ -196,7 +196,7 @@ export class ReceiveHalf {
       const resolve = this.#endRead();
       this.#consume(filled);
       resolve(filled);
-    } else if (this.#into === NOTHING && this.unread > 0) {
+    } else if (this.#into === EMPTY_BYTES && this.unread > 0) {
       this.#endRead()(0);
     } else if (this.#hasEnded) {
       this.#endRead()(null);
@@ -269,7 +269,7 @@ export class ReceiveHalf {
 
   /** Calls `ready` when `tryReadChunk` need not wait. */
   whenReady(ready: () => void): void {
-    this.#wait(NOTHING, ready);
+    this.#wait(EMPTY_BYTES, ready);
   }
 
   /**
@@ -345,7 +345,7 @@ export class ReceiveHalf {
   }
 
   #rejectRead(reason: unknown): void {
-    const isChunkAwaited = this.#into === NOTHING;
+    const isChunkAwaited = this.#into === EMPTY_BYTES;
     this.#endRead()(isChunkAwaited ? 0 : Promise.reject(reason));
   }
 

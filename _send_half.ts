@@ -9,10 +9,10 @@ import { Gate } from "./_gate.ts";
 import { notBytes } from "./_receive_half.ts";
 import type { PendingFrame } from "./_writer.ts";
 import { ChannelClosedError, type Sender } from "./channel.ts";
-import { clock, excuse, LATE } from "./clock.ts";
+import { clock, excuse, TIMER_LAG_MS } from "./_clock.ts";
 import { StreamClosedError } from "./errors.ts";
-import { type Command, NOTHING, ProtocolError, PSH, SYN } from "./frame.ts";
-import { SendWindow } from "./window.ts";
+import { type Command, EMPTY_BYTES, ProtocolError, PSH, SYN } from "./frame.ts";
+import { SendWindow } from "./_window.ts";
 
 /** Makes the error of a stream that failed; for a write it gets the number of bytes encoded, 0 as well. */
 export type Failure = (bytesWritten?: number) => Error;
@@ -193,12 +193,12 @@ export class SendHalf {
    */
   open(signal: AbortSignal | undefined): Promise<void> | undefined {
     const { output, id } = this.#stream;
-    if (output.tryFrame(SYN, id, NOTHING, 0, 0)) return undefined;
+    if (output.tryFrame(SYN, id, EMPTY_BYTES, 0, 0)) return undefined;
     // The lock is held, so that no FIN overtakes the SYN.
     this.#isWriting = true;
     const waiting = this.#waiting = new Waiting();
     waiting.sender = output.openSender();
-    return waiting.sender.send({ command: SYN, id, bytes: NOTHING, start: 0, end: 0 }, signal && { signal })
+    return waiting.sender.send({ command: SYN, id, bytes: EMPTY_BYTES, start: 0, end: 0 }, signal && { signal })
       .finally(() => this.#unlock());
   }
 
@@ -354,7 +354,7 @@ export class SendHalf {
         return await credit.wait({ signal, timeout: due - now });
       } catch (error) {
         now = clock.now();
-        const isLate = now - due > LATE && !isExcused;
+        const isLate = now - due > TIMER_LAG_MS && !isExcused;
         if (!isLate || signal?.aborted || error instanceof ChannelClosedError) throw error;
         // Credit came in this very step.
         if (waiting.starvedFrom === undefined) return;

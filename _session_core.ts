@@ -20,9 +20,9 @@ import { SessionClosedError } from "./errors.ts";
 import { type FrameDecoder, NOP, ProtocolError, type Version } from "./frame.ts";
 import type { Settings } from "./options.ts";
 import { StreamCore, type StreamHost } from "./stream.ts";
-import { Table } from "./table.ts";
-import { isReset, type Link, link, type Transport } from "./transport.ts";
-import { WindowPool } from "./window.ts";
+import { Table } from "./_table.ts";
+import { adapt, isReset, type Link, type Transport } from "./transport.ts";
+import { WindowPool } from "./_window.ts";
 
 // Refusals that may wait for room; while there are more, the peer that causes them is not read.
 const MAX_WAITING_REFUSALS = 1024;
@@ -80,7 +80,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     this.settings = settings;
     this.#role = role;
     this.#nextId = FIRST_ID[role];
-    const adapted = link(transport);
+    const adapted = adapt(transport);
     this.windows = new WindowPool(maxStreamBuffer, Math.floor(maxReceiveBuffer / 2), maxReceiveBuffer);
     this.writer = new FrameWriter(adapted, version === "auto" ? 2 : version, this);
     this.reader = new FrameReader(adapted, version === "auto" ? undefined : version, this, this.writer, this.flood);
@@ -457,13 +457,13 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
 
   /** Settles what waits for room, for one of these streams, or for the end. */
   async #notify(streams: StreamCore[]): Promise<void> {
-    const { turn } = this.reader;
-    const turns = [turn.end(), this.writer.turn.end()];
+    const { slice } = this.reader;
+    const pending = [slice.end(), this.writer.slice.end()];
     let notified = 0;
     for (const stream of streams) {
-      if (stream.notifyWaiters() && ++notified % NOTIFY_BATCH === 0) await turn.giveWay();
+      if (stream.notifyWaiters() && ++notified % NOTIFY_BATCH === 0) await slice.yieldToEventLoop();
     }
-    for (const others of turns) if (others !== undefined) await others;
+    for (const others of pending) if (others !== undefined) await others;
     if (this.#failure === undefined) this.#closed.resolve();
     else this.#closed.reject(this.#failure.error);
   }

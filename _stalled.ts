@@ -5,11 +5,11 @@
  */
 
 import { Deadline } from "./_deadlines.ts";
-import { clock, LATE } from "./clock.ts";
+import { clock, TIMER_LAG_MS } from "./_clock.ts";
 import type { Version } from "./frame.ts";
 import type { StreamCore } from "./stream.ts";
-import { Table } from "./table.ts";
-import type { WindowPool } from "./window.ts";
+import { Table } from "./_table.ts";
+import type { WindowPool } from "./_window.ts";
 
 // In version 2 streams have stalled for good when less than this part of the receive buffer is free: the windows of those
 // that are read are then 8 KiB, and shrink further. In version 1 a full buffer is the only sign.
@@ -84,7 +84,7 @@ export class StalledStreams {
       return Infinity;
     }
     if (now < this.#watch.at) return this.#watch.at;
-    if (!this.#isTight(version)) return now + LATE;
+    if (!this.#isTight(version)) return now + TIMER_LAG_MS;
     this.#watched = undefined;
     const { unread } = this.#windows;
     this.#cut(watched, version);

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { clock, MAX_DELAY, type Timer } from "./clock.ts";
+import { clock, MAX_DELAY_MS, type Timer } from "./_clock.ts";
 
 /**
  * What can end a wait early. An operation that is possible at once succeeds, whatever the options.
@@ -60,8 +60,8 @@ export interface SelectCase<Outcome extends object> {
 /** The error for a timeout that no timer can hold. */
 export function invalidTimeout(timeout: number | undefined): RangeError | undefined {
   if (timeout === undefined || timeout === Infinity) return undefined;
-  if (typeof timeout === "number" && timeout >= 0 && timeout <= MAX_DELAY) return undefined;
-  return new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY} ms or Infinity, received ${timeout}`);
+  if (typeof timeout === "number" && timeout >= 0 && timeout <= MAX_DELAY_MS) return undefined;
+  return new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY_MS} ms or Infinity, received ${timeout}`);
 }
 
 /** The rejection of a wait whose signal has aborted or whose timeout is 0. */

@@ -6,21 +6,21 @@
 
 import {
   type Command,
+  EMPTY_BYTES,
   encodeHeader,
   encodeUpdate,
   HEADER_LENGTH,
-  NOTHING,
   UPDATE_LENGTH,
   type Version,
 } from "./frame.ts";
-import { release } from "./transport.ts";
+import { freeBuffer } from "./transport.ts";
 
 /** Bytes of memory that a session with little traffic needs; a fuller buffer doubles. */
 export const MIN_BUFFER_BYTES = 16 * 1024;
 
 /** A buffer of encoded frames. */
 export class WriteBuffer {
-  #memory: Uint8Array = NOTHING;
+  #memory: Uint8Array = EMPTY_BYTES;
   #length = 0;
   #dataLength = 0;
   #frames = 0;
@@ -76,8 +76,8 @@ export class WriteBuffer {
   /** Drops what is encoded, and frees the memory. */
   free(): void {
     this.clear();
-    release(this.#memory);
-    this.#memory = NOTHING;
+    freeBuffer(this.#memory);
+    this.#memory = EMPTY_BYTES;
   }
 
   #reserve(length: number): void {
@@ -87,7 +87,7 @@ export class WriteBuffer {
     while (size < needed) size *= 2;
     const larger = new Uint8Array(size);
     larger.set(this.bytes);
-    release(this.#memory);
+    freeBuffer(this.#memory);
     this.#memory = larger;
   }
 }

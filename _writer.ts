@@ -11,10 +11,10 @@
 import { COALESCE_BYTES, Coalescer } from "./_coalesce.ts";
 import { MIN_BUFFER_BYTES, WriteBuffer } from "./_write_buffer.ts";
 import { bounded, type Receiver, type Sender } from "./channel.ts";
-import { clock, excuse } from "./clock.ts";
-import { type Command, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOTHING, type Version } from "./frame.ts";
+import { clock, excuse } from "./_clock.ts";
+import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, type Version } from "./frame.ts";
 import type { Link } from "./transport.ts";
-import { Turn } from "./turn.ts";
+import { TimeSlice } from "./_timeslice.ts";
 
 // From this length on data waits: large enough that a write of the transport costs little beside its bytes, and such that
 // the last frame let in, of the default size, ends at about 256 KiB.
@@ -67,7 +67,7 @@ export interface WriterHost {
 /** Encodes frames and writes them to the transport. */
 export class FrameWriter {
   /** The time slice of its loop. */
-  readonly turn = new Turn();
+  readonly slice = new TimeSlice();
   /** Of every frame; set before the first one. */
   version: Version;
   readonly #link: Link;
@@ -159,7 +159,7 @@ export class FrameWriter {
   /** Encodes a frame without payload in the room kept for control frames, if there is any, and returns whether there was. */
   tryControl(command: Command, id: number): boolean {
     if (this.#filling.length >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
-    this.#encode(command, id, NOTHING, 0, 0);
+    this.#encode(command, id, EMPTY_BYTES, 0, 0);
     this.#schedule();
     return true;
   }
@@ -254,9 +254,9 @@ export class FrameWriter {
   }
 
   async #run(): Promise<void> {
-    const { turn } = this;
+    const { slice } = this;
     let writing: Promise<number> | undefined;
-    if (!this.#isBusy) turn.begin(clock.now());
+    if (!this.#isBusy) slice.start(clock.now());
     try {
       do {
         // Before the write, in which the transport may call back in: what is encoded then goes into the next buffer.
@@ -267,14 +267,14 @@ export class FrameWriter {
         this.#begunAt = this.#progressAt = clock.now();
         writing = this.#link.write(bytes);
         this.#refill();
-        if (length >= COALESCE_BYTES) turn.watch(writing);
+        if (length >= COALESCE_BYTES) slice.observe(writing);
         let count = checkCount(await writing, length);
         if (count < length) count = await this.#writeRest(bytes, count);
         this.#isWriting = false;
         this.#leaving.clear();
         this.#bytes += count;
         if (this.#ended) break;
-        if (length >= COALESCE_BYTES && turn.isLong(clock.now())) await turn.giveWay();
+        if (length >= COALESCE_BYTES && slice.isExpired(clock.now())) await slice.yieldToEventLoop();
       } while (this.#filling.length >= COALESCE_BYTES);
     } catch (error) {
       // If something else failed the write is under way still, and may fail too.
@@ -296,7 +296,7 @@ export class FrameWriter {
     for (let count = at; !this.#ended; at += count) {
       if (count > 0) this.#progressAt = clock.now();
       // A transport that keeps taking nothing at once would keep the process to itself.
-      else await this.turn.rest();
+      else await this.slice.sleep();
       if (this.#ended || at === bytes.length) break;
       count = checkCount(await this.#link.write(bytes.subarray(at)), bytes.length - at);
     }

@@ -60,7 +60,7 @@ export const UPDATE_LENGTH = 8;
 export const MAX_PAYLOAD_LENGTH = 65535;
 
 /** The payload of a frame that has none. */
-export const NOTHING: Uint8Array = new Uint8Array(0);
+export const EMPTY_BYTES: Uint8Array = new Uint8Array(0);
 
 const NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;
 

@@ -5,10 +5,10 @@
  */
 
 import { Sender } from "./channel.ts";
-import { MAX_DELAY } from "./clock.ts";
+import { MAX_DELAY_MS } from "./_clock.ts";
 import { MAX_PAYLOAD_LENGTH, type Version } from "./frame.ts";
 import type { Stream } from "./stream.ts";
-import { LARGEST_WINDOW } from "./window.ts";
+import { MAX_WINDOW } from "./_window.ts";
 
 /**
  * Options of a session, client or server. All sizes are in bytes, all times in milliseconds.
@@ -207,15 +207,15 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
     timeout: duration("timeout", options.timeout ?? 30_000),
     stalledStreamTimeout: duration("stalledStreamTimeout", options.stalledStreamTimeout ?? Infinity),
     maxFrameSize: integer("maxFrameSize", options.maxFrameSize ?? 32_768, MAX_PAYLOAD_LENGTH),
-    maxReceiveBuffer: integer("maxReceiveBuffer", maxReceiveBuffer, LARGEST_WINDOW),
+    maxReceiveBuffer: integer("maxReceiveBuffer", maxReceiveBuffer, MAX_WINDOW),
     maxStreamBuffer: integer(
       "maxStreamBuffer",
       options.maxStreamBuffer ?? Math.max(1, Math.min(8 * 1024 * 1024, Math.floor(maxReceiveBuffer / 2))),
       maxReceiveBuffer,
       "maxReceiveBuffer, ",
     ),
-    maxStreams: integer("maxStreams", options.maxStreams ?? 8192, LARGEST_WINDOW),
-    acceptBacklog: integer("acceptBacklog", options.acceptBacklog ?? 1024, LARGEST_WINDOW),
+    maxStreams: integer("maxStreams", options.maxStreams ?? 8192, MAX_WINDOW),
+    acceptBacklog: integer("acceptBacklog", options.acceptBacklog ?? 1024, MAX_WINDOW),
   };
   const { keepAliveInterval, timeout } = settings;
   if (keepAliveInterval !== Infinity && timeout < keepAliveInterval) {
@@ -236,5 +236,5 @@ function integer(name: string, value: number, most: number, mostName = "", inste
  */
 export function duration(name: string, value: number): number {
   if (value === Infinity) return value;
-  return integer(name, value, MAX_DELAY, "", " or Infinity");
+  return integer(name, value, MAX_DELAY_MS, "", " or Infinity");
 }

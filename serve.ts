@@ -6,12 +6,12 @@
 
 import { deferred } from "./_deferred.ts";
 import { Channel } from "./channel.ts";
-import { clock } from "./clock.ts";
+import { clock } from "./_clock.ts";
 import { SessionClosedError } from "./errors.ts";
 import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { reportStalled, Session } from "./session.ts";
 import { coreOf, Stream } from "./stream.ts";
-import { closeOnce, type Connection } from "./transport.ts";
+import { closeQuietly, type Connection } from "./transport.ts";
 
 /**
  * Where connections come from: what `Deno.listen` and `Deno.listenTls` return, by shape.
@@ -118,7 +118,7 @@ export async function* connections<Accepted extends Connection>(
   function stop(): void {
     if (stopped.closed) return;
     stopped.close();
-    closeOnce(listener);
+    closeQuietly(listener);
   }
 
   signal?.addEventListener("abort", stop);
@@ -138,7 +138,7 @@ export async function* connections<Accepted extends Connection>(
         await stopped.receive({ timeout: pause }).catch(() => {});
         continue;
       }
-      if (stopped.closed) return closeOnce(connection);
+      if (stopped.closed) return closeQuietly(connection);
       pause = 0;
       yield connection;
     }
@@ -329,7 +329,7 @@ class StreamServer {
     for await (const connection of connections(listener, { signal, onError: this.#report })) {
       // The server may have been stopped since this was accepted.
       if (signal.aborted) {
-        closeOnce(connection);
+        closeQuietly(connection);
         break;
       }
       const ran = this.#serveSession(connection).catch(this.#report);
@@ -346,7 +346,7 @@ class StreamServer {
     const handling = new Map<Stream, Promise<void>>();
     reportStalled(session, async (stream, error) => {
       // A handler that uses the stream rejects with the same error.
-      await clock.giveWay();
+      await clock.yieldToEventLoop();
       if (handling.has(stream)) this.#report(error);
     });
     try {
@@ -521,7 +521,7 @@ export async function join(
   } finally {
     signal?.removeEventListener("abort", abort);
     for (const stop of stopWatching) stop();
-    for (const connection of [a, b]) closeOnce(connection);
+    for (const connection of [a, b]) closeQuietly(connection);
   }
 }
 

@@ -14,7 +14,7 @@ import { makeReadable, makeWritable } from "./_web_streams.ts";
 import type { ControlSource } from "./_writer.ts";
 import type { Version } from "./frame.ts";
 import type { Address, Link, ReadBuffer } from "./transport.ts";
-import type { WindowPool } from "./window.ts";
+import type { WindowPool } from "./_window.ts";
 
 /**
  * Options of {@linkcode Stream.read} and {@linkcode Stream.write}.

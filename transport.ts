@@ -4,7 +4,7 @@
  * @module
  */
 
-import { NOTHING, ProtocolError } from "./frame.ts";
+import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 
 /**
  * Where one end of a connection is: what Deno's connections report, by shape.
@@ -171,7 +171,7 @@ const MAX_STREAM_WRITE_BYTES = 64 * 1024;
  *
  * @throws {TypeError} It is none of the kinds a session can run over.
  */
-export function link(transport: Transport): Link {
+export function adapt(transport: Transport): Link {
   if (typeof transport === "object" && transport !== null) {
     if ("read" in transport && "write" in transport && typeof transport.read === "function") {
       return new ConnectionLink(transport);
@@ -185,7 +185,7 @@ export function link(transport: Transport): Link {
  * Gives the memory of a buffer back, which is of no use after that. To a collector a buffer is a hundred bytes on its
  * heap: left to it, sessions that come and go have gathered 64 MiB of buffers before it looks.
  */
-export function release(bytes: Uint8Array): void {
+export function freeBuffer(bytes: Uint8Array): void {
   // Not every runtime of today can do it; and what is shared or gone already has no length.
   if (bytes.length > 0 && "transfer" in bytes.buffer) bytes.buffer.transfer(0);
 }
@@ -218,7 +218,7 @@ export class ReadBuffer {
 
   /** Removes a reference. The last one frees the memory, so that the bytes must not be used afterwards. */
   release(): void {
-    if (--this.#references === 0 && this.#isOwned) release(this.bytes);
+    if (--this.#references === 0 && this.#isOwned) freeBuffer(this.bytes);
   }
 
   /** Hands the memory over to the holder of the only reference; returns whether that was possible. */
@@ -233,7 +233,7 @@ export function isReset(error: unknown): boolean {
 }
 
 /** Closes what somebody else may have closed already. */
-export function closeOnce(open: { close(): void }): void {
+export function closeQuietly(open: { close(): void }): void {
   try {
     const closing: unknown = open.close();
     // A function that gives a promise will do for one that gives nothing.
@@ -246,7 +246,7 @@ export function closeOnce(open: { close(): void }): void {
 /** A link over `read` and `write`. */
 class ConnectionLink implements Link {
   readonly #connection: Connection;
-  buffer: ReadBuffer = new ReadBuffer(NOTHING);
+  buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES);
   #size = MIN_READ_BYTES;
 
   constructor(connection: Connection) {
@@ -288,12 +288,12 @@ class ConnectionLink implements Link {
   }
 
   close(): void {
-    closeOnce(this.#connection);
+    closeQuietly(this.#connection);
   }
 
   free(): void {
     this.buffer.release();
-    this.buffer = new ReadBuffer(NOTHING);
+    this.buffer = new ReadBuffer(EMPTY_BYTES);
   }
 
   ref(): void {
@@ -311,9 +311,9 @@ type Streams = Exclude<Transport, Connection>;
 class StreamsLink implements Link {
   readonly #reader: ReturnType<Streams["readable"]["getReader"]>;
   readonly #writer: ReturnType<Streams["writable"]["getWriter"]>;
-  buffer: ReadBuffer = new ReadBuffer(NOTHING, false);
+  buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
   // What is left of a chunk. It may be as large as its sender likes, a WebSocket message say, and is read in parts.
-  #rest: Uint8Array = NOTHING;
+  #rest: Uint8Array = EMPTY_BYTES;
   #received = 0;
   readonly localAddr = NO_ADDRESS;
   readonly remoteAddr = NO_ADDRESS;

@@ -24,7 +24,7 @@ import {
   SessionClosedError,
   type Stream,
 } from "../mod.ts";
-import { clock } from "../clock.ts";
+import { clock } from "../_clock.ts";
 import { frame, memoryPair, RawPeer, readAll, sessionPair, tcpPair, turn, writeAll } from "./support.ts";
 
 const ids = (first: number, count: number) => Array.from({ length: count }, (_, n) => first + 2 * n);
@@ -327,11 +327,11 @@ Deno.test("accepting: a pool that only accepts from a bounded or rendezvous chan
 
 Deno.test("accepting: a full channel that is not received from costs one turn of the event loop, then streams are refused at once", async () => {
   const { session, peer } = serverWithPeer({ acceptBacklog: 10 });
-  const { giveWay } = clock;
+  const { yieldToEventLoop } = clock;
   let turns = 0;
-  clock.giveWay = () => {
+  clock.yieldToEventLoop = () => {
     turns++;
-    return giveWay();
+    return yieldToEventLoop();
   };
   try {
     const answering = burst(1010, peer);
@@ -346,7 +346,7 @@ Deno.test("accepting: a full channel that is not received from costs one turn of
     session.abort();
     await accepting.catch(() => {});
   } finally {
-    clock.giveWay = giveWay;
+    clock.yieldToEventLoop = yieldToEventLoop;
   }
 });
 

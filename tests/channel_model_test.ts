@@ -17,7 +17,7 @@ import {
   unbounded,
   type WeakSender,
 } from "../channel.ts";
-import { clock, type Timer } from "../clock.ts";
+import { clock, type Timer } from "../_clock.ts";
 import { hops } from "./support.ts";
 
 const runs = Number(Deno.env.get("CHANNEL_RUNS") ?? 300);

@@ -8,7 +8,7 @@
 
 import { assert, assertEquals, assertFalse, assertRejects, assertStrictEquals } from "@std/assert";
 import { bounded, Channel, select } from "../channel.ts";
-import { clock, type Timer } from "../clock.ts";
+import { clock, type Timer } from "../_clock.ts";
 import {
   assertEnded,
   assertNobodyWaits,

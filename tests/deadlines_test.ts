@@ -6,8 +6,8 @@
 import { assertEquals } from "@std/assert";
 import { Deadline, type DeadlineHost, Deadlines } from "../_deadlines.ts";
 import { FrameWriter } from "../_writer.ts";
-import { clock } from "../clock.ts";
-import { link } from "../transport.ts";
+import { clock } from "../_clock.ts";
+import { adapt } from "../transport.ts";
 import { ManualClock } from "./support.ts";
 
 /** Deadlines with a writer that has nothing to write, and what they reported, with the time in milliseconds. */
@@ -16,8 +16,12 @@ function start(settings: { keepAliveInterval?: number; timeout?: number }, host:
   const started = clock.now();
   const events: string[] = [];
   const report = (name: string) => void events.push(`${name} ${clock.now() - started}`);
-  const connection = { read: () => new Promise<never>(() => {}), write: async (p: Uint8Array) => p.length, close() {} };
-  const writer = new FrameWriter(link(connection), 2, { refusalsEncoded() {}, writerIdle() {}, writerFailed() {} });
+  const connection = {
+    read: () => new Promise<never>(() => {}),
+    write: (p: Uint8Array) => Promise.resolve(p.length),
+    close() {},
+  };
+  const writer = new FrameWriter(adapt(connection), 2, { refusalsEncoded() {}, writerIdle() {}, writerFailed() {} });
   const all: DeadlineHost = {
     get silentSince() {
       return deadlines.silence.since;

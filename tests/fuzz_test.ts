@@ -5,7 +5,7 @@
  */
 
 import { assert, assertRejects } from "@std/assert";
-import { clock } from "../clock.ts";
+import { clock } from "../_clock.ts";
 import { FIN, FrameDecoder } from "../frame.ts";
 import { type Connection, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { decode } from "./decoding.ts";

@@ -9,9 +9,20 @@
 import { assert, assertEquals, assertInstanceOf, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
 import fc from "fast-check";
-import { type Command, FIN, FrameDecoder, NOP, NOTHING, ProtocolError, PSH, SYN, UPD, type Version } from "../frame.ts";
-import { type Entry, Table } from "../table.ts";
-import { FIRST_WINDOW, LARGEST_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
+import {
+  type Command,
+  EMPTY_BYTES,
+  FIN,
+  FrameDecoder,
+  NOP,
+  ProtocolError,
+  PSH,
+  SYN,
+  UPD,
+  type Version,
+} from "../frame.ts";
+import { type Entry, Table } from "../_table.ts";
+import { INITIAL_WINDOW, MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
 import { decode, recorder } from "./decoding.ts";
 import { collector, frame, inTime, pattern, type RawFrame, updateFrame } from "./support.ts";
 
@@ -31,7 +42,7 @@ const payload = fc.oneof(
   { arbitrary: fc.integer({ min: 0, max: 65535 }).map((length) => pattern(length, length)), weight: 1 },
 );
 
-const EMPTY = { data: NOTHING, consumed: 0, window: 0 };
+const EMPTY = { data: EMPTY_BYTES, consumed: 0, window: 0 };
 const bareFrame = fc.tuple(fc.constantFrom<Command[]>(SYN, FIN, NOP), uint32)
   .map(([command, id]): RawFrame => ({ ...EMPTY, command, id }));
 const dataFrame = fc.tuple(uint32, payload)
@@ -193,7 +204,7 @@ const smallest = (a: bigint, b: bigint) => a < b ? a : b;
 const window = fc.oneof(
   fc.nat(10),
   fc.nat(300_000),
-  fc.integer({ min: LARGEST_WINDOW - 3, max: LARGEST_WINDOW + 3 }),
+  fc.integer({ min: MAX_WINDOW - 3, max: MAX_WINDOW + 3 }),
   fc.nat(2 ** 32 - 1),
 );
 // Where a stream stands when the test begins: at its start, or about to pass 2^32 once more.
@@ -216,7 +227,7 @@ Deno.test("send credit is that of integers without bound, whatever is sent and t
     const credit = new SendWindow();
     let sent = 0n;
     let consumed = 0n;
-    let window = BigInt(FIRST_WINDOW);
+    let window = BigInt(INITIAL_WINDOW);
     while (sent < beginning) {
       const count = smallest(beginning - sent, 1n << 30n);
       credit.spend(Number(count));
@@ -241,7 +252,7 @@ Deno.test("send credit is that of integers without bound, whatever is sent and t
         : step.kind === "goes back"
         ? consumed - 1n - part(back, step.share)
         : sent + 1n + part((1n << 31n) - 1n, step.share);
-      const size = smallest(BigInt(step.window), BigInt(LARGEST_WINDOW));
+      const size = smallest(BigInt(step.window), BigInt(MAX_WINDOW));
       const change = credit.update(mod32(told), step.window);
       if (step.kind === "read") {
         assertEquals(change, told + size !== consumed + window ? "moved" : "unchanged");
@@ -400,12 +411,12 @@ Deno.test("a sender that obeys and a reader that reads everything come to an end
             const count = smallest(beginning - sent, 1n << 30n);
             out.spend(Number(count));
             sent += count;
-            out.update(mod32(sent), LARGEST_WINDOW);
+            out.update(mod32(sent), MAX_WINDOW);
           }
           // A new stream tells its window where it is less than the sender takes for granted; an old one has told it.
           const updates: [consumed: number, window: number][] = [];
           if (beginning > 0n) out.update(mod32(sent), Number(inbound.limit - sent));
-          else if (largest < FIRST_WINDOW) updates.push([0, largest]);
+          else if (largest < INITIAL_WINDOW) updates.push([0, largest]);
           const end = sent + BigInt(total);
           // However small the frames, a run has to end soon.
           const most = BigInt(Math.max(frame, Math.ceil(total / 2000)));
@@ -416,7 +427,7 @@ Deno.test("a sender that obeys and a reader that reads everything come to an end
               const count = smallest(smallest(BigInt(out.credit), most), end - sent);
               out.spend(Number(count));
               sent += count;
-              const granted = inbound.limit > BigInt(FIRST_WINDOW) ? inbound.limit : BigInt(FIRST_WINDOW);
+              const granted = inbound.limit > BigInt(INITIAL_WINDOW) ? inbound.limit : BigInt(INITIAL_WINDOW);
               assert(sent <= granted, "more was sent than was granted");
               return count > 0n;
             },

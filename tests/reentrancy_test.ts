@@ -7,7 +7,7 @@
 
 import { assertEquals, assertRejects } from "@std/assert";
 import { concat } from "@std/bytes";
-import { clock } from "../clock.ts";
+import { clock } from "../_clock.ts";
 import { FIN, PSH, SYN, UPD } from "../frame.ts";
 import {
   type Connection,
@@ -230,7 +230,7 @@ Deno.test("close: a connection whose close gives a promise that rejects does no 
 });
 
 Deno.test("timers: the first to be set in a process lets nothing else happen", async () => {
-  const code = `import ${JSON.stringify(new URL("../clock.ts", import.meta.url).href)};
+  const code = `import ${JSON.stringify(new URL("../_clock.ts", import.meta.url).href)};
     addEventListener("load", () => {
       let hasRun = false;
       queueMicrotask(() => hasRun = true);

@@ -10,7 +10,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { concat } from "@std/bytes";
-import { clock } from "../clock.ts";
+import { clock } from "../_clock.ts";
 import { FIN, NOP, PSH, SYN } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, type Stream } from "../mod.ts";
 import {
@@ -522,7 +522,7 @@ Deno.test("rule 15: the end of a session with hundreds of streams lets others ru
   const last = streams[399]!;
   all.push(tell(last.closed));
   const ways: (() => void)[] = [];
-  clock.giveWay = () => new Promise<void>((resolve) => ways.push(resolve));
+  clock.yieldToEventLoop = () => new Promise<void>((resolve) => ways.push(resolve));
   await turn();
   assertEquals([told, ways.length], [0, 0]);
   session.abort();

@@ -5,7 +5,7 @@ import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
 import { bounded } from "../channel.ts";
-import { clock } from "../clock.ts";
+import { clock } from "../_clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import {
   type Connection,

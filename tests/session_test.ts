@@ -17,7 +17,7 @@ import {
 import { deadline } from "@std/async";
 import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
-import { clock } from "../clock.ts";
+import { clock } from "../_clock.ts";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { resolveOptions } from "../options.ts";
@@ -540,13 +540,13 @@ const LONGEST = pattern(65_535);
  * stands still meanwhile: on a busy machine some would be for a long turn.
  */
 function countRests() {
-  const { rest, now } = clock;
-  const rests = { count: 0, [Symbol.dispose]: () => void Object.assign(clock, { rest, now }) };
+  const { sleep, now } = clock;
+  const rests = { count: 0, [Symbol.dispose]: () => void Object.assign(clock, { sleep, now }) };
   const stopped = now();
   clock.now = () => stopped;
-  clock.rest = (run, milliseconds) => {
+  clock.sleep = (run, milliseconds) => {
     rests.count++;
-    return rest(run, milliseconds);
+    return sleep(run, milliseconds);
   };
   return rests;
 }
@@ -599,7 +599,7 @@ for (
     const rests: number[] = [];
     let now = clock.now();
     clock.now = () => now;
-    clock.rest = (run, milliseconds) => {
+    clock.sleep = (run, milliseconds) => {
       rests.push(milliseconds);
       now += took;
       setImmediate().then(run);
@@ -681,7 +681,7 @@ for (
 /** Counts turns that are given to others, and takes no time for them. */
 function countTurns(): () => number {
   let given = 0;
-  clock.giveWay = () => Promise.resolve(given++);
+  clock.yieldToEventLoop = () => Promise.resolve(given++);
   return () => given;
 }
 

@@ -2,15 +2,15 @@
 
 import { setImmediate } from "node:timers/promises";
 import { concat } from "@std/bytes";
-import { clock, type Timer } from "../clock.ts";
+import { clock, type Timer } from "../_clock.ts";
 import {
   type Command,
+  EMPTY_BYTES,
   encodeHeader,
   encodeUpdate,
   FrameDecoder,
   HEADER_LENGTH,
   MAX_PAYLOAD_LENGTH,
-  NOTHING,
   UPDATE_LENGTH,
   type Version,
 } from "../frame.ts";
@@ -49,17 +49,17 @@ export async function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean
   }
 }
 
-const { giveWay, rest, now } = clock;
+const { yieldToEventLoop, sleep, now } = clock;
 // The clock is one for all tests of a file: a later test must not find what an earlier one made of it.
-Deno.test.afterEach(() => void Object.assign(clock, { giveWay, rest, now }));
+Deno.test.afterEach(() => void Object.assign(clock, { yieldToEventLoop, sleep, now }));
 
 /**
  * Makes one turn of the event loop of the rests that sessions give others: in memory there is no socket to look at, and on
  * a slow machine what a test expects after a few turns would come later.
  */
 function shortenRests(): void {
-  clock.giveWay = () => setImmediate();
-  clock.rest = (run) => void setImmediate().then(run);
+  clock.yieldToEventLoop = () => setImmediate();
+  clock.sleep = (run) => void setImmediate().then(run);
 }
 
 /**
@@ -232,7 +232,7 @@ export class RawPeer {
   }
 
   /** Sends a frame. */
-  send(command: Command, id: number, data: Uint8Array = NOTHING): Promise<void> {
+  send(command: Command, id: number, data: Uint8Array = EMPTY_BYTES): Promise<void> {
     return this.bytes(frame(this.version, command, id, data));
   }
 
@@ -306,7 +306,7 @@ export function countListeners(signal: AbortSignal): () => number {
 }
 
 /** Encodes one frame. */
-export function frame(version: Version, command: Command, id: number, data: Uint8Array = NOTHING): Uint8Array {
+export function frame(version: Version, command: Command, id: number, data: Uint8Array = EMPTY_BYTES): Uint8Array {
   const bytes = new Uint8Array(8 + data.length);
   encodeHeader(bytes, 0, version, command, data.length, id);
   bytes.set(data, 8);
@@ -323,7 +323,7 @@ export function updateFrame(id: number, consumed: number, window: number): Uint8
 /** Puts every frame that is decoded into `frames`. */
 export function collector(frames: RawFrame[]) {
   const add = (command: Command, id: number, consumed = 0, window = 0) =>
-    void frames.push({ command, id, data: NOTHING, consumed, window });
+    void frames.push({ command, id, data: EMPTY_BYTES, consumed, window });
   return {
     begin() {},
     syn: (id: number) => add(0, id),

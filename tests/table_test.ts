@@ -4,7 +4,7 @@
  * @module
  */
 import { assertEquals, assertLess, assertStrictEquals } from "@std/assert";
-import { Table } from "../table.ts";
+import { Table } from "../_table.ts";
 import { MiB } from "./support.ts";
 
 Deno.test("Table.get() finds each entry by its id, up to the largest", () => {

@@ -12,7 +12,7 @@ import {
 } from "@std/assert";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
-import { clock, type Timer } from "../clock.ts";
+import { clock, type Timer } from "../_clock.ts";
 import { type Connection, ProtocolError, serve, Session } from "../mod.ts";
 import {
   openTunnel,

@@ -8,7 +8,7 @@ import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEqua
 import { concat } from "@std/bytes";
 import { type Command, encodeHeader, FIN, ProtocolError, PSH, SYN, UPD, type Version } from "../frame.ts";
 import { Session, SessionClosedError } from "../mod.ts";
-import { ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
+import { ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
 import { cuts, decode } from "./decoding.ts";
 import { collector, frame, memoryPair, pattern, type RawFrame, RawPeer, updateFrame } from "./support.ts";
 import json from "./vectors/smux-vectors.json" with { type: "json" };

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import { clock } from "../clock.ts";
+import { clock } from "../_clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
 import { deno } from "./programs.ts";
@@ -525,7 +525,7 @@ Deno.test("readable: of two branches one is cancelled: the other gets all, and t
 
 Deno.test("web streams: of a thousand idle pipes, when their session ends, others have turns in between", async () => {
   const { client, server } = sessionPair({ server: { acceptBacklog: 1000 } });
-  const { giveWay } = clock;
+  const { yieldToEventLoop } = clock;
   let given = 0;
   const pipes: Promise<unknown>[] = [];
   for (let n = 0; n < 1000; n++) {
@@ -534,16 +534,16 @@ Deno.test("web streams: of a thousand idle pipes, when their session ends, other
   }
   // A turn that the server's session gives at the same time would count once for both.
   while (server.stats().accepted < 1000) await turn();
-  clock.giveWay = () => {
+  clock.yieldToEventLoop = () => {
     given++;
-    return giveWay();
+    return yieldToEventLoop();
   };
   try {
     client.abort();
     for (const error of await Promise.all(pipes)) assertInstanceOf(error, SessionClosedError);
     assert(given >= 15, `${given} turns`);
   } finally {
-    clock.giveWay = giveWay;
+    clock.yieldToEventLoop = yieldToEventLoop;
     server.abort();
   }
 });

@@ -4,7 +4,7 @@
  * @module
  */
 import { assert, assertEquals, assertGreater, assertGreaterOrEqual } from "@std/assert";
-import { FIRST_WINDOW, LARGEST_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../window.ts";
+import { INITIAL_WINDOW, MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
 import { inTime, KiB, MiB } from "./support.ts";
 
 const ROUND_TRIP = 10;
@@ -102,7 +102,7 @@ function sendWindowAt(sent: number, window: number): SendWindow {
     const count = Math.min(credit.credit, sent - at);
     credit.spend(count);
     at += count;
-    assertEquals(credit.update(at % 2 ** 32, LARGEST_WINDOW), "moved");
+    assertEquals(credit.update(at % 2 ** 32, MAX_WINDOW), "moved");
   }
   credit.update(sent % 2 ** 32, window);
   return credit;
@@ -110,7 +110,7 @@ function sendWindowAt(sent: number, window: number): SendWindow {
 
 Deno.test("rule 9: a stream may send 262144 bytes before it has heard from its peer", () => {
   const window = new SendWindow();
-  assertEquals([window.credit, FIRST_WINDOW], [262_144, 262_144]);
+  assertEquals([window.credit, INITIAL_WINDOW], [262_144, 262_144]);
   window.spend(262_143);
   assertEquals(window.credit, 1);
   window.spend(1);
@@ -130,10 +130,10 @@ Deno.test("rule 9: the limit is consumed and window together, replaced by every 
 Deno.test("rule 9: an update says whether it moved the limit", () => {
   const window = new SendWindow();
   window.spend(1000);
-  assertEquals(window.update(0, FIRST_WINDOW), "unchanged");
-  assertEquals(window.update(500, FIRST_WINDOW - 500), "unchanged");
-  assertEquals(window.update(500, FIRST_WINDOW), "moved");
-  assertEquals(window.update(500, FIRST_WINDOW), "unchanged");
+  assertEquals(window.update(0, INITIAL_WINDOW), "unchanged");
+  assertEquals(window.update(500, INITIAL_WINDOW - 500), "unchanged");
+  assertEquals(window.update(500, INITIAL_WINDOW), "moved");
+  assertEquals(window.update(500, INITIAL_WINDOW), "unchanged");
 });
 
 Deno.test("rule 9: a window that shrinks below what is under way leaves no credit, and no debt once that was read", () => {
@@ -701,7 +701,7 @@ Deno.test("rule 10: WindowPool.share has no limit until half of the capacity is 
     pool.unread = unread;
     return pool.share;
   });
-  assertEquals(shares, [LARGEST_WINDOW, LARGEST_WINDOW, 32 * KiB, 16 * KiB, 8 * KiB, 1 * KiB, 1 * KiB]);
+  assertEquals(shares, [MAX_WINDOW, MAX_WINDOW, 32 * KiB, 16 * KiB, 8 * KiB, 1 * KiB, 1 * KiB]);
   // A share is never more than the first window.
   const small = new WindowPool(100, 100, 200);
   small.unread = 200;

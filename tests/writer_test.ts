@@ -7,10 +7,10 @@ import { assert, assertEquals, assertGreater, assertLess, assertRejects, assertS
 import { concat } from "@std/bytes";
 import { type ControlSource, FrameWriter, type PendingFrame, type WriterHost } from "../_writer.ts";
 import { ChannelClosedError } from "../channel.ts";
-import { clock } from "../clock.ts";
-import { type Command, FIN, NOP, NOTHING, PSH, SYN } from "../frame.ts";
+import { clock } from "../_clock.ts";
+import { type Command, EMPTY_BYTES, FIN, NOP, PSH, SYN } from "../frame.ts";
 
-import { type Connection, type Link, link, ReadBuffer } from "../transport.ts";
+import { adapt, type Connection, type Link, ReadBuffer } from "../transport.ts";
 import { decode } from "./decoding.ts";
 import { pattern, turn } from "./support.ts";
 
@@ -81,7 +81,7 @@ class FakeLink implements Link {
     return frames(concat(this.writes), version);
   }
 
-  readonly buffer = new ReadBuffer(NOTHING);
+  readonly buffer = new ReadBuffer(EMPTY_BYTES);
   read = () => Promise.resolve(null);
   closeWrite = () => Promise.resolve();
   close() {}
@@ -117,7 +117,7 @@ function data(writer: FrameWriter, id: number, length: number): boolean {
 }
 
 function syn(writer: FrameWriter, id: number): boolean {
-  return writer.tryFrame(SYN, id, NOTHING, 0, 0);
+  return writer.tryFrame(SYN, id, EMPTY_BYTES, 0, 0);
 }
 
 function waiting(id: number, length: number, command: Command = PSH): PendingFrame {
@@ -637,7 +637,7 @@ Deno.test("a transport that takes a few bytes at a time gets all of them, in ord
       },
       close: () => {},
     };
-    const writer = new FrameWriter(link(connection), 2, {
+    const writer = new FrameWriter(adapt(connection), 2, {
       refusalsEncoded() {},
       writerIdle() {},
       writerFailed: (error) => assert(!error),
@@ -833,11 +833,11 @@ Deno.test("the end gives the buffers back as well", async () => {
 
 Deno.test("a long write that settles after the end lets nobody have a turn: there is nothing to go on with", async () => {
   const { link, writer } = start();
-  const { now, giveWay } = clock;
+  const { now, yieldToEventLoop } = clock;
   let given = 0;
-  clock.giveWay = () => {
+  clock.yieldToEventLoop = () => {
     given++;
-    return giveWay();
+    return yieldToEventLoop();
   };
   try {
     fill(writer, 3, 32 * 1024);
@@ -848,7 +848,7 @@ Deno.test("a long write that settles after the end lets nobody have a turn: ther
     await microtasks(20);
     assertEquals(given, 0);
   } finally {
-    Object.assign(clock, { now, giveWay });
+    Object.assign(clock, { now, yieldToEventLoop });
   }
 });
 

@@ -13,7 +13,7 @@ const HEADER = 8;
 const FULL = 224 * 1024;
 const READ = 64 * 1024;
 const MOST_PAYLOAD = 32 * 1024;
-const NOTHING = new Uint8Array(0);
+const EMPTY_BYTES = new Uint8Array(0);
 
 class FloorPipe implements Pipe {
   readonly #line: FloorLine;
@@ -56,7 +56,7 @@ class FloorPipe implements Pipe {
   }
 
   async closeWrite(): Promise<void> {
-    while (!this.#line.put(FIN, this.id, NOTHING)) await this.#line.room();
+    while (!this.#line.put(FIN, this.id, EMPTY_BYTES)) await this.#line.room();
   }
 
   close(): void {
@@ -109,7 +109,7 @@ class FloorLine implements Line {
     const pipe = new FloorPipe(this, this.#nextId);
     this.#nextId += 2;
     this.pipes.set(pipe.id, pipe);
-    this.put(SYN, pipe.id, NOTHING);
+    this.put(SYN, pipe.id, EMPTY_BYTES);
     return Promise.resolve(pipe);
   }
 

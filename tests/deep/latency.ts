@@ -5,7 +5,7 @@
  * @module
  */
 
-import { FIRST_WINDOW } from "../../window.ts";
+import { INITIAL_WINDOW } from "../../_window.ts";
 import { conditions, fixed, machine, median, spread, table as markdown } from "../figures.ts";
 import { makeFolder } from "../programs.ts";
 import type { Plan } from "./shared/end.ts";
@@ -166,7 +166,7 @@ async function measure(cell: Cell, go?: string): Promise<Outcome> {
   const ends = await runEnds(cell, plan, { go, ...(cell.isNear ? {} : { link }) });
   const receiver = plan.sender === "client" ? ends.server : ends.client;
   // Without them there was nothing to keep its throughput beside.
-  if (receiver.unread !== undefined && receiver.unread < plan.unread * FIRST_WINDOW) {
+  if (receiver.unread !== undefined && receiver.unread < plan.unread * INITIAL_WINDOW) {
     throw new Error(`only ${receiver.unread} bytes were unread`);
   }
   const samples = receiver.samples!;

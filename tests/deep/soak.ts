@@ -10,7 +10,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { deadline, delay } from "@std/async";
 import { equals } from "@std/bytes";
-import { clock, type Timer } from "../../clock.ts";
+import { clock, type Timer } from "../../_clock.ts";
 import { serve, Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
 import { onUnhandled } from "../failures.ts";
 import { usedMemory } from "../measured.ts";

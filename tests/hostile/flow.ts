@@ -7,7 +7,7 @@
 import { assertAlmostEquals, assertEquals, assertLess, assertLessOrEqual } from "@std/assert";
 import { concat, repeat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
-import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
+import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
 import { percentile } from "../figures.ts";
 import { MiB, pattern, READ_BUFFER } from "../support.ts";
 import { type Attacker, PIECE } from "./attacker.ts";
@@ -101,11 +101,11 @@ export const flow: readonly Case[] = [
       const attacker = await lab.attack();
       for (let n = 1; n <= 15; n++) {
         await attacker.bytes(attacker.frame(SYN, lab.id(n)));
-        await attacker.pour(lab.id(n), FIRST_WINDOW);
+        await attacker.pour(lab.id(n), INITIAL_WINDOW);
       }
       for (let n = 0; n < lab.count(20, 1000); n++) await lab.echoes(attacker);
       const { last } = await lab.victim.state();
-      assertEquals([last!.bytesUnread, last!.readPaused], [15 * FIRST_WINDOW, false]);
+      assertEquals([last!.bytesUnread, last!.readPaused], [15 * INITIAL_WINDOW, false]);
       const canary = percentile(lab.figures.canary, 0.99);
       assertLess(canary, lab.count(1000, 20), `ms to the canary's echo (p99): ${canary}`);
     },
@@ -122,9 +122,9 @@ export const flow: readonly Case[] = [
       const id = lab.id(1);
       const heard = attacker.heard(id);
       await attacker.bytes(attacker.frame(SYN, id));
-      await attacker.pour(id, FIRST_WINDOW + OVERRUN);
+      await attacker.pour(id, INITIAL_WINDOW + OVERRUN);
       await lab.echoes(attacker);
-      assertEquals((await lab.victim.state()).last!.bytesUnread, FIRST_WINDOW + OVERRUN);
+      assertEquals((await lab.victim.state()).last!.bytesUnread, INITIAL_WINDOW + OVERRUN);
       assertEquals(heard.fins, 0);
       await attacker.pour(id, 16 * MiB);
       await lab.echoes(attacker);
@@ -165,7 +165,7 @@ export const flow: readonly Case[] = [
       await attacker.until(() => heard.bytes === window, "a whole window");
       await attacker.bytes(attacker.update(id, 50_000, 50_000));
       for (let consumed = 49_999; consumed > 0; consumed -= 1000) {
-        await attacker.bytes(attacker.update(id, consumed, LARGEST_WINDOW));
+        await attacker.bytes(attacker.update(id, consumed, MAX_WINDOW));
       }
       await lab.echoes(attacker);
       assertEquals(heard.bytes, window);
@@ -215,20 +215,20 @@ export const flow: readonly Case[] = [
         await attacker.bytes(attacker.frame(SYN, id), attacker.update(id, 0, window));
         attacker.hold();
         // Within the victim's own window, which is told in updates that are not read here.
-        const several = Array.from({ length: total / FIRST_WINDOW }, (_, n) => lab.id(2 + n));
+        const several = Array.from({ length: total / INITIAL_WINDOW }, (_, n) => lab.id(2 + n));
         for (const other of several) {
           await attacker.bytes(attacker.frame(SYN, other), attacker.update(other, 0, window));
           attacker.heard(other);
         }
         const pouring = (async () => {
-          for (const other of several) await attacker.pour(other, FIRST_WINDOW);
+          for (const other of several) await attacker.pour(other, INITIAL_WINDOW);
         })();
         const { last } = await lab.reached(({ last }) => last!.bytesReceived >= MiB);
         assertLessOrEqual(last!.bytesUnsent, ON_THE_WAY);
         attacker.resume();
         await pouring;
         await attacker.until(
-          () => several.every((other) => attacker.heard(other).bytes === FIRST_WINDOW),
+          () => several.every((other) => attacker.heard(other).bytes === INITIAL_WINDOW),
           "every echo",
         );
         await attacker.bytes(attacker.frame(PSH, id, pattern(100)));
@@ -241,7 +241,7 @@ export const flow: readonly Case[] = [
       "C7",
       "upd-flood",
       "a million UPDs that change nothing, on an open stream",
-      (attacker, id) => attacker.update(id, 0, FIRST_WINDOW),
+      (attacker, id) => attacker.update(id, 0, INITIAL_WINDOW),
     ),
     versions: [2],
   },
@@ -273,12 +273,12 @@ export const flow: readonly Case[] = [
       let granted = 0;
       while (sent < total) {
         // As an honest peer does: within what the victim has told, and telling what has been read.
-        const window = heard.updates === 0 ? FIRST_WINDOW : heard.window;
+        const window = heard.updates === 0 ? INITIAL_WINDOW : heard.window;
         const room = window - ((sent - heard.consumed) >>> 0);
         const count = Math.min(Math.floor(room / PIECE), 8, (total - sent) / PIECE);
-        if (heard.bytes - granted >= FIRST_WINDOW / 2) {
+        if (heard.bytes - granted >= INITIAL_WINDOW / 2) {
           granted = heard.bytes;
-          await attacker.bytes(attacker.update(id, granted >>> 0, FIRST_WINDOW));
+          await attacker.bytes(attacker.update(id, granted >>> 0, INITIAL_WINDOW));
         } else if (count > 0) {
           sent += count * PIECE;
           await attacker.bytes(repeat(piece, count));
@@ -289,7 +289,7 @@ export const flow: readonly Case[] = [
       }
       while (heard.bytes < total) {
         granted = heard.bytes;
-        await attacker.bytes(attacker.update(id, granted >>> 0, FIRST_WINDOW));
+        await attacker.bytes(attacker.update(id, granted >>> 0, INITIAL_WINDOW));
         await attacker.until(() => heard.bytes > granted, `an echo after ${granted} bytes`);
       }
       assertEquals(heard.bytes, total);
@@ -307,7 +307,7 @@ export const flow: readonly Case[] = [
       const attacker = await lab.attack();
       const total = lab.count(20_000, 5_000_000);
       // On version 2 as many streams as it takes without overrunning one of them.
-      const share = lab.version === 1 ? total : FIRST_WINDOW;
+      const share = lab.version === 1 ? total : INITIAL_WINDOW;
       for (let sent = 0, n = 1; sent < total; sent += share, n++) {
         await attacker.bytes(attacker.frame(SYN, lab.id(n)));
         const batch = repeat(attacker.frame(PSH, lab.id(n), pattern(1)), 8192);
@@ -328,7 +328,7 @@ export const flow: readonly Case[] = [
       const id = lab.id(1);
       const heard = attacker.heard(id);
       await attacker.bytes(attacker.frame(SYN, id));
-      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, LARGEST_WINDOW));
+      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, MAX_WINDOW));
       const batch = repeat(attacker.frame(PSH, id, pattern(1)), 8192);
       const count = lab.count(20_000, 1_000_000);
       await lab.flood(attacker, count, (_, size) => batch.subarray(0, size * 9));

@@ -7,7 +7,7 @@
 import { assert, assertEquals, assertGreater, assertGreaterOrEqual, assertLess, assertLessOrEqual } from "@std/assert";
 import { concat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
-import { FIRST_WINDOW, LARGEST_WINDOW } from "../../window.ts";
+import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
 import { percentile } from "../figures.ts";
 import { MiB, pattern, READ_BUFFER, WRITE_BUFFER } from "../support.ts";
 import { type Attacker, many, PIECE, soon } from "./attacker.ts";
@@ -21,7 +21,7 @@ async function burden(lab: Lab, attacker: Attacker, count: number, first = 1): P
   for (let n = 0; n < count && !attacker.isEnded; n++) {
     const id = lab.id(first + n);
     await attacker.bytes(attacker.frame(SYN, id));
-    for (let sent = 0; sent < FIRST_WINDOW; sent += PIECE) {
+    for (let sent = 0; sent < INITIAL_WINDOW; sent += PIECE) {
       await attacker.bytes(attacker.frame(PSH, id, pattern(PIECE, id + sent)));
     }
   }
@@ -99,7 +99,7 @@ export const liveness: readonly Case[] = [
       attacker.resume();
       for (let n = 1; n <= count; n++) {
         const heard = attacker.heard(lab.id(n));
-        await attacker.until(() => heard.bytes === FIRST_WINDOW, `the echo of stream ${lab.id(n)}`);
+        await attacker.until(() => heard.bytes === INITIAL_WINDOW, `the echo of stream ${lab.id(n)}`);
       }
       await lab.echoes(attacker);
     },
@@ -137,7 +137,7 @@ export const liveness: readonly Case[] = [
       const heard = attacker.heard(id);
       attacker.hold();
       await attacker.bytes(attacker.frame(SYN, id));
-      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, LARGEST_WINDOW));
+      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, MAX_WINDOW));
       await lab.reached(({ last }) => last!.bytesUnsent > WRITE_BUFFER / 2);
       for (let n = 0; n < 6; n++) {
         await lab.pass(TIMEOUT * (lab.isFull ? 0.6 : 0.9));
@@ -247,7 +247,7 @@ export const liveness: readonly Case[] = [
       await attacker.bytes(attacker.frame(SYN, id));
       for (let n = 0; n < 8; n++) {
         // More than it can write until the next one.
-        if (lab.version === 2) await attacker.bytes(attacker.update(id, heard.bytes, LARGEST_WINDOW));
+        if (lab.version === 2) await attacker.bytes(attacker.update(id, heard.bytes, MAX_WINDOW));
         const { bytes } = heard;
         await attacker.until(() => heard.bytes > bytes + MiB, "more data");
         const said = performance.now();
@@ -339,7 +339,7 @@ export const liveness: readonly Case[] = [
       const heard = Array.from({ length: 100 }, (_, n) => attacker.heard(lab.id(1 + n)));
       for (let n = 1; n <= heard.length; n++) {
         await attacker.bytes(attacker.frame(SYN, lab.id(n)));
-        if (lab.version === 2) await attacker.bytes(attacker.update(lab.id(n), 0, LARGEST_WINDOW));
+        if (lab.version === 2) await attacker.bytes(attacker.update(lab.id(n), 0, MAX_WINDOW));
       }
       // Those that begin first have the sockets' buffers to themselves: what counts is when all are at it.
       await attacker.until(() => heard.every(({ bytes }) => bytes > 0), "data of every stream");

@@ -105,7 +105,7 @@ interface SeenFrame {
 }
 
 const SYN = 0, FIN = 1, PSH = 2, NOP = 3, UPD = 4;
-const FIRST_WINDOW = 262_144;
+const INITIAL_WINDOW = 262_144;
 const HEADER = 8;
 // Far beyond what a session of a plan ever grants.
 const FORGED_WINDOW = 2 ** 31 - 1;
@@ -353,11 +353,11 @@ export class WireRules {
     }
     flow.sent += length;
     if (frame.version !== 2) return;
-    const { allowed = FIRST_WINDOW } = flow;
+    const { allowed = INITIAL_WINDOW } = flow;
     if (flow.sent <= allowed) return;
     // One frame may have waited for room since before it was known that the first guess was too high.
     const isLate = frame.start >= flow.strictFrom;
-    if (flow.sent > FIRST_WINDOW || (isLate && flow.wasLate)) fail(`${flow.sent} bytes sent, ${allowed} allowed`);
+    if (flow.sent > INITIAL_WINDOW || (isLate && flow.wasLate)) fail(`${flow.sent} bytes sent, ${allowed} allowed`);
     flow.wasLate ||= isLate;
   }
 

@@ -5,7 +5,7 @@
  */
 
 import { setImmediate } from "node:timers/promises";
-import { clock, type Timer } from "../../clock.ts";
+import { clock, type Timer } from "../../_clock.ts";
 import type { Random } from "./random.ts";
 
 interface Event {
@@ -38,8 +38,8 @@ export class Scheduler implements Disposable {
     clock.pass = (run) => this.#add(run, 0, false);
     clock.clearPass = (pass) => this.#cancel(pass as Event | undefined);
     // It settles even when nothing happens any more: the package keeps one for all sessions.
-    clock.giveWay = () => Promise.resolve();
-    clock.rest = (run, milliseconds) => clock.setTimer(run, milliseconds);
+    clock.yieldToEventLoop = () => Promise.resolve();
+    clock.sleep = (run, milliseconds) => clock.setTimer(run, milliseconds);
   }
 
   /** Timers of the package that are set. */

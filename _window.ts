@@ -7,13 +7,13 @@
  * @module
  */
 
-import { clock } from "./clock.ts";
+import { clock } from "./_clock.ts";
 
 /** Bytes a stream may send before it has heard from its peer: every smux 2 peer starts from this figure. */
-export const FIRST_WINDOW = 262_144;
+export const INITIAL_WINDOW = 262_144;
 
 /** Largest window, in bytes: Go computes with signed integers, so a larger one would look negative. */
-export const LARGEST_WINDOW = 2 ** 31 - 1;
+export const MAX_WINDOW = 2 ** 31 - 1;
 
 // However large a window, an update is sent this often at least, in bytes, so that a sender never waits for one.
 const MAX_UPDATE_INTERVAL_BYTES = 1024 * 1024;
@@ -51,7 +51,7 @@ const MIN_SHARE = 1024;
 export class SendWindow {
   #sent = 0;
   #consumed = 0;
-  #window = FIRST_WINDOW;
+  #window = INITIAL_WINDOW;
 
   /** Bytes that may be sent now. */
   get credit(): number {
@@ -71,7 +71,7 @@ export class SendWindow {
   update(consumed: number, window: number): "moved" | "unchanged" | "invalid" {
     if (((this.#sent - consumed) | 0) < 0) return "invalid";
     if (((consumed - this.#consumed) | 0) < 0) return "unchanged";
-    window = Math.min(window, LARGEST_WINDOW);
+    window = Math.min(window, MAX_WINDOW);
     const isMoved = ((consumed + window) >>> 0) !== ((this.#consumed + this.#window) >>> 0);
     this.#consumed = consumed;
     this.#window = window;
@@ -105,7 +105,7 @@ export class WindowPool {
    */
   constructor(largest: number, growth: number, capacity = Infinity) {
     this.largest = largest;
-    this.first = this.learnt = Math.min(FIRST_WINDOW, largest);
+    this.first = this.learnt = Math.min(INITIAL_WINDOW, largest);
     this.#capacity = capacity;
     this.#left = growth;
   }
@@ -116,7 +116,7 @@ export class WindowPool {
    */
   get share(): number {
     const left = this.#capacity - this.unread;
-    if (left > this.#capacity / 2 || left === Infinity) return LARGEST_WINDOW;
+    if (left > this.#capacity / 2 || left === Infinity) return MAX_WINDOW;
     return Math.min(this.first, Math.max(MIN_SHARE, Math.floor(left * SCARCE_SHARE)));
   }
 
@@ -210,18 +210,18 @@ export class ReceiveWindow {
     pool.open();
     this.#resize(pool.learnt);
     this.#renewed = this.#window;
-    this.#limit = Math.min(this.#size, FIRST_WINDOW);
-    this.#highest = FIRST_WINDOW;
+    this.#limit = Math.min(this.#size, INITIAL_WINDOW);
+    this.#highest = INITIAL_WINDOW;
   }
 
   /** Bytes that may be unread at once by right: what the peer may have sent, its first guess included. */
   get allowed(): number {
-    return Math.max(FIRST_WINDOW, this.#window, (this.#highest - this.consumed) | 0);
+    return Math.max(INITIAL_WINDOW, this.#window, (this.#highest - this.consumed) | 0);
   }
 
   /** Whether it is smaller than what every peer starts from. */
   get isSmall(): boolean {
-    return this.#size < FIRST_WINDOW;
+    return this.#size < INITIAL_WINDOW;
   }
 
   /** Bytes that have arrived, modulo 2^32. */

@@ -13,10 +13,10 @@ export type Timer = ReturnType<typeof setTimeout>;
 export type Pass = object;
 
 /** The longest delay, in milliseconds, that the timers of JavaScript can hold: a longer one fires at once. */
-export const MAX_DELAY = 2_147_483_647;
+export const MAX_DELAY_MS = 2_147_483_647;
 
 /** A timer that fires this late was held up by the process: it stood still, or was too busy to look at its sockets. */
-export const LATE = 100;
+export const TIMER_LAG_MS = 100;
 
 /** What the package asks of time. */
 export interface Clock {
@@ -30,10 +30,10 @@ export interface Clock {
   pass(run: () => void): Pass;
   /** Takes a pass back; one that has come is ignored. */
   clearPass(pass: Pass | undefined): void;
-  /** Settles when the runtime has looked at its sockets. */
-  giveWay(): Promise<unknown>;
-  /** Calls `run` when the runtime has looked at everything, after so many milliseconds; `clearTimer` takes that back. */
-  rest(run: () => void, milliseconds: number): Timer | undefined;
+  /** Resolves when the runtime has polled its sockets. */
+  yieldToEventLoop(): Promise<unknown>;
+  /** Calls `run` after a pause; `clearTimer` takes that back. Apart from `setTimer`, so that a test can shorten pauses. */
+  sleep(run: () => void, milliseconds: number): Timer | undefined;
 }
 
 // Deno loads these when they are first named, and runs microtasks as it does: in the middle of whatever names them.
@@ -88,8 +88,8 @@ export const clock: Clock = {
     if (setImmediate === undefined) passing.delete(pass as { run: () => void });
     else clearImmediate!(pass);
   },
-  giveWay: () => setImmediate === undefined ? leave() : passTasks(setImmediate),
-  rest: (run, milliseconds) => setTimeout(run, milliseconds),
+  yieldToEventLoop: () => setImmediate === undefined ? leave() : passTasks(setImmediate),
+  sleep: (run, milliseconds) => setTimeout(run, milliseconds),
 };
 
 // Lets so many tasks of the runtime pass.
