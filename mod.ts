@@ -82,5 +82,5 @@ export {
   type Server,
 } from "./serve.ts";
 export { Session, type SessionStats } from "./session.ts";
-export { Stream, type StreamOperationOptions } from "./stream.ts";
+export { type AbortOptions, Stream } from "./stream.ts";
 export type { Address, Connection, Transport } from "./transport.ts";

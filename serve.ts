@@ -10,7 +10,7 @@ import { clock } from "./_clock.ts";
 import { SessionClosedError } from "./errors.ts";
 import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { reportStalled, Session } from "./session.ts";
-import { coreOf, Stream } from "./stream.ts";
+import { type AbortOptions, coreOf, Stream } from "./stream.ts";
 import { closeQuietly, type Connection } from "./transport.ts";
 
 /**
@@ -490,7 +490,7 @@ const MAX_COPY_BYTES = 64 * 1024;
 export async function join(
   a: DuplexConnection,
   b: DuplexConnection,
-  options: { signal?: AbortSignal | undefined } = {},
+  options: AbortOptions = {},
 ): Promise<JoinResult> {
   const { signal } = options;
   const { promise, resolve, reject } = deferred<JoinResult>();

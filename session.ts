@@ -14,7 +14,7 @@ import {
   type ServerSessionOptions,
   type SessionCloseOptions,
 } from "./options.ts";
-import type { Stream } from "./stream.ts";
+import type { AbortOptions, Stream } from "./stream.ts";
 import type { Address, Transport } from "./transport.ts";
 
 /**
@@ -213,7 +213,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @throws {SessionClosedError} The session is closing or has ended.
    * @throws {RangeError} Every id has been used: for good, while all else goes on.
    */
-  async openStream(options?: { signal?: AbortSignal | undefined }): Promise<Stream> {
+  async openStream(options?: AbortOptions): Promise<Stream> {
     const { stream } = await this.#core.open(options?.signal);
     return stream;
   }
@@ -246,7 +246,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * listener.close();
    * ```
    */
-  async acceptStream(options?: { signal?: AbortSignal | undefined }): Promise<Stream> {
+  async acceptStream(options?: AbortOptions): Promise<Stream> {
     try {
       return await this.incoming.receive({ signal: options?.signal });
     } catch (error) {

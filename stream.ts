@@ -17,11 +17,12 @@ import type { Address, Link, ReadBuffer } from "./transport.ts";
 import type { WindowPool } from "./_window.ts";
 
 /**
- * Options of {@linkcode Stream.read} and {@linkcode Stream.write}.
+ * Options of what may have to wait: {@linkcode Stream.read}, {@linkcode Stream.write}, `Session.openStream`,
+ * `Session.acceptStream` and `join`.
  *
  * @example A read that gives up
  * ```ts
- * import { Session, type StreamOperationOptions } from "@sluice/smux";
+ * import { Session, type AbortOptions } from "@sluice/smux";
  * import { assertEquals, assertRejects } from "@std/assert";
  *
  * const listener = Deno.listen({ port: 0 });
@@ -30,7 +31,7 @@ import type { WindowPool } from "./_window.ts";
  * const [asking, answering] = await Promise.all([client.openStream(), server.acceptStream()]);
  *
  * const p = new Uint8Array(16);
- * const patience: StreamOperationOptions = { signal: AbortSignal.timeout(10) };
+ * const patience: AbortOptions = { signal: AbortSignal.timeout(10) };
  * const error = await assertRejects(() => asking.read(p, patience), DOMException);
  * assertEquals(error.name, "TimeoutError");
  *
@@ -39,8 +40,11 @@ import type { WindowPool } from "./_window.ts";
  * listener.close();
  * ```
  */
-export interface StreamOperationOptions {
-  /** Gives up waiting. What has moved already is never taken back: then the operation fulfils with its count. */
+export interface AbortOptions {
+  /**
+   * Gives up waiting: the operation rejects with the signal's `reason`. A read or a write that has moved bytes already
+   * fulfils with their number instead.
+   */
   signal?: AbortSignal | undefined;
 }
 
@@ -413,7 +417,7 @@ export class Stream {
    * listener.close();
    * ```
    */
-  read(p: Uint8Array, options?: StreamOperationOptions): Promise<number | null> {
+  read(p: Uint8Array, options?: AbortOptions): Promise<number | null> {
     return this.#core.receiving.read(p, options?.signal);
   }
 
@@ -464,7 +468,7 @@ export class Stream {
    * listener.close();
    * ```
    */
-  write(p: Uint8Array, options?: StreamOperationOptions): Promise<number> {
+  write(p: Uint8Array, options?: AbortOptions): Promise<number> {
     const written = this.#core.sending.write(p, options?.signal);
     return typeof written === "number" ? Promise.resolve(written) : written;
   }
