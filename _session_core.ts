@@ -31,9 +31,6 @@ const MAX_WAITING_REFUSALS = 1024;
 const NOTIFY_BATCH = 64;
 const LAST_ID = 2 ** 32 - 1;
 
-/** The first stream id of each role, as in Go. Changed only by tests, which cannot open two thousand million streams. */
-export const FIRST_ID: { client: number; server: number } = { client: 3, server: 2 };
-
 /** The role of this end: the client's streams have odd ids. */
 export type Role = "client" | "server";
 
@@ -61,9 +58,10 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   readonly deadlines: Deadlines;
   /** Streams opened here, ever. */
   opened = 0;
+  /** Id of the next stream that is opened here. */
+  nextId: number;
   readonly #role: Role;
   #phase: Phase = "open";
-  #nextId: number;
   // The stream whose data is being decoded.
   #current: StreamCore | undefined;
   // Each is made when first needed.
@@ -79,7 +77,8 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     const { version, maxStreamBuffer, maxReceiveBuffer, stalledStreamTimeout } = settings;
     this.settings = settings;
     this.#role = role;
-    this.#nextId = FIRST_ID[role];
+    // As in Go.
+    this.nextId = role === "client" ? 3 : 2;
     const adapted = adapt(transport);
     this.windows = new WindowPool(maxStreamBuffer, Math.floor(maxReceiveBuffer / 2), maxReceiveBuffer);
     this.writer = new FrameWriter(adapted, version === "auto" ? 2 : version, this);
@@ -158,9 +157,9 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     signal?.throwIfAborted();
     if (this.version === undefined && this.#phase === "open") await this.#waitForVersion(signal);
     if (this.#phase !== "open") throw this.closedError("Cannot open a stream on a closed session");
-    if (this.#nextId > LAST_ID) throw new RangeError("Cannot open a stream: every stream id has been used");
-    const stream = new StreamCore(this, this.#nextId);
-    this.#nextId += 2;
+    if (this.nextId > LAST_ID) throw new RangeError("Cannot open a stream: every stream id has been used");
+    const stream = new StreamCore(this, this.nextId);
+    this.nextId += 2;
     // Before the SYN can leave, or the answer of a quick peer would find no stream.
     this.streams.add(stream);
     const waiting = stream.sending.open(signal);

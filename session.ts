@@ -75,6 +75,9 @@ export interface SessionStats {
 /** Has every stream of a session that `stalledStreamTimeout` cuts reported, with its error. */
 export let reportStalled: (session: Session, report: (stream: Stream, error: Error) => void) => void;
 
+/** Sets the id of the next stream that a session opens: for tests, which cannot open two thousand million of them. */
+export let setNextId: (session: Session, id: number) => void;
+
 /**
  * Many independent streams over one connection, in the protocol smux.
  *
@@ -110,6 +113,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       const { stalled } = session.#core;
       if (stalled !== undefined) stalled.onCut = ({ stream }, error) => report(stream, error);
     };
+    setNextId = (session, id) => session.#core.nextId = id;
   }
 
   /**

@@ -9,8 +9,8 @@ import process from "node:process";
 import { setImmediate as nextTurn } from "node:timers";
 import { setImmediate } from "node:timers/promises";
 import { Session, type SessionOptions, type SessionStats, type Stream, type Transport } from "../../mod.ts";
-import { FIRST_ID } from "../../_session_core.ts";
 import { NOP, PSH, SYN, type Version } from "../../frame.ts";
+import { setNextId } from "../../session.ts";
 import { frame, KiB, MiB } from "../support.ts";
 
 /** The victim's side of a session. */
@@ -107,7 +107,6 @@ export class LocalVictim implements Victim {
   readonly #attacked = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   readonly #others = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   readonly #sessions = new Set<Session>();
-  readonly #firstId = { ...FIRST_ID };
   readonly #work: Promise<void>[] = [];
   readonly #ends: string[] = [];
   readonly #streams = new Map<number, Stream>();
@@ -126,7 +125,6 @@ export class LocalVictim implements Victim {
 
   constructor(options: VictimOptions) {
     this.#options = options;
-    if (options.firstId !== undefined) FIRST_ID[options.role] = options.firstId;
     this.#work.push(this.#listen(this.#attacked, true), this.#listen(this.#others, false));
   }
 
@@ -153,11 +151,12 @@ export class LocalVictim implements Victim {
   }
 
   #serve(transport: Transport, isAttacked: boolean): Session {
-    const { role, version, app } = this.#options;
+    const { role, version, app, firstId } = this.#options;
     const options = isAttacked ? this.#options.session : {};
     const session = role === "client"
       ? Session.client(transport, { version, ...options })
       : Session.server(transport, options);
+    if (firstId !== undefined) setNextId(session, firstId);
     this.#sessions.add(session);
     if (isAttacked) {
       this.#open++;
@@ -390,7 +389,6 @@ export class LocalVictim implements Victim {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    Object.assign(FIRST_ID, this.#firstId);
     this.#attacked.close();
     this.#others.close();
     await Promise.all(this.#work);
