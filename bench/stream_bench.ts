@@ -5,7 +5,7 @@
  */
 
 import { type Connection, Session, type Stream } from "../mod.ts";
-import { memoryPair, MiB, readAll, tcpPair, writeAll } from "../tests/support.ts";
+import { MemoryConnection, MiB, readAll, tcpPair, writeAll } from "../tests/support.ts";
 
 const BULK = 4 * MiB;
 
@@ -69,7 +69,7 @@ async function answer(server: Session): Promise<void> {
 }
 
 // A pipe that fills takes a part of a write, and what waits in it falls into ever smaller pieces, which no socket does.
-const pipePair = () => memoryPair(2 * BULK);
+const pipePair = () => MemoryConnection.pair(2 * BULK);
 
 for (const [where, pair] of [["memory", pipePair], ["socket", socketPair]] as const) {
   const bare = `bare ${where === "memory" ? "pipe" : "socket"}`;

@@ -49,9 +49,9 @@ export async function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean
   }
 }
 
-const { giveWay, rest } = clock;
+const { giveWay, rest, now } = clock;
 // The clock is one for all tests of a file: a later test must not find what an earlier one made of it.
-Deno.test.afterEach(() => void Object.assign(clock, { giveWay, rest }));
+Deno.test.afterEach(() => void Object.assign(clock, { giveWay, rest, now }));
 
 /**
  * Makes one turn of the event loop of the rests that sessions give others: in memory there is no socket to look at, and on
@@ -62,12 +62,21 @@ function shortenRests(): void {
   clock.rest = (run) => void setImmediate().then(run);
 }
 
-/** Both ends of a connection in memory that holds `capacity` bytes each way. */
+/**
+ * Stops the time that sessions read until the test ends, unless the test has a clock of its own: how long the machine
+ * takes for a step must not decide whether a session gives way in it.
+ */
+export function stopTime(): void {
+  if (clock.now !== now) return;
+  const stopped = now();
+  clock.now = () => stopped;
+}
+
+/** Both ends of a connection in memory that holds `capacity` bytes each way; until the test ends, time stands still. */
 export function memoryPair(capacity = 64 * 1024): [MemoryConnection, MemoryConnection] {
   shortenRests();
-  const there = new Pipe(capacity);
-  const back = new Pipe(capacity);
-  return [new MemoryConnection(back, there), new MemoryConnection(there, back)];
+  stopTime();
+  return MemoryConnection.pair(capacity);
 }
 
 /** One direction of a connection in memory. */
@@ -157,6 +166,13 @@ export abstract class PipedConnection<Direction extends Pick<Connection, "read" 
 
 /** One end of a connection in memory. */
 export class MemoryConnection extends PipedConnection<Pipe> {
+  /** Both ends of a connection that holds `capacity` bytes each way. */
+  static pair(capacity: number): [MemoryConnection, MemoryConnection] {
+    const there = new Pipe(capacity);
+    const back = new Pipe(capacity);
+    return [new MemoryConnection(back, there), new MemoryConnection(there, back)];
+  }
+
   close(): void {
     if (this.isClosed) throw new Error("Closed twice");
     this.isClosed = true;
