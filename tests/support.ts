@@ -68,7 +68,8 @@ function shortenRests(): void {
  */
 export function stopTime(): void {
   if (clock.now !== now) return;
-  const stopped = now();
+  // A whole number, or a difference of two times could be a little less than what was added.
+  const stopped = Math.ceil(now());
   clock.now = () => stopped;
 }
 

@@ -3,7 +3,9 @@
 import { assert, assertEquals, assertStrictEquals } from "@std/assert";
 import { clock } from "../clock.ts";
 import { Turn } from "../turn.ts";
-import { memoryPair } from "./support.ts";
+import { memoryPair, stopTime } from "./support.ts";
+
+Deno.test.beforeEach(stopTime);
 
 /** Counts how often way is given, while `run` does something. */
 async function countGiven(run: () => Promise<void>): Promise<number> {
