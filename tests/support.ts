@@ -63,12 +63,13 @@ function shortenRests(): void {
 }
 
 /**
- * Stops the time that sessions read, unless the test has a clock of its own: how long the machine takes for a step must
- * not decide whether a session gives way in it.
+ * Stops the time that sessions read until the test ends, unless the test has a clock of its own: how long the machine
+ * takes for a step must not decide whether a session gives way in it.
  */
-function stopTime(): void {
+export function stopTime(): void {
   if (clock.now !== now) return;
-  const stopped = now();
+  // A whole number, or a difference of two times could be a little less than what was added.
+  const stopped = Math.ceil(now());
   clock.now = () => stopped;
 }
 
