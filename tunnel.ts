@@ -8,9 +8,9 @@
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const client = await openTunnel({ connect: server.addr, forward: [`127.0.0.1:0=127.0.0.1:${web.addr.port}`] });
+ * const client = await openTunnel({ connect: server.serverAddr, forward: [`127.0.0.1:0=127.0.0.1:${web.addr.port}`] });
  *
- * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * const answer = await fetch(`http://${client.listenAddrs[0]}/`, { headers: { connection: "close" } });
  * assertEquals(await answer.text(), "hello");
  *
  * await client.shutdown();

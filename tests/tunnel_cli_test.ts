@@ -270,7 +270,7 @@ Deno.test("tunnel command: stdin and stdout are forwarded, and nothing else is o
   const web = serveFiles();
   await using echo = makeEcho();
   await using allowing = serveTunnel({ listen: FREE, allow: [at(web.addr), echo.addr] });
-  const args = ["client", "--connect", allowing.addr];
+  const args = ["client", "--connect", allowing.serverAddr];
   const child = command([...args, "--forward", `-=${at(web.addr)}`], { stdin: "piped" }).spawn();
   await using watched = watch(child);
   const stdin = child.stdin.getWriter();
@@ -293,7 +293,7 @@ Deno.test("tunnel command: stdin and stdout are forwarded, and nothing else is o
 Deno.test("tunnel command: stdin and stdout at a server with one target", async () => {
   await using echo = makeEcho();
   await using server = serveTunnel({ listen: FREE, target: echo.addr });
-  const child = command(["client", "--connect", server.addr, "--forward", "-"], { stdin: "piped" }).spawn();
+  const child = command(["client", "--connect", server.serverAddr, "--forward", "-"], { stdin: "piped" }).spawn();
   const stdin = child.stdin.getWriter();
   stdin.write(bytes("hello")).then(() => stdin.close()).catch(() => {});
   const { code, stdout, stderr } = await child.output();
@@ -304,7 +304,8 @@ Deno.test("tunnel command: stdin and stdout that cannot be forwarded end it, exi
   const dead = nowhere();
   await using server = serveTunnel({ listen: FREE, allow: [dead], onError() {} });
   for (const [target, why] of [[dead, /connection refused/], ["127.0.0.1:1", /not allowed/]] as const) {
-    const child = command(["client", "--connect", server.addr, "--forward", `-=${target}`], { stdin: "piped" }).spawn();
+    const child = command(["client", "--connect", server.serverAddr, "--forward", `-=${target}`], { stdin: "piped" })
+      .spawn();
     await using watched = watch(child);
     const { code, stdout, stderr } = await promptly(watched.ended());
     assertEquals({ code, stdout }, { code: 1, stdout: "" });
@@ -318,7 +319,7 @@ Deno.test("tunnel command: stdin that is open keeps nobody from ending when the 
   await using echo = makeEcho();
   const controller = new AbortController();
   const server = serveTunnel({ listen: FREE, allow: [echo.addr], signal: controller.signal });
-  const child = command(["client", "--connect", server.addr, "--forward", `-=${echo.addr}`], { stdin: "piped" })
+  const child = command(["client", "--connect", server.serverAddr, "--forward", `-=${echo.addr}`], { stdin: "piped" })
     .spawn();
   await using watched = watch(child);
   const stdin = child.stdin.getWriter();
@@ -394,15 +395,15 @@ Deno.test("tunnel command: what cannot be started is said in one line, exit code
   const target = nowhere();
   await using server = serveTunnel({ listen: FREE, target, onError() {} });
   const [inUse, missing, here] = await Promise.all([
-    run("server", "--listen", server.addr, "--target", target),
+    run("server", "--listen", server.serverAddr, "--target", target),
     run("client", "--forward", "0", "--connect", target),
-    run("client", "--forward", server.addr, "--connect", server.addr),
+    run("client", "--forward", server.serverAddr, "--connect", server.serverAddr),
   ]);
-  assertEquals(inUse, { code: 1, stdout: "", stderr: `cannot listen on ${server.addr}: address in use\n` });
+  assertEquals(inUse, { code: 1, stdout: "", stderr: `cannot listen on ${server.serverAddr}: address in use\n` });
   assertEquals(missing, { code: 1, stdout: "", stderr: `cannot connect to ${target}: connection refused\n` });
   assertEquals(here, inUse);
   await using allowing = serveTunnel({ listen: FREE, allow: ["*:*"], onError() {} });
-  const refused = await run("client", "--connect", allowing.addr, "--reverse", "0=1");
+  const refused = await run("client", "--connect", allowing.serverAddr, "--reverse", "0=1");
   assertEquals({ ...refused, stderr: "" }, { code: 1, stdout: "", stderr: "" });
   assertMatch(refused.stderr, /^[^\n]*not allowed\n$/);
 });

@@ -36,11 +36,11 @@ import {
 
 Deno.test("tunnel: where it listens is said in words, at the server as at the client", async () => {
   const { client, server, shutdown } = await makeTunnel(nowhere());
-  assertMatch(server.addr, /^127\.0\.0\.1:[1-9]\d*$/);
-  assertEquals(server.addrs, []);
-  assertEquals(client.addr, server.addr);
-  assertEquals(client.addrs.length, 1);
-  assertMatch(client.addrs[0]!, /^127\.0\.0\.1:[1-9]\d*$/);
+  assertMatch(server.serverAddr, /^127\.0\.0\.1:[1-9]\d*$/);
+  assertEquals(server.listenAddrs, []);
+  assertEquals(client.serverAddr, server.serverAddr);
+  assertEquals(client.listenAddrs.length, 1);
+  assertMatch(client.listenAddrs[0]!, /^127\.0\.0\.1:[1-9]\d*$/);
   await shutdown();
 });
 
@@ -48,16 +48,19 @@ Deno.test("tunnel: a client has an address for each forward, then socks, then re
   const [one, two, three, four] = [nowhere(), nowhere(), nowhere(), nowhere()];
   const asked = { reverse: [`${four}=1`], socks: [three], forward: [`${one}=1`, two] };
   await using pair = await makePair({ allowListen: ["*:*"] }, asked);
-  assertEquals(pair.client.addrs, [one, two, three, four]);
+  assertEquals(pair.client.listenAddrs, [one, two, three, four]);
 });
 
 Deno.test("tunnel: many clients at one server", async () => {
   const web = serveFiles();
   const { client, server, shutdown } = await makeTunnel(at(web.addr));
-  const second = await openTunnel({ connect: server.addr, forward: [FREE] });
-  await Promise.all([fetchFiles(client.addrs[0]!, [1, 10_000]), fetchFiles(second.addrs[0]!, [2, 20_000, 3])]);
+  const second = await openTunnel({ connect: server.serverAddr, forward: [FREE] });
+  await Promise.all([
+    fetchFiles(client.listenAddrs[0]!, [1, 10_000]),
+    fetchFiles(second.listenAddrs[0]!, [2, 20_000, 3]),
+  ]);
   await second.shutdown();
-  await fetchFiles(client.addrs[0]!, [4]);
+  await fetchFiles(client.listenAddrs[0]!, [4]);
   await shutdown();
   const { connections, streams } = server.stats();
   assertEquals({ connections, streams }, { connections: 2, streams: 6 });
@@ -67,11 +70,11 @@ Deno.test("tunnel: many clients at one server", async () => {
 Deno.test("tunnel: shutdown of a client stops listening, waits for what is open, and fulfils finished", async () => {
   const target = makeEcho();
   const { client, server } = await makeTunnel(target.addr);
-  const connection = await dial(client.addrs[0]!);
+  const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "before"), "before");
   let isFinished = false;
   const finished = client.shutdown().then(() => isFinished = true);
-  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
+  assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   assertEquals(await say(connection, "after"), "after");
   assertEquals(isFinished, false);
   await connection.closeWrite();
@@ -87,7 +90,7 @@ Deno.test("tunnel: timeout is how long shutdown waits, at either end, and then i
   await using echo = makeEcho();
   for (const end of ["client", "server"] as const) {
     await using pair = await makePair({ target: echo.addr }, { forward: [FREE] });
-    using connection = await dial(pair.client.addrs[0]!);
+    using connection = await dial(pair.client.listenAddrs[0]!);
     assertEquals(await say(connection, "before"), "before");
     const began = performance.now();
     await pair[end].shutdown({ timeout: 50 });
@@ -104,7 +107,7 @@ Deno.test("tunnel: a session that breaks while the client shuts down is told, an
     openTunnel({ connect: at(listener.addr), forward: [FREE], ...options }),
     listener.accept(),
   ]);
-  const connection = await dial(client.addrs[0]!);
+  const connection = await dial(client.listenAddrs[0]!);
   await writeAll(connection, bytes("hello"));
   for (let received = ""; !received.includes("hello");) {
     const p = new Uint8Array(100);
@@ -145,7 +148,7 @@ Deno.test("tunnel: a client connects only where its reverse says, whatever its s
   assertMatch(text(await readHead(asked)), /^BIND 7 HTTP\/1\.1\r\n/);
   await writeAll(asked, bytes("HTTP/1.1 200 OK\r\nAddress: 127.0.0.1:7\r\n\r\n"));
   const client = await opening;
-  assertEquals(client.addrs, ["127.0.0.1:7"]);
+  assertEquals(client.listenAddrs, ["127.0.0.1:7"]);
   const bad = await session.openStream();
   await writeAll(bad, bytes(`CONNECT ${echo.addr} HTTP/1.1\r\n\r\n`));
   assert(!text(await readAll(bad)).startsWith("HTTP/1.1 200 "));
@@ -164,14 +167,14 @@ Deno.test("tunnel: a signal ends either end at once, and finished fulfils", asyn
   const target = makeEcho();
   const { options, errors } = makeLog();
   const { client, server } = await makeTunnel(target.addr, { signal: controller.signal, ...options });
-  const connection = await dial(client.addrs[0]!);
+  const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "before"), "before");
   controller.abort();
   await Promise.all([client.finished, server.finished]);
   assertEquals(await isEnded(connection), true);
   connection.close();
-  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
-  assertEquals(await isRefused(() => dial(server.addr)), true);
+  assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
+  assertEquals(await isRefused(() => dial(server.serverAddr)), true);
   await target.close();
   assertEquals(errors, []);
 });
@@ -183,7 +186,7 @@ Deno.test("tunnel: a signal that was aborted before starts nothing", async () =>
   assertStrictEquals(await opening.catch((error) => error), reason);
   const server = serveTunnel({ listen: FREE, target: "1", signal });
   await server.finished;
-  assertEquals(await isRefused(() => dial(server.addr)), true);
+  assertEquals(await isRefused(() => dial(server.serverAddr)), true);
 });
 
 Deno.test("tunnel: callbacks that throw do no harm", async () => {
@@ -199,9 +202,9 @@ Deno.test("tunnel: callbacks that throw do no harm", async () => {
       throw new Error("from onError");
     };
     await using server = serveTunnel({ listen: FREE, target, onEvent, onError });
-    await using client = await openTunnel({ connect: server.addr, forward: [FREE], onError });
+    await using client = await openTunnel({ connect: server.serverAddr, forward: [FREE], onError });
     for (const _ of [1, 2]) {
-      using connection = await dial(client.addrs[0]!);
+      using connection = await dial(client.listenAddrs[0]!);
       assertEquals(await connection.read(new Uint8Array(1)), null);
     }
   } finally {
@@ -274,9 +277,9 @@ Deno.test("tunnel: options that are not what they must be are refused at once", 
 Deno.test("tunnel: an address in use and a server that is not there are said so", async () => {
   const target = nowhere();
   await using server = serveTunnel({ listen: FREE, target });
-  const inUse = `Cannot listen on ${server.addr}: address in use`;
-  assertEquals(assertThrows(() => serveTunnel({ listen: server.addr, target }), Error).message, inUse);
-  const opening = openTunnel({ connect: server.addr, forward: [FREE, server.addr] });
+  const inUse = `Cannot listen on ${server.serverAddr}: address in use`;
+  assertEquals(assertThrows(() => serveTunnel({ listen: server.serverAddr, target }), Error).message, inUse);
+  const opening = openTunnel({ connect: server.serverAddr, forward: [FREE, server.serverAddr] });
   assertEquals((await assertRejects(() => opening, Error)).message, inUse);
   const lost = `Cannot connect to ${target}: connection refused`;
   const missing = openTunnel({ connect: target, forward: [FREE] });
@@ -313,8 +316,8 @@ Deno.test("tunnel: any timeout is one", async () => {
   for (const timeout of [0, 1.5, NaN, -1]) {
     await using echo = makeEcho();
     await using server = serveTunnel({ listen: FREE, target: echo.addr, onError() {} });
-    const client = await openTunnel({ connect: server.addr, forward: [FREE], onError() {} });
-    using connection = await dial(client.addrs[0]!);
+    const client = await openTunnel({ connect: server.serverAddr, forward: [FREE], onError() {} });
+    using connection = await dial(client.listenAddrs[0]!);
     assertEquals(await say(connection, "hello"), "hello");
     await promptly(client.shutdown({ timeout }));
     assertEquals(await isEnded(connection), true);
@@ -330,24 +333,24 @@ Deno.test("tunnel: a client connects again, and everything works as before", asy
   const first = serveTunnel({ listen: FREE, signal: controller.signal, ...options });
   const log = makeLog();
   const asked = { forward: [`0=${echo.addr}`], reverse: [`${place}=${at(web.addr)}`] };
-  const client = await openTunnel({ connect: first.addr, ...asked, ...log.options });
-  using before = await dial(client.addrs[0]!);
+  const client = await openTunnel({ connect: first.serverAddr, ...asked, ...log.options });
+  using before = await dial(client.listenAddrs[0]!);
   assertEquals(await say(before, "before"), "before");
   await fetchFiles(place, [1000]);
   controller.abort();
   assertEquals(await isEnded(before), true);
   await first.finished;
   await log.until(/^The connection to .+ was lost: /);
-  using between = await dial(client.addrs[0]!);
+  using between = await dial(client.listenAddrs[0]!);
   assertEquals(await isEnded(between), true);
   await log.until(/^There is no connection to .+ now$/);
   await assertRejects(() => client.connect(echo.addr), Error, "There is no connection to ");
   await log.until(/^Cannot connect to .+: connection refused$/, 2);
 
   const serverLog = makeLog();
-  await using second = serveTunnel({ listen: first.addr, ...options, ...serverLog.options });
-  await log.until(new RegExp(`^connected to ${second.addr} again$`));
-  using after = await dial(client.addrs[0]!);
+  await using second = serveTunnel({ listen: first.serverAddr, ...options, ...serverLog.options });
+  await log.until(new RegExp(`^connected to ${second.serverAddr} again$`));
+  using after = await dial(client.listenAddrs[0]!);
   assertEquals(await say(after, "after"), "after");
   after.close();
   await serverLog.until(/^listening on /);
@@ -372,10 +375,10 @@ Deno.test("tunnel: a client that says it is connected again is", async () => {
     });
     again.resolve(said);
   };
-  const client = await openTunnel({ connect: first.addr, onEvent, onError() {} });
+  const client = await openTunnel({ connect: first.serverAddr, onEvent, onError() {} });
   controller.abort();
   await first.finished;
-  await using _second = serveTunnel({ listen: first.addr, target: echo.addr });
+  await using _second = serveTunnel({ listen: first.serverAddr, target: echo.addr });
   try {
     assertEquals(await again.promise, "hello");
   } finally {
@@ -383,25 +386,25 @@ Deno.test("tunnel: a client that says it is connected again is", async () => {
   }
 });
 
-Deno.test("tunnel: a reverse forward whose port the server gives anew is where addrs says", async () => {
+Deno.test("tunnel: a reverse forward whose port the server gives anew is where listenAddrs says", async () => {
   await using echo = makeEcho();
   const controller = new AbortController();
   const first = serveTunnel({ listen: FREE, allowListen: ["127.0.0.1:*"], signal: controller.signal });
   const log = makeLog();
-  const client = await openTunnel({ connect: first.addr, reverse: [`0=${echo.addr}`], ...log.options });
-  const before = client.addrs[0]!;
+  const client = await openTunnel({ connect: first.serverAddr, reverse: [`0=${echo.addr}`], ...log.options });
+  const before = client.listenAddrs[0]!;
   // It is taken now, so that the new one is another.
   controller.abort();
   await first.finished;
   using _taken = Deno.listen(parse(before));
   const serverLog = makeLog();
-  await using _second = serveTunnel({ listen: first.addr, allowListen: ["127.0.0.1:*"], ...serverLog.options });
+  await using _second = serveTunnel({ listen: first.serverAddr, allowListen: ["127.0.0.1:*"], ...serverLog.options });
   await serverLog.until(/^listening on /);
   const [, now] = /^listening on (\S+)/.exec(serverLog.events.find((line) => line.startsWith("listening"))!)!;
   using connection = await dial(now!);
   // The answer comes by way of the client, which knows of it by then.
   assertEquals(await say(connection, "hello"), "hello");
-  assertEquals(client.addrs, [now!]);
+  assertEquals(client.listenAddrs, [now!]);
   connection.close();
   await client.shutdown();
 });
@@ -412,7 +415,7 @@ Deno.test("tunnel: shutdown and a signal end a client at once that waits to conn
     const server = serveTunnel({ listen: FREE, allowListen: ["*:*"], signal: serving.signal });
     const log = makeLog();
     const asked = { forward: [FREE], socks: [FREE], reverse: ["0=1"], signal: opening.signal };
-    const client = await openTunnel({ connect: server.addr, ...asked, ...log.options });
+    const client = await openTunnel({ connect: server.serverAddr, ...asked, ...log.options });
     // It would wait for more than a quarter of an hour.
     using _delays = changeDelays((delay) => delay > 40 ? 1_000_000 : delay);
     serving.abort();
@@ -421,7 +424,7 @@ Deno.test("tunnel: shutdown and a signal end a client at once that waits to conn
     else await client.shutdown();
     await client.finished;
     assertEquals(log.events, []);
-    assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
+    assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
     await server.finished;
   }
 });

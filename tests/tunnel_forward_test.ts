@@ -67,7 +67,7 @@ async function openChanged(
 Deno.test("tunnel: HTTP through it, every connection a stream of one connection", async () => {
   const web = serveFiles();
   const { client, server, log, shutdown } = await makeTunnel(at(web.addr));
-  await fetchFiles(client.addrs[0]!, SIZES);
+  await fetchFiles(client.listenAddrs[0]!, SIZES);
   assertEquals(log.events.length, 1);
   assertMatch(log.events[0]!, /^connection from 127\.0\.0\.1:\d+$/);
   await shutdown();
@@ -85,8 +85,8 @@ Deno.test("tunnel: both versions of smux", async () => {
   await using echo = makeEcho();
   await using server = serveTunnel({ listen: FREE, target: echo.addr });
   for (const version of [1, 2] as const) {
-    await using client = await openTunnel({ connect: server.addr, forward: [FREE], version });
-    using connection = await dial(client.addrs[0]!);
+    await using client = await openTunnel({ connect: server.serverAddr, forward: [FREE], version });
+    using connection = await dial(client.listenAddrs[0]!);
     assertEquals(await say(connection, "hello"), "hello");
     connection.close();
   }
@@ -95,7 +95,7 @@ Deno.test("tunnel: both versions of smux", async () => {
 Deno.test("tunnel: stats tell what is open", async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ target: echo.addr }, { forward: [FREE] });
-  const connection = await dial(pair.client.addrs[0]!);
+  const connection = await dial(pair.client.listenAddrs[0]!);
   assertEquals(await say(connection, "hello"), "hello");
   assertEquals(pair.client.stats().open, 1);
   assertEquals(pair.server.stats().open, 1);
@@ -109,7 +109,7 @@ Deno.test("tunnel: a client that sends, half-closes and then gets its answer", a
     await writeAll(connection, bytes(await sha256(received)));
   });
   const { client, shutdown } = await makeTunnel(target.addr);
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   await writeAll(connection, request);
   await connection.closeWrite();
   assertEquals(text(await readAll(connection)), await sha256(request));
@@ -126,7 +126,7 @@ Deno.test("tunnel: a target that answered and half-closed first still receives a
     received.resolve(await readAll(connection));
   });
   const { client, shutdown } = await makeTunnel(target.addr);
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   assertEquals(text(await readAll(connection)), "go on");
   await writeAll(connection, upload);
   await connection.closeWrite();
@@ -140,7 +140,7 @@ Deno.test("tunnel: a target that refuses ends the local connection at once, and 
   const { options, errors, messages } = makeLog();
   const { client, shutdown } = await makeTunnel(target, options);
   for (const _ of [1, 2, 3]) {
-    using connection = await dial(client.addrs[0]!);
+    using connection = await dial(client.listenAddrs[0]!);
     assertEquals(await connection.read(new Uint8Array(1)), null);
   }
   const message = `Cannot connect to ${target}: connection refused`;
@@ -148,7 +148,7 @@ Deno.test("tunnel: a target that refuses ends the local connection at once, and 
   assertInstanceOf(errors[0]!.cause, Deno.errors.ConnectionRefused);
 
   const web = serveFiles(parse(target));
-  await fetchFiles(client.addrs[0]!, [5]);
+  await fetchFiles(client.listenAddrs[0]!, [5]);
   await shutdown();
   await web.shutdown();
 });
@@ -161,12 +161,12 @@ Deno.test("tunnel: a local connection that is reset is told, its target is let g
   });
   const { options, messages, until } = makeLog();
   const { client, shutdown } = await makeTunnel(target.addr, options);
-  const socket = net.connect(portOf(client.addrs[0]!), "127.0.0.1");
+  const socket = net.connect(portOf(client.listenAddrs[0]!), "127.0.0.1");
   socket.once("data", () => socket.resetAndDestroy());
   await until(/^The connection from 127\.0\.0\.1:\d+ broke: connection reset by peer$/);
   assertEquals(await released.promise, null);
 
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   await connection.closeWrite();
   assertEquals(text(await readAll(connection)), "hello");
   await shutdown();
@@ -196,11 +196,11 @@ Deno.test("tunnel: accepting that fails is told and tried again", async () => {
   const target = makeEcho();
   const server = serveTunnel({ listen: FREE, target: target.addr });
   const { options, messages } = makeLog();
-  const client = await openChanged({ connect: server.addr, forward: [FREE], ...options }, (listener) => {
+  const client = await openChanged({ connect: server.serverAddr, forward: [FREE], ...options }, (listener) => {
     const { accept } = listener;
     listener.accept = () => failures.length > 0 ? Promise.reject(failures.shift()) : accept.call(listener);
   });
-  const connection = await dial(client.addrs[0]!);
+  const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
   const what = "A connection was lost before it was accepted: ";
@@ -217,7 +217,7 @@ Deno.test("tunnel: a connection accepted when the session is ending is closed", 
   const server = serveTunnel({ listen: FREE, target: target.addr });
   const accepted = Promise.withResolvers<void>();
   const mayGo = Promise.withResolvers<void>();
-  const client = await openChanged({ connect: server.addr, forward: [FREE] }, (listener) => {
+  const client = await openChanged({ connect: server.serverAddr, forward: [FREE] }, (listener) => {
     const { accept } = listener;
     listener.accept = async () => {
       const connection = await accept.call(listener);
@@ -226,7 +226,7 @@ Deno.test("tunnel: a connection accepted when the session is ending is closed", 
       return connection;
     };
   });
-  const connection = await dial(client.addrs[0]!);
+  const connection = await dial(client.listenAddrs[0]!);
   await accepted.promise;
   const finished = client.shutdown();
   mayGo.resolve();
@@ -242,7 +242,7 @@ Deno.test("tunnel: finished waits until the local side has all that came for it"
   const server = serveTunnel({ listen: FREE, target: target.addr });
   const writing = Promise.withResolvers<void>();
   const mayWrite = Promise.withResolvers<void>();
-  const client = await openChanged({ connect: server.addr, forward: [FREE] }, (listener) => {
+  const client = await openChanged({ connect: server.serverAddr, forward: [FREE] }, (listener) => {
     const { accept } = listener;
     listener.accept = async () => {
       const connection = await accept.call(listener);
@@ -255,7 +255,7 @@ Deno.test("tunnel: finished waits until the local side has all that came for it"
       return connection;
     };
   });
-  const connection = await dial(client.addrs[0]!);
+  const connection = await dial(client.listenAddrs[0]!);
   await connection.closeWrite();
   await writing.promise;
   let isFinished = false;
@@ -276,7 +276,7 @@ Deno.test("tunnel: a connection that is dead when it is accepted is told and end
   const server = serveTunnel({ listen: FREE, target: target.addr });
   const { options, messages } = makeLog();
   let delayed = 0;
-  const client = await openChanged({ connect: server.addr, forward: [FREE], ...options }, (listener) => {
+  const client = await openChanged({ connect: server.serverAddr, forward: [FREE], ...options }, (listener) => {
     const { accept } = listener;
     listener.accept = async () => {
       const connection = await accept.call(listener);
@@ -286,12 +286,12 @@ Deno.test("tunnel: a connection that is dead when it is accepted is told and end
       return connection;
     };
   });
-  const dead = await dial(client.addrs[0]!);
+  const dead = await dial(client.listenAddrs[0]!);
   assertEquals(await dead.read(new Uint8Array(1)), null);
   dead.close();
   assertEquals(messages().length, 1);
   assertMatch(messages()[0]!, /^The connection from 127\.0\.0\.1:\d+ broke: invalid argument$/);
-  const connection = await dial(client.addrs[0]!);
+  const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
   assertEquals(delayed, 2);
@@ -309,8 +309,8 @@ Deno.test("tunnel: a forward goes where it says, if the server allows that", asy
     { forward: [`0=${web.addr.port}`, `${FREE}=${echo.addr}`] },
   );
   const { client, server, logs } = pair;
-  await fetchFiles(client.addrs[0]!, SIZES);
-  using connection = await dial(client.addrs[1]!);
+  await fetchFiles(client.listenAddrs[0]!, SIZES);
+  using connection = await dial(client.listenAddrs[1]!);
   assertEquals(await say(connection, "hello"), "hello");
   connection.close();
   await client.shutdown();
@@ -328,11 +328,11 @@ Deno.test("tunnel: a client ends at once with a local connection that reads noth
     await using server = serveTunnel({ listen: FREE, target: echo.addr, signal: serving.signal });
     const flood = makeFlood();
     const asked = { forward: [FREE], signal: opening.signal, reconnect: false, onError() {} };
-    await using client = await openChanged({ connect: server.addr, ...asked }, (listener) => {
+    await using client = await openChanged({ connect: server.serverAddr, ...asked }, (listener) => {
       const { accept } = listener;
       listener.accept = async () => flood.change(await accept.call(listener));
     });
-    const connection = await dial(client.addrs[0]!);
+    const connection = await dial(client.listenAddrs[0]!);
     try {
       await writeAll(connection, bytes("hello"));
       await flood.writing;
@@ -354,7 +354,7 @@ Deno.test("tunnel: a server ends at once with a target that reads nothing", asyn
     const controller = new AbortController();
     const { signal } = controller;
     const server = serveTunnel({ listen: FREE, target: at(listener.addr), signal, onError() {} });
-    const session = Session.client(await dial(server.addr));
+    const session = Session.client(await dial(server.serverAddr));
     const flood = makeFlood();
     Deno.connect = (async (options: Deno.ConnectOptions) => flood.change(await connect(options))) as typeof connect;
     const stream = await session.openStream();

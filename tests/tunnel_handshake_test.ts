@@ -44,7 +44,7 @@ async function askByHand(session: Session, request: string) {
 Deno.test("tunnel: CONNECT by hand is answered, and then everything belongs to the connection", async () => {
   await using echo = makeEcho();
   await using server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:*"] });
-  const session = Session.client(await dial(server.addr));
+  const session = Session.client(await dial(server.serverAddr));
   // What follows comes with the request.
   const request = `CONNECT ${echo.addr} HTTP/1.1\r\nHost: ${echo.addr}\r\nX-Else: \xe4\r\n\r\nhello`;
   const { stream, head } = await askByHand(session, request);
@@ -58,7 +58,7 @@ Deno.test("tunnel: what is no request is refused with a status, told, and the se
   await using echo = makeEcho();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allow: [echo.addr], ...log.options });
-  const session = Session.client(await dial(server.addr));
+  const session = Session.client(await dial(server.serverAddr));
   const cases: [request: string, status: number][] = [
     ["nonsense\r\n\r\n", 400],
     ["\r\n\r\n", 400],
@@ -89,7 +89,7 @@ Deno.test("tunnel: a head of more than 8 KiB is refused, one of less is not", as
   await using echo = makeEcho();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allow: [echo.addr], ...log.options });
-  const session = Session.client(await dial(server.addr));
+  const session = Session.client(await dial(server.serverAddr));
   const request = `CONNECT ${echo.addr} HTTP/1.1\r\nX-Much: `;
   const fill = (length: number) => `${request}${"x".repeat(length - request.length - 4)}\r\n\r\n`;
   const { stream: good, head } = await askByHand(session, fill(8192));
@@ -106,13 +106,13 @@ Deno.test("tunnel: who says nothing for ten seconds is told and let go, in a str
   using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
   await using pair = await makePair({ allow: ["*:*"] }, { socks: [FREE] });
   const { client, server, logs } = pair;
-  const session = Session.client(await dial(server.addr), { keepAliveInterval: Infinity });
+  const session = Session.client(await dial(server.serverAddr), { keepAliveInterval: Infinity });
   const stream = await session.openStream();
   assertEquals(await stream.read(new Uint8Array(1)), null);
   await logs.server.until(/kept us waiting/);
   stream.close();
   await session.close();
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await isEnded(connection), true);
   await logs.client.until(/kept us waiting/);
 });
@@ -131,7 +131,7 @@ Deno.test("tunnel: a freeze does not use up the time of a client that was about 
   await using target = makeEcho();
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: [target.addr], ...log.options });
-  const session = Session.client(await dial(server.addr));
+  const session = Session.client(await dial(server.serverAddr));
   const [slow, silent] = [await session.openStream(), await session.openStream()];
   await slow.write(bytes(`CONNECT ${target.addr}`));
   await silent.write(bytes("CONNECT"));
@@ -151,7 +151,7 @@ Deno.test("tunnel: a freeze does not use up the time of a client that was about 
 Deno.test("tunnel: what a stranger says is shown without what a terminal would obey", async () => {
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], ...log.options });
-  const session = Session.client(await dial(server.addr));
+  const session = Session.client(await dial(server.serverAddr));
   for (const head of ["CONNECT \x1b[2J\x07 HTTP/1.1\r\n\r\n", "x\n2026 all is well\nmore\r\n\r\n"]) {
     const stream = await session.openStream();
     await stream.write(bytes(head));
@@ -168,7 +168,7 @@ Deno.test("tunnel: a client that is refused and does not read why holds nobody u
   using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], ...log.options });
-  const session = Session.client(await dial(server.addr), { maxStreamBuffer: 1 });
+  const session = Session.client(await dial(server.serverAddr), { maxStreamBuffer: 1 });
   const stream = await session.openStream();
   await stream.write(bytes("CONNECT 2 HTTP/1.1\r\n\r\n"));
   await log.until(/^Refused .* CONNECT 2: not allowed$/);

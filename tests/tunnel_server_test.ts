@@ -33,11 +33,11 @@ import {
 Deno.test("tunnel: shutdown of a server waits for what is open, and then its clients end with an error", async () => {
   const target = makeEcho();
   const { client, server } = await makeTunnel(target.addr);
-  const connection = await dial(client.addrs[0]!);
+  const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "before"), "before");
   let isFinished = false;
   const finished = server.shutdown().then(() => isFinished = true);
-  assertEquals(await isRefused(() => dial(server.addr)), true);
+  assertEquals(await isRefused(() => dial(server.serverAddr)), true);
   assertEquals(await say(connection, "after"), "after");
   assertEquals(isFinished, false);
   connection.close();
@@ -45,9 +45,9 @@ Deno.test("tunnel: shutdown of a server waits for what is open, and then its cli
   await assertRejects(
     () => client.finished,
     Error,
-    `The connection to ${server.addr} was lost: the server ended it`,
+    `The connection to ${server.serverAddr} was lost: the server ended it`,
   );
-  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
+  assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   assertEquals(await client.shutdown(), undefined);
   await target.close();
 });
@@ -57,14 +57,14 @@ Deno.test("tunnel: a server that is cut off ends the client with an error, and w
   const target = makeEcho();
   const server = serveTunnel({ listen: FREE, target: target.addr, signal: controller.signal });
   const { options, errors } = makeLog();
-  const client = await openTunnel({ connect: server.addr, forward: [FREE], reconnect: false, ...options });
-  const connection = await dial(client.addrs[0]!);
+  const client = await openTunnel({ connect: server.serverAddr, forward: [FREE], reconnect: false, ...options });
+  const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "before"), "before");
   controller.abort();
-  await assertRejects(() => client.finished, Error, `The connection to ${server.addr} was lost: `);
+  await assertRejects(() => client.finished, Error, `The connection to ${server.serverAddr} was lost: `);
   assertEquals(await isEnded(connection), true);
   connection.close();
-  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
+  assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   await Promise.all([server.finished, client.shutdown(), target.close()]);
   assertEquals(errors, [], "what a lost session takes with it is not told one by one");
 });
@@ -73,11 +73,11 @@ Deno.test("tunnel: a client that speaks no smux is told, and the server lives", 
   const target = makeEcho();
   const { options, errors, until } = makeLog();
   const { client, server, shutdown } = await makeTunnel(target.addr, options);
-  using stranger = await dial(server.addr);
+  using stranger = await dial(server.serverAddr);
   await writeAll(stranger, bytes("GET / HTTP/1.1\r\n\r\n"));
   await until(/^A client's connection failed: /);
   assertInstanceOf(errors[0]!.cause, ProtocolError);
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
   await shutdown();
@@ -90,7 +90,7 @@ Deno.test("tunnel: a client that is gone waits for no target", async () => {
   const { options, errors } = makeLog();
   const target = nowhere();
   const server = serveTunnel({ listen: FREE, target, ...options });
-  const session = Session.client(await dial(server.addr));
+  const session = Session.client(await dial(server.serverAddr));
   const connecting = Promise.withResolvers<void>();
   // A target that answers neither yes nor no.
   const connectNever = (options: { signal?: AbortSignal }) => {
@@ -117,14 +117,14 @@ Deno.test("tunnel: what is not allowed ends the local connection at once, is tol
   const asked = { forward: [`0=${forbidden}`, `0=${echo.addr}`] };
   await using pair = await makePair({ allow: [echo.addr] }, asked);
   const { client, logs } = pair;
-  using refused = await dial(client.addrs[0]!);
+  using refused = await dial(client.listenAddrs[0]!);
   assertEquals(await refused.read(new Uint8Array(1)), null);
   await Promise.all([logs.client.until(/not allowed/), logs.server.until(/not allowed/)]);
   for (const log of [logs.client, logs.server]) {
     assertEquals(log.errors.length, 1);
     assert(log.messages()[0]!.includes(forbidden), log.messages()[0]);
   }
-  using connection = await dial(client.addrs[1]!);
+  using connection = await dial(client.listenAddrs[1]!);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
 });
@@ -183,7 +183,7 @@ Deno.test("tunnel: a client that asks and is gone leaves nothing open", async ()
   await using server = serveTunnel({ listen: FREE, allow: ["*:*"], allowListen: ["*:*"], ...log.options });
   for (const request of [`BIND ${place} HTTP/1.1\r\n\r\n`, `CONNECT ${echo.addr} HTTP/1.1\r\n\r\n`]) {
     for (let n = 0; n < 10; n++) {
-      const session = Session.client(await dial(server.addr));
+      const session = Session.client(await dial(server.serverAddr));
       const stream = await session.openStream();
       await writeAll(stream, bytes(request));
       session.abort();
@@ -198,7 +198,7 @@ Deno.test("tunnel: who knows the secret gets through, and who does not is told a
   await using pair = await makePair({ allow: [echo.addr], secret: "open-sesame" }, { secret: "open-sesame" });
   const { server, client, logs } = pair;
   for (const secret of ["open-Sesame", undefined]) {
-    await using other = await openTunnel({ connect: server.addr, secret });
+    await using other = await openTunnel({ connect: server.serverAddr, secret });
     const began = performance.now();
     const error = await assertRejects(() => other.connect(echo.addr), TunnelRefusedError, "secret");
     assertGreater(performance.now() - began, 950);
@@ -218,12 +218,12 @@ Deno.test("tunnel: who does not know the secret has nothing listened for", async
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], secret: "right", ...log.options });
   for (const secret of ["wrong", undefined]) {
-    const opening = openTunnel({ connect: server.addr, reverse: ["0=1"], secret });
+    const opening = openTunnel({ connect: server.serverAddr, reverse: ["0=1"], secret });
     assertEquals((await assertRejects(() => opening, TunnelRefusedError)).status, 407);
   }
   assertEquals(log.events.filter((line) => line.includes("listening")), []);
-  const client = await openTunnel({ connect: server.addr, reverse: ["0=1"], secret: "right", onError() {} });
-  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
+  const client = await openTunnel({ connect: server.serverAddr, reverse: ["0=1"], secret: "right", onError() {} });
+  assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   await client.shutdown();
 });
 
@@ -231,7 +231,7 @@ Deno.test("tunnel: a server does not wait for a wrong secret's second to end", a
   using _delays = changeDelays((delay) => delay === 1000 ? 1_000_000 : delay);
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: ["*:*"], secret: "right", ...log.options });
-  const client = await openTunnel({ connect: server.addr, secret: "wrong", reconnect: false });
+  const client = await openTunnel({ connect: server.serverAddr, secret: "wrong", reconnect: false });
   const refused = assertRejects(() => client.connect("1"));
   await log.until(/^connection from/);
   await server.shutdown({ timeout: 50 });
@@ -252,10 +252,10 @@ Deno.test("tunnel: listening for others than this machine needs TLS and a secret
     await assertRejects(() => openTunnel({ connect: "1", socks: [listen] }), RangeError, "insecure");
   }
   await using safe = serveTunnel({ listen: "0.0.0.0:0", allow: ["*:*"], secret: "x", cert, key });
-  assertMatch(safe.addr, /^0\.0\.0\.0:[1-9]/);
+  assertMatch(safe.serverAddr, /^0\.0\.0\.0:[1-9]/);
   for (const listen of ["localhost:0", "127.1.2.3:0"]) {
     await using server = serveTunnel({ listen, allow: ["*:*"] });
-    assertMatch(server.addr, /^127\./);
+    assertMatch(server.serverAddr, /^127\./);
   }
 });
 
@@ -263,9 +263,9 @@ Deno.test("tunnel: insecure is insecure, and works", async () => {
   await using echo = makeEcho();
   const asked = { forward: [`0.0.0.0:0=${echo.addr}`], socks: ["0.0.0.0:0"], insecure: true };
   await using server = serveTunnel({ listen: "0.0.0.0:0", allow: [echo.addr], insecure: true });
-  await using client = await openTunnel({ connect: `127.0.0.1:${portOf(server.addr)}`, ...asked });
-  for (const addr of client.addrs) assertMatch(addr, /^0\.0\.0\.0:[1-9]/);
-  using connection = await dial(`127.0.0.1:${portOf(client.addrs[0]!)}`);
+  await using client = await openTunnel({ connect: `127.0.0.1:${portOf(server.serverAddr)}`, ...asked });
+  for (const addr of client.listenAddrs) assertMatch(addr, /^0\.0\.0\.0:[1-9]/);
+  using connection = await dial(`127.0.0.1:${portOf(client.listenAddrs[0]!)}`);
   assertEquals(await say(connection, "hello"), "hello");
   connection.close();
 });
@@ -283,9 +283,9 @@ Deno.test("tunnel: HTTP through reverse forwards, each to its own target", async
   const reverse = [`0=${web.addr.port}`, `${place}=${echo.addr}`];
   await using pair = await makePair({ allowListen: ["127.0.0.1:*"] }, { reverse });
   const { client, server, logs } = pair;
-  assertMatch(client.addrs[0]!, /^127\.0\.0\.1:[1-9]\d*$/);
-  assertEquals(client.addrs[1], place);
-  await fetchFiles(client.addrs[0]!, SIZES);
+  assertMatch(client.listenAddrs[0]!, /^127\.0\.0\.1:[1-9]\d*$/);
+  assertEquals(client.listenAddrs[1], place);
+  await fetchFiles(client.listenAddrs[0]!, SIZES);
   using connection = await dial(place);
   await writeAll(connection, bytes("half-closed"));
   await connection.closeWrite();
@@ -302,7 +302,7 @@ Deno.test("tunnel: a reverse forward that the server does not allow rejects", as
   const log = makeLog();
   const local = nowhere();
   await using server = serveTunnel({ listen: FREE, allow: ["*:*"], allowListen: [allowed], ...log.options });
-  const opening = openTunnel({ connect: server.addr, forward: [local], reverse: [`${allowed}=1`, `${other}=1`] });
+  const opening = openTunnel({ connect: server.serverAddr, forward: [local], reverse: [`${allowed}=1`, `${other}=1`] });
   const error = await assertRejects(() => opening, TunnelRefusedError, "not allowed");
   assertEquals(error.status, 403);
   assertEquals(log.messages().filter((line) => line.includes("not allowed")).length, 1);
@@ -313,7 +313,7 @@ Deno.test("tunnel: a reverse forward that the server does not allow rejects", as
 
 Deno.test("tunnel: a reverse forward where the server cannot listen rejects", async () => {
   await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], onError() {} });
-  const opening = openTunnel({ connect: server.addr, reverse: [`${server.addr}=1`] });
+  const opening = openTunnel({ connect: server.serverAddr, reverse: [`${server.serverAddr}=1`] });
   const error = await assertRejects(() => opening, TunnelRefusedError, "address in use");
   assertEquals(error.status, 502);
 });
@@ -325,7 +325,7 @@ Deno.test("tunnel: a server listens for a client until that is gone", async () =
   for (const end of ["shutdown", "signal"]) {
     const controller = new AbortController();
     const { signal } = controller;
-    const client = await openTunnel({ connect: server.addr, reverse: [`${place}=1`], signal });
+    const client = await openTunnel({ connect: server.serverAddr, reverse: [`${place}=1`], signal });
     if (end === "signal") controller.abort();
     else await client.shutdown();
     await client.finished;
@@ -339,10 +339,10 @@ Deno.test("tunnel: a server that shuts down listens for nobody", async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ allowListen: ["*:*"] }, { reverse: [`0=${echo.addr}`] });
   const { client, server } = pair;
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "before"), "before");
   const finished = server.shutdown();
-  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
+  assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   assertEquals(await say(connection, "after"), "after");
   connection.close();
   await finished;
@@ -352,11 +352,11 @@ Deno.test("tunnel: a client that shuts down waits for what its reverse forwards 
   await using echo = makeEcho();
   await using pair = await makePair({ allowListen: ["*:*"] }, { reverse: [`0=${echo.addr}`] });
   const { client, logs } = pair;
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "before"), "before");
   const finished = client.shutdown();
   await logs.server.until(/^no longer listening on /);
-  assertEquals(await isRefused(() => dial(client.addrs[0]!)), true);
+  assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   assertEquals(await say(connection, "after"), "after");
   connection.close();
   await finished;
@@ -367,13 +367,13 @@ Deno.test("tunnel: a reverse forward's target that refuses ends the connection a
   await using pair = await makePair({ allowListen: ["*:*"] }, { reverse: [`0=${target}`] });
   const { client, logs } = pair;
   for (const times of [1, 2]) {
-    using connection = await dial(client.addrs[0]!);
+    using connection = await dial(client.listenAddrs[0]!);
     assertEquals(await isEnded(connection), true);
     await logs.client.until(/connection refused/, times);
     await logs.server.until(/./, times);
   }
   assert(logs.client.messages()[0]!.includes(target), logs.client.messages()[0]);
   const web = serveFiles(parse(target));
-  await fetchFiles(client.addrs[0]!, [5]);
+  await fetchFiles(client.listenAddrs[0]!, [5]);
   await web.shutdown();
 });

@@ -38,17 +38,21 @@ Deno.test("tunnel: by TLS, if the client trusts the server's certificate", async
     key,
     ...log.options,
   });
-  const connect = `localhost:${portOf(server.addr)}`;
-  for (const place of [server.addr, connect]) {
+  const connect = `localhost:${portOf(server.serverAddr)}`;
+  for (const place of [server.serverAddr, connect]) {
     const asked = { forward: [`0=${echo.addr}`], reverse: [`0=${at(web.addr)}`] };
     await using client = await openTunnel({ connect: place, ca, secret: "x", reconnect: false, ...asked });
-    using connection = await dial(client.addrs[0]!);
+    using connection = await dial(client.listenAddrs[0]!);
     assertEquals(await say(connection, "hello"), "hello");
     connection.close();
-    await fetchFiles(client.addrs[1]!, [1, 100_000]);
+    await fetchFiles(client.listenAddrs[1]!, [1, 100_000]);
   }
   // The system trusts it not.
-  const error = await assertRejects(() => openTunnel({ connect: server.addr, tls: true }), Error, "Cannot connect to ");
+  const error = await assertRejects(
+    () => openTunnel({ connect: server.serverAddr, tls: true }),
+    Error,
+    "Cannot connect to ",
+  );
   assertMatch(error.message, /certificate/i);
   await log.until(/^A client's connection failed: /);
   await web.shutdown();
@@ -59,11 +63,11 @@ Deno.test("tunnel: a client without TLS at a server with it is told, and the ser
   await using echo = makeEcho();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allow: [echo.addr], cert, key, ...log.options });
-  await using plain = await openTunnel({ connect: server.addr, reconnect: false });
+  await using plain = await openTunnel({ connect: server.serverAddr, reconnect: false });
   await assertRejects(() => plain.connect(echo.addr));
   await assertRejects(() => plain.finished, Error, "was lost");
   await log.until(/^A client's connection failed: /);
-  await using client = await openTunnel({ connect: server.addr, ca });
+  await using client = await openTunnel({ connect: server.serverAddr, ca });
   const connection = await client.connect(echo.addr);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
@@ -73,7 +77,7 @@ Deno.test("tunnel: a client with TLS at a server without it rejects", async () =
   const { ca } = await certificates();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, target: "1", ...log.options });
-  await assertRejects(() => openTunnel({ connect: server.addr, ca }), Error, "Cannot connect to ");
+  await assertRejects(() => openTunnel({ connect: server.serverAddr, ca }), Error, "Cannot connect to ");
   await log.until(/^A client's connection failed: /);
 });
 
@@ -124,9 +128,9 @@ Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", as
     reverse: [`${place("reverse")}=${place("target")}`],
     ...log.options,
   });
-  assertEquals(server.addr, place("server"));
-  assertEquals(client.addr, place("server"));
-  assertEquals(client.addrs, ["forward", "socks", "reverse"].map(place));
+  assertEquals(server.serverAddr, place("server"));
+  assertEquals(client.serverAddr, place("server"));
+  assertEquals(client.listenAddrs, ["forward", "socks", "reverse"].map(place));
   assertEquals(namesIn(folder.path), ["forward", "reverse", "server", "socks", "target"]);
   for (const name of ["forward", "reverse"]) {
     using connection = await Deno.connect({ transport: "unix", path: `${folder.path}/${name}` });

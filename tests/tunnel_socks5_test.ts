@@ -29,7 +29,7 @@ Deno.test("tunnel: SOCKS, to an address and to a name", async () => {
   const port = portOf(echo.addr);
   await using pair = await makePair({ allow: [echo.addr, "localhost:*"] }, { socks: [FREE] });
   for (const [kind, address] of [[1, IPV4], [3, named("localhost")], [3, named("127.0.0.1")]] as const) {
-    using connection = await dial(pair.client.addrs[0]!);
+    using connection = await dial(pair.client.listenAddrs[0]!);
     assertEquals(await askSocks(connection, socksRequest(1, kind, address, port)), 0);
     assertEquals(await say(connection, "hello"), "hello");
     await connection.closeWrite();
@@ -41,7 +41,7 @@ Deno.test("tunnel: SOCKS, to an address and to a name", async () => {
 Deno.test("tunnel: SOCKS, to an IPv6 address", { ignore: !hasIpv6() }, async () => {
   const web = serveFiles({ hostname: "::1", port: 0 });
   await using pair = await makePair({ allow: ["[::1]:*"] }, { socks: [FREE] });
-  using connection = await dial(pair.client.addrs[0]!);
+  using connection = await dial(pair.client.listenAddrs[0]!);
   const address = [...new Array<number>(15).fill(0), 1];
   assertEquals(await askSocks(connection, socksRequest(1, 4, address, web.addr.port)), 0);
   await writeAll(connection, bytes("GET /5 HTTP/1.0\r\n\r\n"));
@@ -55,7 +55,7 @@ Deno.test("tunnel: SOCKS byte by byte, and all at once", async () => {
   await using pair = await makePair({ allow: [echo.addr] }, { socks: [FREE] });
   const all = concat([HELLO, socksRequest(1, 1, IPV4, portOf(echo.addr)), bytes("hello")]);
   for (const size of [1, all.length]) {
-    using connection = await dial(pair.client.addrs[0]!);
+    using connection = await dial(pair.client.listenAddrs[0]!);
     connection.setNoDelay(true);
     for (let at = 0; at < all.length; at += size) await writeAll(connection, all.subarray(at, at + size));
     assertEquals(Array.from(await readSome(connection, 12)), [5, 0, 5, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -79,13 +79,13 @@ Deno.test("tunnel: SOCKS says why not, tells, and goes on", async () => {
     ["port 0", socksRequest(1, 1, IPV4, 0), 8],
   ];
   for (const [index, [what, request, code]] of cases.entries()) {
-    using connection = await dial(client.addrs[0]!);
+    using connection = await dial(client.listenAddrs[0]!);
     assertEquals({ what, code: await askSocks(connection, request) }, { what, code });
     assertEquals(await isEnded(connection), true);
     await logs.client.until(/./, index + 1);
   }
   assertEquals(logs.client.errors.length, cases.length);
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await askSocks(connection, socksRequest(1, 1, IPV4, portOf(echo.addr))), 0);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
@@ -98,7 +98,7 @@ Deno.test("tunnel: who speaks no SOCKS 5, or will not be anyone, is closed and t
   const [password, cut] = [new Uint8Array([5, 1, 2]), new Uint8Array([5, 3, 0])];
   const socks4 = new Uint8Array([4, 1, 0, 80, 127, 0, 0, 1, 0]);
   for (const [index, said] of [bytes("GET / HTTP/1.1\r\n\r\n"), socks4, password, cut].entries()) {
-    using connection = await dial(client.addrs[0]!);
+    using connection = await dial(client.listenAddrs[0]!);
     await writeAll(connection, said);
     if (said === cut) await connection.closeWrite();
     if (said === password) assertEquals(Array.from(await readSome(connection, 2)), [5, 255]);
@@ -107,7 +107,7 @@ Deno.test("tunnel: who speaks no SOCKS 5, or will not be anyone, is closed and t
   }
   assertEquals(logs.client.errors.length, 4);
   assertEquals(logs.server.errors, []);
-  using connection = await dial(client.addrs[0]!);
+  using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await askSocks(connection, socksRequest(1, 1, IPV4, portOf(echo.addr))), 0);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
@@ -117,7 +117,7 @@ Deno.test("tunnel: a client that ends waits for no SOCKS client that has not sai
   for (const how of ["signal", "timeout"]) {
     const controller = new AbortController();
     await using pair = await makePair({ allow: ["*:*"] }, { socks: [FREE], signal: controller.signal });
-    using connection = await dial(pair.client.addrs[0]!);
+    using connection = await dial(pair.client.listenAddrs[0]!);
     await writeAll(connection, HELLO);
     assertEquals(Array.from(await readSome(connection, 2)), [5, 0]);
     if (how === "signal") controller.abort();

@@ -57,11 +57,11 @@ export function makeLog() {
   return { errors, events, messages, until, options: { onError, onEvent } };
 }
 
-/** Both ends of a tunnel in this process, the client's at `client.addrs[0]` and its server's always at one target. */
+/** Both ends of a tunnel in this process, the client's at `client.listenAddrs[0]` and its server's always at one target. */
 export async function makeTunnel(target: string, options: TunnelOptions = {}) {
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, target, onEvent: log.options.onEvent, ...options });
-  const client = await openTunnel({ connect: server.addr, forward: [FREE], reconnect: false, ...options });
+  const client = await openTunnel({ connect: server.serverAddr, forward: [FREE], reconnect: false, ...options });
   const shutdown = async () => {
     await client.shutdown();
     await server.shutdown();
@@ -76,7 +76,7 @@ export async function makePair(
 ) {
   const logs = { server: makeLog(), client: makeLog() };
   const server = serveTunnel({ listen: FREE, ...logs.server.options, ...options });
-  const opening = openTunnel({ connect: server.addr, reconnect: false, ...logs.client.options, ...asked });
+  const opening = openTunnel({ connect: server.serverAddr, reconnect: false, ...logs.client.options, ...asked });
   const client = await opening.catch(async (error) => {
     await server.shutdown();
     throw error;

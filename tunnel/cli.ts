@@ -187,7 +187,9 @@ export async function main(args: readonly string[]): Promise<number> {
       if (piped !== undefined) setDeadline(() => cut.abort(new Error("stdout was not read in time")), grace);
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
-    for (const addr of args[0] === "server" ? [tunnel.addr] : tunnel.addrs) display.line(`listening on ${addr}`);
+    for (const addr of args[0] === "server" ? [tunnel.serverAddr] : tunnel.listenAddrs) {
+      display.line(`listening on ${addr}`);
+    }
     display.live(() => tunnel.stats());
     if (piped !== undefined) {
       // When the connection is lost, stdout still gets what had arrived whole.

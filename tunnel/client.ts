@@ -36,9 +36,9 @@ const STALLED_STREAM_TIMEOUT = 5000;
  *
  * await using server = serveTunnel({ listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("from behind"));
- * await using client = await openTunnel({ connect: server.addr, reverse: [`0=${web.addr.port}`] });
+ * await using client = await openTunnel({ connect: server.serverAddr, reverse: [`0=${web.addr.port}`] });
  *
- * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * const answer = await fetch(`http://${client.listenAddrs[0]}/`, { headers: { connection: "close" } });
  * assertEquals(await answer.text(), "from behind");
  * await web.shutdown();
  * ```
@@ -68,7 +68,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   const cut = new AbortController();
   const working = new Set<Promise<unknown>>();
   const bound = new Set<Stream>();
-  const addrs: string[] = [];
+  const listenAddrs: string[] = [];
   let session: Session | undefined;
 
   function work(task: Promise<unknown>): void {
@@ -105,7 +105,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
 
   async function bind(on: Session, n: number): Promise<Stream> {
     const { stream, addr } = await ask(on, "BIND", reverse[n]!.at, secret);
-    addrs[local.length + n] = addr;
+    listenAddrs[local.length + n] = addr;
     bound.add(stream);
     if (stopping.signal.aborted) stream.close();
     return stream;
@@ -196,7 +196,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
     session = await start();
     for (const { at, to, isSocks } of local) {
       const listening = listenOn(at);
-      addrs.push(listening.addr);
+      listenAddrs.push(listening.addr);
       const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(to);
       work(forwardAll(ledger, listening, open, stopping.signal, cut.signal).then(({ forwarded }) => forwarded));
     }
@@ -212,8 +212,8 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   const finished = run().finally(end);
   finished.catch(() => {});
   return {
-    addr: where,
-    addrs,
+    serverAddr: where,
+    listenAddrs,
     finished,
     connect,
     shutdown,

@@ -19,7 +19,7 @@ import type { Stream, Version } from "../mod.ts";
  * const log: string[] = [];
  * const common: TunnelOptions = { secret: "open-sesame", signal: stop.signal, onEvent: (line) => log.push(line) };
  * const server = serveTunnel({ ...common, listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
- * const client = await openTunnel({ ...common, connect: server.addr, reverse: ["0=8080"] });
+ * const client = await openTunnel({ ...common, connect: server.serverAddr, reverse: ["0=8080"] });
  * assertEquals(log.map((line) => line.split(" ")[0]), ["connection", "listening"]);
  *
  * stop.abort();
@@ -58,7 +58,7 @@ export interface TunnelOptions {
  *   allowListen: ["127.0.0.1:*"], // where only this machine can connect
  * };
  * await using server = serveTunnel(options);
- * assertMatch(server.addr, /^127\.0\.0\.1:\d+$/);
+ * assertMatch(server.serverAddr, /^127\.0\.0\.1:\d+$/);
  *
  * // Where anybody can connect, TLS and a secret cannot be forgotten.
  * assertThrows(() => serveTunnel({ ...options, listen: "0.0.0.0:0" }), RangeError, "TLS and a secret");
@@ -93,12 +93,12 @@ export interface ServeTunnelOptions extends TunnelOptions {
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
  * const options: OpenTunnelOptions = {
- *   connect: server.addr,
+ *   connect: server.serverAddr,
  *   forward: [`0=${web.addr.port}`], // any free port here is that service there
  *   socks: ["0"], // and another is for programs that know SOCKS 5
  * };
  * const client = await openTunnel(options);
- * const [forwarded, socks] = client.addrs;
+ * const [forwarded, socks] = client.listenAddrs;
  * assertNotEquals(forwarded, socks);
  * const answer = await fetch(`http://${forwarded}/`, { headers: { connection: "close" } });
  * assertEquals(await answer.text(), "hello");
@@ -134,8 +134,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("x".repeat(10_000)));
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const client = await openTunnel({ connect: server.addr, forward: [`0=${web.addr.port}`] });
- * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * const client = await openTunnel({ connect: server.serverAddr, forward: [`0=${web.addr.port}`] });
+ * const answer = await fetch(`http://${client.listenAddrs[0]}/`, { headers: { connection: "close" } });
  * assertEquals((await answer.text()).length, 10_000);
  *
  * for (const end of [client, server, web]) await end.shutdown();
@@ -169,7 +169,7 @@ export interface TunnelStats {
  * const echo = Deno.listen({ hostname: "127.0.0.1", port: 0 });
  * const quiet = { onError() {} };
  * const server = serveTunnel({ ...quiet, listen: "127.0.0.1:0", target: `127.0.0.1:${echo.addr.port}` });
- * const client = await openTunnel({ ...quiet, connect: server.addr });
+ * const client = await openTunnel({ ...quiet, connect: server.serverAddr });
  * await client.connect(); // nobody will ever end this
  * using _accepted = await echo.accept();
  *
@@ -180,10 +180,13 @@ export interface TunnelStats {
  * ```
  */
 export interface Tunnel extends AsyncDisposable {
-  /** The server's address: where it listens or, on a client, where it was told to connect. */
-  readonly addr: string;
-  /** Where connections to be forwarded are accepted: on a client for each of `forward`, `socks` and `reverse`, in that order. */
-  readonly addrs: readonly string[];
+  /** The address at which the server accepts its clients: where it listens, or what `connect` says, with its host. */
+  readonly serverAddr: string;
+  /**
+   * The addresses at which connections to forward are accepted: on a client one for each of `forward`, `socks` and
+   * `reverse`, in that order. A server has an empty list: what it listens at for a client is in the list of that client.
+   */
+  readonly listenAddrs: readonly string[];
   /**
    * Fulfils when the tunnel has ended because it was told to. On a client that does not reconnect it rejects when the
    * connection to the server was lost; else it never rejects. Ignoring it is safe.
@@ -210,7 +213,7 @@ export interface Tunnel extends AsyncDisposable {
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const client: TunnelClient = await openTunnel({ connect: server.addr });
+ * const client: TunnelClient = await openTunnel({ connect: server.serverAddr });
  *
  * const stream = await client.connect(`127.0.0.1:${web.addr.port}`);
  * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
@@ -246,7 +249,7 @@ export interface TunnelClient extends Tunnel {
  *   allow: ["localhost:80"],
  *   onError: (error) => refusals.push(error),
  * });
- * await using client = await openTunnel({ connect: server.addr });
+ * await using client = await openTunnel({ connect: server.serverAddr });
  *
  * const error = await assertRejects(() => client.connect("localhost:22"), TunnelRefusedError, "not allowed");
  * assertEquals(error.status, 403);

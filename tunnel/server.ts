@@ -37,7 +37,7 @@ const WRONG_SECRET_DELAY = 1000;
  * const server = serveTunnel({ listen: "127.0.0.1:0", target: `127.0.0.1:${web.addr.port}` });
  *
  * // Any client of smux will do, not only a tunnel's.
- * const { hostname, port } = new URL(`http://${server.addr}`);
+ * const { hostname, port } = new URL(`http://${server.serverAddr}`);
  * const session = Session.client(await Deno.connect({ hostname, port: Number(port) }));
  * const stream = await session.openStream();
  * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
@@ -127,6 +127,12 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
     await server.shutdown({ timeout: patience(timeout) });
     await finished;
   }
-  const { addr } = listening;
-  return { addr, addrs: [], finished, shutdown, stats: () => ledger.stats(), [Symbol.asyncDispose]: shutdown };
+  return {
+    serverAddr: listening.addr,
+    listenAddrs: [],
+    finished,
+    shutdown,
+    stats: () => ledger.stats(),
+    [Symbol.asyncDispose]: shutdown,
+  };
 }
