@@ -34,8 +34,9 @@
  *
  * The server does what {@linkcode ServeTunnelOptions} allow and refuses the rest with a {@linkcode TunnelRefusedError}.
  *
- * Where to listen (AT) and where to connect (TO) is written `host:port`, `[ipv6]:port`, `unix:/path` (printable ASCII
- * without spaces), or `port` for `127.0.0.1:port`. Where one listens port 0 is any that is free.
+ * LISTEN (an address to listen at) and TARGET (an address to connect to) are written `host:port`, `[ipv6]:port`,
+ * `unix:/path` (printable ASCII without spaces), or `port` for `127.0.0.1:port`. In LISTEN port 0 means any free port. An
+ * equals sign stands between the two, because both may contain colons.
  *
  * On the wire a forwarded connection is a stream that opens with an HTTP `CONNECT host:port` and its answer. To listen
  * for a client the server is sent `BIND host:port`, which holds as long as that stream is open. A server with a fixed

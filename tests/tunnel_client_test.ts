@@ -264,7 +264,7 @@ Deno.test("tunnel: options that are not what they must be are refused at once", 
   assertThrows(() => serveTunnel({ listen: FREE, allow: ["*"] }), RangeError, "allow ");
   await assertRejects(() => openTunnel({ connect: FREE }), RangeError, "a port from 1 to 65535");
   await assertRejects(() => openTunnel({ connect: "1", forward: ["0=0"] }), RangeError, "a port from 1 to 65535");
-  await assertRejects(() => openTunnel({ connect: "1", reverse: ["0"] }), RangeError, "AT=TO");
+  await assertRejects(() => openTunnel({ connect: "1", reverse: ["0"] }), RangeError, "LISTEN=TARGET");
   await assertRejects(() => openTunnel({ connect: "1", forward: ["0"], ca: "x" }), RangeError, "ca must be");
   await assertRejects(() => openTunnel({ connect: "1", reverse: ["0=1", "0=2"] }), RangeError, "same place");
   assertThrows(() => serveTunnel({ listen: FREE, target: "1", cert: "x" }), RangeError, "cert and key");

@@ -16,27 +16,29 @@ import { setDeadline } from "./wait.ts";
 const HELP = `\
 Forwards connections over one, as ssh -L, -R and -D do.
 
-  sluice server --listen AT --target TO | --allow TO ... --allow-listen AT ...
-  sluice client --connect TO --forward AT=TO ... --reverse AT=TO ... --socks AT
+  sluice server --listen LISTEN --target TARGET
+  sluice server --listen LISTEN --allow TARGET ... --allow-listen LISTEN ...
+  sluice client --connect TARGET --forward LISTEN=TARGET ...
+                --reverse LISTEN=TARGET ... --socks LISTEN ...
 
-AT and TO are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT of 127.0.0.1.
+LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT of 127.0.0.1.
 
-  --target TO         connect every stream there, for any client of smux
-  --allow TO          let clients connect there; * is any host or any port
-  --allow-listen AT   let clients listen there
-  --forward AT=TO     listen here, connect there; AT - is stdin and stdout;
-                      without =TO, for a server with --target
-  --reverse AT=TO     listen there, connect here
-  --socks AT          listen here for SOCKS 5, connect where that says
-  --cert, --key FILE  the server's certificate, for TLS
-  --tls, --ca FILE    connect by TLS; trust the authorities in FILE as well
-  --secret FILE       what a client must show; default: $SLUICE_SECRET
-  --smux 1|2          the version that a client speaks; default 2
-  --grace SECONDS     how long Ctrl-C waits for what is open; default 30
-  --stall SECONDS     cut a connection whose receiver has stalled this long
-                      and holds up all others; default 5, 0 is never
-  --insecure          let others connect without TLS and a secret
-  --once              do not connect again when the connection is lost
+  --target TARGET          connect every stream there, for any client of smux
+  --allow TARGET           let clients connect there; * is any host or port
+  --allow-listen LISTEN    let clients listen there
+  --forward LISTEN=TARGET  listen here, connect there; LISTEN may be -, stdin
+                           and stdout; no =TARGET for a server with --target
+  --reverse LISTEN=TARGET  listen there, connect here
+  --socks LISTEN           listen here for SOCKS 5, connect where that says
+  --cert, --key FILE       the certificate of the server, for TLS
+  --tls, --ca FILE         connect by TLS; trust the authorities in FILE too
+  --secret FILE            what a client must show; default: $SLUICE_SECRET
+  --smux 1|2               the version that a client speaks; default 2
+  --grace SECONDS          how long Ctrl-C waits for what is open; default 30
+  --stall SECONDS          cut a connection whose receiver stalled this long
+                           and holds up all others; default 5, 0 is never
+  --insecure               let others connect without TLS and a secret
+  --once                   do not connect again when the connection is lost
 
   sluice server --listen 9000 --allow db.local:5432 --allow '*:443'
   sluice client --connect 9000 --forward 5432=db.local:5432 --socks 1080

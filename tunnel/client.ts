@@ -61,7 +61,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   const reverse = (options.reverse ?? []).map((text) => parseForward("reverse", text));
   const targets = new Map(reverse.map(({ at, to }) => [at, to]));
   if (targets.size < reverse.length) throw new RangeError("Two of reverse listen at the same place");
-  if (reverse.some(({ to }) => to === undefined)) throw new RangeError("reverse must be AT=TO");
+  if (reverse.some(({ to }) => to === undefined)) throw new RangeError("reverse must be LISTEN=TARGET");
 
   const ledger = new Ledger(options);
   const stopping = new AbortController();

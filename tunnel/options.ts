@@ -65,16 +65,16 @@ export interface TunnelOptions {
  * ```
  */
 export interface ServeTunnelOptions extends TunnelOptions {
-  /** AT: where clients connect to. */
+  /** LISTEN: where to accept clients. */
   listen: string;
-  /** TO: where every stream is connected to. Without it, each says where to and `allow` says whether it may. */
+  /** TARGET of every stream. Without it each stream names its target, which `allow` must contain. */
   target?: string | undefined;
   /**
-   * TO: where clients may have it connect. `*` stands for any host or any port, as in `*:443`; a name is compared as it is
-   * asked for, before it is resolved. Default: nowhere.
+   * Each TARGET that clients may request. `*` stands for any host or any port, as in `*:443`. A host name is compared as
+   * requested, before it is resolved. Default: none.
    */
   allow?: readonly string[] | undefined;
-  /** AT: where clients may have it listen, written the same way. Default: nowhere. */
+  /** Each LISTEN that clients may request, with the same wildcards. Default: none. */
   allowListen?: readonly string[] | undefined;
   /** Its certificate chain, in PEM: with it clients connect by TLS. */
   cert?: string | undefined;
@@ -106,13 +106,13 @@ export interface ServeTunnelOptions extends TunnelOptions {
  * ```
  */
 export interface OpenTunnelOptions extends TunnelOptions {
-  /** TO: where the server listens. */
+  /** TARGET: where the server accepts clients. */
   connect: string;
-  /** `AT=TO`: here it listens, the server connects; `AT` alone for a server with a fixed target. */
+  /** `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. */
   forward?: readonly string[] | undefined;
-  /** `AT=TO`: the server listens, here it connects. */
+  /** `LISTEN=TARGET`: the server listens, the client connects. */
   reverse?: readonly string[] | undefined;
-  /** AT: here it listens and speaks SOCKS 5; who connects says where to, and the server connects. */
+  /** LISTEN: the client accepts SOCKS 5 there, and the server connects to the target that each request names. */
   socks?: readonly string[] | undefined;
   /** Whether to connect by TLS. Default: whether `ca` is given. */
   tls?: boolean | undefined;
@@ -226,7 +226,7 @@ export interface TunnelClient extends Tunnel {
   /**
    * Has the server connect to a target, as `forward` does for each connection it accepts.
    *
-   * @param target TO; without one, where the server always connects to.
+   * @param target TARGET; without it, the fixed target of the server.
    * @returns A stream, joined to the target.
    * @throws {RangeError} The target is none.
    * @throws {TunnelRefusedError} The server does not connect there, or cannot.
