@@ -9,8 +9,8 @@ import type { TunnelOptions, TunnelStats } from "./options.ts";
 import { setDeadline } from "./wait.ts";
 
 /** What is counted, and who is told of what. */
-export class Ledger {
-  readonly tell: (error: unknown) => void;
+export class Activity {
+  readonly report: (error: unknown) => void;
   readonly note: (line: string) => void;
   readonly #sessions = new Set<Session>();
   readonly #cutting = new AbortController();
@@ -28,7 +28,7 @@ export class Ledger {
       }
     };
     // What a lost session takes with it is not told one by one.
-    this.tell = (error) => error instanceof SessionClosedError || guard(() => onError(error));
+    this.report = (error) => error instanceof SessionClosedError || guard(() => onError(error));
     this.note = (line) => guard(() => onEvent(line));
   }
 

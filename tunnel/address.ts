@@ -4,15 +4,15 @@
  * @module
  */
 
-/** Where to listen or to connect. */
-type Place = { hostname: string; port: number; path?: undefined } | {
+/** An address to listen at or to connect to. */
+type Endpoint = { hostname: string; port: number; path?: undefined } | {
   path: string;
   hostname?: undefined;
   port?: undefined;
 };
-export type Rule = (place: Place) => boolean;
+export type Rule = (endpoint: Endpoint) => boolean;
 
-export function parsePlace(name: string, text: string, leastPort: number): Place {
+export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
   if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
   const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];
   const host = ipv6 === undefined ? given : `[${ipv6}]`;
@@ -26,15 +26,15 @@ export function parsePlace(name: string, text: string, leastPort: number): Place
 
 export function parseForward(name: string, text: string): { at: string; to: string | undefined } {
   const [at, to] = text.split(/=(.*)/s) as [string, string?];
-  parsePlace(name, at, 0);
-  if (to !== undefined) parsePlace(name, to, 1);
+  parseEndpoint(name, at, 0);
+  if (to !== undefined) parseEndpoint(name, to, 1);
   return { at, to };
 }
 
 /** What an entry of a list allows. */
 export function parseRule(name: string, entry: string): Rule {
   const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
-  const rule = parsePlace(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
+  const rule = parseEndpoint(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
   return ({ hostname, port, path }) => {
     if (rule.path !== undefined || path !== undefined) return rule.path === path;
     return (isAnyHost || canonical(hostname) === canonical(rule.hostname)) && (isAnyPort || port === rule.port);
@@ -54,7 +54,7 @@ export function checkTls(name: string, text: string): void {
 
 /** Whether nobody but this machine can get there, or it is said that others may. */
 export function checkExposed(name: string, text: string, insecure = false): void {
-  const { path, hostname } = parsePlace(name, text, 0);
+  const { path, hostname } = parseEndpoint(name, text, 0);
   if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
   const why = name === "connect"
     ? "the secret would cross the network for all to read: it needs TLS"

@@ -8,7 +8,7 @@ import { join } from "../mod.ts";
 import { parseForward } from "./address.ts";
 import { openTunnel } from "./client.ts";
 import { Display } from "./display.ts";
-import { describe } from "./failure.ts";
+import { errorText } from "./errors.ts";
 import type { Tunnel, TunnelClient, TunnelOptions } from "./options.ts";
 import { serveTunnel } from "./server.ts";
 import { setDeadline } from "./wait.ts";
@@ -82,7 +82,7 @@ function parseFlags(role: string, args: readonly string[]): Record<string, strin
     try {
       (values[name] ??= []).push(kind === "file" ? Deno.readTextFileSync(value).trim() : value);
     } catch (error) {
-      throw new UsageError(`--${name} cannot be read: ${describe(error)}`);
+      throw new UsageError(`--${name} cannot be read: ${errorText(error)}`);
     }
   }
   return values;
@@ -171,7 +171,7 @@ export async function main(args: readonly string[]): Promise<number> {
     return 0;
   }
   let display = new Display(Deno.stdout);
-  const onError = (error: unknown) => display.line(describe(error), Deno.stderr);
+  const onError = (error: unknown) => display.line(errorText(error), Deno.stderr);
   // On Windows nothing sends the other.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};

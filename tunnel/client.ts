@@ -5,15 +5,15 @@
  */
 
 import { Session, SessionClosedError, type Stream } from "../mod.ts";
-import { Ledger } from "./activity.ts";
-import { checkExposed, checkTls, format, parseForward, parsePlace } from "./address.ts";
-import { failure } from "./failure.ts";
-import { carry, forwardAll } from "./forward.ts";
-import { ask, checkSecret, grant } from "./handshake.ts";
+import { Activity } from "./activity.ts";
+import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
+import { wrapError } from "./errors.ts";
+import { forwardAll, forwardStream } from "./forward.ts";
+import { checkSecret, request, serveRequest } from "./handshake.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError } from "./options.ts";
 import { dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
-import { backoff, follow, LONGEST_BACKOFF, patience, pause } from "./wait.ts";
+import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
 // As `serve` has it by default.
 const STALLED_STREAM_TIMEOUT = 5000;
@@ -46,7 +46,7 @@ const STALLED_STREAM_TIMEOUT = 5000;
 export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClient> {
   const { connect: server, secret, ca, tls = ca !== undefined, version, signal, reconnect = true } = options;
   const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = options;
-  const where = format(parsePlace("connect", server, 1));
+  const where = format(parseEndpoint("connect", server, 1));
   checkSecret(secret);
   if (tls) checkTls("connect", server);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
@@ -63,7 +63,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   if (targets.size < reverse.length) throw new RangeError("Two of reverse listen at the same place");
   if (reverse.some(({ to }) => to === undefined)) throw new RangeError("reverse must be LISTEN=TARGET");
 
-  const ledger = new Ledger(options);
+  const activity = new Activity(options);
   const stopping = new AbortController();
   const cut = new AbortController();
   const working = new Set<Promise<unknown>>();
@@ -73,13 +73,13 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
 
   function work(task: Promise<unknown>): void {
     working.add(task);
-    task.catch(ledger.tell).finally(() => working.delete(task));
+    task.catch(activity.report).finally(() => working.delete(task));
   }
 
   async function start(): Promise<Session> {
     const socket = await dial(server, stopping.signal, tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined);
     const started = Session.client(socket, { version, stalledStreamTimeout });
-    ledger.add(started);
+    activity.add(started);
     // A server has nothing else to open a stream for: each is refused.
     if (reverse.length === 0) started.incoming.close();
     else work(accept(started));
@@ -89,12 +89,12 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   /** Connects what comes by way of the server's listening. */
   async function accept(on: Session): Promise<void> {
     const answer = async (stream: Stream) => {
-      const { at, opened } = await grant(stream, "the server", async ({ method, at }) => {
+      const { at, opened } = await serveRequest(stream, "the server", async ({ method, at }) => {
         const to = method === "CONNECT" ? targets.get(at) : undefined;
         if (to === undefined) throw new TunnelRefusedError(403, "not asked for");
         return await dial(to, stream);
       });
-      await carry(ledger, stream, opened, `to ${targets.get(at)}`);
+      await forwardStream(activity, stream, opened, `to ${targets.get(at)}`);
     };
     try {
       for await (const stream of on) work(answer(stream).finally(() => stream.close()));
@@ -104,7 +104,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   }
 
   async function bind(on: Session, n: number): Promise<Stream> {
-    const { stream, addr } = await ask(on, "BIND", reverse[n]!.at, secret);
+    const { stream, addr } = await request(on, "BIND", reverse[n]!.at, secret);
     listenAddrs[local.length + n] = addr;
     bound.add(stream);
     if (stopping.signal.aborted) stream.close();
@@ -124,26 +124,26 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
         if (stream !== undefined) bound.delete(stream);
         stream = undefined;
         if (stopping.signal.aborted || error instanceof SessionClosedError) return;
-        ledger.tell(failure(`The server does not listen on ${reverse[n]!.at}`, error));
+        activity.report(wrapError(`The server does not listen on ${reverse[n]!.at}`, error));
       }
-      await pause(waits.next().value, stopping.signal);
+      await sleep(waits.next().value, stopping.signal);
     }
   }
 
   async function connect(target?: string): Promise<Stream> {
     if (session === undefined) throw new Error(`There is no connection to ${where} now`);
     if (target === undefined) return await session.openStream();
-    parsePlace("target", target, 1);
-    return (await ask(session, "CONNECT", target, secret)).stream;
+    parseEndpoint("target", target, 1);
+    return (await request(session, "CONNECT", target, secret)).stream;
   }
 
   async function startAgain(waits: ReturnType<typeof backoff>): Promise<Session | undefined> {
     while (!stopping.signal.aborted) {
-      await pause(waits.next().value, stopping.signal);
+      await sleep(waits.next().value, stopping.signal);
       try {
         return await start();
       } catch (error) {
-        if (!stopping.signal.aborted) ledger.tell(error);
+        if (!stopping.signal.aborted) activity.report(error);
       }
     }
     return undefined;
@@ -158,17 +158,17 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
       else if (stopping.signal.aborted) session.close({ drain: true });
       const why = await session.closed.then(() => undefined, (error: unknown) => error);
       session = undefined;
-      const lost = failure(`The connection to ${where} was lost`, why ?? "the server ended it");
+      const lost = wrapError(`The connection to ${where} was lost`, why ?? "the server ended it");
       if (stopping.signal.aborted) {
-        if (why !== undefined && !signal?.aborted) ledger.tell(lost);
+        if (why !== undefined && !signal?.aborted) activity.report(lost);
         return;
       }
       if (!reconnect) throw lost;
-      ledger.tell(lost);
-      if (performance.now() - began > LONGEST_BACKOFF) waits = backoff();
+      activity.report(lost);
+      if (performance.now() - began > MAX_BACKOFF) waits = backoff();
       const again = session = await startAgain(waits);
       if (again === undefined) return;
-      ledger.note(`connected to ${where} again`);
+      activity.note(`connected to ${where} again`);
       reverse.forEach((_, n) => work(keepBound(again, n)));
     }
   }
@@ -176,20 +176,20 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
     stopping.abort();
     for (const stream of bound) stream.close();
-    session?.close({ drain: true, timeout: patience(timeout) });
-    ledger.cutAfter(patience(timeout), finished);
+    session?.close({ drain: true, timeout: clampTimeout(timeout) });
+    activity.cutAfter(clampTimeout(timeout), finished);
     return finished.catch(() => {});
   }
 
-  const unfollow = follow(signal, (reason) => {
+  const off = onAbort(signal, (reason) => {
     stopping.abort(reason);
     session?.abort(reason);
-    ledger.cut();
+    activity.cut();
   });
   const end = async () => {
     stopping.abort();
     cut.abort();
-    unfollow();
+    off();
     while (working.size > 0) await Promise.allSettled(working);
   };
   try {
@@ -198,7 +198,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
       const listening = listenOn(at);
       listenAddrs.push(listening.addr);
       const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(to);
-      work(forwardAll(ledger, listening, open, stopping.signal, cut.signal).then(({ forwarded }) => forwarded));
+      work(forwardAll(activity, listening, open, stopping.signal, cut.signal).then(({ forwarded }) => forwarded));
     }
     const started = session;
     const streams = [];
@@ -217,7 +217,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
     finished,
     connect,
     shutdown,
-    stats: () => ledger.stats(),
+    stats: () => activity.stats(),
     [Symbol.asyncDispose]: shutdown,
   };
 }

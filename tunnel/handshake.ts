@@ -6,19 +6,19 @@
 
 import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { encoder, readExactly, writeAll } from "./bytes.ts";
-import { describe, failure } from "./failure.ts";
+import { errorText, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening, type Socket } from "./socket.ts";
-import { soon } from "./wait.ts";
+import { withDeadline } from "./wait.ts";
 
 // Bytes after which a head is not read on.
-const LONGEST_HEAD = 8192;
+const MAX_HEAD = 8192;
 
 /** The lines of an HTTP head; byte for byte, since what follows is not ours. */
 async function readHead(from: DuplexConnection): Promise<string[]> {
   let head = "";
   while (!head.endsWith("\r\n\r\n")) {
-    if (head.length === LONGEST_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");
+    if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");
     head += String.fromCharCode((await readExactly(from, 1))[0]!);
   }
   // What a stranger says is shown to people, on their terminals.
@@ -49,7 +49,7 @@ async function respond(to: Stream, status: number, reason: string, headers = "")
 }
 
 /** Hears what is asked for, opens it, and says whether that was granted. */
-export async function grant<T extends Socket | Listening>(
+export async function serveRequest<T extends Socket | Listening>(
   stream: Stream,
   who: string,
   open: (asked: Asked) => Promise<T>,
@@ -57,21 +57,24 @@ export async function grant<T extends Socket | Listening>(
   let asked: Asked | undefined;
   let opened: T | undefined;
   try {
-    asked = await soon(stream, readRequest(stream));
+    asked = await withDeadline(stream, readRequest(stream));
     opened = await open(asked);
-    await soon(stream, respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : ""));
+    await withDeadline(
+      stream,
+      respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : ""),
+    );
     return { at: asked.at, opened };
   } catch (error) {
     opened?.close();
     if (error instanceof SessionClosedError) throw error;
     const status = error instanceof TunnelRefusedError ? error.status : error instanceof RangeError ? 400 : 502;
-    await soon(stream, respond(stream, status, describe(error))).catch(() => {});
-    throw failure(`Refused ${who}${asked === undefined ? "" : ` ${asked.method} ${asked.at}`}`, error);
+    await withDeadline(stream, respond(stream, status, errorText(error))).catch(() => {});
+    throw wrapError(`Refused ${who}${asked === undefined ? "" : ` ${asked.method} ${asked.at}`}`, error);
   }
 }
 
 /** Asks the other end to connect, or to listen. */
-export async function ask(session: Session, method: "CONNECT" | "BIND", at: string, secret?: string) {
+export async function request(session: Session, method: "CONNECT" | "BIND", at: string, secret?: string) {
   const stream = await session.openStream();
   try {
     const proof = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
@@ -84,7 +87,7 @@ export async function ask(session: Session, method: "CONNECT" | "BIND", at: stri
   } catch (error) {
     stream.close();
     if (error instanceof TunnelRefusedError || error instanceof SessionClosedError) throw error;
-    throw failure(`The other end did not answer ${method} ${at}`, error);
+    throw wrapError(`The other end did not answer ${method} ${at}`, error);
   }
 }
 
@@ -95,7 +98,7 @@ export function checkSecret(secret: string | undefined): void {
 }
 
 /** Compares without telling by the time it takes where two texts differ. */
-export async function isEqual(...texts: [string, string]): Promise<boolean> {
+export async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
   const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
   const [a, b] = await Promise.all(texts.map(digest));
   return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;

@@ -5,14 +5,14 @@
  */
 
 import { serve, type Session, type Stream } from "../mod.ts";
-import { Ledger } from "./activity.ts";
-import { checkExposed, checkTls, format, parsePlace, parseRule, type Rule } from "./address.ts";
-import { failure } from "./failure.ts";
-import { carry, forwardAll } from "./forward.ts";
-import { ask, checkSecret, grant, isEqual } from "./handshake.ts";
+import { Activity } from "./activity.ts";
+import { checkExposed, checkTls, format, parseEndpoint, parseRule, type Rule } from "./address.ts";
+import { wrapError } from "./errors.ts";
+import { forwardAll, forwardStream } from "./forward.ts";
+import { checkSecret, request, serveRequest, timingSafeEqual } from "./handshake.ts";
 import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError } from "./options.ts";
 import { dial, Listening, listenOn } from "./socket.ts";
-import { follow, patience, pause } from "./wait.ts";
+import { clampTimeout, onAbort, sleep } from "./wait.ts";
 
 // What it costs to try a secret, in milliseconds.
 const WRONG_SECRET_DELAY = 1000;
@@ -59,72 +59,72 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
   if (target !== undefined) {
-    parsePlace("target", target, 1);
+    parseEndpoint("target", target, 1);
     const isIdle = secret !== undefined || Object.values(rules).some(({ length }) => length > 0);
     if (isIdle) {
       throw new RangeError("With a target nobody is asked for anything: leave out secret, allow and allowListen");
     }
   }
   if (cert === undefined || secret === undefined) checkExposed("listen", listen, options.insecure);
-  const ledger = new Ledger(options);
+  const activity = new Activity(options);
   // The one ends everything at once, the other what is not forwarded yet.
   const cut = new AbortController();
   const stopping = new AbortController();
 
   async function answer(stream: Stream, session: Session): Promise<void> {
-    if (target !== undefined) return await carry(ledger, stream, await dial(target, stream), `to ${target}`);
-    const { at, opened } = await grant(stream, format(session.remoteAddr), async ({ method, at, proof }) => {
-      if (secret !== undefined && !await isEqual(proof, `Bearer ${secret}`)) {
-        await pause(WRONG_SECRET_DELAY, stopping.signal);
+    if (target !== undefined) return await forwardStream(activity, stream, await dial(target, stream), `to ${target}`);
+    const { at, opened } = await serveRequest(stream, format(session.remoteAddr), async ({ method, at, proof }) => {
+      if (secret !== undefined && !await timingSafeEqual(proof, `Bearer ${secret}`)) {
+        await sleep(WRONG_SECRET_DELAY, stopping.signal);
         throw new TunnelRefusedError(407, "wrong secret");
       }
       if (rules[method] === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
-      const place = parsePlace(method, at, method === "BIND" ? 0 : 1);
-      if (!rules[method].some((rule) => rule(place))) throw new TunnelRefusedError(403, "not allowed");
+      const endpoint = parseEndpoint(method, at, method === "BIND" ? 0 : 1);
+      if (!rules[method].some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
       return method === "BIND" ? listenOn(at) : await dial(at, stream);
     });
     if (opened instanceof Listening) await listenFor(session, stream, at, opened);
-    else await carry(ledger, stream, opened, `to ${at}`);
+    else await forwardStream(activity, stream, opened, `to ${at}`);
   }
 
   /** Accepts connections for a client, until it ends the stream that asked for that. */
   async function listenFor(session: Session, stream: Stream, asked: string, listening: Listening): Promise<void> {
     const ended = new AbortController();
-    const unfollow = follow(stopping.signal, () => ended.abort());
+    const off = onAbort(stopping.signal, () => ended.abort());
     const where = `${listening.addr} for ${format(session.remoteAddr)}`;
-    ledger.note(`listening on ${where}`);
-    const open = async () => (await ask(session, "CONNECT", asked)).stream;
-    const listened = forwardAll(ledger, listening, open, ended.signal);
+    activity.note(`listening on ${where}`);
+    const open = async () => (await request(session, "CONNECT", asked)).stream;
+    const listened = forwardAll(activity, listening, open, ended.signal);
     // Nothing comes on it but its end.
     await Promise.race([stream.read(new Uint8Array(1)).catch(() => {}), listened]);
     ended.abort();
-    unfollow();
+    off();
     stream.close();
     const { forwarded } = await listened;
-    ledger.note(`no longer listening on ${where}`);
+    activity.note(`no longer listening on ${where}`);
     await forwarded;
   }
 
   const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
-  const server = serve(listening, (stream, session) => answer(stream, session).catch(ledger.tell), {
+  const server = serve(listening, (stream, session) => answer(stream, session).catch(activity.report), {
     signal: cut.signal,
     stalledStreamTimeout: options.stalledStreamTimeout,
-    onError: (error) => ledger.tell(failure("A client's connection failed", error)),
+    onError: (error) => activity.report(wrapError("A client's connection failed", error)),
     onSession: (session) => {
-      ledger.add(session);
-      ledger.note(`connection from ${format(session.remoteAddr)}`);
+      activity.add(session);
+      activity.note(`connection from ${format(session.remoteAddr)}`);
     },
   });
-  const unfollow = follow(signal, (reason) => {
+  const off = onAbort(signal, (reason) => {
     stopping.abort(reason);
     cut.abort(reason);
-    ledger.cut();
+    activity.cut();
   });
-  const finished = server.finished.finally(unfollow);
+  const finished = server.finished.finally(off);
   async function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
     stopping.abort();
-    ledger.cutAfter(patience(timeout), finished);
-    await server.shutdown({ timeout: patience(timeout) });
+    activity.cutAfter(clampTimeout(timeout), finished);
+    await server.shutdown({ timeout: clampTimeout(timeout) });
     await finished;
   }
   return {
@@ -132,7 +132,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
     listenAddrs: [],
     finished,
     shutdown,
-    stats: () => ledger.stats(),
+    stats: () => activity.stats(),
     [Symbol.asyncDispose]: shutdown,
   };
 }
