@@ -53,6 +53,7 @@ export {
   type ServeTunnelOptions,
   type Tunnel,
   type TunnelClient,
+  type TunnelEvent,
   type TunnelOptions,
   TunnelRefusedError,
   type TunnelStats,

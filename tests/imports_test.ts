@@ -39,7 +39,7 @@ const ARROWS: Record<string, string[]> = {
   "table.ts": [],
   "transport.ts": ["frame.ts"],
   "tunnel.ts": ["tunnel/cli.ts", "tunnel/client.ts", "tunnel/options.ts", "tunnel/server.ts"],
-  "tunnel/activity.ts": ["mod.ts", "tunnel/options.ts", "tunnel/wait.ts"],
+  "tunnel/activity.ts": ["mod.ts", "tunnel/errors.ts", "tunnel/options.ts", "tunnel/wait.ts"],
   "tunnel/address.ts": [],
   "tunnel/bytes.ts": ["mod.ts"],
   "tunnel/cli.ts": [
@@ -48,6 +48,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/client.ts",
     "tunnel/display.ts",
     "tunnel/errors.ts",
+    "tunnel/log.ts",
     "tunnel/options.ts",
     "tunnel/server.ts",
     "tunnel/wait.ts",
@@ -82,6 +83,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
+  "tunnel/log.ts": ["tunnel/address.ts", "tunnel/options.ts"],
   "tunnel/options.ts": ["mod.ts"],
   "tunnel/server.ts": [
     "mod.ts",

@@ -349,11 +349,16 @@ Deno.test("tunnel: a client connects again, and everything works as before", asy
 
   const serverLog = makeLog();
   await using second = serveTunnel({ listen: first.serverAddr, ...options, ...serverLog.options });
-  await log.until(new RegExp(`^connected to ${second.serverAddr} again$`));
+  await log.until("reconnected");
+  const [event] = log.events;
+  assert(event?.type === "reconnected");
+  assertEquals(event.serverAddr, second.serverAddr);
+  assertStrictEquals(event.error, log.errors.find(({ message }) => message.includes("was lost")));
+  assertGreater(event.downtime, 0);
   using after = await dial(client.listenAddrs[0]!);
   assertEquals(await say(after, "after"), "after");
   after.close();
-  await serverLog.until(/^listening on /);
+  await serverLog.until("listening");
   await fetchFiles(place, [1000]);
   await client.shutdown();
   await client.finished;
@@ -399,12 +404,14 @@ Deno.test("tunnel: a reverse forward whose port the server gives anew is where l
   using _taken = Deno.listen(parse(before));
   const serverLog = makeLog();
   await using _second = serveTunnel({ listen: first.serverAddr, allowListen: ["127.0.0.1:*"], ...serverLog.options });
-  await serverLog.until(/^listening on /);
-  const [, now] = /^listening on (\S+)/.exec(serverLog.events.find((line) => line.startsWith("listening"))!)!;
-  using connection = await dial(now!);
+  await serverLog.until("listening");
+  const event = serverLog.events.find(({ type }) => type === "listening");
+  assert(event?.type === "listening");
+  const now = event.listenAddr;
+  using connection = await dial(now);
   // The answer comes by way of the client, which knows of it by then.
   assertEquals(await say(connection, "hello"), "hello");
-  assertEquals(client.listenAddrs, [now!]);
+  assertEquals(client.listenAddrs, [now]);
   connection.close();
   await client.shutdown();
 });

@@ -9,7 +9,7 @@ import {
   assertRejects,
   assertThrows,
 } from "@std/assert";
-import { ProtocolError, Session } from "../mod.ts";
+import { ProtocolError, Session, SessionClosedError } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { bytes, certificates, isRefused, readAll, text, writeAll } from "./support.ts";
 import {
@@ -221,7 +221,7 @@ Deno.test("tunnel: who does not know the secret has nothing listened for", async
     const opening = openTunnel({ connect: server.serverAddr, reverse: ["0=1"], secret });
     assertEquals((await assertRejects(() => opening, TunnelRefusedError)).status, 407);
   }
-  assertEquals(log.events.filter((line) => line.includes("listening")), []);
+  assertEquals(log.typesOf(), ["connected", "connected"]);
   const client = await openTunnel({ connect: server.serverAddr, reverse: ["0=1"], secret: "right", onError() {} });
   assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   await client.shutdown();
@@ -233,7 +233,7 @@ Deno.test("tunnel: a server does not wait for a wrong secret's second to end", a
   const server = serveTunnel({ listen: FREE, allow: ["*:*"], secret: "right", ...log.options });
   const client = await openTunnel({ connect: server.serverAddr, secret: "wrong", reconnect: false });
   const refused = assertRejects(() => client.connect("1"));
-  await log.until(/^connection from/);
+  await log.until("connected");
   await server.shutdown({ timeout: 50 });
   await refused;
   await client.shutdown();
@@ -307,7 +307,7 @@ Deno.test("tunnel: a reverse forward that the server does not allow rejects", as
   assertEquals(error.status, 403);
   assertEquals(log.messages().filter((line) => line.includes("not allowed")).length, 1);
   // Nothing of it is left.
-  await log.until(/^no longer listening on /);
+  await log.until("stopped");
   for (const addr of [local, allowed, other]) assertEquals(await isRefused(() => dial(addr)), true);
 });
 
@@ -329,7 +329,11 @@ Deno.test("tunnel: a server listens for a client until that is gone", async () =
     if (end === "signal") controller.abort();
     else await client.shutdown();
     await client.finished;
-    await log.until(/^no longer listening on /, end === "signal" ? 2 : 1);
+    await log.until("stopped", end === "signal" ? 2 : 1);
+    const stopped = log.events.at(-1);
+    assert(stopped?.type === "stopped");
+    assertEquals(stopped.listenAddr, place);
+    assertEquals(stopped.error instanceof SessionClosedError, end === "signal", `${stopped.error}`);
     assertEquals(await isRefused(() => dial(place)), true);
     Deno.listen(parse(place)).close();
   }
@@ -355,7 +359,7 @@ Deno.test("tunnel: a client that shuts down waits for what its reverse forwards 
   using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "before"), "before");
   const finished = client.shutdown();
-  await logs.server.until(/^no longer listening on /);
+  await logs.server.until("stopped");
   assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   assertEquals(await say(connection, "after"), "after");
   connection.close();

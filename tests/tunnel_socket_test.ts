@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import { openTunnel, serveTunnel } from "../tunnel.ts";
+import { eventLine } from "../tunnel/log.ts";
 import { makeFolder } from "./programs.ts";
 import { certificates, LOOPBACK } from "./support.ts";
 import {
@@ -139,15 +140,24 @@ Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", as
     assertEquals(await connection.read(new Uint8Array(1)), null);
   }
   await client.shutdown();
-  await log.until(/^no longer listening on /);
+  await log.until("stopped");
   assertEquals(namesIn(folder.path), ["server", "target"]);
   await server.shutdown();
   assertEquals(namesIn(folder.path), ["target"]);
   listener.close();
   await answering;
   assertEquals(log.errors, []);
-  for (const line of log.events) assert(!/undefined|null/.test(line), line);
-  assert(log.events.includes("connection from a local process"), log.events.join());
+  for (const event of log.events) assert(!/undefined|null/.test(eventLine(event)), eventLine(event));
+  assertEquals(log.events, [
+    { type: "connected", clientAddr: undefined },
+    { type: "listening", listenAddr: place("reverse"), clientAddr: undefined },
+    { type: "stopped", listenAddr: place("reverse"), clientAddr: undefined, error: undefined },
+  ]);
+  assertEquals(log.events.map(eventLine), [
+    "connection from a local process",
+    `listening on ${place("reverse")} for a local process`,
+    `no longer listening on ${place("reverse")} for a local process`,
+  ]);
 });
 
 Deno.test("tunnel: a Unix socket that is in use is left alone", async () => {

@@ -8,6 +8,7 @@ import {
   type OpenTunnelOptions,
   serveTunnel,
   type ServeTunnelOptions,
+  type TunnelEvent,
   type TunnelOptions,
 } from "../tunnel.ts";
 import { bytes, LOOPBACK, pattern, readSome, sha256, text, writeAll } from "./support.ts";
@@ -31,10 +32,10 @@ export const dial = (addr: string) => Deno.connect(parse(addr));
 /** The port of an address in words. */
 export const portOf = (addr: string) => parse(addr).port;
 
-/** What a tunnel tells: its errors and its events, collected, and a way to wait for them. */
+/** Collects the errors and events that a tunnel reports, and waits for them. */
 export function makeLog() {
   const errors: Error[] = [];
-  const events: string[] = [];
+  const events: TunnelEvent[] = [];
   let told = Promise.withResolvers<void>();
   const wake = () => {
     told.resolve();
@@ -45,16 +46,21 @@ export function makeLog() {
     errors.push(error);
     wake();
   };
-  const onEvent = (line: string) => {
-    events.push(line);
+  const onEvent = (event: TunnelEvent) => {
+    events.push(event);
     wake();
   };
   const messages = () => errors.map((error) => error.message);
-  /** Waits until so many errors or events are of this kind. */
-  const until = async (what: RegExp, times = 1) => {
-    while ([...messages(), ...events].filter((line) => what.test(line)).length < times) await told.promise;
+  const typesOf = () => events.map(({ type }) => type);
+  /** Waits until `times` errors have a message like this, or until `times` events are of this type. */
+  const until = async (what: RegExp | TunnelEvent["type"], times = 1) => {
+    const count = () =>
+      typeof what === "string"
+        ? typesOf().filter((type) => type === what).length
+        : messages().filter((message) => what.test(message)).length;
+    while (count() < times) await told.promise;
   };
-  return { errors, events, messages, until, options: { onError, onEvent } };
+  return { errors, events, messages, typesOf, until, options: { onError, onEvent } };
 }
 
 /** Both ends of a tunnel in this process, the client's at `client.listenAddrs[0]` and its server's always at one target. */

@@ -64,11 +64,23 @@ export function checkExposed(name: string, text: string, insecure = false): void
   throw new RangeError(`${name} ${text}: ${why}, or insecure`);
 }
 
-export function format(
-  at: { hostname?: string | undefined; port?: number | undefined; path?: string | null | undefined },
-): string {
-  const { hostname = "", port, path } = at;
-  // Who connects to a Unix socket has no name.
-  if (path !== undefined) return path ? `unix:${path}` : "a local process";
+/** The address of a socket, of any kind. */
+interface SocketAddress {
+  hostname?: string | undefined;
+  port?: number | undefined;
+  path?: string | null | undefined;
+}
+
+/** Formats an address as the options have it. */
+export function format({ hostname = "", port, path }: SocketAddress): string {
+  if (path !== undefined) return `unix:${path}`;
   return hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
+}
+
+/** What a text calls a peer without an address. */
+export const UNNAMED = "a local process";
+
+/** Formats the address of a peer, which has none when it connected to a Unix socket. */
+export function formatPeer(address: SocketAddress): string | undefined {
+  return address.path === undefined || address.path ? format(address) : undefined;
 }

@@ -9,6 +9,7 @@ import { parseForward } from "./address.ts";
 import { openTunnel } from "./client.ts";
 import { Display } from "./display.ts";
 import { errorText } from "./errors.ts";
+import { eventLine, listeningLine, shutdownLine, totalLine } from "./log.ts";
 import type { Tunnel, TunnelClient, TunnelOptions } from "./options.ts";
 import { serveTunnel } from "./server.ts";
 import { setDeadline } from "./wait.ts";
@@ -141,10 +142,6 @@ function parseCommand([role, ...rest]: readonly string[]): Command {
   return { grace, piped, start: (reports) => openTunnel({ ...options, ...reports }) };
 }
 
-function count(number: number, noun: string): string {
-  return `${number} ${noun}${number === 1 ? "" : "s"}`;
-}
-
 // Nothing is open any more; it is for saying so to the server.
 const PIPE_TIMEOUT = 1000;
 
@@ -180,17 +177,17 @@ export async function main(args: readonly string[]): Promise<number> {
   try {
     const { start, grace, piped } = parseCommand(args);
     if (piped !== undefined) display = new Display(Deno.stderr);
-    const tunnel = await start({ onError, onEvent: (line) => display.line(line) });
+    const tunnel = await start({ onError, onEvent: (event) => display.line(eventLine(event)) });
     stop = () => {
       // The next one ends the process.
       unlisten();
-      display.line(`shutting down within ${count(grace / 1000, "second")}; Ctrl-C ends it at once`);
+      display.line(shutdownLine(grace));
       tunnel.shutdown({ timeout: grace });
       if (piped !== undefined) setDeadline(() => cut.abort(new Error("stdout was not read in time")), grace);
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
     for (const addr of args[0] === "server" ? [tunnel.serverAddr] : tunnel.listenAddrs) {
-      display.line(`listening on ${addr}`);
+      display.line(listeningLine(addr));
     }
     display.live(() => tunnel.stats());
     if (piped !== undefined) {
@@ -202,10 +199,7 @@ export async function main(args: readonly string[]): Promise<number> {
       });
     }
     await tunnel.finished;
-    const { connections, streams } = tunnel.stats();
-    if (piped === undefined) {
-      display.line(`carried ${count(streams, "stream")} over ${count(connections, "connection")}`);
-    }
+    if (piped === undefined) display.line(totalLine(tunnel.stats()));
     return 0;
   } catch (error) {
     const isUsage = error instanceof UsageError || error instanceof RangeError;

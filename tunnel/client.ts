@@ -158,6 +158,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
       else if (stopping.signal.aborted) session.close({ drain: true });
       const why = await session.closed.then(() => undefined, (error: unknown) => error);
       session = undefined;
+      const ended = performance.now();
       const lost = wrapError(`The connection to ${where} was lost`, why ?? "the server ended it");
       if (stopping.signal.aborted) {
         if (why !== undefined && !signal?.aborted) activity.report(lost);
@@ -168,7 +169,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
       if (performance.now() - began > MAX_BACKOFF) waits = backoff();
       const again = session = await startAgain(waits);
       if (again === undefined) return;
-      activity.note(`connected to ${where} again`);
+      activity.emit({ type: "reconnected", serverAddr: where, error: lost, downtime: performance.now() - ended });
       reverse.forEach((_, n) => work(keepBound(again, n)));
     }
   }

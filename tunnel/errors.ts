@@ -17,3 +17,8 @@ export function errorText(error: unknown): string {
   const message = error.message.replace(/ \(os error \d+\)/, "");
   return /^[A-Z][a-z ]/.test(message) ? message[0]!.toLowerCase() + message.slice(1) : message;
 }
+
+/** The error itself, or one around what is thrown instead of an error. */
+export function toError(thrown: unknown): Error {
+  return thrown instanceof Error ? thrown : new Error(String(thrown), { cause: thrown });
+}

@@ -6,7 +6,7 @@
 
 import { connections, join, SessionClosedError, type Stream } from "../mod.ts";
 import type { Activity } from "./activity.ts";
-import { format } from "./address.ts";
+import { formatPeer, UNNAMED } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import type { Listening, Socket } from "./socket.ts";
 import { onAbort } from "./wait.ts";
@@ -27,7 +27,7 @@ export async function forwardAll(
     using socket = accepted;
     const off = onAbort(cut, () => socket[Symbol.dispose]());
     const stream = await open(socket).finally(off);
-    await forwardStream(activity, stream, socket, `from ${format(socket.remoteAddr)}`);
+    await forwardStream(activity, stream, socket, `from ${formatPeer(socket.remoteAddr) ?? UNNAMED}`);
   };
   const onError = (error: unknown) => activity.report(wrapError("A connection was lost before it was accepted", error));
   for await (const socket of connections(listening, { signal, onError })) {

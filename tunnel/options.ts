@@ -17,10 +17,11 @@ import type { Stream, Version } from "../mod.ts";
  *
  * const stop = new AbortController();
  * const log: string[] = [];
- * const common: TunnelOptions = { secret: "open-sesame", signal: stop.signal, onEvent: (line) => log.push(line) };
+ * const onEvent: TunnelOptions["onEvent"] = ({ type }) => log.push(type);
+ * const common: TunnelOptions = { secret: "open-sesame", signal: stop.signal, onEvent };
  * const server = serveTunnel({ ...common, listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
  * const client = await openTunnel({ ...common, connect: server.serverAddr, reverse: ["0=8080"] });
- * assertEquals(log.map((line) => line.split(" ")[0]), ["connection", "listening"]);
+ * assertEquals(log, ["connected", "listening"]);
  *
  * stop.abort();
  * await deadline(Promise.all([client.finished, server.finished]), 5000);
@@ -38,11 +39,81 @@ export interface TunnelOptions {
    * others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default 5000.
    */
   stalledStreamTimeout?: number | undefined;
-  /** Gets every error of a connection, none of which ends the tunnel. Default: `console.error`. */
-  onError?: ((error: unknown) => void) | undefined;
-  /** Gets a line for everything else that is worth one in a log. Default: nobody. */
-  onEvent?: ((line: string) => void) | undefined;
+  /** Receives every error of a connection, none of which ends the tunnel. Default: `console.error`. */
+  onError?: ((error: Error) => void) | undefined;
+  /** Receives everything else that belongs in a log. Default: events are dropped. */
+  onEvent?: ((event: TunnelEvent) => void) | undefined;
 }
+
+/**
+ * What happens in a tunnel, as `onEvent` receives it; `type` says which fields it has.
+ *
+ * - `"connected"`, on a server: a client has connected to it.
+ * - `"listening"`, on a server: it listens for a client, which asked for that by `reverse`.
+ * - `"stopped"`, on a server: it does so no longer.
+ * - `"reconnected"`, on a client: it lost its connection to the server, and has a new one.
+ *
+ * An address is `host:port`, `[ipv6]:port` or `unix:/path`. That of a client at a Unix socket is `undefined`.
+ *
+ * @example A line for each event
+ * ```ts
+ * import { openTunnel, serveTunnel, type TunnelEvent } from "@sluice/smux/tunnel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function format(event: TunnelEvent): string {
+ *   switch (event.type) {
+ *     case "connected":
+ *       return "a client is here";
+ *     case "listening":
+ *       return `listening at ${event.listenAddr}`;
+ *     case "stopped":
+ *       return `not listening at ${event.listenAddr}: ${event.error?.message ?? "no longer asked for"}`;
+ *     case "reconnected":
+ *       return `back after ${event.downtime} ms, ${event.error.message}`;
+ *   }
+ * }
+ *
+ * const log: string[] = [];
+ * const onEvent = (event: TunnelEvent) => log.push(format(event));
+ * const server = serveTunnel({ listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"], onEvent });
+ * const client = await openTunnel({ connect: server.serverAddr, reverse: ["0=8080"] });
+ * await client.shutdown();
+ * await server.shutdown();
+ * const [addr] = client.listenAddrs;
+ * assertEquals(log, ["a client is here", `listening at ${addr}`, `not listening at ${addr}: no longer asked for`]);
+ * ```
+ */
+export type TunnelEvent =
+  | {
+    type: "connected";
+    /** The address that the client connected from. */
+    clientAddr: string | undefined;
+  }
+  | {
+    type: "listening";
+    /** The address that the server listens at. */
+    listenAddr: string;
+    /** The address of the client that connections are forwarded to. */
+    clientAddr: string | undefined;
+  }
+  | {
+    type: "stopped";
+    /** The address that the server listened at. */
+    listenAddr: string;
+    /** The address of the client that connections were forwarded to. */
+    clientAddr: string | undefined;
+    /** Why the connection to the client ended; `undefined` when either end stopped the listening in order. */
+    error: Error | undefined;
+  }
+  | {
+    type: "reconnected";
+    /** The address of the server, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
+    /** Why the connection before was lost: the same object that `onError` received. */
+    error: Error;
+    /** Milliseconds without a connection. */
+    downtime: number;
+  };
 
 /**
  * Options of {@linkcode serveTunnel}.

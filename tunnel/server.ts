@@ -6,8 +6,8 @@
 
 import { serve, type Session, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
-import { checkExposed, checkTls, format, parseEndpoint, parseRule, type Rule } from "./address.ts";
-import { wrapError } from "./errors.ts";
+import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, type Rule, UNNAMED } from "./address.ts";
+import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, request, serveRequest, timingSafeEqual } from "./handshake.ts";
 import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError } from "./options.ts";
@@ -73,16 +73,20 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
 
   async function answer(stream: Stream, session: Session): Promise<void> {
     if (target !== undefined) return await forwardStream(activity, stream, await dial(target, stream), `to ${target}`);
-    const { at, opened } = await serveRequest(stream, format(session.remoteAddr), async ({ method, at, proof }) => {
-      if (secret !== undefined && !await timingSafeEqual(proof, `Bearer ${secret}`)) {
-        await sleep(WRONG_SECRET_DELAY, stopping.signal);
-        throw new TunnelRefusedError(407, "wrong secret");
-      }
-      if (rules[method] === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
-      const endpoint = parseEndpoint(method, at, method === "BIND" ? 0 : 1);
-      if (!rules[method].some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
-      return method === "BIND" ? listenOn(at) : await dial(at, stream);
-    });
+    const { at, opened } = await serveRequest(
+      stream,
+      formatPeer(session.remoteAddr) ?? UNNAMED,
+      async ({ method, at, proof }) => {
+        if (secret !== undefined && !await timingSafeEqual(proof, `Bearer ${secret}`)) {
+          await sleep(WRONG_SECRET_DELAY, stopping.signal);
+          throw new TunnelRefusedError(407, "wrong secret");
+        }
+        if (rules[method] === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
+        const endpoint = parseEndpoint(method, at, method === "BIND" ? 0 : 1);
+        if (!rules[method].some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
+        return method === "BIND" ? listenOn(at) : await dial(at, stream);
+      },
+    );
     if (opened instanceof Listening) await listenFor(session, stream, at, opened);
     else await forwardStream(activity, stream, opened, `to ${at}`);
   }
@@ -91,17 +95,18 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   async function listenFor(session: Session, stream: Stream, asked: string, listening: Listening): Promise<void> {
     const ended = new AbortController();
     const off = onAbort(stopping.signal, () => ended.abort());
-    const where = `${listening.addr} for ${format(session.remoteAddr)}`;
-    activity.note(`listening on ${where}`);
+    const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
+    activity.emit({ type: "listening", ...where });
     const open = async () => (await request(session, "CONNECT", asked)).stream;
     const listened = forwardAll(activity, listening, open, ended.signal);
     // Nothing comes on it but its end.
-    await Promise.race([stream.read(new Uint8Array(1)).catch(() => {}), listened]);
+    const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);
+    const error = await Promise.race([reading, listened.then(() => undefined)]);
     ended.abort();
     off();
     stream.close();
     const { forwarded } = await listened;
-    activity.note(`no longer listening on ${where}`);
+    activity.emit({ type: "stopped", ...where, error });
     await forwarded;
   }
 
@@ -112,7 +117,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
     onError: (error) => activity.report(wrapError("A client's connection failed", error)),
     onSession: (session) => {
       activity.add(session);
-      activity.note(`connection from ${format(session.remoteAddr)}`);
+      activity.emit({ type: "connected", clientAddr: formatPeer(session.remoteAddr) });
     },
   });
   const off = onAbort(signal, (reason) => {
