@@ -45,8 +45,6 @@
  * @module
  */
 
-import { main } from "./tunnel/cli.ts";
-
 export { openTunnel } from "./tunnel/client.ts";
 export {
   type OpenTunnelOptions,
@@ -60,5 +58,9 @@ export {
 } from "./tunnel/options.ts";
 export { serveTunnel } from "./tunnel/server.ts";
 
-// A read of stdin that still waits must not keep the process.
-if (import.meta.main) Deno.exit(await main(Deno.args));
+// Only the command needs this module, and what it imports.
+if (import.meta.main) {
+  const { main } = await import("./tunnel/cli.ts");
+  // A pending read of stdin must not keep the process alive.
+  Deno.exit(await main(Deno.args));
+}

@@ -47,9 +47,9 @@ Deno.test("parseEndpoint: a port is at most 65535, and 0 only where that is allo
 });
 
 Deno.test("parseForward: what follows the first = is the target", () => {
-  assertEquals(parseForward("forward", "8080=h:80"), { at: "8080", to: "h:80" });
-  assertEquals(parseForward("forward", "0=unix:/a=b"), { at: "0", to: "unix:/a=b" });
-  assertEquals(parseForward("forward", "8080"), { at: "8080", to: undefined });
+  assertEquals(parseForward("forward", "8080=h:80"), { listen: "8080", target: "h:80" });
+  assertEquals(parseForward("forward", "0=unix:/a=b"), { listen: "0", target: "unix:/a=b" });
+  assertEquals(parseForward("forward", "8080"), { listen: "8080", target: undefined });
   for (const text of ["8080=", "8080=h:0", "=h:80", "h=h:80"]) {
     assertThrows(() => parseForward("forward", text), RangeError, "forward");
   }

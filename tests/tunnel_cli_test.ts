@@ -125,7 +125,7 @@ Deno.test("tunnel command: --allow with --forward, --socks and --reverse", async
 
 Deno.test("tunnel command: a signal waits for what is open, a second one does not", async () => {
   const target = makeEcho();
-  await using tunnel = await startBoth(target.addr, "--once");
+  await using tunnel = await startBoth(target.addr, "--no-reconnect");
   const { server, client } = tunnel;
   const connection = await dial(client.addr);
   assertEquals(await say(connection, "before"), "before");
@@ -413,15 +413,15 @@ Deno.test("tunnel command: a bad command line is said in one line, exit code 2",
   const client = "client --connect 1 --forward 0";
   const place = "must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received";
   const cases: Record<string, string | RegExp> = {
-    "": "say server or client",
-    "serve": 'say server or client, received "serve"',
-    "server": "--listen is missing",
-    "server --target 1": "--listen is missing",
-    "server --listen 0": "say --target, --allow or --allow-listen",
+    "": "expected server or client, received nothing",
+    "serve": 'expected server or client, received "serve"',
+    "server": "--listen LISTEN is missing",
+    "server --target 1": "--listen LISTEN is missing",
+    "server --listen 0": "expected --target, --allow or --allow-listen",
     "server --listen :0 --target a:1": `listen ${place} ":0"`,
-    "server --listen a:0 --target": "--target needs a value",
-    "server --listen --target a:1": "--listen needs a value",
-    "server --listen= --target a:1": "--listen needs a value",
+    "server --listen a:0 --target": "expected --target TARGET, received no value",
+    "server --listen --target a:1": 'expected --listen LISTEN, received "--target"',
+    "server --listen= --target a:1": "expected --listen LISTEN, received no value",
     "server --listen localhost:0 --target a:0": "target needs a port from 1 to 65535, received 0",
     "server --listen a:65536 --target a:1": "listen needs a port from 0 to 65535, received 65536",
     "server --listen ::1:0 --target a:1": `listen ${place} "::1:0"`,
@@ -431,7 +431,7 @@ Deno.test("tunnel command: a bad command line is said in one line, exit code 2",
     "server --listen 0 --allow-listen a": `allowListen ${place} "a"`,
     "server --listen 0.0.0.0:0 --allow *:*": /insecure/,
     "server --listen 0 --target 1 --allow 1": /allow/,
-    [`${server} --forward 0=1`]: "unknown option --forward",
+    [`${server} --forward 0=1`]: "unknown option --forward for sluice server",
     [`${server} --cert ${SCRIPT}`]: /^--cert cannot be read: /,
     [`${server} --cert /dev/null`]: /cert/,
     [`${server} --key /dev/null`]: /key/,
@@ -441,13 +441,13 @@ Deno.test("tunnel command: a bad command line is said in one line, exit code 2",
     [`${server} --grace x`]: '--grace must be whole seconds, received "x"',
     [`${server} --grace -1`]: '--grace must be whole seconds, received "-1"',
     [`${server} --grace 1.5`]: '--grace must be whole seconds, received "1.5"',
-    [`${server} --insecure=yes`]: "--insecure takes no value",
+    [`${server} --insecure=yes`]: '--insecure takes no value, received "yes"',
     [`${server} --listen 0`]: "--listen was given twice",
-    "client --forward 0": "--connect is missing",
-    "client --connect 1": "say --forward, --reverse or --socks",
+    "client --forward 0": "--connect TARGET is missing",
+    "client --connect 1": "expected --forward, --reverse or --socks",
     "client --forward a:0 --connect a:x": `connect ${place} "a:x"`,
     "client --forward a:0 --connect 256.0.0.1:1": `connect ${place} "256.0.0.1:1"`,
-    "client --forward a:0 --target a:1": "unknown option --target",
+    "client --forward a:0 --target a:1": "unknown option --target for sluice client",
     "client --connect 1 --forward =1": `forward ${place} ""`,
     "client --connect 1 --forward 0=": `forward ${place} ""`,
     "client --connect 1 --forward 0=a": `forward ${place} "a"`,
@@ -455,14 +455,24 @@ Deno.test("tunnel command: a bad command line is said in one line, exit code 2",
     "client --connect 1 --forward -=1 --forward -=2": /only once/,
     "client --connect 1 --reverse 0": /LISTEN=TARGET/,
     "client --connect 1 --socks 0.0.0.0:0": /insecure/,
-    "client --connect 1 --socks": "--socks needs a value",
+    "client --connect 1 --socks": "expected --socks LISTEN, received no value",
     [`${client} --smux 3`]: '--smux must be 1 or 2, received "3"',
     [`${client} --ca /dev/null`]: /^ca must be certificates/,
     [`${client} --ca /nowhere/at/all`]: /^--ca cannot be read: /,
-    [`${client} --constructor x`]: "unknown option --constructor",
-    "toString": 'say server or client, received "toString"',
-    "client a:0": 'unexpected argument "a:0"',
-    "client -x": 'unexpected argument "-x"',
+    [`${client} --constructor x`]: "unknown option --constructor for sluice client",
+    [`${client} --no-reconnect=no`]: '--no-reconnect takes no value, received "no"',
+    [`${client} --no-reconect`]: "unknown option --no-reconect for sluice client",
+    [`${client} --reconnect`]: "unknown option --reconnect for sluice client",
+    [`${client} --no-tls`]: "unknown option --no-tls for sluice client",
+    [`${client} --forward=`]: "expected --forward LISTEN=TARGET, received no value",
+    [`${client} --no-reconnect --no-reconnect`]: "--no-reconnect was given twice",
+    [`${server} --no-reconnect`]: "unknown option --no-reconnect for sluice server",
+    "toString": 'expected server or client, received "toString"',
+    "client a:0": 'expected an option, received "a:0"',
+    "client -": 'expected an option, received "-"',
+    "client -- --connect 1": 'expected an option, received "--"',
+    "client --": 'expected an option, received "--"',
+    "client -x": "unknown option -x for sluice client",
   };
   const lines = Object.entries(cases);
   const wrong: string[] = [];
@@ -518,7 +528,7 @@ Deno.test("tunnel command: --help fits a terminal and names every option", async
     assert(lines.length <= 36, `${lines.length} lines`);
     for (const line of lines) assert(line.length <= 80, line);
     const options = "listen target allow allow-listen cert key connect forward reverse socks tls ca smux secret grace" +
-      " insecure once";
+      " insecure no-reconnect";
     for (const option of options.split(" ")) assertMatch(stdout, new RegExp(`--${option}\\b(?!-)`));
     for (const word of ["server", "client", "$SLUICE_SECRET"]) assert(stdout.includes(word), word);
   }

@@ -24,11 +24,12 @@ export function parseEndpoint(name: string, text: string, leastPort: number): En
   throw new RangeError(`${name} needs a port from ${leastPort} to 65535, received ${digits}`);
 }
 
-export function parseForward(name: string, text: string): { at: string; to: string | undefined } {
-  const [at, to] = text.split(/=(.*)/s) as [string, string?];
-  parseEndpoint(name, at, 0);
-  if (to !== undefined) parseEndpoint(name, to, 1);
-  return { at, to };
+/** Splits LISTEN=TARGET, of which =TARGET may be left out. */
+export function parseForward(name: string, text: string): { listen: string; target: string | undefined } {
+  const [listen, target] = text.split(/=(.*)/s) as [string, string?];
+  parseEndpoint(name, listen, 0);
+  if (target !== undefined) parseEndpoint(name, target, 1);
+  return { listen, target };
 }
 
 /** What an entry of a list allows. */

@@ -55,13 +55,13 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   if (secret !== undefined && !tls) checkExposed("connect", server, options.insecure);
   const local = [
     ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
-    ...(options.socks ?? []).map((at) => ({ at, to: undefined, isSocks: true })),
+    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true })),
   ];
-  for (const { at, isSocks } of local) checkExposed(isSocks ? "socks" : "forward", at, options.insecure);
+  for (const { listen, isSocks } of local) checkExposed(isSocks ? "socks" : "forward", listen, options.insecure);
   const reverse = (options.reverse ?? []).map((text) => parseForward("reverse", text));
-  const targets = new Map(reverse.map(({ at, to }) => [at, to]));
+  const targets = new Map(reverse.map(({ listen, target }) => [listen, target]));
   if (targets.size < reverse.length) throw new RangeError("Two of reverse listen at the same place");
-  if (reverse.some(({ to }) => to === undefined)) throw new RangeError("reverse must be LISTEN=TARGET");
+  if (reverse.some(({ target }) => target === undefined)) throw new RangeError("reverse must be LISTEN=TARGET");
 
   const activity = new Activity(options);
   const stopping = new AbortController();
@@ -104,7 +104,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   }
 
   async function bind(on: Session, n: number): Promise<Stream> {
-    const { stream, addr } = await request(on, "BIND", reverse[n]!.at, secret);
+    const { stream, addr } = await request(on, "BIND", reverse[n]!.listen, secret);
     listenAddrs[local.length + n] = addr;
     bound.add(stream);
     if (stopping.signal.aborted) stream.close();
@@ -124,7 +124,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
         if (stream !== undefined) bound.delete(stream);
         stream = undefined;
         if (stopping.signal.aborted || error instanceof SessionClosedError) return;
-        activity.report(wrapError(`The server does not listen on ${reverse[n]!.at}`, error));
+        activity.report(wrapError(`The server does not listen on ${reverse[n]!.listen}`, error));
       }
       await sleep(waits.next().value, stopping.signal);
     }
@@ -195,10 +195,10 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   };
   try {
     session = await start();
-    for (const { at, to, isSocks } of local) {
-      const listening = listenOn(at);
+    for (const { listen, target, isSocks } of local) {
+      const listening = listenOn(listen);
       listenAddrs.push(listening.addr);
-      const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(to);
+      const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(target);
       work(forwardAll(activity, listening, open, stopping.signal, cut.signal).then(({ forwarded }) => forwarded));
     }
     const started = session;
