@@ -30,64 +30,68 @@ function header(lines: readonly string[], name: string): string {
   return lines.find((line) => line.toLowerCase().startsWith(`${name}:`))?.slice(name.length + 1).trim() ?? "";
 }
 
-/** What is asked for in a stream. */
-interface Asked {
+/** What a stream asks for. */
+interface Request {
   method: string;
-  at: string;
-  proof: string;
+  /** The target of CONNECT, or the address to listen at of BIND. */
+  address: string;
+  /** The `Proxy-Authorization`, empty without one. */
+  authorization: string;
 }
 
-async function readRequest(from: Stream): Promise<Asked> {
+async function readRequest(from: Stream): Promise<Request> {
   const [line, ...headers] = await readHead(from);
-  const [, method, at] = /^([A-Z]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
+  const [, method, address] = /^([A-Z]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
   if (method === undefined) throw new TunnelRefusedError(400, `"${line!.slice(0, 40)}" is no HTTP request`);
-  return { method, at: at!, proof: header(headers, "proxy-authorization") };
+  return { method, address: address!, authorization: header(headers, "proxy-authorization") };
 }
 
 async function respond(to: Stream, status: number, reason: string, headers = ""): Promise<void> {
   await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${reason.replaceAll(/[^ -~]/g, "?")}\r\n${headers}\r\n`));
 }
 
-/** Hears what is asked for, opens it, and says whether that was granted. */
+/** Reads the request of a stream, opens what it asks for, and responds. */
 export async function serveRequest<T extends Socket | Listening>(
   stream: Stream,
-  who: string,
-  open: (asked: Asked) => Promise<T>,
+  peer: string,
+  open: (request: Request) => Promise<T>,
 ) {
-  let asked: Asked | undefined;
+  let request: Request | undefined;
   let opened: T | undefined;
   try {
-    asked = await withDeadline(stream, readRequest(stream));
-    opened = await open(asked);
+    request = await withDeadline(stream, readRequest(stream));
+    opened = await open(request);
     await withDeadline(
       stream,
       respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : ""),
     );
-    return { at: asked.at, opened };
+    return { address: request.address, opened };
   } catch (error) {
     opened?.close();
     if (error instanceof SessionClosedError) throw error;
     const status = error instanceof TunnelRefusedError ? error.status : error instanceof RangeError ? 400 : 502;
     await withDeadline(stream, respond(stream, status, errorText(error))).catch(() => {});
-    throw wrapError(`Refused ${who}${asked === undefined ? "" : ` ${asked.method} ${asked.at}`}`, error);
+    throw wrapError(`Refused ${peer}${request === undefined ? "" : ` ${request.method} ${request.address}`}`, error);
   }
 }
 
 /** Asks the other end to connect, or to listen. */
-export async function request(session: Session, method: "CONNECT" | "BIND", at: string, secret?: string) {
+export async function request(session: Session, method: "CONNECT" | "BIND", address: string, secret?: string) {
   const stream = await session.openStream();
   try {
-    const proof = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
-    await writeAll(stream, encoder.encode(`${method} ${at} HTTP/1.1\r\nHost: ${at}\r\n${proof}\r\n`));
+    const authorization = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
+    await writeAll(stream, encoder.encode(`${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}\r\n`));
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
     if (status === "200") return { stream, addr: header(headers, "address") };
-    const message = `The other end refused ${method} ${at}: ${status === undefined ? "it speaks no HTTP" : reason}`;
+    const message = `The other end refused ${method} ${address}: ${
+      status === undefined ? "it speaks no HTTP" : reason
+    }`;
     throw new TunnelRefusedError(Number(status ?? 400), message);
   } catch (error) {
     stream.close();
     if (error instanceof TunnelRefusedError || error instanceof SessionClosedError) throw error;
-    throw wrapError(`The other end did not answer ${method} ${at}`, error);
+    throw wrapError(`The other end did not answer ${method} ${address}`, error);
   }
 }
 
