@@ -8,9 +8,9 @@
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const client = await openTunnel({ connect: server.addr, forward: [`127.0.0.1:0=127.0.0.1:${web.addr.port}`] });
+ * const client = await openTunnel({ connect: server.serverAddr, forward: [`127.0.0.1:0=127.0.0.1:${web.addr.port}`] });
  *
- * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * const answer = await fetch(`http://${client.listenAddrs[0]}/`, { headers: { connection: "close" } });
  * assertEquals(await answer.text(), "hello");
  *
  * await client.shutdown();
@@ -34,8 +34,9 @@
  *
  * The server does what {@linkcode ServeTunnelOptions} allow and refuses the rest with a {@linkcode TunnelRefusedError}.
  *
- * Where to listen (AT) and where to connect (TO) is written `host:port`, `[ipv6]:port`, `unix:/path` (printable ASCII
- * without spaces), or `port` for `127.0.0.1:port`. Where one listens port 0 is any that is free.
+ * LISTEN (an address to listen at) and TARGET (an address to connect to) are written `host:port`, `[ipv6]:port`,
+ * `unix:/path` (printable ASCII without spaces), or `port` for `127.0.0.1:port`. In LISTEN port 0 means any free port. An
+ * equals sign stands between the two, because both may contain colons.
  *
  * On the wire a forwarded connection is a stream that opens with an HTTP `CONNECT host:port` and its answer. To listen
  * for a client the server is sent `BIND host:port`, which holds as long as that stream is open. A server with a fixed
@@ -44,19 +45,22 @@
  * @module
  */
 
-import { main } from "./tunnel/cli.ts";
-
 export { openTunnel } from "./tunnel/client.ts";
 export {
   type OpenTunnelOptions,
   type ServeTunnelOptions,
   type Tunnel,
   type TunnelClient,
+  type TunnelEvent,
   type TunnelOptions,
   TunnelRefusedError,
   type TunnelStats,
 } from "./tunnel/options.ts";
 export { serveTunnel } from "./tunnel/server.ts";
 
-// A read of stdin that still waits must not keep the process.
-if (import.meta.main) Deno.exit(await main(Deno.args));
+// Only the command needs this module, and what it imports.
+if (import.meta.main) {
+  const { main } = await import("./tunnel/cli.ts");
+  // A pending read of stdin must not keep the process alive.
+  Deno.exit(await main(Deno.args));
+}

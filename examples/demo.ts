@@ -7,6 +7,7 @@
  *
  * @module
  */
+import { serveTunnel, type TunnelEvent, type TunnelStats } from "@sluice/smux/tunnel";
 import { createHash } from "node:crypto";
 
 const SMALLEST = 5;
@@ -68,6 +69,18 @@ function serveFiles(folder: string): void {
   Deno.serve({ hostname: "127.0.0.1", port: 0, onListen }, async (request) => {
     const file = await Deno.open(folder + new URL(request.url).pathname);
     return new Response(file.readable);
+  });
+}
+
+/** What the process with the server of the tunnel runs: it prints its events, and at the end its figures. */
+function serveTarget(target: string): void {
+  const server = serveTunnel({ listen: "0", target, onEvent: (event) => console.log(JSON.stringify(event)) });
+  console.log(`listening on ${server.serverAddr}`);
+  if (Deno.build.os === "windows") return;
+  Deno.addSignalListener("SIGTERM", async () => {
+    await server.shutdown();
+    console.log(JSON.stringify(server.stats()));
+    Deno.exit();
   });
 }
 
@@ -210,7 +223,7 @@ async function main(count: number, signal: AbortSignal): Promise<void> {
 
   const files = await makeFiles(count, folder, signal);
   const web = await startHere("demo.ts", "serve-files", folder);
-  const server = await startHere("../tunnel.ts", "server", "--listen", "0", "--target", `${web.port}`);
+  const server = await startHere("demo.ts", "serve-tunnel", `${web.port}`);
   const client = await startHere("../tunnel.ts", "client", "--forward", "0", "--connect", `${server.port}`);
 
   const tunnelled = await fetchAll("through the tunnel", files, client.port, signal);
@@ -218,9 +231,10 @@ async function main(count: number, signal: AbortSignal): Promise<void> {
   const printed = await server.end();
   const direct = await fetchAll("directly", files, web.port, signal);
 
-  // The server prints a line for each connection it accepts, and last how many streams were opened.
-  const connections = printed.match(/^connection from /gm)?.length ?? 0;
-  const streams = /^carried (\d+) streams? /m.exec(printed)?.[1] ?? "an unknown number";
+  // The server has printed an event for each client, and its figures last.
+  const reports: (TunnelEvent | TunnelStats)[] = printed.match(/^\{.*\}$/gm)?.map((line) => JSON.parse(line)) ?? [];
+  const connections = reports.filter((report) => "type" in report && report.type === "connected").length;
+  const streams = reports.find((report) => "streams" in report)?.streams ?? "an unknown number";
   const bytes = sum(files.map((file) => file.size));
   console.log(`
 files        ${files.length}, of ${SMALLEST} bytes to 20 MB; every SHA-256 is that of the file on disk
@@ -233,9 +247,11 @@ speed        ${megabytes(tunnelled)}/s through the tunnel, ${megabytes(direct)}/
   if (connections !== 1) throw new Error(`There were ${connections} connections between client and server, not 1`);
 }
 
-const [what = "400", folder = ""] = Deno.args;
+const [what = "400", argument = ""] = Deno.args;
 if (what === "serve-files") {
-  serveFiles(folder);
+  serveFiles(argument);
+} else if (what === "serve-tunnel") {
+  serveTarget(argument);
 } else if (!/^([2-9]|[1-9]\d+)$/.test(what)) {
   console.error("usage: deno task demo [FILES], of which there must be two at least");
   Deno.exitCode = 2;

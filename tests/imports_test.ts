@@ -115,24 +115,32 @@ const ARROWS: Record<string, string[]> = {
   ],
   "transport.ts": ["frame.ts"],
   "tunnel.ts": ["tunnel/cli.ts", "tunnel/client.ts", "tunnel/options.ts", "tunnel/server.ts"],
-  "tunnel/activity.ts": ["mod.ts", "tunnel/options.ts", "tunnel/wait.ts"],
+  "tunnel/activity.ts": ["mod.ts", "tunnel/errors.ts", "tunnel/options.ts", "tunnel/wait.ts"],
   "tunnel/address.ts": [],
+  "tunnel/arguments.ts": [
+    "mod.ts",
+    "node:util",
+    "tunnel/address.ts",
+    "tunnel/client.ts",
+    "tunnel/errors.ts",
+    "tunnel/options.ts",
+    "tunnel/server.ts",
+  ],
   "tunnel/bytes.ts": ["mod.ts"],
   "tunnel/cli.ts": [
     "mod.ts",
-    "tunnel/address.ts",
-    "tunnel/client.ts",
+    "tunnel/arguments.ts",
     "tunnel/display.ts",
-    "tunnel/failure.ts",
+    "tunnel/errors.ts",
+    "tunnel/log.ts",
     "tunnel/options.ts",
-    "tunnel/server.ts",
     "tunnel/wait.ts",
   ],
   "tunnel/client.ts": [
     "mod.ts",
     "tunnel/activity.ts",
     "tunnel/address.ts",
-    "tunnel/failure.ts",
+    "tunnel/errors.ts",
     "tunnel/forward.ts",
     "tunnel/handshake.ts",
     "tunnel/options.ts",
@@ -141,36 +149,37 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/wait.ts",
   ],
   "tunnel/display.ts": ["tunnel/bytes.ts", "tunnel/options.ts"],
-  "tunnel/failure.ts": [],
+  "tunnel/errors.ts": [],
   "tunnel/forward.ts": [
     "mod.ts",
     "tunnel/activity.ts",
     "tunnel/address.ts",
-    "tunnel/failure.ts",
+    "tunnel/errors.ts",
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
   "tunnel/handshake.ts": [
     "mod.ts",
     "tunnel/bytes.ts",
-    "tunnel/failure.ts",
+    "tunnel/errors.ts",
     "tunnel/options.ts",
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
+  "tunnel/log.ts": ["tunnel/address.ts", "tunnel/options.ts"],
   "tunnel/options.ts": ["mod.ts"],
   "tunnel/server.ts": [
     "mod.ts",
     "tunnel/activity.ts",
     "tunnel/address.ts",
-    "tunnel/failure.ts",
+    "tunnel/errors.ts",
     "tunnel/forward.ts",
     "tunnel/handshake.ts",
     "tunnel/options.ts",
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/socket.ts": ["mod.ts", "tunnel/address.ts", "tunnel/failure.ts", "tunnel/wait.ts"],
+  "tunnel/socket.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
   "tunnel/socks5.ts": [
     "mod.ts",
     "tunnel/address.ts",
@@ -201,6 +210,7 @@ async function arrows(): Promise<Record<string, string[]>> {
   for (const { modules } of await graphs()) {
     for (const { specifier, error, dependencies = [] } of modules) {
       assertEquals(error, undefined);
+      if (specifier.startsWith("node:")) continue;
       const imports = dependencies.map(({ specifier, code, type }) =>
         code?.specifier ?? type?.specifier ?? `${specifier}, which is not found`
       );
@@ -222,8 +232,30 @@ function reach(arrows: Record<string, string[]>, from: string): Set<string> {
   return reached;
 }
 
-Deno.test("modules import each other as the design's table has it, and nothing from outside the package", async () => {
+Deno.test("modules import each other as the design's table has it, and nothing else", async () => {
   assertEquals(await arrows(), ARROWS);
+});
+
+/** Whether a module is of the tunnel. */
+const isOfTunnel = (module: string) => module === "tunnel.ts" || module.startsWith("tunnel/");
+
+/** What is imported from outside the package against the rule: the tunnel may import `node:`, the library nothing. */
+function outsiders(arrows: Record<string, string[]>): [from: string, to: string][] {
+  const isAllowed = (from: string, to: string) => !to.includes(":") || (isOfTunnel(from) && to.startsWith("node:"));
+  return Object.entries(arrows).flatMap(([from, all]) =>
+    all.filter((to) => !isAllowed(from, to)).map((to): [string, string] => [from, to])
+  );
+}
+
+Deno.test("the library imports nothing from outside the package, and the tunnel only what node: names", async () => {
+  // That others would be found:
+  const sample = { "mod.ts": ["node:util"], "tunnel/cli.ts": ["mod.ts", "node:util", "npm:a", "https://a/b.ts"] };
+  assertEquals(outsiders(sample), [
+    ["mod.ts", "node:util"],
+    ["tunnel/cli.ts", "npm:a"],
+    ["tunnel/cli.ts", "https://a/b.ts"],
+  ]);
+  assertEquals(outsiders(await arrows()), []);
 });
 
 Deno.test("no module imports itself by a circle", async () => {
@@ -249,9 +281,8 @@ Deno.test("a stream does not know its session, by whatever way", async () => {
 
 Deno.test("the tunnel is an application: it imports the public face only", async () => {
   const found = Object.entries(await arrows());
-  const isOfTunnel = (module: string) => module === "tunnel.ts" || module.startsWith("tunnel/");
   const known = found.filter(([from]) => isOfTunnel(from)).flatMap(([, to]) => to);
-  assertEquals([...new Set(known.filter((module) => !isOfTunnel(module)))], ["mod.ts"]);
+  assertEquals([...new Set(known.filter((module) => !isOfTunnel(module) && !module.startsWith("node:")))], ["mod.ts"]);
   // Nor does any other module know it.
   assertEquals(found.filter(([from, to]) => !isOfTunnel(from) && to.some(isOfTunnel)), []);
 });

@@ -1,9 +1,9 @@
 /** The addresses and rules of a tunnel: what can be written, what it means, and what is refused. */
 
 import { assertEquals, assertThrows } from "@std/assert";
-import { checkExposed, format, parseForward, parsePlace, parseRule } from "../tunnel/address.ts";
+import { checkExposed, format, parseEndpoint, parseForward, parseRule } from "../tunnel/address.ts";
 
-const places: Record<string, ReturnType<typeof parsePlace>> = {
+const endpoints: Record<string, ReturnType<typeof parseEndpoint>> = {
   "80": { hostname: "127.0.0.1", port: 80 },
   "example.com:65535": { hostname: "example.com", port: 65535 },
   "10.0.0.1:1": { hostname: "10.0.0.1", port: 1 },
@@ -12,10 +12,10 @@ const places: Record<string, ReturnType<typeof parsePlace>> = {
   "unix:/run/a.sock": { path: "/run/a.sock" },
   "unix:a:1=b": { path: "a:1=b" },
 };
-for (const [text, place] of Object.entries(places)) {
-  Deno.test(`parsePlace: "${text}" is an address, and format() writes it again`, () => {
-    assertEquals(parsePlace("to", text, 1), place);
-    assertEquals(parsePlace("to", format(place), 1), place);
+for (const [text, endpoint] of Object.entries(endpoints)) {
+  Deno.test(`parseEndpoint: "${text}" is an address, and format() writes it again`, () => {
+    assertEquals(parseEndpoint("to", text, 1), endpoint);
+    assertEquals(parseEndpoint("to", format(endpoint), 1), endpoint);
   });
 }
 
@@ -35,21 +35,21 @@ for (
     "h:1x",
   ]
 ) {
-  Deno.test(`parsePlace: "${text}" is none`, () => {
-    assertThrows(() => parsePlace("connect", text, 0), RangeError, `connect must be HOST:PORT`);
+  Deno.test(`parseEndpoint: "${text}" is none`, () => {
+    assertThrows(() => parseEndpoint("connect", text, 0), RangeError, `connect must be HOST:PORT`);
   });
 }
 
-Deno.test("parsePlace: a port is at most 65535, and 0 only where that is allowed", () => {
-  assertThrows(() => parsePlace("to", "h:65536", 0), RangeError, "to needs a port from 0 to 65535, received 65536");
-  assertThrows(() => parsePlace("to", "h:0", 1), RangeError, "to needs a port from 1 to 65535, received 0");
-  assertEquals(parsePlace("at", "h:0", 0), { hostname: "h", port: 0 });
+Deno.test("parseEndpoint: a port is at most 65535, and 0 only where that is allowed", () => {
+  assertThrows(() => parseEndpoint("to", "h:65536", 0), RangeError, "to needs a port from 0 to 65535, received 65536");
+  assertThrows(() => parseEndpoint("to", "h:0", 1), RangeError, "to needs a port from 1 to 65535, received 0");
+  assertEquals(parseEndpoint("at", "h:0", 0), { hostname: "h", port: 0 });
 });
 
 Deno.test("parseForward: what follows the first = is the target", () => {
-  assertEquals(parseForward("forward", "8080=h:80"), { at: "8080", to: "h:80" });
-  assertEquals(parseForward("forward", "0=unix:/a=b"), { at: "0", to: "unix:/a=b" });
-  assertEquals(parseForward("forward", "8080"), { at: "8080", to: undefined });
+  assertEquals(parseForward("forward", "8080=h:80"), { listen: "8080", target: "h:80" });
+  assertEquals(parseForward("forward", "0=unix:/a=b"), { listen: "0", target: "unix:/a=b" });
+  assertEquals(parseForward("forward", "8080"), { listen: "8080", target: undefined });
   for (const text of ["8080=", "8080=h:0", "=h:80", "h=h:80"]) {
     assertThrows(() => parseForward("forward", text), RangeError, "forward");
   }
@@ -66,8 +66,8 @@ const rules: [rule: string, allowed: string[], refused: string[]][] = [
 for (const [entry, allowed, refused] of rules) {
   Deno.test(`parseRule: "${entry}" allows ${allowed.join(", ")} and not ${refused.join(", ")}`, () => {
     const rule = parseRule("allow", entry);
-    for (const text of allowed) assertEquals(rule(parsePlace("to", text, 1)), true, text);
-    for (const text of refused) assertEquals(rule(parsePlace("to", text, 1)), false, text);
+    for (const text of allowed) assertEquals(rule(parseEndpoint("to", text, 1)), true, text);
+    for (const text of refused) assertEquals(rule(parseEndpoint("to", text, 1)), false, text);
   });
 }
 

@@ -20,13 +20,13 @@ async function makeTunnel(
   const errors: unknown[] = [];
   const onError = (error: unknown) => void (isExpected(error) || errors.push(error));
   const server = serveTunnel({ listen: "0", allow, onError });
-  const client = await openTunnel({ connect: server.addr, ...rest, onError });
+  const client = await openTunnel({ connect: server.serverAddr, ...rest, onError });
   const dispose = async () => {
     await client.shutdown();
     await server.shutdown();
     assertEquals(errors, []);
   };
-  return { server, client, addr: client.addrs[0]!, [Symbol.asyncDispose]: dispose };
+  return { server, client, addr: client.listenAddrs[0]!, [Symbol.asyncDispose]: dispose };
 }
 
 /** A server in a process, ready when it prints what is waited for. */
@@ -147,7 +147,7 @@ Deno.test("tunnel and ssh: a ProxyCommand by stdin and stdout", { ignore: !canSe
   // ssh kills its ProxyCommand when it needs it no more, and if something is unread then, that resets its connection.
   const isReset = (error: unknown) => (error as Error).cause instanceof Deno.errors.ConnectionReset;
   await using tunnel = await makeTunnel({ allow: [`unix:${path}`] }, isReset);
-  const client = `client --connect ${tunnel.server.addr} --forward -=unix:${path}`;
+  const client = `client --connect ${tunnel.server.serverAddr} --forward -=unix:${path}`;
   const options = [
     ...[
       "StrictHostKeyChecking=no",

@@ -5,13 +5,16 @@
  */
 
 import { type Session, SessionClosedError } from "../mod.ts";
-import type { TunnelOptions, TunnelStats } from "./options.ts";
+import type { TunnelEvent, TunnelOptions, TunnelStats } from "./options.ts";
+import { toError } from "./errors.ts";
 import { setDeadline } from "./wait.ts";
 
 /** What is counted, and who is told of what. */
-export class Ledger {
-  readonly tell: (error: unknown) => void;
-  readonly note: (line: string) => void;
+export class Activity {
+  /** Passes an error to `onError`. */
+  readonly report: (error: unknown) => void;
+  /** Passes an event to `onEvent`. */
+  readonly emit: (event: TunnelEvent) => void;
   readonly #sessions = new Set<Session>();
   readonly #cutting = new AbortController();
   /** Aborts when what is carried is to end at once. */
@@ -27,9 +30,11 @@ export class Ledger {
         console.error(thrown);
       }
     };
-    // What a lost session takes with it is not told one by one.
-    this.tell = (error) => error instanceof SessionClosedError || guard(() => onError(error));
-    this.note = (line) => guard(() => onEvent(line));
+    this.report = (error) => {
+      // Streams of a lost session are reported once, by the session.
+      if (!(error instanceof SessionClosedError)) guard(() => onError(toError(error)));
+    };
+    this.emit = (event) => guard(() => onEvent(event));
   }
 
   add(session: Session): void {

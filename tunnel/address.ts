@@ -4,15 +4,15 @@
  * @module
  */
 
-/** Where to listen or to connect. */
-type Place = { hostname: string; port: number; path?: undefined } | {
+/** An address to listen at or to connect to. */
+type Endpoint = { hostname: string; port: number; path?: undefined } | {
   path: string;
   hostname?: undefined;
   port?: undefined;
 };
-export type Rule = (place: Place) => boolean;
+export type Rule = (endpoint: Endpoint) => boolean;
 
-export function parsePlace(name: string, text: string, leastPort: number): Place {
+export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
   if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
   const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];
   const host = ipv6 === undefined ? given : `[${ipv6}]`;
@@ -24,17 +24,18 @@ export function parsePlace(name: string, text: string, leastPort: number): Place
   throw new RangeError(`${name} needs a port from ${leastPort} to 65535, received ${digits}`);
 }
 
-export function parseForward(name: string, text: string): { at: string; to: string | undefined } {
-  const [at, to] = text.split(/=(.*)/s) as [string, string?];
-  parsePlace(name, at, 0);
-  if (to !== undefined) parsePlace(name, to, 1);
-  return { at, to };
+/** Splits LISTEN=TARGET, of which =TARGET may be left out. */
+export function parseForward(name: string, text: string): { listen: string; target: string | undefined } {
+  const [listen, target] = text.split(/=(.*)/s) as [string, string?];
+  parseEndpoint(name, listen, 0);
+  if (target !== undefined) parseEndpoint(name, target, 1);
+  return { listen, target };
 }
 
 /** What an entry of a list allows. */
 export function parseRule(name: string, entry: string): Rule {
   const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
-  const rule = parsePlace(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
+  const rule = parseEndpoint(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
   return ({ hostname, port, path }) => {
     if (rule.path !== undefined || path !== undefined) return rule.path === path;
     return (isAnyHost || canonical(hostname) === canonical(rule.hostname)) && (isAnyPort || port === rule.port);
@@ -54,7 +55,7 @@ export function checkTls(name: string, text: string): void {
 
 /** Whether nobody but this machine can get there, or it is said that others may. */
 export function checkExposed(name: string, text: string, insecure = false): void {
-  const { path, hostname } = parsePlace(name, text, 0);
+  const { path, hostname } = parseEndpoint(name, text, 0);
   if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
   const why = name === "connect"
     ? "the secret would cross the network for all to read: it needs TLS"
@@ -64,11 +65,23 @@ export function checkExposed(name: string, text: string, insecure = false): void
   throw new RangeError(`${name} ${text}: ${why}, or insecure`);
 }
 
-export function format(
-  at: { hostname?: string | undefined; port?: number | undefined; path?: string | null | undefined },
-): string {
-  const { hostname = "", port, path } = at;
-  // Who connects to a Unix socket has no name.
-  if (path !== undefined) return path ? `unix:${path}` : "a local process";
+/** The address of a socket, of any kind. */
+interface SocketAddress {
+  hostname?: string | undefined;
+  port?: number | undefined;
+  path?: string | null | undefined;
+}
+
+/** Formats an address as the options have it. */
+export function format({ hostname = "", port, path }: SocketAddress): string {
+  if (path !== undefined) return `unix:${path}`;
   return hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
+}
+
+/** What a text calls a peer without an address. */
+export const UNNAMED = "a local process";
+
+/** Formats the address of a peer, which has none when it connected to a Unix socket. */
+export function formatPeer(address: SocketAddress): string | undefined {
+  return address.path === undefined || address.path ? format(address) : undefined;
 }

@@ -5,219 +5,304 @@
  */
 
 import { Session, SessionClosedError, type Stream } from "../mod.ts";
-import { Ledger } from "./activity.ts";
-import { checkExposed, checkTls, format, parseForward, parsePlace } from "./address.ts";
-import { failure } from "./failure.ts";
-import { carry, forwardAll } from "./forward.ts";
-import { ask, checkSecret, grant } from "./handshake.ts";
-import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError } from "./options.ts";
+import { Activity } from "./activity.ts";
+import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
+import { wrapError } from "./errors.ts";
+import { forwardAll, forwardStream } from "./forward.ts";
+import { checkSecret, request, serveRequest } from "./handshake.ts";
+import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
-import { backoff, follow, LONGEST_BACKOFF, patience, pause } from "./wait.ts";
+import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
 // As `serve` has it by default.
 const STALLED_STREAM_TIMEOUT = 5000;
 
 /**
- * Starts the client's end of a tunnel: it connects to the server, then listens. Each direction's end is forwarded too, and
- * a connection whose target refuses is closed at once. When the connection to the server is lost, what it carried is
- * closed, and so is what comes until there is a new one.
+ * Starts the client's end of a tunnel: it connects to the server, then listens. The end of each direction is forwarded as
+ * a half-close, and a connection whose target refuses is closed at once. When the connection to the server is lost, what it
+ * carried is closed, and so are new connections until there is a new one.
  *
- * @param options Where the server is, what to forward, and who is told of what.
+ * @param options The address of the server, what to forward, and callbacks for errors and events.
  * @returns The tunnel, when it is connected and everything listens.
- * @throws {RangeError} An option is not what it must be, or would open the tunnel to strangers.
+ * @throws {RangeError} An option is out of bounds, or would open the tunnel to other machines.
  * @throws {TunnelRefusedError} The server does not listen for `reverse`.
  * @throws {Error} It cannot listen there, or the server cannot be reached.
  *
- * @example What only this machine can reach is reached through the server
+ * @example A service behind a firewall, made reachable through the server
  * ```ts
  * import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";
  * import { assertEquals } from "@std/assert";
  *
  * await using server = serveTunnel({ listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("from behind"));
- * await using client = await openTunnel({ connect: server.addr, reverse: [`0=${web.addr.port}`] });
+ * await using client = await openTunnel({ connect: server.serverAddr, reverse: [`0=${web.addr.port}`] });
  *
- * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * const answer = await fetch(`http://${client.listenAddrs[0]}/`, { headers: { connection: "close" } });
  * assertEquals(await answer.text(), "from behind");
  * await web.shutdown();
  * ```
  */
 export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClient> {
-  const { connect: server, secret, ca, tls = ca !== undefined, version, signal, reconnect = true } = options;
-  const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = options;
-  const where = format(parsePlace("connect", server, 1));
+  const client = new Client(options);
+  await client.open();
+  const shutdown: TunnelClient["shutdown"] = ({ timeout } = {}) => client.shutdown(timeout);
+  return {
+    serverAddr: client.serverAddr,
+    listenAddrs: client.listenAddrs,
+    finished: client.finished,
+    connect: (target) => client.connect(target),
+    shutdown,
+    stats: () => client.stats(),
+    [Symbol.asyncDispose]: shutdown,
+  };
+}
+
+/** What a client listens at, and the target: the fixed one of the server, or the one that SOCKS 5 names. */
+interface Local {
+  listen: string;
+  target: string | undefined;
+  isSocks: boolean;
+}
+
+/** Options of a client, checked and with their defaults. */
+interface Settings {
+  tls: { caCerts: string[] } | undefined;
+  locals: Local[];
+  /** By each LISTEN of the server, in their order, the TARGET here. */
+  reverse: Map<string, string>;
+}
+
+function checkOptions(options: OpenTunnelOptions): Settings {
+  const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
-  if (tls) checkTls("connect", server);
+  if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError("ca must be certificates in PEM, which begin with -----BEGIN CERTIFICATE-----");
   }
-  if (secret !== undefined && !tls) checkExposed("connect", server, options.insecure);
-  const local = [
+  if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
+  const locals = [
     ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
-    ...(options.socks ?? []).map((at) => ({ at, to: undefined, isSocks: true })),
+    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true })),
   ];
-  for (const { at, isSocks } of local) checkExposed(isSocks ? "socks" : "forward", at, options.insecure);
-  const reverse = (options.reverse ?? []).map((text) => parseForward("reverse", text));
-  const targets = new Map(reverse.map(({ at, to }) => [at, to]));
-  if (targets.size < reverse.length) throw new RangeError("Two of reverse listen at the same place");
-  if (reverse.some(({ to }) => to === undefined)) throw new RangeError("reverse must be AT=TO");
+  for (const { listen, isSocks } of locals) checkExposed(isSocks ? "socks" : "forward", listen, insecure);
+  const reverse = new Map<string, string>();
+  for (const text of options.reverse ?? []) {
+    const { listen, target } = parseForward("reverse", text);
+    if (target === undefined) throw new RangeError(`reverse must be LISTEN=TARGET, received "${text}"`);
+    if (reverse.has(listen)) {
+      throw new RangeError(`reverse must not listen at the same place twice, received ${listen}`);
+    }
+    reverse.set(listen, target);
+  }
+  return { tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
+}
 
-  const ledger = new Ledger(options);
-  const stopping = new AbortController();
-  const cut = new AbortController();
-  const working = new Set<Promise<unknown>>();
-  const bound = new Set<Stream>();
-  const addrs: string[] = [];
-  let session: Session | undefined;
+/** The client's end of a tunnel. */
+class Client {
+  readonly serverAddr: string;
+  readonly listenAddrs: string[] = [];
+  readonly #options: OpenTunnelOptions;
+  readonly #settings: Settings;
+  readonly #activity: Activity;
+  readonly #finished = Promise.withResolvers<void>();
+  /** Aborts when nothing new is to begin. */
+  readonly #stopping = new AbortController();
+  /** Aborts when local connections that have no stream yet are to be closed. */
+  readonly #ending = new AbortController();
+  /** What has to settle before the tunnel has ended. */
+  readonly #tasks = new Set<Promise<unknown>>();
+  /** Streams as long as which the server listens. */
+  readonly #bound = new Set<Stream>();
+  /** Removes the listener of the signal. */
+  readonly #off: () => void;
+  #session: Session | undefined;
 
-  function work(task: Promise<unknown>): void {
-    working.add(task);
-    task.catch(ledger.tell).finally(() => working.delete(task));
+  constructor(options: OpenTunnelOptions) {
+    this.serverAddr = format(parseEndpoint("connect", options.connect, 1));
+    this.#options = { ...options };
+    this.#settings = checkOptions(options);
+    this.#activity = new Activity(options);
+    this.finished.catch(() => {});
+    this.#off = onAbort(options.signal, (reason) => {
+      this.#stopping.abort(reason);
+      this.#session?.abort(reason);
+      this.#activity.cut();
+    });
   }
 
-  async function start(): Promise<Session> {
-    const socket = await dial(server, stopping.signal, tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined);
-    const started = Session.client(socket, { version, stalledStreamTimeout });
-    ledger.add(started);
-    // A server has nothing else to open a stream for: each is refused.
-    if (reverse.length === 0) started.incoming.close();
-    else work(accept(started));
-    return started;
+  get finished(): Promise<void> {
+    return this.#finished.promise;
   }
 
-  /** Connects what comes by way of the server's listening. */
-  async function accept(on: Session): Promise<void> {
-    const answer = async (stream: Stream) => {
-      const { at, opened } = await grant(stream, "the server", async ({ method, at }) => {
-        const to = method === "CONNECT" ? targets.get(at) : undefined;
-        if (to === undefined) throw new TunnelRefusedError(403, "not asked for");
-        return await dial(to, stream);
-      });
-      await carry(ledger, stream, opened, `to ${targets.get(at)}`);
-    };
+  stats(): TunnelStats {
+    return this.#activity.stats();
+  }
+
+  /** Connects and listens; when it rejects, nothing is left. */
+  async open(): Promise<void> {
     try {
-      for await (const stream of on) work(answer(stream).finally(() => stream.close()));
+      const session = this.#session = await this.#start();
+      for (const local of this.#settings.locals) this.#listen(local);
+      const streams: Stream[] = [];
+      for (const listen of this.#settings.reverse.keys()) streams.push(await this.#bind(session, listen));
+      this.#keepAllBound(session, streams);
+    } catch (error) {
+      this.#session?.abort(error);
+      await this.#end();
+      throw error;
+    }
+    this.#run().finally(() => this.#end()).then(this.#finished.resolve, this.#finished.reject);
+  }
+
+  async connect(target?: string): Promise<Stream> {
+    if (this.#session === undefined) throw new Error(`There is no connection to ${this.serverAddr} now`);
+    if (target === undefined) return await this.#session.openStream();
+    parseEndpoint("target", target, 1);
+    return (await request(this.#session, "CONNECT", target, this.#options.secret)).stream;
+  }
+
+  shutdown(timeout = Infinity): Promise<void> {
+    this.#stopping.abort();
+    for (const stream of this.#bound) stream.close();
+    this.#session?.close({ drain: true, timeout: clampTimeout(timeout) });
+    this.#activity.cutAfter(clampTimeout(timeout), this.finished);
+    return this.finished.catch(() => {});
+  }
+
+  /** Reports the error of a task; the tunnel does not end before the task has settled. */
+  #track(task: Promise<unknown>): void {
+    this.#tasks.add(task);
+    task.catch(this.#activity.report).finally(() => this.#tasks.delete(task));
+  }
+
+  async #end(): Promise<void> {
+    this.#stopping.abort();
+    this.#ending.abort();
+    this.#off();
+    while (this.#tasks.size > 0) await Promise.allSettled(this.#tasks);
+  }
+
+  async #start(): Promise<Session> {
+    const { connect, version, stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = this.#options;
+    const { tls, reverse } = this.#settings;
+    const session = Session.client(await dial(connect, this.#stopping.signal, tls), { version, stalledStreamTimeout });
+    this.#activity.add(session);
+    // A server opens streams for `reverse` only: without it each is refused.
+    if (reverse.size === 0) session.incoming.close();
+    else this.#track(this.#accept(session));
+    return session;
+  }
+
+  /** Forwards what is accepted here. */
+  #listen({ listen, target, isSocks }: Local): void {
+    const listening = listenOn(listen);
+    this.listenAddrs.push(listening.addr);
+    const connect = (to?: string) => this.connect(to);
+    const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(target);
+    const all = forwardAll(this.#activity, listening, open, this.#stopping.signal, this.#ending.signal);
+    this.#track(all.then(({ forwarded }) => forwarded));
+  }
+
+  /** Forwards what the server accepts. */
+  async #accept(session: Session): Promise<void> {
+    try {
+      for await (const stream of session) this.#track(this.#answer(stream).finally(() => stream.close()));
     } catch {
-      // The end of the session is told elsewhere.
+      // The end of the session is reported elsewhere.
     }
   }
 
-  async function bind(on: Session, n: number): Promise<Stream> {
-    const { stream, addr } = await ask(on, "BIND", reverse[n]!.at, secret);
-    addrs[local.length + n] = addr;
-    bound.add(stream);
-    if (stopping.signal.aborted) stream.close();
+  async #answer(stream: Stream): Promise<void> {
+    const { reverse } = this.#settings;
+    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address }) => {
+      const target = method === "CONNECT" ? reverse.get(address) : undefined;
+      if (target === undefined) throw new TunnelRefusedError(403, "not asked for");
+      return await dial(target, stream);
+    });
+    await forwardStream(this.#activity, stream, opened, `to ${reverse.get(address)}`);
+  }
+
+  /** Lets the server listen; it does so until the stream ends. */
+  async #bind(session: Session, listen: string): Promise<Stream> {
+    const { stream, addr } = await request(session, "BIND", listen, this.#options.secret);
+    const { locals, reverse } = this.#settings;
+    this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] = addr;
+    this.#bound.add(stream);
+    if (this.#stopping.signal.aborted) stream.close();
     return stream;
   }
 
-  /** Has the server listen as long as the session lives. */
-  async function keepBound(on: Session, n: number, stream?: Stream): Promise<void> {
-    for (const waits = backoff(); !stopping.signal.aborted;) {
+  #keepAllBound(session: Session, streams: readonly Stream[] = []): void {
+    [...this.#settings.reverse.keys()].forEach((listen, n) =>
+      this.#track(this.#keepBound(session, listen, streams[n]))
+    );
+  }
+
+  /** Lets the server listen until the session ends. */
+  async #keepBound(session: Session, listen: string, stream?: Stream): Promise<void> {
+    const { signal } = this.#stopping;
+    for (const delays = backoff(); !signal.aborted;) {
       try {
-        stream ??= await bind(on, n);
+        stream ??= await this.#bind(session, listen);
         // Nothing comes on it but its end.
         await stream.read(new Uint8Array(1));
         throw new Error("the server ended it");
       } catch (error) {
         stream?.close();
-        if (stream !== undefined) bound.delete(stream);
+        if (stream !== undefined) this.#bound.delete(stream);
         stream = undefined;
-        if (stopping.signal.aborted || error instanceof SessionClosedError) return;
-        ledger.tell(failure(`The server does not listen on ${reverse[n]!.at}`, error));
+        if (signal.aborted || error instanceof SessionClosedError) return;
+        this.#activity.report(wrapError(`The server does not listen on ${listen}`, error));
       }
-      await pause(waits.next().value, stopping.signal);
+      await sleep(delays.next().value, signal);
     }
   }
 
-  async function connect(target?: string): Promise<Stream> {
-    if (session === undefined) throw new Error(`There is no connection to ${where} now`);
-    if (target === undefined) return await session.openStream();
-    parsePlace("target", target, 1);
-    return (await ask(session, "CONNECT", target, secret)).stream;
+  /** Waits for the end of each session in turn, and connects again. */
+  async #run(): Promise<void> {
+    const { signal, reconnect = true } = this.#options;
+    let delays = backoff();
+    while (this.#session !== undefined) {
+      const began = performance.now();
+      const reason = await this.#sessionEnd(this.#session);
+      this.#session = undefined;
+      const ended = performance.now();
+      const lost = wrapError(`The connection to ${this.serverAddr} was lost`, reason ?? "the server ended it");
+      if (this.#stopping.signal.aborted) {
+        if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
+        return;
+      }
+      if (!reconnect) throw lost;
+      this.#activity.report(lost);
+      if (ended - began > MAX_BACKOFF) delays = backoff();
+      const session = this.#session = await this.#startAgain(delays);
+      if (session === undefined) return;
+      const downtime = performance.now() - ended;
+      this.#activity.emit({ type: "reconnected", serverAddr: this.serverAddr, error: lost, downtime });
+      this.#keepAllBound(session);
+    }
   }
 
-  async function startAgain(waits: ReturnType<typeof backoff>): Promise<Session | undefined> {
-    while (!stopping.signal.aborted) {
-      await pause(waits.next().value, stopping.signal);
+  /** Waits until a session has ended; returns why, unless it ended in order. */
+  #sessionEnd(session: Session): Promise<unknown> {
+    const { signal } = this.#options;
+    // The tunnel may have been ended before there was a session.
+    if (signal?.aborted) session.abort(signal.reason);
+    else if (this.#stopping.signal.aborted) session.close({ drain: true });
+    return session.closed.then(() => undefined, (error: unknown) => error);
+  }
+
+  async #startAgain(delays: ReturnType<typeof backoff>): Promise<Session | undefined> {
+    const { signal } = this.#stopping;
+    while (!signal.aborted) {
+      await sleep(delays.next().value, signal);
       try {
-        return await start();
+        return await this.#start();
       } catch (error) {
-        if (!stopping.signal.aborted) ledger.tell(error);
+        if (!signal.aborted) this.#activity.report(error);
       }
     }
     return undefined;
   }
-
-  async function run(): Promise<void> {
-    let waits = backoff();
-    while (session !== undefined) {
-      const began = performance.now();
-      // It may have been told to end before there was a session.
-      if (signal?.aborted) session.abort(signal.reason);
-      else if (stopping.signal.aborted) session.close({ drain: true });
-      const why = await session.closed.then(() => undefined, (error: unknown) => error);
-      session = undefined;
-      const lost = failure(`The connection to ${where} was lost`, why ?? "the server ended it");
-      if (stopping.signal.aborted) {
-        if (why !== undefined && !signal?.aborted) ledger.tell(lost);
-        return;
-      }
-      if (!reconnect) throw lost;
-      ledger.tell(lost);
-      if (performance.now() - began > LONGEST_BACKOFF) waits = backoff();
-      const again = session = await startAgain(waits);
-      if (again === undefined) return;
-      ledger.note(`connected to ${where} again`);
-      reverse.forEach((_, n) => work(keepBound(again, n)));
-    }
-  }
-
-  function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
-    stopping.abort();
-    for (const stream of bound) stream.close();
-    session?.close({ drain: true, timeout: patience(timeout) });
-    ledger.cutAfter(patience(timeout), finished);
-    return finished.catch(() => {});
-  }
-
-  const unfollow = follow(signal, (reason) => {
-    stopping.abort(reason);
-    session?.abort(reason);
-    ledger.cut();
-  });
-  const end = async () => {
-    stopping.abort();
-    cut.abort();
-    unfollow();
-    while (working.size > 0) await Promise.allSettled(working);
-  };
-  try {
-    session = await start();
-    for (const { at, to, isSocks } of local) {
-      const listening = listenOn(at);
-      addrs.push(listening.addr);
-      const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(to);
-      work(forwardAll(ledger, listening, open, stopping.signal, cut.signal).then(({ forwarded }) => forwarded));
-    }
-    const started = session;
-    const streams = [];
-    for (const n of reverse.keys()) streams.push(await bind(started, n));
-    streams.forEach((stream, n) => work(keepBound(started, n, stream)));
-  } catch (error) {
-    session?.abort(error);
-    await end();
-    throw error;
-  }
-  const finished = run().finally(end);
-  finished.catch(() => {});
-  return {
-    addr: where,
-    addrs,
-    finished,
-    connect,
-    shutdown,
-    stats: () => ledger.stats(),
-    [Symbol.asyncDispose]: shutdown,
-  };
 }

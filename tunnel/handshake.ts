@@ -6,19 +6,19 @@
 
 import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { encoder, readExactly, writeAll } from "./bytes.ts";
-import { describe, failure } from "./failure.ts";
+import { errorText, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening, type Socket } from "./socket.ts";
-import { soon } from "./wait.ts";
+import { withDeadline } from "./wait.ts";
 
 // Bytes after which a head is not read on.
-const LONGEST_HEAD = 8192;
+const MAX_HEAD = 8192;
 
 /** The lines of an HTTP head; byte for byte, since what follows is not ours. */
 async function readHead(from: DuplexConnection): Promise<string[]> {
   let head = "";
   while (!head.endsWith("\r\n\r\n")) {
-    if (head.length === LONGEST_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");
+    if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");
     head += String.fromCharCode((await readExactly(from, 1))[0]!);
   }
   // What a stranger says is shown to people, on their terminals.
@@ -30,61 +30,68 @@ function header(lines: readonly string[], name: string): string {
   return lines.find((line) => line.toLowerCase().startsWith(`${name}:`))?.slice(name.length + 1).trim() ?? "";
 }
 
-/** What is asked for in a stream. */
-interface Asked {
+/** What a stream asks for. */
+interface Request {
   method: string;
-  at: string;
-  proof: string;
+  /** The target of CONNECT, or the address to listen at of BIND. */
+  address: string;
+  /** The `Proxy-Authorization`, empty without one. */
+  authorization: string;
 }
 
-async function readRequest(from: Stream): Promise<Asked> {
+async function readRequest(from: Stream): Promise<Request> {
   const [line, ...headers] = await readHead(from);
-  const [, method, at] = /^([A-Z]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
+  const [, method, address] = /^([A-Z]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
   if (method === undefined) throw new TunnelRefusedError(400, `"${line!.slice(0, 40)}" is no HTTP request`);
-  return { method, at: at!, proof: header(headers, "proxy-authorization") };
+  return { method, address: address!, authorization: header(headers, "proxy-authorization") };
 }
 
 async function respond(to: Stream, status: number, reason: string, headers = ""): Promise<void> {
   await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${reason.replaceAll(/[^ -~]/g, "?")}\r\n${headers}\r\n`));
 }
 
-/** Hears what is asked for, opens it, and says whether that was granted. */
-export async function grant<T extends Socket | Listening>(
+/** Reads the request of a stream, opens what it asks for, and responds. */
+export async function serveRequest<T extends Socket | Listening>(
   stream: Stream,
-  who: string,
-  open: (asked: Asked) => Promise<T>,
+  peer: string,
+  open: (request: Request) => Promise<T>,
 ) {
-  let asked: Asked | undefined;
+  let request: Request | undefined;
   let opened: T | undefined;
   try {
-    asked = await soon(stream, readRequest(stream));
-    opened = await open(asked);
-    await soon(stream, respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : ""));
-    return { at: asked.at, opened };
+    request = await withDeadline(stream, readRequest(stream));
+    opened = await open(request);
+    await withDeadline(
+      stream,
+      respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : ""),
+    );
+    return { address: request.address, opened };
   } catch (error) {
     opened?.close();
     if (error instanceof SessionClosedError) throw error;
     const status = error instanceof TunnelRefusedError ? error.status : error instanceof RangeError ? 400 : 502;
-    await soon(stream, respond(stream, status, describe(error))).catch(() => {});
-    throw failure(`Refused ${who}${asked === undefined ? "" : ` ${asked.method} ${asked.at}`}`, error);
+    await withDeadline(stream, respond(stream, status, errorText(error))).catch(() => {});
+    throw wrapError(`Refused ${peer}${request === undefined ? "" : ` ${request.method} ${request.address}`}`, error);
   }
 }
 
 /** Asks the other end to connect, or to listen. */
-export async function ask(session: Session, method: "CONNECT" | "BIND", at: string, secret?: string) {
+export async function request(session: Session, method: "CONNECT" | "BIND", address: string, secret?: string) {
   const stream = await session.openStream();
   try {
-    const proof = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
-    await writeAll(stream, encoder.encode(`${method} ${at} HTTP/1.1\r\nHost: ${at}\r\n${proof}\r\n`));
+    const authorization = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
+    await writeAll(stream, encoder.encode(`${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}\r\n`));
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
     if (status === "200") return { stream, addr: header(headers, "address") };
-    const message = `The other end refused ${method} ${at}: ${status === undefined ? "it speaks no HTTP" : reason}`;
+    const message = `The other end refused ${method} ${address}: ${
+      status === undefined ? "it speaks no HTTP" : reason
+    }`;
     throw new TunnelRefusedError(Number(status ?? 400), message);
   } catch (error) {
     stream.close();
     if (error instanceof TunnelRefusedError || error instanceof SessionClosedError) throw error;
-    throw failure(`The other end did not answer ${method} ${at}`, error);
+    throw wrapError(`The other end did not answer ${method} ${address}`, error);
   }
 }
 
@@ -95,7 +102,7 @@ export function checkSecret(secret: string | undefined): void {
 }
 
 /** Compares without telling by the time it takes where two texts differ. */
-export async function isEqual(...texts: [string, string]): Promise<boolean> {
+export async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
   const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
   const [a, b] = await Promise.all(texts.map(digest));
   return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;

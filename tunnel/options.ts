@@ -17,10 +17,11 @@ import type { Stream, Version } from "../mod.ts";
  *
  * const stop = new AbortController();
  * const log: string[] = [];
- * const common: TunnelOptions = { secret: "open-sesame", signal: stop.signal, onEvent: (line) => log.push(line) };
+ * const onEvent: TunnelOptions["onEvent"] = ({ type }) => log.push(type);
+ * const common: TunnelOptions = { secret: "open-sesame", signal: stop.signal, onEvent };
  * const server = serveTunnel({ ...common, listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"] });
- * const client = await openTunnel({ ...common, connect: server.addr, reverse: ["0=8080"] });
- * assertEquals(log.map((line) => line.split(" ")[0]), ["connection", "listening"]);
+ * const client = await openTunnel({ ...common, connect: server.serverAddr, reverse: ["0=8080"] });
+ * assertEquals(log, ["connected", "listening"]);
  *
  * stop.abort();
  * await deadline(Promise.all([client.finished, server.finished]), 5000);
@@ -38,11 +39,81 @@ export interface TunnelOptions {
    * others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default 5000.
    */
   stalledStreamTimeout?: number | undefined;
-  /** Gets every error of a connection, none of which ends the tunnel. Default: `console.error`. */
-  onError?: ((error: unknown) => void) | undefined;
-  /** Gets a line for everything else that is worth one in a log. Default: nobody. */
-  onEvent?: ((line: string) => void) | undefined;
+  /** Receives every error of a connection, none of which ends the tunnel. Default: `console.error`. */
+  onError?: ((error: Error) => void) | undefined;
+  /** Receives everything else that belongs in a log. Default: events are dropped. */
+  onEvent?: ((event: TunnelEvent) => void) | undefined;
 }
+
+/**
+ * What happens in a tunnel, as `onEvent` receives it; `type` says which fields it has.
+ *
+ * - `"connected"`, on a server: a client has connected to it.
+ * - `"listening"`, on a server: it listens for a client, which asked for that by `reverse`.
+ * - `"stopped"`, on a server: it does so no longer.
+ * - `"reconnected"`, on a client: it lost its connection to the server, and has a new one.
+ *
+ * An address is `host:port`, `[ipv6]:port` or `unix:/path`. That of a client at a Unix socket is `undefined`.
+ *
+ * @example A line for each event
+ * ```ts
+ * import { openTunnel, serveTunnel, type TunnelEvent } from "@sluice/smux/tunnel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function format(event: TunnelEvent): string {
+ *   switch (event.type) {
+ *     case "connected":
+ *       return "a client is here";
+ *     case "listening":
+ *       return `listening at ${event.listenAddr}`;
+ *     case "stopped":
+ *       return `not listening at ${event.listenAddr}: ${event.error?.message ?? "no longer asked for"}`;
+ *     case "reconnected":
+ *       return `back after ${event.downtime} ms, ${event.error.message}`;
+ *   }
+ * }
+ *
+ * const log: string[] = [];
+ * const onEvent = (event: TunnelEvent) => log.push(format(event));
+ * const server = serveTunnel({ listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"], onEvent });
+ * const client = await openTunnel({ connect: server.serverAddr, reverse: ["0=8080"] });
+ * await client.shutdown();
+ * await server.shutdown();
+ * const [addr] = client.listenAddrs;
+ * assertEquals(log, ["a client is here", `listening at ${addr}`, `not listening at ${addr}: no longer asked for`]);
+ * ```
+ */
+export type TunnelEvent =
+  | {
+    type: "connected";
+    /** The address that the client connected from. */
+    clientAddr: string | undefined;
+  }
+  | {
+    type: "listening";
+    /** The address that the server listens at. */
+    listenAddr: string;
+    /** The address of the client that connections are forwarded to. */
+    clientAddr: string | undefined;
+  }
+  | {
+    type: "stopped";
+    /** The address that the server listened at. */
+    listenAddr: string;
+    /** The address of the client that connections were forwarded to. */
+    clientAddr: string | undefined;
+    /** Why the connection to the client ended; `undefined` when either end stopped the listening in order. */
+    error: Error | undefined;
+  }
+  | {
+    type: "reconnected";
+    /** The address of the server, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
+    /** Why the connection before was lost: the same object that `onError` received. */
+    error: Error;
+    /** Milliseconds without a connection. */
+    downtime: number;
+  };
 
 /**
  * Options of {@linkcode serveTunnel}.
@@ -58,23 +129,23 @@ export interface TunnelOptions {
  *   allowListen: ["127.0.0.1:*"], // where only this machine can connect
  * };
  * await using server = serveTunnel(options);
- * assertMatch(server.addr, /^127\.0\.0\.1:\d+$/);
+ * assertMatch(server.serverAddr, /^127\.0\.0\.1:\d+$/);
  *
  * // Where anybody can connect, TLS and a secret cannot be forgotten.
  * assertThrows(() => serveTunnel({ ...options, listen: "0.0.0.0:0" }), RangeError, "TLS and a secret");
  * ```
  */
 export interface ServeTunnelOptions extends TunnelOptions {
-  /** AT: where clients connect to. */
+  /** LISTEN: where to accept clients. */
   listen: string;
-  /** TO: where every stream is connected to. Without it, each says where to and `allow` says whether it may. */
+  /** TARGET of every stream. Without it each stream names its target, which `allow` must contain. */
   target?: string | undefined;
   /**
-   * TO: where clients may have it connect. `*` stands for any host or any port, as in `*:443`; a name is compared as it is
-   * asked for, before it is resolved. Default: nowhere.
+   * Each TARGET that clients may request. `*` stands for any host or any port, as in `*:443`. A host name is compared as
+   * requested, before it is resolved. Default: none.
    */
   allow?: readonly string[] | undefined;
-  /** AT: where clients may have it listen, written the same way. Default: nowhere. */
+  /** Each LISTEN that clients may request, with the same wildcards. Default: none. */
   allowListen?: readonly string[] | undefined;
   /** Its certificate chain, in PEM: with it clients connect by TLS. */
   cert?: string | undefined;
@@ -93,12 +164,12 @@ export interface ServeTunnelOptions extends TunnelOptions {
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
  * const options: OpenTunnelOptions = {
- *   connect: server.addr,
+ *   connect: server.serverAddr,
  *   forward: [`0=${web.addr.port}`], // any free port here is that service there
  *   socks: ["0"], // and another is for programs that know SOCKS 5
  * };
  * const client = await openTunnel(options);
- * const [forwarded, socks] = client.addrs;
+ * const [forwarded, socks] = client.listenAddrs;
  * assertNotEquals(forwarded, socks);
  * const answer = await fetch(`http://${forwarded}/`, { headers: { connection: "close" } });
  * assertEquals(await answer.text(), "hello");
@@ -106,13 +177,13 @@ export interface ServeTunnelOptions extends TunnelOptions {
  * ```
  */
 export interface OpenTunnelOptions extends TunnelOptions {
-  /** TO: where the server listens. */
+  /** TARGET: where the server accepts clients. */
   connect: string;
-  /** `AT=TO`: here it listens, the server connects; `AT` alone for a server with a fixed target. */
+  /** `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. */
   forward?: readonly string[] | undefined;
-  /** `AT=TO`: the server listens, here it connects. */
+  /** `LISTEN=TARGET`: the server listens, the client connects. */
   reverse?: readonly string[] | undefined;
-  /** AT: here it listens and speaks SOCKS 5; who connects says where to, and the server connects. */
+  /** LISTEN: the client accepts SOCKS 5 there, and the server connects to the target that each request names. */
   socks?: readonly string[] | undefined;
   /** Whether to connect by TLS. Default: whether `ca` is given. */
   tls?: boolean | undefined;
@@ -134,8 +205,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("x".repeat(10_000)));
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const client = await openTunnel({ connect: server.addr, forward: [`0=${web.addr.port}`] });
- * const answer = await fetch(`http://${client.addrs[0]}/`, { headers: { connection: "close" } });
+ * const client = await openTunnel({ connect: server.serverAddr, forward: [`0=${web.addr.port}`] });
+ * const answer = await fetch(`http://${client.listenAddrs[0]}/`, { headers: { connection: "close" } });
  * assertEquals((await answer.text()).length, 10_000);
  *
  * for (const end of [client, server, web]) await end.shutdown();
@@ -169,7 +240,7 @@ export interface TunnelStats {
  * const echo = Deno.listen({ hostname: "127.0.0.1", port: 0 });
  * const quiet = { onError() {} };
  * const server = serveTunnel({ ...quiet, listen: "127.0.0.1:0", target: `127.0.0.1:${echo.addr.port}` });
- * const client = await openTunnel({ ...quiet, connect: server.addr });
+ * const client = await openTunnel({ ...quiet, connect: server.serverAddr });
  * await client.connect(); // nobody will ever end this
  * using _accepted = await echo.accept();
  *
@@ -180,10 +251,13 @@ export interface TunnelStats {
  * ```
  */
 export interface Tunnel extends AsyncDisposable {
-  /** The server's address: where it listens or, on a client, where it was told to connect. */
-  readonly addr: string;
-  /** Where connections to be forwarded are accepted: on a client for each of `forward`, `socks` and `reverse`, in that order. */
-  readonly addrs: readonly string[];
+  /** The address at which the server accepts its clients: where it listens, or what `connect` says, with its host. */
+  readonly serverAddr: string;
+  /**
+   * The addresses at which connections to forward are accepted: on a client one for each of `forward`, `socks` and
+   * `reverse`, in that order. A server has an empty list: what it listens at for a client is in the list of that client.
+   */
+  readonly listenAddrs: readonly string[];
   /**
    * Fulfils when the tunnel has ended because it was told to. On a client that does not reconnect it rejects when the
    * connection to the server was lost; else it never rejects. Ignoring it is safe.
@@ -210,7 +284,7 @@ export interface Tunnel extends AsyncDisposable {
  *
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
- * const client: TunnelClient = await openTunnel({ connect: server.addr });
+ * const client: TunnelClient = await openTunnel({ connect: server.serverAddr });
  *
  * const stream = await client.connect(`127.0.0.1:${web.addr.port}`);
  * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
@@ -223,7 +297,7 @@ export interface TunnelClient extends Tunnel {
   /**
    * Has the server connect to a target, as `forward` does for each connection it accepts.
    *
-   * @param target TO; without one, where the server always connects to.
+   * @param target TARGET; without it, the fixed target of the server.
    * @returns A stream, joined to the target.
    * @throws {RangeError} The target is none.
    * @throws {TunnelRefusedError} The server does not connect there, or cannot.
@@ -246,7 +320,7 @@ export interface TunnelClient extends Tunnel {
  *   allow: ["localhost:80"],
  *   onError: (error) => refusals.push(error),
  * });
- * await using client = await openTunnel({ connect: server.addr });
+ * await using client = await openTunnel({ connect: server.serverAddr });
  *
  * const error = await assertRejects(() => client.connect("localhost:22"), TunnelRefusedError, "not allowed");
  * assertEquals(error.status, 403);

@@ -4,26 +4,26 @@
  * @module
  */
 
-import { serve, type Session, type Stream } from "../mod.ts";
-import { Ledger } from "./activity.ts";
-import { checkExposed, checkTls, format, parsePlace, parseRule, type Rule } from "./address.ts";
-import { failure } from "./failure.ts";
-import { carry, forwardAll } from "./forward.ts";
-import { ask, checkSecret, grant, isEqual } from "./handshake.ts";
-import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError } from "./options.ts";
-import { dial, Listening, listenOn } from "./socket.ts";
-import { follow, patience, pause } from "./wait.ts";
+import { serve, type Server, type Session, type Stream } from "../mod.ts";
+import { Activity } from "./activity.ts";
+import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, type Rule, UNNAMED } from "./address.ts";
+import { toError, wrapError } from "./errors.ts";
+import { forwardAll, forwardStream } from "./forward.ts";
+import { checkSecret, request, serveRequest, timingSafeEqual } from "./handshake.ts";
+import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import { dial, Listening, listenOn, type Socket } from "./socket.ts";
+import { clampTimeout, onAbort, sleep } from "./wait.ts";
 
-// What it costs to try a secret, in milliseconds.
+// Milliseconds before a wrong secret is refused. Larger: guessing takes longer.
 const WRONG_SECRET_DELAY = 1000;
 
 /**
- * Starts the server's end of a tunnel: any number of clients may connect. When a target cannot be reached the stream ends
- * at once, and `onError` is told.
+ * Starts the server's end of a tunnel, for any number of clients. When a target cannot be reached the stream ends at once,
+ * and `onError` receives the error.
  *
- * @param options Where to listen, where to connect to, who may, and who is told of what.
+ * @param options Where to listen, what clients may request, and callbacks for errors and events.
  * @returns The tunnel, at once.
- * @throws {RangeError} An option is not what it must be, or would open the tunnel to strangers.
+ * @throws {RangeError} An option is out of bounds, or would open the tunnel to other machines.
  * @throws {Error} It cannot listen there.
  *
  * @example One target, for any client of smux
@@ -37,7 +37,7 @@ const WRONG_SECRET_DELAY = 1000;
  * const server = serveTunnel({ listen: "127.0.0.1:0", target: `127.0.0.1:${web.addr.port}` });
  *
  * // Any client of smux will do, not only a tunnel's.
- * const { hostname, port } = new URL(`http://${server.addr}`);
+ * const { hostname, port } = new URL(`http://${server.serverAddr}`);
  * const session = Session.client(await Deno.connect({ hostname, port: Number(port) }));
  * const stream = await session.openStream();
  * await stream.write(new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n"));
@@ -50,83 +50,136 @@ const WRONG_SECRET_DELAY = 1000;
  * ```
  */
 export function serveTunnel(options: ServeTunnelOptions): Tunnel {
-  const { listen, target, secret, cert, key, signal } = options;
-  const rules: Record<string, Rule[]> = {
-    CONNECT: (options.allow ?? []).map((entry) => parseRule("allow", entry)),
-    BIND: (options.allowListen ?? []).map((entry) => parseRule("allowListen", entry)),
+  const server = new TunnelServer(options);
+  const shutdown: Tunnel["shutdown"] = ({ timeout } = {}) => server.shutdown(timeout);
+  return {
+    serverAddr: server.addr,
+    listenAddrs: [],
+    finished: server.finished,
+    shutdown,
+    stats: () => server.stats(),
+    [Symbol.asyncDispose]: shutdown,
+  };
+}
+
+/** What clients may request, by the method of the request. */
+type Rules = Record<string, Rule[]>;
+
+function checkOptions(options: ServeTunnelOptions): Rules {
+  const { listen, target, secret, cert, key, allow = [], allowListen = [] } = options;
+  const rules: Rules = {
+    CONNECT: allow.map((entry) => parseRule("allow", entry)),
+    BIND: allowListen.map((entry) => parseRule("allowListen", entry)),
   };
   if ((cert === undefined) !== (key === undefined)) throw new RangeError("cert and key go together");
   if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
   if (target !== undefined) {
-    parsePlace("target", target, 1);
-    const isIdle = secret !== undefined || Object.values(rules).some(({ length }) => length > 0);
-    if (isIdle) {
-      throw new RangeError("With a target nobody is asked for anything: leave out secret, allow and allowListen");
+    parseEndpoint("target", target, 1);
+    if (secret !== undefined || allow.length > 0 || allowListen.length > 0) {
+      throw new RangeError("target cannot be combined with secret, allow or allowListen: leave out either");
     }
   }
   if (cert === undefined || secret === undefined) checkExposed("listen", listen, options.insecure);
-  const ledger = new Ledger(options);
-  // The one ends everything at once, the other what is not forwarded yet.
-  const cut = new AbortController();
-  const stopping = new AbortController();
+  return rules;
+}
 
-  async function answer(stream: Stream, session: Session): Promise<void> {
-    if (target !== undefined) return await carry(ledger, stream, await dial(target, stream), `to ${target}`);
-    const { at, opened } = await grant(stream, format(session.remoteAddr), async ({ method, at, proof }) => {
-      if (secret !== undefined && !await isEqual(proof, `Bearer ${secret}`)) {
-        await pause(WRONG_SECRET_DELAY, stopping.signal);
+/** The server's end of a tunnel. */
+class TunnelServer {
+  readonly addr: string;
+  readonly finished: Promise<void>;
+  readonly #target: string | undefined;
+  readonly #secret: string | undefined;
+  readonly #rules: Rules;
+  readonly #activity: Activity;
+  readonly #server: Server;
+  /** Aborts when nothing new is to begin. */
+  readonly #stopping = new AbortController();
+
+  constructor(options: ServeTunnelOptions) {
+    const { listen, cert, key, stalledStreamTimeout } = options;
+    this.#rules = checkOptions(options);
+    this.#target = options.target;
+    this.#secret = options.secret;
+    this.#activity = new Activity(options);
+    const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
+    this.addr = listening.addr;
+    const cut = new AbortController();
+    this.#server = serve(listening, (stream, session) => this.#handle(stream, session), {
+      signal: cut.signal,
+      stalledStreamTimeout,
+      onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
+      onSession: (session) => {
+        this.#activity.add(session);
+        this.#activity.emit({ type: "connected", clientAddr: formatPeer(session.remoteAddr) });
+      },
+    });
+    const off = onAbort(options.signal, (reason) => {
+      this.#stopping.abort(reason);
+      cut.abort(reason);
+      this.#activity.cut();
+    });
+    this.finished = this.#server.finished.finally(off);
+  }
+
+  stats(): TunnelStats {
+    return this.#activity.stats();
+  }
+
+  async shutdown(timeout = Infinity): Promise<void> {
+    this.#stopping.abort();
+    this.#activity.cutAfter(clampTimeout(timeout), this.finished);
+    await this.#server.shutdown({ timeout: clampTimeout(timeout) });
+    await this.finished;
+  }
+
+  async #handle(stream: Stream, session: Session): Promise<void> {
+    try {
+      if (this.#target !== undefined) await this.#forward(stream, await dial(this.#target, stream), this.#target);
+      else await this.#answer(stream, session);
+    } catch (error) {
+      this.#activity.report(error);
+    }
+  }
+
+  async #forward(stream: Stream, socket: Socket, target: string): Promise<void> {
+    await forwardStream(this.#activity, stream, socket, `to ${target}`);
+  }
+
+  /** Serves the request that a stream begins with. */
+  async #answer(stream: Stream, session: Session): Promise<void> {
+    const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
+    const { address, opened } = await serveRequest(stream, peer, async ({ method, address, authorization }) => {
+      if (this.#secret !== undefined && !await timingSafeEqual(authorization, `Bearer ${this.#secret}`)) {
+        await sleep(WRONG_SECRET_DELAY, this.#stopping.signal);
         throw new TunnelRefusedError(407, "wrong secret");
       }
-      if (rules[method] === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
-      const place = parsePlace(method, at, method === "BIND" ? 0 : 1);
-      if (!rules[method].some((rule) => rule(place))) throw new TunnelRefusedError(403, "not allowed");
-      return method === "BIND" ? listenOn(at) : await dial(at, stream);
+      const rules = this.#rules[method];
+      if (rules === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
+      const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
+      if (!rules.some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
+      return method === "BIND" ? listenOn(address) : await dial(address, stream);
     });
-    if (opened instanceof Listening) await listenFor(session, stream, at, opened);
-    else await carry(ledger, stream, opened, `to ${at}`);
+    if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
+    else await this.#forward(stream, opened, address);
   }
 
-  /** Accepts connections for a client, until it ends the stream that asked for that. */
-  async function listenFor(session: Session, stream: Stream, asked: string, listening: Listening): Promise<void> {
+  /** Accepts connections for a client, until the stream of its request ends. */
+  async #listenFor(session: Session, stream: Stream, address: string, listening: Listening): Promise<void> {
     const ended = new AbortController();
-    const unfollow = follow(stopping.signal, () => ended.abort());
-    const where = `${listening.addr} for ${format(session.remoteAddr)}`;
-    ledger.note(`listening on ${where}`);
-    const open = async () => (await ask(session, "CONNECT", asked)).stream;
-    const listened = forwardAll(ledger, listening, open, ended.signal);
+    const off = onAbort(this.#stopping.signal, () => ended.abort());
+    const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
+    this.#activity.emit({ type: "listening", ...where });
+    const open = async () => (await request(session, "CONNECT", address)).stream;
+    const listened = forwardAll(this.#activity, listening, open, ended.signal);
     // Nothing comes on it but its end.
-    await Promise.race([stream.read(new Uint8Array(1)).catch(() => {}), listened]);
+    const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);
+    const error = await Promise.race([reading, listened.then(() => undefined)]);
     ended.abort();
-    unfollow();
+    off();
     stream.close();
     const { forwarded } = await listened;
-    ledger.note(`no longer listening on ${where}`);
+    this.#activity.emit({ type: "stopped", ...where, error });
     await forwarded;
   }
-
-  const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
-  const server = serve(listening, (stream, session) => answer(stream, session).catch(ledger.tell), {
-    signal: cut.signal,
-    stalledStreamTimeout: options.stalledStreamTimeout,
-    onError: (error) => ledger.tell(failure("A client's connection failed", error)),
-    onSession: (session) => {
-      ledger.add(session);
-      ledger.note(`connection from ${format(session.remoteAddr)}`);
-    },
-  });
-  const unfollow = follow(signal, (reason) => {
-    stopping.abort(reason);
-    cut.abort(reason);
-    ledger.cut();
-  });
-  const finished = server.finished.finally(unfollow);
-  async function shutdown({ timeout = Infinity }: { timeout?: number | undefined } = {}): Promise<void> {
-    stopping.abort();
-    ledger.cutAfter(patience(timeout), finished);
-    await server.shutdown({ timeout: patience(timeout) });
-    await finished;
-  }
-  const { addr } = listening;
-  return { addr, addrs: [], finished, shutdown, stats: () => ledger.stats(), [Symbol.asyncDispose]: shutdown };
 }

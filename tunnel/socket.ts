@@ -5,9 +5,9 @@
  */
 
 import type { Stream } from "../mod.ts";
-import { format, parsePlace } from "./address.ts";
-import { describe, failure } from "./failure.ts";
-import { follow, soon } from "./wait.ts";
+import { format, parseEndpoint } from "./address.ts";
+import { errorText, wrapError } from "./errors.ts";
+import { onAbort, withDeadline } from "./wait.ts";
 
 export type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
 
@@ -36,22 +36,22 @@ export class Listening {
 const BACKLOG = 4096;
 
 export function listenOn(at: string, tls?: { cert: string; key: string }): Listening {
-  const { path, hostname, port } = parsePlace("listen", at, 0);
+  const { path, hostname, port } = parseEndpoint("listen", at, 0);
   try {
     if (path !== undefined) return new Listening(Deno.listen({ transport: "unix", path }));
     const options = { hostname, port, tcpBacklog: BACKLOG };
     return new Listening(tls ? Deno.listenTls({ ...options, ...tls }) : Deno.listen(options));
   } catch (error) {
     if (!(error instanceof Deno.errors.InvalidData)) {
-      throw failure(`Cannot listen on ${format({ path, hostname, port })}`, error);
+      throw wrapError(`Cannot listen on ${format({ path, hostname, port })}`, error);
     }
-    throw new RangeError(`cert and key must be those of a certificate: ${describe(error)}`, { cause: error });
+    throw new RangeError(`cert and key must be those of a certificate: ${errorText(error)}`, { cause: error });
   }
 }
 
 /** Connects, unless the stream for which that is done ends before, or the signal aborts. */
 export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: string[] }): Promise<Socket> {
-  const { path, hostname, port } = parsePlace("target", to, 1);
+  const { path, hostname, port } = parseEndpoint("target", to, 1);
   const gone = new AbortController();
   if (!(by instanceof AbortSignal)) by.closed.catch((error) => gone.abort(error));
   const signal = by instanceof AbortSignal ? by : gone.signal;
@@ -61,15 +61,15 @@ export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts
     const connection = await Deno.connect({ hostname, port, signal });
     if (tls === undefined) return connection;
     const secured = await Deno.startTls(connection, { hostname, ...tls });
-    const unfollow = follow(signal, () => secured[Symbol.dispose]());
+    const off = onAbort(signal, () => secured[Symbol.dispose]());
     // A server that accepts and then is silent would be waited for for ever.
-    await soon(secured, secured.handshake()).catch((error) => {
+    await withDeadline(secured, secured.handshake()).catch((error) => {
       secured[Symbol.dispose]();
       throw error;
-    }).finally(unfollow);
+    }).finally(off);
     return secured;
   } catch (error) {
     signal.throwIfAborted();
-    throw failure(`Cannot connect to ${format({ path, hostname, port })}`, error);
+    throw wrapError(`Cannot connect to ${format({ path, hostname, port })}`, error);
   }
 }

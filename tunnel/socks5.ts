@@ -5,16 +5,16 @@
  */
 
 import type { Stream } from "../mod.ts";
-import { format, parsePlace } from "./address.ts";
+import { format, parseEndpoint } from "./address.ts";
 import { readExactly, writeAll } from "./bytes.ts";
 import { TunnelRefusedError } from "./options.ts";
 import type { Socket } from "./socket.ts";
-import { soon } from "./wait.ts";
+import { withDeadline } from "./wait.ts";
 
 /** Hears where a client of SOCKS 5 (RFC 1928) wants to, and connects there. */
 export async function speakSocks(local: Socket, connect: (to: string) => Promise<Stream>): Promise<Stream> {
   const answer = (code: number) => writeAll(local, new Uint8Array([5, code, 0, 1, 0, 0, 0, 0, 0, 0]));
-  const to = await soon(local, readTarget(local, answer));
+  const to = await withDeadline(local, readTarget(local, answer));
   let stream;
   try {
     stream = await connect(to);
@@ -48,7 +48,7 @@ async function readTarget(local: Socket, answer: (code: number) => Promise<void>
     throw new Error(`a SOCKS client wants command ${command}, which is not CONNECT`);
   }
   try {
-    parsePlace("to", to, 1);
+    parseEndpoint("to", to, 1);
   } catch (error) {
     await answer(8);
     throw error;

@@ -10,7 +10,7 @@ import type { DuplexConnection } from "../mod.ts";
 const HEAD_TIMEOUT = 10_000;
 
 /** Waits for what must be said soon; closes the connection if it is not. */
-export async function soon<T>(connection: DuplexConnection, saying: Promise<T>): Promise<T> {
+export async function withDeadline<T>(connection: DuplexConnection, saying: Promise<T>): Promise<T> {
   let isLate = false;
   const clear = setDeadline(() => {
     isLate = true;
@@ -25,18 +25,18 @@ export async function soon<T>(connection: DuplexConnection, saying: Promise<T>):
   }
 }
 
-const SHORTEST_BACKOFF = 100;
-export const LONGEST_BACKOFF = 30_000;
+const MIN_BACKOFF = 100;
+export const MAX_BACKOFF = 30_000;
 
 /** Milliseconds to wait before each try: up to twice as many each time, and not the same for all who wait. */
 export function* backoff(): Generator<number, never> {
-  for (let longest = SHORTEST_BACKOFF;; longest = Math.min(longest * 2, LONGEST_BACKOFF)) {
+  for (let longest = MIN_BACKOFF;; longest = Math.min(longest * 2, MAX_BACKOFF)) {
     yield longest * (0.5 + Math.random() / 2);
   }
 }
 
 /** The milliseconds that a session can wait which are nearest to these. */
-export function patience(timeout: number): number {
+export function clampTimeout(timeout: number): number {
   return timeout === Infinity ? timeout : Math.min(Math.max(1, Math.ceil(timeout) || 1), 2 ** 31 - 1);
 }
 
@@ -60,17 +60,17 @@ export function setDeadline(run: () => void, delay: number): () => void {
 }
 
 /** Lets time pass, until the signal. */
-export async function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
+export async function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, milliseconds);
-  const unfollow = follow(signal, () => resolve());
+  const off = onAbort(signal, () => resolve());
   await promise;
   clearTimeout(timer);
-  unfollow();
+  off();
 }
 
 /** Calls `abort` when the signal aborts, or did before; gives what takes that back. */
-export function follow(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
+export function onAbort(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
   const aborted = () => abort(signal!.reason);
   signal?.addEventListener("abort", aborted);
   if (signal?.aborted) aborted();

@@ -440,7 +440,7 @@ export const MUTANTS: Mutant[] = [
     file: "tunnel/wait.ts",
     from: "if (late <= LATE) return run();",
     to: "if (late > 0) return run();",
-    tests: ["tunnel_test.ts"],
+    tests: ["tunnel_handshake_test.ts"],
   },
   {
     name: "a freeze uses up the time to give credit after FIN",

@@ -1,0 +1,37 @@
+/** The lines that the command of the tunnel prints. */
+
+import { assertEquals } from "@std/assert";
+import type { TunnelEvent } from "../tunnel.ts";
+import { eventLine, listeningLine, shutdownLine, totalLine } from "../tunnel/log.ts";
+
+const [clientAddr, listenAddr, serverAddr] = ["10.0.0.1:5000", "127.0.0.1:8000", "[::1]:9000"];
+const lines: [event: TunnelEvent, line: string][] = [
+  [{ type: "connected", clientAddr }, "connection from 10.0.0.1:5000"],
+  [{ type: "connected", clientAddr: undefined }, "connection from a local process"],
+  [{ type: "listening", listenAddr, clientAddr }, "listening on 127.0.0.1:8000 for 10.0.0.1:5000"],
+  [{ type: "listening", listenAddr, clientAddr: undefined }, "listening on 127.0.0.1:8000 for a local process"],
+  [
+    { type: "stopped", listenAddr, clientAddr, error: undefined },
+    "no longer listening on 127.0.0.1:8000 for 10.0.0.1:5000",
+  ],
+  [{ type: "reconnected", serverAddr, error: new Error("lost"), downtime: 100 }, "connected to [::1]:9000 again"],
+];
+for (const [event, line] of lines) {
+  Deno.test(`eventLine() formats ${event.type} as "${line}"`, () => assertEquals(eventLine(event), line));
+}
+
+Deno.test("listeningLine() names the address", () => {
+  assertEquals(listeningLine(listenAddr), "listening on 127.0.0.1:8000");
+});
+
+Deno.test("shutdownLine() has the seconds of the grace", () => {
+  assertEquals(shutdownLine(0), "shutting down within 0 seconds; Ctrl-C ends it at once");
+  assertEquals(shutdownLine(1000), "shutting down within 1 second; Ctrl-C ends it at once");
+  assertEquals(shutdownLine(30_000), "shutting down within 30 seconds; Ctrl-C ends it at once");
+});
+
+Deno.test("totalLine() counts streams and connections", () => {
+  const stats = { open: 0, sent: 0, received: 0 };
+  assertEquals(totalLine({ ...stats, streams: 1, connections: 1 }), "carried 1 stream over 1 connection");
+  assertEquals(totalLine({ ...stats, streams: 2, connections: 0 }), "carried 2 streams over 0 connections");
+});

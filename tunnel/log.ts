@@ -1,0 +1,41 @@
+/**
+ * Formats the lines that the command prints.
+ *
+ * @module
+ */
+
+import { UNNAMED } from "./address.ts";
+import type { TunnelEvent, TunnelStats } from "./options.ts";
+
+function count(number: number, noun: string): string {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/** The line for an event. */
+export function eventLine(event: TunnelEvent): string {
+  switch (event.type) {
+    case "connected":
+      return `connection from ${event.clientAddr ?? UNNAMED}`;
+    case "listening":
+      return `${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
+    case "stopped":
+      return `no longer ${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
+    case "reconnected":
+      return `connected to ${event.serverAddr} again`;
+  }
+}
+
+/** The line for an address at which the tunnel itself listens. */
+export function listeningLine(addr: string): string {
+  return `listening on ${addr}`;
+}
+
+/** The line for the first Ctrl-C; `grace` is in milliseconds. */
+export function shutdownLine(grace: number): string {
+  return `shutting down within ${count(grace / 1000, "second")}; Ctrl-C ends it at once`;
+}
+
+/** The last line. */
+export function totalLine({ streams, connections }: TunnelStats): string {
+  return `carried ${count(streams, "stream")} over ${count(connections, "connection")}`;
+}
