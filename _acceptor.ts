@@ -30,7 +30,7 @@ export class Acceptor {
   #accepted = 0;
   #refused = 0;
   #arrived: StreamCore[] = [];
-  // Whether acceptors have had a turn since the channel was full.
+  // Whether the acceptors have run since the channel was full.
   #hadTurn = false;
 
   /**
@@ -71,7 +71,7 @@ export class Acceptor {
     return this.#hadTurn && this.#arrived.length === 0 && channel.capacity > 0 && channel.isFull;
   }
 
-  /** Takes in a stream; returns whether there may be a place for the next one. */
+  /** Adds a stream that arrived; returns whether there may be a place for the next one. */
   add(stream: StreamCore): boolean {
     this.#open++;
     return this.#arrived.push(stream) < this.#channel.capacity - this.#channel.size;
@@ -80,7 +80,7 @@ export class Acceptor {
   /**
    * Hands over the streams that arrived.
    *
-   * @returns `false` if the acceptors must have a turn before the rest is handed over or refused.
+   * @returns `false` if the acceptors must run before the rest is handed over or refused.
    */
   handOver(): boolean {
     if (this.#arrived.length === 0) return true;
@@ -106,12 +106,12 @@ export class Acceptor {
     this.#refused++;
   }
 
-  /** A stream that was taken in has left. */
+  /** A stream that `add` counted has left. */
   remove(): void {
     this.#open--;
   }
 
-  /** The acceptors have had a turn. */
+  /** The acceptors have run. */
   hadTurn(): void {
     this.#hadTurn = true;
   }

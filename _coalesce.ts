@@ -11,8 +11,8 @@ import { clock, type Pass } from "./_clock.ts";
 export const COALESCE_BYTES = 64 * 1024;
 
 // Frames coalesced for this long leave before the pass is over, so that the peer starts on them while more are encoded.
-// Larger: the two ends work in turns instead of side by side; smaller: more writes. The clock is read once in so many
-// frames, since reading it costs a tenth of encoding a small one.
+// Larger: the two ends work in turns instead of side by side; smaller: more writes. The clock is read once in
+// FRAMES_PER_LOOK frames, since reading it costs a tenth of encoding a small one.
 const MAX_COALESCING_MS = 0.1;
 const FRAMES_PER_LOOK = 16;
 

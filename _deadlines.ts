@@ -10,7 +10,7 @@
 import type { FrameWriter } from "./_writer.ts";
 import { clock, excuse, type Timer, TIMER_LAG_MS } from "./_clock.ts";
 
-// How long after our end a quiet peer is taken to have nothing more under way: Go's closes only by keepalive.
+// How long a session waits for a quiet peer after its own end. Go's peers close only by keepalive.
 const LINGER_MS = 1000;
 // How long an idle session keeps the buffers of its busy time.
 const TRIM_DELAY_MS = 1000;
@@ -25,7 +25,10 @@ export class Deadline {
   limit: number;
   #movedTo = -1;
 
-  /** A wait that began then, and may last so many milliseconds. */
+  /**
+   * @param since When the wait began, by the clock.
+   * @param limit Milliseconds that it may last.
+   */
   constructor(since: number, limit: number) {
     this.since = since;
     this.limit = limit;
@@ -96,7 +99,7 @@ export class Deadlines {
     this.#writer = writer;
   }
 
-  /** The graceful close begins, and may take so many milliseconds. */
+  /** The graceful close begins, and may take `limit` milliseconds. */
   startClose(limit: number): void {
     this.#close.since = clock.now();
     this.#close.limit = limit;

@@ -21,13 +21,13 @@ const LARGE_READ_BYTES = 4096;
 export interface ReaderHost extends FrameSink {
   /** Whether the session has ended. */
   readonly hasEnded: boolean;
-  /** Whether so much is unread or to be refused that the transport must not be read. */
+  /** Whether the transport must not be read, because too much is unread or too many refusals wait. */
   readonly mustPause: boolean;
   /** Whole frames have arrived, or a part of a payload: the peer lives. */
   heard(now: number): void;
   /** Hands the streams that arrived to the acceptors, and returns whether all have found a place or were refused. */
   handOver(): boolean;
-  /** The acceptors have had a turn since `handOver` returned `false`. */
+  /** The process has yielded since `handOver` returned `false`, so the acceptors have run. */
   acceptorsHadTurn(): void;
   /** What came in one read is decoded. */
   readDone(): void;
@@ -55,7 +55,7 @@ export class FrameReader {
   #resumed: Gate | undefined;
   // Position after the last byte that was decoded.
   #decodedTo = 0;
-  // Whether a stream waits for the acceptors to have had a turn.
+  // Whether a stream waits until the acceptors have run.
   #isBlocked = false;
   // Streams with a read to finish when everything that has arrived is decoded.
   #finishing: StreamCore[] = [];
@@ -240,7 +240,7 @@ export class FrameReader {
     goOn();
   };
 
-  /** Lets others run, and a peer that floods wait; returns the time. */
+  /** Yields, and makes a peer that floods wait; returns the time. */
   async #yield(now: number): Promise<number> {
     const flood = this.#flood;
     // What the readers answer does not wait for that.

@@ -146,7 +146,7 @@ export class ReceiveHalf {
 
   /** Takes in data that arrived: the bytes of `buffer` from `start` to before `end`. */
   receive(buffer: ReadBuffer, start: number, end: number): void {
-    // Data for a closed stream counts as dropped, so that the peer is not taken for one that opens empty streams.
+    // Data for a closed stream counts as dropped, so that the stream does not look as if it had been empty.
     if (this.#state === "closed") this.#consumed += end - start;
     if (this.#isEndedByPeer || this.#state === "closed" || this.#stream.failure !== undefined) return;
     const window = this.#window;
@@ -291,7 +291,7 @@ export class ReceiveHalf {
     return this.#isEndedByPeer && this.#state !== "cut";
   }
 
-  /** Whether nothing more will come; throws if that is no clean end. */
+  /** Whether the stream has ended; throws if it has failed. */
   #atEnd(): boolean {
     if (this.#hasEnded) return true;
     const { failure } = this.#stream;
@@ -371,7 +371,7 @@ export class ReceiveHalf {
     this.#stream.finishReadLater();
   }
 
-  /** Counts bytes that the application has read or dropped, and tells the peer where that is due. */
+  /** Counts bytes that the application has read or dropped, and queues a UPD when one is due. */
   #consume(count: number): void {
     this.#consumed += count;
     if (count > 0 && this.#window?.read(count, this.unread)) this.#stream.queueUpdate();

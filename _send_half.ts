@@ -63,7 +63,7 @@ export interface EndOptions {
  * - `open`: data;
  * - `closing`: data written before `closeWrite()`, then FIN;
  * - `ending`: the same without waiting for credit, because the session ends in order;
- * - `cut`: nothing, because the session's end has cut a write: behind a FIN the peer would take it for whole;
+ * - `cut`: nothing, because the session's end has cut a write, which would look whole behind a FIN;
  * - `failed`: FIN, if writing is aborted: the peer broke a rule of credit;
  * - `finished`: nothing, FIN is encoded.
  */

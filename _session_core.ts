@@ -272,7 +272,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   #refuse(id: number): void {
     this.acceptor.refuse();
     this.flood.refusedStream();
-    // After our end the peer sees that it gets no answer.
+    // After our own end the peer gets no answer anyway.
     if (this.#phase === "open" || this.#phase === "closing") this.writer.refuse(id);
   }
 
@@ -329,8 +329,8 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   // Deadlines.
 
   // A peer that is heard lives, even if it reads nothing: what waits for it here is bounded. While reading is paused it
-  // cannot be heard, and the only sign is what it takes: two sessions that hold each other back would otherwise never find
-  // out that the other is gone.
+  // cannot be heard, and the progress of writes is the only sign: two sessions that hold each other back would otherwise
+  // never notice that the peer is gone.
   get silentSince(): number {
     if (this.#phase === "lingering") return Infinity;
     const { since } = this.deadlines.silence;

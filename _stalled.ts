@@ -14,8 +14,8 @@ import type { WindowPool } from "./_window.ts";
 // In version 2 streams have stalled for good when less than this part of the receive buffer is free: the windows of those
 // that are read are then 8 KiB, and shrink further. In version 1 a full buffer is the only sign.
 const TIGHT_PART = 8;
-// A stream that is read more slowly than this, in bytes per second, holds up the others as one that is not read at all.
-// Larger: the others wait less; smaller: fewer slow readers are cut.
+// A stream that is read more slowly than this, in bytes per second, counts as stalled, too.
+// Larger: other streams wait less; smaller: fewer slow readers are cut.
 const MIN_READ_RATE = 16 * 1024;
 // Streams that were opened together may have ten times the buffer on its way, of which each cut frees one. The time of
 // watching is halved for the next cut, at most this often: from 5000 ms to 313.

@@ -1,7 +1,7 @@
 /**
  * Credit, in version 2: how much a stream may still send, and how much it lets its peer send.
  *
- * Both ends count the bytes of a stream modulo 2^32. A UPD says how many the peer has read and how many more it takes
+ * Both ends count the bytes of a stream modulo 2^32. A UPD says how many the peer has read and how many more it accepts
  * beyond them, so the highest offset that may be sent, the limit, is their sum.
  *
  * @module

@@ -115,7 +115,7 @@ export class FrameWriter {
     return this.#bytes;
   }
 
-  /** Bytes encoded that the transport has not taken. */
+  /** Bytes encoded that are not written. */
   get unsent(): number {
     return this.#filling.length + this.#leaving.length;
   }
@@ -209,7 +209,7 @@ export class FrameWriter {
     this.#coalescer.release();
   }
 
-  /** Settles when all that was encoded, and every frame that waited, has been taken by the transport or the end came. */
+  /** Settles when all that was encoded, and every frame that waited, was written, or the end came. */
   async flushed(): Promise<void> {
     while (!this.#ended && (this.#running !== undefined || this.#filling.length > 0)) {
       this.#flush();

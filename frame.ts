@@ -45,7 +45,7 @@ export type Command = typeof SYN | typeof FIN | typeof PSH | typeof NOP | typeof
  *   return value!;
  * }
  *
- * // A NOP of either version differs in its first byte: by that a server tells what its client speaks.
+ * // A NOP of either version differs in its first byte: by that a server learns the version of its client.
  * assert(equals(await firstFrame(1), concat([Uint8Array.of(1, 3), new Uint8Array(6)])));
  * assert(equals(await firstFrame(2), concat([Uint8Array.of(2, 3), new Uint8Array(6)])));
  * ```
@@ -170,13 +170,13 @@ export interface FrameSink {
   syn(id: number): void;
   /** The peer ended its half of stream `id`. */
   fin(id: number): void;
-  /** Data of stream `id` begins: `length` bytes, handed over by as many calls of `data` as it takes. */
+  /** Data of stream `id` begins: `length` bytes, handed over by one or more calls of `data`. */
   psh(id: number, length: number): void;
   /** The next data of the frame that `psh` announced: `bytes` from `start` to before `end`, at least one byte. */
   data(bytes: Uint8Array, start: number, end: number): void;
   /** The peer shows that it lives. */
   nop(id: number): void;
-  /** The peer has read `consumed` bytes of stream `id` and takes `window` beyond them. */
+  /** The peer has read `consumed` bytes of stream `id` and accepts `window` beyond them. */
   upd(id: number, consumed: number, window: number): void;
 }
 
@@ -219,12 +219,12 @@ export class FrameDecoder {
     return this.#remaining === 0 && this.#held > 0 ? this.#offset - this.#held : this.#frameOffset;
   }
 
-  /** Bytes taken so far, those of an unfinished header not counted: what shows that a peer makes progress. */
+  /** Bytes decoded, without those of an unfinished header: they show that a peer makes progress. */
   get progress(): number {
     return this.#remaining > 0 ? this.#offset : this.#offset - this.#held;
   }
 
-  /** Whether the bytes taken so far end with a whole frame. */
+  /** Whether the bytes decoded so far end with a whole frame. */
   get isBetweenFrames(): boolean {
     return this.#remaining === 0 && this.#held === 0;
   }

@@ -22,7 +22,7 @@ import { MAX_WINDOW } from "./_window.ts";
  *   maxStreams: 2, // open at once
  *   acceptBacklog: 2, // of them, not accepted yet
  *   maxReceiveBuffer: 1024 * 1024, // unread bytes of all its streams
- *   stalledStreamTimeout: 10_000, // how long one that nobody reads may hold up the others
+ *   stalledStreamTimeout: 10_000, // how long a stream that is not read may hold up the others
  *   timeout: 20_000, // how long the client may be silent
  * };
  *
@@ -43,7 +43,7 @@ export interface SessionOptions {
    * Not together with `acceptBacklog`.
    */
   incoming?: Sender<Stream> | undefined;
-  /** After so long without sending, a NOP is sent. `Infinity`: never. Default 10 000, as in Go. */
+  /** Milliseconds without a write after which a NOP is sent. `Infinity`: never. Default 10 000, as in Go. */
   keepAliveInterval?: number | undefined;
   /**
    * Ends the session when the peer is silent for this long. An idle peer that sends no keepalive is silent: raise this,

@@ -59,7 +59,7 @@ const MAX_PAUSE_MS = 1000;
 /**
  * Options of {@linkcode connections}.
  *
- * @example A loop that ends when it is told to
+ * @example A loop that ends with a signal
  * ```ts
  * import { connections, type ConnectionsOptions } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -88,11 +88,11 @@ export interface ConnectionsOptions {
 /**
  * Accepts connections until the listener is closed, which leaving the loop does too.
  *
- * Deno's own loop over a listener ends when a peer resets its connection before it was accepted. Here that is told to
+ * Deno's own loop over a listener ends when a peer resets its connection before it was accepted. Here that is reported to
  * `onError`, and so is a failure that may last, such as too many open files, after which it pauses for 5 ms to 1 s.
  *
  * @param listener Where connections come from.
- * @param options A signal, and who is told of errors.
+ * @param options A signal, and a callback for errors.
  * @returns The connections, one by one.
  *
  * @example One connection, and no more
@@ -150,7 +150,7 @@ export async function* connections<Accepted extends Connection>(
 
 // Longer than the pauses of a healthy network (a lost packet that is sent again, a phone that changes cells: up to 3 s).
 // Shorter than clients wait for an answer, and much shorter than the 30 s after which the peer, which cannot write
-// meanwhile, takes the connection for dead.
+// meanwhile, gives the connection up.
 const STALLED_STREAM_TIMEOUT_MS = 5000;
 
 /**
@@ -165,7 +165,7 @@ const STALLED_STREAM_TIMEOUT_MS = 5000;
  * const options: ServeOptions = {
  *   maxStreams: 100,
  *   timeout: 60_000,
- *   onSession: () => log.push("somebody came"),
+ *   onSession: () => log.push("a session began"),
  *   onError: (error) => log.push(`${error}`),
  * };
  *
@@ -175,7 +175,7 @@ const STALLED_STREAM_TIMEOUT_MS = 5000;
  * const stream = await session.openStream();
  * assertEquals(await stream.read(new Uint8Array(1)), null); // its handler failed
  * await server.shutdown();
- * assertEquals(log, ["somebody came", "Error: not today"]);
+ * assertEquals(log, ["a session began", "Error: not today"]);
  * ```
  */
 export interface ServeOptions extends Omit<ServerSessionOptions, "incoming"> {
@@ -188,14 +188,14 @@ export interface ServeOptions extends Omit<ServerSessionOptions, "incoming"> {
   signal?: AbortSignal | undefined;
   /** Gets every error of a connection, a session or a handler. Default: `console.error`. */
   onError?: ((error: unknown) => void) | undefined;
-  /** Gets every session when it begins. Default: nobody. */
+  /** Called with every session when it begins. Default: none. */
   onSession?: ((session: Session) => void) | undefined;
 }
 
 /**
  * A server made by {@linkcode serve}.
  *
- * @example Waiting for who is there, but not for ever
+ * @example Waiting for open streams, with a limit
  * ```ts
  * import { serve, type Server, Session, SessionClosedError } from "@sluice/smux";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -234,11 +234,11 @@ export interface Server extends AsyncDisposable {
  * Accepts connections, makes a server's session of each, and calls `handler` for every stream that its peer opens.
  *
  * When the handler settles the stream is ended, in order if it fulfilled. A peer that vanishes, a handler that throws
- * and a listener that hiccups are told to `onError`; none of them ends the server.
+ * and a listener that hiccups are reported to `onError`; none of them ends the server.
  *
  * @param listener Where connections come from; the server closes it.
  * @param handler What to do with a stream.
- * @param options Limits and times of the sessions, a signal, and who is told of errors.
+ * @param options Limits and times of the sessions, a signal, and callbacks.
  * @returns The server, at once.
  * @throws {RangeError} An option is out of bounds.
  * @throws {TypeError} An `incoming` was given.

@@ -20,7 +20,7 @@ import type { Address, Transport } from "./transport.ts";
 /**
  * Figures of one session at one moment; see {@linkcode Session.stats}.
  *
- * @example A stream that nobody reads
+ * @example A stream that is not read
  * ```ts
  * import { Session, type SessionStats } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -52,7 +52,7 @@ export interface SessionStats {
   accepted: number;
   /** Streams opened by the peer and refused, ever. */
   refused: number;
-  /** Streams let in that nobody has taken from `incoming` yet; with a channel of the caller's, all it holds. */
+  /** Accepted streams that wait in `incoming`; with a channel of the caller's, all that it holds. */
   pendingAccept: number;
   /** Bytes the transport took, headers included. */
   bytesSent: number;
@@ -64,7 +64,7 @@ export interface SessionStats {
   framesReceived: number;
   /** Bytes of data received and not yet read. */
   bytesUnread: number;
-  /** Bytes in the session's buffer that the transport has not taken yet, headers included. */
+  /** Bytes in the session's buffers that are not written to the transport, headers included. */
   bytesUnsent: number;
   /** Windows of all open streams together, in version 2: what the peer may send without being read. */
   creditGranted: number;
@@ -140,7 +140,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    *   const current = session;
    *   try {
    *     return await (await current).openStream();
-   *   } catch { // of all who notice, the first connects again
+   *   } catch { // the first caller that notices connects again
    *     if (session === current) session = retry(connect, { minTimeout: 100 });
    *     return await (await session).openStream();
    *   }
@@ -212,7 +212,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    *
    * It waits only for room in the buffer and, on an "auto" server, for the first frame.
    *
-   * @param options A signal to give up with.
+   * @param options A signal that gives up the wait.
    * @returns The stream. Whether the peer accepts it is not known: smux has no reply.
    * @throws {SessionClosedError} The session is closing or has ended.
    * @throws {RangeError} Every id has been used: for good, while all else goes on.
@@ -225,9 +225,9 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   /**
    * Takes the next stream that the peer opened, or waits for one: `incoming.receive()`, but for the error at the end.
    *
-   * @param options A signal to give up with.
+   * @param options A signal that gives up the wait.
    * @returns The stream.
-   * @throws {SessionClosedError} The session was closed or has ended, and every stream that had arrived was taken.
+   * @throws {SessionClosedError} The session was closed or has ended, and every stream that had arrived was accepted.
    * @throws {TypeError} The session was given a channel of the caller's: accept from that.
    *
    * @example Not waiting for ever
@@ -240,7 +240,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
    * await using server = Session.server(await listener.accept());
    *
-   * // A signal takes the accept back: the next stream goes to somebody who still waits.
+   * // A signal ends the wait: the next stream goes to another acceptor.
    * await assertRejects(() => server.acceptStream({ signal: AbortSignal.timeout(10) }), DOMException);
    *
    * // A deadline leaves it waiting, which is as good where the session is given up too.

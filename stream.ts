@@ -387,8 +387,8 @@ export class Stream {
    * `p` belongs to the stream until the promise settles. What arrived before the session ended stays readable.
    *
    * @param p Where the bytes go.
-   * @param options A signal to give up with.
-   * @returns How many bytes, at most `p.length`; `null` after the peer's end, and only then. 0 for an empty `p`, at once.
+   * @param options A signal that gives up the wait.
+   * @returns The number of bytes, at most `p.length`; `null` after the peer's end, and only then. 0 for an empty `p`, at once.
    * @throws {SessionClosedError} The session ended before the peer ended this stream.
    * @throws {StreamClosedError} The stream was closed here.
    * @throws {ProtocolError} The peer sent more than it had credit for.
@@ -440,9 +440,9 @@ export class Stream {
    * to the stream. Nothing is sent for an empty `p`.
    *
    * @param p What to write.
-   * @param options A signal to give up with.
-   * @returns `p.length`, or fewer if the signal aborted when some bytes had been taken.
-   * @throws {SessionClosedError} The session ended; `bytesWritten` says how many bytes were taken before.
+   * @param options A signal that gives up the wait.
+   * @returns `p.length`, or less if the signal aborted after some bytes were encoded.
+   * @throws {SessionClosedError} The session ended; `bytesWritten` is the number of bytes that were encoded before.
    * @throws {StreamClosedError} The stream, or its writing half, was closed here.
    * @throws {ProtocolError} The peer acknowledged more than was sent.
    * @throws {DOMException} "TimeoutError": in version 2, the peer has ended its half and gave no credit for
@@ -474,13 +474,13 @@ export class Stream {
   }
 
   /**
-   * Writes as much of `p` as can be taken at once.
+   * Writes the bytes of `p` for which there is room and credit, at once.
    *
    * @param p What to write.
-   * @returns How many bytes were taken; 0 when it would have to wait, or another write does.
+   * @returns The number of bytes; 0 when it would have to wait, or another write waits.
    * @throws As {@linkcode Stream.write} rejects.
    *
-   * @example Leaving out what a slow peer cannot take
+   * @example Leaving out samples while the peer is slow
    * ```ts
    * import { Session } from "@sluice/smux";
    * import { assertEquals, assertGreater } from "@std/assert";
@@ -488,12 +488,12 @@ export class Stream {
    * const session = Session.client({ readable: new ReadableStream(), writable: new WritableStream() });
    * const stream = await session.openStream();
    * const sample = new Uint8Array(1000);
-   * let taken = 0;
+   * let written = 0;
    * for (let n = 0; n < 10_000; n++) {
-   *   if (stream.tryWrite(sample) < sample.length) break; // what was taken of it will leave
-   *   taken++;
+   *   if (stream.tryWrite(sample) < sample.length) break; // the part that was written will leave
+   *   written++;
    * }
-   * assertGreater(taken, 0);
+   * assertGreater(written, 0);
    * assertEquals(stream.tryWrite(sample), 0);
    * session.abort();
    * ```
@@ -559,7 +559,7 @@ export class Stream {
   }
 
   /**
-   * Ends writing: writes that wait are finished, then the peer is told. Reading goes on.
+   * Ends writing: writes that wait are finished, then FIN is sent. Reading goes on.
    *
    * @returns Fulfils when the end is in the session's buffer; the same promise each time.
    * @throws {SessionClosedError} The session ended before.
@@ -569,8 +569,8 @@ export class Stream {
   }
 
   /**
-   * Ends both directions at once: what waits rejects, what is unread is dropped, what was taken still leaves, and the
-   * peer is told unless it was. Closing again does nothing.
+   * Ends both directions at once: reads and writes that wait reject, unread bytes are dropped, bytes that were encoded are
+   * still sent, and FIN follows unless it was sent before. Closing again does nothing.
    */
   close(): void {
     this.#core.close();

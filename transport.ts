@@ -63,11 +63,14 @@ export type Address =
  * ```
  */
 export interface Connection {
-  /** Reads at most `p.length` bytes into `p`, which it must not touch after it has settled; gives how many, or `null` at the end. */
+  /**
+   * Reads at most `p.length` bytes into `p`, and returns their number, or `null` at the end. It must not touch `p` after
+   * it has settled.
+   */
   read(p: Uint8Array): Promise<number | null>;
-  /** Writes from `p`, to which the same applies; gives how many bytes were taken, which may be fewer than there are. */
+  /** Writes the first bytes of `p`, and returns their number, which may be less than `p.length`. The same applies to `p`. */
   write(p: Uint8Array): Promise<number>;
-  /** Gives the connection up. */
+  /** Closes the connection at once. */
   close(): void;
   /** Ends writing; reading goes on. */
   closeWrite?(): Promise<void>;
@@ -139,7 +142,7 @@ export interface Link {
   read(last: number, isShared: boolean): Promise<number | null>;
   /** The buffer of the last `read`. Its bytes stay as they are until the next one, and while it is retained. */
   readonly buffer: ReadBuffer;
-  /** Writes from `bytes`, which are free again when it settles; gives how many were taken. */
+  /** Writes the first of `bytes`, and returns their number. The bytes are free again when it settles. */
   write(bytes: Uint8Array): Promise<number>;
   /** Ends writing; reading goes on. */
   closeWrite(): Promise<void>;
@@ -163,7 +166,7 @@ const MAX_READ_BYTES = 63 * 1024;
 // limit, because bytes beyond its own buffer are copied twice. Larger: faster with 100 streams (an eighth at 255 KiB), but
 // the allocator then maps and unmaps the buffer each time it changes.
 const MAX_SHARED_READ_BYTES = 127 * 1024;
-// At 2 KB/s so much still passes within the default timeout.
+// At 2 KB/s this still passes within the default timeout of 30 s.
 const MAX_STREAM_WRITE_BYTES = 64 * 1024;
 
 /**
@@ -190,7 +193,7 @@ export function freeBuffer(bytes: Uint8Array): void {
   if (bytes.length > 0 && "transfer" in bytes.buffer) bytes.buffer.transfer(0);
 }
 
-/** The bytes of one read, and who still needs them: the link until its next read, and each chunk that is a view of them. */
+/** The bytes of one read. References are held by the link until its next read, and by each chunk that is a view. */
 export class ReadBuffer {
   /** All of the buffer. */
   readonly bytes: Uint8Array;
@@ -232,14 +235,14 @@ export function isReset(error: unknown): boolean {
   return error instanceof Error && ["ConnectionReset", "ConnectionAborted", "BrokenPipe"].includes(error.name);
 }
 
-/** Closes what somebody else may have closed already. */
+/** Closes a connection or a listener that may be closed already. */
 export function closeQuietly(open: { close(): void }): void {
   try {
     const closing: unknown = open.close();
-    // A function that gives a promise will do for one that gives nothing.
+    // A `close` that returns a promise fits the type of one that returns nothing.
     if (closing instanceof Promise) closing.catch(() => {});
   } catch {
-    // It was closed by somebody else.
+    // It was closed already.
   }
 }
 
@@ -321,7 +324,7 @@ class StreamsLink implements Link {
   constructor(transport: Streams) {
     this.#reader = transport.readable.getReader();
     this.#writer = transport.writable.getWriter();
-    // Whether it ended is learnt from read and write; these two would otherwise be rejections nobody handles.
+    // `read` and `write` report the end; these two would be unhandled rejections.
     this.#reader.closed.catch(() => {});
     this.#writer.closed.catch(() => {});
   }
@@ -343,8 +346,7 @@ class StreamsLink implements Link {
   }
 
   async write(bytes: Uint8Array): Promise<number> {
-    // A sink may hold on to its chunk for longer than the write takes, so it gets one of its own; and of one under way
-    // no progress can be seen, so none is large.
+    // A sink may keep its chunk after the write has settled, so it gets a copy. A large one would hide progress.
     const part = bytes.slice(0, MAX_STREAM_WRITE_BYTES);
     await this.#writer.write(part);
     return part.length;
@@ -356,7 +358,7 @@ class StreamsLink implements Link {
 
   close(): void {
     this.#reader.cancel().catch(() => {});
-    // A writer that was closed before takes no harm from this.
+    // Aborting a writer that was closed does nothing.
     this.#writer.abort().catch(() => {});
   }
 
