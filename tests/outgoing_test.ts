@@ -10,7 +10,7 @@ import { clock } from "../clock.ts";
 import { type Command, FIN, type Frame, NOP, NOTHING, PSH, SYN } from "../frame.ts";
 import { Outgoing, type OutgoingHost } from "../outgoing.ts";
 import { type Connection, type Link, link } from "../transport.ts";
-import { decode } from "./decoding.ts";
+import { decode } from "./decode_helpers.ts";
 import { pattern, turn } from "./support.ts";
 
 const NOWHERE = { transport: "tcp", hostname: "", port: 0 } as const;

@@ -7,7 +7,7 @@
 import { peers } from "../../bench/channel_peers.ts";
 import { Runner } from "../../bench/channel_runner.ts";
 import { fill, type Peer, type Scenario, scenarios } from "../../bench/channel_scenarios.ts";
-import { conditions, machine, median, spread, table } from "../figures.ts";
+import { conditions, machine, median, spread, table } from "../stats.ts";
 import { report, usedMemory } from "../measured.ts";
 import { integer, parse } from "./shared/options.ts";
 import { program } from "./shared/program.ts";
