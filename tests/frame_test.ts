@@ -19,7 +19,7 @@ import {
   UPD,
   type Version,
 } from "../frame.ts";
-import { cuts, decode, oneByOne, recorder } from "./decoding.ts";
+import { chunkings, decode, oneByOne, recorder } from "./decode_helpers.ts";
 import { frame, pattern } from "./support.ts";
 
 const hex = (text: string) => Uint8Array.fromHex(text.replaceAll(" ", ""));
@@ -135,7 +135,7 @@ for (const [rule, list] of Object.entries(RULES)) {
       assertEquals(whole.error, undefined);
       // What follows the header belongs to the offending frame, or to nothing: it must not matter.
       const bytes = concat([before, hex(header), hex("01000000 03000000 09")]);
-      for (const chunks of cuts(bytes)) {
+      for (const chunks of chunkings(bytes)) {
         const { lines, error, decoder } = decode(chunks, version);
         assertInstanceOf(error, ProtocolError);
         assertEquals([error.offset, error.expected, error.received], [before.length, expected, received]);
@@ -172,7 +172,7 @@ Deno.test("bytes that are not smux at all are told by their first one", () => {
 
 Deno.test("a first frame is of version 1 or 2, or it is a ProtocolError", () => {
   for (const version of [0, 3, 4, 128, 255]) {
-    for (const chunks of cuts(Uint8Array.of(version, NOP, 0, 0, 0, 0, 0, 0))) {
+    for (const chunks of chunkings(Uint8Array.of(version, NOP, 0, 0, 0, 0, 0, 0))) {
       const { error, lines, decoder } = decode(chunks);
       assertEquals(error?.message, `Not valid smux at byte 0: expected version 1 or 2, received ${version}`);
       assertEquals([lines, decoder.version, decoder.frames], [[], undefined, 0]);
@@ -193,7 +193,7 @@ Deno.test("the first frame fixes the version where none was given, once and for 
   for (const version of [1, 2] as const) {
     const other = version === 1 ? 2 : 1;
     const bytes = concat([frame(version, NOP, 0), frame(version, SYN, 3), frame(other, FIN, 3)]);
-    for (const chunks of cuts(bytes)) {
+    for (const chunks of chunkings(bytes)) {
       const { lines, error, decoder } = decode(chunks);
       assertEquals(lines, [`version ${version}`, "NOP 0 at 0", "SYN 3 at 8"]);
       assertEquals(decoder.version, version);
@@ -214,7 +214,7 @@ Deno.test("a version that was given is not announced", () => {
 
 Deno.test("a first frame that breaks a rule does not fix the version", () => {
   for (const header of ["01 05 0000 03000000", "01 04 0800 03000000", "02 00 0400 03000000", "02 04 0700 03000000"]) {
-    for (const chunks of cuts(hex(header))) {
+    for (const chunks of chunkings(hex(header))) {
       const { lines, error, decoder } = decode(chunks);
       assertInstanceOf(error, ProtocolError);
       assertEquals([lines, decoder.version], [[], undefined]);
@@ -224,7 +224,7 @@ Deno.test("a first frame that breaks a rule does not fix the version", () => {
 
 Deno.test("a PSH without data is announced, hands nothing over and does not disturb what follows", () => {
   const bytes = concat([frame(1, PSH, 3), frame(1, PSH, 3, hex("61")), frame(1, PSH, 9), frame(1, FIN, 3)]);
-  for (const chunks of cuts(bytes)) {
+  for (const chunks of chunkings(bytes)) {
     const { lines, error, decoder } = decode(chunks, 1);
     assertEquals(error, undefined);
     assertEquals(lines, ["PSH 3 length 0 at 0: ", "PSH 3 length 1 at 8: 61", "PSH 9 length 0 at 17: ", "FIN 3 at 25"]);
@@ -375,8 +375,8 @@ Deno.test("however the bytes are cut, the frames are the same", () => {
     `PSH 5 length 20 at 42: ${pattern(20).toHex()}`,
     "FIN 5 at 70",
   ];
-  for (const chunks of cuts(bytes)) assertEquals(decode(chunks).lines, expected);
-  // Two cuts at once, so that a header or payload falls into three pieces.
+  for (const chunks of chunkings(bytes)) assertEquals(decode(chunks).lines, expected);
+  // Two chunkings at once, so that a header or payload falls into three pieces.
   for (let first = 0; first <= bytes.length; first++) {
     for (let second = first; second <= bytes.length; second++) {
       const chunks = [bytes.subarray(0, first), bytes.subarray(first, second), bytes.subarray(second)];

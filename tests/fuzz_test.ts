@@ -8,7 +8,7 @@ import { assert, assertRejects } from "@std/assert";
 import { clock } from "../_clock.ts";
 import { FIN, FrameDecoder } from "../frame.ts";
 import { type Connection, Session, SessionClosedError, type Stream } from "../mod.ts";
-import { decode } from "./decoding.ts";
+import { decode } from "./decode_helpers.ts";
 import { read, TARGETS } from "./fuzz/corpus.ts";
 import { decoder } from "./fuzz/decoder.ts";
 import { type FuzzedSession, session, type SessionMaker } from "./fuzz/session.ts";

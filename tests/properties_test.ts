@@ -23,8 +23,8 @@ import {
 } from "../frame.ts";
 import { type Entry, Table } from "../_table.ts";
 import { INITIAL_WINDOW, MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
-import { decode, recorder } from "./decoding.ts";
-import { collector, frame, inTime, pattern, type RawFrame, updateFrame } from "./support.ts";
+import { decode, recorder } from "./decode_helpers.ts";
+import { collector, frame, pattern, type RawFrame, updateFrame, withFakeTime } from "./support.ts";
 
 const numRuns = Number(Deno.env.get("PROPERTY_RUNS") ?? 200);
 
@@ -331,7 +331,7 @@ Deno.test("limits never go back, a smallest window is always renewed and growth 
       fc.array(beginning, { minLength: 1, maxLength: 4 }),
       fc.array(receiveStep, { maxLength: 120, size: "max" }),
       (largest, room, beginnings, steps) => {
-        inTime((time) => {
+        withFakeTime((time) => {
           const pool = new WindowPool(largest, room);
           // Whatever the measures say, no window is smaller than 32 KiB or the largest there may be.
           const least = Math.min(32 * 1024, largest);
@@ -403,7 +403,7 @@ Deno.test("a sender that obeys and a reader that reads everything come to an end
       fc.record({ beginning, room: fc.nat(4 << 20), frame: size, chunk: size }),
       fc.array(transferStep, { maxLength: 100, size: "max" }),
       ({ largest, total }, { beginning, room, frame, chunk }, steps) => {
-        inTime((time) => {
+        withFakeTime((time) => {
           const out = new SendWindow();
           const inbound = new Inbound(new WindowPool(largest, room), beginning);
           let sent = 0n;

@@ -424,7 +424,7 @@ export async function hops(count = 20): Promise<void> {
 }
 
 /** Gives a function that runs another in a time that passes only when that says so. */
-export function inTime(run: (time: { now: number }) => void): () => void {
+export function withFakeTime(run: (time: { now: number }) => void): () => void {
   return () => {
     const { now } = clock;
     const time = { now: 1000 };

@@ -9,7 +9,7 @@ import { concat } from "@std/bytes";
 import { type Command, encodeHeader, FIN, ProtocolError, PSH, SYN, UPD, type Version } from "../frame.ts";
 import { Session, SessionClosedError } from "../mod.ts";
 import { ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
-import { cuts, decode } from "./decoding.ts";
+import { chunkings, decode } from "./decode_helpers.ts";
 import { collector, frame, memoryPair, pattern, type RawFrame, RawPeer, updateFrame } from "./support.ts";
 import json from "./vectors/smux-vectors.json" with { type: "json" };
 
@@ -89,7 +89,7 @@ Deno.test("there are 65 vectors with 155 frames, and their two accounts of what 
 Deno.test("every vector that is smux decodes to the frames it lists, however it is cut", () => {
   for (const vector of vectors(51, (vector) => !isMalformed(vector))) {
     const expected = vector.frames.map(line);
-    for (const chunks of cuts(hex(vector.hex))) {
+    for (const chunks of chunkings(hex(vector.hex))) {
       const { lines, error, decoder } = decode(chunks, vector.version);
       assertEquals([error, lines, decoder.isBetweenFrames], [undefined, expected, true], vector.name);
       assertEquals(decoder.frames, vector.frames.length);
@@ -150,7 +150,7 @@ Deno.test("every vector that Go calls a protocol error is one, at its first byte
   const malformed = vectors(14, isMalformed);
   assertEquals(malformed.map(({ name }) => name), Object.keys(BROKEN));
   for (const vector of malformed) {
-    for (const chunks of cuts(hex(vector.hex))) {
+    for (const chunks of chunkings(hex(vector.hex))) {
       const { lines, error, decoder } = decode(chunks, vector.version);
       assertInstanceOf(error, ProtocolError, vector.name);
       assertEquals([error.offset, error.expected, error.received], [0, ...BROKEN[vector.name]!], vector.name);

@@ -5,7 +5,7 @@
  */
 import { assert, assertEquals, assertGreater, assertGreaterOrEqual } from "@std/assert";
 import { INITIAL_WINDOW, MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
-import { inTime, KiB, MiB, stopTime } from "./support.ts";
+import { KiB, MiB, stopTime, withFakeTime } from "./support.ts";
 
 // A window that seems to have stood in a queue shrinks: how long a step takes must not matter.
 Deno.test.beforeEach(stopTime);
@@ -221,7 +221,7 @@ Deno.test("rule 10: the first window is 262144 bytes, or the largest there may b
 
 Deno.test(
   "rule 10: what may be unread by right is the window, and never less than every peer's first guess",
-  inTime((time) => {
+  withFakeTime((time) => {
     assertEquals(new ReceiveWindow(new WindowPool(1, 0)).allowed, 262_144);
     const { inbound } = inboundOf(1 * MiB, 4 * MiB);
     assertEquals(inbound.window.allowed, 262_144);
@@ -259,7 +259,7 @@ Deno.test("rule 10: with a window of three bytes every second byte read is told"
 
 Deno.test(
   "rule 10: however large the window, an update falls due for every MiB read",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { inbound } = inboundOf(8 * MiB, 8 * MiB);
     inbound.growTo(8 * MiB, time);
     while (!inbound.read(32 * KiB));
@@ -273,7 +273,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: an update that falls due as the count passes 2^32 is not lost",
-  inTime(() => {
+  withFakeTime(() => {
     const { inbound } = inboundOf(64 * KiB, 0);
     inbound.read(32 * KiB);
     while (inbound.consumed < 2 ** 32 - 32 * KiB) assertEquals(inbound.read(32 * KiB), true);
@@ -299,7 +299,7 @@ Deno.test("rule 10: no update falls due after the window was given up, while byt
 
 Deno.test(
   "rule 10: the round trip is from an update to the first byte beyond the limit that stood before",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     inbound.read(1);
     time.now += 30;
@@ -316,7 +316,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: the least round trip of all streams counts",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(4 * MiB, 4 * MiB);
     for (const [elapsed, least] of [[50, 50], [12, 12], [70, 12], [11, 11]] as const) {
       const inbound = new Inbound(pool);
@@ -328,7 +328,7 @@ Deno.test(
 
 Deno.test("rule 10: a round trip is measured across 2^32 too, wherever the limit stood", () => {
   for (const distance of [-1000, -1, 0, 1, 1000]) {
-    inTime((time) => {
+    withFakeTime((time) => {
       const { pool, inbound } = inboundOf(64 * KiB, 0);
       inbound.skipTo(2 ** 32 + distance - 64 * KiB);
       assertEquals([pool.roundTrip, inbound.limit], [0, 2 ** 32 + distance]);
@@ -346,7 +346,7 @@ Deno.test("rule 10: a round trip is measured across 2^32 too, wherever the limit
 
 Deno.test(
   "rule 10: an update that moves no limit begins no measure",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     assertEquals(inbound.window.advertise(), 262_144);
     time.now += 100;
@@ -357,7 +357,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a window given up measures nothing",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     inbound.read(1);
     inbound.window.close();
@@ -369,7 +369,7 @@ Deno.test(
 
 /** Bytes arrive up to the limit within `busy` milliseconds of the first update, then nothing until `elapsed`. */
 function answered(shortest: number, busy: number, elapsed: number, window: (inbound: Inbound) => void = () => {}) {
-  return inTime((time) => {
+  return withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     pool.roundTrip = shortest;
     inbound.read(62_144);
@@ -395,7 +395,7 @@ Deno.test("rule 10: a window grows by a factor of 8 in a round trip at most", ()
 
 Deno.test(
   "rule 10: a sender that does not wait for credit makes no window grow",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     inbound.read(62_144);
     inbound.arrive(199_999);
@@ -409,7 +409,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a window that the application reads slowly does not grow, however short the round trip",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     pool.roundTrip = ROUND_TRIP;
     for (let times = 0; times < 20; times++) {
@@ -436,7 +436,7 @@ Deno.test("rule 10: a window shrinks when the bytes under way took longer than t
 
 Deno.test("rule 10: a window shrinks no further than to 32 KiB, or the largest there may be", () => {
   for (const largest of [8 * MiB, 10_000]) {
-    inTime((time) => {
+    withFakeTime((time) => {
       const { pool, inbound } = inboundOf(largest, 8 * MiB);
       pool.roundTrip = ROUND_TRIP;
       for (let times = 0; times < 30; times++) inbound.queue(time, 500);
@@ -449,7 +449,7 @@ Deno.test("rule 10: a window shrinks no further than to 32 KiB, or the largest t
 
 Deno.test(
   "rule 10: a window that shrank grows again when nothing stands in a queue, whatever the others took of the pool",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(8 * MiB, 1 * MiB);
     const [inbound, other] = [new Inbound(pool), new Inbound(pool)];
     pool.roundTrip = ROUND_TRIP;
@@ -463,7 +463,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: the time of a sender that does not wait for credit measures no queue",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     pool.roundTrip = ROUND_TRIP;
     // Messages of 1001 bytes each: none ends where the credit does.
@@ -477,7 +477,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a new stream starts with the window that the last measure found, as far as the pool allows",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(2 * MiB, 3 * MiB);
     const first = new Inbound(pool);
     first.growTo(2 * MiB, time);
@@ -498,7 +498,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a round trip too short to be measured makes no window grow",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     for (let laps = 0; laps < 10; laps++) inbound.lap(time, 0);
     assertEquals([inbound.advertised, pool.roundTrip], [262_144, 0]);
@@ -507,7 +507,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a window grows up to the largest there may be and no further",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(1_000_000, 100 * MiB);
     const sizes = new Set<number>();
     for (let laps = 0; laps < 20; laps++) {
@@ -522,7 +522,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a stream with half its window unread falls back, as it reads, to what it was promised",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     while (!inbound.read(32 * KiB));
@@ -539,7 +539,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a stream that stays in arrears comes down to its first window, and keeps that",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     inbound.arriveAll();
@@ -557,7 +557,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a stream that fell back grows again when it is read as quickly as it comes",
-  inTime((time) => {
+  withFakeTime((time) => {
     const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     inbound.arriveAll();
@@ -570,7 +570,7 @@ Deno.test(
 
 Deno.test("rule 10: windows grow across 2^32 as anywhere", () => {
   for (const start of [100_000, 300_000, 1 * MiB, 3 * MiB]) {
-    inTime((time) => {
+    withFakeTime((time) => {
       const { inbound } = inboundOf(2 * MiB, 4 * MiB);
       inbound.skipTo(2 ** 32 - start);
       inbound.growTo(2 * MiB, time);
@@ -580,7 +580,7 @@ Deno.test("rule 10: windows grow across 2^32 as anywhere", () => {
 
 Deno.test("rule 10: windows fall back across 2^32 as anywhere: what was promised stays accounted for", () => {
   for (const start of [100_000, 1 * MiB, 1.9 * MiB]) {
-    inTime((time) => {
+    withFakeTime((time) => {
       const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
       inbound.skipTo(2 ** 32 - 10 * MiB);
       inbound.growTo(2 * MiB, time);
@@ -596,7 +596,7 @@ Deno.test("rule 10: windows fall back across 2^32 as anywhere: what was promised
 
 Deno.test(
   "rule 10: growth is rationed: all windows together exceed their first ones by no more than the pool",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(8 * MiB, 300_000);
     const [one, two] = [new Inbound(pool), new Inbound(pool)] as const;
     one.growTo(262_144 + 300_000, time);
@@ -610,7 +610,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: what a stream took is there for others when it is closed or falls back",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(8 * MiB, 262_144);
     const [one, two, three] = [new Inbound(pool), new Inbound(pool), new Inbound(pool)] as const;
     one.growTo(524_288, time);
@@ -631,7 +631,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a stream that is idle for a second gives its growth back when another one needs it, and none that is read",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(2 * MiB, 3 * MiB);
     const shrunk: string[] = [];
     const make = (name: string) => new Inbound(pool, () => void shrunk.push(name));
@@ -658,7 +658,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a window is given back once, and all of it",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(1 * MiB, 1 * MiB);
     const [one, two] = [new Inbound(pool), new Inbound(pool)] as const;
     one.growTo(1 * MiB, time);
@@ -678,7 +678,7 @@ Deno.test(
 
 Deno.test(
   "rule 10: a limit never goes back, whatever is read when",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(4 * MiB, 3 * MiB);
     const all = [new Inbound(pool), new Inbound(pool), new Inbound(pool)];
     // They are read quickly, slowly and in arrears by turns; Inbound compares each limit with the one before.
@@ -767,7 +767,7 @@ Deno.test("rule 10: a stream without credit that has been read to its end is nev
 
 Deno.test(
   "rule 10: a window that grew beyond its share keeps what is on its way when it is revoked",
-  inTime((time) => {
+  withFakeTime((time) => {
     const pool = new WindowPool(4 * MiB, 8 * MiB, 16 * MiB);
     const inbound = new Inbound(pool);
     inbound.growTo(4 * MiB, time);

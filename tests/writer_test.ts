@@ -11,7 +11,7 @@ import { clock } from "../_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, NOP, PSH, SYN } from "../frame.ts";
 
 import { adapt, type Connection, type Link, ReadBuffer } from "../transport.ts";
-import { decode } from "./decoding.ts";
+import { decode } from "./decode_helpers.ts";
 import { pattern, turn } from "./support.ts";
 
 const NOWHERE = { transport: "tcp", hostname: "", port: 0 } as const;

@@ -5,7 +5,7 @@
  */
 
 import { deadline } from "@std/async";
-import { buildGo, hasGoPackage, MEASURED } from "../../tests/go.ts";
+import { buildGo, hasGoPackage, MEASURED } from "../../tests/go_build.ts";
 import { Process } from "../../tests/programs.ts";
 import type { Plan, Result } from "./shape.ts";
 

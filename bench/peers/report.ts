@@ -4,7 +4,7 @@
  * @module
  */
 
-import { conditions, median, short, spread, table as markdown } from "../../tests/figures.ts";
+import { conditions, median, short, spread, table as markdown } from "../../tests/stats.ts";
 import { bars } from "../chart.ts";
 import type { Result } from "./shape.ts";
 

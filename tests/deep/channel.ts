@@ -9,7 +9,7 @@ import { Runner } from "../../bench/channel_runner.ts";
 import { fill, type Peer, type Scenario, scenarios } from "../../bench/channel_scenarios.ts";
 import { Channel } from "../../channel.ts";
 import { shuffle } from "../channel_support.ts";
-import { conditions, machine, median, spread, table } from "../figures.ts";
+import { conditions, machine, median, spread, table } from "../stats.ts";
 import { report, usedMemory } from "../measured.ts";
 import { integer, parse } from "./shared/options.ts";
 import { program } from "./shared/program.ts";

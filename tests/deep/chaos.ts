@@ -11,7 +11,7 @@
 import { deadline, delay, pooledMap } from "@std/async";
 import { explain, onUnhandled } from "../failures.ts";
 import { random } from "../fuzz/mutate.ts";
-import { buildGo, hasGoPackage } from "../go.ts";
+import { buildGo, hasGoPackage } from "../go_build.ts";
 import { runClient, runServer, type Workload } from "../interop/workloads.ts";
 import { lines, makeFolder, Process } from "../programs.ts";
 import { integer, parse } from "./shared/options.ts";

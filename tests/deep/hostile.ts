@@ -5,8 +5,8 @@
  */
 
 import { explain } from "../failures.ts";
-import { machine, percentile } from "../figures.ts";
-import { type Figures, Lab, ways } from "../hostile/lab.ts";
+import { machine, percentile } from "../stats.ts";
+import { AttackRun, type Figures, ways } from "../hostile/attack_run.ts";
 import { CASES } from "../hostile/table.ts";
 import type { Role } from "../hostile/victim.ts";
 import { anyText, flag, names, parse } from "./shared/options.ts";
@@ -47,7 +47,7 @@ export async function run(args: string[]): Promise<void> {
   for (const which of cases) {
     for (const { role, version } of ways(which)) {
       const started = performance.now();
-      const { failure, figures, notes } = await Lab.try(which, role, version, true);
+      const { failure, figures, notes } = await AttackRun.try(which, role, version, true);
       const hasHeld = failure === undefined;
       const result: Result = {
         id: which.id,

@@ -6,7 +6,7 @@
  */
 
 import { INITIAL_WINDOW } from "../../_window.ts";
-import { conditions, fixed, machine, median, spread, table as markdown } from "../figures.ts";
+import { conditions, fixed, machine, median, spread, table as markdown } from "../stats.ts";
 import { makeFolder } from "../programs.ts";
 import type { Plan } from "./shared/end.ts";
 import {

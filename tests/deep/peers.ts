@@ -8,7 +8,7 @@
 import { buildGoPeers, canTie, cell, type Cores, type GoPeers } from "../../bench/peers/cell.ts";
 import { chart, type Report, type Row, text } from "../../bench/peers/report.ts";
 import type { Plan, Result } from "../../bench/peers/shape.ts";
-import { machine } from "../figures.ts";
+import { machine } from "../stats.ts";
 import { makeFolder } from "../programs.ts";
 import { anyText, integer, names, parse } from "./shared/options.ts";
 import { progress } from "./shared/program.ts";

@@ -6,7 +6,7 @@
  * @module
  */
 
-import { conditions, fixed, machine, median, percentile, spread, table as markdown } from "../figures.ts";
+import { conditions, fixed, machine, median, percentile, spread, table as markdown } from "../stats.ts";
 import { makeFolder } from "../programs.ts";
 import { KINDS, makeLink } from "./queue/namespaces.ts";
 import type { Plan } from "./shared/end.ts";

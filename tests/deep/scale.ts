@@ -6,7 +6,7 @@
 
 import { lines, stack } from "../../bench/chart.ts";
 import { Session, type Stream } from "../../mod.ts";
-import { conditions, machine, median, spread, table } from "../figures.ts";
+import { conditions, machine, median, spread, table } from "../stats.ts";
 import { readExactly, readSome } from "../support.ts";
 import { anyText, integer, parse } from "./shared/options.ts";
 import { program, progress } from "./shared/program.ts";

@@ -9,7 +9,7 @@
 
 import { delay } from "@std/async";
 import { setTimeout } from "node:timers/promises";
-import { machine, median, table } from "../figures.ts";
+import { machine, median, table } from "../stats.ts";
 import { endWithInput, report } from "../measured.ts";
 import { findProgram, watch, type Watched } from "../programs.ts";
 import { bytes, KiB, LOOPBACK, MiB, readExactly, readSome, writeAll } from "../support.ts";

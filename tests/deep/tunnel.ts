@@ -6,7 +6,7 @@
  */
 
 import { existsSync } from "node:fs";
-import { percentile, spread, table } from "../figures.ts";
+import { percentile, spread, table } from "../stats.ts";
 import { lines, makeFolder, prepareSsh } from "../programs.ts";
 import { readAll, readExactly, readSome, writeAll } from "../support.ts";
 import { integer, parse } from "./shared/options.ts";

@@ -5,7 +5,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { decode, type Decoded } from "../decoding.ts";
+import { decode, type Decoded } from "../decode_helpers.ts";
 
 /** Runs one input; throws when the decoder is wrong. A test can give another way to decode, which has to be found out. */
 export function decoder(input: Uint8Array, inPieces: typeof decode = decode): Promise<void> {

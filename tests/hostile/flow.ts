@@ -8,10 +8,10 @@ import { assertAlmostEquals, assertEquals, assertLess, assertLessOrEqual } from 
 import { concat, repeat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
-import { percentile } from "../figures.ts";
+import { percentile } from "../stats.ts";
 import { MiB, pattern, READ_BUFFER } from "../support.ts";
 import { type Attacker, PIECE } from "./attacker.ts";
-import { type Case, type Lab, ON_THE_WAY, receiveBuffer } from "./lab.ts";
+import { type AttackRun, type Case, ON_THE_WAY, receiveBuffer } from "./attack_run.ts";
 
 const OVERRUN = MiB;
 
@@ -21,7 +21,7 @@ function update(
   name: string,
   attack: string,
   expected: string,
-  run: (lab: Lab, attacker: Attacker, id: number) => Promise<void>,
+  play: (run: AttackRun, attacker: Attacker, id: number) => Promise<void>,
 ): Case {
   return {
     id,
@@ -29,10 +29,10 @@ function update(
     attack,
     expected,
     versions: [2],
-    async run(lab) {
-      const attacker = await lab.attack();
-      await run(lab, attacker, lab.id(1));
-      await lab.echoes(attacker);
+    async run(run) {
+      const attacker = await run.attack();
+      await play(run, attacker, run.id(1));
+      await run.echoes(attacker);
     },
   };
 }
@@ -46,15 +46,15 @@ function flood(id: string, name: string, attack: string, make: (attacker: Attack
     expected: "2 µs each at most; nothing queued; others within 50 ms meanwhile",
     perFrame: 2,
     app: "hold",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const piece = make(attacker, lab.id(1));
+    async run(run) {
+      const attacker = await run.attack();
+      const piece = make(attacker, run.id(1));
       const batch = Math.floor(READ_BUFFER / piece.length);
       const bytes = repeat(piece, batch);
-      const first = concat([attacker.frame(SYN, lab.id(1)), bytes]);
+      const first = concat([attacker.frame(SYN, run.id(1)), bytes]);
       const next = (at: number) => at === 0 ? first : bytes;
-      await lab.flood(attacker, lab.count(5000, 1_000_000), next, { batch, goesOn: true });
-      const { last } = await lab.victim.state();
+      await run.flood(attacker, run.count(5000, 1_000_000), next, { batch, goesOn: true });
+      const { last } = await run.victim.state();
       assertEquals(last!.bytesUnread, 0);
       assertEquals(last!.streams, 2);
     },
@@ -71,23 +71,23 @@ export const flow: readonly Case[] = [
     versions: [1],
     app: "hold",
     session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
-    async run(lab) {
-      const attacker = await lab.attack();
-      await attacker.bytes(attacker.frame(SYN, lab.id(1)));
-      const most = receiveBuffer(lab.isFull);
-      const pouring = attacker.pour(lab.id(1), most + 32 * MiB);
-      const { last } = await lab.reached(({ last }) => last!.readPaused);
+    async run(run) {
+      const attacker = await run.attack();
+      await attacker.bytes(attacker.frame(SYN, run.id(1)));
+      const most = receiveBuffer(run.isFull);
+      const pouring = attacker.pour(run.id(1), most + 32 * MiB);
+      const { last } = await run.reached(({ last }) => last!.readPaused);
       assertLessOrEqual(last!.bytesUnread, most + READ_BUFFER);
-      lab.notes.push(`${(attacker.written / MiB).toFixed(1)} MiB accepted`);
+      run.notes.push(`${(attacker.written / MiB).toFixed(1)} MiB accepted`);
       const dropped = performance.now();
-      await lab.victim.drop(lab.id(1));
-      await lab.reached(({ last }) => !last!.readPaused);
+      await run.victim.drop(run.id(1));
+      await run.reached(({ last }) => !last!.readPaused);
       const took = performance.now() - dropped;
-      lab.notes.push(`went on ${took.toFixed(1)} ms after`);
-      if (lab.isFull) assertLess(took, 10);
+      run.notes.push(`went on ${took.toFixed(1)} ms after`);
+      if (run.isFull) assertLess(took, 10);
       await pouring;
-      await lab.echoes(attacker);
-      assertEquals((await lab.victim.state()).last!.bytesUnread, 0);
+      await run.echoes(attacker);
+      assertEquals((await run.victim.state()).last!.bytesUnread, 0);
     },
   },
   {
@@ -97,17 +97,17 @@ export const flow: readonly Case[] = [
     expected: "the canary echoes within 20 ms",
     versions: [2],
     app: "hold",
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       for (let n = 1; n <= 15; n++) {
-        await attacker.bytes(attacker.frame(SYN, lab.id(n)));
-        await attacker.pour(lab.id(n), INITIAL_WINDOW);
+        await attacker.bytes(attacker.frame(SYN, run.id(n)));
+        await attacker.pour(run.id(n), INITIAL_WINDOW);
       }
-      for (let n = 0; n < lab.count(20, 1000); n++) await lab.echoes(attacker);
-      const { last } = await lab.victim.state();
+      for (let n = 0; n < run.count(20, 1000); n++) await run.echoes(attacker);
+      const { last } = await run.victim.state();
       assertEquals([last!.bytesUnread, last!.readPaused], [15 * INITIAL_WINDOW, false]);
-      const canary = percentile(lab.figures.canary, 0.99);
-      assertLess(canary, lab.count(1000, 20), `ms to the canary's echo (p99): ${canary}`);
+      const canary = percentile(run.figures.canary, 0.99);
+      assertLess(canary, run.count(1000, 20), `ms to the canary's echo (p99): ${canary}`);
     },
   },
   {
@@ -117,19 +117,19 @@ export const flow: readonly Case[] = [
     expected: "that stream is cut with FIN beyond its window and 1 MiB, the rest dropped; the canary echoes",
     versions: [2],
     app: "hold",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       const heard = attacker.heard(id);
       await attacker.bytes(attacker.frame(SYN, id));
       await attacker.pour(id, INITIAL_WINDOW + OVERRUN);
-      await lab.echoes(attacker);
-      assertEquals((await lab.victim.state()).last!.bytesUnread, INITIAL_WINDOW + OVERRUN);
+      await run.echoes(attacker);
+      assertEquals((await run.victim.state()).last!.bytesUnread, INITIAL_WINDOW + OVERRUN);
       assertEquals(heard.fins, 0);
       await attacker.pour(id, 16 * MiB);
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
       assertEquals(heard.fins, 1);
-      assertEquals((await lab.victim.state()).last!.bytesUnread, 0);
+      assertEquals((await run.victim.state()).last!.bytesUnread, 0);
     },
   },
   ...[0x7fffffff, 0xffffffff].map((consumed) =>
@@ -138,15 +138,15 @@ export const flow: readonly Case[] = [
       consumed === 0xffffffff ? "upd-consumed-max" : "upd-consumed-overflow",
       `a UPD that says that ${consumed} bytes were read, of which 0 or 10 were sent`,
       "the writes of that stream fail if it was more than sent, going back is ignored; the canary echoes",
-      async (lab, attacker, id) => {
+      async (run, attacker, id) => {
         const heard = attacker.heard(id);
-        await attacker.bytes(...lab.opening(attacker, id, pattern(10)));
+        await attacker.bytes(...run.opening(attacker, id, pattern(10)));
         await attacker.until(() => heard.bytes === 10, "the first echo");
         await attacker.bytes(attacker.update(id, consumed, MiB), attacker.frame(PSH, id, pattern(10)));
-        await lab.echoes(attacker);
+        await run.echoes(attacker);
         // What is modulo 2^32 behind is as going back, and changes nothing.
         const isBehind = ((10 - consumed) | 0) > 0;
-        await lab.reached(({ tasks }) => tasks === (isBehind ? 3 : 2));
+        await run.reached(({ tasks }) => tasks === (isBehind ? 3 : 2));
         if (isBehind) await attacker.until(() => heard.bytes === 20, "the second echo");
         assertEquals(heard.bytes, isBehind ? 20 : 10);
       },
@@ -157,7 +157,7 @@ export const flow: readonly Case[] = [
     "upd-regress",
     "UPDs that go back",
     "ignored: never more than the window unacknowledged; the canary echoes",
-    async (lab, attacker, id) => {
+    async (run, attacker, id) => {
       const heard = attacker.heard(id);
       const window = 100_000;
       await attacker.bytes(attacker.frame(SYN, id), attacker.update(id, 0, window));
@@ -167,7 +167,7 @@ export const flow: readonly Case[] = [
       for (let consumed = 49_999; consumed > 0; consumed -= 1000) {
         await attacker.bytes(attacker.update(id, consumed, MAX_WINDOW));
       }
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
       assertEquals(heard.bytes, window);
       await attacker.bytes(attacker.update(id, 100_000, 20_000));
       await attacker.until(() => heard.bytes === 120_000, "the rest");
@@ -180,26 +180,26 @@ export const flow: readonly Case[] = [
     expected: "nothing is sent, the writer waits, and is let go within 10 ms when its stream or its session ends",
     versions: [2],
     app: "pour",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const ids = [lab.id(1), lab.id(2)] as const;
+    async run(run) {
+      const attacker = await run.attack();
+      const ids = [run.id(1), run.id(2)] as const;
       for (const id of ids) {
         attacker.heard(id);
         await attacker.bytes(concat([attacker.frame(SYN, id), attacker.update(id, 0, 0)]));
       }
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
       // The accept loop, the canary, and a writer that waits on each of the two.
-      const { last } = await lab.reached(({ tasks }) => tasks === 4);
+      const { last } = await run.reached(({ tasks }) => tasks === 4);
       assertEquals(ids.map((id) => attacker.heard(id).bytes), [0, 0]);
       assertEquals(last!.bytesUnsent, 0);
-      for (const end of [() => lab.victim.drop(ids[0]), () => attacker.close()]) {
-        const { tasks: before } = await lab.victim.state();
+      for (const end of [() => run.victim.drop(ids[0]), () => attacker.close()]) {
+        const { tasks: before } = await run.victim.state();
         const started = performance.now();
         await end();
-        await lab.reached(({ tasks }) => tasks < before);
+        await run.reached(({ tasks }) => tasks < before);
         const took = performance.now() - started;
-        lab.notes.push(`let go in ${took.toFixed(1)} ms`);
-        if (lab.isFull) assertLess(took, 10, `ms until the writer was let go: ${took.toFixed(1)}`);
+        run.notes.push(`let go in ${took.toFixed(1)} ms`);
+        if (run.isFull) assertLess(took, 10, `ms until the writer was let go: ${took.toFixed(1)}`);
       }
     },
   },
@@ -209,13 +209,13 @@ export const flow: readonly Case[] = [
       `upd-window-${window.toString(16)}`,
       `a window of ${window}, then data to be echoed that is never read`,
       "clamped; what waits to be sent stays bounded; every byte comes when it is read",
-      async (lab, attacker, id) => {
+      async (run, attacker, id) => {
         const heard = attacker.heard(id);
-        const total = lab.count(4, 32) * MiB;
+        const total = run.count(4, 32) * MiB;
         await attacker.bytes(attacker.frame(SYN, id), attacker.update(id, 0, window));
         attacker.hold();
         // Within the victim's own window, which is told in updates that are not read here.
-        const several = Array.from({ length: total / INITIAL_WINDOW }, (_, n) => lab.id(2 + n));
+        const several = Array.from({ length: total / INITIAL_WINDOW }, (_, n) => run.id(2 + n));
         for (const other of several) {
           await attacker.bytes(attacker.frame(SYN, other), attacker.update(other, 0, window));
           attacker.heard(other);
@@ -223,7 +223,7 @@ export const flow: readonly Case[] = [
         const pouring = (async () => {
           for (const other of several) await attacker.pour(other, INITIAL_WINDOW);
         })();
-        const { last } = await lab.reached(({ last }) => last!.bytesReceived >= MiB);
+        const { last } = await run.reached(({ last }) => last!.bytesReceived >= MiB);
         assertLessOrEqual(last!.bytesUnsent, ON_THE_WAY);
         attacker.resume();
         await pouring;
@@ -262,11 +262,11 @@ export const flow: readonly Case[] = [
     attack: "version 2: more than 4 GiB on one stream each way (a few MiB in the everyday run)",
     expected: "every byte arrives, the updates count modulo 2^32, nothing stops",
     versions: [2],
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       const heard = attacker.heard(id);
-      const total = lab.count(8 * MiB, 2 ** 32 + 8 * MiB);
+      const total = run.count(8 * MiB, 2 ** 32 + 8 * MiB);
       const piece = attacker.frame(PSH, id, pattern(PIECE));
       await attacker.bytes(attacker.frame(SYN, id));
       let sent = 0;
@@ -294,7 +294,7 @@ export const flow: readonly Case[] = [
       }
       assertEquals(heard.bytes, total);
       assertAlmostEquals((total - heard.consumed) >>> 0, 0, 8 * MiB);
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
     },
   },
   {
@@ -303,18 +303,18 @@ export const flow: readonly Case[] = [
     attack: "five million PSHs of one byte for a stream that nobody reads (within its window on version 2)",
     expected: "bytes held are bytes counted; memory + 64 MiB at most; the canary echoes",
     app: "hold",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const total = lab.count(20_000, 5_000_000);
+    async run(run) {
+      const attacker = await run.attack();
+      const total = run.count(20_000, 5_000_000);
       // On version 2 as many streams as it takes without overrunning one of them.
-      const share = lab.version === 1 ? total : INITIAL_WINDOW;
+      const share = run.version === 1 ? total : INITIAL_WINDOW;
       for (let sent = 0, n = 1; sent < total; sent += share, n++) {
-        await attacker.bytes(attacker.frame(SYN, lab.id(n)));
-        const batch = repeat(attacker.frame(PSH, lab.id(n), pattern(1)), 8192);
+        await attacker.bytes(attacker.frame(SYN, run.id(n)));
+        const batch = repeat(attacker.frame(PSH, run.id(n), pattern(1)), 8192);
         const count = Math.min(share, total - sent);
-        await lab.flood(attacker, count, (_, size) => batch.subarray(0, size * 9));
+        await run.flood(attacker, count, (_, size) => batch.subarray(0, size * 9));
       }
-      const { last } = await lab.victim.state();
+      const { last } = await run.victim.state();
       assertEquals(last!.bytesUnread, total);
     },
   },
@@ -323,15 +323,15 @@ export const flow: readonly Case[] = [
     name: "psh1-flood",
     attack: "a million PSHs of one byte to be echoed",
     expected: "every byte comes back; others within 50 ms meanwhile; the canary echoes",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       const heard = attacker.heard(id);
       await attacker.bytes(attacker.frame(SYN, id));
-      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, MAX_WINDOW));
+      if (run.version === 2) await attacker.bytes(attacker.update(id, 0, MAX_WINDOW));
       const batch = repeat(attacker.frame(PSH, id, pattern(1)), 8192);
-      const count = lab.count(20_000, 1_000_000);
-      await lab.flood(attacker, count, (_, size) => batch.subarray(0, size * 9));
+      const count = run.count(20_000, 1_000_000);
+      await run.flood(attacker, count, (_, size) => batch.subarray(0, size * 9));
       await attacker.bytes(attacker.frame(FIN, id));
       await attacker.until(() => heard.fins === 1, "the end of the echo");
       assertEquals(heard.bytes, count);

@@ -8,7 +8,7 @@ import { assertEquals } from "@std/assert";
 import { concat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN, UPD, type Version } from "../../frame.ts";
 import { pattern } from "../support.ts";
-import { type Case, type Lab, TIMEOUT } from "./lab.ts";
+import { type AttackRun, type Case, TIMEOUT } from "./attack_run.ts";
 
 /** A header of any bytes. */
 function header(version: number, command: number, length: number, id: number): Uint8Array {
@@ -22,19 +22,25 @@ function header(version: number, command: number, length: number, id: number): U
 }
 
 /** An attack that must end the session, and leave nothing that was in the bytes. */
-function fatal(id: string, name: string, attack: string, make: (lab: Lab) => Uint8Array, versions?: Version[]): Case {
+function fatal(
+  id: string,
+  name: string,
+  attack: string,
+  make: (run: AttackRun) => Uint8Array,
+  versions?: Version[],
+): Case {
   return {
     id,
     name,
     attack,
     expected: "a ProtocolError, closed within 100 ms, no stream shown; others go on",
     ...(versions === undefined ? {} : { versions }),
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       // What follows the offence must not be taken for a frame.
-      await attacker.bytes(make(lab), attacker.frame(SYN, lab.id(9)));
-      await lab.closes(attacker, "ProtocolError");
-      const { last } = await lab.victim.state();
+      await attacker.bytes(make(run), attacker.frame(SYN, run.id(9)));
+      await run.closes(attacker, "ProtocolError");
+      const { last } = await run.victim.state();
       assertEquals(last!.accepted, 1);
     },
   };
@@ -57,44 +63,44 @@ export const framing: readonly Case[] = [
     name: "bad-first-byte",
     attack: "a version of 0 as the very first byte",
     expected: "a ProtocolError, closed within 100 ms",
-    async run(lab) {
-      const attacker = await lab.dial();
+    async run(run) {
+      const attacker = await run.dial();
       await attacker.bytes(header(0, NOP, 0, 0));
-      await lab.closes(attacker, "ProtocolError");
+      await run.closes(attacker, "ProtocolError");
     },
   },
   fatal(
     "A2",
     "unknown-cmd-5",
     "command 5, and a payload announced that never comes",
-    (lab) => header(lab.version, 5, 65535, lab.id(0)),
+    (run) => header(run.version, 5, 65535, run.id(0)),
   ),
   fatal("A2", "unknown-cmd-255", "command 255", ({ version }) => header(version, 255, 0, 0)),
-  fatal("A3", "upd-in-v1", "a UPD in version 1", (lab) => header(1, UPD, 8, lab.id(0)), [1]),
+  fatal("A3", "upd-in-v1", "a UPD in version 1", (run) => header(1, UPD, 8, run.id(0)), [1]),
   fatal(
     "A4",
     "syn-payload",
     "a SYN with 5 bytes of data",
-    (lab) => concat([header(lab.version, SYN, 5, lab.id(1)), pattern(5)]),
+    (run) => concat([header(run.version, SYN, 5, run.id(1)), pattern(5)]),
   ),
   fatal(
     "A4",
     "fin-payload",
     "a FIN with 5 bytes of data",
-    (lab) => concat([header(lab.version, FIN, 5, lab.id(0)), pattern(5)]),
+    (run) => concat([header(run.version, FIN, 5, run.id(0)), pattern(5)]),
   ),
   fatal(
     "A4",
     "nop-payload",
     "a NOP with 65 535 bytes of data",
-    (lab) => concat([header(lab.version, NOP, 65535, 0), pattern(65535)]),
+    (run) => concat([header(run.version, NOP, 65535, 0), pattern(65535)]),
   ),
   ...[0, 4, 12].map((length) =>
     fatal(
       "A5",
       `upd-len-${length}`,
       `a UPD of ${length} bytes`,
-      (lab) => concat([header(2, UPD, length, lab.id(0)), new Uint8Array(length)]),
+      (run) => concat([header(2, UPD, length, run.id(0)), new Uint8Array(length)]),
       [2],
     )
   ),
@@ -104,11 +110,11 @@ export const framing: readonly Case[] = [
     attack: "a PSH that announces 65 535 bytes, 10 of them, then silence",
     expected: "closed between the timeout and twice that; others at once",
     timed: true,
-    async run(lab) {
-      const attacker = await lab.attack();
-      await attacker.bytes(header(lab.version, PSH, 65535, lab.id(0)), pattern(10));
-      await lab.taken(attacker);
-      await lab.timesOut(attacker);
+    async run(run) {
+      const attacker = await run.attack();
+      await attacker.bytes(header(run.version, PSH, 65535, run.id(0)), pattern(10));
+      await run.taken(attacker);
+      await run.timesOut(attacker);
     },
   },
   {
@@ -116,12 +122,12 @@ export const framing: readonly Case[] = [
     name: "trunc-header",
     attack: "1 to 7 bytes of a header, then the end of the connection",
     expected: "a ProtocolError; every call settles",
-    async run(lab) {
+    async run(run) {
       for (let length = 1; length < 8; length++) {
-        const attacker = await lab.attack();
+        const attacker = await run.attack();
         await attacker.bytes(attacker.frame(NOP, 0).subarray(0, length));
         await attacker.end();
-        await lab.closes(attacker, "ProtocolError");
+        await run.closes(attacker, "ProtocolError");
       }
     },
   },
@@ -130,11 +136,11 @@ export const framing: readonly Case[] = [
     name: "trunc-payload",
     attack: "half a payload, then the end of the connection",
     expected: "a ProtocolError; every call settles",
-    async run(lab) {
-      const attacker = await lab.attack();
-      await attacker.bytes(attacker.frame(PSH, lab.id(0), pattern(1000)).subarray(0, 500));
+    async run(run) {
+      const attacker = await run.attack();
+      await attacker.bytes(attacker.frame(PSH, run.id(0), pattern(1000)).subarray(0, 500));
       await attacker.end();
-      await lab.closes(attacker, "ProtocolError");
+      await run.closes(attacker, "ProtocolError");
     },
   },
   {
@@ -142,16 +148,16 @@ export const framing: readonly Case[] = [
     name: "rst-abort",
     attack: "a reset with streams open, 200 times",
     expected: "every session ends, every call settles, nothing is left",
-    async run(lab) {
-      for (let n = 0; n < lab.count(5, 200); n++) {
-        const attacker = await lab.dial();
+    async run(run) {
+      for (let n = 0; n < run.count(5, 200); n++) {
+        const attacker = await run.dial();
         attacker.hold();
         const data = pattern(1000);
-        await attacker.bytes(...lab.opening(attacker, lab.id(0), data), ...lab.opening(attacker, lab.id(1), data));
-        await lab.reached(({ last }) => last?.accepted === 2 && last.bytesSent >= 2000);
+        await attacker.bytes(...run.opening(attacker, run.id(0), data), ...run.opening(attacker, run.id(1), data));
+        await run.reached(({ last }) => last?.accepted === 2 && last.bytesSent >= 2000);
         // What has come and was never read makes the kernel reset the connection.
         attacker.close();
-        await lab.over();
+        await run.over();
       }
     },
   },
@@ -160,14 +166,14 @@ export const framing: readonly Case[] = [
     name: "byte-at-a-time",
     attack: "a stream of 64 bytes, each byte of it and of its frames sent for itself",
     expected: "an exact echo",
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       const data = pattern(64);
-      const all = concat([...lab.opening(attacker, lab.id(1), data), attacker.frame(FIN, lab.id(1))]);
-      const heard = attacker.heard(lab.id(1), true);
+      const all = concat([...run.opening(attacker, run.id(1), data), attacker.frame(FIN, run.id(1))]);
+      const heard = attacker.heard(run.id(1), true);
       for (let at = 0; at < all.length; at++) {
         await attacker.bytes(all.subarray(at, at + 1));
-        await lab.taken(attacker);
+        await run.taken(attacker);
       }
       await attacker.echoed(heard, data);
     },
@@ -177,15 +183,15 @@ export const framing: readonly Case[] = [
     name: "coalesced",
     attack: "1000 frames in one write",
     expected: "an exact echo",
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       const data = pattern(16 * 998);
-      const heard = attacker.heard(lab.id(1), true);
+      const heard = attacker.heard(run.id(1), true);
       const pieces = Array.from(
         { length: 998 },
-        (_, n) => attacker.frame(PSH, lab.id(1), data.subarray(n * 16, n * 16 + 16)),
+        (_, n) => attacker.frame(PSH, run.id(1), data.subarray(n * 16, n * 16 + 16)),
       );
-      await attacker.bytes(attacker.frame(SYN, lab.id(1)), ...pieces, attacker.frame(FIN, lab.id(1)));
+      await attacker.bytes(attacker.frame(SYN, run.id(1)), ...pieces, attacker.frame(FIN, run.id(1)));
       await attacker.echoed(heard, data);
     },
   },
@@ -194,15 +200,15 @@ export const framing: readonly Case[] = [
     name: "all-splits",
     attack: "SYN, PSH and FIN cut in two at every byte",
     expected: "an exact echo, wherever the cut is",
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       const data = pattern(SPLIT);
       for (let cut = 1; cut < 3 * 8 + SPLIT; cut++) {
-        const id = lab.id(cut);
+        const id = run.id(cut);
         const heard = attacker.heard(id, true);
-        const all = concat([...lab.opening(attacker, id, data), attacker.frame(FIN, id)]);
+        const all = concat([...run.opening(attacker, id, data), attacker.frame(FIN, id)]);
         await attacker.bytes(all.subarray(0, cut));
-        await lab.taken(attacker);
+        await run.taken(attacker);
         await attacker.bytes(all.subarray(cut));
         await attacker.echoed(heard, data, `the end of the echo cut at ${cut}`);
       }
@@ -213,9 +219,9 @@ export const framing: readonly Case[] = [
     name: "random-bytes",
     attack: "64 KiB of noise, then the end of the connection, 300 times",
     expected: "every session ends, every call settles",
-    async run(lab) {
-      for (let seed = 1; seed <= lab.count(10, 300); seed++) {
-        const attacker = await lab.attack();
+    async run(run) {
+      for (let seed = 1; seed <= run.count(10, 300); seed++) {
+        const attacker = await run.attack();
         await attacker.bytes(pattern(65536, seed * 7919));
         await attacker.end();
         await attacker.gone(`seed ${seed}`);
@@ -227,14 +233,14 @@ export const framing: readonly Case[] = [
     name: "bit-flips",
     attack: "a sound exchange with one bit flipped, then the end of the connection, 300 times",
     expected: "every session ends, every call settles",
-    async run(lab) {
-      for (let seed = 0; seed < lab.count(20, 300); seed++) {
-        const attacker = await lab.dial();
+    async run(run) {
+      for (let seed = 0; seed < run.count(20, 300); seed++) {
+        const attacker = await run.dial();
         const all = concat([
-          ...lab.opening(attacker, lab.id(0), pattern(100)),
+          ...run.opening(attacker, run.id(0), pattern(100)),
           attacker.frame(NOP, 0),
-          ...lab.opening(attacker, lab.id(1), pattern(100)),
-          attacker.frame(FIN, lab.id(0)),
+          ...run.opening(attacker, run.id(1), pattern(100)),
+          attacker.frame(FIN, run.id(0)),
         ]);
         const bit = seed * 1009 % (all.length * 8);
         all[bit >> 3]! ^= 1 << (bit & 7);
@@ -250,18 +256,18 @@ export const framing: readonly Case[] = [
     attack: "a header, one byte every tenth of the timeout",
     expected: "closed within twice the timeout: bytes of an unfinished header are no life",
     timed: true,
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       const bytes = attacker.frame(NOP, 0);
       const started = attacker.received;
       for (let n = 0; n < 7; n++) {
         await attacker.bytes(bytes.subarray(n, n + 1));
-        await lab.taken(attacker);
-        await lab.pass(TIMEOUT / 10);
+        await run.taken(attacker);
+        await run.pass(TIMEOUT / 10);
       }
-      await lab.lives(`after ${attacker.received - started} bytes`);
-      await lab.pass(TIMEOUT * 0.8);
-      await lab.closes(attacker, "TimeoutError");
+      await run.lives(`after ${attacker.received - started} bytes`);
+      await run.pass(TIMEOUT * 0.8);
+      await run.closes(attacker, "TimeoutError");
     },
   },
 ];

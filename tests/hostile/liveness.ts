@@ -8,18 +8,18 @@ import { assert, assertEquals, assertGreater, assertGreaterOrEqual, assertLess, 
 import { concat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
-import { percentile } from "../figures.ts";
+import { percentile } from "../stats.ts";
 import { MiB, pattern, READ_BUFFER, WRITE_BUFFER } from "../support.ts";
 import { type Attacker, many, PIECE, soon } from "./attacker.ts";
-import { type Case, type Lab, ON_THE_WAY, receiveBuffer, TIMEOUT } from "./lab.ts";
+import { type AttackRun, type Case, ON_THE_WAY, receiveBuffer, TIMEOUT } from "./attack_run.ts";
 
 // Full of empty frames it is a few milliseconds.
 const MOST_IN_A_TURN = 2 * MiB;
 
 /** Opens so many streams and sends each its whole first window, to be echoed; settles when all is sent or cut. */
-async function burden(lab: Lab, attacker: Attacker, count: number, first = 1): Promise<void> {
+async function burden(run: AttackRun, attacker: Attacker, count: number, first = 1): Promise<void> {
   for (let n = 0; n < count && !attacker.isEnded; n++) {
-    const id = lab.id(first + n);
+    const id = run.id(first + n);
     await attacker.bytes(attacker.frame(SYN, id));
     for (let sent = 0; sent < INITIAL_WINDOW; sent += PIECE) {
       await attacker.bytes(attacker.frame(PSH, id, pattern(PIECE, id + sent)));
@@ -28,10 +28,10 @@ async function burden(lab: Lab, attacker: Attacker, count: number, first = 1): P
 }
 
 /** Burdens it while nothing is read, until it does not read any more itself. */
-async function stall(lab: Lab, attacker: Attacker, count: number) {
+async function stall(run: AttackRun, attacker: Attacker, count: number) {
   attacker.hold();
-  const burdening = burden(lab, attacker, count);
-  const { last } = await lab.reached(({ last }) => last!.readPaused);
+  const burdening = burden(run, attacker, count);
+  const { last } = await run.reached(({ last }) => last!.readPaused);
   return { burdening, last };
 }
 
@@ -43,17 +43,17 @@ export const liveness: readonly Case[] = [
     attack: "256 MiB to be echoed, nothing of it ever read",
     expected: "what is taken is bounded by maxReceiveBuffer, the buffers and what the socket took; others go on",
     session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
-    async run(lab) {
-      const attacker = await lab.attack();
-      const { burdening, last } = await stall(lab, attacker, lab.count(128, 1024));
+    async run(run) {
+      const attacker = await run.attack();
+      const { burdening, last } = await stall(run, attacker, run.count(128, 1024));
       const held = last!.bytesReceived - last!.bytesSent;
       // Each echo holds a buffer of its own besides.
-      const most = receiveBuffer(lab.isFull) + ON_THE_WAY + 2 * READ_BUFFER + (last!.streams + 1) * READ_BUFFER;
+      const most = receiveBuffer(run.isFull) + ON_THE_WAY + 2 * READ_BUFFER + (last!.streams + 1) * READ_BUFFER;
       assertLessOrEqual(held, most);
-      assertLessOrEqual(last!.bytesUnread, receiveBuffer(lab.isFull) + READ_BUFFER);
+      assertLessOrEqual(last!.bytesUnread, receiveBuffer(run.isFull) + READ_BUFFER);
       assertLessOrEqual(last!.bytesUnsent, ON_THE_WAY);
-      lab.notes.push(`${(attacker.written / MiB).toFixed(1)} MiB accepted, ${(held / MiB).toFixed(1)} held`);
-      await lab.fresh();
+      run.notes.push(`${(attacker.written / MiB).toFixed(1)} MiB accepted, ${(held / MiB).toFixed(1)} held`);
+      await run.fresh();
       attacker.close();
       await burdening;
     },
@@ -64,21 +64,21 @@ export const liveness: readonly Case[] = [
     attack: "a million times SYN, data and FIN, nothing ever read",
     expected: "reading stops when 1024 refusals wait; closed when the write stalls; memory + 64 MiB at most",
     timed: true,
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       attacker.hold();
       const frames = concat([attacker.frame(SYN, 0), attacker.frame(PSH, 0, pattern(16)), attacker.frame(FIN, 0)]);
       const attack = (async () => {
         for (let sent = 0; sent < 1_000_000 && !attacker.isEnded; sent += 1024) {
-          await attacker.bytes(many(1024, lab.id(1 + sent), frames));
+          await attacker.bytes(many(1024, run.id(1 + sent), frames));
         }
       })();
-      const { last } = await lab.reached(({ last, ends }) => last!.readPaused || ends.length > 0);
+      const { last } = await run.reached(({ last, ends }) => last!.readPaused || ends.length > 0);
       assert(last!.readPaused, "It never stopped reading");
-      lab.notes.push(`${last!.refused} refused, ${last!.accepted} accepted`);
-      await lab.fresh();
-      await lab.pass(TIMEOUT * 1.5);
-      const { ends } = await lab.over();
+      run.notes.push(`${last!.refused} refused, ${last!.accepted} accepted`);
+      await run.fresh();
+      await run.pass(TIMEOUT * 1.5);
+      const { ends } = await run.over();
       assert(ends.at(-1)!.includes("made no progress"), ends.at(-1));
       attacker.resume();
       await attack;
@@ -90,18 +90,18 @@ export const liveness: readonly Case[] = [
     name: "both-write",
     attack: "8 MiB to be echoed, which the peer does not read until it has written all of it",
     expected: "every byte comes: reading never waits for a write",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const count = lab.count(8, 32);
-      for (let n = 1; n <= count; n++) attacker.heard(lab.id(n));
+    async run(run) {
+      const attacker = await run.attack();
+      const count = run.count(8, 32);
+      for (let n = 1; n <= count; n++) attacker.heard(run.id(n));
       attacker.hold();
-      await burden(lab, attacker, count);
+      await burden(run, attacker, count);
       attacker.resume();
       for (let n = 1; n <= count; n++) {
-        const heard = attacker.heard(lab.id(n));
-        await attacker.until(() => heard.bytes === INITIAL_WINDOW, `the echo of stream ${lab.id(n)}`);
+        const heard = attacker.heard(run.id(n));
+        await attacker.until(() => heard.bytes === INITIAL_WINDOW, `the echo of stream ${run.id(n)}`);
       }
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
     },
   },
   {
@@ -111,15 +111,15 @@ export const liveness: readonly Case[] = [
     expected:
       "closed when nothing was read and no write made progress for the timeout; every writer rejects; close() settles",
     timed: true,
-    async run(lab) {
-      const attacker = await lab.attack();
-      const { burdening } = await stall(lab, attacker, 128);
-      await lab.pass(TIMEOUT / 2);
-      await lab.lives();
-      await lab.pass(TIMEOUT);
-      const { ends } = await lab.over();
+    async run(run) {
+      const attacker = await run.attack();
+      const { burdening } = await stall(run, attacker, 128);
+      await run.pass(TIMEOUT / 2);
+      await run.lives();
+      await run.pass(TIMEOUT);
+      const { ends } = await run.over();
       assert(ends.at(-1)!.includes("made no progress"), ends.at(-1));
-      assertLess(await lab.victim.shut(), 100);
+      assertLess(await run.victim.shut(), 100);
       attacker.resume();
       await burdening;
     },
@@ -131,21 +131,21 @@ export const liveness: readonly Case[] = [
     expected: "the session lives, and holds two buffers for the peer; the stream goes on when the peer reads again",
     timed: true,
     app: "pour",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       const heard = attacker.heard(id);
       attacker.hold();
       await attacker.bytes(attacker.frame(SYN, id));
-      if (lab.version === 2) await attacker.bytes(attacker.update(id, 0, MAX_WINDOW));
-      await lab.reached(({ last }) => last!.bytesUnsent > WRITE_BUFFER / 2);
+      if (run.version === 2) await attacker.bytes(attacker.update(id, 0, MAX_WINDOW));
+      await run.reached(({ last }) => last!.bytesUnsent > WRITE_BUFFER / 2);
       for (let n = 0; n < 6; n++) {
-        await lab.pass(TIMEOUT * (lab.isFull ? 0.6 : 0.9));
-        await lab.nop(attacker);
-        await lab.taken(attacker);
-        await lab.lives();
+        await run.pass(TIMEOUT * (run.isFull ? 0.6 : 0.9));
+        await run.nop(attacker);
+        await run.taken(attacker);
+        await run.lives();
       }
-      const { last } = await lab.victim.state();
+      const { last } = await run.victim.state();
       assertLessOrEqual(last!.bytesUnsent, 2 * WRITE_BUFFER);
       const { bytes } = heard;
       attacker.resume();
@@ -158,13 +158,13 @@ export const liveness: readonly Case[] = [
     attack: "a socket that takes nothing more, while the victim closes in order",
     expected: "close() settles within its timeout",
     timed: true,
-    async run(lab) {
-      const attacker = await lab.attack();
-      const { burdening } = await stall(lab, attacker, 128);
-      const shutting = lab.victim.shut();
-      await lab.pass(TIMEOUT * 1.5);
+    async run(run) {
+      const attacker = await run.attack();
+      const { burdening } = await stall(run, attacker, 128);
+      const shutting = run.victim.shut();
+      await run.pass(TIMEOUT * 1.5);
       await soon(shutting, "close()");
-      await lab.over();
+      await run.over();
       attacker.resume();
       await burdening;
     },
@@ -178,17 +178,17 @@ export const liveness: readonly Case[] = [
     timed: true,
     app: "hold",
     session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       await attacker.bytes(attacker.frame(SYN, id));
-      const pouring = attacker.pour(id, receiveBuffer(lab.isFull) + PIECE);
-      await lab.reached(({ last }) => last!.readPaused);
-      for (let n = 0; n < 5; n++) await lab.pass(TIMEOUT);
-      await lab.lives();
-      await lab.victim.drop(id);
+      const pouring = attacker.pour(id, receiveBuffer(run.isFull) + PIECE);
+      await run.reached(({ last }) => last!.readPaused);
+      for (let n = 0; n < 5; n++) await run.pass(TIMEOUT);
+      await run.lives();
+      await run.victim.drop(id);
       await pouring;
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
     },
   },
   {
@@ -197,9 +197,9 @@ export const liveness: readonly Case[] = [
     attack: "silence",
     expected: "closed between the timeout and twice that; no timer left",
     timed: true,
-    async run(lab) {
-      const attacker = await lab.attack();
-      await lab.timesOut(attacker);
+    async run(run) {
+      const attacker = await run.attack();
+      await run.timesOut(attacker);
     },
   },
   {
@@ -208,10 +208,10 @@ export const liveness: readonly Case[] = [
     attack: "a connection on which not one byte ever comes",
     expected: "closed between the timeout and twice that; no timer left",
     timed: true,
-    async run(lab) {
-      const attacker = await lab.dial();
-      await lab.reached(({ open }) => open === 1);
-      await lab.timesOut(attacker);
+    async run(run) {
+      const attacker = await run.dial();
+      await run.reached(({ open }) => open === 1);
+      await run.timesOut(attacker);
     },
   },
   {
@@ -221,15 +221,15 @@ export const liveness: readonly Case[] = [
     expected: "no false death",
     timed: true,
     isAwake: false,
-    async run(lab) {
-      const attacker = await lab.attack();
-      const frozen = lab.freeze(TIMEOUT * 2.5);
-      await lab.nop(attacker);
+    async run(run) {
+      const attacker = await run.attack();
+      const frozen = run.freeze(TIMEOUT * 2.5);
+      await run.nop(attacker);
       await frozen;
-      await lab.echoes(attacker);
-      await lab.pass(TIMEOUT * 0.9);
-      await lab.lives();
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
+      await run.pass(TIMEOUT * 0.9);
+      await run.lives();
+      await run.echoes(attacker);
     },
   },
   {
@@ -239,28 +239,28 @@ export const liveness: readonly Case[] = [
     expected: "what it is sent keeps it alive; the victim closes when the peer itself is silent",
     timed: true,
     app: "pour",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       const heard = attacker.heard(id);
       let slowest = 0;
       await attacker.bytes(attacker.frame(SYN, id));
       for (let n = 0; n < 8; n++) {
         // More than it can write until the next one.
-        if (lab.version === 2) await attacker.bytes(attacker.update(id, heard.bytes, MAX_WINDOW));
+        if (run.version === 2) await attacker.bytes(attacker.update(id, heard.bytes, MAX_WINDOW));
         const { bytes } = heard;
         await attacker.until(() => heard.bytes > bytes + MiB, "more data");
         const said = performance.now();
-        await lab.nop(attacker);
-        await lab.taken(attacker);
+        await run.nop(attacker);
+        await run.taken(attacker);
         slowest = Math.max(slowest, performance.now() - said);
         // Not much less than the timeout; where time is real, a machine that moves gigabytes is late with everything.
-        await lab.pass(TIMEOUT * (lab.isFull ? 0.6 : 0.9));
-        await lab.lives();
+        await run.pass(TIMEOUT * (run.isFull ? 0.6 : 0.9));
+        await run.lives();
       }
-      lab.notes.push(`a NOP was heard within ${slowest.toFixed(1)} ms`);
-      await lab.pass(TIMEOUT);
-      await lab.closes(attacker, "TimeoutError");
+      run.notes.push(`a NOP was heard within ${slowest.toFixed(1)} ms`);
+      await run.pass(TIMEOUT);
+      await run.closes(attacker, "TimeoutError");
     },
   },
   {
@@ -268,18 +268,18 @@ export const liveness: readonly Case[] = [
     name: "fin-order",
     attack: "100 000 short streams to be echoed, the FIN right behind the data",
     expected: "for each all its bytes, then its FIN, then nothing",
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       const data = pattern(100);
       const frames = concat([attacker.frame(SYN, 0), attacker.frame(PSH, 0, data), attacker.frame(FIN, 0)]);
       const batch = 500;
-      for (let first = 1; first < lab.count(500, 100_000); first += batch) {
-        const heard = Array.from({ length: batch }, (_, n) => attacker.heard(lab.id(first + n)));
-        await attacker.bytes(many(batch, lab.id(first), frames));
+      for (let first = 1; first < run.count(500, 100_000); first += batch) {
+        const heard = Array.from({ length: batch }, (_, n) => attacker.heard(run.id(first + n)));
+        await attacker.bytes(many(batch, run.id(first), frames));
         await attacker.until(() => heard.every(({ fins }) => fins === 1), "the end of every echo");
-        await lab.echoes(attacker);
+        await run.echoes(attacker);
         for (const { bytes, late } of heard) assertEquals([bytes, late], [data.length, 0]);
-        for (let n = 0; n < batch; n++) attacker.forget(lab.id(first + n));
+        for (let n = 0; n < batch; n++) attacker.forget(run.id(first + n));
       }
     },
   },
@@ -289,19 +289,19 @@ export const liveness: readonly Case[] = [
     attack: "300 KB, FIN and the end of the connection at once, 10 000 times",
     expected: "the application reads all of it, and the FIN",
     app: "sink",
-    async run(lab) {
-      const times = lab.count(5, 10_000);
+    async run(run) {
+      const times = run.count(5, 10_000);
       for (let n = 1; n <= times; n++) {
-        const attacker = await lab.attack();
-        const id = lab.id(1);
+        const attacker = await run.attack();
+        const id = run.id(1);
         // On version 2 more than a window at once is more than is allowed, but within what is borne.
         const pieces = Array.from({ length: 10 }, () => attacker.frame(PSH, id, pattern(30_000)));
         await attacker.bytes(attacker.frame(SYN, id), ...pieces, attacker.frame(FIN, id));
         await attacker.end();
         await attacker.gone(`time ${n}`);
-        lab.forget(attacker);
+        run.forget(attacker);
       }
-      const { sunk, whole } = await lab.over();
+      const { sunk, whole } = await run.over();
       assertEquals([sunk, whole], [times * 300_000, times]);
     },
   },
@@ -310,21 +310,21 @@ export const liveness: readonly Case[] = [
     name: "close-flushes",
     attack: "a peer that begins to read when the victim has written 200 KB and closed",
     expected: "all of it comes, then FIN, then the end",
-    async run(lab) {
-      for (let n = 0; n < lab.count(5, 1000); n++) {
-        const attacker = await lab.attack();
-        const own = lab.role === "client" ? 3 : 2;
+    async run(run) {
+      for (let n = 0; n < run.count(5, 1000); n++) {
+        const attacker = await run.attack();
+        const own = run.role === "client" ? 3 : 2;
         const heard = attacker.heard(own);
         attacker.hold();
-        const said = lab.victim.say(200_000);
-        await lab.reached(({ last }) => last!.opened === 1);
+        const said = run.victim.say(200_000);
+        await run.reached(({ last }) => last!.opened === 1);
         attacker.resume();
         await attacker.until(() => heard.fins === 1, "the FIN");
         assertEquals(heard.bytes, 200_000);
         await attacker.end();
         await soon(said, "close()");
         await attacker.gone("after close()");
-        lab.forget(attacker);
+        run.forget(attacker);
       }
     },
   },
@@ -334,24 +334,24 @@ export const liveness: readonly Case[] = [
     attack: "100 streams to which the victim writes without end",
     expected: "all progress alike (Jain's index at least 0.95); the canary echoes within 20 ms",
     app: "pour",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const heard = Array.from({ length: 100 }, (_, n) => attacker.heard(lab.id(1 + n)));
+    async run(run) {
+      const attacker = await run.attack();
+      const heard = Array.from({ length: 100 }, (_, n) => attacker.heard(run.id(1 + n)));
       for (let n = 1; n <= heard.length; n++) {
-        await attacker.bytes(attacker.frame(SYN, lab.id(n)));
-        if (lab.version === 2) await attacker.bytes(attacker.update(lab.id(n), 0, MAX_WINDOW));
+        await attacker.bytes(attacker.frame(SYN, run.id(n)));
+        if (run.version === 2) await attacker.bytes(attacker.update(run.id(n), 0, MAX_WINDOW));
       }
       // Those that begin first have the sockets' buffers to themselves: what counts is when all are at it.
       await attacker.until(() => heard.every(({ bytes }) => bytes > 0), "data of every stream");
       const before = heard.map(({ bytes }) => bytes);
       const shares = () => heard.map(({ bytes }, n) => bytes - before[n]!);
       const sum = (values: number[]) => values.reduce((sum, value) => sum + value, 0);
-      const total = lab.count(64, 8192) * MiB;
-      while (sum(shares()) < total) await lab.echoes(attacker);
+      const total = run.count(64, 8192) * MiB;
+      while (sum(shares()) < total) await run.echoes(attacker);
       const jain = sum(shares()) ** 2 / (heard.length * sum(shares().map((share) => share ** 2)));
-      lab.notes.push(`Jain's index ${jain.toFixed(4)}`);
+      run.notes.push(`Jain's index ${jain.toFixed(4)}`);
       assertGreater(jain, 0.95);
-      if (lab.isFull) assertLess(percentile(lab.figures.canary, 0.99), 20);
+      if (run.isFull) assertLess(percentile(run.figures.canary, 0.99), 20);
     },
   },
   {
@@ -359,14 +359,14 @@ export const liveness: readonly Case[] = [
     name: "concurrent-close",
     attack: "every order of closing a stream and a session, with every operation pending, and the peer's hanging up",
     expected: "every operation settles, and only with the errors that there are for it",
-    async run(lab) {
+    async run(run) {
       const acts = ["stream.close", "stream.closeWrite", "session.close", "abort"];
-      for (let round = 0; round < lab.count(1, 20); round++) {
+      for (let round = 0; round < run.count(1, 20); round++) {
         for (const order of permutations(acts)) {
           // Without abort it is the peer who ends it.
           for (const some of [order, order.filter((act) => act !== "abort")]) {
-            const attacker = await lab.attack();
-            const colliding = lab.victim.collide(some);
+            const attacker = await run.attack();
+            const colliding = run.victim.collide(some);
             // Its end is part of the collision; before the stream is open there would be none.
             await Promise.race([attacker.ended, attacker.until(() => attacker.counts[SYN]! > 0, "the stream")]);
             await attacker.end();
@@ -375,7 +375,7 @@ export const liveness: readonly Case[] = [
               assert(isKnown, `${outcome} after ${some}`);
             }
             await attacker.gone(`${some}`);
-            lab.forget(attacker);
+            run.forget(attacker);
           }
         }
       }
@@ -386,12 +386,12 @@ export const liveness: readonly Case[] = [
     name: `capture-${kind}`,
     attack: `empty frames over a transport (${kind}) that always has more at once`,
     expected: "others have their turn every 2 MiB at least, and within 50 ms",
-    async run(lab) {
-      const bytes = lab.count(16, 512) * MiB;
-      const { turns, gap } = await lab.victim.capture(kind, bytes);
-      lab.notes.push(`${turns} turns, at most ${gap.toFixed(1)} ms apart`);
+    async run(run) {
+      const bytes = run.count(16, 512) * MiB;
+      const { turns, gap } = await run.victim.capture(kind, bytes);
+      run.notes.push(`${turns} turns, at most ${gap.toFixed(1)} ms apart`);
       assertGreaterOrEqual(turns, bytes / MOST_IN_A_TURN, `Turns for others in ${bytes} bytes: ${turns}`);
-      if (lab.isFull) assertLess(gap, 50, `ms without a turn: ${gap.toFixed(1)}`);
+      if (run.isFull) assertLess(gap, 50, `ms without a turn: ${gap.toFixed(1)}`);
     },
   })),
   {
@@ -399,10 +399,10 @@ export const liveness: readonly Case[] = [
     name: "capture-socket",
     attack: "NOPs over a socket that always has more",
     expected: "a fresh session echoes within 50 ms",
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       const bytes = many(8192, 0, attacker.frame(NOP, 0), 0);
-      await lab.flood(attacker, lab.count(10_000, 8_000_000), () => bytes, { batch: 8192, goesOn: true });
+      await run.flood(attacker, run.count(10_000, 8_000_000), () => bytes, { batch: 8192, goesOn: true });
     },
   },
   {
@@ -413,25 +413,25 @@ export const liveness: readonly Case[] = [
     expected: "each is held back by itself: memory + 64 MiB for each at most; a fresh session echoes within 250 ms",
     memory: 100 * 64,
     freshWithin: 250,
-    async run(lab) {
+    async run(run) {
       const attackers: Attacker[] = [];
-      while (attackers.length < 100) attackers.push(await lab.attack());
+      while (attackers.length < 100) attackers.push(await run.attack());
       for (const attacker of attackers) attacker.hold();
       const [one] = attackers;
       const [syn, fin, nop] = ([SYN, FIN, NOP] as const).map((command) => one!.frame(command, 0));
       const floods = [concat([syn!, one!.frame(PSH, 0, pattern(16)), fin!]), concat([syn!, fin!])];
-      const data = many(1024, lab.id(0), one!.frame(PSH, 0, pattern(1)), 0);
+      const data = many(1024, run.id(0), one!.frame(PSH, 0, pattern(1)), 0);
       const nops = many(1024, 0, nop!, 0);
-      const rounds = lab.count(2, 200);
-      await lab.besides(async (visits) => {
-        for (let round = 0; round < rounds || (lab.isFull && visits.length < 100); round++) {
-          const batches = [...floods.map((frames) => many(256, lab.id(1 + round * 256), frames)), data, nops];
+      const rounds = run.count(2, 200);
+      await run.besides(async (visits) => {
+        for (let round = 0; round < rounds || (run.isFull && visits.length < 100); round++) {
+          const batches = [...floods.map((frames) => many(256, run.id(1 + round * 256), frames)), data, nops];
           // One that is not read any more has its bytes in the socket, or waits: nobody waits for it.
           attackers.forEach((attacker, n) => attacker.bytes(batches[n % batches.length]!));
-          await lab.victim.state();
+          await run.victim.state();
         }
       });
-      assertEquals((await lab.victim.state()).open, attackers.length);
+      assertEquals((await run.victim.state()).open, attackers.length);
     },
   },
   {
@@ -440,19 +440,19 @@ export const liveness: readonly Case[] = [
     attack: "8192 streams that are waited on, then the end of the connection",
     expected: "every call settles; no more than 100 ms pass in which others have no turn",
     memory: 128,
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       const batch = 512;
       for (let first = 1; first < 8192; first += batch) {
-        await attacker.bytes(many(batch, lab.id(first), attacker.frame(SYN, 0)));
-        await lab.echoes(attacker);
+        await attacker.bytes(many(batch, run.id(first), attacker.frame(SYN, 0)));
+        await run.echoes(attacker);
       }
-      assertEquals((await lab.victim.state()).last!.streams, 8192);
-      await lab.victim.mark();
+      assertEquals((await run.victim.state()).last!.streams, 8192);
+      await run.victim.mark();
       attacker.close();
-      const { gap } = await lab.over();
-      lab.notes.push(`${gap.toFixed(1)} ms without a turn`);
-      if (lab.isFull) assertLess(gap, 100, `ms without a turn: ${gap.toFixed(1)}`);
+      const { gap } = await run.over();
+      run.notes.push(`${gap.toFixed(1)} ms without a turn`);
+      if (run.isFull) assertLess(gap, 100, `ms without a turn: ${gap.toFixed(1)}`);
     },
   },
 ];

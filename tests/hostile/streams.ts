@@ -9,34 +9,34 @@ import { concat, repeat } from "@std/bytes";
 import { FIN, PSH, SYN } from "../../frame.ts";
 import { MiB, pattern } from "../support.ts";
 import { type Attacker, many } from "./attacker.ts";
-import type { Case, Lab } from "./lab.ts";
+import type { AttackRun, Case } from "./attack_run.ts";
 
 const MOST_STREAMS = 8192;
 const BACKLOG = 1024;
 
 /** A SYN that must end the session. */
-function misnumbered(name: string, attack: string, id: (lab: Lab) => number): Case {
+function misnumbered(name: string, attack: string, id: (run: AttackRun) => number): Case {
   return {
     id: "B5",
     name,
     attack,
     expected: "a ProtocolError, closed within 100 ms; the victim's own streams hear nothing of it",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const own = await lab.victim.open();
+    async run(run) {
+      const attacker = await run.attack();
+      const own = await run.victim.open();
       await attacker.until(() => attacker.counts[SYN] === 1, "the victim's own stream");
-      await attacker.bytes(attacker.frame(SYN, id(lab)));
-      await lab.closes(attacker, "ProtocolError");
+      await attacker.bytes(attacker.frame(SYN, id(run)));
+      await run.closes(attacker, "ProtocolError");
       assertEquals(attacker.heard(own).bytes, 0);
     },
   };
 }
 
 /** Opens streams and ends each at once, a million times; gives how many. */
-function resets(lab: Lab, attacker: Attacker): Promise<number> {
+function resets(run: AttackRun, attacker: Attacker): Promise<number> {
   const frames = concat([attacker.frame(SYN, 0), attacker.frame(FIN, 0)]);
-  const make = (first: number, count: number) => many(count, lab.id(1 + first), frames);
-  return lab.flood(attacker, lab.count(5000, 1_000_000), make, { frames: 2, goesOn: true });
+  const make = (first: number, count: number) => many(count, run.id(1 + first), frames);
+  return run.flood(attacker, run.count(5000, 1_000_000), make, { frames: 2, goesOn: true });
 }
 
 /** Frames for streams that there are not. */
@@ -48,18 +48,18 @@ function unknown(name: string, attack: string, make: (attacker: Attacker, id: nu
     expected: "dropped, uncharged and unanswered; heap + 8 MiB at most; the canary echoes",
     // Of which what the others take, who visit meanwhile, is the larger part.
     memory: 16,
-    async run(lab) {
-      const attacker = await lab.attack();
-      const own = lab.role === "server" ? 2 ** 32 - 2 : 2 ** 32 - 1;
-      const before = await lab.victim.state();
-      const bytes = concat([lab.id(5), own, 0].map((id) => make(attacker, id)));
+    async run(run) {
+      const attacker = await run.attack();
+      const own = run.role === "server" ? 2 ** 32 - 2 : 2 ** 32 - 1;
+      const before = await run.victim.state();
+      const bytes = concat([run.id(5), own, 0].map((id) => make(attacker, id)));
       const batch = repeat(bytes, Math.max(1, Math.floor(65536 / bytes.length)));
       const pieces = batch.length / bytes.length * 3;
-      await lab.flood(attacker, lab.count(2, 256) * pieces, () => batch, { batch: pieces, goesOn: true });
-      const { last, peakHeap } = await lab.victim.state();
+      await run.flood(attacker, run.count(2, 256) * pieces, () => batch, { batch: pieces, goesOn: true });
+      const { last, peakHeap } = await run.victim.state();
       assertEquals(last!.bytesUnread, 0);
       assertEquals(last!.streams, 1);
-      if (lab.isFull) assertLessOrEqual(peakHeap - before.heap, 8 * MiB);
+      if (run.isFull) assertLessOrEqual(peakHeap - before.heap, 8 * MiB);
       // The canary's echo, and on version 2 its updates.
       assert(last!.framesSent - before.last!.framesSent <= 2, `${last!.framesSent - before.last!.framesSent} frames`);
     },
@@ -74,15 +74,15 @@ export const streams: readonly Case[] = [
     attack: "a million SYNs",
     expected: "8192 streams at most, all others refused with FIN; memory + 128 MiB at most; the canary echoes",
     memory: 128,
-    async run(lab) {
-      const attacker = await lab.attack();
-      const sent = await lab.flood(
+    async run(run) {
+      const attacker = await run.attack();
+      const sent = await run.flood(
         attacker,
-        lab.count(10_000, 1_000_000),
-        (first, count) => many(count, lab.id(1 + first), attacker.frame(SYN, 0)),
+        run.count(10_000, 1_000_000),
+        (first, count) => many(count, run.id(1 + first), attacker.frame(SYN, 0)),
         { goesOn: true },
       );
-      const { last } = await lab.victim.state();
+      const { last } = await run.victim.state();
       assert(last!.streams <= MOST_STREAMS, `${last!.streams} streams`);
       assertEquals(last!.accepted + last!.refused, 1 + sent);
       await attacker.until(() => attacker.counts[FIN] === last!.refused, "a FIN for each that was refused");
@@ -94,15 +94,15 @@ export const streams: readonly Case[] = [
     attack: "as many SYNs, each with data, no faster than the application accepts",
     expected: "exactly 8192 streams, the rest refused with FIN; memory + 128 MiB at most; the canary echoes",
     memory: 128,
-    async run(lab) {
-      const attacker = await lab.attack();
-      const count = lab.count(10_000, 1_000_000);
+    async run(run) {
+      const attacker = await run.attack();
+      const count = run.count(10_000, 1_000_000);
       const batch = BACKLOG / 2;
       for (let sent = 0; sent < count; sent += batch) {
-        await attacker.bytes(many(batch, lab.id(1 + sent), concat(lab.opening(attacker, 0, pattern(8)))));
-        await lab.echoes(attacker);
+        await attacker.bytes(many(batch, run.id(1 + sent), concat(run.opening(attacker, 0, pattern(8)))));
+        await run.echoes(attacker);
       }
-      const { last } = await lab.victim.state();
+      const { last } = await run.victim.state();
       assertEquals(last!.streams, MOST_STREAMS);
       assertEquals(attacker.counts[FIN], last!.refused);
     },
@@ -112,12 +112,12 @@ export const streams: readonly Case[] = [
     name: "rapid-reset",
     attack: "a million SYNs, each with its FIN, at an application that accepts",
     expected: "each ended in turn, none left; memory + 64 MiB at most; the canary echoes",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const sent = await resets(lab, attacker);
+    async run(run) {
+      const attacker = await run.attack();
+      const sent = await resets(run, attacker);
       await attacker.until(() => attacker.counts[FIN] === sent, "a FIN for each");
-      const { last } = await lab.reached(({ last }) => last!.streams === 1);
-      lab.notes.push(`${last!.accepted} accepted, ${last!.refused} refused`);
+      const { last } = await run.reached(({ last }) => last!.streams === 1);
+      run.notes.push(`${last!.accepted} accepted, ${last!.refused} refused`);
     },
   },
   {
@@ -127,10 +127,10 @@ export const streams: readonly Case[] = [
     expected: "1024 wait, the rest are refused with FIN, at 5 µs each at most; the canary echoes",
     app: "ignore",
     perFrame: 5,
-    async run(lab) {
-      const attacker = await lab.attack();
-      const sent = await resets(lab, attacker);
-      const { last } = await lab.victim.state();
+    async run(run) {
+      const attacker = await run.attack();
+      const sent = await resets(run, attacker);
+      const { last } = await run.victim.state();
       assertEquals(last!.pendingAccept, BACKLOG);
       assertEquals(last!.refused, sent - BACKLOG);
       await attacker.until(() => attacker.counts[FIN] === sent - BACKLOG, "a FIN for each that was refused");
@@ -142,12 +142,12 @@ export const streams: readonly Case[] = [
     attack: "more streams than wait, each with data, at an application that accepts none",
     expected: "the rest refused, their data dropped; reading goes on; the canary echoes",
     app: "ignore",
-    async run(lab) {
-      const attacker = await lab.attack();
+    async run(run) {
+      const attacker = await run.attack();
       const data = pattern(64);
-      for (let n = 1; n <= 2 * BACKLOG; n++) await attacker.bytes(...lab.opening(attacker, lab.id(n), data));
-      await lab.echoes(attacker);
-      const { last } = await lab.victim.state();
+      for (let n = 1; n <= 2 * BACKLOG; n++) await attacker.bytes(...run.opening(attacker, run.id(n), data));
+      await run.echoes(attacker);
+      const { last } = await run.victim.state();
       assertEquals(last!.pendingAccept, BACKLOG);
       assertEquals(last!.refused, BACKLOG);
       assertEquals(last!.bytesUnread, BACKLOG * data.length);
@@ -159,29 +159,29 @@ export const streams: readonly Case[] = [
     name: "dup-syn",
     attack: "a thousand SYNs for a stream that is open",
     expected: "ignored: accepted once, echoed once",
-    async run(lab) {
-      const attacker = await lab.attack();
-      await attacker.bytes(repeat(attacker.frame(SYN, lab.id(0)), 1000));
-      await lab.echoes(attacker);
-      const heard = attacker.heard(lab.id(0));
+    async run(run) {
+      const attacker = await run.attack();
+      await attacker.bytes(repeat(attacker.frame(SYN, run.id(0)), 1000));
+      await run.echoes(attacker);
+      const heard = attacker.heard(run.id(0));
       assertEquals([heard.bytes, heard.fins], [64, 0]);
-      const { last } = await lab.victim.state();
+      const { last } = await run.victim.state();
       assertEquals([last!.accepted, last!.refused], [1, 0]);
     },
   },
-  misnumbered("wrong-parity", "a SYN for a stream that the victim itself has opened", (lab) => lab.id(0) ^ 1),
-  misnumbered("wrong-parity-unused", "a SYN with an id that the victim itself will use", (lab) => lab.id(100) ^ 1),
+  misnumbered("wrong-parity", "a SYN for a stream that the victim itself has opened", (run) => run.id(0) ^ 1),
+  misnumbered("wrong-parity-unused", "a SYN with an id that the victim itself will use", (run) => run.id(100) ^ 1),
   misnumbered("sid-zero", "a SYN with id 0", () => 0),
   {
     id: "B5",
     name: "sid-max",
     attack: "a stream with the largest id",
     expected: "a stream like any other",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.role === "server" ? 2 ** 32 - 1 : 2 ** 32 - 2;
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.role === "server" ? 2 ** 32 - 1 : 2 ** 32 - 2;
       const heard = attacker.heard(id, true);
-      await attacker.bytes(...lab.opening(attacker, id, pattern(100)), attacker.frame(FIN, id));
+      await attacker.bytes(...run.opening(attacker, id, pattern(100)), attacker.frame(FIN, id));
       await attacker.echoed(heard, pattern(100));
     },
   },
@@ -190,19 +190,19 @@ export const streams: readonly Case[] = [
     name: "sid-reuse",
     attack: "50 lives of one id, the next SYN as soon as the FIN of the last has come",
     expected: "each life is fresh, nothing of the one before reaches it, nothing comes after a FIN",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       const heard = attacker.heard(id, true);
-      for (let life = 1; life <= lab.count(50, 5000); life++) {
+      for (let life = 1; life <= run.count(50, 5000); life++) {
         heard.data = [];
         const data = pattern(500, life);
-        await attacker.bytes(...lab.opening(attacker, id, data), attacker.frame(FIN, id));
+        await attacker.bytes(...run.opening(attacker, id, data), attacker.frame(FIN, id));
         await attacker.echoed(heard, data, `the end of life ${life}`);
         assertEquals(heard.late, 0, `frames after the FIN of life ${life}`);
         heard.fins = 0;
       }
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
     },
   },
   {
@@ -211,12 +211,12 @@ export const streams: readonly Case[] = [
     attack: "a victim whose ids come to their end",
     expected: "its last id is used, then opening is a RangeError; ids do not begin anew; all else goes on",
     firstId: (role) => role === "client" ? 2 ** 32 - 3 : 2 ** 32 - 4,
-    async run(lab) {
-      const attacker = await lab.attack();
-      const ids = [await lab.victim.open(), await lab.victim.open()];
-      assertEquals(ids, lab.role === "client" ? [2 ** 32 - 3, 2 ** 32 - 1] : [2 ** 32 - 4, 2 ** 32 - 2]);
+    async run(run) {
+      const attacker = await run.attack();
+      const ids = [await run.victim.open(), await run.victim.open()];
+      assertEquals(ids, run.role === "client" ? [2 ** 32 - 3, 2 ** 32 - 1] : [2 ** 32 - 4, 2 ** 32 - 2]);
       for (let n = 0; n < 3; n++) {
-        const outcome = await lab.victim.open().catch((error) => `${error}`);
+        const outcome = await run.victim.open().catch((error) => `${error}`);
         assert(typeof outcome === "string" && outcome.includes("RangeError"), `Opened ${outcome}`);
       }
       for (const id of ids) {
@@ -224,9 +224,9 @@ export const streams: readonly Case[] = [
         await attacker.bytes(attacker.frame(PSH, id, pattern(10)));
         await attacker.until(() => heard.bytes === 10, "the echo of the last streams");
       }
-      await attacker.bytes(...lab.opening(attacker, lab.id(1), pattern(10)), attacker.frame(FIN, lab.id(1)));
+      await attacker.bytes(...run.opening(attacker, run.id(1), pattern(10)), attacker.frame(FIN, run.id(1)));
       await attacker.until(() => attacker.counts[FIN] === 1, "the end of a stream opened since");
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
       assertEquals(attacker.counts[SYN], 2);
     },
   },
@@ -255,14 +255,14 @@ export const streams: readonly Case[] = [
     attack: "data and UPDs for a stream after its FIN, while it is still open the other way",
     expected: "dropped and uncharged; the canary and others echo",
     app: "hold",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       await attacker.bytes(attacker.frame(SYN, id), attacker.frame(FIN, id));
       const data = attacker.frame(PSH, id, pattern(65535));
-      const bytes = lab.version === 2 ? concat([data, attacker.update(id, 0, 1)]) : data;
-      await lab.flood(attacker, lab.count(100, 1000), () => bytes, { batch: 1, goesOn: true });
-      const { last } = await lab.victim.state();
+      const bytes = run.version === 2 ? concat([data, attacker.update(id, 0, 1)]) : data;
+      await run.flood(attacker, run.count(100, 1000), () => bytes, { batch: 1, goesOn: true });
+      const { last } = await run.victim.state();
       assertEquals([last!.bytesUnread, last!.streams], [0, 2]);
     },
   },
@@ -271,14 +271,14 @@ export const streams: readonly Case[] = [
     name: "double-fin",
     attack: "a thousand FINs for one stream, before and after the victim's own",
     expected: "the first counts; answered once; the canary echoes",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const id = lab.id(1);
+    async run(run) {
+      const attacker = await run.attack();
+      const id = run.id(1);
       const heard = attacker.heard(id, true);
-      await attacker.bytes(...lab.opening(attacker, id, pattern(10)), repeat(attacker.frame(FIN, id), 500));
+      await attacker.bytes(...run.opening(attacker, id, pattern(10)), repeat(attacker.frame(FIN, id), 500));
       await attacker.until(() => heard.fins > 0, "the end of the echo");
       await attacker.bytes(repeat(attacker.frame(FIN, id), 500));
-      await lab.echoes(attacker);
+      await run.echoes(attacker);
       assertEquals([heard.bytes, heard.fins, heard.late], [10, 1, 0]);
     },
   },
@@ -288,16 +288,16 @@ export const streams: readonly Case[] = [
     attack: "streams that the victim closes, and for which the peer never sends FIN",
     expected: "each leaves the table at once; what comes for it later is dropped",
     app: "close",
-    async run(lab) {
-      const attacker = await lab.attack();
-      const count = lab.count(2000, 200_000);
+    async run(run) {
+      const attacker = await run.attack();
+      const count = run.count(2000, 200_000);
       for (let n = 1; n <= count; n += 1000) {
-        await attacker.bytes(many(1000, lab.id(n), attacker.frame(SYN, 0)));
+        await attacker.bytes(many(1000, run.id(n), attacker.frame(SYN, 0)));
         await attacker.until(() => attacker.counts[FIN] === n + 999, "the FIN of each");
-        await attacker.bytes(many(1000, lab.id(n), attacker.frame(PSH, 0, pattern(10))));
+        await attacker.bytes(many(1000, run.id(n), attacker.frame(PSH, 0, pattern(10))));
       }
-      await lab.echoes(attacker);
-      const { last } = await lab.victim.state();
+      await run.echoes(attacker);
+      const { last } = await run.victim.state();
       assertEquals([last!.streams, last!.accepted, last!.bytesUnread], [1, 1 + count, 0]);
     },
   },

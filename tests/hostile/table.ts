@@ -6,7 +6,7 @@
 
 import { flow } from "./flow.ts";
 import { framing } from "./framing.ts";
-import type { Case } from "./lab.ts";
+import type { Case } from "./attack_run.ts";
 import { liveness } from "./liveness.ts";
 import { streams } from "./streams.ts";
 

@@ -12,7 +12,7 @@ import { parseArgs } from "node:util";
 import { deadline } from "@std/async";
 import { runClient, runServer, type Tally, type Workload } from "./workloads.ts";
 import { explain, onUnhandled } from "../failures.ts";
-import { buildGo, hasGoPackage } from "../go.ts";
+import { buildGo, hasGoPackage } from "../go_build.ts";
 import { kill, lines, makeFolder } from "../programs.ts";
 import { MiB } from "../support.ts";
 

@@ -6,8 +6,8 @@
  */
 
 import { deadline } from "@std/async";
-import { median } from "../../figures.ts";
-import { buildGo, hasGoPackage, MEASURED } from "../../go.ts";
+import { median } from "../../stats.ts";
+import { buildGo, hasGoPackage, MEASURED } from "../../go_build.ts";
 import { Process } from "../../programs.ts";
 import type { Plan, Result, Role } from "./end.ts";
 import { progress } from "./program.ts";

@@ -58,7 +58,7 @@ export async function run(args: string[]): Promise<void> {
   if (args[0] === "--ask") return await ask(JSON.parse(args[1]!));
   if (args[0] === "--answer") return await answer(args[1] === "1" ? 1 : 2);
   const { streams: all } = parse(args, { streams: integer(100_000, 1000) });
-  await using folder = await makeFolder("held");
+  await using folder = await makeFolder("many-streams");
   const above: string[] = [];
   const go = await buildGoPeers(folder.path);
   if (go === undefined) console.log("Go or its smux is not here: nothing to compare with");
@@ -88,7 +88,7 @@ export async function run(args: string[]): Promise<void> {
   }
   const bounds = `${STREAM_BOUND} bytes of heap a stream and ${SESSION_BOUND} bytes a session`;
   if (above.length > 0) throw new Error(`Above ${bounds}: ${above.join("; ")}`);
-  console.log(`held: every stream answered, within ${bounds}`);
+  console.log(`many_streams: every stream answered, within ${bounds}`);
 }
 
 // A plan for memory has no use for these.
@@ -107,7 +107,7 @@ async function measure(plan: Cell): Promise<Costs> {
 
 function start(args: string[], stdin: "null" | "piped"): Deno.Command {
   return new Deno.Command(Deno.execPath(), {
-    args: program("held", ...args),
+    args: program("many_streams", ...args),
     stdin,
     stdout: "piped",
     signal: AbortSignal.timeout(PATIENCE),

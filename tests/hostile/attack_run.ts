@@ -9,7 +9,7 @@ import { delay } from "@std/async";
 import { setImmediate } from "node:timers/promises";
 import type { SessionOptions } from "../../mod.ts";
 import { NOP, PSH, SYN, type Version } from "../../frame.ts";
-import { percentile } from "../figures.ts";
+import { percentile } from "../stats.ts";
 import { ManualClock, MiB, WRITE_BUFFER } from "../support.ts";
 import { Attacker, PATIENCE } from "./attacker.ts";
 import { Bystander, type Errand, visit } from "./bystander.ts";
@@ -42,7 +42,7 @@ export interface Case {
   perFrame?: number;
   /** Most milliseconds of a fresh echo (p99), 50 unless told. */
   freshWithin?: number;
-  run(lab: Lab): Promise<void>;
+  run(run: AttackRun): Promise<void>;
 }
 
 /** What was measured. */
@@ -94,7 +94,7 @@ const SHARE = 0.5;
 const MEASURED = 400;
 
 /** One run of a case. */
-export class Lab implements AsyncDisposable {
+export class AttackRun implements AsyncDisposable {
   readonly role: Role;
   readonly version: Version;
   /** Whether the counts are those of the deep run. */
@@ -120,7 +120,7 @@ export class Lab implements AsyncDisposable {
 
   /** Runs a case, and judges it by what holds for every one as well. */
   static async run(which: Case, role: Role, version: Version, isFull: boolean): Promise<void> {
-    const { failure } = await Lab.try(which, role, version, isFull);
+    const { failure } = await AttackRun.try(which, role, version, isFull);
     if (failure !== undefined) throw failure;
   }
 
@@ -131,15 +131,15 @@ export class Lab implements AsyncDisposable {
     version: Version,
     isFull: boolean,
   ): Promise<{ failure: unknown; figures: Figures; notes: string[] }> {
-    const lab = new Lab(which, role, version, isFull);
+    const run = new AttackRun(which, role, version, isFull);
     let failure: unknown;
     try {
-      await using _ = lab;
-      await lab.#run();
+      await using _ = run;
+      await run.#run();
     } catch (error) {
       failure = error;
     }
-    return { failure, figures: lab.figures, notes: lab.notes };
+    return { failure, figures: run.figures, notes: run.notes };
   }
 
   async #run(): Promise<void> {

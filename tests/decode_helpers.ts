@@ -51,7 +51,7 @@ export function decode(chunks: Iterable<Uint8Array>, version?: Version): Decoded
 }
 
 /** The bytes in one piece, cut in two at every place (an empty piece among them), and one by one. */
-export function* cuts(bytes: Uint8Array): Generator<Uint8Array[]> {
+export function* chunkings(bytes: Uint8Array): Generator<Uint8Array[]> {
   yield [bytes];
   for (let at = 0; at <= bytes.length; at++) yield [bytes.subarray(0, at), bytes.subarray(at)];
   yield oneByOne(bytes);

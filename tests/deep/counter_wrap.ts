@@ -33,7 +33,7 @@ export async function run(args: string[]): Promise<void> {
 
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const child = new Deno.Command(Deno.execPath(), {
-    args: program("wrap", "--answer", `${listener.addr.port}`),
+    args: program("counter_wrap", "--answer", `${listener.addr.port}`),
     stdin: "null",
   }).spawn();
   const session = Session.client(await listener.accept(), { version: 2 });
@@ -69,7 +69,7 @@ async function transfer(session: Session, way: "up" | "down", total: number, pro
   const same = sent.hash === received.hash && sent.bytes === received.bytes && received.bytes === total;
   const wraps = Math.floor(received.bytes / 2 ** 32);
   console.log(
-    `wrap ${way}: ${received.bytes} bytes on stream ${stream.id} of version ${session.version}, ` +
+    `counter_wrap ${way}: ${received.bytes} bytes on stream ${stream.id} of version ${session.version}, ` +
       `${wraps} wrap${wraps === 1 ? "" : "s"}, ${seconds.toFixed(1)} s, ` +
       `${(received.bytes / seconds / 1e6).toFixed(0)} MB/s, SHA-256 ${same ? "equal" : "DIFFERENT"} (${received.hash})`,
   );
