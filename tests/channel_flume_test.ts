@@ -24,7 +24,7 @@ import {
   type Sender,
   unbounded,
 } from "../channel.ts";
-import { assertTimeout } from "./failures.ts";
+import { assertTimeout } from "./errors.ts";
 
 type Ends<T> = { sender: Sender<T>; receiver: Receiver<T> };
 

@@ -17,8 +17,8 @@ import {
 } from "@std/assert";
 import { bounded, Channel, ChannelClosedError, select, trySelect, unbounded } from "../channel.ts";
 import { assertEnded, assertUnsent, filled, REASON, stateOf, untilCollected } from "./channel_support.ts";
-import { reasonOf } from "./failures.ts";
-import { hops } from "./support.ts";
+import { reasonOf } from "./errors.ts";
+import { microtasks } from "./support.ts";
 
 Deno.test("row 26: last handle collected without close - nothing happens: handles are given up by close() or `using`; documented", async () => {
   const { sender, receiver } = bounded<number>(1);
@@ -27,7 +27,7 @@ Deno.test("row 26: last handle collected without close - nothing happens: handle
     return new WeakRef(sender.clone());
   })();
   await untilCollected(handle);
-  await hops();
+  await microtasks();
   assertEquals(receiver.senderCount, 1);
   assertEquals(receiver.tryReceive(), { state: "empty" });
 });

@@ -18,7 +18,7 @@ import {
   type WeakSender,
 } from "../channel.ts";
 import { clock, type Timer } from "../_clock.ts";
-import { hops } from "./support.ts";
+import { microtasks } from "./support.ts";
 
 const runs = Number(Deno.env.get("CHANNEL_RUNS") ?? 300);
 const seed = Number(Deno.env.get("CHANNEL_SEED") ?? 20_250_711);
@@ -415,7 +415,7 @@ async function finish(model: Model, real: Real): Promise<void> {
       model.channels[i]!.closeReceiver(at);
     }
   }
-  await hops(12);
+  await microtasks(12);
   compare(model, real);
   assertEquals(real.timers.size, 0);
 }
@@ -432,7 +432,7 @@ class Step implements fc.AsyncCommand<Model, Real> {
 
   async run(model: Model, real: Real): Promise<void> {
     void perform(this.command, model, real);
-    await hops(12);
+    await microtasks(12);
     compare(model, real);
   }
 
@@ -471,7 +471,7 @@ Deno.test(`model: tasks that wait for their operations, in whatever order the sc
           }
         });
         await scheduler.waitIdle();
-        await hops(12);
+        await microtasks(12);
         compare(model, real);
         await finish(model, real);
         await scheduler.waitIdle(); // tasks that were waiting go on, on closed channels

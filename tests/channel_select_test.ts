@@ -9,7 +9,7 @@
 import { assert, assertEquals, assertGreaterOrEqual, assertRejects, assertStrictEquals } from "@std/assert";
 import { bounded, Channel, select, trySelect } from "../channel.ts";
 import { assertNobodyWaits, filled, REASON, stateOf } from "./channel_support.ts";
-import { assertTimeout, reasonOf } from "./failures.ts";
+import { assertTimeout, reasonOf } from "./errors.ts";
 
 Deno.test("row 40: select, two ready - 10 000 rounds - each >= 40 %; biased: always the first", async () => {
   const a = filled(1, 0);

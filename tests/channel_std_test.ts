@@ -14,7 +14,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import * as ours from "../channel.ts";
-import { reasonOf } from "./failures.ts";
+import { reasonOf } from "./errors.ts";
 
 /** What the suite needs of an implementation: the part of our module that std has too. */
 type Implementation = Pick<typeof ours, "Channel" | "ChannelClosedError">;

@@ -16,16 +16,16 @@ import {
 } from "@std/assert";
 import { bounded, Channel, ChannelClosedError, unbounded } from "../channel.ts";
 import { assertEnded, assertUnsent, filled, REASON, stateOf } from "./channel_support.ts";
-import { reasonOf } from "./failures.ts";
-import { hops } from "./support.ts";
+import { reasonOf } from "./errors.ts";
+import { microtasks } from "./support.ts";
 
 Deno.test("row 35: n=4 - toReadableStream(), nothing read - size still 4 (highWaterMark 0); cancel loses nothing already counted", async () => {
   const channel = filled(4, 1, 2, 3, 4);
   const reader = channel.toReadableStream().getReader();
-  await hops();
+  await microtasks();
   assertEquals(channel.size, 4);
   assertEquals(await reader.read(), { done: false, value: 1 });
-  await hops();
+  await microtasks();
   assertEquals(channel.size, 3);
   await reader.cancel();
   assertEquals(channel.drain(), [2, 3, 4]);
@@ -35,10 +35,10 @@ Deno.test("row 35: a value that comes just before the cancel is read, one that c
   const { sender, receiver } = bounded<number>(2);
   const reader = receiver.toReadableStream().getReader();
   const first = reader.read();
-  await hops();
+  await microtasks();
   assert(sender.trySend(1));
   const second = reader.read();
-  await hops();
+  await microtasks();
   const cancelled = reader.cancel();
   assert(sender.trySend(2));
   await cancelled;
@@ -49,7 +49,7 @@ Deno.test("row 35: a value that comes just before the cancel is read, one that c
   const value = bounded<number>(2);
   const other = value.receiver.toReadableStream().getReader();
   const read = other.read();
-  await hops();
+  await microtasks();
   value.sender.trySend(3);
   await other.cancel(); // in the very turn in which the value changed hands
   assertEquals(await read, { done: false, value: 3 });
@@ -72,7 +72,7 @@ Deno.test("row 36: Receiver.toReadableStream().cancel() - others - go on; only t
   const reader = second.getReader();
   assertEquals(await reader.read(), { done: false, value: 2 });
   const pending = reader.read();
-  await hops();
+  await microtasks();
   await reader.cancel();
   assertEquals<unknown>(await pending, { done: true, value: undefined });
   assertEquals(sender.receiverCount, 0);
@@ -89,7 +89,7 @@ Deno.test("row 36: Receiver.toReadableStream().cancel() - others - go on; only t
     const empty = new Channel<number>();
     const emptyReader = empty.toReadableStream().getReader();
     const read = emptyReader.read();
-    await hops();
+    await microtasks();
     await emptyReader.cancel(...reason);
     assertEquals<unknown>(await read, { done: true, value: undefined });
     assert(empty.closed);
@@ -104,7 +104,7 @@ Deno.test("row 36: a stream that ends or fails gives its handle up too", async (
       receiver.close();
       assertEquals(sender.receiverCount, 1);
       const read = waiting ? reader.read() : undefined;
-      await hops();
+      await microtasks();
       sender.close(...reason);
       const result = read ?? reader.read();
       if (reason[0] === REASON) assertStrictEquals(await reasonOf(result), REASON);
@@ -129,7 +129,7 @@ Deno.test("row 37: cap 1 - toWritableStream(), two writes - second `ready` waits
   await second;
   assertEquals(channel.size, 1);
   const third = writer.write(3);
-  await hops();
+  await microtasks();
   const aborted = writer.abort(REASON); // heard of by the write that waits
   assertStrictEquals(await reasonOf(third), REASON);
   await aborted;
@@ -214,7 +214,7 @@ Deno.test("row 38: an iterator given up while it waits takes nothing; throw() is
   // The library of streams gives an iterator up in just this way.
   const stream = ReadableStream.from(channel).getReader();
   const read = stream.read();
-  await hops();
+  await microtasks();
   await stream.cancel();
   await read;
   channel.trySend(3);

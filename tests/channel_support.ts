@@ -6,9 +6,9 @@
 
 import { assert, assertEquals, assertFalse, assertInstanceOf, assertLess, assertStrictEquals } from "@std/assert";
 import { Channel, ChannelClosedError } from "../channel.ts";
-import { reasonOf } from "./failures.ts";
+import { reasonOf } from "./errors.ts";
 import { collectGarbage } from "./garbage.ts";
-import { hops } from "./support.ts";
+import { microtasks } from "./support.ts";
 
 /** Why a signal aborts or a channel closes. */
 export const REASON = new Error("the reason");
@@ -17,7 +17,7 @@ export const REASON = new Error("the reason");
 export async function stateOf(promise: Promise<unknown>): Promise<"pending" | "resolved" | "rejected"> {
   let state: "pending" | "resolved" | "rejected" = "pending";
   promise.then(() => state = "resolved", () => state = "rejected");
-  await hops();
+  await microtasks();
   return state;
 }
 

@@ -9,8 +9,8 @@
 import { assert, assertEquals, assertFalse, assertStrictEquals, assertThrows } from "@std/assert";
 import { bounded, Channel, ChannelClosedError, unbounded } from "../channel.ts";
 import { assertEnded, assertUnsent, filled, REASON, stateOf } from "./channel_support.ts";
-import { reasonOf } from "./failures.ts";
-import { hops } from "./support.ts";
+import { reasonOf } from "./errors.ts";
+import { microtasks } from "./support.ts";
 
 Deno.test("row 1: construct with capacity -1, 1.5, NaN, Infinity (as std) - RangeError; the same from `bounded`: say `unbounded`", () => {
   for (const capacity of [-1, 1.5, NaN, Infinity]) {
@@ -178,7 +178,7 @@ Deno.test("row 14: n=2 - close(reason) - two values, then receive / iteration / 
     // The same for those who wait already.
     const channel = new Channel<number>();
     const failed = reasonOf(receive(channel, []));
-    await hops();
+    await microtasks();
     channel.close(REASON);
     assertStrictEquals(await failed, REASON);
   }

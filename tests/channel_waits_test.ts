@@ -18,7 +18,7 @@ import {
   stateOf,
   untilCollected,
 } from "./channel_support.ts";
-import { assertTimeout, reasonOf } from "./failures.ts";
+import { assertTimeout, reasonOf } from "./errors.ts";
 import { countListeners, NO_SIGNAL } from "./support.ts";
 
 Deno.test("row 17: Wr=1 - abort its signal - rejects signal.reason itself; the next send is buffered, not lost", async () => {

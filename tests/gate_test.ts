@@ -8,8 +8,8 @@ import { assertEquals, assertRejects, assertStrictEquals } from "@std/assert";
 import { Gate } from "../_gate.ts";
 import { ChannelClosedError } from "../channel.ts";
 import { REASON, stateOf } from "./channel_support.ts";
-import { assertTimeout, reasonOf } from "./failures.ts";
-import { countListeners, hops, ManualClock } from "./support.ts";
+import { assertTimeout, reasonOf } from "./errors.ts";
+import { countListeners, ManualClock, microtasks } from "./support.ts";
 
 Deno.test("Gate.notifyOne() passes a lock on, so that tasks stay out of each other's steps", async () => {
   const queue = new Gate();
@@ -20,7 +20,7 @@ Deno.test("Gate.notifyOne() passes a lock on, so that tasks stay out of each oth
       if (isLocked) await queue.wait();
       isLocked = true;
       most = Math.max(most, ++inside);
-      await hops((n + round) % 3);
+      await microtasks((n + round) % 3);
       inside--;
       isLocked = queue.notifyOne();
     }

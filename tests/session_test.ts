@@ -23,10 +23,10 @@ import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { resolveOptions } from "../options.ts";
 import {
   frame,
-  hops,
   ManualClock,
   memoryPair,
   MiB,
+  microtasks,
   pattern,
   RawPeer,
   readAll,
@@ -760,7 +760,7 @@ Deno.test("the transport is read again when every reader that was served reads a
     await reading;
     for (let times = 0; times < 20; times++) {
       const { reads } = counts;
-      await hops(spent);
+      await microtasks(spent);
       assertEquals(counts.reads, reads, `${spent} microtasks`);
       assertEquals(session.stats().bytesUnread, 0);
       assertEquals(await stream.read(p), 8000);
@@ -777,7 +777,7 @@ Deno.test("what is read next is decoded when the slowest of several readers read
       const p = new Uint8Array(3000);
       for (let times = 0; times < 20; times++) {
         assertEquals(await stream.read(p), 3000);
-        if (n === 1) await hops(spent);
+        if (n === 1) await microtasks(spent);
         assertEquals(session.stats().bytesUnread, 0, `${spent} microtasks`);
       }
     });

@@ -419,7 +419,7 @@ export async function turn(times = 3): Promise<void> {
 }
 
 /** Lets so many microtasks pass, and nothing else happen. */
-export async function hops(count = 20): Promise<void> {
+export async function microtasks(count = 20): Promise<void> {
   for (let n = 0; n < count; n++) await null;
 }
 

@@ -9,7 +9,7 @@
  */
 
 import { deadline, delay, pooledMap } from "@std/async";
-import { explain, onUnhandled } from "../failures.ts";
+import { explain, onUnhandled } from "../errors.ts";
 import { random } from "../fuzz/mutate.ts";
 import { buildGo, hasGoPackage } from "../go_build.ts";
 import { runClient, runServer, type Workload } from "../interop/workloads.ts";

@@ -8,7 +8,7 @@
  */
 
 import { Worker } from "node:worker_threads";
-import { explain, onUnhandled } from "../failures.ts";
+import { explain, onUnhandled } from "../errors.ts";
 import * as corpus from "../fuzz/corpus.ts";
 import { Coverage } from "../fuzz/coverage.ts";
 import { LONGEST, mutate, random } from "../fuzz/mutate.ts";

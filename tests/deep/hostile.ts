@@ -4,7 +4,7 @@
  * @module
  */
 
-import { explain } from "../failures.ts";
+import { explain } from "../errors.ts";
 import { machine, percentile } from "../stats.ts";
 import { AttackRun, type Figures, ways } from "../hostile/attack_run.ts";
 import { CASES } from "../hostile/table.ts";

@@ -12,7 +12,7 @@ import { deadline, delay } from "@std/async";
 import { equals } from "@std/bytes";
 import { clock, type Timer } from "../../_clock.ts";
 import { serve, Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
-import { onUnhandled } from "../failures.ts";
+import { onUnhandled } from "../errors.ts";
 import { usedMemory } from "../measured.ts";
 import { mutate, type Random, random } from "../fuzz/mutate.ts";
 import { frame, MiB, pattern, readAll, readExactly, writeAll } from "../support.ts";

@@ -21,7 +21,17 @@ import {
   type Stream,
   StreamClosedError,
 } from "../../mod.ts";
-import { frame, hops, ManualClock, MiB, pattern, READ_BUFFER, turn, updateFrame, WRITE_BUFFER } from "../support.ts";
+import {
+  frame,
+  ManualClock,
+  MiB,
+  microtasks,
+  pattern,
+  READ_BUFFER,
+  turn,
+  updateFrame,
+  WRITE_BUFFER,
+} from "../support.ts";
 
 const TIMEOUT = 5000;
 const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
@@ -170,7 +180,7 @@ class Run {
     const step = script.next() % 32;
     switch (step) {
       case 0:
-        return hops(script.next() % HOPS);
+        return microtasks(script.next() % HOPS);
       case 1:
         return clock.advance(DELAYS[script.next() % DELAYS.length]!);
       case 2:

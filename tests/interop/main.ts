@@ -11,7 +11,7 @@
 import { parseArgs } from "node:util";
 import { deadline } from "@std/async";
 import { runClient, runServer, type Tally, type Workload } from "./workloads.ts";
-import { explain, onUnhandled } from "../failures.ts";
+import { explain, onUnhandled } from "../errors.ts";
 import { buildGo, hasGoPackage } from "../go_build.ts";
 import { kill, lines, makeFolder } from "../programs.ts";
 import { MiB } from "../support.ts";

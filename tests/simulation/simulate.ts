@@ -6,7 +6,7 @@
 
 import { createHash } from "node:crypto";
 import { ProtocolError, Session } from "../../mod.ts";
-import { onUnhandled } from "../failures.ts";
+import { onUnhandled } from "../errors.ts";
 import { READ_BUFFER, WRITE_BUFFER } from "../support.ts";
 import { FEW, other, type SideName, WireRules } from "./invariants.ts";
 import { end, isCalm, makePlan, type Plan } from "./plan.ts";
