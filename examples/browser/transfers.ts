@@ -27,12 +27,16 @@ async function answer(stream: Stream): Promise<void> {
   await stream.closeWrite();
 }
 
-/** A line of so many megabytes a second, shared by all streams; over the loopback nobody could watch them. */
+/** A line of that many megabytes a second, shared by all streams: over the loopback there would be nothing to watch. */
 function slow(writable: WritableStream<Bytes>, megabytesPerSecond: number): WritableStream<Bytes> {
+  // When the line is free again. A timer that fires late delays what follows only once.
+  let freeAt = 0;
   const line = new TransformStream<Bytes, Bytes>({
     async transform(chunk, controller) {
       controller.enqueue(chunk);
-      await setTimeout(chunk.length / megabytesPerSecond / 1000);
+      const now = performance.now();
+      freeAt = Math.max(freeAt, now - 100) + chunk.length / megabytesPerSecond / 1000;
+      if (freeAt > now) await setTimeout(freeAt - now);
     },
   });
   line.readable.pipeTo(writable).catch(() => {});
