@@ -1,5 +1,5 @@
 /**
- * Handles and what they receive at once: rows 26 to 34 of the contract.
+ * Handles and what they receive at once: rows 26 to 34 of docs/channel.md.
  *
  * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
  *

@@ -1,5 +1,5 @@
 /**
- * Many values, waiters and tasks at once: rows 49 to 53 of the contract.
+ * Many values, waiters and tasks at once: rows 49 to 53 of docs/channel.md.
  *
  * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
  *

@@ -1,5 +1,5 @@
 /**
- * Select: rows 40 to 48 of the contract.
+ * Select: rows 40 to 48 of docs/channel.md.
  *
  * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
  *

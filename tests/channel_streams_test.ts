@@ -1,5 +1,5 @@
 /**
- * Web streams and loops over a channel: rows 35 to 39 of the contract.
+ * Web streams and loops over a channel: rows 35 to 39 of docs/channel.md.
  *
  * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
  *

@@ -1,5 +1,5 @@
 /**
- * Sending, receiving and closing: rows 1 to 16, 24 and 25 of the contract.
+ * Sending, receiving and closing: rows 1 to 16, 24 and 25 of docs/channel.md.
  *
  * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
  *

@@ -1,5 +1,5 @@
 /**
- * What ends a wait: rows 17 to 23 of the contract.
+ * What ends a wait: rows 17 to 23 of docs/channel.md.
  *
  * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
  *
