@@ -109,7 +109,6 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/address.ts",
     "tunnel/bytes.ts",
     "tunnel/options.ts",
-    "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
   "tunnel/wait.ts": ["mod.ts"],

@@ -12,7 +12,7 @@ export async function readExactly(from: DuplexConnection, length: number): Promi
   const p = new Uint8Array(length);
   for (let at = 0; at < length;) {
     const count = await from.read(p.subarray(at));
-    if (count === null) throw new Error("it ended in the middle of what it said");
+    if (count === null) throw new Error("connection closed during handshake");
     at += count;
   }
   return p;

@@ -4,24 +4,24 @@
  * @module
  */
 
-import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
+import { type DuplexConnection, type Session, SessionClosedError } from "../mod.ts";
 import { encoder, readExactly, writeAll } from "./bytes.ts";
 import { errorText, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening, type Socket } from "./socket.ts";
 import { withDeadline } from "./wait.ts";
 
-// Bytes after which a head is not read on.
+// Bytes of a head, which the peer chooses. Larger: longer requests; smaller: less memory for each stream that is opened.
 const MAX_HEAD = 8192;
 
-/** The lines of an HTTP head; byte for byte, since what follows is not ours. */
+/** Reads the lines of an HTTP head, byte by byte: what follows belongs to the forwarded connection. */
 async function readHead(from: DuplexConnection): Promise<string[]> {
   let head = "";
   while (!head.endsWith("\r\n\r\n")) {
-    if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, "what it says begins with no HTTP head");
+    if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, `HTTP head exceeds ${MAX_HEAD} bytes`);
     head += String.fromCharCode((await readExactly(from, 1))[0]!);
   }
-  // What a stranger says is shown to people, on their terminals.
+  // It is logged: a peer must not control the terminal that shows the log.
   return head.trimEnd().split("\r\n").map((line) => line.replaceAll(/[^ -~]/g, "?"));
 }
 
@@ -39,20 +39,22 @@ interface Request {
   authorization: string;
 }
 
-async function readRequest(from: Stream): Promise<Request> {
+async function readRequest(from: DuplexConnection): Promise<Request> {
   const [line, ...headers] = await readHead(from);
   const [, method, address] = /^([A-Z]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
-  if (method === undefined) throw new TunnelRefusedError(400, `"${line!.slice(0, 40)}" is no HTTP request`);
+  if (method === undefined) {
+    throw new TunnelRefusedError(400, `expected an HTTP request, received "${line!.slice(0, 40)}"`);
+  }
   return { method, address: address!, authorization: header(headers, "proxy-authorization") };
 }
 
-async function respond(to: Stream, status: number, reason: string, headers = ""): Promise<void> {
+async function respond(to: DuplexConnection, status: number, reason: string, headers = ""): Promise<void> {
   await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${reason.replaceAll(/[^ -~]/g, "?")}\r\n${headers}\r\n`));
 }
 
 /** Reads the request of a stream, opens what it asks for, and responds. */
 export async function serveRequest<T extends Socket | Listening>(
-  stream: Stream,
+  stream: DuplexConnection,
   peer: string,
   open: (request: Request) => Promise<T>,
 ) {
@@ -75,7 +77,7 @@ export async function serveRequest<T extends Socket | Listening>(
   }
 }
 
-/** Asks the other end to connect, or to listen. */
+/** Requests the other end to connect, or to listen. */
 export async function request(session: Session, method: "CONNECT" | "BIND", address: string, secret?: string) {
   const stream = await session.openStream();
   try {
@@ -85,7 +87,7 @@ export async function request(session: Session, method: "CONNECT" | "BIND", addr
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
     if (status === "200") return { stream, addr: header(headers, "address") };
     const message = `The other end refused ${method} ${address}: ${
-      status === undefined ? "it speaks no HTTP" : reason
+      status === undefined ? "the response is not HTTP" : reason
     }`;
     throw new TunnelRefusedError(Number(status ?? 400), message);
   } catch (error) {
@@ -96,12 +98,12 @@ export async function request(session: Session, method: "CONNECT" | "BIND", addr
 }
 
 export function checkSecret(secret: string | undefined): void {
-  // It stands in a line of HTTP.
+  // It becomes part of an HTTP header.
   if (secret === undefined || /^[!-~]+$/.test(secret)) return;
   throw new RangeError("secret must be printable ASCII without spaces, and not empty");
 }
 
-/** Compares without telling by the time it takes where two texts differ. */
+/** Compares two texts in a time that does not depend on where they differ. */
 export async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
   const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
   const [a, b] = await Promise.all(texts.map(digest));

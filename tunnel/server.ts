@@ -155,7 +155,7 @@ class TunnelServer {
         throw new TunnelRefusedError(407, "wrong secret");
       }
       const rules = this.#rules[method];
-      if (rules === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
+      if (rules === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
       const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
       if (!rules.some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
       return method === "BIND" ? listenOn(address) : await dial(address, stream);
