@@ -84,6 +84,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/handshake.ts": [
     "mod.ts",
+    "tunnel/address.ts",
     "tunnel/bytes.ts",
     "tunnel/errors.ts",
     "tunnel/options.ts",

@@ -1,5 +1,5 @@
 /**
- * Reads and writes arrays of bytes whole.
+ * Reads and writes arrays of bytes whole, and text from peers.
  *
  * @module
  */
@@ -20,4 +20,9 @@ export async function readExactly(from: DuplexConnection, length: number): Promi
 
 export async function writeAll(to: DuplexConnection, p: Uint8Array): Promise<void> {
   for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
+}
+
+/** Replaces what is not printable ASCII. Text of a peer is logged, and must not control the terminal that shows the log. */
+export function printable(text: string): string {
+  return text.replaceAll(/[^ -~]/g, "?");
 }

@@ -5,14 +5,18 @@
  */
 
 import { type DuplexConnection, type Session, SessionClosedError } from "../mod.ts";
-import { encoder, readExactly, writeAll } from "./bytes.ts";
+import { parseEndpoint, type Rule } from "./address.ts";
+import { encoder, printable, readExactly, writeAll } from "./bytes.ts";
 import { errorText, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
-import { Listening, type Socket } from "./socket.ts";
-import { withDeadline } from "./wait.ts";
+import { Listening } from "./socket.ts";
+import { sleep, withDeadline } from "./wait.ts";
 
 // Bytes of a head, which the peer chooses. Larger: longer requests; smaller: less memory for each stream that is opened.
 const MAX_HEAD = 8192;
+
+// Milliseconds before a wrong secret is refused. Larger: guessing takes longer.
+const WRONG_SECRET_DELAY = 1000;
 
 /** Reads the lines of an HTTP head, byte by byte: what follows belongs to the forwarded connection. */
 async function readHead(from: DuplexConnection): Promise<string[]> {
@@ -21,8 +25,7 @@ async function readHead(from: DuplexConnection): Promise<string[]> {
     if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, `HTTP head exceeds ${MAX_HEAD} bytes`);
     head += String.fromCharCode((await readExactly(from, 1))[0]!);
   }
-  // It is logged: a peer must not control the terminal that shows the log.
-  return head.trimEnd().split("\r\n").map((line) => line.replaceAll(/[^ -~]/g, "?"));
+  return head.slice(0, -4).split("\r\n").map(printable);
 }
 
 /** The value of a header, empty if there is none. */
@@ -49,11 +52,11 @@ async function readRequest(from: DuplexConnection): Promise<Request> {
 }
 
 async function respond(to: DuplexConnection, status: number, reason: string, headers = ""): Promise<void> {
-  await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${reason.replaceAll(/[^ -~]/g, "?")}\r\n${headers}\r\n`));
+  await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${printable(reason)}\r\n${headers}\r\n`));
 }
 
 /** Reads the request of a stream, opens what it asks for, and responds. */
-export async function serveRequest<T extends Socket | Listening>(
+export async function serveRequest<T extends { close(): void }>(
   stream: DuplexConnection,
   peer: string,
   open: (request: Request) => Promise<T>,
@@ -71,7 +74,8 @@ export async function serveRequest<T extends Socket | Listening>(
   } catch (error) {
     opened?.close();
     if (error instanceof SessionClosedError) throw error;
-    const status = error instanceof TunnelRefusedError ? error.status : error instanceof RangeError ? 400 : 502;
+    const isBad = request === undefined || error instanceof RangeError;
+    const status = error instanceof TunnelRefusedError ? error.status : isBad ? 400 : 502;
     await withDeadline(stream, respond(stream, status, errorText(error))).catch(() => {});
     throw wrapError(`Refused ${peer}${request === undefined ? "" : ` ${request.method} ${request.address}`}`, error);
   }
@@ -103,8 +107,35 @@ export function checkSecret(secret: string | undefined): void {
   throw new RangeError("secret must be printable ASCII without spaces, and not empty");
 }
 
+/** What a server allows, by the method of the request. */
+export interface Rules {
+  [method: string]: Rule[];
+}
+
+/**
+ * Checks a request; a wrong secret is refused after a delay, which the signal cuts short.
+ *
+ * @throws {TunnelRefusedError} It is not allowed.
+ * @throws {RangeError} The address is not one.
+ */
+export async function authorize(
+  { method, address, authorization }: Request,
+  rules: Rules,
+  secret: string | undefined,
+  signal: AbortSignal,
+): Promise<void> {
+  if (secret !== undefined && !await timingSafeEqual(authorization, `Bearer ${secret}`)) {
+    await sleep(WRONG_SECRET_DELAY, signal);
+    throw new TunnelRefusedError(407, "wrong secret");
+  }
+  const allowed = rules[method];
+  if (allowed === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
+  const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
+  if (!allowed.some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
+}
+
 /** Compares two texts in a time that does not depend on where they differ. */
-export async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
+async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
   const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
   const [a, b] = await Promise.all(texts.map(digest));
   return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;

@@ -4,9 +4,9 @@
  * @module
  */
 
-import type { DuplexConnection, Stream } from "../mod.ts";
+import type { DuplexConnection } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
-import { readExactly, writeAll } from "./bytes.ts";
+import { printable, readExactly, writeAll } from "./bytes.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { withDeadline } from "./wait.ts";
 
@@ -28,23 +28,23 @@ const COMMAND_NOT_SUPPORTED = 7;
 const ADDRESS_NOT_SUPPORTED = 8;
 
 /** Reads the target of a client, connects to it, and replies. */
-export async function speakSocks(
+export async function speakSocks<T extends { close(): void }>(
   client: DuplexConnection,
-  connect: (target: string) => Promise<Stream>,
-): Promise<Stream> {
+  connect: (target: string) => Promise<T>,
+): Promise<T> {
   const target = await withDeadline(client, readTarget(client));
-  let stream;
+  let connected: T;
   try {
-    stream = await connect(target);
+    connected = await connect(target);
   } catch (error) {
     const isForbidden = error instanceof TunnelRefusedError && error.status === 403;
     return await refuse(client, isForbidden ? NOT_ALLOWED : CONNECTION_REFUSED, error);
   }
   await reply(client, SUCCEEDED).catch((error) => {
-    stream.close();
+    connected.close();
     throw error;
   });
-  return stream;
+  return connected;
 }
 
 async function readTarget(client: DuplexConnection): Promise<string> {
@@ -55,7 +55,8 @@ async function readTarget(client: DuplexConnection): Promise<string> {
   if (!isAccepted) throw new Error('SOCKS client does not offer "no authentication"');
 
   // All of a request is read before it is refused: a TCP socket that is closed with unread bytes may lose the reply.
-  const [, command, , type] = await readExactly(client, 4);
+  const [again, command, , type] = await readExactly(client, 4);
+  checkVersion(again!);
   const hostname = await readHostname(client, type!);
   const [high, low] = await readExactly(client, 2);
   if (command !== CONNECT) {
@@ -78,7 +79,7 @@ async function readHostname(client: DuplexConnection, type: number): Promise<str
       return (await readExactly(client, 4)).join(".");
     case NAME: {
       const [length] = await readExactly(client, 1);
-      return String.fromCharCode(...await readExactly(client, length!));
+      return printable(String.fromCharCode(...await readExactly(client, length!)));
     }
     case IPV6:
       return (await readExactly(client, 16)).toHex().match(/.{4}/g)!.join(":");
@@ -95,8 +96,8 @@ async function reply(client: DuplexConnection, code: number): Promise<void> {
   await writeAll(client, new Uint8Array([VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0]));
 }
 
-/** Replies with a code, and rejects with the error. */
+/** Replies with a code, if the client is still there, and rejects with the error. */
 async function refuse(client: DuplexConnection, code: number, error: unknown): Promise<never> {
-  await reply(client, code);
+  await reply(client, code).catch(() => {});
   throw error;
 }
