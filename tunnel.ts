@@ -1,6 +1,6 @@
 /**
- * Tunnels: any number of forwarded connections over one. {@linkcode openTunnel} connects to {@linkcode serveTunnel},
- * and each connection that either end accepts for the other is one stream between them.
+ * Port forwarding: any number of connections over one. {@linkcode openTunnel} connects to {@linkcode serveTunnel}, and each
+ * forwarded connection is one stream between the two.
  *
  * ```ts
  * import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";
@@ -25,12 +25,12 @@
  * sluice client --connect 127.0.0.1:9000 --forward 8080=localhost:80
  * ```
  *
- * What a client can ask for, as often as it likes and all at once:
+ * A client forwards any number of these at once:
  *
- * - `forward`, as `ssh -L`: it listens here, the server connects there.
- * - `reverse`, as `ssh -R`: the server listens there, it connects here.
- * - `socks`, as `ssh -D`: it listens here, and who connects says by SOCKS 5 where to.
- * - {@linkcode TunnelClient.connect}: a stream to a target, without a port here.
+ * - `forward`, as `ssh -L`: the client listens, the server connects to one target.
+ * - `reverse`, as `ssh -R`: the server listens, the client connects to one target.
+ * - `socks`, as `ssh -D`: the client listens, the server connects to the target that each SOCKS 5 request names.
+ * - {@linkcode TunnelClient.connect}: a stream to a target, without listening.
  *
  * The server does what {@linkcode ServeTunnelOptions} allow and refuses the rest with a {@linkcode TunnelRefusedError}.
  *
@@ -38,9 +38,9 @@
  * `unix:/path` (printable ASCII without spaces), or `port` for `127.0.0.1:port`. In LISTEN port 0 means any free port. An
  * equals sign stands between the two, because both may contain colons.
  *
- * On the wire a forwarded connection is a stream that opens with an HTTP `CONNECT host:port` and its answer. To listen
- * for a client the server is sent `BIND host:port`, which holds as long as that stream is open. A server with a fixed
- * target expects neither, and so serves any client of smux as it is.
+ * On the wire a forwarded connection is a stream that begins with an HTTP request, `CONNECT host:port`, and its response.
+ * A client that wants the server to listen sends `BIND host:port`; the server does so until that stream ends. A server with
+ * a fixed target expects neither, and so serves any client of smux.
  *
  * @module
  */

@@ -160,6 +160,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/handshake.ts": [
     "mod.ts",
+    "tunnel/address.ts",
     "tunnel/bytes.ts",
     "tunnel/errors.ts",
     "tunnel/options.ts",
@@ -180,14 +181,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/wait.ts",
   ],
   "tunnel/socket.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
-  "tunnel/socks5.ts": [
-    "mod.ts",
-    "tunnel/address.ts",
-    "tunnel/bytes.ts",
-    "tunnel/options.ts",
-    "tunnel/socket.ts",
-    "tunnel/wait.ts",
-  ],
+  "tunnel/socks5.ts": ["mod.ts", "tunnel/address.ts", "tunnel/bytes.ts", "tunnel/options.ts", "tunnel/wait.ts"],
   "tunnel/wait.ts": ["mod.ts"],
 };
 

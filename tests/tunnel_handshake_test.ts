@@ -1,10 +1,24 @@
 /** How a stream of a tunnel asks for its target, and how it is answered. */
 
-import { assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import fc from "fast-check";
 import { clock, type Timer } from "../_clock.ts";
 import { serve, Session } from "../mod.ts";
-import { openTunnel, serveTunnel } from "../tunnel.ts";
-import { bytes, LOOPBACK, ManualClock, readAll, readSome, text, turn, writeAll } from "./support.ts";
+import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { parseRule } from "../tunnel/address.ts";
+import { authorize, request, serveRequest } from "../tunnel/handshake.ts";
+import {
+  bytes,
+  LOOPBACK,
+  ManualClock,
+  memoryPair,
+  readAll,
+  readSome,
+  sessionPair,
+  text,
+  turn,
+  writeAll,
+} from "./support.ts";
 import {
   at,
   changeDelays,
@@ -109,12 +123,12 @@ Deno.test("tunnel: who says nothing for ten seconds is told and let go, in a str
   const session = Session.client(await dial(server.serverAddr), { keepAliveInterval: Infinity });
   const stream = await session.openStream();
   assertEquals(await stream.read(new Uint8Array(1)), null);
-  await logs.server.until(/kept us waiting/);
+  await logs.server.until(/handshake timed out/);
   stream.close();
   await session.close();
   using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await isEnded(connection), true);
-  await logs.client.until(/kept us waiting/);
+  await logs.client.until(/handshake timed out/);
 });
 
 Deno.test("tunnel: a secret is printable ASCII without spaces, and there for those who say where to", async () => {
@@ -141,7 +155,7 @@ Deno.test("tunnel: a freeze does not use up the time of a client that was about 
   await slow.write(bytes(" HTTP/1.1\r\n\r\n"));
   assertMatch(text(await promptly(readHead(slow))), /^HTTP\/1.1 200 /);
   await time.advance(1000);
-  await log.until(/kept us waiting for 10000 ms/);
+  await log.until(/handshake timed out after 10000 ms/);
   slow.close();
   silent.close();
   await session.close();
@@ -187,4 +201,291 @@ Deno.test("tunnel: a server that ends a stream without an answer is named, and w
   );
   await client.shutdown();
   await server.shutdown();
+});
+
+// In memory.
+
+const numRuns = Number(Deno.env.get("PROPERTY_RUNS") ?? 200);
+const REQUEST = "CONNECT host:80 HTTP/1.1\r\nHost: host:80\r\nProxy-Authorization: Bearer x\r\n\r\n";
+
+/** Bytes of a text of which each character is a byte. */
+const latin1 = (text: string) => Uint8Array.from(text, (character) => character.charCodeAt(0));
+
+/** Runs serveRequest() for a peer in memory that sends this and then ends. */
+async function serveText(sent: string, open: () => Promise<void> = () => Promise.resolve()) {
+  const [near, far] = memoryPair();
+  const requests: { method: string; address: string; authorization: string }[] = [];
+  let closed = 0;
+  const serving = serveRequest(near, "a peer", async (request) => {
+    requests.push(request);
+    await open();
+    return { close: () => void closed++ };
+  }).then(() => undefined, (error: unknown) => error);
+  await writeAll(far, latin1(sent));
+  await far.closeWrite();
+  const error = await serving;
+  await near.closeWrite();
+  const [response, unread] = [text(await readAll(far)), text(await readAll(near))];
+  if (error === undefined) return { requests, closed, response, unread, message: undefined };
+  assertInstanceOf(error, Error);
+  return { requests, closed, response, unread, message: error.message };
+}
+
+/** The status of a response, which must be one HTTP head and nothing else. */
+function statusOf(response: string): number {
+  const [, status] = /^HTTP\/1\.1 (\d{3}) [ -~]*\r\n([ -~]+\r\n)*\r\n$/.exec(response) ?? [];
+  assert(status !== undefined, response);
+  return Number(status);
+}
+
+Deno.test("serveRequest() responds 200, and leaves what follows the head unread", async () => {
+  const { requests, closed, response, unread } = await serveText(`${REQUEST}hello`);
+  assertEquals(requests, [{ method: "CONNECT", address: "host:80", authorization: "Bearer x" }]);
+  assertEquals([closed, statusOf(response), unread], [0, 200, "hello"]);
+});
+
+Deno.test("serveRequest() responds 400 to a head that ends before its last byte, and opens nothing", async () => {
+  for (let length = 0; length < REQUEST.length; length++) {
+    const { requests, response, message } = await serveText(REQUEST.slice(0, length));
+    assertEquals({ length, requests, status: statusOf(response), message }, {
+      length,
+      requests: [],
+      status: 400,
+      message: "Refused a peer: connection closed during handshake",
+    });
+  }
+});
+
+Deno.test("serveRequest() accepts HTTP/1.0 and HTTP/1.1, and responds 400 to any other version", async () => {
+  for (const version of ["1.0", "1.1"]) {
+    assertEquals(statusOf((await serveText(`CONNECT a:1 HTTP/${version}\r\n\r\n`)).response), 200, version);
+  }
+  for (const version of ["0.9", "1", "1.", "1.2", "1.10", "2", "2.0", "11", "", "1.1 ", "x"]) {
+    const { requests, response, message } = await serveText(`CONNECT a:1 HTTP/${version}\r\n\r\n`);
+    assertEquals([requests, statusOf(response)], [[], 400], version);
+    assertEquals(message, `Refused a peer: expected an HTTP request, received "CONNECT a:1 HTTP/${version}"`);
+  }
+});
+
+Deno.test("serveRequest() responds 400 to a first line that is no request", async () => {
+  const lines = [
+    "",
+    " ",
+    "CONNECT",
+    "CONNECT a:1",
+    "connect a:1 HTTP/1.1",
+    "CONNECT  a:1 HTTP/1.1",
+    " CONNECT a:1 HTTP/1.1",
+  ];
+  for (const line of [...lines, "CONNECT a:1 b HTTP/1.1", "HTTP/1.1 200 OK", "\0CONNECT a:1 HTTP/1.1", "\xff\xfe"]) {
+    const { requests, response, message } = await serveText(`${line}\r\nHost: a\r\n\r\n`);
+    assertEquals([requests, statusOf(response)], [[], 400], line);
+    assertMatch(message!, /^Refused a peer: expected an HTTP request, received "[ -~]*"$/);
+  }
+});
+
+Deno.test("serveRequest() responds 431 to a head above 8192 bytes, and reads no more of it", async () => {
+  const head = (length: number) => `CONNECT a:1 HTTP/1.1\r\nX: ${"x".repeat(length - 29)}\r\n\r\n`;
+  assertEquals(head(8192).length, 8192);
+  const longest = await serveText(`${head(8192)}rest`);
+  assertEquals([statusOf(longest.response), longest.unread], [200, "rest"]);
+  const tooLong = await serveText(`${head(8193)}rest`);
+  assertEquals([tooLong.requests, statusOf(tooLong.response), tooLong.unread], [[], 431, "\nrest"]);
+  assertEquals(tooLong.message, "Refused a peer: HTTP head exceeds 8192 bytes");
+  const endless = await serveText("x".repeat(10_000));
+  assertEquals([statusOf(endless.response), endless.unread.length], [431, 10_000 - 8192]);
+});
+
+Deno.test("serveRequest() takes the first Proxy-Authorization, in whatever case", async () => {
+  const cases: [headers: string, authorization: string][] = [
+    ["", ""],
+    ["Proxy-Authorization: Bearer x\r\n", "Bearer x"],
+    ["PROXY-AUTHORIZATION:Bearer x\r\n", "Bearer x"],
+    ["Host: a\r\nproxy-authorization:  Bearer x  \r\nX: y\r\n", "Bearer x"],
+    ["Proxy-Authorization: one\r\nProxy-Authorization: two\r\n", "one"],
+    ["Authorization: Bearer x\r\nX-Proxy-Authorization: y\r\n", ""],
+  ];
+  for (const [headers, authorization] of cases) {
+    const { requests } = await serveText(`CONNECT a:1 HTTP/1.1\r\n${headers}\r\n`);
+    assertEquals(requests, [{ method: "CONNECT", address: "a:1", authorization }]);
+  }
+});
+
+Deno.test("serveRequest() responds with the status of what opening rejected with, and why in one line", async () => {
+  const cases: [error: Error, status: number, reason: string][] = [
+    [new TunnelRefusedError(403, "not allowed"), 403, "not allowed"],
+    [new TunnelRefusedError(407, "wrong secret"), 407, "wrong secret"],
+    [new RangeError("no address"), 400, "no address"],
+    [new Error("Connection refused (os error 111)"), 502, "connection refused"],
+    [new Error("a\r\nX: y\x1b[2J"), 502, "a??X: y?[2J"],
+  ];
+  for (const [error, status, reason] of cases) {
+    const { closed, response, message } = await serveText(REQUEST, () => Promise.reject(error));
+    assertEquals(response, `HTTP/1.1 ${status} ${reason}\r\n\r\n`);
+    assertMatch(message!, /^Refused a peer CONNECT host:80: /);
+    assertEquals(closed, 0);
+  }
+});
+
+Deno.test("serveRequest() closes what it opened when the response cannot be written", async () => {
+  const [near, far] = memoryPair();
+  let closed = 0;
+  const serving = serveRequest(near, "a peer", () => {
+    far.reset(new Error("gone"));
+    return Promise.resolve({ close: () => void closed++ });
+  });
+  await writeAll(far, bytes(REQUEST));
+  await assertRejects(() => serving, Error, "Refused a peer CONNECT host:80: gone");
+  assertEquals(closed, 1);
+});
+
+const method = fc.stringMatching(/^[A-Z]{1,12}$/);
+const address = fc.stringMatching(/^[!-~]{1,40}$/);
+const rest = fc.string({ unit: fc.integer({ min: 0, max: 127 }).map((code) => String.fromCharCode(code)) });
+const secret = fc.stringMatching(/^[!-~]{1,40}$/);
+
+Deno.test("serveRequest() reads any request as it was sent, and nothing after it", async () => {
+  await fc.assert(
+    fc.asyncProperty(method, address, secret, rest, async (method, address, secret, rest) => {
+      const sent = `${method} ${address} HTTP/1.1\r\nX: y\r\nProxy-Authorization: Bearer ${secret}\r\n\r\n${rest}`;
+      const { requests, unread } = await serveText(sent);
+      assertEquals([requests, unread], [[{ method, address, authorization: `Bearer ${secret}` }], rest]);
+    }),
+    { numRuns },
+  );
+});
+
+Deno.test("serveRequest() of any bytes opens what a whole head asks for, or responds with a refusal", async () => {
+  const character = fc.nat(255).map((code) => String.fromCharCode(code));
+  const piece = fc.constantFrom("CONNECT ", "BIND ", "a:1", " HTTP/1.1", "\r\n", "\r\n\r\n", "\n", " ", "Host: a");
+  const input = fc.array(fc.oneof({ arbitrary: piece, weight: 4 }, character), { maxLength: 20 });
+  await fc.assert(
+    fc.asyncProperty(input, async (pieces) => {
+      const sent = pieces.join("");
+      const { requests, response, message } = await serveText(sent);
+      const isRequest = /^[A-Z]+ [^\s\0-\x20\x7f-\xff]+ HTTP\/1\.[01]\r\n/.test(sent) && sent.includes("\r\n\r\n");
+      if (isRequest) assertEquals([requests.length, statusOf(response), message], [1, 200, undefined]);
+      if (requests.length > 0) return assertMatch(requests[0]!.address, /^[!-~]+$/);
+      assert([400, 431].includes(statusOf(response)), response);
+      assertMatch(message!, /^Refused a peer: [ -~]+$/);
+    }),
+    { numRuns },
+  );
+});
+
+Deno.test("authorize() allows what a rule of the method allows, and refuses the rest with its status", async () => {
+  const rules = {
+    CONNECT: ["db.local:5432", "*:443"].map((entry) => parseRule("allow", entry)),
+    BIND: ["127.0.0.1:*"].map((entry) => parseRule("allowListen", entry)),
+  };
+  const cases: [method: string, address: string, status: number][] = [
+    ["CONNECT", "db.local:5432", 200],
+    ["CONNECT", "DB.local:5432", 200],
+    ["CONNECT", "anything:443", 200],
+    ["CONNECT", "db.local:5433", 403],
+    ["CONNECT", "127.0.0.1:5432", 403],
+    ["CONNECT", "unix:/run/a", 403],
+    ["CONNECT", "127.0.0.1:1", 403],
+    ["BIND", "127.0.0.1:0", 200],
+    ["BIND", "8000", 200],
+    ["BIND", "0.0.0.0:8000", 403],
+    ["BIND", "anything:443", 403],
+    ["GET", "anything:443", 405],
+    ["CONSTRUCTOR", "anything:443", 405],
+  ];
+  const { signal } = new AbortController();
+  for (const [method, address, status] of cases) {
+    const allowed = authorize({ method, address, authorization: "" }, rules, undefined, signal);
+    const outcome = await allowed.then(
+      () => 200,
+      (error: unknown) => error instanceof TunnelRefusedError && error.status,
+    );
+    assertEquals({ method, address, outcome }, { method, address, outcome: status });
+  }
+  for (const [method, address] of [["CONNECT", "a"], ["CONNECT", "a:0"], ["BIND", "a:65536"], ["BIND", ""]] as const) {
+    await assertRejects(
+      () => authorize({ method, address, authorization: "" }, rules, undefined, signal),
+      RangeError,
+      method,
+    );
+  }
+});
+
+Deno.test("authorize() allows nothing without the secret", async () => {
+  const rules = { CONNECT: [parseRule("allow", "*:*")] };
+  const request = { method: "CONNECT", address: "a:1" };
+  const signal = AbortSignal.abort(); // no delay
+  await authorize({ ...request, authorization: "Bearer open-sesame" }, rules, "open-sesame", signal);
+  const wrong = [
+    "",
+    "Bearer",
+    "Bearer ",
+    "Bearer open-sesam",
+    "Bearer open-sesame2",
+    "Bearer Open-sesame",
+    "open-sesame",
+  ];
+  for (const authorization of [...wrong, "Basic open-sesame", "bearer open-sesame", "Bearer  open-sesame"]) {
+    const asked = authorize({ ...request, authorization }, rules, "open-sesame", signal);
+    assertEquals((await assertRejects(() => asked, TunnelRefusedError, "wrong secret")).status, 407, authorization);
+  }
+  await fc.assert(
+    fc.asyncProperty(secret, secret, async (secret, sent) => {
+      const asked = authorize({ ...request, authorization: `Bearer ${sent}` }, rules, secret, signal);
+      assertEquals(await asked.then(() => true, () => false), sent === secret);
+    }),
+    { numRuns },
+  );
+});
+
+/** What request() makes of a server in memory that responds with this and then ends. */
+async function requestOf(response: string, method: "CONNECT" | "BIND" = "CONNECT", secret?: string) {
+  const { client, server } = sessionPair();
+  const requesting = request(client, method, "host:80", secret)
+    .then(({ addr, stream }) => ({ addr, stream, error: undefined }), (error: Error) => ({ error }));
+  const stream = await server.acceptStream();
+  const head = text(await readHead(stream));
+  await writeAll(stream, latin1(response));
+  await stream.closeWrite();
+  const outcome = await requesting;
+  const rest = outcome.error === undefined ? text(await readAll(outcome.stream)) : undefined;
+  await Promise.all([client.close(), server.close()]);
+  return { head, rest, addr: outcome.error === undefined ? outcome.addr : undefined, error: outcome.error };
+}
+
+Deno.test("request() sends the address and the secret, and leaves what follows the response unread", async () => {
+  const connected = await requestOf("HTTP/1.1 200 OK\r\n\r\nhello");
+  assertEquals(connected.head, "CONNECT host:80 HTTP/1.1\r\nHost: host:80\r\n\r\n");
+  assertEquals([connected.addr, connected.rest], ["", "hello"]);
+  const bound = await requestOf("HTTP/1.0 200\r\nX: y\r\naddress: [::1]:80\r\n\r\n", "BIND", "x");
+  assertEquals(bound.head, "BIND host:80 HTTP/1.1\r\nHost: host:80\r\nProxy-Authorization: Bearer x\r\n\r\n");
+  assertEquals([bound.addr, bound.rest], ["[::1]:80", ""]);
+});
+
+Deno.test("request() rejects when the response ends before the last byte of its head", async () => {
+  const response = "HTTP/1.1 200 OK\r\nAddress: [::1]:80\r\n\r\n";
+  for (let length = 0; length < response.length; length++) {
+    const { error } = await requestOf(response.slice(0, length), "BIND");
+    assertEquals(error?.message, "The other end did not answer BIND host:80: connection closed during handshake");
+  }
+});
+
+Deno.test("request() rejects with the status and the reason of any response but 200", async () => {
+  const cases: [response: string, status: number, reason: string][] = [
+    ["HTTP/1.1 403 not allowed\r\n\r\n", 403, "not allowed"],
+    ["HTTP/1.1 502\r\nX: y\r\n\r\n", 502, ""],
+    ["HTTP/1.1 204 No Content\r\n\r\n", 204, "No Content"],
+    ["HTTP/1.1 403 \x1b[2J\r\n\r\n", 403, "?[2J"],
+    ["HTTP/2 200 OK\r\n\r\n", 400, "the response is not HTTP"],
+    ["SSH-2.0-x\r\n\r\n", 400, "the response is not HTTP"],
+    ["\r\n\r\n", 400, "the response is not HTTP"],
+  ];
+  for (const [response, status, reason] of cases) {
+    const { error } = await requestOf(response);
+    assertInstanceOf(error, TunnelRefusedError);
+    assertEquals([error.status, error.message], [status, `The other end refused CONNECT host:80: ${reason}`]);
+  }
+  const { error } = await requestOf("x".repeat(10_000));
+  assertInstanceOf(error, TunnelRefusedError);
+  assertEquals(error.status, 431);
 });

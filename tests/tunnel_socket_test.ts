@@ -178,7 +178,7 @@ Deno.test("tunnel: a server that is silent when it should speak TLS is given up"
   const accepting = listener.accept();
   const opening = openTunnel({ connect: at(listener.addr), tls: true, forward: [FREE] });
   const { message } = await assertRejects(() => opening, Error);
-  assertMatch(message, /^Cannot connect to .*: it kept us waiting for 10000 ms$/);
+  assertMatch(message, /^Cannot connect to .*: handshake timed out after 10000 ms$/);
   (await accepting).close();
   listener.close();
 });

@@ -1,5 +1,5 @@
 /**
- * Counts what a tunnel carries, reports events and errors, and cuts what is open.
+ * Counts sessions, streams and bytes, reports errors and events, and cuts forwarded connections.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { TunnelEvent, TunnelOptions, TunnelStats } from "./options.ts";
 import { toError } from "./errors.ts";
 import { setDeadline } from "./wait.ts";
 
-/** What is counted, and who is told of what. */
+/** What one end of a tunnel carries, and its callbacks. */
 export class Activity {
   /** Passes an error to `onError`. */
   readonly report: (error: unknown) => void;
@@ -17,7 +17,7 @@ export class Activity {
   readonly emit: (event: TunnelEvent) => void;
   readonly #sessions = new Set<Session>();
   readonly #cutting = new AbortController();
-  /** Aborts when what is carried is to end at once. */
+  /** Aborts when forwarded connections are to end at once. */
   readonly cutting = this.#cutting.signal;
   #isLimited = false;
   readonly #stats = { connections: 0, streams: 0, open: 0, sent: 0, received: 0 };
@@ -37,6 +37,7 @@ export class Activity {
     this.emit = (event) => guard(() => onEvent(event));
   }
 
+  /** Counts a session. */
   add(session: Session): void {
     this.#stats.connections++;
     this.#sessions.add(session);
@@ -47,21 +48,23 @@ export class Activity {
     session.closed.then(ended, ended);
   }
 
+  /** Counts a forwarded connection that begins. */
   begin(): void {
     this.#stats.streams++;
     this.#stats.open++;
   }
 
+  /** Counts a forwarded connection that ends. */
   end(): void {
     this.#stats.open--;
   }
 
-  /** Ends what is carried. */
+  /** Ends forwarded connections. */
   cut(): void {
     this.#cutting.abort(new SessionClosedError("The tunnel has ended"));
   }
 
-  /** Ends what is carried after so many milliseconds, unless all has ended before; the first call decides. */
+  /** Ends forwarded connections after `timeout` milliseconds, unless `finished` settles before; the first call decides. */
   cutAfter(timeout: number, finished: Promise<void>): void {
     const isFirst = !this.#isLimited;
     this.#isLimited = true;

@@ -1,5 +1,5 @@
 /**
- * Parses and formats where to listen and where to connect, and checks who else could get there.
+ * Parses and formats addresses, and checks whether other machines can reach them.
  *
  * @module
  */
@@ -32,7 +32,7 @@ export function parseForward(name: string, text: string): { listen: string; targ
   return { listen, target };
 }
 
-/** What an entry of a list allows. */
+/** Parses an entry of `allow` or `allowListen`. */
 export function parseRule(name: string, entry: string): Rule {
   const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
   const rule = parseEndpoint(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
@@ -42,26 +42,26 @@ export function parseRule(name: string, entry: string): Rule {
   };
 }
 
-/** One way to write what may be written in several. */
+/** Normalizes a host for comparison. */
 function canonical(hostname: string): string {
   return hostname.includes(":") ? new URL(`http://[${hostname}]/`).hostname : hostname.toLowerCase();
 }
 
-/** TLS is of TCP. */
+/** Rejects TLS over a Unix socket. */
 export function checkTls(name: string, text: string): void {
   if (!text.startsWith("unix:")) return;
   throw new RangeError(`${name} ${text}: TLS needs a host and a port, and a Unix socket needs no TLS`);
 }
 
-/** Whether nobody but this machine can get there, or it is said that others may. */
+/** Rejects an address that other machines can reach, unless `insecure` allows it. */
 export function checkExposed(name: string, text: string, insecure = false): void {
   const { path, hostname } = parseEndpoint(name, text, 0);
   if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
   const why = name === "connect"
-    ? "the secret would cross the network for all to read: it needs TLS"
+    ? "the secret would cross the network in plain text: it needs TLS"
     : name === "listen"
-    ? "others than this machine can connect there: it needs TLS and a secret"
-    : "others than this machine can connect there";
+    ? "other machines can connect there: it needs TLS and a secret"
+    : "other machines can connect there";
   throw new RangeError(`${name} ${text}: ${why}, or insecure`);
 }
 

@@ -1,5 +1,5 @@
 /**
- * Reads and writes arrays of bytes whole.
+ * Reads and writes arrays of bytes whole, and text from peers.
  *
  * @module
  */
@@ -12,7 +12,7 @@ export async function readExactly(from: DuplexConnection, length: number): Promi
   const p = new Uint8Array(length);
   for (let at = 0; at < length;) {
     const count = await from.read(p.subarray(at));
-    if (count === null) throw new Error("it ended in the middle of what it said");
+    if (count === null) throw new Error("connection closed during handshake");
     at += count;
   }
   return p;
@@ -20,4 +20,9 @@ export async function readExactly(from: DuplexConnection, length: number): Promi
 
 export async function writeAll(to: DuplexConnection, p: Uint8Array): Promise<void> {
   for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
+}
+
+/** Replaces what is not printable ASCII. Text of a peer is logged, and must not control the terminal that shows the log. */
+export function printable(text: string): string {
+  return text.replaceAll(/[^ -~]/g, "?");
 }

@@ -7,7 +7,7 @@
 import { encoder } from "./bytes.ts";
 import type { TunnelStats } from "./options.ts";
 
-/** Lines of a log, and on a terminal one below them that tells how it goes. */
+/** Lines of a log, and on a terminal a line of figures below them. */
 export class Display {
   readonly #out: typeof Deno.stdout;
   #live = "";
@@ -23,7 +23,7 @@ export class Display {
       out.writeSync(encoder.encode(`${clear}${text}\n`));
       this.#out.writeSync(encoder.encode(this.#live));
     } catch {
-      // Who read it has gone, as `tee` has after the same Ctrl-C.
+      // The reader is gone, as `tee` is after the same Ctrl-C.
     }
   }
 

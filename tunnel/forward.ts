@@ -1,5 +1,5 @@
 /**
- * Forwards what a listener accepts, and joins each connection with its stream.
+ * Forwards connections that a listener accepts, each over a stream.
  *
  * @module
  */
@@ -12,8 +12,11 @@ import type { Listening, Socket } from "./socket.ts";
 import { onAbort } from "./wait.ts";
 
 /**
- * Forwards every connection that is accepted to what `open` gives for it, until the signal; settles when there will be no
- * more, with what settles when all have ended, at the latest when those still to be opened are cut.
+ * Forwards each connection that is accepted over the stream that `open` returns for it.
+ *
+ * @param signal Stops accepting when it aborts.
+ * @param cut Closes connections whose stream is not open yet when it aborts.
+ * @returns A promise that fulfils when accepting has stopped; `forwarded` fulfils when all connections have ended.
  */
 export async function forwardAll(
   activity: Activity,
@@ -38,11 +41,11 @@ export async function forwardAll(
   return { forwarded: Promise.all(forwarding) };
 }
 
-/** Joins a stream and a socket; if that breaks, says whose they were. */
+/** Joins a stream and a socket; `name`, such as "to localhost:80", names the socket in errors. */
 export async function forwardStream(activity: Activity, stream: Stream, socket: Socket, name: string): Promise<void> {
   activity.begin();
   try {
-    // What arrives in pieces was sent in pieces, and waits for nothing.
+    // A chunk that arrives is sent at once, as its sender sent it.
     if ("setNoDelay" in socket) socket.setNoDelay(true);
     await join(stream, socket, { signal: activity.cutting });
   } catch (error) {

@@ -1,5 +1,5 @@
 /**
- * Defines what each end of a tunnel can be told, what it offers and how it refuses.
+ * Defines the options of a tunnel, its events, its two ends and the error of a refusal.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import type { Stream, Version } from "../mod.ts";
 
 /**
- * What both ends of a tunnel can be told.
+ * Options that both ends of a tunnel have.
  *
  * @example A log, and one switch for both ends
  * ```ts
@@ -30,13 +30,13 @@ import type { Stream, Version } from "../mod.ts";
 export interface TunnelOptions {
   /** Ends the tunnel at once when it aborts. */
   signal?: AbortSignal | undefined;
-  /** What a client must show before it may connect or listen: printable ASCII without spaces. Default: nothing. */
+  /** What a client must send with each request: printable ASCII without spaces. Default: none is needed. */
   secret?: string | undefined;
-  /** Whether other machines may connect, or read along, without TLS and a secret. Default false. */
+  /** Whether plain text and missing authentication are allowed between machines. Default false. */
   insecure?: boolean | undefined;
   /**
-   * Milliseconds after which a forwarded connection is cut when its receiver stalled and what waits for it holds up all
-   * others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default 5000.
+   * Milliseconds after which a forwarded connection is cut when its receiver does not read and its unread bytes hold up
+   * all others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default 5000.
    */
   stalledStreamTimeout?: number | undefined;
   /** Receives every error of a connection, none of which ends the tunnel. Default: `console.error`. */
@@ -46,12 +46,12 @@ export interface TunnelOptions {
 }
 
 /**
- * What happens in a tunnel, as `onEvent` receives it; `type` says which fields it has.
+ * An event of a tunnel, as `onEvent` receives it. Its `type` determines its fields:
  *
- * - `"connected"`, on a server: a client has connected to it.
- * - `"listening"`, on a server: it listens for a client, which asked for that by `reverse`.
- * - `"stopped"`, on a server: it does so no longer.
- * - `"reconnected"`, on a client: it lost its connection to the server, and has a new one.
+ * - `"connected"`, on a server: a client has connected.
+ * - `"listening"`, on a server: it listens for a client, for an entry of its `reverse`.
+ * - `"stopped"`, on a server: it has stopped listening for a client.
+ * - `"reconnected"`, on a client: the connection to the server was lost, and there is a new one.
  *
  * An address is `host:port`, `[ipv6]:port` or `unix:/path`. That of a client at a Unix socket is `undefined`.
  *
@@ -118,20 +118,20 @@ export type TunnelEvent =
 /**
  * Options of {@linkcode serveTunnel}.
  *
- * @example What clients may do
+ * @example What clients may request
  * ```ts
  * import { serveTunnel, type ServeTunnelOptions } from "@sluice/smux/tunnel";
  * import { assertMatch, assertThrows } from "@std/assert";
  *
  * const options: ServeTunnelOptions = {
  *   listen: "127.0.0.1:0",
- *   allow: ["db.local:5432", "*:443"], // one database, and whatever speaks TLS
+ *   allow: ["db.local:5432", "*:443"], // one database, and HTTPS anywhere
  *   allowListen: ["127.0.0.1:*"], // where only this machine can connect
  * };
  * await using server = serveTunnel(options);
  * assertMatch(server.serverAddr, /^127\.0\.0\.1:\d+$/);
  *
- * // Where anybody can connect, TLS and a secret cannot be forgotten.
+ * // Where other machines can connect, TLS and a secret are required.
  * assertThrows(() => serveTunnel({ ...options, listen: "0.0.0.0:0" }), RangeError, "TLS and a secret");
  * ```
  */
@@ -147,7 +147,7 @@ export interface ServeTunnelOptions extends TunnelOptions {
   allow?: readonly string[] | undefined;
   /** Each LISTEN that clients may request, with the same wildcards. Default: none. */
   allowListen?: readonly string[] | undefined;
-  /** Its certificate chain, in PEM: with it clients connect by TLS. */
+  /** The certificate chain of the server, in PEM. With it clients connect by TLS. */
   cert?: string | undefined;
   /** The certificate's private key, in PEM. */
   key?: string | undefined;
@@ -165,8 +165,8 @@ export interface ServeTunnelOptions extends TunnelOptions {
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
  * const options: OpenTunnelOptions = {
  *   connect: server.serverAddr,
- *   forward: [`0=${web.addr.port}`], // any free port here is that service there
- *   socks: ["0"], // and another is for programs that know SOCKS 5
+ *   forward: [`0=${web.addr.port}`], // any free port here leads to that service there
+ *   socks: ["0"], // and another is for programs that speak SOCKS 5
  * };
  * const client = await openTunnel(options);
  * const [forwarded, socks] = client.listenAddrs;
@@ -196,9 +196,9 @@ export interface OpenTunnelOptions extends TunnelOptions {
 }
 
 /**
- * What a tunnel has carried so far.
+ * Figures of one end of a tunnel.
  *
- * @example What a request costs
+ * @example The bytes of a request
  * ```ts
  * import { openTunnel, serveTunnel, type TunnelStats } from "@sluice/smux/tunnel";
  * import { assertEquals, assertGreater } from "@std/assert";
@@ -216,15 +216,15 @@ export interface OpenTunnelOptions extends TunnelOptions {
  * ```
  */
 export interface TunnelStats {
-  /** Connections between the tunnel's client and server, ever. */
+  /** Number of connections between client and server, so far. */
   connections: number;
-  /** Connections forwarded, ever. */
+  /** Number of connections forwarded, so far. */
   streams: number;
-  /** Connections being forwarded now. */
+  /** Number of connections that are forwarded now. */
   open: number;
-  /** Bytes sent to the other end, smux's own among them. */
+  /** Bytes sent to the other end, headers of smux included. */
   sent: number;
-  /** Bytes received from there. */
+  /** Bytes received from the other end, headers of smux included. */
   received: number;
 }
 
@@ -241,7 +241,7 @@ export interface TunnelStats {
  * const quiet = { onError() {} };
  * const server = serveTunnel({ ...quiet, listen: "127.0.0.1:0", target: `127.0.0.1:${echo.addr.port}` });
  * const client = await openTunnel({ ...quiet, connect: server.serverAddr });
- * await client.connect(); // nobody will ever end this
+ * await client.connect(); // a connection that never ends
  * using _accepted = await echo.accept();
  *
  * const ends: Tunnel[] = [client, server];
@@ -259,24 +259,24 @@ export interface Tunnel extends AsyncDisposable {
    */
   readonly listenAddrs: readonly string[];
   /**
-   * Fulfils when the tunnel has ended because it was told to. On a client that does not reconnect it rejects when the
-   * connection to the server was lost; else it never rejects. Ignoring it is safe.
+   * Fulfils when the tunnel has ended, by `shutdown` or the signal. Rejects only on a client that does not reconnect, when
+   * the connection to the server was lost. Ignoring it is safe.
    */
   readonly finished: Promise<void>;
   /**
-   * Stops listening, waits until what is forwarded has ended, then ends the tunnel. It never rejects.
+   * Stops listening, waits until forwarded connections have ended, then ends the tunnel. It never rejects.
    *
-   * @param options Milliseconds after which what is still forwarded is cut; the first call decides. Default `Infinity`.
+   * @param options Milliseconds after which forwarded connections are cut; the first call decides. Default `Infinity`.
    */
   shutdown(options?: { timeout?: number | undefined }): Promise<void>;
-  /** Figures as they are now. */
+  /** Returns the figures as they are now. */
   stats(): TunnelStats;
 }
 
 /**
  * The client's end of a tunnel, made by {@linkcode openTunnel}.
  *
- * @example A stream to a target, without a port here
+ * @example A stream to a target, without listening
  * ```ts
  * import { openTunnel, serveTunnel, type TunnelClient } from "@sluice/smux/tunnel";
  * import { assertStringIncludes } from "@std/assert";
@@ -295,19 +295,19 @@ export interface Tunnel extends AsyncDisposable {
  */
 export interface TunnelClient extends Tunnel {
   /**
-   * Has the server connect to a target, as `forward` does for each connection it accepts.
+   * Opens a stream to a target that the server connects to, as `forward` does for each connection.
    *
    * @param target TARGET; without it, the fixed target of the server.
    * @returns A stream, joined to the target.
-   * @throws {RangeError} The target is none.
-   * @throws {TunnelRefusedError} The server does not connect there, or cannot.
-   * @throws {Error} There is no connection to the server now.
+   * @throws {RangeError} The target is not an address.
+   * @throws {TunnelRefusedError} The server does not allow the target, or cannot connect to it.
+   * @throws {Error} The client has no connection to the server now.
    */
   connect(target?: string): Promise<Stream>;
 }
 
 /**
- * The other end of the tunnel does not do what it was asked for.
+ * The other end of the tunnel refuses a request.
  *
  * @example A target that is not allowed
  * ```ts
@@ -324,13 +324,13 @@ export interface TunnelClient extends Tunnel {
  *
  * const error = await assertRejects(() => client.connect("localhost:22"), TunnelRefusedError, "not allowed");
  * assertEquals(error.status, 403);
- * assertEquals(refusals.length, 1); // the server knows who tried
+ * assertEquals(refusals.length, 1); // the server reports it too
  * ```
  */
 export class TunnelRefusedError extends Error {
   /** Its name. */
   override readonly name = "TunnelRefusedError";
-  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 it was tried and failed, others a misunderstanding. */
+  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 cannot connect or listen, others a malformed request. */
   readonly status: number;
 
   /**

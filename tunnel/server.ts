@@ -6,16 +6,13 @@
 
 import { serve, type Server, type Session, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
-import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, type Rule, UNNAMED } from "./address.ts";
+import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, UNNAMED } from "./address.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
-import { checkSecret, request, serveRequest, timingSafeEqual } from "./handshake.ts";
-import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
+import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
 import { dial, Listening, listenOn, type Socket } from "./socket.ts";
-import { clampTimeout, onAbort, sleep } from "./wait.ts";
-
-// Milliseconds before a wrong secret is refused. Larger: guessing takes longer.
-const WRONG_SECRET_DELAY = 1000;
+import { clampTimeout, onAbort } from "./wait.ts";
 
 /**
  * Starts the server's end of a tunnel, for any number of clients. When a target cannot be reached the stream ends at once,
@@ -61,9 +58,6 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
     [Symbol.asyncDispose]: shutdown,
   };
 }
-
-/** What clients may request, by the method of the request. */
-type Rules = Record<string, Rule[]>;
 
 function checkOptions(options: ServeTunnelOptions): Rules {
   const { listen, target, secret, cert, key, allow = [], allowListen = [] } = options;
@@ -149,16 +143,9 @@ class TunnelServer {
   /** Serves the request that a stream begins with. */
   async #answer(stream: Stream, session: Session): Promise<void> {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
-    const { address, opened } = await serveRequest(stream, peer, async ({ method, address, authorization }) => {
-      if (this.#secret !== undefined && !await timingSafeEqual(authorization, `Bearer ${this.#secret}`)) {
-        await sleep(WRONG_SECRET_DELAY, this.#stopping.signal);
-        throw new TunnelRefusedError(407, "wrong secret");
-      }
-      const rules = this.#rules[method];
-      if (rules === undefined) throw new TunnelRefusedError(405, "neither CONNECT nor BIND");
-      const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
-      if (!rules.some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
-      return method === "BIND" ? listenOn(address) : await dial(address, stream);
+    const { address, opened } = await serveRequest(stream, peer, async (request) => {
+      await authorize(request, this.#rules, this.#secret, this.#stopping.signal);
+      return request.method === "BIND" ? listenOn(request.address) : await dial(request.address, stream);
     });
     if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
     else await this.#forward(stream, opened, address);

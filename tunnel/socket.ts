@@ -11,7 +11,7 @@ import { onAbort, withDeadline } from "./wait.ts";
 
 export type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
 
-/** Where sockets are accepted. */
+/** A listener that knows its address, and removes its Unix socket when it closes. */
 export class Listening {
   readonly addr: string;
   readonly #listener: Deno.Listener<Socket & Deno.Conn>;
@@ -31,8 +31,8 @@ export class Listening {
   }
 }
 
-// Connections that the kernel holds until they are accepted: as many as Linux allows. One for which there is no room asks
-// again after a second, and Deno's 511 are soon fewer than come at once.
+// Connections that the kernel queues until they are accepted: the maximum of Linux. Smaller: in a burst some connections
+// find the queue full, and are retried after a second.
 const BACKLOG = 4096;
 
 export function listenOn(at: string, tls?: { cert: string; key: string }): Listening {
@@ -49,7 +49,7 @@ export function listenOn(at: string, tls?: { cert: string; key: string }): Liste
   }
 }
 
-/** Connects, unless the stream for which that is done ends before, or the signal aborts. */
+/** Connects to a target; rejects when the stream that asks for it fails before, or the signal aborts. */
 export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: string[] }): Promise<Socket> {
   const { path, hostname, port } = parseEndpoint("target", to, 1);
   const gone = new AbortController();
@@ -62,7 +62,7 @@ export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts
     if (tls === undefined) return connection;
     const secured = await Deno.startTls(connection, { hostname, ...tls });
     const off = onAbort(signal, () => secured[Symbol.dispose]());
-    // A server that accepts and then is silent would be waited for for ever.
+    // Without a deadline a server that accepts and stays silent blocks this forever.
     await withDeadline(secured, secured.handshake()).catch((error) => {
       secured[Symbol.dispose]();
       throw error;

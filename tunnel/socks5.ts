@@ -1,57 +1,103 @@
 /**
- * Reads from a client of SOCKS 5 where it wants to connect, and answers.
+ * Speaks SOCKS 5 (RFC 1928) with a client: reads its target, and replies.
  *
  * @module
  */
 
-import type { Stream } from "../mod.ts";
+import type { DuplexConnection } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
-import { readExactly, writeAll } from "./bytes.ts";
+import { printable, readExactly, writeAll } from "./bytes.ts";
 import { TunnelRefusedError } from "./options.ts";
-import type { Socket } from "./socket.ts";
 import { withDeadline } from "./wait.ts";
 
-/** Hears where a client of SOCKS 5 (RFC 1928) wants to, and connects there. */
-export async function speakSocks(local: Socket, connect: (to: string) => Promise<Stream>): Promise<Stream> {
-  const answer = (code: number) => writeAll(local, new Uint8Array([5, code, 0, 1, 0, 0, 0, 0, 0, 0]));
-  const to = await withDeadline(local, readTarget(local, answer));
-  let stream;
+const VERSION = 5;
+const NO_AUTHENTICATION = 0;
+const NO_ACCEPTABLE_METHOD = 255;
+const CONNECT = 1;
+
+// Types of addresses.
+const IPV4 = 1;
+const NAME = 3;
+const IPV6 = 4;
+
+// Codes of replies.
+const SUCCEEDED = 0;
+const NOT_ALLOWED = 2;
+const CONNECTION_REFUSED = 5;
+const COMMAND_NOT_SUPPORTED = 7;
+const ADDRESS_NOT_SUPPORTED = 8;
+
+/** Reads the target of a client, connects to it, and replies. */
+export async function speakSocks<T extends { close(): void }>(
+  client: DuplexConnection,
+  connect: (target: string) => Promise<T>,
+): Promise<T> {
+  const target = await withDeadline(client, readTarget(client));
+  let connected: T;
   try {
-    stream = await connect(to);
+    connected = await connect(target);
   } catch (error) {
-    // Not allowed by the rules, or refused by the target.
-    await answer(error instanceof TunnelRefusedError && error.status === 403 ? 2 : 5);
-    throw error;
+    const isForbidden = error instanceof TunnelRefusedError && error.status === 403;
+    return await refuse(client, isForbidden ? NOT_ALLOWED : CONNECTION_REFUSED, error);
   }
-  await answer(0).catch((error) => {
-    stream.close();
+  await reply(client, SUCCEEDED).catch((error) => {
+    connected.close();
     throw error;
   });
-  return stream;
+  return connected;
 }
 
-async function readTarget(local: Socket, answer: (code: number) => Promise<void>): Promise<string> {
-  const [version, methods] = await readExactly(local, 2);
-  if (version !== 5) throw new Error("it speaks no SOCKS 5");
-  const canBeAnyone = (await readExactly(local, methods!)).includes(0);
-  await writeAll(local, new Uint8Array([5, canBeAnyone ? 0 : 255]));
-  if (!canBeAnyone) throw new Error("a SOCKS client insists on saying who it is");
-  const [, command, , kind] = await readExactly(local, 4);
-  let hostname = "";
-  if (kind === 1) hostname = (await readExactly(local, 4)).join(".");
-  if (kind === 3) hostname = String.fromCharCode(...await readExactly(local, (await readExactly(local, 1))[0]!));
-  if (kind === 4) hostname = (await readExactly(local, 16)).toHex().match(/.{4}/g)!.join(":");
-  const [high, low] = await readExactly(local, 2);
-  const to = format({ hostname, port: high! * 256 + low! });
-  if (command !== 1) {
-    await answer(7);
-    throw new Error(`a SOCKS client wants command ${command}, which is not CONNECT`);
+async function readTarget(client: DuplexConnection): Promise<string> {
+  const [version, count] = await readExactly(client, 2);
+  checkVersion(version!);
+  const isAccepted = (await readExactly(client, count!)).includes(NO_AUTHENTICATION);
+  await writeAll(client, new Uint8Array([VERSION, isAccepted ? NO_AUTHENTICATION : NO_ACCEPTABLE_METHOD]));
+  if (!isAccepted) throw new Error('SOCKS client does not offer "no authentication"');
+
+  // All of a request is read before it is refused: a TCP socket that is closed with unread bytes may lose the reply.
+  const [again, command, , type] = await readExactly(client, 4);
+  checkVersion(again!);
+  const hostname = await readHostname(client, type!);
+  const [high, low] = await readExactly(client, 2);
+  if (command !== CONNECT) {
+    const error = new Error(`unsupported SOCKS command ${command}, expected ${CONNECT} (CONNECT)`);
+    return await refuse(client, COMMAND_NOT_SUPPORTED, error);
   }
+  const target = format({ hostname, port: high! * 256 + low! });
   try {
-    parseEndpoint("to", to, 1);
+    parseEndpoint("SOCKS target", target, 1);
   } catch (error) {
-    await answer(8);
-    throw error;
+    return await refuse(client, ADDRESS_NOT_SUPPORTED, error);
   }
-  return to;
+  return target;
+}
+
+/** Reads a host; that of an unknown type is empty. */
+async function readHostname(client: DuplexConnection, type: number): Promise<string> {
+  switch (type) {
+    case IPV4:
+      return (await readExactly(client, 4)).join(".");
+    case NAME: {
+      const [length] = await readExactly(client, 1);
+      return printable(String.fromCharCode(...await readExactly(client, length!)));
+    }
+    case IPV6:
+      return (await readExactly(client, 16)).toHex().match(/.{4}/g)!.join(":");
+    default:
+      return "";
+  }
+}
+
+function checkVersion(version: number): void {
+  if (version !== VERSION) throw new Error(`unsupported SOCKS version ${version}, expected ${VERSION}`);
+}
+
+async function reply(client: DuplexConnection, code: number): Promise<void> {
+  await writeAll(client, new Uint8Array([VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0]));
+}
+
+/** Replies with a code, if the client is still there, and rejects with the error. */
+async function refuse(client: DuplexConnection, code: number, error: unknown): Promise<never> {
+  await reply(client, code).catch(() => {});
+  throw error;
 }

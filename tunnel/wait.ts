@@ -1,25 +1,25 @@
 /**
- * Sets deadlines, pauses, and follows signals.
+ * Sets deadlines, sleeps, and listens to signals.
  *
  * @module
  */
 
 import type { DuplexConnection } from "../mod.ts";
 
-// Whoever takes so many milliseconds to say or hear something is not waited for any more.
-const HEAD_TIMEOUT = 10_000;
+// Milliseconds for a request, and for its response to be written. Larger: slower peers; smaller: silent ones hold less.
+const HANDSHAKE_TIMEOUT = 10_000;
 
-/** Waits for what must be said soon; closes the connection if it is not. */
-export async function withDeadline<T>(connection: DuplexConnection, saying: Promise<T>): Promise<T> {
+/** Waits for a step of a handshake; closes the connection when it takes too long. */
+export async function withDeadline<T>(connection: DuplexConnection, step: Promise<T>): Promise<T> {
   let isLate = false;
   const clear = setDeadline(() => {
     isLate = true;
     connection.close();
-  }, HEAD_TIMEOUT);
+  }, HANDSHAKE_TIMEOUT);
   try {
-    return await saying;
+    return await step;
   } catch (error) {
-    throw isLate ? new Error(`it kept us waiting for ${HEAD_TIMEOUT} ms`, { cause: error }) : error;
+    throw isLate ? new Error(`handshake timed out after ${HANDSHAKE_TIMEOUT} ms`, { cause: error }) : error;
   } finally {
     clear();
   }
@@ -28,19 +28,19 @@ export async function withDeadline<T>(connection: DuplexConnection, saying: Prom
 const MIN_BACKOFF = 100;
 export const MAX_BACKOFF = 30_000;
 
-/** Milliseconds to wait before each try: up to twice as many each time, and not the same for all who wait. */
+/** Milliseconds before each attempt, at most twice those before; at random, so that clients do not come all at once. */
 export function* backoff(): Generator<number, never> {
   for (let longest = MIN_BACKOFF;; longest = Math.min(longest * 2, MAX_BACKOFF)) {
     yield longest * (0.5 + Math.random() / 2);
   }
 }
 
-/** The milliseconds that a session can wait which are nearest to these. */
+/** The timeout nearest to this one that a session accepts, in milliseconds. */
 export function clampTimeout(timeout: number): number {
   return timeout === Infinity ? timeout : Math.min(Math.max(1, Math.ceil(timeout) || 1), 2 ** 31 - 1);
 }
 
-// A timer that fires this many milliseconds late was held up by the process, and so was what peers sent meanwhile.
+// Milliseconds. A timer that fires later than this was held up by the process, and so were bytes that peers had sent.
 const LATE = 100;
 
 /**
@@ -59,7 +59,7 @@ export function setDeadline(run: () => void, delay: number): () => void {
   return () => clearTimeout(timer);
 }
 
-/** Lets time pass, until the signal. */
+/** Waits until the time has passed or the signal aborts. */
 export async function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, milliseconds);
@@ -69,7 +69,7 @@ export async function sleep(milliseconds: number, signal: AbortSignal): Promise<
   off();
 }
 
-/** Calls `abort` when the signal aborts, or did before; gives what takes that back. */
+/** Calls `abort` when the signal aborts, at once when it did before; returns a function that removes the listener. */
 export function onAbort(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
   const aborted = () => abort(signal!.reason);
   signal?.addEventListener("abort", aborted);
