@@ -11,14 +11,22 @@ import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import config from "../deno.json" with { type: "json" };
 import { type Connection, Session } from "../mod.ts";
-import { deno, makeFolder, watch } from "./programs.ts";
+import { deno, makeFolder, watch, type Watched } from "./programs.ts";
 import { pattern, readAll, writeAll } from "./support.ts";
 
 const ROOT = new URL("../", import.meta.url);
-const TEXTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
+const TEXTS = [
+  "README.md",
+  "CONTRIBUTING.md",
+  "SECURITY.md",
+  "CHANGELOG.md",
+  ...Array.from(Deno.readDirSync(new URL("../docs", import.meta.url)), ({ name }) => `docs/${name}`).filter((path) =>
+    path.endsWith(".md")
+  ).sort(),
+];
 const WORKFLOWS = [".github/workflows/ci.yml", ".github/workflows/publish.yml"];
-// What looks like a path, and is the name of a repository.
-const NOT_PATHS = ["xtaci/smux"];
+// What looks like a path, and is the name of a repository or of a file of the reader.
+const NOT_PATHS = ["xtaci/smux", "server.ts", "client.ts"];
 const PATH = /^\.?[\w-]+(\.[\w-]+)*(\/[\w.-]+)*\/?$/;
 const FILE = /\/|\.(go|json|md|pem|sh|svg|ts|yml)$/;
 
@@ -136,22 +144,24 @@ async function spanProblem(span: string): Promise<string | undefined> {
   return exists(span) ? undefined : "no such file";
 }
 
-/** Says what is wrong with a link, if anything is. */
-function linkProblem(target: string, markdown: string): string | undefined {
+/** Says what is wrong with a link of the text at `path`, if anything is. */
+function linkProblem(target: string, markdown: string, path: string): string | undefined {
   if (/^[a-z]+:/.test(target)) return undefined;
-  if (!target.startsWith("#")) return exists(target.replace(/#.*/, "")) ? undefined : "no such file";
+  if (!target.startsWith("#")) {
+    return existsSync(new URL(target.replace(/#.*/, ""), new URL(path, ROOT))) ? undefined : "no such file";
+  }
   const headings = captures(markdown, /^#+ (.+)$/gm)
     .map((heading) => `#${heading.toLowerCase().replace(/[^\w -]/g, "").replaceAll(" ", "-")}`);
   return headings.includes(target) ? undefined : "no such heading";
 }
 
-/** All that is wrong in a text. */
-async function problems(markdown: string): Promise<string[]> {
+/** All that is wrong in the text at `path`. */
+async function problems(markdown: string, path = "README.md"): Promise<string[]> {
   const found: string[] = [];
   const note = (what: string, problem: string | undefined) => problem && found.push(`${what}: ${problem}`);
   for (const command of commandsOfBlocks(markdown)) note(command, await commandProblem(command));
   for (const span of codeSpans(markdown)) note(span, await spanProblem(span));
-  for (const target of captures(markdown, /\]\(([^)\s]+)\)/g)) note(target, linkProblem(target, markdown));
+  for (const target of captures(markdown, /\]\(([^)\s]+)\)/g)) note(target, linkProblem(target, markdown, path));
   return found;
 }
 
@@ -159,7 +169,7 @@ for (const path of TEXTS) {
   Deno.test(`texts: every command, path and link of ${path} is real`, async () => {
     const markdown = await read(path);
     assert(codeSpans(markdown).length > 0, "nothing was found in it");
-    assertEquals(await problems(markdown), []);
+    assertEquals(await problems(markdown, path), []);
   });
 }
 
@@ -221,6 +231,105 @@ Deno.test("texts: the same version of Deno is asked for everywhere", async () =>
 Deno.test("texts: the change log has the version that would be published", async () => {
   const versions = captures(await read("CHANGELOG.md"), /^## \[(.+?)\] - (?:unreleased|\d{4}-\d\d-\d\d)$/gm);
   assertEquals(versions[0], config.version);
+});
+
+// The programs.
+
+const MODULE = new URL("mod.ts", ROOT).href;
+
+/** The blocks of the README that are marked `ts ignore`, because they would run for ever or are no whole programs. */
+const snippets = once(async () => captures(await read("README.md"), /^```ts ignore\n(.*?)^```$/gms));
+
+/** The one snippet that has this text. */
+async function snippet(part: string): Promise<string> {
+  const found = (await snippets()).filter((text) => text.includes(part));
+  assertEquals(found.length, 1, `snippets with ${part}`);
+  return found[0]!;
+}
+
+/** Starts a program, with the package and its port in place of those of the README. */
+async function startProgram(folder: string, name: string, text: string, port: number): Promise<Watched> {
+  const path = `${folder}/${name}`;
+  await Deno.writeTextFile(path, text.replaceAll('"@sluice/smux"', `"${MODULE}"`).replaceAll("9000", `${port}`));
+  return watch(
+    new Deno.Command(Deno.execPath(), {
+      args: ["run", "--no-config", "-A", path],
+      cwd: folder,
+      env: { NO_COLOR: "1" },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn(),
+  );
+}
+
+Deno.test("texts: server.ts and client.ts of the README print what it shows, and the server stays up", async () => {
+  await using resources = new AsyncDisposableStack();
+  const { path: folder } = resources.use(await makeFolder("readme"));
+  const port = freePort([]);
+  const [shown] = captures(await read("README.md"), /^```console\n(.*?)^```$/gms);
+  const [, listening, answers] = /^\$ [^\n]*server\.ts\n(.*\n)\n\$ [^\n]*client\.ts\n(.*\n)$/.exec(shown!)!;
+
+  const server = resources.use(await startProgram(folder, "server.ts", await snippet('console.log("listening'), port));
+  await server.until(new RegExp(`^${listening!.replace("9000", `${port}`)}`));
+  for (let times = 0; times < 2; times++) {
+    const client = resources.use(await startProgram(folder, "client.ts", await snippet("const echoes"), port));
+    // The second one finds the server still up.
+    const { code, stdout, stderr } = await client.ended();
+    assertEquals([code, stdout, stderr], [0, answers, ""]);
+  }
+  assertEquals(server.printed.stderr, "");
+});
+
+Deno.test("texts: each job of the README does what it says", async () => {
+  await using resources = new AsyncDisposableStack();
+  const { path: folder } = resources.use(await makeFolder("readme"));
+  await Deno.writeFile(`${folder}/film.mp4`, pattern(1_000_000));
+  const name = `import { join, serve, Session } from "@sluice/smux";\n`;
+  const listen = `${name}const listener = Deno.listen({ port: 9000 });\n`;
+  const connect = `${name}const session = Session.client(await Deno.connect({ port: 9000 }));\n`;
+  const say = `const stream = await session.openStream();
+    await stream.write(new TextEncoder().encode("ping"));
+    await stream.closeWrite();
+    console.log(await new Response(stream.readable).text());
+    await session.close();\n`;
+  const [server, client] = (await snippet("onSession(session)")).split("// The client:\n");
+  const service = resources.use(startService("8080: ", LOOPBACK));
+  const measure = "serve(listener, async (s) => console.log((await new Response(s.readable).bytes()).length));\n";
+  const echo = "serve(listener, (stream) => stream.readable.pipeTo(stream.writable));\n";
+  const jobs: [server: string, client: string, printed: string, by: "server" | "client"][] = [
+    [
+      listen + (await snippet("port: 8080")).replace("8080", `${service.port}`),
+      connect + say,
+      "8080: ping\n",
+      "client",
+    ],
+    [
+      listen + server!,
+      connect + client!,
+      "news\n",
+      "client",
+    ],
+    [listen + measure, connect + await snippet("film.mp4") + "await session.close();\n", "1000000\n", "server"],
+    [
+      listen + echo,
+      `${name}import { connect } from "node:net";\nimport { Duplex } from "node:stream";\n` +
+      await snippet("Duplex.toWeb") + say,
+      "ping\n",
+      "client",
+    ],
+  ];
+  for (const [n, [server, client, printed, by]] of jobs.entries()) {
+    const port = freePort([]);
+    const serving = resources.use(
+      await startProgram(folder, `server${n}.ts`, `${server}console.log("ready");\n`, port),
+    );
+    await serving.until(/^ready\n/);
+    const asking = resources.use(await startProgram(folder, `client${n}.ts`, client, port));
+    await (by === "server" ? serving : asking).until(new RegExp(`${printed}$`));
+    assertEquals([serving.printed.stderr, asking.printed.stderr], ["", ""]);
+  }
+  assertEquals((await snippets()).length, 6, "a snippet that is not tested here");
 });
 
 // The tunnel.
