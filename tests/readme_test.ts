@@ -12,7 +12,7 @@ import { fileURLToPath } from "node:url";
 import config from "../deno.json" with { type: "json" };
 import { type Connection, Session } from "../mod.ts";
 import { deno, makeFolder, watch, type Watched } from "./programs.ts";
-import { pattern, readAll, writeAll } from "./support.ts";
+import { freePort, pattern, readAll, writeAll } from "./support.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const TEXTS = [
@@ -266,7 +266,7 @@ async function startProgram(folder: string, name: string, text: string, port: nu
 Deno.test("texts: server.ts and client.ts of the README print what it shows, and the server stays up", async () => {
   await using resources = new AsyncDisposableStack();
   const { path: folder } = resources.use(await makeFolder("readme"));
-  const port = freePort([]);
+  const port = freePort();
   const [shown] = captures(await read("README.md"), /^```console\n(.*?)^```$/gms);
   const [, listening, answers] = /^\$ [^\n]*server\.ts\n(.*\n)\n\$ [^\n]*client\.ts\n(.*\n)$/.exec(shown!)!;
 
@@ -320,7 +320,7 @@ Deno.test("texts: each job of the README does what it says", async () => {
     ],
   ];
   for (const [n, [server, client, printed, by]] of jobs.entries()) {
-    const port = freePort([]);
+    const port = freePort();
     const serving = resources.use(
       await startProgram(folder, `server${n}.ts`, `${server}console.log("ready");\n`, port),
     );
@@ -415,20 +415,6 @@ Deno.test("texts: no command of the tunnel is tested that the README does not ha
   const inReadme = commandsOfBlocks(await read("README.md")).filter((command) => command.startsWith("sluice "));
   assertEquals(TUNNELS.flatMap(({ commands }) => commands), inReadme);
 });
-
-/** A free port, of those that systems do not give out by themselves, so that nobody gets it meanwhile. */
-function freePort(taken: number[]): number {
-  for (;;) {
-    const port = 20_000 + Math.floor(Math.random() * 10_000);
-    try {
-      if (taken.includes(port)) continue;
-      Deno.listen({ hostname: "0.0.0.0", port }).close();
-      return port;
-    } catch (error) {
-      if (!(error instanceof Deno.errors.AddrInUse)) throw error;
-    }
-  }
-}
 
 /** A service that answers with its name and all it got. */
 function startService(name: string, hostname: string): AsyncDisposable & { port: number } {

@@ -33,6 +33,20 @@ export const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
 /** No signal, as some write it: types do not hold everybody. */
 export const NO_SIGNAL = { signal: null } as unknown as { signal: AbortSignal };
 
+/** A port that is free, and that no system assigns by itself, so that it stays free while tests run side by side. */
+export function freePort(taken: number[] = []): number {
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 10_000);
+    try {
+      if (taken.includes(port)) continue;
+      Deno.listen({ hostname: "0.0.0.0", port }).close();
+      return port;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    }
+  }
+}
+
 /** Both ends of a TCP connection over loopback. */
 export async function tcpPair(): Promise<[Deno.TcpConn, Deno.TcpConn]> {
   using listener = Deno.listen(LOOPBACK);

@@ -11,7 +11,7 @@ import {
   type TunnelEvent,
   type TunnelOptions,
 } from "../tunnel.ts";
-import { bytes, LOOPBACK, pattern, readSome, sha256, text, writeAll } from "./support.ts";
+import { bytes, freePort, LOOPBACK, pattern, readSome, sha256, text, writeAll } from "./support.ts";
 
 // A free port of this machine, in words.
 export const FREE = "127.0.0.1:0";
@@ -153,10 +153,9 @@ export async function fetchFiles(addr: string, sizes: number[]): Promise<void> {
   }));
 }
 
-/** An address where nobody listens. */
+/** An address that refuses connections. */
 export function nowhere(): string {
-  using listener = Deno.listen(LOOPBACK);
-  return at(listener.addr);
+  return `${LOOPBACK.hostname}:${freePort()}`;
 }
 
 export function hasIpv6(): boolean {
