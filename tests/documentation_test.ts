@@ -6,9 +6,11 @@
  * @module
  */
 import { assert, assertEquals } from "@std/assert";
+import { readdirSync } from "node:fs";
 import config from "../deno.json" with { type: "json" };
 import { deno, makeFolder } from "./programs.ts";
 
+const ROOT = new URL("../", import.meta.url);
 const ENTRYPOINTS = Object.values(config.exports);
 const PACKAGES = Object.keys(config.imports).filter((name) => name.startsWith("@std/"));
 const COUNTED = ["class", "function", "interface", "typeAlias", "variable"];
@@ -123,4 +125,27 @@ Deno.test("an example of a member or of the module is found, and one that does n
     ]);
     assertEquals(found.filter((example) => !imports(example, "@std/assert")).length, 1);
   });
+});
+
+/** Reads every file in a folder of the repository with one of these endings; with `recursive`, in its folders too. */
+function textsIn(folder: string, endings: string[], recursive: boolean): string[] {
+  const names = readdirSync(new URL(folder, ROOT), { recursive }) as string[];
+  return names.filter((name) => endings.some((ending) => name.endsWith(ending)))
+    .map((name) => Deno.readTextFileSync(new URL(`${folder}${name}`, ROOT)));
+}
+
+/** The numbers in a pattern's captures, each once, in ascending order. */
+function numbers(texts: string[], pattern: RegExp): number[] {
+  const found = texts.flatMap((text) => Array.from(text.matchAll(pattern), ([, list]) => list!.match(/\d+/g)!)).flat();
+  return [...new Set(found.map(Number))].sort((a, b) => a - b);
+}
+
+Deno.test("docs/design.md has a heading for each rule that a test, module or text cites, and a test for each heading", async () => {
+  const design = await Deno.readTextFile(new URL("docs/design.md", ROOT));
+  const headings = numbers([design], /^### Rule (\d+): \S/gm);
+  const tests = textsIn("tests/", [".ts"], true);
+  const texts = [...tests, ...textsIn("./", [".ts", ".md"], false), ...textsIn("docs/", [".md"], true)];
+  assertEquals(numbers(texts, /\brules?\s+(\d+(?:(?:,\s+|,?\s+and\s+)\d+)*)/gi), headings);
+  // The titles of tests begin with the number of their rule.
+  assertEquals(numbers(tests, /["`]rule (\d+): /g), headings);
 });

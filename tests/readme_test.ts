@@ -7,7 +7,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import config from "../deno.json" with { type: "json" };
 import { type Connection, Session } from "../mod.ts";
@@ -20,9 +20,8 @@ const TEXTS = [
   "CONTRIBUTING.md",
   "SECURITY.md",
   "CHANGELOG.md",
-  ...Array.from(Deno.readDirSync(new URL("../docs", import.meta.url)), ({ name }) => `docs/${name}`).filter((path) =>
-    path.endsWith(".md")
-  ).sort(),
+  ...textsIn("docs"),
+  ...textsIn("docs/decisions"),
 ];
 const WORKFLOWS = [".github/workflows/ci.yml", ".github/workflows/publish.yml"];
 // What looks like a path, and is the name of a repository or of a file of the reader.
@@ -40,6 +39,12 @@ const once = <Value>(make: () => Promise<Value>) => {
 const ci = once(() => read(".ci/run"));
 const tunnelHelp = once(() => deno("run", "tunnel.ts", "--help"));
 const deepTests = once(() => deno("run", "-A", "tests/deep/main.ts"));
+
+/** The paths of the texts in a folder. */
+function textsIn(folder: string): string[] {
+  const names = readdirSync(new URL(`${folder}/`, ROOT)).filter((name) => name.endsWith(".md"));
+  return names.sort().map((name) => `${folder}/${name}`);
+}
 
 /** Every capture of a pattern in a text. */
 function captures(text: string, all: RegExp): string[] {
@@ -145,23 +150,24 @@ async function spanProblem(span: string): Promise<string | undefined> {
 }
 
 /** Says what is wrong with a link of the text at `path`, if anything is. */
-function linkProblem(target: string, markdown: string, path: string): string | undefined {
+async function linkProblem(target: string, markdown: string, path: string): Promise<string | undefined> {
   if (/^[a-z]+:/.test(target)) return undefined;
-  if (!target.startsWith("#")) {
-    return existsSync(new URL(target.replace(/#.*/, ""), new URL(path, ROOT))) ? undefined : "no such file";
-  }
-  const headings = captures(markdown, /^#+ (.+)$/gm)
-    .map((heading) => `#${heading.toLowerCase().replace(/[^\w -]/g, "").replaceAll(" ", "-")}`);
-  return headings.includes(target) ? undefined : "no such heading";
+  const [file, anchor] = target.split("#");
+  const linked = new URL(file!, new URL(path, ROOT));
+  if (file !== "" && !existsSync(linked)) return "no such file";
+  if (anchor === undefined) return undefined;
+  const headings = captures(file === "" ? markdown : await Deno.readTextFile(linked), /^#+ (.+)$/gm)
+    .map((heading) => heading.toLowerCase().replace(/[^\w -]/g, "").replaceAll(" ", "-"));
+  return headings.includes(anchor) ? undefined : "no such heading";
 }
 
 /** All that is wrong in the text at `path`. */
-async function problems(markdown: string, path = "README.md"): Promise<string[]> {
+async function problems(markdown: string, path: string): Promise<string[]> {
   const found: string[] = [];
   const note = (what: string, problem: string | undefined) => problem && found.push(`${what}: ${problem}`);
   for (const command of commandsOfBlocks(markdown)) note(command, await commandProblem(command));
   for (const span of codeSpans(markdown)) note(span, await spanProblem(span));
-  for (const target of captures(markdown, /\]\(([^)\s]+)\)/g)) note(target, linkProblem(target, markdown, path));
+  for (const target of captures(markdown, /\]\(([^)\s]+)\)/g)) note(target, await linkProblem(target, markdown, path));
   return found;
 }
 
@@ -193,9 +199,9 @@ make
 
 \`deno task deep NAME\`, \`task deep\npeers --round 1\`, \`--nowhere 1\`, \`tests/nowhere.ts\`, \`nowhere.ts\`,
 \`@sluice/smux/nowhere\`, \`apt-get install nowhere\`, \`any/thing more\`, \`xtaci/smux\`, [a](./nowhere.md),
-[b](#a-heading), [c](#nowhere).
+[b](#a-heading), [c](#nowhere), [d](../CONTRIBUTING.md#the-modules), [e](../CONTRIBUTING.md#nowhere), [f](./CONTRIBUTING.md).
 `;
-  assertEquals(await problems(markdown), [
+  assertEquals(await problems(markdown, "docs/text.md"), [
     "npx -y deno@1.0.0 task test: another Deno than that of .ci/run",
     "deno task tests: no such task",
     "deno task deep speed --rounds 1: no such long test",
@@ -215,6 +221,8 @@ make
     "apt-get install nowhere: not what .ci/run installs",
     "./nowhere.md: no such file",
     "#nowhere: no such heading",
+    "../CONTRIBUTING.md#nowhere: no such heading",
+    "./CONTRIBUTING.md: no such file",
   ]);
 });
 
