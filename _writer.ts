@@ -16,11 +16,13 @@ import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, type
 import type { Link } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
 
-// From this length on data waits: large enough that a write of the transport costs little beside its bytes, and such that
-// the last frame let in, of the default size, ends at about 256 KiB.
-const HIGH_WATER_MARK = 224 * 1024;
-// Control frames find room up to this length: wherever data ended, 16 KiB are left for them.
-const CONTROL_HIGH_WATER_MARK = HIGH_WATER_MARK + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
+/**
+ * From this length on data waits. Large enough that a write of the transport costs little beside its bytes; the last frame
+ * let in, of the default size, ends at about 256 KiB.
+ */
+export const HIGH_WATER_MARK = 224 * 1024;
+/** Control frames find room up to this length: wherever data ended, 16 KiB are left for them. */
+export const CONTROL_HIGH_WATER_MARK: number = HIGH_WATER_MARK + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
 
 /** A frame that waits for room. */
 export interface PendingFrame {

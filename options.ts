@@ -38,52 +38,59 @@ import { MAX_WINDOW } from "./_window.ts";
  */
 export interface SessionOptions {
   /**
-   * A channel of the caller's for the streams the peer opens, so that many sessions can feed one pool. The session owns
-   * this handle, so give it a clone, and closes it when it ends. A full channel refuses streams as `acceptBacklog` does.
+   * A channel of the caller's for the streams that the peer opens, so that many sessions can feed one pool. The session
+   * owns this handle and closes it when it ends: pass a clone. A full channel refuses streams as `acceptBacklog` does.
    * Not together with `acceptBacklog`.
    */
   incoming?: Sender<Stream> | undefined;
   /** Milliseconds without a write after which a NOP is sent. `Infinity`: never. Default 10 000, as in Go. */
   keepAliveInterval?: number | undefined;
   /**
-   * Ends the session when the peer is silent for this long. An idle peer that sends no keepalive is silent: raise this,
-   * or set it to `Infinity`, for Go's smux with `KeepAliveDisabled` and for AWS's session-manager-plugin. A peer that is
-   * heard but does not read keeps its session; while `maxReceiveBuffer` is full the peer cannot be heard, and a write of
-   * the transport without progress for this long ends the session instead. Also the longest wait of a writer for credit
-   * after the peer's end (version 2), and of {@linkcode Session.close}. Time in which this process stood still does not
-   * count. `Infinity`: never. At least `keepAliveInterval`. Default 30 000, as in Go.
+   * Milliseconds before giving up on:
+   *
+   * - a silent peer: the session ends. An idle peer without keepalive is silent, such as Go's smux with
+   *   `KeepAliveDisabled` or AWS's session-manager-plugin: raise this, or set it to `Infinity`. A peer that sends but does
+   *   not read is not silent.
+   * - a write of the transport without progress, while `maxReceiveBuffer` is full so that the peer cannot be heard: the
+   *   session ends.
+   * - credit, in version 2, after the peer has ended its half of a stream: the write rejects.
+   * - {@linkcode Session.close}: the session is aborted.
+   *
+   * Time in which this process stood still does not count. `Infinity`: never. At least `keepAliveInterval`. Default
+   * 30 000, as in Go.
    */
   timeout?: number | undefined;
   /** Most data in one frame that is sent, 1 to 65 535. Default 32 768, as in Go; any length is received. */
   maxFrameSize?: number | undefined;
   /**
-   * Bytes received and not yet read, of all streams together. When there are so many, the transport is not read until
-   * some have been. What is held for them is at most twice this. Default 16 MiB.
+   * Unread bytes of all streams together at which the transport is not read any more, until some have been read. The
+   * memory held for them is at most twice this. Default 16 MiB.
    */
   maxReceiveBuffer?: number | undefined;
   /**
-   * The largest window of one stream, in version 2: how many bytes its peer may have sent that were not read. A stream
-   * starts with 256 KiB (or this, if it is less), or with what the streams before it learnt. It follows the link: it grows
-   * while it holds its sender back, and shrinks, to 32 KiB at least, while the bytes under way stand in a queue that all
-   * streams of the connection wait behind. All growth together stays within half of `maxReceiveBuffer`. Once half of `maxReceiveBuffer` is unread, a stream may hold at most 1/256 of the
-   * rest (at least 1 KiB): one that holds more loses its credit until it has been read, and new streams start with that.
-   * So streams that are not read leave room for those that are. Default 8 MiB, or half of `maxReceiveBuffer` if that is
-   * less.
+   * The largest window of one stream in version 2, in bytes: what its peer may send before the application reads. Default
+   * 8 MiB, or half of `maxReceiveBuffer` if that is less.
+   *
+   * A window starts with 256 KiB (or this, if it is less), or with what earlier streams of the session have learnt. It
+   * grows while it limits the sender. It shrinks, to 32 KiB at least, while the sender's bytes stand in a queue that all
+   * streams of the connection wait behind. Windows that have grown take up at most half of `maxReceiveBuffer` together.
+   * Once half of `maxReceiveBuffer` is unread, a stream may hold at most 1/256 of the rest (at least 1 KiB); one that
+   * holds more loses its credit until it has been read. So streams that are not read leave room for the others.
    */
   maxStreamBuffer?: number | undefined;
-  /** Streams opened by the peer that may be open at once; more are refused. Default 8192: some 32 MiB, at less than 4 KiB each. */
+  /** Streams of the peer that may be open at once; more are refused. Default 8192: 32 MiB, at less than 4 KiB each. */
   maxStreams?: number | undefined;
   /**
-   * Streams that may wait to be accepted. Further ones are refused, once the acceptors have had a turn of the event loop
-   * since it was full. Default 1024, as in Go.
+   * Accepted streams that may wait in `incoming`. Further ones are refused, once the acceptors have run since it was full.
+   * Default 1024, as in Go.
    */
   acceptBacklog?: number | undefined;
   /**
-   * Milliseconds after which streams that stalled are cut because their unread bytes hold up all others: in version 1
-   * when `maxReceiveBuffer` is full, in version 2 when less than an eighth of it is free. A stream has stalled when
-   * nothing was read of it meanwhile or, where other streams wait, less than 16 KiB per second. Those that hold most are
-   * cut: they fail with a "TimeoutError" that names the stream, and the session goes on. Default `Infinity`: never;
-   * {@linkcode serve} has a default of 5000.
+   * Milliseconds after which stalled streams are cut, if their unread bytes hold up all others: in version 1 when
+   * `maxReceiveBuffer` is full, in version 2 when less than an eighth of it is free. A stream has stalled when nothing of
+   * it was read in that time or, where other streams wait, less than 16 KiB per second. Those that hold most are cut:
+   * their reads and writes reject with a "TimeoutError" that names the stream, and the session goes on. Default
+   * `Infinity`: never; {@linkcode serve} has a default of 5000.
    */
   stalledStreamTimeout?: number | undefined;
 }

@@ -162,10 +162,12 @@ const NO_ADDRESS: Address = { transport: "tcp", hostname: "", port: 0 };
 // so that a frame of 32 KiB, the usual size, is more than half of it: then it can be kept as it is.
 const MIN_READ_BYTES = 8 * 1024;
 const MAX_READ_BYTES = 63 * 1024;
-// The limit after a full read that served several readers: fewer frames are cut in two. A single reader keeps the smaller
-// limit, because bytes beyond its own buffer are copied twice. Larger: faster with 100 streams (an eighth at 255 KiB), but
-// the allocator then maps and unmaps the buffer each time it changes.
-const MAX_SHARED_READ_BYTES = 127 * 1024;
+/**
+ * The largest read after a full one that served several readers: fewer frames are cut in two. A single reader keeps the
+ * smaller limit, because bytes beyond its own buffer are copied twice. Larger: faster with 100 streams, but the allocator
+ * then maps and unmaps the buffer each time it changes.
+ */
+export const MAX_SHARED_READ_BYTES = 127 * 1024;
 // At 2 KB/s this still passes within the default timeout of 30 s.
 const MAX_STREAM_WRITE_BYTES = 64 * 1024;
 

@@ -3,6 +3,7 @@
 import { setImmediate } from "node:timers/promises";
 import { concat } from "@std/bytes";
 import { clock, type Timer } from "../_clock.ts";
+import { CONTROL_HIGH_WATER_MARK } from "../_writer.ts";
 import {
   type Command,
   EMPTY_BYTES,
@@ -10,11 +11,11 @@ import {
   encodeUpdate,
   FrameDecoder,
   HEADER_LENGTH,
-  MAX_PAYLOAD_LENGTH,
   UPDATE_LENGTH,
   type Version,
 } from "../frame.ts";
 import { type ClientSessionOptions, type Connection, type ServerSessionOptions, Session } from "../mod.ts";
+import { MAX_SHARED_READ_BYTES } from "../transport.ts";
 
 // Processes that are measured import this module: it loads no more than they need, so not `@std/assert`.
 
@@ -22,10 +23,9 @@ export const KiB = 1024;
 export const MiB = 1024 * KiB;
 
 /** Bytes that a session parses at most beyond a limit: those of one read of its transport. */
-export const READ_BUFFER = 64 * KiB;
+export const READ_BUFFER = MAX_SHARED_READ_BYTES;
 /** Bytes in one of a session's two write buffers at most: data, one more frame of it, and control frames. */
-export const WRITE_BUFFER = 224 * KiB + (HEADER_LENGTH + MAX_PAYLOAD_LENGTH) + 16 * KiB +
-  (HEADER_LENGTH + UPDATE_LENGTH);
+export const WRITE_BUFFER = CONTROL_HIGH_WATER_MARK + HEADER_LENGTH + UPDATE_LENGTH;
 
 /** A free port of this machine. */
 export const LOOPBACK = { hostname: "127.0.0.1", port: 0 };

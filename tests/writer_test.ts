@@ -5,7 +5,7 @@
  */
 import { assert, assertEquals, assertGreater, assertLess, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import { type ControlSource, FrameWriter, type PendingFrame, type WriterHost } from "../_writer.ts";
+import { type ControlSource, FrameWriter, HIGH_WATER_MARK, type PendingFrame, type WriterHost } from "../_writer.ts";
 import { ChannelClosedError } from "../channel.ts";
 import { clock } from "../_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, NOP, PSH, SYN } from "../frame.ts";
@@ -324,22 +324,22 @@ Deno.test("every frame carries the version, which may be set before the first on
   assertEquals(link.frames(1), ["SYN 3", "PSH 3 length 1", "NOP 0"]);
 });
 
-Deno.test("data finds room until 224 KiB have gathered; what was let in last may go beyond", async () => {
+Deno.test("data finds room up to the high-water mark; the last frame may go beyond", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
-  assertEquals(fill(writer, 3, 32 * 1024 - 8), 224 * 1024);
+  assertEquals(fill(writer, 3, 32 * 1024 - 8), HIGH_WATER_MARK);
   assertEquals([data(writer, 5, 0), syn(writer, 5)], [false, false]);
   link.take();
   await link.begun(2);
-  assertEquals(link.writes[1]!.length, 224 * 1024);
+  assertEquals(link.writes[1]!.length, HIGH_WATER_MARK);
 
   // One byte short of it, the longest frame is still let in.
   for (const length of [65535, 65535, 65535, 32738]) assert(data(writer, 3, length));
   assertEquals(fill(writer, 3, 65535), 65543);
   link.open();
   await writer.flushed();
-  assertEquals(link.writes[2]!.length, 224 * 1024 - 1 + 65543);
+  assertEquals(link.writes[2]!.length, HIGH_WATER_MARK - 1 + 65543);
 });
 
 Deno.test("a frame that finds no room waits, and its sender goes on when a buffer has taken it", async () => {
