@@ -86,7 +86,8 @@ export class Acceptor {
     if (this.#arrived.length === 0) return true;
     const arrived = this.#arrived;
     this.#arrived = [];
-    for (const [n, stream] of arrived.entries()) {
+    for (let n = 0; n < arrived.length; n++) {
+      const stream = arrived[n]!;
       if (this.#channel.trySend(stream.stream)) {
         this.#hadTurn = false;
         this.#accepted++;

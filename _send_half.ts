@@ -71,8 +71,8 @@ type State = "open" | "closing" | "ending" | "cut" | "failed" | "finished";
 
 /** What writes of one stream wait for. Most streams never need it. */
 class Waiting {
-  /** The queue for the lock of writing. */
-  readonly queue = new Gate();
+  /** The queue for the lock of writing; made, as what follows, when first needed, since thousands of writes may wait. */
+  queue: Gate | undefined = undefined;
   /** Credit; made anew when the write that waits for it is given up. */
   credit: Gate | undefined = undefined;
   /** When credit was first missed, after the peer's end. */
@@ -284,7 +284,7 @@ export class SendHalf {
 
   async #writeInTurn(p: Uint8Array, signal: AbortSignal | undefined, isListened: boolean): Promise<number> {
     const begun = this.#begun;
-    await (this.#waiting ??= new Waiting()).queue.wait({ signal });
+    await this.#lockQueue.wait({ signal });
     return this.#writeRest(p, 0, signal, isListened, begun);
   }
 
@@ -379,7 +379,7 @@ export class SendHalf {
 
   async #closeInTurn({ isCut, isAborted }: EndOptions): Promise<void> {
     if (this.#state === "open") this.#state = "closing";
-    if (this.#isWriting) await (this.#waiting ??= new Waiting()).queue.wait();
+    if (this.#isWriting) await this.#lockQueue.wait();
     this.#isWriting = true;
     if (isCut) this.#state = "cut";
     const stream = this.#stream;
@@ -402,8 +402,13 @@ export class SendHalf {
     return (waiting.finQueued = deferred()).promise;
   }
 
+  get #lockQueue(): Gate {
+    const waiting = this.#waiting ??= new Waiting();
+    return waiting.queue ??= new Gate();
+  }
+
   // Passes the lock on to the next write, if one waits.
   #unlock(): void {
-    this.#isWriting = this.#waiting?.queue.notifyOne() ?? false;
+    this.#isWriting = this.#waiting?.queue?.notifyOne() ?? false;
   }
 }

@@ -120,7 +120,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "FIN overtakes data that waits",
     file: "_send_half.ts",
-    from: "    if (this.#isWriting) await (this.#waiting ??= new Waiting()).queue.wait();\n",
+    from: "    if (this.#isWriting) await this.#lockQueue.wait();\n",
     to: "",
   },
   {
@@ -192,7 +192,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "lost wake-up: the next write in turn",
     file: "_send_half.ts",
-    from: "this.#isWriting = this.#waiting?.queue.notifyOne() ?? false;",
+    from: "this.#isWriting = this.#waiting?.queue?.notifyOne() ?? false;",
     to: "this.#isWriting = false;",
   },
   {
