@@ -7,7 +7,7 @@
 import { deferred } from "./_deferred.ts";
 import { Gate } from "./_gate.ts";
 import { notBytes } from "./_receive_half.ts";
-import type { PendingFrame } from "./_writer.ts";
+import { PendingFrame } from "./_writer.ts";
 import { ChannelClosedError, type Sender } from "./channel.ts";
 import { clock, excuse, TIMER_LAG_MS } from "./_clock.ts";
 import { StreamClosedError } from "./errors.ts";
@@ -21,8 +21,10 @@ export type Failure = (bytesWritten?: number) => Error;
 export interface FrameOutput {
   /** Encodes a frame if there is room. */
   tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean;
-  /** Returns a handle for frames that wait for room: a send fulfils when its frame is encoded. */
+  /** Returns a handle for frames that wait for room. */
   openSender(): Sender<PendingFrame>;
+  /** Waits until a frame is encoded. */
+  send(frame: PendingFrame, sender: Sender<PendingFrame>, signal: AbortSignal | undefined): Promise<void>;
 }
 
 /** What the half needs from its stream. */
@@ -198,7 +200,7 @@ export class SendHalf {
     this.#isWriting = true;
     const waiting = this.#waiting = new Waiting();
     waiting.sender = output.openSender();
-    return waiting.sender.send({ command: SYN, id, bytes: EMPTY_BYTES, start: 0, end: 0 }, signal && { signal })
+    return output.send(new PendingFrame(SYN, id, EMPTY_BYTES, 0, 0), waiting.sender, signal)
       .finally(() => this.#unlock());
   }
 
@@ -374,7 +376,7 @@ export class SendHalf {
     const { output, id } = this.#stream;
     if (output.tryFrame(PSH, id, p, start, end)) return undefined;
     waiting.sender ??= output.openSender();
-    return waiting.sender.send({ command: PSH, id, bytes: p, start, end }, signal && { signal });
+    return output.send(new PendingFrame(PSH, id, p, start, end), waiting.sender, signal);
   }
 
   async #closeInTurn({ isCut, isAborted }: EndOptions): Promise<void> {

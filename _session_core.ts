@@ -458,6 +458,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   async #notify(streams: StreamCore[]): Promise<void> {
     const { slice } = this.reader;
     const pending = [slice.end(), this.writer.slice.end()];
+    while (this.writer.dismiss(NOTIFY_BATCH)) await slice.yieldToEventLoop();
     let notified = 0;
     for (const stream of streams) {
       if (stream.notifyWaiters() && ++notified % NOTIFY_BATCH === 0) await slice.yieldToEventLoop();

@@ -10,7 +10,7 @@
 
 import { COALESCE_BYTES, Coalescer } from "./_coalesce.ts";
 import { MIN_BUFFER_BYTES, WriteBuffer } from "./_write_buffer.ts";
-import { bounded, type Receiver, type Sender } from "./channel.ts";
+import { bounded, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
 import { clock, excuse } from "./_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, type Version } from "./frame.ts";
 import type { Link } from "./transport.ts";
@@ -24,8 +24,11 @@ export const HIGH_WATER_MARK = 224 * 1024;
 /** Control frames find room up to this length: wherever data ended, 16 KiB are left for them. */
 export const CONTROL_HIGH_WATER_MARK: number = HIGH_WATER_MARK + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
 
+// Shared, because an error for each of thousands of waiting frames would cost as much as their streams.
+const ENDED = new ChannelClosedError("The frame was not sent: the session has ended");
+
 /** A frame that waits for room. */
-export interface PendingFrame {
+export class PendingFrame {
   /** The command. */
   readonly command: Command;
   /** Id of the stream. */
@@ -36,6 +39,17 @@ export interface PendingFrame {
   readonly start: number;
   /** Position after its last byte. */
   readonly end: number;
+  /** Set in the step that encodes it. */
+  isEncoded = false;
+
+  /** A frame whose payload is `bytes` from `start` to before `end`. */
+  constructor(command: Command, id: number, bytes: Uint8Array, start: number, end: number) {
+    this.command = command;
+    this.id = id;
+    this.bytes = bytes;
+    this.start = start;
+    this.end = end;
+  }
 }
 
 /** A stream whose control frames may have to wait for room. */
@@ -187,12 +201,22 @@ export class FrameWriter {
     if (this.#refused.length > 0 || !this.tryControl(FIN, id)) this.#refused.push(id);
   }
 
-  /**
-   * Returns a handle for the frames of one stream that wait for room: a send fulfils when its frame is encoded. Closing
-   * the handle takes back those that still wait.
-   */
+  /** Returns a handle for the frames of one stream that wait for room. Closing it takes back those that still wait. */
   openSender(): Sender<PendingFrame> {
     return this.#sender.clone();
+  }
+
+  /**
+   * Waits until a frame is encoded.
+   *
+   * @param frame The frame, for which there was no room.
+   * @param sender The stream's handle.
+   * @param signal Gives up the wait; then the frame is not encoded.
+   * @throws {ChannelClosedError} The handle was closed or the session has ended: the frame is not encoded.
+   */
+  async send(frame: PendingFrame, sender: Sender<PendingFrame>, signal?: AbortSignal): Promise<void> {
+    await sender.send(frame, signal && { signal });
+    if (!frame.isEncoded) throw ENDED;
   }
 
   /** Coalesces frames until `release`: the session knows better when its readers have answered. */
@@ -219,7 +243,7 @@ export class FrameWriter {
     }
   }
 
-  /** Ends it: nothing more is encoded or written. Frames that wait go on waiting, until their handle is closed. */
+  /** Ends it: nothing more is encoded or written. Frames that wait go on waiting until `dismiss`. */
   end(): void {
     this.#ended = true;
     this.#coalescer.end();
@@ -228,6 +252,18 @@ export class FrameWriter {
     this.#refused = [];
     // A write under way still needs its memory.
     if (!this.#isWriting) this.#leaving.free();
+  }
+
+  /** After the end: `send` rejects for at most `count` frames. Returns whether there may be others. */
+  dismiss(count: number): boolean {
+    for (let n = 0; n < count; n++) {
+      if (this.#waiting.tryReceive().state !== "ok") {
+        this.#waiting.close();
+        this.#sender.close();
+        return false;
+      }
+    }
+    return true;
   }
 
   /** Whether it holds more memory than an idle session needs. */
@@ -317,8 +353,9 @@ export class FrameWriter {
     while (this.#filling.length < HIGH_WATER_MARK) {
       const next = this.#waiting.tryReceive();
       if (next.state !== "ok") return;
-      const { command, id, bytes, start, end } = next.value;
-      this.#encode(command, id, bytes, start, end);
+      const frame = next.value;
+      this.#encode(frame.command, frame.id, frame.bytes, frame.start, frame.end);
+      frame.isEncoded = true;
     }
   }
 

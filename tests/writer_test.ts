@@ -5,7 +5,7 @@
  */
 import { assert, assertEquals, assertGreater, assertLess, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import { type ControlSource, FrameWriter, HIGH_WATER_MARK, type PendingFrame, type WriterHost } from "../_writer.ts";
+import { type ControlSource, FrameWriter, HIGH_WATER_MARK, PendingFrame, type WriterHost } from "../_writer.ts";
 import { ChannelClosedError } from "../channel.ts";
 import { clock } from "../_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, NOP, PSH, SYN } from "../frame.ts";
@@ -121,7 +121,7 @@ function syn(writer: FrameWriter, id: number): boolean {
 }
 
 function waiting(id: number, length: number, command: Command = PSH): PendingFrame {
-  return { command, id, bytes: new Uint8Array(length), start: 0, end: length };
+  return new PendingFrame(command, id, new Uint8Array(length), 0, length);
 }
 
 /** A stream whose control frames are due. */
@@ -392,7 +392,7 @@ async function writeFrames(writer: FrameWriter, id: number, count: number): Prom
   const sender = writer.openSender();
   while (count-- > 0) {
     if (data(writer, id, length)) await null;
-    else await sender.send(waiting(id, length));
+    else await writer.send(waiting(id, length), sender);
   }
   sender.close();
 }
@@ -742,6 +742,27 @@ Deno.test("the end takes nothing more and writes nothing more, and a send reject
   assertEquals([link.writes.length, told], [1, []]);
 });
 
+Deno.test("after the end dismiss() makes send() reject for as many frames as it says, and leaves them unmarked", async () => {
+  const { link, writer } = start();
+  fill(writer, 3, 32 * 1024);
+  await link.begun(1);
+  fill(writer, 3, 32 * 1024);
+  const frames = [waiting(5, 1), waiting(7, 0, SYN), waiting(9, 2)];
+  const rejected: number[] = [];
+  const sending = frames.map((frame) =>
+    assertRejects(() => writer.send(frame, writer.openSender()), ChannelClosedError, "the session has ended")
+      .then(() => rejected.push(frame.id))
+  );
+  writer.end();
+  assertEquals(writer.dismiss(2), true);
+  await microtasks(20);
+  assertEquals(rejected, [5, 7]);
+  assertEquals(writer.dismiss(2), false);
+  await Promise.all(sending);
+  assertEquals([rejected, frames.map(({ isEncoded }) => isEncoded)], [[5, 7, 9], [false, false, false]]);
+  link.take();
+});
+
 Deno.test("what was put in the turn in which the end comes does not leave", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
@@ -757,7 +778,7 @@ Deno.test("a sender that gives up takes its frame back, and those behind it move
   fill(writer, 3, 32 * 1024);
   const controller = new AbortController();
   const reason = new Error("enough");
-  const givingUp = writer.openSender().send(waiting(5, 10), { signal: controller.signal });
+  const givingUp = writer.send(waiting(5, 10), writer.openSender(), controller.signal);
   const staying = writer.openSender().send(waiting(7, 10));
   controller.abort(reason);
   assertStrictEquals(await assertRejects(() => givingUp), reason);

@@ -513,11 +513,11 @@ export const MUTANTS: Mutant[] = [
     tests: ["session_test.ts"],
   },
   {
-    name: "a stream that waits for room to be opened when the session ends waits for ever",
-    file: "_send_half.ts",
-    from: "    waiting.sender = output.openSender();\n    return waiting.sender",
-    to: "    return output.openSender()",
-    tests: ["rules_open_test.ts"],
+    name: "a frame that the session's end took back counts as sent",
+    file: "_writer.ts",
+    from: "    if (!frame.isEncoded) throw ENDED;\n",
+    to: "",
+    tests: ["rules_open_test.ts", "rules_close_test.ts", "writer_test.ts"],
   },
   {
     name: "a view of half a buffer is kept whatever it costs beside that",
