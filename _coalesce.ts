@@ -18,7 +18,7 @@ const FRAMES_PER_LOOK = 16;
 
 /** Decides when to flush. */
 export class Coalescer {
-  readonly #run: () => void;
+  readonly #flush: () => void;
   #pass: Pass | undefined;
   #isQueued = false;
   #isHeld = false;
@@ -30,10 +30,7 @@ export class Coalescer {
    * @param flush Writes what is encoded, if anything is.
    */
   constructor(flush: () => void) {
-    this.#run = () => {
-      this.#isQueued = false;
-      flush();
-    };
+    this.#flush = flush;
   }
 
   /** Plans the flush of a buffer in which a frame was just encoded. */
@@ -83,6 +80,11 @@ export class Coalescer {
     if (frames === 1) this.#startedAt = clock.now();
     return frames % FRAMES_PER_LOOK === 0 && clock.now() - this.#startedAt >= MAX_COALESCING_MS;
   }
+
+  readonly #run = (): void => {
+    this.#isQueued = false;
+    this.#flush();
+  };
 
   readonly #passed = (): void => {
     this.#pass = undefined;

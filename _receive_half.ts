@@ -324,7 +324,8 @@ export class ReceiveHalf {
     if (signal) {
       const abort = () => this.#rejectRead(signal.reason);
       signal.addEventListener("abort", abort);
-      this.#unlisten = () => signal.removeEventListener("abort", abort);
+      const unlisten = () => signal.removeEventListener("abort", abort);
+      this.#unlisten = unlisten;
     }
     return promise;
   }

@@ -147,8 +147,9 @@ export class SendHalf {
     if (this.#state !== "open" && this.#state !== "closing" && this.#state !== "ending") return;
     const { frameOffset, id } = this.#stream;
     this.#state = "failed";
-    this.#refusal = () =>
+    const refusal = () =>
       new ProtocolError(frameOffset, "a UPD for bytes that were sent", `${consumed} on stream ${id}`);
+    this.#refusal = refusal;
     waiting?.credit?.close();
     this.#stream.report();
   }

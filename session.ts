@@ -14,7 +14,7 @@ import {
   type ServerSessionOptions,
   type SessionCloseOptions,
 } from "./options.ts";
-import type { AbortOptions, Stream } from "./stream.ts";
+import type { AbortOptions, Stream, StreamCore } from "./stream.ts";
 import type { Address, Transport } from "./transport.ts";
 
 /**
@@ -111,7 +111,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   static {
     reportStalled = (session, report) => {
       const { stalled } = session.#core;
-      if (stalled !== undefined) stalled.onCut = ({ stream }, error) => report(stream, error);
+      const onCut = ({ stream }: StreamCore, error: Error) => report(stream, error);
+      if (stalled !== undefined) stalled.onCut = onCut;
     };
     setNextId = (session, id) => session.#core.nextId = id;
   }
