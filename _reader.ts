@@ -48,6 +48,7 @@ export class FrameReader {
   /** Where the bytes come from. */
   readonly link: Link;
   readonly #host: ReaderHost;
+  readonly #sink: FrameSink;
   readonly #writer: FrameWriter;
   readonly #flood: FloodGuard;
   #bytesReceived = 0;
@@ -72,11 +73,20 @@ export class FrameReader {
    * @param host The session.
    * @param writer Coalesces the answers of the readers.
    * @param flood Counts what the peer costs.
+   * @param sink Where the frames go; default: the session.
    */
-  constructor(link: Link, version: Version | undefined, host: ReaderHost, writer: FrameWriter, flood: FloodGuard) {
+  constructor(
+    link: Link,
+    version: Version | undefined,
+    host: ReaderHost,
+    writer: FrameWriter,
+    flood: FloodGuard,
+    sink: FrameSink = host,
+  ) {
     this.link = link;
     this.decoder = new FrameDecoder(version);
     this.#host = host;
+    this.#sink = sink;
     this.#writer = writer;
     this.#flood = flood;
   }
@@ -182,7 +192,7 @@ export class FrameReader {
   #decode(bytes: Uint8Array, start: number, end: number, now: number): void {
     const before = this.decoder.progress;
     try {
-      this.#decodedTo = this.decoder.push(bytes, this.#host, end, start);
+      this.#decodedTo = this.decoder.push(bytes, this.#sink, end, start);
     } finally {
       this.#finishReads();
       this.#isBlocked = !this.#host.handOver();

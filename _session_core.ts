@@ -21,6 +21,7 @@ import { type FrameDecoder, NOP, ProtocolError, type Version } from "./frame.ts"
 import type { Settings } from "./options.ts";
 import { StreamCore, type StreamHost } from "./stream.ts";
 import { Table } from "./_table.ts";
+import { FrameTrace } from "./_trace.ts";
 import { adapt, isReset, type Link, type Transport } from "./transport.ts";
 import { WindowPool } from "./_window.ts";
 
@@ -74,15 +75,17 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
 
   /** Starts the session. */
   constructor(transport: Transport, settings: Settings, role: Role) {
-    const { version, maxStreamBuffer, maxReceiveBuffer, stalledStreamTimeout } = settings;
+    const { version, maxStreamBuffer, maxReceiveBuffer, stalledStreamTimeout, onFrame } = settings;
     this.settings = settings;
     this.#role = role;
     // As in Go.
     this.nextId = role === "client" ? 3 : 2;
     const adapted = adapt(transport);
     this.windows = new WindowPool(maxStreamBuffer, Math.floor(maxReceiveBuffer / 2), maxReceiveBuffer);
-    this.writer = new FrameWriter(adapted, version === "auto" ? 2 : version, this);
-    this.reader = new FrameReader(adapted, version === "auto" ? undefined : version, this, this.writer, this.flood);
+    const trace = onFrame && new FrameTrace(this, onFrame, adapted.remoteAddr, (error) => this.end(error));
+    this.writer = new FrameWriter(adapted, version === "auto" ? 2 : version, this, trace);
+    const expected = version === "auto" ? undefined : version;
+    this.reader = new FrameReader(adapted, expected, this, this.writer, this.flood, trace);
     this.acceptor = new Acceptor(settings, this);
     if (stalledStreamTimeout !== Infinity) {
       this.stalled = new StalledStreams(stalledStreamTimeout, maxReceiveBuffer, this.windows, this.streams);

@@ -13,6 +13,7 @@ import { MIN_BUFFER_BYTES, WriteBuffer } from "./_write_buffer.ts";
 import { bounded, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
 import { clock, excuse } from "./_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, type Version } from "./frame.ts";
+import type { FrameTrace } from "./_trace.ts";
 import type { Link } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
 
@@ -88,6 +89,7 @@ export class FrameWriter {
   version: Version;
   readonly #link: Link;
   readonly #host: WriterHost;
+  readonly #trace: FrameTrace | undefined;
   readonly #coalescer: Coalescer;
   // Frames that wait for room; each stream that has some clones the sender, and closes its clone to take them back.
   readonly #sender: Sender<PendingFrame>;
@@ -110,11 +112,13 @@ export class FrameWriter {
    * @param link Where the bytes go.
    * @param version Version of the session's frames.
    * @param host The session.
+   * @param trace Reports what is encoded, where that is wanted.
    */
-  constructor(link: Link, version: Version, host: WriterHost) {
+  constructor(link: Link, version: Version, host: WriterHost, trace?: FrameTrace) {
     this.#link = link;
     this.version = version;
     this.#host = host;
+    this.#trace = trace;
     this.#coalescer = new Coalescer(() => this.#flush());
     const { sender, receiver } = bounded<PendingFrame>(0);
     this.#sender = sender;
@@ -185,6 +189,7 @@ export class FrameWriter {
     if (this.#filling.length >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
     this.#filling.addUpdate(id, consumed, window);
     this.#frames++;
+    this.#trace?.sentUpdate(id, consumed, window);
     this.#schedule();
     return true;
   }
@@ -281,6 +286,7 @@ export class FrameWriter {
   #encode(command: Command, id: number, bytes: Uint8Array, start: number, end: number): void {
     this.#filling.addFrame(this.version, command, id, bytes, start, end);
     this.#frames++;
+    this.#trace?.sent(command, id, end - start);
   }
 
   #schedule(): void {

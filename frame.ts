@@ -62,7 +62,11 @@ export const MAX_PAYLOAD_LENGTH = 65535;
 /** The payload of a frame that has none. */
 export const EMPTY_BYTES: Uint8Array = new Uint8Array(0);
 
-const NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;
+/** The names of the commands. */
+export const COMMAND_NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;
+
+/** The name of a command. */
+export type CommandName = typeof COMMAND_NAMES[number];
 
 /**
  * What arrived is not smux, or breaks a rule of it.
@@ -233,7 +237,7 @@ export class FrameDecoder {
   get missing(): string {
     const [count, whole] = this.#remaining === 0
       ? [HEADER_LENGTH - this.#held, "a header"]
-      : [this.#remaining, `${NAMES[this.#command]} payload`];
+      : [this.#remaining, `${COMMAND_NAMES[this.#command]} payload`];
     return `${count} more ${count === 1 ? "byte" : "bytes"} of ${whole}`;
   }
 
@@ -294,7 +298,7 @@ export class FrameDecoder {
     }
     if (command !== PSH) {
       const expected = command === UPD ? UPDATE_LENGTH : 0;
-      if (length !== expected) this.#fail(`length ${expected} on ${NAMES[command]}`, `length ${length}`);
+      if (length !== expected) this.#fail(`length ${expected} on ${COMMAND_NAMES[command]}`, `length ${length}`);
     }
     if (this.#version === undefined) {
       this.#version = version as Version;

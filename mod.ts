@@ -68,7 +68,8 @@ export {
   WeakSender,
 } from "./channel.ts";
 export { SessionClosedError, StreamClosedError } from "./errors.ts";
-export { ProtocolError, type Version } from "./frame.ts";
+export { type CommandName, ProtocolError, type Version } from "./frame.ts";
+export type { FrameEvent } from "./_trace.ts";
 export type { ClientSessionOptions, ServerSessionOptions, SessionCloseOptions, SessionOptions } from "./options.ts";
 export {
   connections,

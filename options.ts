@@ -8,6 +8,7 @@ import { Sender } from "./channel.ts";
 import { MAX_DELAY_MS } from "./_clock.ts";
 import { MAX_PAYLOAD_LENGTH, type Version } from "./frame.ts";
 import type { Stream } from "./stream.ts";
+import type { FrameEvent } from "./_trace.ts";
 import { MAX_WINDOW } from "./_window.ts";
 
 /**
@@ -93,6 +94,11 @@ export interface SessionOptions {
    * `Infinity`: never; {@linkcode serve} has a default of 5000.
    */
   stalledStreamTimeout?: number | undefined;
+  /**
+   * Receives every frame that is sent or received, in order, soon after it: to see why a stream is stuck. An error that it
+   * throws ends the session. It costs time for every frame; without it a session does not spend any.
+   */
+  onFrame?: ((frame: FrameEvent) => void) | undefined;
 }
 
 /**
@@ -180,7 +186,7 @@ export interface SessionCloseOptions {
   timeout?: number | undefined;
 }
 
-type Limits = { readonly [Name in keyof Omit<SessionOptions, "incoming">]-?: number };
+type Limits = { readonly [Name in keyof Omit<SessionOptions, "incoming" | "onFrame">]-?: number };
 
 /** The options with every default filled in. */
 export interface Settings extends Limits {
@@ -188,6 +194,8 @@ export interface Settings extends Limits {
   readonly version: Version | "auto";
   /** The caller's channel. */
   readonly incoming: Sender<Stream> | undefined;
+  /** The caller's function for frames. */
+  readonly onFrame: ((frame: FrameEvent) => void) | undefined;
 }
 
 /**
@@ -197,7 +205,7 @@ export interface Settings extends Limits {
  * @throws {TypeError} Options do not go together.
  */
 export function resolveOptions(options: ServerSessionOptions, role: "client" | "server"): Settings {
-  const { version = role === "client" ? 2 : "auto", maxReceiveBuffer = 16 * 1024 * 1024, incoming } = options;
+  const { version = role === "client" ? 2 : "auto", maxReceiveBuffer = 16 * 1024 * 1024, incoming, onFrame } = options;
   if (version !== 1 && version !== 2 && !(version === "auto" && role === "server")) {
     throw new RangeError(`version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);
   }
@@ -207,9 +215,13 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
   if (incoming !== undefined && options.acceptBacklog !== undefined) {
     throw new TypeError("acceptBacklog is the bound of the session's own channel: it cannot go with incoming");
   }
+  if (onFrame !== undefined && typeof onFrame !== "function") {
+    throw new TypeError(`onFrame must be a function, received ${typeof onFrame}`);
+  }
   const settings: Settings = {
     version,
     incoming,
+    onFrame,
     keepAliveInterval: duration("keepAliveInterval", options.keepAliveInterval ?? 10_000),
     timeout: duration("timeout", options.timeout ?? 30_000),
     stalledStreamTimeout: duration("stalledStreamTimeout", options.stalledStreamTimeout ?? Infinity),
