@@ -23,7 +23,7 @@ const TEXTS = [
   ...textsIn("docs"),
   ...textsIn("docs/decisions"),
 ];
-const WORKFLOWS = [".github/workflows/ci.yml", ".github/workflows/publish.yml"];
+const WORKFLOWS = ["ci", "publish", "weekly"].map((name) => `.github/workflows/${name}.yml`);
 // What looks like a path, and is the name of a repository or of a file of the reader.
 const NOT_PATHS = ["xtaci/smux", "server.ts", "client.ts"];
 const PATH = /^\.?[\w-]+(\.[\w-]+)*(\/[\w.-]+)*\/?$/;
@@ -224,6 +224,18 @@ make
     "../CONTRIBUTING.md#nowhere: no such heading",
     "./CONTRIBUTING.md: no such file",
   ]);
+});
+
+Deno.test("texts: every task that a workflow runs is real", async () => {
+  const commands: string[] = [];
+  for (const path of WORKFLOWS) commands.push(...captures(await read(path), /: (deno task [^|\n]*[^|\s])/g));
+  assert(commands.length >= 8, commands.join("\n"));
+  const found: string[] = [];
+  for (const command of commands.map((command) => command.replace(/ \$\{\{.*?\}\}/g, ""))) {
+    const problem = await commandProblem(command);
+    if (problem !== undefined) found.push(`${command}: ${problem}`);
+  }
+  assertEquals(found, []);
 });
 
 Deno.test("texts: the same version of Deno is asked for everywhere", async () => {
