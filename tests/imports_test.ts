@@ -171,7 +171,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/log.ts": ["tunnel/address.ts", "tunnel/options.ts"],
+  "tunnel/log.ts": ["mod.ts", "tunnel/address.ts", "tunnel/options.ts"],
   "tunnel/options.ts": ["mod.ts"],
   "tunnel/server.ts": [
     "mod.ts",

@@ -1,6 +1,6 @@
 /** The tunnel as a command, in processes of its own. */
 
-import { assert, assertEquals, assertGreater, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertGreater, assertMatch, assertStringIncludes } from "@std/assert";
 import * as net from "node:net";
 import { Session } from "../mod.ts";
 import { serveTunnel } from "../tunnel.ts";
@@ -121,6 +121,26 @@ Deno.test("tunnel command: --allow with --forward, --socks and --reverse", async
     assertEquals(stderr.split("\n").length, 2, stderr);
   }
   await web.shutdown();
+});
+
+Deno.test("tunnel command: --trace logs each frame on stderr, and nothing more on stdout", async () => {
+  await using target = makeEcho();
+  await using server = await start(["server", "--listen", "0", "--target", target.addr]);
+  await using client = await start(["client", "--connect", server.addr, "--forward", "0", "--smux=1", "--trace"]);
+  const connection = await dial(client.addr);
+  assertEquals(await say(connection, "hello"), "hello");
+  connection.close();
+  await client.until(/FIN 3\n(.*\n)*.*FIN 3\n/, "stderr");
+  client.child.kill("SIGTERM");
+  const { code, stdout, stderr } = await client.ended();
+  assertEquals(code, 0);
+  const frames = stderr.trimEnd().split("\n");
+  const peer = server.addr.replaceAll(".", "\\.");
+  for (const frame of frames) {
+    assertMatch(frame, new RegExp(`^(to|from) ${peer}: (NOP 0|SYN 3|PSH 3, \\d+ bytes?|FIN 3)$`));
+  }
+  for (const frame of ["to", "from"]) assertStringIncludes(stderr, `${frame} ${server.addr}: PSH 3, 5 bytes\n`);
+  assertMatch(stdout, /^listening on .+\nshutting down .+\ncarried 1 stream over 1 connection\n$/);
 });
 
 Deno.test("tunnel command: a signal waits for what is open, a second one does not", async () => {
@@ -528,7 +548,7 @@ Deno.test("tunnel command: --help fits a terminal and names every option", async
     assert(lines.length <= 36, `${lines.length} lines`);
     for (const line of lines) assert(line.length <= 80, line);
     const options = "listen target allow allow-listen cert key connect forward reverse socks tls ca smux secret grace" +
-      " insecure no-reconnect";
+      " trace insecure no-reconnect";
     for (const option of options.split(" ")) assertMatch(stdout, new RegExp(`--${option}\\b(?!-)`));
     for (const word of ["server", "client", "$SLUICE_SECRET"]) assert(stdout.includes(word), word);
   }

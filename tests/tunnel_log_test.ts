@@ -2,7 +2,7 @@
 
 import { assertEquals } from "@std/assert";
 import type { TunnelEvent } from "../tunnel.ts";
-import { eventLine, listeningLine, shutdownLine, totalLine } from "../tunnel/log.ts";
+import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "../tunnel/log.ts";
 
 const [clientAddr, listenAddr, serverAddr] = ["10.0.0.1:5000", "127.0.0.1:8000", "[::1]:9000"];
 const lines: [event: TunnelEvent, line: string][] = [
@@ -19,6 +19,25 @@ const lines: [event: TunnelEvent, line: string][] = [
 for (const [event, line] of lines) {
   Deno.test(`eventLine() formats ${event.type} as "${line}"`, () => assertEquals(eventLine(event), line));
 }
+
+Deno.test("frameLine() names the peer, the direction, the stream, and what the command carries", () => {
+  const remoteAddr = { transport: "tcp", hostname: "10.0.0.1", port: 5000 } as const;
+  const common = { id: 3, length: 0, remoteAddr } as const;
+  assertEquals(frameLine({ ...common, direction: "sent", command: "SYN" }), "to 10.0.0.1:5000: SYN 3");
+  assertEquals(
+    frameLine({ ...common, direction: "received", command: "PSH", length: 1 }),
+    "from 10.0.0.1:5000: PSH 3, 1 byte",
+  );
+  assertEquals(
+    frameLine({ ...common, direction: "sent", command: "UPD", length: 8, consumed: 4096, window: 262_144 }),
+    "to 10.0.0.1:5000: UPD 3, 4096 consumed, window 262144",
+  );
+  const local = { transport: "unix", path: null } as unknown as typeof remoteAddr;
+  assertEquals(
+    frameLine({ ...common, remoteAddr: local, direction: "sent", command: "FIN" }),
+    "to a local process: FIN 3",
+  );
+});
 
 Deno.test("listeningLine() names the address", () => {
   assertEquals(listeningLine(listenAddr), "listening on 127.0.0.1:8000");

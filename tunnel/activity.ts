@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Session, SessionClosedError } from "../mod.ts";
+import { type FrameEvent, type Session, SessionClosedError } from "../mod.ts";
 import type { TunnelEvent, TunnelOptions, TunnelStats } from "./options.ts";
 import { toError } from "./errors.ts";
 import { setDeadline } from "./wait.ts";
@@ -15,6 +15,8 @@ export class Activity {
   readonly report: (error: unknown) => void;
   /** Passes an event to `onEvent`. */
   readonly emit: (event: TunnelEvent) => void;
+  /** Passes a frame to `onFrame`, where there is one. */
+  readonly frame: ((frame: FrameEvent) => void) | undefined;
   readonly #sessions = new Set<Session>();
   readonly #cutting = new AbortController();
   /** Aborts when forwarded connections are to end at once. */
@@ -22,7 +24,7 @@ export class Activity {
   #isLimited = false;
   readonly #stats = { connections: 0, streams: 0, open: 0, sent: 0, received: 0 };
 
-  constructor({ onError = console.error, onEvent = () => {} }: TunnelOptions) {
+  constructor({ onError = console.error, onEvent = () => {}, onFrame }: TunnelOptions) {
     const guard = (run: () => void) => {
       try {
         run();
@@ -35,6 +37,7 @@ export class Activity {
       if (!(error instanceof SessionClosedError)) guard(() => onError(toError(error)));
     };
     this.emit = (event) => guard(() => onEvent(event));
+    this.frame = onFrame && ((frame) => guard(() => onFrame(frame)));
   }
 
   /** Counts a session. */

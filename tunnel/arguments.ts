@@ -36,6 +36,7 @@ LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT of 127.0.0.1.
   --grace SECONDS          how long Ctrl-C waits for what is open; default 30
   --stall SECONDS          cut a connection whose receiver stalled this long
                            and holds up all others; default 5, 0 is never
+  --trace                  log every frame between client and server, on stderr
   --insecure               let others connect without TLS and a secret
   --no-reconnect           end when the connection to the server is lost
 
@@ -56,6 +57,7 @@ const COMMON: Record<string, Option> = {
   secret: { value: "FILE" },
   grace: { value: "SECONDS" },
   stall: { value: "SECONDS" },
+  trace: {},
   insecure: {},
 };
 const OPTIONS: Record<string, Record<string, Option>> = {
@@ -163,7 +165,7 @@ function secretOfEnvironment(): string | undefined {
 }
 
 /** Where events and errors of a tunnel go. */
-type Reports = Pick<TunnelOptions, "onError" | "onEvent">;
+type Reports = Pick<TunnelOptions, "onError" | "onEvent" | "onFrame">;
 
 /** A tunnel that was started. */
 interface Started {
@@ -181,6 +183,8 @@ interface Command {
   grace: number;
   /** Whether stdin and stdout are forwarded. */
   isPiped: boolean;
+  /** Whether frames are logged. */
+  isTraced: boolean;
 }
 
 /** Options that both commands have. */
@@ -193,7 +197,7 @@ function parseCommon(values: Values) {
   };
 }
 
-function parseServer(values: Values): Omit<Command, "grace"> {
+function parseServer(values: Values): Omit<Command, "grace" | "isTraced"> {
   const options = {
     listen: values.required("listen"),
     target: values.one("target"),
@@ -213,7 +217,7 @@ function parseServer(values: Values): Omit<Command, "grace"> {
   return { isPiped: false, start };
 }
 
-function parseClient(values: Values): Omit<Command, "grace"> {
+function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
@@ -252,5 +256,5 @@ export function parseCommand([role, ...rest]: readonly string[]): Command {
   if (!Object.hasOwn(OPTIONS, role)) throw new UsageError(`expected server or client, received "${role}"`);
   const values = new Values(role, rest);
   const command = role === "server" ? parseServer(values) : parseClient(values);
-  return { ...command, grace: values.seconds("grace", "30") };
+  return { ...command, grace: values.seconds("grace", "30"), isTraced: values.has("trace") };
 }

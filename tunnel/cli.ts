@@ -4,11 +4,11 @@
  * @module
  */
 
-import { join, type Stream } from "../mod.ts";
+import { type FrameEvent, join, type Stream } from "../mod.ts";
 import { HELP, parseCommand, UsageError } from "./arguments.ts";
 import { Display } from "./display.ts";
 import { errorText } from "./errors.ts";
-import { eventLine, listeningLine, shutdownLine, totalLine } from "./log.ts";
+import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "./log.ts";
 import type { Tunnel } from "./options.ts";
 import { setDeadline } from "./wait.ts";
 
@@ -39,15 +39,20 @@ export async function main(args: readonly string[]): Promise<number> {
   }
   let display = new Display(Deno.stdout);
   const onError = (error: unknown) => display.line(errorText(error), Deno.stderr);
+  const onFrame = (frame: FrameEvent) => display.line(frameLine(frame), Deno.stderr);
   // On Windows nothing sends SIGTERM.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};
   const cut = new AbortController();
   const unlisten = () => signals.forEach((name) => Deno.removeSignalListener(name, stop));
   try {
-    const { start, grace, isPiped } = parseCommand(args);
+    const { start, grace, isPiped, isTraced } = parseCommand(args);
     if (isPiped) display = new Display(Deno.stderr);
-    const { tunnel, addrs, connect } = await start({ onError, onEvent: (event) => display.line(eventLine(event)) });
+    const { tunnel, addrs, connect } = await start({
+      onError,
+      onEvent: (event) => display.line(eventLine(event)),
+      onFrame: isTraced ? onFrame : undefined,
+    });
     stop = () => {
       // The next one ends the process.
       unlisten();

@@ -186,7 +186,8 @@ class Client {
   async #start(): Promise<Session> {
     const { connect, version, stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = this.#options;
     const { tls, reverse } = this.#settings;
-    const session = Session.client(await dial(connect, this.#stopping.signal, tls), { version, stalledStreamTimeout });
+    const connection = await dial(connect, this.#stopping.signal, tls);
+    const session = Session.client(connection, { version, stalledStreamTimeout, onFrame: this.#activity.frame });
     this.#activity.add(session);
     // A server opens streams for `reverse` only: without it each is refused.
     if (reverse.size === 0) session.incoming.close();

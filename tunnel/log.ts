@@ -4,7 +4,8 @@
  * @module
  */
 
-import { UNNAMED } from "./address.ts";
+import type { FrameEvent } from "../mod.ts";
+import { formatPeer, UNNAMED } from "./address.ts";
 import type { TunnelEvent, TunnelStats } from "./options.ts";
 
 function count(number: number, noun: string): string {
@@ -23,6 +24,14 @@ export function eventLine(event: TunnelEvent): string {
     case "reconnected":
       return `connected to ${event.serverAddr} again`;
   }
+}
+
+/** The line for a frame. */
+export function frameLine({ direction, command, id, length, consumed, window, remoteAddr }: FrameEvent): string {
+  const peer = formatPeer(remoteAddr) ?? UNNAMED;
+  const content = command === "PSH" ? `, ${count(length, "byte")}` : "";
+  const credit = command === "UPD" ? `, ${consumed} consumed, window ${window}` : "";
+  return `${direction === "sent" ? "to" : "from"} ${peer}: ${command} ${id}${content}${credit}`;
 }
 
 /** The line for an address at which the tunnel itself listens. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Stream, Version } from "../mod.ts";
+import type { FrameEvent, Stream, Version } from "../mod.ts";
 
 /**
  * Options that both ends of a tunnel have.
@@ -43,6 +43,8 @@ export interface TunnelOptions {
   onError?: ((error: Error) => void) | undefined;
   /** Receives everything else that belongs in a log. Default: events are dropped. */
   onEvent?: ((event: TunnelEvent) => void) | undefined;
+  /** Receives every frame of smux between the two ends; see `onFrame` of a session. Default: frames are not reported. */
+  onFrame?: ((frame: FrameEvent) => void) | undefined;
 }
 
 /**

@@ -102,6 +102,7 @@ class TunnelServer {
     this.#server = serve(listening, (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
       stalledStreamTimeout,
+      onFrame: this.#activity.frame,
       onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
       onSession: (session) => {
         this.#activity.add(session);
