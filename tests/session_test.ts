@@ -79,6 +79,7 @@ Deno.test("options: left out or undefined, each has its default", () => {
   const defaults = {
     version: "auto" as const,
     incoming: undefined,
+    onFrame: undefined,
     keepAliveInterval: 10_000,
     timeout: 30_000,
     stalledStreamTimeout: Infinity,
