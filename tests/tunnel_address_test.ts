@@ -41,8 +41,12 @@ for (
 }
 
 Deno.test("parseEndpoint: a port is at most 65535, and 0 only where that is allowed", () => {
-  assertThrows(() => parseEndpoint("to", "h:65536", 0), RangeError, "to needs a port from 0 to 65535, received 65536");
-  assertThrows(() => parseEndpoint("to", "h:0", 1), RangeError, "to needs a port from 1 to 65535, received 0");
+  assertThrows(
+    () => parseEndpoint("to", "h:65536", 0),
+    RangeError,
+    "to must have a port from 0 to 65535, received 65536",
+  );
+  assertThrows(() => parseEndpoint("to", "h:0", 1), RangeError, "to must have a port from 1 to 65535, received 0");
   assertEquals(parseEndpoint("at", "h:0", 0), { hostname: "h", port: 0 });
 });
 

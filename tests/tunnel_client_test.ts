@@ -114,7 +114,7 @@ Deno.test("tunnel: a session that breaks while the client shuts down is told, an
     received += text(p.subarray(0, (await server.read(p))!));
   }
   const finished = client.shutdown();
-  await writeAll(server, bytes("this is no smux"));
+  await writeAll(server, bytes("not an smux frame"));
   await finished;
   await client.finished;
   assertEquals(messages().length, 1);
@@ -152,7 +152,7 @@ Deno.test("tunnel: a client connects only where its reverse says, whatever its s
   const bad = await session.openStream();
   await writeAll(bad, bytes(`CONNECT ${echo.addr} HTTP/1.1\r\n\r\n`));
   assert(!text(await readAll(bad)).startsWith("HTTP/1.1 200 "));
-  await until(/not asked/);
+  await until(/not in reverse/);
   const good = await session.openStream();
   await writeAll(good, bytes("CONNECT 7 HTTP/1.1\r\n\r\n"));
   assertMatch(text(await readHead(good)), /^HTTP\/1\.1 200 /);
@@ -266,12 +266,12 @@ Deno.test("tunnel: options that are not what they must be are refused at once", 
   await assertRejects(() => openTunnel({ connect: "1", forward: ["0=0"] }), RangeError, "a port from 1 to 65535");
   await assertRejects(() => openTunnel({ connect: "1", reverse: ["0"] }), RangeError, "LISTEN=TARGET");
   await assertRejects(() => openTunnel({ connect: "1", forward: ["0"], ca: "x" }), RangeError, "ca must be");
-  await assertRejects(() => openTunnel({ connect: "1", reverse: ["0=1", "0=2"] }), RangeError, "same place");
+  await assertRejects(() => openTunnel({ connect: "1", reverse: ["0=1", "0=2"] }), RangeError, "only once");
   assertThrows(() => serveTunnel({ listen: FREE, target: "1", cert: "x" }), RangeError, "cert and key");
   assertThrows(() => serveTunnel({ listen: FREE, target: "1", key: "x" }), RangeError, "cert and key");
   assertThrows(() => serveTunnel({ listen: FREE, target: "1", cert: "x", key: "y" }), RangeError, "cert and key");
-  assertThrows(() => serveTunnel({ listen: FREE, target: "1", allow: ["*:*"] }), RangeError, "leave out");
-  assertThrows(() => serveTunnel({ listen: FREE, target: "1", allowListen: ["*:*"] }), RangeError, "leave out");
+  assertThrows(() => serveTunnel({ listen: FREE, target: "1", allow: ["*:*"] }), RangeError, "combined");
+  assertThrows(() => serveTunnel({ listen: FREE, target: "1", allowListen: ["*:*"] }), RangeError, "combined");
 });
 
 Deno.test("tunnel: an address in use and a server that is not there are said so", async () => {
@@ -300,7 +300,7 @@ Deno.test("tunnel: connect gives a connection with a target, or says why not", a
   assertEquals(refused.status, 403);
   const failed = await assertRejects(() => client.connect(dead), TunnelRefusedError, "connection refused");
   assertEquals(failed.status, 502);
-  await assertRejects(() => client.connect("nobody"), RangeError);
+  await assertRejects(() => client.connect("localhost"), RangeError);
   await assertRejects(() => client.connect("127.0.0.1:0"), RangeError);
 });
 
@@ -343,8 +343,8 @@ Deno.test("tunnel: a client connects again, and everything works as before", asy
   await log.until(/^The connection to .+ was lost: /);
   using between = await dial(client.listenAddrs[0]!);
   assertEquals(await isEnded(between), true);
-  await log.until(/^There is no connection to .+ now$/);
-  await assertRejects(() => client.connect(echo.addr), Error, "There is no connection to ");
+  await log.until(/^Cannot open a stream: not connected to .+$/);
+  await assertRejects(() => client.connect(echo.addr), Error, "Cannot open a stream: not connected to ");
   await log.until(/^Cannot connect to .+: connection refused$/, 2);
 
   const serverLog = makeLog();
@@ -373,12 +373,12 @@ Deno.test("tunnel: a client that says it is connected again is", async () => {
   const first = serveTunnel({ listen: FREE, target: echo.addr, signal });
   const again = Promise.withResolvers<string>();
   const onEvent = () => {
-    const said = client.connect().then(async (connection) => {
+    const answered = client.connect().then(async (connection) => {
       const answer = await say(connection, "hello");
       connection.close();
       return answer;
     });
-    again.resolve(said);
+    again.resolve(answered);
   };
   const client = await openTunnel({ connect: first.serverAddr, onEvent, onError() {} });
   controller.abort();

@@ -165,7 +165,7 @@ Deno.test("tunnel: a local connection that is reset is told, its target is let g
   const { client, shutdown } = await makeTunnel(target.addr, options);
   const socket = net.connect(portOf(client.listenAddrs[0]!), "127.0.0.1");
   socket.once("data", () => socket.resetAndDestroy());
-  await until(/^The connection from 127\.0\.0\.1:\d+ broke: connection reset by peer$/);
+  await until(/^The connection from 127\.0\.0\.1:\d+ failed: connection reset by peer$/);
   assertEquals(await released.promise, null);
 
   using connection = await dial(client.listenAddrs[0]!);
@@ -205,7 +205,7 @@ Deno.test("tunnel: accepting that fails is told and tried again", async () => {
   const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
-  const what = "A connection was lost before it was accepted: ";
+  const what = "Cannot accept a connection: ";
   const many = `${what}too many open files`;
   const gone = `${what}transport endpoint is not connected`;
   assertEquals(messages(), [many, gone, gone, many, gone]);
@@ -292,7 +292,7 @@ Deno.test("tunnel: a connection that is dead when it is accepted is told and end
   assertEquals(await dead.read(new Uint8Array(1)), null);
   dead.close();
   assertEquals(messages().length, 1);
-  assertMatch(messages()[0]!, /^The connection from 127\.0\.0\.1:\d+ broke: invalid argument$/);
+  assertMatch(messages()[0]!, /^The connection from 127\.0\.0\.1:\d+ failed: invalid argument$/);
   const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
@@ -453,7 +453,7 @@ function makeStaller(path: string) {
 
 for (const version of [1, 2] as const) {
   for (const [way, direction] of [["forward", "d"], ["forward", "u"], ["reverse", "d"], ["reverse", "u"]] as const) {
-    const what = direction === "d" ? "visitors that do not read" : "targets that do not read";
+    const what = direction === "d" ? "local connections" : "targets";
     Deno.test(`tunnel: version ${version}, ${way}: a hundred ${what} leave others served, and one tunnel`, async () => {
       await using resources = new AsyncDisposableStack();
       const { path } = resources.use(await makeFolder("stalled"));
@@ -486,10 +486,10 @@ for (const version of [1, 2] as const) {
       }
       for (let n = 0; n < 5; n++) assertEquals(await echo(await visit("e"), `fresh ${n}`), `fresh ${n}`);
       assertEquals(await echo(bystander, "after"), "after");
-      assertEquals(pair.client.stats().connections, 1, "the session was not lost");
+      assertEquals(pair.client.stats().connections, 1, "the client reconnected");
       const log = [...pair.logs.client.messages(), ...pair.logs.server.messages()];
       if (version === 2) assertEquals(log, []);
-      else for (const line of log) assertMatch(line, /^The connection (from|to) .* broke: stream \d+ stalled: /);
+      else for (const line of log) assertMatch(line, /^The connection (from|to) .* failed: stream \d+ stalled: /);
       resources.defer(async () => void await Promise.all(writing));
     });
   }

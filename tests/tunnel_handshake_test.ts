@@ -79,7 +79,7 @@ Deno.test("tunnel: what is no request is refused with a status, told, and the se
     [`CONNECT ${echo.addr}\r\n\r\n`, 400],
     [`CONNECT ${echo.addr} HTTP/2\r\n\r\n`, 400],
     [`connect ${echo.addr} HTTP/1.1\r\n\r\n`, 400],
-    ["CONNECT nobody HTTP/1.1\r\n\r\n", 400],
+    ["CONNECT localhost HTTP/1.1\r\n\r\n", 400],
     ["CONNECT 127.0.0.1:0 HTTP/1.1\r\n\r\n", 400],
     ["GET / HTTP/1.1\r\n\r\n", 405],
     [`GET ${echo.addr} HTTP/1.1\r\n\r\n`, 405],
@@ -185,7 +185,7 @@ Deno.test("tunnel: a client that is refused and does not read why holds nobody u
   const session = Session.client(await dial(server.serverAddr), { maxStreamBuffer: 1 });
   const stream = await session.openStream();
   await stream.write(bytes("CONNECT 2 HTTP/1.1\r\n\r\n"));
-  await log.until(/^Refused .* CONNECT 2: not allowed$/);
+  await log.until(/^Refused CONNECT 2 from .*: not allowed$/);
   await promptly(server.shutdown());
   await session.close();
 });
@@ -197,7 +197,7 @@ Deno.test("tunnel: a server that ends a stream without an answer is named, and w
   await assertRejects(
     () => client.connect("localhost:80"),
     Error,
-    "The other end did not answer CONNECT localhost:80: ",
+    "The peer did not respond to CONNECT localhost:80: ",
   );
   await client.shutdown();
   await server.shutdown();
@@ -251,7 +251,7 @@ Deno.test("serveRequest() responds 400 to a head that ends before its last byte,
       length,
       requests: [],
       status: 400,
-      message: "Refused a peer: connection closed during handshake",
+      message: "Refused a request from a peer: connection closed during handshake",
     });
   }
 });
@@ -263,7 +263,10 @@ Deno.test("serveRequest() accepts HTTP/1.0 and HTTP/1.1, and responds 400 to any
   for (const version of ["0.9", "1", "1.", "1.2", "1.10", "2", "2.0", "11", "", "1.1 ", "x"]) {
     const { requests, response, message } = await serveText(`CONNECT a:1 HTTP/${version}\r\n\r\n`);
     assertEquals([requests, statusOf(response)], [[], 400], version);
-    assertEquals(message, `Refused a peer: expected an HTTP request, received "CONNECT a:1 HTTP/${version}"`);
+    assertEquals(
+      message,
+      `Refused a request from a peer: expected an HTTP request, received "CONNECT a:1 HTTP/${version}"`,
+    );
   }
 });
 
@@ -280,7 +283,7 @@ Deno.test("serveRequest() responds 400 to a first line that is no request", asyn
   for (const line of [...lines, "CONNECT a:1 b HTTP/1.1", "HTTP/1.1 200 OK", "\0CONNECT a:1 HTTP/1.1", "\xff\xfe"]) {
     const { requests, response, message } = await serveText(`${line}\r\nHost: a\r\n\r\n`);
     assertEquals([requests, statusOf(response)], [[], 400], line);
-    assertMatch(message!, /^Refused a peer: expected an HTTP request, received "[ -~]*"$/);
+    assertMatch(message!, /^Refused a request from a peer: expected an HTTP request, received "[ -~]*"$/);
   }
 });
 
@@ -291,7 +294,7 @@ Deno.test("serveRequest() responds 431 to a head above 8192 bytes, and reads no 
   assertEquals([statusOf(longest.response), longest.unread], [200, "rest"]);
   const tooLong = await serveText(`${head(8193)}rest`);
   assertEquals([tooLong.requests, statusOf(tooLong.response), tooLong.unread], [[], 431, "\nrest"]);
-  assertEquals(tooLong.message, "Refused a peer: HTTP head exceeds 8192 bytes");
+  assertEquals(tooLong.message, "Refused a request from a peer: HTTP header exceeds 8192 bytes");
   const endless = await serveText("x".repeat(10_000));
   assertEquals([statusOf(endless.response), endless.unread.length], [431, 10_000 - 8192]);
 });
@@ -322,7 +325,7 @@ Deno.test("serveRequest() responds with the status of what opening rejected with
   for (const [error, status, reason] of cases) {
     const { closed, response, message } = await serveText(REQUEST, () => Promise.reject(error));
     assertEquals(response, `HTTP/1.1 ${status} ${reason}\r\n\r\n`);
-    assertMatch(message!, /^Refused a peer CONNECT host:80: /);
+    assertMatch(message!, /^Refused CONNECT host:80 from a peer: /);
     assertEquals(closed, 0);
   }
 });
@@ -335,7 +338,7 @@ Deno.test("serveRequest() closes what it opened when the response cannot be writ
     return Promise.resolve({ close: () => void closed++ });
   });
   await writeAll(far, bytes(REQUEST));
-  await assertRejects(() => serving, Error, "Refused a peer CONNECT host:80: gone");
+  await assertRejects(() => serving, Error, "Refused CONNECT host:80 from a peer: gone");
   assertEquals(closed, 1);
 });
 
@@ -367,7 +370,7 @@ Deno.test("serveRequest() of any bytes opens what a whole head asks for, or resp
       if (isRequest) assertEquals([requests.length, statusOf(response), message], [1, 200, undefined]);
       if (requests.length > 0) return assertMatch(requests[0]!.address, /^[!-~]+$/);
       assert([400, 431].includes(statusOf(response)), response);
-      assertMatch(message!, /^Refused a peer: [ -~]+$/);
+      assertMatch(message!, /^Refused a request from a peer: [ -~]+$/);
     }),
     { numRuns },
   );
@@ -466,7 +469,7 @@ Deno.test("request() rejects when the response ends before the last byte of its 
   const response = "HTTP/1.1 200 OK\r\nAddress: [::1]:80\r\n\r\n";
   for (let length = 0; length < response.length; length++) {
     const { error } = await requestOf(response.slice(0, length), "BIND");
-    assertEquals(error?.message, "The other end did not answer BIND host:80: connection closed during handshake");
+    assertEquals(error?.message, "The peer did not respond to BIND host:80: connection closed during handshake");
   }
 });
 
@@ -476,14 +479,14 @@ Deno.test("request() rejects with the status and the reason of any response but 
     ["HTTP/1.1 502\r\nX: y\r\n\r\n", 502, ""],
     ["HTTP/1.1 204 No Content\r\n\r\n", 204, "No Content"],
     ["HTTP/1.1 403 \x1b[2J\r\n\r\n", 403, "?[2J"],
-    ["HTTP/2 200 OK\r\n\r\n", 400, "the response is not HTTP"],
-    ["SSH-2.0-x\r\n\r\n", 400, "the response is not HTTP"],
-    ["\r\n\r\n", 400, "the response is not HTTP"],
+    ["HTTP/2 200 OK\r\n\r\n", 400, 'expected an HTTP response, received "HTTP/2 200 OK"'],
+    ["SSH-2.0-x\r\n\r\n", 400, 'expected an HTTP response, received "SSH-2.0-x"'],
+    ["\r\n\r\n", 400, 'expected an HTTP response, received ""'],
   ];
   for (const [response, status, reason] of cases) {
     const { error } = await requestOf(response);
     assertInstanceOf(error, TunnelRefusedError);
-    assertEquals([error.status, error.message], [status, `The other end refused CONNECT host:80: ${reason}`]);
+    assertEquals([error.status, error.message], [status, `The peer refused CONNECT host:80: ${reason}`]);
   }
   const { error } = await requestOf("x".repeat(10_000));
   assertInstanceOf(error, TunnelRefusedError);

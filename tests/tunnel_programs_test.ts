@@ -58,7 +58,7 @@ Deno.test("tunnel and curl: 100 downloads at once, each whole", { ignore: !hasPr
 });
 
 Deno.test(
-  "tunnel and curl: an upload, and a name resolved at the server by SOCKS 5",
+  "tunnel and curl: an upload over SOCKS 5 to a name that the server resolves is complete",
   { ignore: !hasPrograms("curl") },
   async () => {
     await using web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, async (request) => {

@@ -45,7 +45,7 @@ Deno.test("tunnel: shutdown of a server waits for what is open, and then its cli
   await assertRejects(
     () => client.finished,
     Error,
-    `The connection to ${server.serverAddr} was lost: the server ended it`,
+    `The connection to ${server.serverAddr} was lost: closed by the server`,
   );
   assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   assertEquals(await client.shutdown(), undefined);
@@ -66,7 +66,7 @@ Deno.test("tunnel: a server that is cut off ends the client with an error, and w
   connection.close();
   assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   await Promise.all([server.finished, client.shutdown(), target.close()]);
-  assertEquals(errors, [], "what a lost session takes with it is not told one by one");
+  assertEquals(errors, [], "connections of a lost session are not reported one by one");
 });
 
 Deno.test("tunnel: a client that speaks no smux is told, and the server lives", async () => {
@@ -173,7 +173,7 @@ Deno.test("tunnel: allow compares host and port, of which either may be any", as
     });
   }
   assertEquals(await statusOf([], dead), 403);
-  assertEquals(await statusOf(["127.0.0.3:1", dead], dead), 502, "any rule will do");
+  assertEquals(await statusOf(["127.0.0.3:1", dead], dead), 502, "one matching rule is enough");
 });
 
 Deno.test("tunnel: a client that asks and is gone leaves nothing open", async () => {
@@ -204,10 +204,10 @@ Deno.test("tunnel: who knows the secret gets through, and who does not is told a
     assertGreater(performance.now() - began, 950);
     assertEquals(error.status, 407);
   }
-  assertEquals(logs.server.errors.length, 2, "one for each");
+  assertEquals(logs.server.errors.length, 2, "one error for each refusal");
   for (const message of logs.server.messages()) {
     assertMatch(message, /secret/);
-    assert(!message.includes("esame"), "secrets are not for the log");
+    assert(!message.includes("esame"), "the log contains a secret");
   }
   const connection = await client.connect(echo.addr);
   assertEquals(await say(connection, "hello"), "hello");

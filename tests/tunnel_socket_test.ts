@@ -92,7 +92,7 @@ Deno.test("tunnel: a signal ends a client that waits for a server to speak TLS",
   });
   const { ca } = await certificates();
   const controller = new AbortController();
-  const reason = new Error("that is enough");
+  const reason = new Error("aborted by the test");
   const opening = openTunnel({ connect: silent.addr, ca, signal: controller.signal }).catch((error) => error);
   try {
     await asked.promise;
@@ -156,7 +156,7 @@ Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", as
   assertEquals(log.events.map(eventLine), [
     "connection from a local process",
     `listening on ${place("reverse")} for a local process`,
-    `no longer listening on ${place("reverse")} for a local process`,
+    `stopped listening on ${place("reverse")} for a local process`,
   ]);
 });
 

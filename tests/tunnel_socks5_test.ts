@@ -74,11 +74,11 @@ Deno.test("tunnel: SOCKS says why not, tells, and goes on", async () => {
   const { client, logs } = pair;
   const cases: [what: string, request: Uint8Array, code: number][] = [
     ["not allowed", socksRequest(1, 1, IPV4, portOf(forbidden)), 2],
-    ["refused", socksRequest(1, 1, IPV4, portOf(dead)), 5],
+    ["connection refused", socksRequest(1, 1, IPV4, portOf(dead)), 5],
     ["BIND", socksRequest(2, 1, IPV4, portOf(echo.addr)), 7],
     ["UDP", socksRequest(3, 3, named("localhost"), portOf(echo.addr)), 7],
-    ["no such kind", socksRequest(1, 2, [], portOf(echo.addr)), 8],
-    ["no name", socksRequest(1, 3, named("a b"), portOf(echo.addr)), 8],
+    ["unknown address type", socksRequest(1, 2, [], portOf(echo.addr)), 8],
+    ["malformed name", socksRequest(1, 3, named("a b"), portOf(echo.addr)), 8],
     ["empty name", socksRequest(1, 3, named(""), portOf(echo.addr)), 8],
     ["port 0", socksRequest(1, 1, IPV4, 0), 8],
   ];
@@ -101,11 +101,11 @@ Deno.test("tunnel: who speaks no SOCKS 5, or will not be anyone, is closed and t
   const { client, logs } = pair;
   const [password, cut] = [new Uint8Array([5, 1, 2]), new Uint8Array([5, 3, 0])];
   const socks4 = new Uint8Array([4, 1, 0, 80, 127, 0, 0, 1, 0]);
-  for (const [index, said] of [bytes("GET / HTTP/1.1\r\n\r\n"), socks4, password, cut].entries()) {
+  for (const [index, sent] of [bytes("GET / HTTP/1.1\r\n\r\n"), socks4, password, cut].entries()) {
     using connection = await dial(client.listenAddrs[0]!);
-    await writeAll(connection, said);
-    if (said === cut) await connection.closeWrite();
-    if (said === password) assertEquals(Array.from(await readSome(connection, 2)), [5, 255]);
+    await writeAll(connection, sent);
+    if (sent === cut) await connection.closeWrite();
+    if (sent === password) assertEquals(Array.from(await readSome(connection, 2)), [5, 255]);
     assertEquals(await isEnded(connection), true);
     await logs.client.until(/./, index + 1);
   }
@@ -238,7 +238,7 @@ const ADDRESSES: [what: string, address: number[], target: string | undefined][]
   ["a name with a space", [3, ...named("a b"), 0, 80], undefined],
   ["a name with a port", [3, ...named("a:1"), 0, 80], undefined],
   ["a Unix socket as a name", [3, ...named("unix:/run/a"), 0, 80], undefined],
-  ["a name that is no punycode", [3, ...named("xn--"), 0, 80], undefined],
+  ["a name of invalid punycode", [3, ...named("xn--"), 0, 80], undefined],
   ["a name with a line break", [3, ...named("a\r\nb"), 0, 80], undefined],
   ["a name with a byte above 127", [3, 1, 0xe4, 0, 80], undefined],
   ["address type 0", [0, 0, 80], undefined],

@@ -36,10 +36,10 @@ export const portOf = (addr: string) => parse(addr).port;
 export function makeLog() {
   const errors: Error[] = [];
   const events: TunnelEvent[] = [];
-  let told = Promise.withResolvers<void>();
+  let reported = Promise.withResolvers<void>();
   const wake = () => {
-    told.resolve();
-    told = Promise.withResolvers();
+    reported.resolve();
+    reported = Promise.withResolvers();
   };
   const onError = (error: unknown) => {
     assertInstanceOf(error, Error);
@@ -58,7 +58,7 @@ export function makeLog() {
       typeof what === "string"
         ? typesOf().filter((type) => type === what).length
         : messages().filter((message) => what.test(message)).length;
-    while (count() < times) await told.promise;
+    while (count() < times) await reported.promise;
   };
   return { errors, events, messages, typesOf, until, options: { onError, onEvent } };
 }
@@ -177,7 +177,7 @@ export function changeDelays(change: (delay: number) => number): Disposable {
 /** What a promise fulfils with, unless that takes seconds: then the test has failed. */
 export async function promptly<T>(promise: Promise<T>): Promise<T> {
   const late = Promise.withResolvers<never>();
-  const timer = setTimeout(() => late.reject(new Error("It took more than 5 seconds")), 5000);
+  const timer = setTimeout(() => late.reject(new Error("Still pending after 5 seconds")), 5000);
   return await Promise.race([promise, late.promise]).finally(() => clearTimeout(timer));
 }
 
