@@ -1,4 +1,4 @@
-/** The tunnel as a command, in processes of its own. */
+/** The tunnel command, in processes of its own. */
 
 import { assert, assertEquals, assertGreater, assertMatch } from "@std/assert";
 import * as net from "node:net";
@@ -45,7 +45,7 @@ async function run(...args: string[]) {
   return { code, stdout: text(stdout), stderr: text(stderr) };
 }
 
-/** Starts the command and waits until it listens, in so many places. */
+/** Starts the command and waits until it listens on `places` addresses. */
 async function start(
   args: string[],
   { places = 1, env = {}, allow }: { places?: number; env?: Record<string, string>; allow?: string } = {},
@@ -56,7 +56,7 @@ async function start(
   return { ...watched, addr: addrs[0]!, addrs };
 }
 
-/** Both ends of a tunnel to one target, each in a process. */
+/** Starts both ends of a tunnel to one target, each in a process. */
 async function startBoth(target: string, ...more: string[]) {
   const server = await start(["server", "--listen", "0", "--target", target]);
   const client = await start(["client", "--forward=0", `--connect=${server.addr}`, ...more]);
@@ -67,7 +67,7 @@ async function startBoth(target: string, ...more: string[]) {
   return { server, client, [Symbol.asyncDispose]: dispose };
 }
 
-Deno.test("tunnel command: HTTP through two processes with one connection, ended in order by signals", async () => {
+Deno.test("tunnel command: forwards HTTP over one connection, and exits with 0 on SIGINT and SIGTERM", async () => {
   const web = serveFiles();
   await using tunnel = await startBoth(at(web.addr));
   const { server, client } = tunnel;
@@ -95,7 +95,7 @@ Deno.test("tunnel command: HTTP through two processes with one connection, ended
   await web.shutdown();
 });
 
-Deno.test("tunnel command: --allow with --forward, --socks and --reverse", async () => {
+Deno.test("tunnel command: --forward, --socks and --reverse work together, within --allow", async () => {
   const web = serveFiles();
   const target = at(web.addr);
   await using server = await start(["server", "--listen=0", "--allow", target, "--allow", "*:1", "--allow-listen=*:*"]);
@@ -123,7 +123,7 @@ Deno.test("tunnel command: --allow with --forward, --socks and --reverse", async
   await web.shutdown();
 });
 
-Deno.test("tunnel command: a signal waits for what is open, a second one does not", async () => {
+Deno.test("tunnel command: the first signal waits for open connections, the second ends the process", async () => {
   const target = makeEcho();
   await using tunnel = await startBoth(target.addr, "--no-reconnect");
   const { server, client } = tunnel;
@@ -144,7 +144,7 @@ Deno.test("tunnel command: a signal waits for what is open, a second one does no
   await target.close();
 });
 
-Deno.test("tunnel command: a signal ends it in order though nobody reads what it prints any more", async () => {
+Deno.test("tunnel command: exits with 0 on a signal although its stdout is closed", async () => {
   await using target = makeEcho();
   const child = command(["server", "--listen", "0", "--target", target.addr], { stderr: "null" }).spawn();
   const reader = lines(child.stdout).getReader();
@@ -154,7 +154,7 @@ Deno.test("tunnel command: a signal ends it in order though nobody reads what it
   assertEquals((await child.status).code, 0);
 });
 
-Deno.test("tunnel command: --grace is how long a signal waits", async () => {
+Deno.test("tunnel command: --grace limits the time that a signal waits for open connections", async () => {
   for (const grace of [0, 1]) {
     await using target = makeEcho();
     await using tunnel = await startBoth(target.addr, `--grace=${grace}`);
@@ -171,7 +171,7 @@ Deno.test("tunnel command: --grace is how long a signal waits", async () => {
   }
 });
 
-Deno.test("tunnel command: a client connects again to a server that was killed and is back", async () => {
+Deno.test("tunnel command: a client reconnects after its server was killed and restarted", async () => {
   const web = serveFiles();
   const args = ["--allow", "127.0.0.1:*", "--allow-listen", "127.0.0.1:*"];
   await using first = await start(["server", "--listen", "0", ...args]);
@@ -197,7 +197,7 @@ Deno.test("tunnel command: a client connects again to a server that was killed a
   await web.shutdown();
 });
 
-Deno.test("tunnel command: a signal ends a client at once that waits to connect again", async () => {
+Deno.test("tunnel command: exits with 0 on a signal while the client waits to reconnect", async () => {
   await using tunnel = await startBoth(nowhere());
   const { server, client } = tunnel;
   server.child.kill("SIGKILL");
@@ -206,7 +206,7 @@ Deno.test("tunnel command: a signal ends a client at once that waits to connect 
   assertEquals((await client.ended()).code, 0);
 });
 
-Deno.test("tunnel command: a secret from a file or from the environment", async () => {
+Deno.test("tunnel command: the secret is read from --secret or $SLUICE_SECRET, and is not logged", async () => {
   await using echo = makeEcho();
   await using folder = await makeFolder("tunnel");
   const [right, wrong] = [`${folder.path}/right`, `${folder.path}/wrong`];
@@ -236,7 +236,7 @@ Deno.test("tunnel command: a secret from a file or from the environment", async 
   assert(!stderr.includes("simsim") && !stderr.includes("sesame"), stderr);
 });
 
-Deno.test("tunnel command: the network is all it needs to be allowed, where it is given no file", async () => {
+Deno.test("tunnel command: runs with --allow-net alone when no option names a file", async () => {
   await using echo = makeEcho();
   const allow = "--allow-net";
   await using server = await start(["server", "--listen", "0", "--allow", echo.addr], { allow });
@@ -245,7 +245,7 @@ Deno.test("tunnel command: the network is all it needs to be allowed, where it i
   assertEquals(await say(connection, "hello"), "hello");
 });
 
-Deno.test("tunnel command: TLS", async () => {
+Deno.test("tunnel command: --ca trusts the certificate of --cert, --tls alone rejects it", async () => {
   const web = serveFiles();
   const file = (name: string) => `${import.meta.dirname}/fixtures/tls/${name}`;
   const keys = ["--cert", file("localhost.pem"), "--key", file("localhost.key")];
@@ -259,14 +259,14 @@ Deno.test("tunnel command: TLS", async () => {
   await web.shutdown();
 });
 
-Deno.test("tunnel command: --smux 1", async () => {
+Deno.test("tunnel command: --smux 1 forwards HTTP", async () => {
   const web = serveFiles();
   await using tunnel = await startBoth(at(web.addr), "--smux", "1");
   await fetchFiles(tunnel.client.addr, [1, 100_000]);
   await web.shutdown();
 });
 
-Deno.test("tunnel command: stdin and stdout are forwarded, and nothing else is on stdout", async () => {
+Deno.test("tunnel command: --forward -=TARGET forwards stdin and stdout, and does not log to stdout", async () => {
   const web = serveFiles();
   await using echo = makeEcho();
   await using allowing = serveTunnel({ listen: FREE, allow: [at(web.addr), echo.addr] });
@@ -281,7 +281,7 @@ Deno.test("tunnel command: stdin and stdout are forwarded, and nothing else is o
   assertEquals({ code, stderr }, { code: 0, stderr: "" });
   assertMatch(stdout, /^HTTP\/1\.\d 200 OK\r\n([^\r\n]+\r\n)*\r\n$/);
 
-  // What is piped in comes to its end, and so does what comes out.
+  // Both directions end, without data loss.
   const much = pattern(1_000_000, 3);
   const other = command([...args, `--forward=-=${echo.addr}`], { stdin: "piped" }).spawn();
   const [output] = await Promise.all([other.output(), new Blob([much]).stream().pipeTo(other.stdin)]);
@@ -290,7 +290,7 @@ Deno.test("tunnel command: stdin and stdout are forwarded, and nothing else is o
   await web.shutdown();
 });
 
-Deno.test("tunnel command: stdin and stdout at a server with one target", async () => {
+Deno.test("tunnel command: --forward - forwards stdin and stdout to the target of the server", async () => {
   await using echo = makeEcho();
   await using server = serveTunnel({ listen: FREE, target: echo.addr });
   const child = command(["client", "--connect", server.serverAddr, "--forward", "-"], { stdin: "piped" }).spawn();
@@ -300,7 +300,7 @@ Deno.test("tunnel command: stdin and stdout at a server with one target", async 
   assertEquals({ code, stdout: text(stdout), stderr: text(stderr) }, { code: 0, stdout: "hello", stderr: "" });
 });
 
-Deno.test("tunnel command: stdin and stdout that cannot be forwarded end it, exit code 1", async () => {
+Deno.test("tunnel command: exits with 1 when the target of --forward -=TARGET refuses or is not allowed", async () => {
   const dead = nowhere();
   await using server = serveTunnel({ listen: FREE, allow: [dead], onError() {} });
   for (const [target, why] of [[dead, /connection refused/], ["127.0.0.1:1", /not allowed/]] as const) {
@@ -315,7 +315,7 @@ Deno.test("tunnel command: stdin and stdout that cannot be forwarded end it, exi
   }
 });
 
-Deno.test("tunnel command: stdin that is open keeps nobody from ending when the connection is lost", async () => {
+Deno.test("tunnel command: exits with 1 on a lost connection although stdin is open", async () => {
   await using echo = makeEcho();
   const controller = new AbortController();
   const server = serveTunnel({ listen: FREE, allow: [echo.addr], signal: controller.signal });
@@ -337,25 +337,25 @@ Deno.test("tunnel command: stdin that is open keeps nobody from ending when the 
   }
 });
 
-Deno.test("tunnel command: an answer that arrived whole before the session ended goes to stdout, though stdin is open", async () => {
+Deno.test("tunnel command: writes all of an answer to stdout after the session ended, although stdin is open", async () => {
   using listener = Deno.listen(LOOPBACK);
   const args = ["client", "--connect", at(listener.addr), "--forward", "-=echo:1"];
   const child = command(args, { stdin: "piped" }).spawn();
   const session = Session.server(await listener.accept());
   const answer = pattern(250_000);
   await answerAndHangUp(session, answer);
-  // Only now is stdout read, of which a pipe takes 64 KiB.
+  // Read stdout only now: the answer is larger than the 64 KiB buffer of a pipe.
   const { stdout } = await promptly(child.output());
   assertEquals(stdout.length, answer.length);
   assertEquals(stdout, answer);
   await child.stdin.close().catch(() => {});
 });
 
-Deno.test("tunnel command: 200 local connections that were reset before they are accepted do not end it", async () => {
+Deno.test("tunnel command: reports each of 200 connections that are reset before accept, and continues", async () => {
   const target = makeEcho();
   await using tunnel = await startBoth(target.addr);
   const { server, client } = tunnel;
-  // The kernel goes on taking connections for a process that is stopped.
+  // The kernel queues connections for a stopped process.
   client.child.kill("SIGSTOP");
   await Promise.all(Array.from({ length: 200 }, () => {
     const closed = Promise.withResolvers<void>();
@@ -378,7 +378,7 @@ Deno.test("tunnel command: 200 local connections that were reset before they are
   await target.close();
 });
 
-Deno.test("tunnel command: IPv6", { ignore: !hasIpv6() }, async () => {
+Deno.test("tunnel command: listens and connects over IPv6", { ignore: !hasIpv6() }, async () => {
   const web = serveFiles();
   await using server = await start(["server", "--listen", "[::1]:0", "--target", at(web.addr)]);
   await using client = await start(["client", "--forward", "localhost:0", "--connect", server.addr]);
@@ -391,7 +391,7 @@ Deno.test("tunnel command: IPv6", { ignore: !hasIpv6() }, async () => {
   await web.shutdown();
 });
 
-Deno.test("tunnel command: what cannot be started is said in one line, exit code 1", async () => {
+Deno.test("tunnel command: prints one line and exits with 1 when it cannot listen, connect or bind", async () => {
   const target = nowhere();
   await using server = serveTunnel({ listen: FREE, target, onError() {} });
   const [inUse, missing, here] = await Promise.all([
@@ -408,7 +408,7 @@ Deno.test("tunnel command: what cannot be started is said in one line, exit code
   assertMatch(refused.stderr, /^[^\n]*not allowed\n$/);
 });
 
-Deno.test("tunnel command: a bad command line is said in one line, exit code 2", async () => {
+Deno.test("tunnel command: prints one line and exits with 2 for a malformed command line", async () => {
   const server = "server --listen 0 --target 1";
   const client = "client --connect 1 --forward 0";
   const place = "must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received";
@@ -489,13 +489,13 @@ Deno.test("tunnel command: a bad command line is said in one line, exit code 2",
   assertEquals(wrong, []);
 });
 
-Deno.test("tunnel command: on a terminal one line below the log says how it goes, and is gone at the end", {
-  // It makes a terminal for what it runs; nothing of Deno's does.
+Deno.test("tunnel command: shows a status line below the log on a terminal, and clears it at the end", {
+  // Deno cannot allocate a terminal; `script` does.
   ignore: Deno.build.os !== "linux" || !hasPrograms("script"),
 }, async () => {
   await using target = makeEcho();
   const words = ["server", "--listen", "0", "--target", target.addr].map((word) => `'${word}'`).join(" ");
-  // Of a shell that stayed, Ctrl-C would end it too, with a code of its own.
+  // `exec`: Ctrl-C would also end a shell, with an exit code of its own.
   const line = `exec '${Deno.execPath()}' run --no-config -A '${SCRIPT}' ${words}`;
   const options = { stdin: "piped", stdout: "piped", stderr: "piped", env: { NO_COLOR: "1" } } as const;
   await using terminal = watch(new Deno.Command("script", { args: ["-qfec", line, "/dev/null"], ...options }).spawn());
@@ -512,7 +512,7 @@ Deno.test("tunnel command: on a terminal one line below the log says how it goes
   await keyboard.close();
   const { code, stdout } = await terminal.ended();
   assertEquals(code, 0);
-  // What is left on the screen when each line was cleared that was to be.
+  // The text that remains on the screen after all clearing.
   assertEquals(stdout.split("\r\n").map((line) => line.split("\x1b[K").at(-1)).slice(2), [
     "shutting down within 30 seconds; press Ctrl-C again to exit at once",
     "forwarded 1 stream over 1 connection",
@@ -520,7 +520,7 @@ Deno.test("tunnel command: on a terminal one line below the log says how it goes
   ]);
 });
 
-Deno.test("tunnel command: --help fits a terminal and names every option", async () => {
+Deno.test("tunnel command: --help fits on a terminal and names every option", async () => {
   for (const args of [["client", "--help"], ["-h"], ["--help"]]) {
     const { code, stdout, stderr } = await run(...args);
     assertEquals({ code, stderr }, { code: 0, stderr: "" });
