@@ -1,6 +1,6 @@
 /**
- * Port forwarding: any number of connections over one. {@linkcode openTunnel} connects to {@linkcode serveTunnel}, and each
- * forwarded connection is one stream between the two.
+ * Port forwarding: any number of connections over one. {@linkcode openTunnel} connects to {@linkcode serveTunnel}, and
+ * each forwarded connection is one stream between them.
  *
  * ```ts
  * import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";
@@ -18,29 +18,30 @@
  * await web.shutdown();
  * ```
  *
- * It is a command too, `deno install -g -A -n sluice jsr:@sluice/smux/tunnel`:
+ * The same as a command, `deno install -g -A -n sluice jsr:@sluice/smux/tunnel`:
  *
  * ```sh
  * sluice server --listen 127.0.0.1:9000 --allow localhost:80
  * sluice client --connect 127.0.0.1:9000 --forward 8080=localhost:80
  * ```
  *
- * A client forwards any number of these at once:
+ * A client can use any number of these at the same time:
  *
  * - `forward`, as `ssh -L`: the client listens, the server connects to one target.
  * - `reverse`, as `ssh -R`: the server listens, the client connects to one target.
  * - `socks`, as `ssh -D`: the client listens, the server connects to the target that each SOCKS 5 request names.
  * - {@linkcode TunnelClient.connect}: a stream to a target, without listening.
  *
- * The server does what {@linkcode ServeTunnelOptions} allow and refuses the rest with a {@linkcode TunnelRefusedError}.
+ * The server connects and listens only where {@linkcode ServeTunnelOptions} allow it. It refuses other requests with a
+ * {@linkcode TunnelRefusedError}.
  *
  * LISTEN (an address to listen at) and TARGET (an address to connect to) are written `host:port`, `[ipv6]:port`,
- * `unix:/path` (printable ASCII without spaces), or `port` for `127.0.0.1:port`. In LISTEN port 0 means any free port. An
- * equals sign stands between the two, because both may contain colons.
+ * `unix:/path` (printable ASCII without spaces), or `port` for `127.0.0.1:port`. In LISTEN port 0 means any free port.
+ * In `LISTEN=TARGET` an equals sign separates the two, because both may contain colons.
  *
- * On the wire a forwarded connection is a stream that begins with an HTTP request, `CONNECT host:port`, and its response.
- * A client that wants the server to listen sends `BIND host:port`; the server does so until that stream ends. A server with
- * a fixed target expects neither, and so serves any client of smux.
+ * On the wire a forwarded connection is a stream that begins with an HTTP request, `CONNECT host:port`, and its
+ * response. To make the server listen, a client sends `BIND host:port`; the server listens until that stream ends. A
+ * server with a fixed target expects no request, so it serves any smux client.
  *
  * @module
  */
@@ -58,7 +59,7 @@ export {
 } from "./tunnel/options.ts";
 export { serveTunnel } from "./tunnel/server.ts";
 
-// Only the command needs this module, and what it imports.
+// Imported here, so that a program that imports this module does not load the command.
 if (import.meta.main) {
   const { main } = await import("./tunnel/cli.ts");
   // A pending read of stdin must not keep the process alive.

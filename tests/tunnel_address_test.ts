@@ -1,4 +1,4 @@
-/** The addresses and rules of a tunnel: what can be written, what it means, and what is refused. */
+/** Parsing, formatting and checking of addresses and rules of a tunnel. */
 
 import { assertEquals, assertThrows } from "@std/assert";
 import { checkExposed, format, parseEndpoint, parseForward, parseRule } from "../tunnel/address.ts";
@@ -13,7 +13,7 @@ const endpoints: Record<string, ReturnType<typeof parseEndpoint>> = {
   "unix:a:1=b": { path: "a:1=b" },
 };
 for (const [text, endpoint] of Object.entries(endpoints)) {
-  Deno.test(`parseEndpoint: "${text}" is an address, and format() writes it again`, () => {
+  Deno.test(`parseEndpoint() accepts "${text}", and format() is its inverse`, () => {
     assertEquals(parseEndpoint("to", text, 1), endpoint);
     assertEquals(parseEndpoint("to", format(endpoint), 1), endpoint);
   });
@@ -35,18 +35,22 @@ for (
     "h:1x",
   ]
 ) {
-  Deno.test(`parseEndpoint: "${text}" is none`, () => {
+  Deno.test(`parseEndpoint() throws for "${text}"`, () => {
     assertThrows(() => parseEndpoint("connect", text, 0), RangeError, `connect must be HOST:PORT`);
   });
 }
 
-Deno.test("parseEndpoint: a port is at most 65535, and 0 only where that is allowed", () => {
-  assertThrows(() => parseEndpoint("to", "h:65536", 0), RangeError, "to needs a port from 0 to 65535, received 65536");
-  assertThrows(() => parseEndpoint("to", "h:0", 1), RangeError, "to needs a port from 1 to 65535, received 0");
+Deno.test("parseEndpoint() throws for a port above 65535 or below the least port", () => {
+  assertThrows(
+    () => parseEndpoint("to", "h:65536", 0),
+    RangeError,
+    "to must have a port from 0 to 65535, received 65536",
+  );
+  assertThrows(() => parseEndpoint("to", "h:0", 1), RangeError, "to must have a port from 1 to 65535, received 0");
   assertEquals(parseEndpoint("at", "h:0", 0), { hostname: "h", port: 0 });
 });
 
-Deno.test("parseForward: what follows the first = is the target", () => {
+Deno.test("parseForward() splits at the first =, and throws for a malformed LISTEN or TARGET", () => {
   assertEquals(parseForward("forward", "8080=h:80"), { listen: "8080", target: "h:80" });
   assertEquals(parseForward("forward", "0=unix:/a=b"), { listen: "0", target: "unix:/a=b" });
   assertEquals(parseForward("forward", "8080"), { listen: "8080", target: undefined });
@@ -64,14 +68,14 @@ const rules: [rule: string, allowed: string[], refused: string[]][] = [
   ["unix:/a", ["unix:/a"], ["unix:/A", "unix:/a/b", "h:80"]],
 ];
 for (const [entry, allowed, refused] of rules) {
-  Deno.test(`parseRule: "${entry}" allows ${allowed.join(", ")} and not ${refused.join(", ")}`, () => {
+  Deno.test(`parseRule("${entry}") matches ${allowed.join(", ")} but not ${refused.join(", ")}`, () => {
     const rule = parseRule("allow", entry);
     for (const text of allowed) assertEquals(rule(parseEndpoint("to", text, 1)), true, text);
     for (const text of refused) assertEquals(rule(parseEndpoint("to", text, 1)), false, text);
   });
 }
 
-Deno.test("checkExposed: only an address of this machine needs no TLS", () => {
+Deno.test("checkExposed() throws for an address that is not loopback, unless insecure", () => {
   for (const text of ["80", "localhost:80", "LOCALHOST:80", "127.1.2.3:80", "[::1]:80", "unix:/a"]) {
     checkExposed("listen", text);
   }

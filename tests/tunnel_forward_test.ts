@@ -1,4 +1,4 @@
-/** A tunnel carries connections: whole, both ways, and to their end, whatever breaks. */
+/** Forwarding: data in both directions, half-closes, failures of either side, stalls. */
 
 import { assert, assertEquals, assertGreater, assertInstanceOf, assertMatch } from "@std/assert";
 import * as net from "node:net";
@@ -27,7 +27,7 @@ import {
   SIZES,
 } from "./tunnel_support.ts";
 
-/** Connections that write more than all buffers on the way hold, whatever they are told to. */
+/** Changes connections so that a write never completes: each writes more than all buffers hold. */
 function makeFlood() {
   const [writing, ended] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
   const change = (connection: Deno.TcpConn) => {
@@ -45,7 +45,7 @@ function makeFlood() {
   return { change, writing: writing.promise, ended: ended.promise };
 }
 
-/** Opens a tunnel whose listener was changed before it is used. */
+/** Opens a tunnel with a changed listener. */
 async function openChanged(
   options: OpenTunnelOptions,
   change: (listener: Deno.TcpListener) => void,
@@ -64,7 +64,7 @@ async function openChanged(
   }
 }
 
-Deno.test("tunnel: HTTP through it, every connection a stream of one connection", async () => {
+Deno.test("tunnel: HTTP downloads are complete, each connection one stream of one session", async () => {
   const web = serveFiles();
   const { client, server, log, shutdown } = await makeTunnel(at(web.addr));
   await fetchFiles(client.listenAddrs[0]!, SIZES);
@@ -83,7 +83,7 @@ Deno.test("tunnel: HTTP through it, every connection a stream of one connection"
   await web.shutdown();
 });
 
-Deno.test("tunnel: both versions of smux", async () => {
+Deno.test("openTunnel() forwards with either version of smux", async () => {
   await using echo = makeEcho();
   await using server = serveTunnel({ listen: FREE, target: echo.addr });
   for (const version of [1, 2] as const) {
@@ -94,7 +94,7 @@ Deno.test("tunnel: both versions of smux", async () => {
   }
 });
 
-Deno.test("tunnel: stats tell what is open", async () => {
+Deno.test("Tunnel.stats() counts open connections at both ends", async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ target: echo.addr }, { forward: [FREE] });
   const connection = await dial(pair.client.listenAddrs[0]!);
@@ -104,7 +104,7 @@ Deno.test("tunnel: stats tell what is open", async () => {
   connection.close();
 });
 
-Deno.test("tunnel: a client that sends, half-closes and then gets its answer", async () => {
+Deno.test("tunnel: a local connection that half-closes after its request receives the answer", async () => {
   const request = pattern(500_000, 7);
   const target = makeTarget(async (connection) => {
     const received = await readAll(connection);
@@ -119,7 +119,7 @@ Deno.test("tunnel: a client that sends, half-closes and then gets its answer", a
   await target.close();
 });
 
-Deno.test("tunnel: a target that answered and half-closed first still receives all that follows", async () => {
+Deno.test("tunnel: a target that half-closes first still receives all data", async () => {
   const upload = pattern(1_000_000, 8);
   const received = Promise.withResolvers<Uint8Array>();
   const target = makeTarget(async (connection) => {
@@ -137,7 +137,7 @@ Deno.test("tunnel: a target that answered and half-closed first still receives a
   await target.close();
 });
 
-Deno.test("tunnel: a target that refuses ends the local connection at once, and the tunnel lives", async () => {
+Deno.test("tunnel: a refusing target is reported and closes the local connection, and later connections work", async () => {
   const target = nowhere();
   const { options, errors, messages } = makeLog();
   const { client, shutdown } = await makeTunnel(target, options);
@@ -155,7 +155,7 @@ Deno.test("tunnel: a target that refuses ends the local connection at once, and 
   await web.shutdown();
 });
 
-Deno.test("tunnel: a local connection that is reset is told, its target is let go, and the tunnel lives", async () => {
+Deno.test("tunnel: a reset local connection is reported, its target is closed, and later connections work", async () => {
   const released = Promise.withResolvers<number | null>();
   const target = makeTarget(async (connection) => {
     await writeAll(connection, bytes("hello"));
@@ -165,7 +165,7 @@ Deno.test("tunnel: a local connection that is reset is told, its target is let g
   const { client, shutdown } = await makeTunnel(target.addr, options);
   const socket = net.connect(portOf(client.listenAddrs[0]!), "127.0.0.1");
   socket.once("data", () => socket.resetAndDestroy());
-  await until(/^The connection from 127\.0\.0\.1:\d+ broke: connection reset by peer$/);
+  await until(/^The connection from 127\.0\.0\.1:\d+ failed: connection reset by peer$/);
   assertEquals(await released.promise, null);
 
   using connection = await dial(client.listenAddrs[0]!);
@@ -176,13 +176,13 @@ Deno.test("tunnel: a local connection that is reset is told, its target is let g
   assertEquals(messages().length, 1);
 });
 
-Deno.test("tunnel: an answer that arrived whole before the session ended reaches a visitor who reads it later", async () => {
+Deno.test("tunnel: an answer that arrived before the session ended is readable afterwards", async () => {
   await using folder = await makeFolder("late");
   const path = `${folder.path}/socket`;
   const { opening, session } = await openAtSession({ forward: [`unix:${path}=echo:1`], onError() {} });
   const client = await opening;
   const visitor = await Deno.connect({ transport: "unix", path });
-  // What a Unix socket takes is less than this.
+  // More than the buffer of a Unix socket.
   const answer = pattern(250_000);
   await answerAndHangUp(session, answer);
   await turn();
@@ -191,7 +191,7 @@ Deno.test("tunnel: an answer that arrived whole before the session ended reaches
   await client.finished.catch(() => {});
 });
 
-Deno.test("tunnel: accepting that fails is told and tried again", async () => {
+Deno.test("tunnel: a failed accept is reported and retried", async () => {
   const other = new Error("Too many open files (os error 24)");
   const lost = new Deno.errors.NotConnected("Transport endpoint is not connected (os error 107)");
   const failures = [other, lost, lost, other, lost];
@@ -205,7 +205,7 @@ Deno.test("tunnel: accepting that fails is told and tried again", async () => {
   const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
-  const what = "A connection was lost before it was accepted: ";
+  const what = "Cannot accept a connection: ";
   const many = `${what}too many open files`;
   const gone = `${what}transport endpoint is not connected`;
   assertEquals(messages(), [many, gone, gone, many, gone]);
@@ -214,7 +214,7 @@ Deno.test("tunnel: accepting that fails is told and tried again", async () => {
   await target.close();
 });
 
-Deno.test("tunnel: a connection accepted when the session is ending is closed", async () => {
+Deno.test("tunnel: a connection that is accepted during shutdown is closed", async () => {
   const target = makeEcho();
   const server = serveTunnel({ listen: FREE, target: target.addr });
   const accepted = Promise.withResolvers<void>();
@@ -239,7 +239,7 @@ Deno.test("tunnel: a connection accepted when the session is ending is closed", 
   await target.close();
 });
 
-Deno.test("tunnel: finished waits until the local side has all that came for it", async () => {
+Deno.test("Tunnel.finished waits until received data is written to the local connection", async () => {
   const target = makeTarget((connection) => writeAll(connection, bytes("the answer")));
   const server = serveTunnel({ listen: FREE, target: target.addr });
   const writing = Promise.withResolvers<void>();
@@ -262,7 +262,7 @@ Deno.test("tunnel: finished waits until the local side has all that came for it"
   await writing.promise;
   let isFinished = false;
   const finished = client.shutdown().then(() => isFinished = true);
-  // The stream is done, and so is the session; the answer has not been written yet.
+  // The stream and the session have ended; the answer has not been written yet.
   await server.shutdown();
   await new Promise((resume) => setTimeout(resume));
   assertEquals(isFinished, false);
@@ -273,7 +273,7 @@ Deno.test("tunnel: finished waits until the local side has all that came for it"
   await target.close();
 });
 
-Deno.test("tunnel: a connection that is dead when it is accepted is told and ends at both sides", async () => {
+Deno.test("tunnel: a connection that fails once accepted is reported, and its stream is closed", async () => {
   const target = makeEcho();
   const server = serveTunnel({ listen: FREE, target: target.addr });
   const { options, messages } = makeLog();
@@ -292,18 +292,18 @@ Deno.test("tunnel: a connection that is dead when it is accepted is told and end
   assertEquals(await dead.read(new Uint8Array(1)), null);
   dead.close();
   assertEquals(messages().length, 1);
-  assertMatch(messages()[0]!, /^The connection from 127\.0\.0\.1:\d+ broke: invalid argument$/);
+  assertMatch(messages()[0]!, /^The connection from 127\.0\.0\.1:\d+ failed: invalid argument$/);
   const connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "still here"), "still here");
   connection.close();
   assertEquals(delayed, 2);
-  // This would wait for a stream that was left open.
+  // Waits forever if a stream was left open.
   await client.shutdown();
   await server.shutdown();
   await target.close();
 });
 
-Deno.test("tunnel: a forward goes where it says, if the server allows that", async () => {
+Deno.test("openTunnel() forwards each entry of forward to its own target", async () => {
   const web = serveFiles();
   await using echo = makeEcho();
   await using pair = await makePair(
@@ -323,7 +323,7 @@ Deno.test("tunnel: a forward goes where it says, if the server allows that", asy
   await web.shutdown();
 });
 
-Deno.test("tunnel: a client ends at once with a local connection that reads nothing", async () => {
+Deno.test("tunnel: a client ends by signal, timeout or lost session while a local connection does not read", async () => {
   for (const how of ["signal", "timeout", "lost"]) {
     await using echo = makeEcho();
     const [opening, serving] = [new AbortController(), new AbortController()];
@@ -349,7 +349,7 @@ Deno.test("tunnel: a client ends at once with a local connection that reads noth
   }
 });
 
-Deno.test("tunnel: a server ends at once with a target that reads nothing", async () => {
+Deno.test("tunnel: a server ends by signal, timeout or lost session while a target does not read", async () => {
   const { connect } = Deno;
   for (const how of ["signal", "timeout", "lost"]) {
     const listener = Deno.listen(LOOPBACK);
@@ -381,7 +381,7 @@ Deno.test("tunnel: a server ends at once with a target that reads nothing", asyn
   }
 });
 
-/** A tunnel in which a stream has ended both ways, while not all of what came could be written to who asked for it. */
+/** Starts a tunnel whose stream has ended in both directions; the local connection has not read all bytes. */
 async function makeUnread(asked: Omit<OpenTunnelOptions, "connect"> = {}) {
   await using resources = new AsyncDisposableStack();
   const served = Promise.withResolvers<void>();
@@ -391,21 +391,21 @@ async function makeUnread(asked: Omit<OpenTunnelOptions, "connect"> = {}) {
     await readAll(connection);
     served.resolve();
   });
-  // What a Unix socket takes does not grow: less than that, and the rest is less than a stream's window.
+  // The buffer of a Unix socket has a fixed size: smaller than the data, and the rest fits into a stream's window.
   const { path } = resources.use(await makeFolder("unread"));
   const pair = resources.use(await makePair({ target: target.addr }, { forward: [`unix:${path}/socket`], ...asked }));
   const local = resources.use(await Deno.connect({ transport: "unix", path: `${path}/socket` }));
   await local.closeWrite();
   await served.promise;
   await target.close();
-  // All that came, and the frames of its end.
+  // Wait for all bytes, including the frames of the end.
   while (pair.client.stats().received < pair.server.stats().sent || pair.server.stats().open > 0) await turn();
   await turn();
   const moved = resources.move();
   return { ...pair, [Symbol.asyncDispose]: () => moved.disposeAsync() };
 }
 
-Deno.test("tunnel: what nobody reads after both ends have ended it is cut by shutdown's timeout", async () => {
+Deno.test("tunnel: an unread connection that both ends have ended is closed by the timeout of shutdown()", async () => {
   await using pair = await makeUnread();
   assertEquals(pair.client.stats().open, 1);
   await promptly(pair.client.shutdown({ timeout: 50 }));
@@ -413,7 +413,7 @@ Deno.test("tunnel: what nobody reads after both ends have ended it is cut by shu
   assertEquals(pair.logs.client.messages(), []);
 });
 
-Deno.test("tunnel: what nobody reads after both ends have ended it is cut by the signal", async () => {
+Deno.test("tunnel: an unread connection that both ends have ended is closed by the signal", async () => {
   const controller = new AbortController();
   await using pair = await makeUnread({ signal: controller.signal });
   controller.abort();
@@ -421,7 +421,7 @@ Deno.test("tunnel: what nobody reads after both ends have ended it is cut by the
   assertEquals(pair.client.stats().open, 0);
 });
 
-/** A target on a Unix socket that does what the first byte says: d sends a megabyte, u never reads again, e echoes. */
+/** Starts a target on a Unix socket. The first byte selects: d sends a megabyte, u never reads again, e echoes. */
 function makeStaller(path: string) {
   const listener = Deno.listen({ transport: "unix", path });
   const open = new Set<Deno.UnixConn>();
@@ -443,7 +443,7 @@ function makeStaller(path: string) {
       try {
         connection.close();
       } catch {
-        // Its pipe has closed it.
+        // `pipeTo` has closed it.
       }
     }
     await accepting;
@@ -453,8 +453,8 @@ function makeStaller(path: string) {
 
 for (const version of [1, 2] as const) {
   for (const [way, direction] of [["forward", "d"], ["forward", "u"], ["reverse", "d"], ["reverse", "u"]] as const) {
-    const what = direction === "d" ? "visitors that do not read" : "targets that do not read";
-    Deno.test(`tunnel: version ${version}, ${way}: a hundred ${what} leave others served, and one tunnel`, async () => {
+    const what = direction === "d" ? "local connections" : "targets";
+    Deno.test(`tunnel: version ${version}, ${way}: 100 ${what} that do not read block no other`, async () => {
       await using resources = new AsyncDisposableStack();
       const { path } = resources.use(await makeFolder("stalled"));
       resources.use(makeStaller(`${path}/target`));
@@ -486,10 +486,10 @@ for (const version of [1, 2] as const) {
       }
       for (let n = 0; n < 5; n++) assertEquals(await echo(await visit("e"), `fresh ${n}`), `fresh ${n}`);
       assertEquals(await echo(bystander, "after"), "after");
-      assertEquals(pair.client.stats().connections, 1, "the session was not lost");
+      assertEquals(pair.client.stats().connections, 1, "the client reconnected");
       const log = [...pair.logs.client.messages(), ...pair.logs.server.messages()];
       if (version === 2) assertEquals(log, []);
-      else for (const line of log) assertMatch(line, /^The connection (from|to) .* broke: stream \d+ stalled: /);
+      else for (const line of log) assertMatch(line, /^The connection (from|to) .* failed: stream \d+ stalled: /);
       resources.defer(async () => void await Promise.all(writing));
     });
   }

@@ -1,4 +1,4 @@
-/** How a stream of a tunnel asks for its target, and how it is answered. */
+/** The handshake of a tunnel: requests, responses, authorization. */
 
 import { assert, assertEquals, assertInstanceOf, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import fc from "fast-check";
@@ -33,7 +33,7 @@ import {
   say,
 } from "./tunnel_support.ts";
 
-/** Timers that are set last as long as the clock of the package says, until it is disposed of. */
+/** Makes global timers run by the package's clock until disposed of. */
 function runByClock(): Disposable {
   const { setTimeout, clearTimeout } = globalThis;
   const { now } = performance;
@@ -48,18 +48,18 @@ function runByClock(): Disposable {
   };
 }
 
-/** Opens a stream by hand, says this, and gives the head of what comes back and the stream. */
+/** Opens a stream, sends a request, and returns the stream and the head of the response. */
 async function askByHand(session: Session, request: string) {
   const stream = await session.openStream();
   await writeAll(stream, bytes(request));
   return { stream, head: text(await readHead(stream)) };
 }
 
-Deno.test("tunnel: CONNECT by hand is answered, and then everything belongs to the connection", async () => {
+Deno.test("serveTunnel() answers CONNECT with 200, and forwards the bytes after its head", async () => {
   await using echo = makeEcho();
   await using server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:*"] });
   const session = Session.client(await dial(server.serverAddr));
-  // What follows comes with the request.
+  // Data in the same write as the request.
   const request = `CONNECT ${echo.addr} HTTP/1.1\r\nHost: ${echo.addr}\r\nX-Else: \xe4\r\n\r\nhello`;
   const { stream, head } = await askByHand(session, request);
   assertMatch(head, /^HTTP\/1\.1 200 [^\r\n]*\r\n(.+\r\n)*\r\n$/);
@@ -68,7 +68,7 @@ Deno.test("tunnel: CONNECT by hand is answered, and then everything belongs to t
   await session.close();
 });
 
-Deno.test("tunnel: what is no request is refused with a status, told, and the server lives", async () => {
+Deno.test("serveTunnel() answers a malformed or forbidden request with a status, and reports it", async () => {
   await using echo = makeEcho();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allow: [echo.addr], ...log.options });
@@ -79,7 +79,7 @@ Deno.test("tunnel: what is no request is refused with a status, told, and the se
     [`CONNECT ${echo.addr}\r\n\r\n`, 400],
     [`CONNECT ${echo.addr} HTTP/2\r\n\r\n`, 400],
     [`connect ${echo.addr} HTTP/1.1\r\n\r\n`, 400],
-    ["CONNECT nobody HTTP/1.1\r\n\r\n", 400],
+    ["CONNECT localhost HTTP/1.1\r\n\r\n", 400],
     ["CONNECT 127.0.0.1:0 HTTP/1.1\r\n\r\n", 400],
     ["GET / HTTP/1.1\r\n\r\n", 405],
     [`GET ${echo.addr} HTTP/1.1\r\n\r\n`, 405],
@@ -99,7 +99,7 @@ Deno.test("tunnel: what is no request is refused with a status, told, and the se
   await session.close();
 });
 
-Deno.test("tunnel: a head of more than 8 KiB is refused, one of less is not", async () => {
+Deno.test("serveTunnel() accepts a head of 8192 bytes and refuses a larger one", async () => {
   await using echo = makeEcho();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allow: [echo.addr], ...log.options });
@@ -116,7 +116,7 @@ Deno.test("tunnel: a head of more than 8 KiB is refused, one of less is not", as
   await session.close();
 });
 
-Deno.test("tunnel: who says nothing for ten seconds is told and let go, in a stream as in SOCKS", async () => {
+Deno.test("tunnel: a handshake times out after 10 seconds and is reported, in a stream and in SOCKS", async () => {
   using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
   await using pair = await makePair({ allow: ["*:*"] }, { socks: [FREE] });
   const { client, server, logs } = pair;
@@ -131,7 +131,7 @@ Deno.test("tunnel: who says nothing for ten seconds is told and let go, in a str
   await logs.client.until(/handshake timed out/);
 });
 
-Deno.test("tunnel: a secret is printable ASCII without spaces, and there for those who say where to", async () => {
+Deno.test("openTunnel() and serveTunnel() throw for a malformed secret, and for a secret with a target", async () => {
   for (const secret of ["", " ", "a b", "a\n", "a\r\nX: y", "\x7f", "pässword"]) {
     assertThrows(() => serveTunnel({ listen: FREE, allow: ["*:*"], secret }), RangeError, "secret");
     await assertRejects(() => openTunnel({ connect: "1", secret }), RangeError, "secret");
@@ -139,7 +139,7 @@ Deno.test("tunnel: a secret is printable ASCII without spaces, and there for tho
   assertThrows(() => serveTunnel({ listen: FREE, target: "1", secret: "x" }), RangeError, "secret");
 });
 
-Deno.test("tunnel: a freeze does not use up the time of a client that was about to say what it wants", async () => {
+Deno.test("serveTunnel() extends the timeout of a handshake by the time that the process was frozen", async () => {
   using time = new ManualClock();
   using _timers = runByClock();
   await using target = makeEcho();
@@ -162,7 +162,7 @@ Deno.test("tunnel: a freeze does not use up the time of a client that was about 
   await server.shutdown();
 });
 
-Deno.test("tunnel: what a stranger says is shown without what a terminal would obey", async () => {
+Deno.test("serveTunnel() reports malformed requests without control characters", async () => {
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], ...log.options });
   const session = Session.client(await dial(server.serverAddr));
@@ -178,26 +178,26 @@ Deno.test("tunnel: what a stranger says is shown without what a terminal would o
   await server.shutdown();
 });
 
-Deno.test("tunnel: a client that is refused and does not read why holds nobody up", async () => {
+Deno.test("Tunnel.shutdown() fulfils although a client does not read its refusal", async () => {
   using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], ...log.options });
   const session = Session.client(await dial(server.serverAddr), { maxStreamBuffer: 1 });
   const stream = await session.openStream();
   await stream.write(bytes("CONNECT 2 HTTP/1.1\r\n\r\n"));
-  await log.until(/^Refused .* CONNECT 2: not allowed$/);
+  await log.until(/^Refused CONNECT 2 from .*: not allowed$/);
   await promptly(server.shutdown());
   await session.close();
 });
 
-Deno.test("tunnel: a server that ends a stream without an answer is named, and what it was asked", async () => {
+Deno.test("TunnelClient.connect() names the request when the server ends the stream without a response", async () => {
   const listener = Deno.listen(LOOPBACK);
   const server = serve(listener, () => {});
   const client = await openTunnel({ connect: at(listener.addr), reconnect: false });
   await assertRejects(
     () => client.connect("localhost:80"),
     Error,
-    "The other end did not answer CONNECT localhost:80: ",
+    "The peer did not respond to CONNECT localhost:80: ",
   );
   await client.shutdown();
   await server.shutdown();
@@ -208,10 +208,10 @@ Deno.test("tunnel: a server that ends a stream without an answer is named, and w
 const numRuns = Number(Deno.env.get("PROPERTY_RUNS") ?? 200);
 const REQUEST = "CONNECT host:80 HTTP/1.1\r\nHost: host:80\r\nProxy-Authorization: Bearer x\r\n\r\n";
 
-/** Bytes of a text of which each character is a byte. */
+/** Encodes each character as one byte. */
 const latin1 = (text: string) => Uint8Array.from(text, (character) => character.charCodeAt(0));
 
-/** Runs serveRequest() for a peer in memory that sends this and then ends. */
+/** Runs serveRequest() for a peer in memory that sends a text and then ends. */
 async function serveText(sent: string, open: () => Promise<void> = () => Promise.resolve()) {
   const [near, far] = memoryPair();
   const requests: { method: string; address: string; authorization: string }[] = [];
@@ -231,14 +231,14 @@ async function serveText(sent: string, open: () => Promise<void> = () => Promise
   return { requests, closed, response, unread, message: error.message };
 }
 
-/** The status of a response, which must be one HTTP head and nothing else. */
+/** Returns the status of a response, which must be one HTTP head without a body. */
 function statusOf(response: string): number {
   const [, status] = /^HTTP\/1\.1 (\d{3}) [ -~]*\r\n([ -~]+\r\n)*\r\n$/.exec(response) ?? [];
   assert(status !== undefined, response);
   return Number(status);
 }
 
-Deno.test("serveRequest() responds 200, and leaves what follows the head unread", async () => {
+Deno.test("serveRequest() responds 200, and leaves the bytes after the head unread", async () => {
   const { requests, closed, response, unread } = await serveText(`${REQUEST}hello`);
   assertEquals(requests, [{ method: "CONNECT", address: "host:80", authorization: "Bearer x" }]);
   assertEquals([closed, statusOf(response), unread], [0, 200, "hello"]);
@@ -251,7 +251,7 @@ Deno.test("serveRequest() responds 400 to a head that ends before its last byte,
       length,
       requests: [],
       status: 400,
-      message: "Refused a peer: connection closed during handshake",
+      message: "Refused a request from a peer: connection closed during handshake",
     });
   }
 });
@@ -263,11 +263,14 @@ Deno.test("serveRequest() accepts HTTP/1.0 and HTTP/1.1, and responds 400 to any
   for (const version of ["0.9", "1", "1.", "1.2", "1.10", "2", "2.0", "11", "", "1.1 ", "x"]) {
     const { requests, response, message } = await serveText(`CONNECT a:1 HTTP/${version}\r\n\r\n`);
     assertEquals([requests, statusOf(response)], [[], 400], version);
-    assertEquals(message, `Refused a peer: expected an HTTP request, received "CONNECT a:1 HTTP/${version}"`);
+    assertEquals(
+      message,
+      `Refused a request from a peer: expected an HTTP request, received "CONNECT a:1 HTTP/${version}"`,
+    );
   }
 });
 
-Deno.test("serveRequest() responds 400 to a first line that is no request", async () => {
+Deno.test("serveRequest() responds 400 to a malformed first line", async () => {
   const lines = [
     "",
     " ",
@@ -280,7 +283,7 @@ Deno.test("serveRequest() responds 400 to a first line that is no request", asyn
   for (const line of [...lines, "CONNECT a:1 b HTTP/1.1", "HTTP/1.1 200 OK", "\0CONNECT a:1 HTTP/1.1", "\xff\xfe"]) {
     const { requests, response, message } = await serveText(`${line}\r\nHost: a\r\n\r\n`);
     assertEquals([requests, statusOf(response)], [[], 400], line);
-    assertMatch(message!, /^Refused a peer: expected an HTTP request, received "[ -~]*"$/);
+    assertMatch(message!, /^Refused a request from a peer: expected an HTTP request, received "[ -~]*"$/);
   }
 });
 
@@ -291,12 +294,12 @@ Deno.test("serveRequest() responds 431 to a head above 8192 bytes, and reads no 
   assertEquals([statusOf(longest.response), longest.unread], [200, "rest"]);
   const tooLong = await serveText(`${head(8193)}rest`);
   assertEquals([tooLong.requests, statusOf(tooLong.response), tooLong.unread], [[], 431, "\nrest"]);
-  assertEquals(tooLong.message, "Refused a peer: HTTP head exceeds 8192 bytes");
+  assertEquals(tooLong.message, "Refused a request from a peer: HTTP header exceeds 8192 bytes");
   const endless = await serveText("x".repeat(10_000));
   assertEquals([statusOf(endless.response), endless.unread.length], [431, 10_000 - 8192]);
 });
 
-Deno.test("serveRequest() takes the first Proxy-Authorization, in whatever case", async () => {
+Deno.test("serveRequest() reads the first Proxy-Authorization header, case-insensitively", async () => {
   const cases: [headers: string, authorization: string][] = [
     ["", ""],
     ["Proxy-Authorization: Bearer x\r\n", "Bearer x"],
@@ -311,7 +314,7 @@ Deno.test("serveRequest() takes the first Proxy-Authorization, in whatever case"
   }
 });
 
-Deno.test("serveRequest() responds with the status of what opening rejected with, and why in one line", async () => {
+Deno.test("serveRequest() responds with the status and message of a failure to open, in one line", async () => {
   const cases: [error: Error, status: number, reason: string][] = [
     [new TunnelRefusedError(403, "not allowed"), 403, "not allowed"],
     [new TunnelRefusedError(407, "wrong secret"), 407, "wrong secret"],
@@ -322,12 +325,12 @@ Deno.test("serveRequest() responds with the status of what opening rejected with
   for (const [error, status, reason] of cases) {
     const { closed, response, message } = await serveText(REQUEST, () => Promise.reject(error));
     assertEquals(response, `HTTP/1.1 ${status} ${reason}\r\n\r\n`);
-    assertMatch(message!, /^Refused a peer CONNECT host:80: /);
+    assertMatch(message!, /^Refused CONNECT host:80 from a peer: /);
     assertEquals(closed, 0);
   }
 });
 
-Deno.test("serveRequest() closes what it opened when the response cannot be written", async () => {
+Deno.test("serveRequest() closes the opened connection when the response cannot be written", async () => {
   const [near, far] = memoryPair();
   let closed = 0;
   const serving = serveRequest(near, "a peer", () => {
@@ -335,7 +338,7 @@ Deno.test("serveRequest() closes what it opened when the response cannot be writ
     return Promise.resolve({ close: () => void closed++ });
   });
   await writeAll(far, bytes(REQUEST));
-  await assertRejects(() => serving, Error, "Refused a peer CONNECT host:80: gone");
+  await assertRejects(() => serving, Error, "Refused CONNECT host:80 from a peer: gone");
   assertEquals(closed, 1);
 });
 
@@ -344,7 +347,7 @@ const address = fc.stringMatching(/^[!-~]{1,40}$/);
 const rest = fc.string({ unit: fc.integer({ min: 0, max: 127 }).map((code) => String.fromCharCode(code)) });
 const secret = fc.stringMatching(/^[!-~]{1,40}$/);
 
-Deno.test("serveRequest() reads any request as it was sent, and nothing after it", async () => {
+Deno.test("serveRequest() reads any well-formed request, and no byte after it", async () => {
   await fc.assert(
     fc.asyncProperty(method, address, secret, rest, async (method, address, secret, rest) => {
       const sent = `${method} ${address} HTTP/1.1\r\nX: y\r\nProxy-Authorization: Bearer ${secret}\r\n\r\n${rest}`;
@@ -355,7 +358,7 @@ Deno.test("serveRequest() reads any request as it was sent, and nothing after it
   );
 });
 
-Deno.test("serveRequest() of any bytes opens what a whole head asks for, or responds with a refusal", async () => {
+Deno.test("serveRequest() serves a complete request or responds 400 or 431, for arbitrary bytes", async () => {
   const character = fc.nat(255).map((code) => String.fromCharCode(code));
   const piece = fc.constantFrom("CONNECT ", "BIND ", "a:1", " HTTP/1.1", "\r\n", "\r\n\r\n", "\n", " ", "Host: a");
   const input = fc.array(fc.oneof({ arbitrary: piece, weight: 4 }, character), { maxLength: 20 });
@@ -367,13 +370,13 @@ Deno.test("serveRequest() of any bytes opens what a whole head asks for, or resp
       if (isRequest) assertEquals([requests.length, statusOf(response), message], [1, 200, undefined]);
       if (requests.length > 0) return assertMatch(requests[0]!.address, /^[!-~]+$/);
       assert([400, 431].includes(statusOf(response)), response);
-      assertMatch(message!, /^Refused a peer: [ -~]+$/);
+      assertMatch(message!, /^Refused a request from a peer: [ -~]+$/);
     }),
     { numRuns },
   );
 });
 
-Deno.test("authorize() allows what a rule of the method allows, and refuses the rest with its status", async () => {
+Deno.test("authorize() allows an address that a rule of the method matches, else rejects with 403 or 405", async () => {
   const rules = {
     CONNECT: ["db.local:5432", "*:443"].map((entry) => parseRule("allow", entry)),
     BIND: ["127.0.0.1:*"].map((entry) => parseRule("allowListen", entry)),
@@ -411,7 +414,7 @@ Deno.test("authorize() allows what a rule of the method allows, and refuses the 
   }
 });
 
-Deno.test("authorize() allows nothing without the secret", async () => {
+Deno.test("authorize() rejects with 407 unless the secret matches", async () => {
   const rules = { CONNECT: [parseRule("allow", "*:*")] };
   const request = { method: "CONNECT", address: "a:1" };
   const signal = AbortSignal.abort(); // no delay
@@ -438,7 +441,7 @@ Deno.test("authorize() allows nothing without the secret", async () => {
   );
 });
 
-/** What request() makes of a server in memory that responds with this and then ends. */
+/** Runs request() at a server in memory that sends a response and then ends. */
 async function requestOf(response: string, method: "CONNECT" | "BIND" = "CONNECT", secret?: string) {
   const { client, server } = sessionPair();
   const requesting = request(client, method, "host:80", secret)
@@ -453,7 +456,7 @@ async function requestOf(response: string, method: "CONNECT" | "BIND" = "CONNECT
   return { head, rest, addr: outcome.error === undefined ? outcome.addr : undefined, error: outcome.error };
 }
 
-Deno.test("request() sends the address and the secret, and leaves what follows the response unread", async () => {
+Deno.test("request() sends the address and the secret, and leaves the bytes after the response unread", async () => {
   const connected = await requestOf("HTTP/1.1 200 OK\r\n\r\nhello");
   assertEquals(connected.head, "CONNECT host:80 HTTP/1.1\r\nHost: host:80\r\n\r\n");
   assertEquals([connected.addr, connected.rest], ["", "hello"]);
@@ -466,7 +469,7 @@ Deno.test("request() rejects when the response ends before the last byte of its 
   const response = "HTTP/1.1 200 OK\r\nAddress: [::1]:80\r\n\r\n";
   for (let length = 0; length < response.length; length++) {
     const { error } = await requestOf(response.slice(0, length), "BIND");
-    assertEquals(error?.message, "The other end did not answer BIND host:80: connection closed during handshake");
+    assertEquals(error?.message, "The peer did not respond to BIND host:80: connection closed during handshake");
   }
 });
 
@@ -476,14 +479,14 @@ Deno.test("request() rejects with the status and the reason of any response but 
     ["HTTP/1.1 502\r\nX: y\r\n\r\n", 502, ""],
     ["HTTP/1.1 204 No Content\r\n\r\n", 204, "No Content"],
     ["HTTP/1.1 403 \x1b[2J\r\n\r\n", 403, "?[2J"],
-    ["HTTP/2 200 OK\r\n\r\n", 400, "the response is not HTTP"],
-    ["SSH-2.0-x\r\n\r\n", 400, "the response is not HTTP"],
-    ["\r\n\r\n", 400, "the response is not HTTP"],
+    ["HTTP/2 200 OK\r\n\r\n", 400, 'expected an HTTP response, received "HTTP/2 200 OK"'],
+    ["SSH-2.0-x\r\n\r\n", 400, 'expected an HTTP response, received "SSH-2.0-x"'],
+    ["\r\n\r\n", 400, 'expected an HTTP response, received ""'],
   ];
   for (const [response, status, reason] of cases) {
     const { error } = await requestOf(response);
     assertInstanceOf(error, TunnelRefusedError);
-    assertEquals([error.status, error.message], [status, `The other end refused CONNECT host:80: ${reason}`]);
+    assertEquals([error.status, error.message], [status, `The peer refused CONNECT host:80: ${reason}`]);
   }
   const { error } = await requestOf("x".repeat(10_000));
   assertInstanceOf(error, TunnelRefusedError);

@@ -1,5 +1,5 @@
 /**
- * Programs that people use, through a tunnel. Each test is ignored where its program is missing; `.ci/run` installs them.
+ * Common programs through a tunnel. A test is ignored where its program is missing; `.ci/run` installs all.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { bytes, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
 const SCRIPT = `${import.meta.dirname}/../tunnel.ts`;
 
-/** A tunnel at whose server, unless told, everything on this machine is allowed. */
+/** Starts both ends of a tunnel. Default of `allow`: every target on this machine. */
 async function makeTunnel(
   options: { allow?: string[]; forward?: string[]; socks?: string[] },
   isExpected: (error: unknown) => boolean = () => false,
@@ -29,14 +29,14 @@ async function makeTunnel(
   return { server, client, addr: client.listenAddrs[0]!, [Symbol.asyncDispose]: dispose };
 }
 
-/** A server in a process, ready when it prints what is waited for. */
+/** Starts a server in a process, and waits until its output matches `ready`. */
 async function startServer(name: string, args: string[], ready: RegExp, where?: "stderr"): Promise<Watched> {
   const server = watch(new Deno.Command(name, { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn());
   await server.until(ready, where);
   return server;
 }
 
-Deno.test("tunnel and curl: 100 downloads at once, each whole", { ignore: !hasPrograms("curl") }, async () => {
+Deno.test("tunnel and curl: 100 concurrent downloads are complete", { ignore: !hasPrograms("curl") }, async () => {
   const sizes = Array.from({ length: 100 }, (_, n) => Math.round(1.17 ** n));
   await using web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, (request) => {
     const size = Number(new URL(request.url).pathname.slice(1));
@@ -58,7 +58,7 @@ Deno.test("tunnel and curl: 100 downloads at once, each whole", { ignore: !hasPr
 });
 
 Deno.test(
-  "tunnel and curl: an upload, and a name resolved at the server by SOCKS 5",
+  "tunnel and curl: an upload over SOCKS 5 to a name that the server resolves is complete",
   { ignore: !hasPrograms("curl") },
   async () => {
     await using web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, async (request) => {
@@ -74,7 +74,7 @@ Deno.test(
   },
 );
 
-Deno.test("tunnel and socat: what is sent before a half-close is answered after it", {
+Deno.test("tunnel and socat: data sent before a half-close is answered after it", {
   ignore: !hasPrograms("socat"),
 }, async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -90,7 +90,7 @@ Deno.test("tunnel and socat: what is sent before a half-close is answered after 
   await answering;
 });
 
-Deno.test("tunnel and git: a clone over HTTP", { ignore: !hasPrograms("git") }, async () => {
+Deno.test("tunnel and git: a clone over HTTP is complete", { ignore: !hasPrograms("git") }, async () => {
   await using folder = await makeFolder("git");
   const env = { HOME: folder.path, GIT_CONFIG_NOSYSTEM: "1" };
   const git = (...args: string[]) => run("git", ["-c", "user.name=a", "-c", "user.email=a@b", ...args], { env });
@@ -113,7 +113,7 @@ Deno.test("tunnel and git: a clone over HTTP", { ignore: !hasPrograms("git") }, 
   assertEquals(await Deno.readFile(`${folder.path}/clone/19`), pattern(190_000, 20));
 });
 
-Deno.test("tunnel and redis: values of a megabyte there and back, by a Unix socket at the server", {
+Deno.test("tunnel and redis: values of 1 MB survive a round trip, over a Unix socket of the server", {
   ignore: !hasPrograms("redis-server", "redis-cli"),
 }, async () => {
   await using folder = await makeFolder("redis");
@@ -126,43 +126,47 @@ Deno.test("tunnel and redis: values of a megabyte there and back, by a Unix sock
   const value = pattern(1_000_000, 5);
   await Promise.all(Array.from({ length: 8 }, async (_, n) => {
     await redis(["-x", "SET", `key${n}`], { input: value });
-    // What is not for a terminal ends with one newline more.
+    // redis-cli appends a newline.
     assertEquals(await sha256((await redis(["GET", `key${n}`])).slice(0, -1)), await sha256(value));
   }));
 });
 
-// sshd lets in whom it runs as, and for others than root that takes more than a test should ask for.
+// sshd only accepts the user that runs it, and requires more setup for users other than root.
 const canServeSsh = hasPrograms("ssh", "sshd", "ssh-keygen", "socat") && Deno.uid() === 0;
-Deno.test("tunnel and ssh: a ProxyCommand by stdin and stdout", { ignore: !canServeSsh }, async () => {
-  await using folder = await makeFolder("ssh");
-  await prepareSsh(folder.path);
-  const path = `${folder.path}/sshd.sock`;
-  const each = `EXEC:/usr/sbin/sshd -i -f ${folder.path}/config`;
-  await using _sshd = await startServer(
-    "socat",
-    ["-d", "-d", `UNIX-LISTEN:${path},fork`, each],
-    /listening on/,
-    "stderr",
-  );
-  // ssh kills its ProxyCommand when it needs it no more, and if something is unread then, that resets its connection.
-  const isReset = (error: unknown) => (error as Error).cause instanceof Deno.errors.ConnectionReset;
-  await using tunnel = await makeTunnel({ allow: [`unix:${path}`] }, isReset);
-  const client = `client --connect ${tunnel.server.serverAddr} --forward -=unix:${path}`;
-  const options = [
-    ...[
-      "StrictHostKeyChecking=no",
-      "UserKnownHostsFile=/dev/null",
-      `IdentityFile=${folder.path}/user`,
-      "BatchMode=yes",
-    ],
-    ...[`ProxyCommand=${Deno.execPath()} run -A --no-config ${SCRIPT} ${client}`, "LogLevel=ERROR"],
-  ].flatMap((option) => ["-o", option]);
-  const sent = pattern(200_000, 6);
-  const received = await run("ssh", ["-F", "/dev/null", ...options, "root@tunnelled", "cat"], { input: sent });
-  assertEquals(await sha256(received.slice()), await sha256(sent));
-});
+Deno.test(
+  "tunnel and ssh: a ProxyCommand forwards a session over stdin and stdout",
+  { ignore: !canServeSsh },
+  async () => {
+    await using folder = await makeFolder("ssh");
+    await prepareSsh(folder.path);
+    const path = `${folder.path}/sshd.sock`;
+    const each = `EXEC:/usr/sbin/sshd -i -f ${folder.path}/config`;
+    await using _sshd = await startServer(
+      "socat",
+      ["-d", "-d", `UNIX-LISTEN:${path},fork`, each],
+      /listening on/,
+      "stderr",
+    );
+    // ssh kills its ProxyCommand at the end. Unread data then resets the connection.
+    const isReset = (error: unknown) => (error as Error).cause instanceof Deno.errors.ConnectionReset;
+    await using tunnel = await makeTunnel({ allow: [`unix:${path}`] }, isReset);
+    const client = `client --connect ${tunnel.server.serverAddr} --forward -=unix:${path}`;
+    const options = [
+      ...[
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        `IdentityFile=${folder.path}/user`,
+        "BatchMode=yes",
+      ],
+      ...[`ProxyCommand=${Deno.execPath()} run -A --no-config ${SCRIPT} ${client}`, "LogLevel=ERROR"],
+    ].flatMap((option) => ["-o", option]);
+    const sent = pattern(200_000, 6);
+    const received = await run("ssh", ["-F", "/dev/null", ...options, "root@tunnelled", "cat"], { input: sent });
+    assertEquals(await sha256(received.slice()), await sha256(sent));
+  },
+);
 
-Deno.test("tunnel and a WebSocket: an echo", async () => {
+Deno.test("tunnel and WebSocket: messages are echoed", async () => {
   await using web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, (request) => {
     const { socket, response } = Deno.upgradeWebSocket(request);
     socket.onmessage = ({ data }) => socket.send(data);

@@ -1,4 +1,4 @@
-/** The server's end of a tunnel: what it allows, its secret, and what it listens for. */
+/** The server's end of a tunnel: rules, secret, reverse forwards and shutdown. */
 
 import {
   assert,
@@ -30,7 +30,7 @@ import {
   SIZES,
 } from "./tunnel_support.ts";
 
-Deno.test("tunnel: shutdown of a server waits for what is open, and then its clients end with an error", async () => {
+Deno.test("Tunnel.shutdown() of a server waits for open connections, then its clients end with an error", async () => {
   const target = makeEcho();
   const { client, server } = await makeTunnel(target.addr);
   const connection = await dial(client.listenAddrs[0]!);
@@ -45,14 +45,14 @@ Deno.test("tunnel: shutdown of a server waits for what is open, and then its cli
   await assertRejects(
     () => client.finished,
     Error,
-    `The connection to ${server.serverAddr} was lost: the server ended it`,
+    `The connection to ${server.serverAddr} was lost: closed by the server`,
   );
   assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   assertEquals(await client.shutdown(), undefined);
   await target.close();
 });
 
-Deno.test("tunnel: a server that is cut off ends the client with an error, and what it carried at once", async () => {
+Deno.test("tunnel: a lost server ends the client with an error, and its connections at once", async () => {
   const controller = new AbortController();
   const target = makeEcho();
   const server = serveTunnel({ listen: FREE, target: target.addr, signal: controller.signal });
@@ -66,10 +66,10 @@ Deno.test("tunnel: a server that is cut off ends the client with an error, and w
   connection.close();
   assertEquals(await isRefused(() => dial(client.listenAddrs[0]!)), true);
   await Promise.all([server.finished, client.shutdown(), target.close()]);
-  assertEquals(errors, [], "what a lost session takes with it is not told one by one");
+  assertEquals(errors, [], "connections of a lost session are not reported one by one");
 });
 
-Deno.test("tunnel: a client that speaks no smux is told, and the server lives", async () => {
+Deno.test("serveTunnel() reports a client that does not speak smux, and continues", async () => {
   const target = makeEcho();
   const { options, errors, until } = makeLog();
   const { client, server, shutdown } = await makeTunnel(target.addr, options);
@@ -85,14 +85,14 @@ Deno.test("tunnel: a client that speaks no smux is told, and the server lives", 
   assertEquals(errors.length, 1);
 });
 
-Deno.test("tunnel: a client that is gone waits for no target", async () => {
+Deno.test("serveTunnel() stops connecting to a target when the client is lost", async () => {
   const { connect } = Deno;
   const { options, errors } = makeLog();
   const target = nowhere();
   const server = serveTunnel({ listen: FREE, target, ...options });
   const session = Session.client(await dial(server.serverAddr));
   const connecting = Promise.withResolvers<void>();
-  // A target that answers neither yes nor no.
+  // A target that neither accepts nor refuses.
   const connectNever = (options: { signal?: AbortSignal }) => {
     connecting.resolve();
     return new Promise<never>((_, reject) => {
@@ -111,7 +111,7 @@ Deno.test("tunnel: a client that is gone waits for no target", async () => {
   assertEquals(errors, []);
 });
 
-Deno.test("tunnel: what is not allowed ends the local connection at once, is told at both ends, and both live", async () => {
+Deno.test("tunnel: a target that is not allowed closes the local connection and is reported at both ends", async () => {
   await using echo = makeEcho();
   const forbidden = nowhere();
   const asked = { forward: [`0=${forbidden}`, `0=${echo.addr}`] };
@@ -129,13 +129,13 @@ Deno.test("tunnel: what is not allowed ends the local connection at once, is tol
   connection.close();
 });
 
-/** The status with which a server that allows this refuses to connect there, 502 if it only could not. */
+/** Returns the status of a server's refusal: 403 not allowed, 502 allowed but unreachable. */
 async function statusOf(allow: string[], target: string): Promise<number> {
   await using pair = await makePair({ allow });
   return (await assertRejects(() => pair.client.connect(target), TunnelRefusedError)).status;
 }
 
-Deno.test("tunnel: allow compares host and port, of which either may be any", async () => {
+Deno.test("serveTunnel() compares the host and the port of a target with allow, with wildcards", async () => {
   const dead = nowhere();
   const port = portOf(dead);
   const other = port === 1 ? 2 : 1;
@@ -173,10 +173,10 @@ Deno.test("tunnel: allow compares host and port, of which either may be any", as
     });
   }
   assertEquals(await statusOf([], dead), 403);
-  assertEquals(await statusOf(["127.0.0.3:1", dead], dead), 502, "any rule will do");
+  assertEquals(await statusOf(["127.0.0.3:1", dead], dead), 502, "one matching rule is enough");
 });
 
-Deno.test("tunnel: a client that asks and is gone leaves nothing open", async () => {
+Deno.test("serveTunnel() closes listeners and connections of clients that are lost after a request", async () => {
   await using echo = makeEcho();
   const log = makeLog();
   const place = nowhere();
@@ -193,7 +193,7 @@ Deno.test("tunnel: a client that asks and is gone leaves nothing open", async ()
   assertEquals(await isRefused(() => dial(place)), true);
 });
 
-Deno.test("tunnel: who knows the secret gets through, and who does not is told after a second", async () => {
+Deno.test("serveTunnel() accepts the right secret, and refuses a wrong or missing one after a second", async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ allow: [echo.addr], secret: "open-sesame" }, { secret: "open-sesame" });
   const { server, client, logs } = pair;
@@ -204,17 +204,17 @@ Deno.test("tunnel: who knows the secret gets through, and who does not is told a
     assertGreater(performance.now() - began, 950);
     assertEquals(error.status, 407);
   }
-  assertEquals(logs.server.errors.length, 2, "one for each");
+  assertEquals(logs.server.errors.length, 2, "one error for each refusal");
   for (const message of logs.server.messages()) {
     assertMatch(message, /secret/);
-    assert(!message.includes("esame"), "secrets are not for the log");
+    assert(!message.includes("esame"), "the log contains a secret");
   }
   const connection = await client.connect(echo.addr);
   assertEquals(await say(connection, "hello"), "hello");
   connection.close();
 });
 
-Deno.test("tunnel: who does not know the secret has nothing listened for", async () => {
+Deno.test("serveTunnel() does not listen for a client with a wrong or missing secret", async () => {
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], secret: "right", ...log.options });
   for (const secret of ["wrong", undefined]) {
@@ -227,7 +227,7 @@ Deno.test("tunnel: who does not know the secret has nothing listened for", async
   await client.shutdown();
 });
 
-Deno.test("tunnel: a server does not wait for a wrong secret's second to end", async () => {
+Deno.test("Tunnel.shutdown() of a server ends the delay after a wrong secret", async () => {
   using _delays = changeDelays((delay) => delay === 1000 ? 1_000_000 : delay);
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: ["*:*"], secret: "right", ...log.options });
@@ -239,7 +239,7 @@ Deno.test("tunnel: a server does not wait for a wrong secret's second to end", a
   await client.shutdown();
 });
 
-Deno.test("tunnel: listening for others than this machine needs TLS and a secret, or insecure", async () => {
+Deno.test("openTunnel() and serveTunnel() throw for an exposed address without TLS and a secret", async () => {
   const { cert, key } = await certificates();
   const everywhere = ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.com:0"];
   for (const listen of everywhere) {
@@ -259,7 +259,7 @@ Deno.test("tunnel: listening for others than this machine needs TLS and a secret
   }
 });
 
-Deno.test("tunnel: insecure is insecure, and works", async () => {
+Deno.test("openTunnel() and serveTunnel() listen on 0.0.0.0 with insecure", async () => {
   await using echo = makeEcho();
   const asked = { forward: [`0.0.0.0:0=${echo.addr}`], socks: ["0.0.0.0:0"], insecure: true };
   await using server = serveTunnel({ listen: "0.0.0.0:0", allow: [echo.addr], insecure: true });
@@ -270,13 +270,13 @@ Deno.test("tunnel: insecure is insecure, and works", async () => {
   connection.close();
 });
 
-Deno.test("tunnel: a secret is not sent over a network without TLS, unless insecure", async () => {
+Deno.test("openTunnel() throws for a secret to another machine without TLS", async () => {
   for (const connect of ["192.0.2.1:1", "[2001:db8::1]:1", "example.com:1"]) {
     await assertRejects(() => openTunnel({ connect, secret: "x" }), RangeError, "insecure");
   }
 });
 
-Deno.test("tunnel: HTTP through reverse forwards, each to its own target", async () => {
+Deno.test("openTunnel() forwards each entry of reverse to its own target", async () => {
   const web = serveFiles();
   await using echo = makeEcho();
   const place = nowhere();
@@ -297,7 +297,7 @@ Deno.test("tunnel: HTTP through reverse forwards, each to its own target", async
   await web.shutdown();
 });
 
-Deno.test("tunnel: a reverse forward that the server does not allow rejects", async () => {
+Deno.test("openTunnel() rejects with 403 and closes everything when a reverse forward is not allowed", async () => {
   const [allowed, other] = [nowhere(), nowhere()];
   const log = makeLog();
   const local = nowhere();
@@ -306,19 +306,18 @@ Deno.test("tunnel: a reverse forward that the server does not allow rejects", as
   const error = await assertRejects(() => opening, TunnelRefusedError, "not allowed");
   assertEquals(error.status, 403);
   assertEquals(log.messages().filter((line) => line.includes("not allowed")).length, 1);
-  // Nothing of it is left.
   await log.until("stopped");
   for (const addr of [local, allowed, other]) assertEquals(await isRefused(() => dial(addr)), true);
 });
 
-Deno.test("tunnel: a reverse forward where the server cannot listen rejects", async () => {
+Deno.test("openTunnel() rejects with 502 when the server cannot listen for a reverse forward", async () => {
   await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], onError() {} });
   const opening = openTunnel({ connect: server.serverAddr, reverse: [`${server.serverAddr}=1`] });
   const error = await assertRejects(() => opening, TunnelRefusedError, "address in use");
   assertEquals(error.status, 502);
 });
 
-Deno.test("tunnel: a server listens for a client until that is gone", async () => {
+Deno.test("serveTunnel() stops listening for a client that shuts down or is lost", async () => {
   const place = nowhere();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], ...log.options });
@@ -339,7 +338,7 @@ Deno.test("tunnel: a server listens for a client until that is gone", async () =
   }
 });
 
-Deno.test("tunnel: a server that shuts down listens for nobody", async () => {
+Deno.test("Tunnel.shutdown() of a server stops listening for clients, and waits for open connections", async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ allowListen: ["*:*"] }, { reverse: [`0=${echo.addr}`] });
   const { client, server } = pair;
@@ -352,7 +351,7 @@ Deno.test("tunnel: a server that shuts down listens for nobody", async () => {
   await finished;
 });
 
-Deno.test("tunnel: a client that shuts down waits for what its reverse forwards carry", async () => {
+Deno.test("TunnelClient.shutdown() stops reverse forwards, and waits for their connections", async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ allowListen: ["*:*"] }, { reverse: [`0=${echo.addr}`] });
   const { client, logs } = pair;
@@ -366,7 +365,7 @@ Deno.test("tunnel: a client that shuts down waits for what its reverse forwards 
   await finished;
 });
 
-Deno.test("tunnel: a reverse forward's target that refuses ends the connection at once, and the tunnel lives", async () => {
+Deno.test("tunnel: a refusing target of a reverse forward is reported, and later connections work", async () => {
   const target = nowhere();
   await using pair = await makePair({ allowListen: ["*:*"] }, { reverse: [`0=${target}`] });
   const { client, logs } = pair;

@@ -1,4 +1,4 @@
-/** The sockets of a tunnel: TLS and Unix sockets. */
+/** TLS and Unix sockets of a tunnel. */
 
 import { assert, assertEquals, assertMatch, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import { openTunnel, serveTunnel } from "../tunnel.ts";
@@ -20,12 +20,12 @@ import {
   serveFiles,
 } from "./tunnel_support.ts";
 
-/** The names of what is in a folder. */
+/** Lists the names in a folder. */
 function namesIn(folder: string): string[] {
   return Array.from(Deno.readDirSync(folder), ({ name }) => name).sort();
 }
 
-Deno.test("tunnel: by TLS, if the client trusts the server's certificate", async () => {
+Deno.test("openTunnel() connects with TLS if ca trusts the server's certificate, and rejects otherwise", async () => {
   const { ca, cert, key } = await certificates();
   await using echo = makeEcho();
   const web = serveFiles();
@@ -48,7 +48,7 @@ Deno.test("tunnel: by TLS, if the client trusts the server's certificate", async
     connection.close();
     await fetchFiles(client.listenAddrs[1]!, [1, 100_000]);
   }
-  // The system trusts it not.
+  // The system does not trust the certificate.
   const error = await assertRejects(
     () => openTunnel({ connect: server.serverAddr, tls: true }),
     Error,
@@ -59,7 +59,7 @@ Deno.test("tunnel: by TLS, if the client trusts the server's certificate", async
   await web.shutdown();
 });
 
-Deno.test("tunnel: a client without TLS at a server with it is told, and the server lives", async () => {
+Deno.test("serveTunnel() with TLS reports a client without TLS, and continues", async () => {
   const { ca, cert, key } = await certificates();
   await using echo = makeEcho();
   const log = makeLog();
@@ -74,7 +74,7 @@ Deno.test("tunnel: a client without TLS at a server with it is told, and the ser
   connection.close();
 });
 
-Deno.test("tunnel: a client with TLS at a server without it rejects", async () => {
+Deno.test("openTunnel() with TLS rejects at a server without TLS", async () => {
   const { ca } = await certificates();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, target: "1", ...log.options });
@@ -82,7 +82,7 @@ Deno.test("tunnel: a client with TLS at a server without it rejects", async () =
   await log.until(/^A client's connection failed: /);
 });
 
-Deno.test("tunnel: a signal ends a client that waits for a server to speak TLS", async () => {
+Deno.test("openTunnel() rejects with the signal's reason during a TLS handshake", async () => {
   const asked = Promise.withResolvers<void>();
   const mayEnd = Promise.withResolvers<void>();
   await using silent = makeTarget(async (connection) => {
@@ -92,7 +92,7 @@ Deno.test("tunnel: a signal ends a client that waits for a server to speak TLS",
   });
   const { ca } = await certificates();
   const controller = new AbortController();
-  const reason = new Error("that is enough");
+  const reason = new Error("aborted by the test");
   const opening = openTunnel({ connect: silent.addr, ca, signal: controller.signal }).catch((error) => error);
   try {
     await asked.promise;
@@ -104,7 +104,7 @@ Deno.test("tunnel: a signal ends a client that waits for a server to speak TLS",
   }
 });
 
-Deno.test("tunnel: TLS is not for Unix sockets, and says so instead of doing without", async () => {
+Deno.test("openTunnel() and serveTunnel() throw for TLS on a Unix socket", async () => {
   const { cert, key, ca } = await certificates();
   const place = "unix:/nowhere/at/all";
   assertThrows(() => serveTunnel({ listen: place, allow: ["*:*"], cert, key }), RangeError, "TLS");
@@ -112,7 +112,7 @@ Deno.test("tunnel: TLS is not for Unix sockets, and says so instead of doing wit
   await assertRejects(() => openTunnel({ connect: place, tls: true }), RangeError, "TLS");
 });
 
-Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", async () => {
+Deno.test("tunnel: Unix sockets work as every LISTEN and TARGET, and shutdown removes their files", async () => {
   await using folder = await makeFolder("tunnel");
   const place = (name: string) => `unix:${folder.path}/${name}`;
   const listener = Deno.listen({ transport: "unix", path: `${folder.path}/target` });
@@ -156,11 +156,11 @@ Deno.test("tunnel: Unix sockets at every end, gone from the disk afterwards", as
   assertEquals(log.events.map(eventLine), [
     "connection from a local process",
     `listening on ${place("reverse")} for a local process`,
-    `no longer listening on ${place("reverse")} for a local process`,
+    `stopped listening on ${place("reverse")} for a local process`,
   ]);
 });
 
-Deno.test("tunnel: a Unix socket that is in use is left alone", async () => {
+Deno.test("serveTunnel() throws for a Unix socket in use, and does not remove it", async () => {
   await using folder = await makeFolder("tunnel");
   const listen = `unix:${folder.path}/socket`;
   await using echo = makeEcho();
@@ -172,7 +172,7 @@ Deno.test("tunnel: a Unix socket that is in use is left alone", async () => {
   connection.close();
 });
 
-Deno.test("tunnel: a server that is silent when it should speak TLS is given up", async () => {
+Deno.test("openTunnel() rejects when the TLS handshake times out", async () => {
   using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
   const listener = Deno.listen(LOOPBACK);
   const accepting = listener.accept();

@@ -1,4 +1,4 @@
-/** SOCKS 5 at the near end of a tunnel. */
+/** SOCKS 5 of a tunnel's client. */
 
 import { assert, assertEquals, assertInstanceOf, assertMatch, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
@@ -28,7 +28,7 @@ import {
 
 const named = (name: string) => [name.length, ...bytes(name)];
 
-Deno.test("tunnel: SOCKS, to an address and to a name", async () => {
+Deno.test("tunnel: SOCKS connects to an IPv4 address and to a name", async () => {
   await using echo = makeEcho();
   const port = portOf(echo.addr);
   await using pair = await makePair({ allow: [echo.addr, "localhost:*"] }, { socks: [FREE] });
@@ -42,7 +42,7 @@ Deno.test("tunnel: SOCKS, to an address and to a name", async () => {
   assertEquals(pair.logs.client.messages(), []);
 });
 
-Deno.test("tunnel: SOCKS, to an IPv6 address", { ignore: !hasIpv6() }, async () => {
+Deno.test("tunnel: SOCKS connects to an IPv6 address", { ignore: !hasIpv6() }, async () => {
   const web = serveFiles({ hostname: "::1", port: 0 });
   await using pair = await makePair({ allow: ["[::1]:*"] }, { socks: [FREE] });
   using connection = await dial(pair.client.listenAddrs[0]!);
@@ -54,7 +54,7 @@ Deno.test("tunnel: SOCKS, to an IPv6 address", { ignore: !hasIpv6() }, async () 
   await web.shutdown();
 });
 
-Deno.test("tunnel: SOCKS byte by byte, and all at once", async () => {
+Deno.test("tunnel: SOCKS accepts a request byte by byte, and in one write with data", async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ allow: [echo.addr] }, { socks: [FREE] });
   const all = concat([HELLO, socksRequest(1, 1, IPV4, portOf(echo.addr)), bytes("hello")]);
@@ -67,18 +67,18 @@ Deno.test("tunnel: SOCKS byte by byte, and all at once", async () => {
   }
 });
 
-Deno.test("tunnel: SOCKS says why not, tells, and goes on", async () => {
+Deno.test("tunnel: SOCKS replies with a code and reports each refused request, and continues", async () => {
   await using echo = makeEcho();
   const [dead, forbidden] = [nowhere(), nowhere()];
   await using pair = await makePair({ allow: [echo.addr, dead] }, { socks: [FREE] });
   const { client, logs } = pair;
   const cases: [what: string, request: Uint8Array, code: number][] = [
     ["not allowed", socksRequest(1, 1, IPV4, portOf(forbidden)), 2],
-    ["refused", socksRequest(1, 1, IPV4, portOf(dead)), 5],
+    ["connection refused", socksRequest(1, 1, IPV4, portOf(dead)), 5],
     ["BIND", socksRequest(2, 1, IPV4, portOf(echo.addr)), 7],
     ["UDP", socksRequest(3, 3, named("localhost"), portOf(echo.addr)), 7],
-    ["no such kind", socksRequest(1, 2, [], portOf(echo.addr)), 8],
-    ["no name", socksRequest(1, 3, named("a b"), portOf(echo.addr)), 8],
+    ["unknown address type", socksRequest(1, 2, [], portOf(echo.addr)), 8],
+    ["malformed name", socksRequest(1, 3, named("a b"), portOf(echo.addr)), 8],
     ["empty name", socksRequest(1, 3, named(""), portOf(echo.addr)), 8],
     ["port 0", socksRequest(1, 1, IPV4, 0), 8],
   ];
@@ -95,17 +95,17 @@ Deno.test("tunnel: SOCKS says why not, tells, and goes on", async () => {
   connection.close();
 });
 
-Deno.test("tunnel: who speaks no SOCKS 5, or will not be anyone, is closed and told, and others go on", async () => {
+Deno.test('tunnel: SOCKS closes and reports a client without SOCKS 5 or "no authentication", and continues', async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ allow: [echo.addr] }, { socks: [FREE] });
   const { client, logs } = pair;
   const [password, cut] = [new Uint8Array([5, 1, 2]), new Uint8Array([5, 3, 0])];
   const socks4 = new Uint8Array([4, 1, 0, 80, 127, 0, 0, 1, 0]);
-  for (const [index, said] of [bytes("GET / HTTP/1.1\r\n\r\n"), socks4, password, cut].entries()) {
+  for (const [index, sent] of [bytes("GET / HTTP/1.1\r\n\r\n"), socks4, password, cut].entries()) {
     using connection = await dial(client.listenAddrs[0]!);
-    await writeAll(connection, said);
-    if (said === cut) await connection.closeWrite();
-    if (said === password) assertEquals(Array.from(await readSome(connection, 2)), [5, 255]);
+    await writeAll(connection, sent);
+    if (sent === cut) await connection.closeWrite();
+    if (sent === password) assertEquals(Array.from(await readSome(connection, 2)), [5, 255]);
     assertEquals(await isEnded(connection), true);
     await logs.client.until(/./, index + 1);
   }
@@ -117,7 +117,7 @@ Deno.test("tunnel: who speaks no SOCKS 5, or will not be anyone, is closed and t
   connection.close();
 });
 
-Deno.test("tunnel: a client that ends waits for no SOCKS client that has not said where to", async () => {
+Deno.test("openTunnel() ends by signal or timeout although a SOCKS client has not sent its request", async () => {
   for (const how of ["signal", "timeout"]) {
     const controller = new AbortController();
     await using pair = await makePair({ allow: ["*:*"] }, { socks: [FREE], signal: controller.signal });
@@ -138,10 +138,10 @@ const TARGET_10_80 = [5, 1, 0, 1, 10, 0, 0, 1, 0, 80];
 const SUCCEEDED = [5, 0, 0, 1, 0, 0, 0, 0, 0, 0];
 const ACCEPTED = [5, 0];
 
-/** A reply with this code. */
+/** Builds a reply. */
 const reply = (code: number) => SUCCEEDED.with(1, code);
 
-/** Runs speakSocks() for a client in memory that sends these bytes, a chunk at a time, and then ends. */
+/** Runs speakSocks() for a client in memory that sends chunks and then ends. */
 async function speak(chunks: Uint8Array[], failure?: Error) {
   const [near, far] = memoryPair();
   const targets: string[] = [];
@@ -157,16 +157,16 @@ async function speak(chunks: Uint8Array[], failure?: Error) {
   return { targets, error, received: Array.from(await readAll(far)), unread: Array.from(await readAll(near)) };
 }
 
-/** Runs speakSocks() for a client that sends a greeting and this request. */
+/** Runs speakSocks() for a client that sends a greeting and a request. */
 const speakRequest = (request: number[], failure?: Error) => speak([HELLO, new Uint8Array(request)], failure);
 
-/** The message of an error. */
+/** Returns the message of an error. */
 function messageOf(error: unknown): string {
   assertInstanceOf(error, Error);
   return error.message;
 }
 
-Deno.test("speakSocks() rejects a greeting and a request that end before their last byte, and connects nowhere", async () => {
+Deno.test("speakSocks() rejects without connecting when the greeting or the request is incomplete", async () => {
   const requests = [
     TARGET_10_80,
     [5, 1, 0, 3, ...named("example.com"), 0, 80],
@@ -198,7 +198,7 @@ Deno.test("speakSocks() rejects any version but 5, in the greeting and in the re
   }
 });
 
-Deno.test('speakSocks() answers 255 to a client that does not offer "no authentication"', async () => {
+Deno.test('speakSocks() replies 255 to a client that does not offer "no authentication"', async () => {
   for (const methods of [[], [1], [2, 255], Array.from({ length: 255 }, (_, n) => n + 1)]) {
     const { targets, error, received } = await speak([new Uint8Array([5, methods.length, ...methods])]);
     assertEquals(messageOf(error), 'SOCKS client does not offer "no authentication"');
@@ -206,7 +206,7 @@ Deno.test('speakSocks() answers 255 to a client that does not offer "no authenti
   }
 });
 
-Deno.test('speakSocks() accepts "no authentication" wherever it stands among the methods', async () => {
+Deno.test('speakSocks() accepts "no authentication" at any position among the methods', async () => {
   for (const methods of [[0], [2, 0], [0, 1, 2], Array.from({ length: 255 }, (_, n) => 254 - n)]) {
     const { targets, received } = await speak([new Uint8Array([5, methods.length, ...methods, ...TARGET_10_80])]);
     assertEquals([targets, received], [["10.0.0.1:80"], [...ACCEPTED, ...SUCCEEDED]]);
@@ -238,7 +238,7 @@ const ADDRESSES: [what: string, address: number[], target: string | undefined][]
   ["a name with a space", [3, ...named("a b"), 0, 80], undefined],
   ["a name with a port", [3, ...named("a:1"), 0, 80], undefined],
   ["a Unix socket as a name", [3, ...named("unix:/run/a"), 0, 80], undefined],
-  ["a name that is no punycode", [3, ...named("xn--"), 0, 80], undefined],
+  ["a name of invalid punycode", [3, ...named("xn--"), 0, 80], undefined],
   ["a name with a line break", [3, ...named("a\r\nb"), 0, 80], undefined],
   ["a name with a byte above 127", [3, 1, 0xe4, 0, 80], undefined],
   ["address type 0", [0, 0, 80], undefined],
@@ -255,7 +255,7 @@ for (const [what, address, target] of ADDRESSES) {
   });
 }
 
-Deno.test("speakSocks() replies 2 to what is not allowed, 5 to any other failure, and rejects with the failure", async () => {
+Deno.test("speakSocks() replies 2 for status 403 and 5 for other failures, and rejects with the failure", async () => {
   const cases: [failure: Error, code: number][] = [
     [new TunnelRefusedError(403, "not allowed"), 2],
     [new TunnelRefusedError(407, "wrong secret"), 5],
@@ -269,7 +269,7 @@ Deno.test("speakSocks() replies 2 to what is not allowed, 5 to any other failure
   }
 });
 
-Deno.test("speakSocks() rejects with the failure to connect also when the client is gone before the reply", async () => {
+Deno.test("speakSocks() rejects with the failure to connect when the client is lost before the reply", async () => {
   const [near, far] = memoryPair();
   const failure = new TunnelRefusedError(403, "not allowed");
   const speaking = speakSocks(near, () => {
@@ -280,7 +280,7 @@ Deno.test("speakSocks() rejects with the failure to connect also when the client
   assertStrictEquals(await speaking.catch((error: unknown) => error), failure);
 });
 
-Deno.test("speakSocks() closes what it connected when the client is gone before the reply", async () => {
+Deno.test("speakSocks() closes the connection when the client is lost before the reply", async () => {
   const [near, far] = memoryPair();
   let closed = 0;
   const speaking = speakSocks(near, () => {
@@ -292,7 +292,7 @@ Deno.test("speakSocks() closes what it connected when the client is gone before 
   assertEquals(closed, 1);
 });
 
-/** Bytes in chunks of any sizes. */
+/** Splits bytes into chunks. */
 function chunked(all: Uint8Array, cuts: number[]): Uint8Array[] {
   const ends = [...cuts.map((cut) => cut % (all.length + 1)), all.length].sort((a, b) => a - b);
   return ends.map((end, n) => all.slice(ends[n - 1] ?? 0, end)).filter(({ length }) => length > 0);
@@ -301,8 +301,8 @@ function chunked(all: Uint8Array, cuts: number[]): Uint8Array[] {
 const cuts = fc.array(fc.nat(), { maxLength: 6 });
 const octet = fc.nat(255);
 
-Deno.test("speakSocks() reads a request and nothing after it, in whatever chunks it comes", async () => {
-  // No name that begins with xn--, of which not all are valid.
+Deno.test("speakSocks() reads a request in arbitrary chunks, and no byte after it", async () => {
+  // Exclude names that begin with xn--: some are invalid.
   const hostname = fc.stringMatching(/^[a-wyz][a-z0-9-]{0,20}$/);
   await fc.assert(
     fc.asyncProperty(
@@ -320,7 +320,7 @@ Deno.test("speakSocks() reads a request and nothing after it, in whatever chunks
   );
 });
 
-Deno.test("speakSocks() of any bytes rejects with an error, or connects to one address", async () => {
+Deno.test("speakSocks() rejects with an error or connects to one address, for arbitrary bytes", async () => {
   const request = fc.tuple(octet, octet, octet, fc.uint8Array({ maxLength: 30 }))
     .map(([command, type, length, rest]) => [...HELLO, 5, command % 3, 0, type % 6, length % 12, ...rest]);
   const input = fc.oneof(fc.uint8Array({ maxLength: 40 }), request.map((bytes) => new Uint8Array(bytes)));

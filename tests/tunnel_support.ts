@@ -1,4 +1,4 @@
-/** What the tests of the tunnel share: both ends in this process, targets, visitors, and a log of what is reported. */
+/** Helpers of the tunnel's tests: both ends in this process, targets, clients, and a log of errors and events. */
 
 import { assertEquals, assertInstanceOf, assertMatch } from "@std/assert";
 import { concat } from "@std/bytes";
@@ -13,33 +13,33 @@ import {
 } from "../tunnel.ts";
 import { bytes, freePort, LOOPBACK, pattern, readSome, sha256, text, writeAll } from "./support.ts";
 
-// A free port of this machine, in words.
+// LISTEN of a free loopback port.
 export const FREE = "127.0.0.1:0";
 
-/** An address of a socket, in words. */
+/** Formats the address of a socket. */
 export const at = ({ hostname, port }: { hostname: string; port: number }) =>
   hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
 
-/** What Deno needs to connect to or listen at an address in words. */
+/** Parses an address into options of `Deno.connect` and `Deno.listen`. */
 export function parse(addr: string): { hostname: string; port: number } {
   const [, ipv6, name, port] = /^(?:\[(.+)\]|([^:]+)):(\d+)$/.exec(addr)!;
   return { hostname: ipv6 ?? name!, port: Number(port) };
 }
 
-/** Connects to an address in words. */
+/** Connects to an address. */
 export const dial = (addr: string) => Deno.connect(parse(addr));
 
-/** The port of an address in words. */
+/** Returns the port of an address. */
 export const portOf = (addr: string) => parse(addr).port;
 
-/** Collects the errors and events that a tunnel reports, and waits for them. */
+/** Collects the errors and events of a tunnel, and waits for them. */
 export function makeLog() {
   const errors: Error[] = [];
   const events: TunnelEvent[] = [];
-  let told = Promise.withResolvers<void>();
+  let reported = Promise.withResolvers<void>();
   const wake = () => {
-    told.resolve();
-    told = Promise.withResolvers();
+    reported.resolve();
+    reported = Promise.withResolvers();
   };
   const onError = (error: unknown) => {
     assertInstanceOf(error, Error);
@@ -52,18 +52,18 @@ export function makeLog() {
   };
   const messages = () => errors.map((error) => error.message);
   const typesOf = () => events.map(({ type }) => type);
-  /** Waits until `times` errors have a message like this, or until `times` events are of this type. */
+  /** Waits until the messages of `times` errors match, or until `times` events have this type. */
   const until = async (what: RegExp | TunnelEvent["type"], times = 1) => {
     const count = () =>
       typeof what === "string"
         ? typesOf().filter((type) => type === what).length
         : messages().filter((message) => what.test(message)).length;
-    while (count() < times) await told.promise;
+    while (count() < times) await reported.promise;
   };
   return { errors, events, messages, typesOf, until, options: { onError, onEvent } };
 }
 
-/** Both ends of a tunnel in this process, the client's at `client.listenAddrs[0]` and its server's always at one target. */
+/** Starts both ends of a tunnel: the client listens on `client.listenAddrs[0]`, the server has one target. */
 export async function makeTunnel(target: string, options: TunnelOptions = {}) {
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, target, onEvent: log.options.onEvent, ...options });
@@ -75,7 +75,7 @@ export async function makeTunnel(target: string, options: TunnelOptions = {}) {
   return { server, client, log, shutdown };
 }
 
-/** Both ends of a tunnel in this process, each with a log, and the server told what it allows. */
+/** Starts both ends of a tunnel, each with a log and its own options. */
 export async function makePair(
   options: Omit<ServeTunnelOptions, "listen">,
   asked: Omit<OpenTunnelOptions, "connect"> = {},
@@ -94,7 +94,7 @@ export async function makePair(
   return { server, client, logs, [Symbol.asyncDispose]: dispose };
 }
 
-/** A target that answers each connection as told, one after the other. */
+/** Starts a target that answers connections one after the other. */
 export function makeTarget(answer: (connection: Deno.TcpConn) => Promise<void>) {
   const listener = Deno.listen(LOOPBACK);
   const answering = (async () => {
@@ -112,7 +112,7 @@ export function makeTarget(answer: (connection: Deno.TcpConn) => Promise<void>) 
 
 export const makeEcho = () => makeTarget((connection) => connection.readable.pipeTo(connection.writable));
 
-/** Reads an HTTP head, byte for byte; what there was of it if that ends before. */
+/** Reads an HTTP head byte by byte; returns the bytes read if the end comes first. */
 export async function readHead(from: Pick<Connection, "read">): Promise<Uint8Array> {
   const head: number[] = [];
   while (!text(new Uint8Array(head)).endsWith("\r\n\r\n")) {
@@ -123,13 +123,13 @@ export async function readHead(from: Pick<Connection, "read">): Promise<Uint8Arr
   return new Uint8Array(head);
 }
 
-/** Sends a word and gives what comes back. */
+/** Sends a word, and returns as many bytes of the response. */
 export async function say(connection: Pick<Connection, "read" | "write">, word: string): Promise<string> {
   await writeAll(connection, bytes(word));
   return text(await readSome(connection, word.length));
 }
 
-/** Whether the other end ends the connection, in order or not, before it says anything. */
+/** Whether the peer closes or resets the connection without sending a byte. */
 export async function isEnded(connection: Pick<Connection, "read">): Promise<boolean> {
   return await connection.read(new Uint8Array(1)).catch(() => null) === null;
 }
@@ -143,7 +143,7 @@ export function serveFiles(where: { hostname: string; port: number } = LOOPBACK)
   });
 }
 
-/** Fetches files of these sizes all at once, each over its own connection, and checks that each came whole. */
+/** Fetches files of these sizes at the same time, each over its own connection, and checks their content. */
 export async function fetchFiles(addr: string, sizes: number[]): Promise<void> {
   using client = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
   await Promise.all(sizes.map(async (size) => {
@@ -153,7 +153,7 @@ export async function fetchFiles(addr: string, sizes: number[]): Promise<void> {
   }));
 }
 
-/** An address that refuses connections. */
+/** Returns an address that refuses connections. */
 export function nowhere(): string {
   return `${LOOPBACK.hostname}:${freePort()}`;
 }
@@ -167,21 +167,21 @@ export function hasIpv6(): boolean {
   }
 }
 
-/** Timers that are set last as long as `change` says, until it is disposed of. */
+/** Changes the delay of each new timer until disposed of. */
 export function changeDelays(change: (delay: number) => number): Disposable {
   const { setTimeout } = globalThis;
   globalThis.setTimeout = ((run: () => void, delay = 0) => setTimeout(run, change(delay))) as typeof setTimeout;
   return { [Symbol.dispose]: () => void (globalThis.setTimeout = setTimeout) };
 }
 
-/** What a promise fulfils with, unless that takes seconds: then the test has failed. */
+/** Waits for a promise; rejects after 5 seconds. */
 export async function promptly<T>(promise: Promise<T>): Promise<T> {
   const late = Promise.withResolvers<never>();
-  const timer = setTimeout(() => late.reject(new Error("It took more than 5 seconds")), 5000);
+  const timer = setTimeout(() => late.reject(new Error("Still pending after 5 seconds")), 5000);
   return await Promise.race([promise, late.promise]).finally(() => clearTimeout(timer));
 }
 
-/** A session with a tunnel's client in the place of its server. */
+/** Opens a client whose server is a bare session. */
 export async function openAtSession(asked: Omit<OpenTunnelOptions, "connect">) {
   const listener = Deno.listen(LOOPBACK);
   const opening = openTunnel({ connect: at(listener.addr), reconnect: false, ...asked });
@@ -190,19 +190,19 @@ export async function openAtSession(asked: Omit<OpenTunnelOptions, "connect">) {
   return { opening, session };
 }
 
-/** Answers the CONNECT of a tunnel's client with this, whole, and closes the session although the client has not ended. */
+/** Answers the CONNECT of a tunnel's client, and closes the session before the client has ended its stream. */
 export async function answerAndHangUp(session: Session, answer: Uint8Array): Promise<void> {
   const stream = await session.acceptStream();
   assertMatch(text(await readHead(stream)), /^CONNECT /);
   await writeAll(stream, bytes("HTTP/1.1 200 OK\r\n\r\n"));
-  // All of it fits into the client's window.
+  // The answer fits into the client's window.
   await writeAll(stream, answer);
   await stream.closeWrite();
   await session.close();
   await session.closed;
 }
 
-/** The bytes of a SOCKS client that will be anyone, and wants a command with an address of a kind. */
+/** Builds a SOCKS 5 request of a command and an address of a type. */
 export function socksRequest(command: number, kind: number, address: Uint8Array | number[], port: number): Uint8Array {
   return concat([new Uint8Array([5, command, 0, kind, ...address]), new Uint8Array([port >> 8, port & 255])]);
 }
@@ -211,7 +211,7 @@ export const HELLO = new Uint8Array([5, 1, 0]);
 
 export const IPV4 = [127, 0, 0, 1];
 
-/** Says hello and this to a SOCKS server, and gives the code that it answers with. */
+/** Sends a greeting and a request to a SOCKS server, and returns the code of the reply. */
 export async function askSocks(connection: Deno.TcpConn, request: Uint8Array): Promise<number> {
   await writeAll(connection, HELLO);
   assertEquals(Array.from(await readSome(connection, 2)), [5, 0]);

@@ -9,7 +9,7 @@ import type { TunnelEvent, TunnelOptions, TunnelStats } from "./options.ts";
 import { toError } from "./errors.ts";
 import { setDeadline } from "./wait.ts";
 
-/** What one end of a tunnel carries, and its callbacks. */
+/** The sessions, streams and callbacks of one end of a tunnel. */
 export class Activity {
   /** Passes an error to `onError`. */
   readonly report: (error: unknown) => void;
@@ -19,7 +19,7 @@ export class Activity {
   readonly frame: ((frame: FrameEvent) => void) | undefined;
   readonly #sessions = new Set<Session>();
   readonly #cutting = new AbortController();
-  /** Aborts when forwarded connections are to end at once. */
+  /** Aborts when forwarded connections must end at once. */
   readonly cutting = this.#cutting.signal;
   #isLimited = false;
   readonly #stats = { connections: 0, streams: 0, open: 0, sent: 0, received: 0 };
@@ -51,23 +51,23 @@ export class Activity {
     session.closed.then(ended, ended);
   }
 
-  /** Counts a forwarded connection that begins. */
+  /** Counts the begin of a forwarded connection. */
   begin(): void {
     this.#stats.streams++;
     this.#stats.open++;
   }
 
-  /** Counts a forwarded connection that ends. */
+  /** Counts the end of a forwarded connection. */
   end(): void {
     this.#stats.open--;
   }
 
-  /** Ends forwarded connections. */
+  /** Ends forwarded connections at once. */
   cut(): void {
     this.#cutting.abort(new SessionClosedError("The tunnel has ended"));
   }
 
-  /** Ends forwarded connections after `timeout` milliseconds, unless `finished` settles before; the first call decides. */
+  /** Ends forwarded connections after `timeout` milliseconds unless `finished` settles first; the first call counts. */
   cutAfter(timeout: number, finished: Promise<void>): void {
     const isFirst = !this.#isLimited;
     this.#isLimited = true;

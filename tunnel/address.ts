@@ -21,10 +21,10 @@ export function parseEndpoint(name: string, text: string, leastPort: number): En
   }
   const port = Number(digits);
   if (port >= leastPort && port <= 65535) return { hostname: ipv6 ?? given, port };
-  throw new RangeError(`${name} needs a port from ${leastPort} to 65535, received ${digits}`);
+  throw new RangeError(`${name} must have a port from ${leastPort} to 65535, received ${digits}`);
 }
 
-/** Splits LISTEN=TARGET, of which =TARGET may be left out. */
+/** Splits LISTEN=TARGET, or LISTEN alone. */
 export function parseForward(name: string, text: string): { listen: string; target: string | undefined } {
   const [listen, target] = text.split(/=(.*)/s) as [string, string?];
   parseEndpoint(name, listen, 0);
@@ -50,7 +50,7 @@ function canonical(hostname: string): string {
 /** Rejects TLS over a Unix socket. */
 export function checkTls(name: string, text: string): void {
   if (!text.startsWith("unix:")) return;
-  throw new RangeError(`${name} ${text}: TLS needs a host and a port, and a Unix socket needs no TLS`);
+  throw new RangeError(`${name} must be HOST:PORT when TLS is used, received "${text}"`);
 }
 
 /** Rejects an address that other machines can reach, unless `insecure` allows it. */
@@ -58,30 +58,30 @@ export function checkExposed(name: string, text: string, insecure = false): void
   const { path, hostname } = parseEndpoint(name, text, 0);
   if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
   const why = name === "connect"
-    ? "the secret would cross the network in plain text: it needs TLS"
+    ? "sending the secret to another machine requires TLS, or insecure"
     : name === "listen"
-    ? "other machines can connect there: it needs TLS and a secret"
-    : "other machines can connect there";
-  throw new RangeError(`${name} ${text}: ${why}, or insecure`);
+    ? "accepting connections from other machines requires TLS and a secret, or insecure"
+    : "accepting connections from other machines requires insecure";
+  throw new RangeError(`${name} must be a loopback address, received "${text}": ${why}`);
 }
 
-/** The address of a socket, of any kind. */
+/** The address of a TCP or Unix socket. */
 interface SocketAddress {
   hostname?: string | undefined;
   port?: number | undefined;
   path?: string | null | undefined;
 }
 
-/** Formats an address as the options have it. */
+/** Formats an address as options accept it. */
 export function format({ hostname = "", port, path }: SocketAddress): string {
   if (path !== undefined) return `unix:${path}`;
   return hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
 }
 
-/** What a text calls a peer without an address. */
+/** Name of a peer without an address, in messages. */
 export const UNNAMED = "a local process";
 
-/** Formats the address of a peer, which has none when it connected to a Unix socket. */
+/** Formats the address of a peer; `undefined` for one that connected to a Unix socket. */
 export function formatPeer(address: SocketAddress): string | undefined {
   return address.path === undefined || address.path ? format(address) : undefined;
 }

@@ -13,43 +13,46 @@ import type { Tunnel, TunnelOptions } from "./options.ts";
 import { serveTunnel } from "./server.ts";
 
 export const HELP = `\
-Forwards connections over one, as ssh -L, -R and -D do.
+Forwards any number of connections over one, like ssh -L, -R and -D.
 
   sluice server --listen LISTEN --target TARGET
   sluice server --listen LISTEN --allow TARGET ... --allow-listen LISTEN ...
   sluice client --connect TARGET --forward LISTEN=TARGET ...
                 --reverse LISTEN=TARGET ... --socks LISTEN ...
 
-LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT of 127.0.0.1.
+LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).
 
-  --target TARGET          connect every stream there, for any client of smux
-  --allow TARGET           let clients connect there; * is any host or port
-  --allow-listen LISTEN    let clients listen there
-  --forward LISTEN=TARGET  listen here, connect there; LISTEN may be -, stdin
-                           and stdout; no =TARGET for a server with --target
-  --reverse LISTEN=TARGET  listen there, connect here
-  --socks LISTEN           listen here for SOCKS 5, connect where that says
-  --cert, --key FILE       the certificate of the server, for TLS
-  --tls, --ca FILE         connect by TLS; trust the authorities in FILE too
-  --secret FILE            what a client must show; default: $SLUICE_SECRET
-  --smux 1|2               the version that a client speaks; default 2
-  --grace SECONDS          how long Ctrl-C waits for what is open; default 30
-  --stall SECONDS          cut a connection whose receiver stalled this long
-                           and holds up all others; default 5, 0 is never
-  --trace                  log every frame between client and server, on stderr
-  --insecure               let others connect without TLS and a secret
-  --no-reconnect           end when the connection to the server is lost
+  --target TARGET          connect each stream of any smux client to TARGET
+  --allow TARGET           allowed target; * is any host or port
+  --allow-listen LISTEN    allowed address for --reverse; * as in --allow
+  --forward LISTEN=TARGET  listen on the client, connect from the server; LISTEN
+                           - is stdin and stdout; no =TARGET: server's --target
+  --reverse LISTEN=TARGET  listen on the server, connect from the client
+  --socks LISTEN           listen on the client, connect from the server to the
+                           target of each SOCKS 5 request
+  --cert, --key FILE       TLS certificate and private key of the server, PEM
+  --tls, --ca FILE         connect with TLS; also trust the CAs in FILE, PEM
+  --secret FILE            shared secret, in FILE; default: $SLUICE_SECRET
+  --smux 1|2               smux version of the client; default: 2
+  --grace SECONDS          Ctrl-C waits this long for connections; default: 30
+  --stall SECONDS          close a connection that is not read for this long and
+                           blocks all others; default: 5; 0: never
+  --trace                  log every frame between client and server to stderr
+  --insecure               allow other machines without TLS and a secret
+  --no-reconnect           exit when the connection to the server is lost
 
   sluice server --listen 9000 --allow db.local:5432 --allow '*:443'
   sluice client --connect 9000 --forward 5432=db.local:5432 --socks 1080
   ssh -o ProxyCommand='sluice client --connect 9000 --forward -=%h:%p' HOST`;
 
-/** What is wrong with a command line, in one line. */
+/** A malformed command line; the message is one line. */
 export class UsageError extends Error {}
 
-/** An option: the value it takes, as in the help, if it takes one, and whether it may be repeated. */
+/** An option of the command line. */
 interface Option {
+  /** Its value, as the help names it; absent: the option accepts none. */
   value?: "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2";
+  /** Whether it may be repeated. */
   isList?: true;
 }
 
@@ -78,7 +81,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     tls: {},
     ca: { value: "FILE" },
     smux: { value: "1|2" },
-    // By its whole name: `allowNegative` would accept --no-tls, --no-insecure and --reconnect as well.
+    // An option of its own: with `allowNegative` --no-tls, --no-insecure and --reconnect would be accepted too.
     "no-reconnect": {},
     ...COMMON,
   },
@@ -96,7 +99,7 @@ class Values {
         [name, { type: value === undefined ? "boolean" : "string" }] as const
       ),
     );
-    // Strict, it rejects values that begin with a dash, as in `--forward -=localhost:80`.
+    // Strict parsing rejects values that begin with a dash, as in `--forward -=localhost:80`.
     const { tokens } = parseArgs({ args: [...args], options, strict: false, tokens: true });
     for (const token of tokens) {
       if (token.kind === "option") this.#add(token);
@@ -116,7 +119,7 @@ class Values {
       throw new UsageError(`expected ${rawName} ${option.value}, received ${received}`);
     }
     const values = this.#values.get(name) ?? [];
-    if (values.length > 0 && !option.isList) throw new UsageError(`${rawName} was given twice`);
+    if (values.length > 0 && !option.isList) throw new UsageError(`${rawName} must be specified only once`);
     this.#values.set(name, [...values, option.value === "FILE" ? readFile(rawName, value) : value]);
   }
 
@@ -138,14 +141,16 @@ class Values {
 
   required(name: string): string {
     const value = this.one(name);
-    if (value === undefined) throw new UsageError(`--${name} ${this.#option(name)!.value} is missing`);
+    if (value === undefined) throw new UsageError(`missing option --${name} ${this.#option(name)!.value}`);
     return value;
   }
 
-  /** Seconds, as milliseconds. */
+  /** Returns a number of seconds in milliseconds. */
   seconds(name: string, fallback: string): number {
     const seconds = this.one(name) ?? fallback;
-    if (!/^\d{1,6}$/.test(seconds)) throw new UsageError(`--${name} must be whole seconds, received "${seconds}"`);
+    if (!/^\d{1,6}$/.test(seconds)) {
+      throw new UsageError(`--${name} must be an integer from 0 to 999999, received "${seconds}"`);
+    }
     return Number(seconds) * 1000;
   }
 }
@@ -154,32 +159,32 @@ function readFile(option: string, path: string): string {
   try {
     return Deno.readTextFileSync(path).trim();
   } catch (error) {
-    throw new UsageError(`${option} cannot be read: ${errorText(error)}`);
+    throw new UsageError(`cannot read the file of ${option}: ${errorText(error)}`);
   }
 }
 
-/** The secret in the environment, if this process may read it. */
+/** Returns $SLUICE_SECRET, if the process has permission to read it and it is not empty. */
 function secretOfEnvironment(): string | undefined {
   const { state } = Deno.permissions.querySync({ name: "env", variable: "SLUICE_SECRET" });
   return state === "granted" ? Deno.env.get("SLUICE_SECRET") || undefined : undefined;
 }
 
-/** Where events and errors of a tunnel go. */
+/** The callbacks of a tunnel. */
 type Reports = Pick<TunnelOptions, "onError" | "onEvent" | "onFrame">;
 
-/** A tunnel that was started. */
+/** A running tunnel. */
 interface Started {
   tunnel: Tunnel;
-  /** The addresses that it listens at. */
+  /** The addresses to print: where it listens. */
   addrs: readonly string[];
-  /** Opens the stream to join with stdin and stdout, if these are forwarded. */
+  /** Opens the stream to join with stdin and stdout; absent if these are not forwarded. */
   connect?: () => Promise<Stream>;
 }
 
-/** What a command line asks for. */
+/** A parsed command line. */
 interface Command {
   start(reports: Reports): Started | Promise<Started>;
-  /** Milliseconds that the first Ctrl-C waits for what is open. */
+  /** Milliseconds that the first Ctrl-C waits for open connections. */
   grace: number;
   /** Whether stdin and stdout are forwarded. */
   isPiped: boolean;
@@ -187,10 +192,10 @@ interface Command {
   isTraced: boolean;
 }
 
-/** Options that both commands have. */
+/** Parses the options of both commands. */
 function parseCommon(values: Values) {
   return {
-    // A server with a target checks no secret, also when the environment has one.
+    // `target` cannot be combined with a secret: ignore that of the environment.
     secret: values.one("secret") ?? (values.has("target") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),
     stalledStreamTimeout: values.seconds("stall", "5") || Infinity,
@@ -208,7 +213,7 @@ function parseServer(values: Values): Omit<Command, "grace" | "isTraced"> {
     ...parseCommon(values),
   };
   if (!(options.target ?? options.allow ?? options.allowListen)) {
-    throw new UsageError("expected --target, --allow or --allow-listen");
+    throw new UsageError("expected --target, --allow or --allow-listen, received none of them");
   }
   const start = (reports: Reports) => {
     const tunnel = serveTunnel({ ...options, ...reports });
@@ -222,10 +227,12 @@ function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
   const [forward, reverse, socks] = ["forward", "reverse", "socks"].map((name) => values.list(name));
-  if (!(forward ?? reverse ?? socks)) throw new UsageError("expected --forward, --reverse or --socks");
+  if (!(forward ?? reverse ?? socks)) {
+    throw new UsageError("expected --forward, --reverse or --socks, received none of them");
+  }
   const isPipe = (text: string) => /^-(=|$)/.test(text);
   const [pipe, ...more] = forward?.filter(isPipe) ?? [];
-  if (more.length > 0) throw new UsageError("stdin and stdout can be forwarded only once");
+  if (more.length > 0) throw new UsageError("--forward - (stdin and stdout) must be specified only once");
   const piped = pipe === undefined ? undefined : parseForward("forward", pipe.replace("-", "0"));
   const options = {
     connect,
@@ -249,11 +256,11 @@ function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
 /**
  * Parses a command line.
  *
- * @throws {UsageError} It is not as the help has it.
+ * @throws {UsageError} The command line does not match the help.
  */
 export function parseCommand([role, ...rest]: readonly string[]): Command {
-  if (role === undefined) throw new UsageError("expected server or client, received nothing");
-  if (!Object.hasOwn(OPTIONS, role)) throw new UsageError(`expected server or client, received "${role}"`);
+  if (role === undefined) throw new UsageError('expected "server" or "client", received nothing');
+  if (!Object.hasOwn(OPTIONS, role)) throw new UsageError(`expected "server" or "client", received "${role}"`);
   const values = new Values(role, rest);
   const command = role === "server" ? parseServer(values) : parseClient(values);
   return { ...command, grace: values.seconds("grace", "30"), isTraced: values.has("trace") };

@@ -1,5 +1,5 @@
 /**
- * Reads and writes arrays of bytes whole, and text from peers.
+ * Reads and writes whole arrays of bytes, and makes text of peers printable.
  *
  * @module
  */
@@ -22,7 +22,7 @@ export async function writeAll(to: DuplexConnection, p: Uint8Array): Promise<voi
   for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
 }
 
-/** Replaces what is not printable ASCII. Text of a peer is logged, and must not control the terminal that shows the log. */
+/** Replaces each character that is not printable ASCII with `?`: a terminal that shows logged text must not obey it. */
 export function printable(text: string): string {
   return text.replaceAll(/[^ -~]/g, "?");
 }

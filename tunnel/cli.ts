@@ -12,10 +12,10 @@ import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "./
 import type { Tunnel } from "./options.ts";
 import { setDeadline } from "./wait.ts";
 
-// Milliseconds to say to the server that nothing is open any more.
+// Milliseconds to send the final FIN after an error. Larger: tolerates a slower server; smaller: earlier exit.
 const PIPE_TIMEOUT = 1000;
 
-/** Joins stdin and stdout with a stream, and then ends the tunnel. */
+/** Joins stdin and stdout with a stream, then shuts the tunnel down. */
 async function pipe(tunnel: Tunnel, connect: () => Promise<Stream>, cut: AbortSignal): Promise<void> {
   const { stdin, stdout } = Deno;
   const read = (p: Uint8Array) => stdin.read(p);
@@ -27,7 +27,7 @@ async function pipe(tunnel: Tunnel, connect: () => Promise<Stream>, cut: AbortSi
     tunnel.shutdown({ timeout: PIPE_TIMEOUT });
     throw error;
   }
-  // What was written last may still be on its way.
+  // Without a timeout: the last bytes may still be in transit.
   tunnel.shutdown();
 }
 
@@ -40,7 +40,7 @@ export async function main(args: readonly string[]): Promise<number> {
   let display = new Display(Deno.stdout);
   const onError = (error: unknown) => display.line(errorText(error), Deno.stderr);
   const onFrame = (frame: FrameEvent) => display.line(frameLine(frame), Deno.stderr);
-  // On Windows nothing sends SIGTERM.
+  // Windows has no SIGTERM.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};
   const cut = new AbortController();
@@ -54,17 +54,17 @@ export async function main(args: readonly string[]): Promise<number> {
       onFrame: isTraced ? onFrame : undefined,
     });
     stop = () => {
-      // The next one ends the process.
+      // The next signal ends the process.
       unlisten();
       display.line(shutdownLine(grace));
       tunnel.shutdown({ timeout: grace });
-      if (isPiped) setDeadline(() => cut.abort(new Error("stdout was not read in time")), grace);
+      if (isPiped) setDeadline(() => cut.abort(new Error(`stdout was not read within ${grace / 1000} seconds`)), grace);
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
     for (const addr of addrs) display.line(listeningLine(addr));
     display.live(() => tunnel.stats());
     if (connect !== undefined) {
-      // When the connection is lost, stdout still receives what had arrived whole.
+      // After a lost connection stdout still receives what arrived before.
       let lost: unknown;
       tunnel.finished.catch((error) => lost = error);
       await pipe(tunnel, connect, cut.signal).catch((error) => {

@@ -1,5 +1,5 @@
 /**
- * Opens the end of a tunnel that connects to a server.
+ * Opens the client's end of a tunnel.
  *
  * @module
  */
@@ -15,19 +15,19 @@ import { dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
 import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
-// As `serve` has it by default.
+// Milliseconds. The default of `serve`.
 const STALLED_STREAM_TIMEOUT = 5000;
 
 /**
- * Starts the client's end of a tunnel: it connects to the server, then listens. The end of each direction is forwarded as
- * a half-close, and a connection whose target refuses is closed at once. When the connection to the server is lost, what it
- * carried is closed, and so are new connections until there is a new one.
+ * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
+ * a half-close. A connection whose target refuses is closed at once. When the connection to the server is lost, all
+ * forwarded connections are closed, and so are new ones until the client has reconnected.
  *
  * @param options The address of the server, what to forward, and callbacks for errors and events.
- * @returns The tunnel, when it is connected and everything listens.
- * @throws {RangeError} An option is out of bounds, or would open the tunnel to other machines.
- * @throws {TunnelRefusedError} The server does not listen for `reverse`.
- * @throws {Error} It cannot listen there, or the server cannot be reached.
+ * @returns The tunnel, once it is connected and listens on all addresses.
+ * @throws {RangeError} An option is malformed, or would open the tunnel to other machines.
+ * @throws {TunnelRefusedError} The server refuses to listen for `reverse`.
+ * @throws {Error} The client cannot listen on an address, or cannot connect to the server.
  *
  * @example A service behind a firewall, made reachable through the server
  * ```ts
@@ -58,18 +58,19 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   };
 }
 
-/** What a client listens at, and the target: the fixed one of the server, or the one that SOCKS 5 names. */
+/** An address that the client listens on. */
 interface Local {
   listen: string;
+  /** `undefined`: the fixed target of the server, or that of each SOCKS 5 request. */
   target: string | undefined;
   isSocks: boolean;
 }
 
-/** Options of a client, checked and with their defaults. */
+/** The checked options of a client, with defaults. */
 interface Settings {
   tls: { caCerts: string[] } | undefined;
   locals: Local[];
-  /** By each LISTEN of the server, in their order, the TARGET here. */
+  /** TARGET of the client by LISTEN of the server, in the order of the options. */
   reverse: Map<string, string>;
 }
 
@@ -78,7 +79,7 @@ function checkOptions(options: OpenTunnelOptions): Settings {
   checkSecret(secret);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
-    throw new RangeError("ca must be certificates in PEM, which begin with -----BEGIN CERTIFICATE-----");
+    throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
   }
   if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
   const locals = [
@@ -91,7 +92,7 @@ function checkOptions(options: OpenTunnelOptions): Settings {
     const { listen, target } = parseForward("reverse", text);
     if (target === undefined) throw new RangeError(`reverse must be LISTEN=TARGET, received "${text}"`);
     if (reverse.has(listen)) {
-      throw new RangeError(`reverse must not listen at the same place twice, received ${listen}`);
+      throw new RangeError(`reverse must contain each LISTEN only once, received ${listen} twice`);
     }
     reverse.set(listen, target);
   }
@@ -106,13 +107,13 @@ class Client {
   readonly #settings: Settings;
   readonly #activity: Activity;
   readonly #finished = Promise.withResolvers<void>();
-  /** Aborts when nothing new is to begin. */
+  /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
-  /** Aborts when local connections that have no stream yet are to be closed. */
+  /** Aborts when local connections that have no stream yet must be closed. */
   readonly #ending = new AbortController();
-  /** What has to settle before the tunnel has ended. */
+  /** Tasks that the end of the tunnel waits for. */
   readonly #tasks = new Set<Promise<unknown>>();
-  /** Streams as long as which the server listens. */
+  /** Streams of BIND requests; the server listens until they end. */
   readonly #bound = new Set<Stream>();
   /** Removes the listener of the signal. */
   readonly #off: () => void;
@@ -139,7 +140,7 @@ class Client {
     return this.#activity.stats();
   }
 
-  /** Connects and listens; when it rejects, nothing is left. */
+  /** Connects and listens. When it rejects, everything that it opened is closed. */
   async open(): Promise<void> {
     try {
       const session = this.#session = await this.#start();
@@ -156,7 +157,7 @@ class Client {
   }
 
   async connect(target?: string): Promise<Stream> {
-    if (this.#session === undefined) throw new Error(`There is no connection to ${this.serverAddr} now`);
+    if (this.#session === undefined) throw new Error(`Cannot open a stream: not connected to ${this.serverAddr}`);
     if (target === undefined) return await this.#session.openStream();
     parseEndpoint("target", target, 1);
     return (await request(this.#session, "CONNECT", target, this.#options.secret)).stream;
@@ -170,7 +171,7 @@ class Client {
     return this.finished.catch(() => {});
   }
 
-  /** Reports the error of a task; the tunnel does not end before the task has settled. */
+  /** Reports the error of a task, and makes the end of the tunnel wait for the task. */
   #track(task: Promise<unknown>): void {
     this.#tasks.add(task);
     task.catch(this.#activity.report).finally(() => this.#tasks.delete(task));
@@ -189,13 +190,13 @@ class Client {
     const connection = await dial(connect, this.#stopping.signal, tls);
     const session = Session.client(connection, { version, stalledStreamTimeout, onFrame: this.#activity.frame });
     this.#activity.add(session);
-    // A server opens streams for `reverse` only: without it each is refused.
+    // A server opens streams for `reverse` only. Without `reverse`, refuse each.
     if (reverse.size === 0) session.incoming.close();
     else this.#track(this.#accept(session));
     return session;
   }
 
-  /** Forwards what is accepted here. */
+  /** Listens, and forwards accepted connections to the server. */
   #listen({ listen, target, isSocks }: Local): void {
     const listening = listenOn(listen);
     this.listenAddrs.push(listening.addr);
@@ -205,12 +206,12 @@ class Client {
     this.#track(all.then(({ forwarded }) => forwarded));
   }
 
-  /** Forwards what the server accepts. */
+  /** Forwards connections that the server accepts. */
   async #accept(session: Session): Promise<void> {
     try {
       for await (const stream of session) this.#track(this.#answer(stream).finally(() => stream.close()));
     } catch {
-      // The end of the session is reported elsewhere.
+      // `#run` reports the end of the session.
     }
   }
 
@@ -218,13 +219,13 @@ class Client {
     const { reverse } = this.#settings;
     const { address, opened } = await serveRequest(stream, "the server", async ({ method, address }) => {
       const target = method === "CONNECT" ? reverse.get(address) : undefined;
-      if (target === undefined) throw new TunnelRefusedError(403, "not asked for");
+      if (target === undefined) throw new TunnelRefusedError(403, "not in reverse");
       return await dial(target, stream);
     });
     await forwardStream(this.#activity, stream, opened, `to ${reverse.get(address)}`);
   }
 
-  /** Lets the server listen; it does so until the stream ends. */
+  /** Requests the server to listen, until the returned stream ends. */
   async #bind(session: Session, listen: string): Promise<Stream> {
     const { stream, addr } = await request(session, "BIND", listen, this.#options.secret);
     const { locals, reverse } = this.#settings;
@@ -240,27 +241,27 @@ class Client {
     );
   }
 
-  /** Lets the server listen until the session ends. */
+  /** Keeps the server listening until the session ends. */
   async #keepBound(session: Session, listen: string, stream?: Stream): Promise<void> {
     const { signal } = this.#stopping;
     for (const delays = backoff(); !signal.aborted;) {
       try {
         stream ??= await this.#bind(session, listen);
-        // Nothing comes on it but its end.
+        // The server sends nothing more on the stream: the read waits for its end.
         await stream.read(new Uint8Array(1));
-        throw new Error("the server ended it");
+        throw new Error("closed by the server");
       } catch (error) {
         stream?.close();
         if (stream !== undefined) this.#bound.delete(stream);
         stream = undefined;
         if (signal.aborted || error instanceof SessionClosedError) return;
-        this.#activity.report(wrapError(`The server does not listen on ${listen}`, error));
+        this.#activity.report(wrapError(`Reverse forward ${listen} failed`, error));
       }
       await sleep(delays.next().value, signal);
     }
   }
 
-  /** Waits for the end of each session in turn, and connects again. */
+  /** Waits for the end of each session, and reconnects. */
   async #run(): Promise<void> {
     const { signal, reconnect = true } = this.#options;
     let delays = backoff();
@@ -269,7 +270,7 @@ class Client {
       const reason = await this.#sessionEnd(this.#session);
       this.#session = undefined;
       const ended = performance.now();
-      const lost = wrapError(`The connection to ${this.serverAddr} was lost`, reason ?? "the server ended it");
+      const lost = wrapError(`The connection to ${this.serverAddr} was lost`, reason ?? "closed by the server");
       if (this.#stopping.signal.aborted) {
         if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
         return;
@@ -285,10 +286,10 @@ class Client {
     }
   }
 
-  /** Waits until a session has ended; returns why, unless it ended in order. */
+  /** Waits until a session has ended; returns the reason, `undefined` after a clean close. */
   #sessionEnd(session: Session): Promise<unknown> {
     const { signal } = this.#options;
-    // The tunnel may have been ended before there was a session.
+    // The tunnel may have been shut down while the session was being opened.
     if (signal?.aborted) session.abort(signal.reason);
     else if (this.#stopping.signal.aborted) session.close({ drain: true });
     return session.closed.then(() => undefined, (error: unknown) => error);

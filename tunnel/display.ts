@@ -1,5 +1,5 @@
 /**
- * Shows a log, and on a terminal a line of figures below it.
+ * Shows a log, and on a terminal a status line below it.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { encoder } from "./bytes.ts";
 import type { TunnelStats } from "./options.ts";
 
-/** Lines of a log, and on a terminal a line of figures below them. */
+/** A log, and on a terminal a status line below it. */
 export class Display {
   readonly #out: typeof Deno.stdout;
   #live = "";
@@ -23,7 +23,7 @@ export class Display {
       out.writeSync(encoder.encode(`${clear}${text}\n`));
       this.#out.writeSync(encoder.encode(this.#live));
     } catch {
-      // The reader is gone, as `tee` is after the same Ctrl-C.
+      // The reader has exited, as `tee` does after the same Ctrl-C.
     }
   }
 
@@ -35,7 +35,7 @@ export class Display {
       const rate = (bytes: number) => `${(bytes / 1000 / (now.time - before.time)).toFixed(1)} MB/s`;
       const [up, down] = [rate(now.sent - before.sent), rate(now.received - before.received)];
       before = now;
-      this.#live = `${now.open} open, ${now.streams} so far; sending ${up}, receiving ${down}`;
+      this.#live = `${now.open} open, ${now.streams} total; sending ${up}, receiving ${down}`;
       this.#out.writeSync(encoder.encode(`\r\x1b[K${this.#live}`));
     }, 500);
   }

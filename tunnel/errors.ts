@@ -4,15 +4,15 @@
  * @module
  */
 
-/** Makes an error whose message is what failed, a colon and the cause. */
+/** Makes an error whose message is `what`, a colon and the message of the cause. */
 export function wrapError(what: string, cause: unknown): Error {
   return new Error(`${what}: ${errorText(cause)}`, { cause });
 }
 
-/** Formats an error so that it can stand behind a colon. */
+/** Formats the message of an error for use after a colon. */
 export function errorText(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
-  // The message differs between systems.
+  // The system's message differs between systems.
   if (error instanceof Deno.errors.AddrInUse) return "address in use";
   const message = error.message.replace(/ \(os error \d+\)/, "");
   return /^[A-Z][a-z ]/.test(message) ? message[0]!.toLowerCase() + message.slice(1) : message;

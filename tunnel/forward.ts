@@ -1,5 +1,5 @@
 /**
- * Forwards connections that a listener accepts, each over a stream.
+ * Forwards accepted connections, each over a stream.
  *
  * @module
  */
@@ -12,10 +12,10 @@ import type { Listening, Socket } from "./socket.ts";
 import { onAbort } from "./wait.ts";
 
 /**
- * Forwards each connection that is accepted over the stream that `open` returns for it.
+ * Forwards each accepted connection over the stream that `open` returns for it.
  *
- * @param signal Stops accepting when it aborts.
- * @param cut Closes connections whose stream is not open yet when it aborts.
+ * @param signal Stops accepting on abort.
+ * @param cut Closes connections that have no stream yet, on abort.
  * @returns A promise that fulfils when accepting has stopped; `forwarded` fulfils when all connections have ended.
  */
 export async function forwardAll(
@@ -32,7 +32,7 @@ export async function forwardAll(
     const stream = await open(socket).finally(off);
     await forwardStream(activity, stream, socket, `from ${formatPeer(socket.remoteAddr) ?? UNNAMED}`);
   };
-  const onError = (error: unknown) => activity.report(wrapError("A connection was lost before it was accepted", error));
+  const onError = (error: unknown) => activity.report(wrapError("Cannot accept a connection", error));
   for await (const socket of connections(listening, { signal, onError })) {
     const forwarded = forward(socket).catch((error) => void (cut?.aborted || activity.report(error)));
     forwarding.add(forwarded);
@@ -45,12 +45,12 @@ export async function forwardAll(
 export async function forwardStream(activity: Activity, stream: Stream, socket: Socket, name: string): Promise<void> {
   activity.begin();
   try {
-    // A chunk that arrives is sent at once, as its sender sent it.
+    // Nagle's algorithm would delay chunks that their sender did not delay.
     if ("setNoDelay" in socket) socket.setNoDelay(true);
     await join(stream, socket, { signal: activity.cutting });
   } catch (error) {
     stream.close();
-    throw error instanceof SessionClosedError ? error : wrapError(`The connection ${name} broke`, error);
+    throw error instanceof SessionClosedError ? error : wrapError(`The connection ${name} failed`, error);
   } finally {
     socket[Symbol.dispose]();
     activity.end();

@@ -1,5 +1,5 @@
 /**
- * Asks in a stream to connect or to listen, and answers: an HTTP head each way.
+ * Sends and serves the request that a stream begins with, CONNECT or BIND: an HTTP head in each direction.
  *
  * @module
  */
@@ -12,33 +12,33 @@ import { TunnelRefusedError } from "./options.ts";
 import { Listening } from "./socket.ts";
 import { sleep, withDeadline } from "./wait.ts";
 
-// Bytes of a head, which the peer chooses. Larger: longer requests; smaller: less memory for each stream that is opened.
+// Maximum bytes of a head. Larger: longer requests; smaller: less memory that a peer can occupy with each stream.
 const MAX_HEAD = 8192;
 
-// Milliseconds before a wrong secret is refused. Larger: guessing takes longer.
+// Milliseconds before a wrong secret is refused. Larger: slower guessing; smaller: earlier errors.
 const WRONG_SECRET_DELAY = 1000;
 
-/** Reads the lines of an HTTP head, byte by byte: what follows belongs to the forwarded connection. */
+/** Reads the lines of an HTTP head, byte by byte: the bytes after it belong to the forwarded connection. */
 async function readHead(from: DuplexConnection): Promise<string[]> {
   let head = "";
   while (!head.endsWith("\r\n\r\n")) {
-    if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, `HTTP head exceeds ${MAX_HEAD} bytes`);
+    if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, `HTTP header exceeds ${MAX_HEAD} bytes`);
     head += String.fromCharCode((await readExactly(from, 1))[0]!);
   }
   return head.slice(0, -4).split("\r\n").map(printable);
 }
 
-/** The value of a header, empty if there is none. */
+/** Returns the value of a header; empty if it is absent. */
 function header(lines: readonly string[], name: string): string {
   return lines.find((line) => line.toLowerCase().startsWith(`${name}:`))?.slice(name.length + 1).trim() ?? "";
 }
 
-/** What a stream asks for. */
+/** The request of a stream. */
 interface Request {
   method: string;
   /** The target of CONNECT, or the address to listen at of BIND. */
   address: string;
-  /** The `Proxy-Authorization`, empty without one. */
+  /** The value of `Proxy-Authorization`; empty if it is absent. */
   authorization: string;
 }
 
@@ -55,7 +55,7 @@ async function respond(to: DuplexConnection, status: number, reason: string, hea
   await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${printable(reason)}\r\n${headers}\r\n`));
 }
 
-/** Reads the request of a stream, opens what it asks for, and responds. */
+/** Reads the request of a stream, opens its target or listener, and responds. */
 export async function serveRequest<T extends { close(): void }>(
   stream: DuplexConnection,
   peer: string,
@@ -77,11 +77,12 @@ export async function serveRequest<T extends { close(): void }>(
     const isBad = request === undefined || error instanceof RangeError;
     const status = error instanceof TunnelRefusedError ? error.status : isBad ? 400 : 502;
     await withDeadline(stream, respond(stream, status, errorText(error))).catch(() => {});
-    throw wrapError(`Refused ${peer}${request === undefined ? "" : ` ${request.method} ${request.address}`}`, error);
+    const what = request === undefined ? "a request" : `${request.method} ${request.address}`;
+    throw wrapError(`Refused ${what} from ${peer}`, error);
   }
 }
 
-/** Requests the other end to connect, or to listen. */
+/** Requests the peer to connect or to listen. */
 export async function request(session: Session, method: "CONNECT" | "BIND", address: string, secret?: string) {
   const stream = await session.openStream();
   try {
@@ -90,33 +91,31 @@ export async function request(session: Session, method: "CONNECT" | "BIND", addr
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
     if (status === "200") return { stream, addr: header(headers, "address") };
-    const message = `The other end refused ${method} ${address}: ${
-      status === undefined ? "the response is not HTTP" : reason
-    }`;
-    throw new TunnelRefusedError(Number(status ?? 400), message);
+    const why = status === undefined ? `expected an HTTP response, received "${line!.slice(0, 40)}"` : reason;
+    throw new TunnelRefusedError(Number(status ?? 400), `The peer refused ${method} ${address}: ${why}`);
   } catch (error) {
     stream.close();
     if (error instanceof TunnelRefusedError || error instanceof SessionClosedError) throw error;
-    throw wrapError(`The other end did not answer ${method} ${address}`, error);
+    throw wrapError(`The peer did not respond to ${method} ${address}`, error);
   }
 }
 
 export function checkSecret(secret: string | undefined): void {
-  // It becomes part of an HTTP header.
+  // The secret becomes part of an HTTP header.
   if (secret === undefined || /^[!-~]+$/.test(secret)) return;
-  throw new RangeError("secret must be printable ASCII without spaces, and not empty");
+  throw new RangeError("secret must be non-empty printable ASCII without spaces");
 }
 
-/** What a server allows, by the method of the request. */
+/** The rules of a server by the method of the request. */
 export interface Rules {
   [method: string]: Rule[];
 }
 
 /**
- * Checks a request; a wrong secret is refused after a delay, which the signal cuts short.
+ * Checks a request. A wrong secret is refused after a delay, which the signal ends.
  *
- * @throws {TunnelRefusedError} It is not allowed.
- * @throws {RangeError} The address is not one.
+ * @throws {TunnelRefusedError} The request is not allowed.
+ * @throws {RangeError} The address is malformed.
  */
 export async function authorize(
   { method, address, authorization }: Request,
@@ -134,7 +133,7 @@ export async function authorize(
   if (!allowed.some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
 }
 
-/** Compares two texts in a time that does not depend on where they differ. */
+/** Compares two texts in a time that does not depend on the position of a difference. */
 async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
   const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
   const [a, b] = await Promise.all(texts.map(digest));

@@ -12,7 +12,7 @@ function count(number: number, noun: string): string {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-/** The line for an event. */
+/** Formats an event. */
 export function eventLine(event: TunnelEvent): string {
   switch (event.type) {
     case "connected":
@@ -20,13 +20,13 @@ export function eventLine(event: TunnelEvent): string {
     case "listening":
       return `${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
     case "stopped":
-      return `no longer ${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
+      return `stopped ${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
     case "reconnected":
-      return `connected to ${event.serverAddr} again`;
+      return `reconnected to ${event.serverAddr}`;
   }
 }
 
-/** The line for a frame. */
+/** Formats a frame. */
 export function frameLine({ direction, command, id, length, consumed, window, remoteAddr }: FrameEvent): string {
   const peer = formatPeer(remoteAddr) ?? UNNAMED;
   const content = command === "PSH" ? `, ${count(length, "byte")}` : "";
@@ -34,17 +34,17 @@ export function frameLine({ direction, command, id, length, consumed, window, re
   return `${direction === "sent" ? "to" : "from"} ${peer}: ${command} ${id}${content}${credit}`;
 }
 
-/** The line for an address at which the tunnel itself listens. */
+/** Formats an address that the tunnel listens on. */
 export function listeningLine(addr: string): string {
   return `listening on ${addr}`;
 }
 
-/** The line for the first Ctrl-C; `grace` is in milliseconds. */
+/** Formats the line for the first Ctrl-C; `grace` is in milliseconds. */
 export function shutdownLine(grace: number): string {
-  return `shutting down within ${count(grace / 1000, "second")}; Ctrl-C ends it at once`;
+  return `shutting down within ${count(grace / 1000, "second")}; press Ctrl-C again to exit at once`;
 }
 
-/** The last line. */
+/** Formats the totals, the last line. */
 export function totalLine({ streams, connections }: TunnelStats): string {
-  return `carried ${count(streams, "stream")} over ${count(connections, "connection")}`;
+  return `forwarded ${count(streams, "stream")} over ${count(connections, "connection")}`;
 }

@@ -1,5 +1,5 @@
 /**
- * Defines the options of a tunnel, its events, its two ends and the error of a refusal.
+ * Defines the options, events, figures and ends of a tunnel, and the error of a refused request.
  *
  * @module
  */
@@ -7,9 +7,9 @@
 import type { FrameEvent, Stream, Version } from "../mod.ts";
 
 /**
- * Options that both ends of a tunnel have.
+ * Options of both ends of a tunnel.
  *
- * @example A log, and one switch for both ends
+ * @example A log, and one signal for both ends
  * ```ts
  * import { openTunnel, serveTunnel, type TunnelOptions } from "@sluice/smux/tunnel";
  * import { assertEquals } from "@std/assert";
@@ -30,32 +30,32 @@ import type { FrameEvent, Stream, Version } from "../mod.ts";
 export interface TunnelOptions {
   /** Ends the tunnel at once when it aborts. */
   signal?: AbortSignal | undefined;
-  /** What a client must send with each request: printable ASCII without spaces. Default: none is needed. */
+  /** Secret that each request must contain: non-empty printable ASCII without spaces. Default: none. */
   secret?: string | undefined;
-  /** Whether plain text and missing authentication are allowed between machines. Default false. */
+  /** Allows plaintext or unauthenticated access from other machines. Default: `false`. */
   insecure?: boolean | undefined;
   /**
-   * Milliseconds after which a forwarded connection is cut when its receiver does not read and its unread bytes hold up
-   * all others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default 5000.
+   * Milliseconds after which a forwarded connection is closed when its receiver does not read and its unread bytes
+   * block all others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default: 5000.
    */
   stalledStreamTimeout?: number | undefined;
-  /** Receives every error of a connection, none of which ends the tunnel. Default: `console.error`. */
+  /** Called with each error of a connection; the tunnel continues. Default: `console.error`. */
   onError?: ((error: Error) => void) | undefined;
-  /** Receives everything else that belongs in a log. Default: events are dropped. */
+  /** Called with each event. Default: events are dropped. */
   onEvent?: ((event: TunnelEvent) => void) | undefined;
   /** Receives every frame of smux between the two ends; see `onFrame` of a session. Default: frames are not reported. */
   onFrame?: ((frame: FrameEvent) => void) | undefined;
 }
 
 /**
- * An event of a tunnel, as `onEvent` receives it. Its `type` determines its fields:
+ * An event of a tunnel, the argument of `onEvent`. Its `type` determines its fields:
  *
  * - `"connected"`, on a server: a client has connected.
- * - `"listening"`, on a server: it listens for a client, for an entry of its `reverse`.
+ * - `"listening"`, on a server: it listens for an entry of a client's `reverse`.
  * - `"stopped"`, on a server: it has stopped listening for a client.
- * - `"reconnected"`, on a client: the connection to the server was lost, and there is a new one.
+ * - `"reconnected"`, on a client: it has a new connection to the server after the previous one was lost.
  *
- * An address is `host:port`, `[ipv6]:port` or `unix:/path`. That of a client at a Unix socket is `undefined`.
+ * An address is `host:port`, `[ipv6]:port` or `unix:/path`. The address of a client at a Unix socket is `undefined`.
  *
  * @example A line for each event
  * ```ts
@@ -65,13 +65,13 @@ export interface TunnelOptions {
  * function format(event: TunnelEvent): string {
  *   switch (event.type) {
  *     case "connected":
- *       return "a client is here";
+ *       return "client connected";
  *     case "listening":
- *       return `listening at ${event.listenAddr}`;
+ *       return `listening on ${event.listenAddr}`;
  *     case "stopped":
- *       return `not listening at ${event.listenAddr}: ${event.error?.message ?? "no longer asked for"}`;
+ *       return `stopped listening on ${event.listenAddr}: ${event.error?.message ?? "closed"}`;
  *     case "reconnected":
- *       return `back after ${event.downtime} ms, ${event.error.message}`;
+ *       return `reconnected after ${event.downtime} ms: ${event.error.message}`;
  *   }
  * }
  *
@@ -82,7 +82,7 @@ export interface TunnelOptions {
  * await client.shutdown();
  * await server.shutdown();
  * const [addr] = client.listenAddrs;
- * assertEquals(log, ["a client is here", `listening at ${addr}`, `not listening at ${addr}: no longer asked for`]);
+ * assertEquals(log, ["client connected", `listening on ${addr}`, `stopped listening on ${addr}: closed`]);
  * ```
  */
 export type TunnelEvent =
@@ -93,25 +93,25 @@ export type TunnelEvent =
   }
   | {
     type: "listening";
-    /** The address that the server listens at. */
+    /** The address that the server listens on. */
     listenAddr: string;
     /** The address of the client that connections are forwarded to. */
     clientAddr: string | undefined;
   }
   | {
     type: "stopped";
-    /** The address that the server listened at. */
+    /** The address that the server listened on. */
     listenAddr: string;
     /** The address of the client that connections were forwarded to. */
     clientAddr: string | undefined;
-    /** Why the connection to the client ended; `undefined` when either end stopped the listening in order. */
+    /** Why the connection to the client ended; `undefined` when either end stopped listening by `shutdown`. */
     error: Error | undefined;
   }
   | {
     type: "reconnected";
     /** The address of the server, as in `serverAddr` of the tunnel. */
     serverAddr: string;
-    /** Why the connection before was lost: the same object that `onError` received. */
+    /** Why the previous connection was lost: the same object that `onError` received. */
     error: Error;
     /** Milliseconds without a connection. */
     downtime: number;
@@ -127,29 +127,29 @@ export type TunnelEvent =
  *
  * const options: ServeTunnelOptions = {
  *   listen: "127.0.0.1:0",
- *   allow: ["db.local:5432", "*:443"], // one database, and HTTPS anywhere
- *   allowListen: ["127.0.0.1:*"], // where only this machine can connect
+ *   allow: ["db.local:5432", "*:443"], // one database, and HTTPS on any host
+ *   allowListen: ["127.0.0.1:*"], // reachable from this machine only
  * };
  * await using server = serveTunnel(options);
  * assertMatch(server.serverAddr, /^127\.0\.0\.1:\d+$/);
  *
- * // Where other machines can connect, TLS and a secret are required.
+ * // An address that other machines can reach requires TLS and a secret.
  * assertThrows(() => serveTunnel({ ...options, listen: "0.0.0.0:0" }), RangeError, "TLS and a secret");
  * ```
  */
 export interface ServeTunnelOptions extends TunnelOptions {
-  /** LISTEN: where to accept clients. */
+  /** LISTEN: the address to accept clients on. */
   listen: string;
-  /** TARGET of every stream. Without it each stream names its target, which `allow` must contain. */
+  /** TARGET of every stream. Default: each stream requests its target, which `allow` must contain. */
   target?: string | undefined;
   /**
-   * Each TARGET that clients may request. `*` stands for any host or any port, as in `*:443`. A host name is compared as
-   * requested, before it is resolved. Default: none.
+   * Each TARGET that clients may request. `*` matches any host or any port, as in `*:443`. A host name is compared as
+   * requested, before it is resolved. Default: `[]`.
    */
   allow?: readonly string[] | undefined;
-  /** Each LISTEN that clients may request, with the same wildcards. Default: none. */
+  /** Each LISTEN that clients may request, with the same wildcards. Default: `[]`. */
   allowListen?: readonly string[] | undefined;
-  /** The certificate chain of the server, in PEM. With it clients connect by TLS. */
+  /** The certificate chain of the server, in PEM. Clients must then connect with TLS. */
   cert?: string | undefined;
   /** The certificate's private key, in PEM. */
   key?: string | undefined;
@@ -158,7 +158,7 @@ export interface ServeTunnelOptions extends TunnelOptions {
 /**
  * Options of {@linkcode openTunnel}.
  *
- * @example A port for one service, and one for all
+ * @example A port for one service, and a SOCKS 5 port for all
  * ```ts
  * import { openTunnel, type OpenTunnelOptions, serveTunnel } from "@sluice/smux/tunnel";
  * import { assertEquals, assertNotEquals } from "@std/assert";
@@ -167,8 +167,8 @@ export interface ServeTunnelOptions extends TunnelOptions {
  * const server = serveTunnel({ listen: "127.0.0.1:0", allow: ["127.0.0.1:*"] });
  * const options: OpenTunnelOptions = {
  *   connect: server.serverAddr,
- *   forward: [`0=${web.addr.port}`], // any free port here leads to that service there
- *   socks: ["0"], // and another is for programs that speak SOCKS 5
+ *   forward: [`0=${web.addr.port}`], // a free port of the client, forwarded to that service
+ *   socks: ["0"], // a free port for SOCKS 5 clients
  * };
  * const client = await openTunnel(options);
  * const [forwarded, socks] = client.listenAddrs;
@@ -179,21 +179,21 @@ export interface ServeTunnelOptions extends TunnelOptions {
  * ```
  */
 export interface OpenTunnelOptions extends TunnelOptions {
-  /** TARGET: where the server accepts clients. */
+  /** TARGET: the address of the server. */
   connect: string;
   /** `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. */
   forward?: readonly string[] | undefined;
   /** `LISTEN=TARGET`: the server listens, the client connects. */
   reverse?: readonly string[] | undefined;
-  /** LISTEN: the client accepts SOCKS 5 there, and the server connects to the target that each request names. */
+  /** LISTEN: the client accepts SOCKS 5, the server connects to the target of each request. */
   socks?: readonly string[] | undefined;
-  /** Whether to connect by TLS. Default: whether `ca` is given. */
+  /** Whether to connect with TLS. Default: `true` if `ca` is set. */
   tls?: boolean | undefined;
-  /** Certificates of authorities to trust besides the system's, in PEM. */
+  /** CA certificates to trust besides the system's, in PEM. */
   ca?: string | undefined;
-  /** The version of smux to speak. Default 2. */
+  /** The version of smux. Default: 2. */
   version?: Version | undefined;
-  /** Whether to connect again, after 0.05 to 30 seconds, when the connection is lost. Default true. */
+  /** Whether to reconnect, after 0.05 to 30 seconds, when the connection is lost. Default: `true`. */
   reconnect?: boolean | undefined;
 }
 
@@ -218,22 +218,22 @@ export interface OpenTunnelOptions extends TunnelOptions {
  * ```
  */
 export interface TunnelStats {
-  /** Number of connections between client and server, so far. */
+  /** Total number of connections between client and server. */
   connections: number;
-  /** Number of connections forwarded, so far. */
+  /** Total number of forwarded connections. */
   streams: number;
-  /** Number of connections that are forwarded now. */
+  /** Number of forwarded connections that are open. */
   open: number;
-  /** Bytes sent to the other end, headers of smux included. */
+  /** Bytes sent to the peer, including smux headers. */
   sent: number;
-  /** Bytes received from the other end, headers of smux included. */
+  /** Bytes received from the peer, including smux headers. */
   received: number;
 }
 
 /**
- * One end of a tunnel, made by {@linkcode serveTunnel} or {@linkcode openTunnel}.
+ * One end of a tunnel, as {@linkcode serveTunnel} and {@linkcode openTunnel} return it.
  *
- * @example Ending both ends, with what is open cut after a while
+ * @example Shutdown with a timeout for open connections
  * ```ts
  * import { openTunnel, serveTunnel, type Tunnel } from "@sluice/smux/tunnel";
  * import { assertEquals } from "@std/assert";
@@ -253,30 +253,32 @@ export interface TunnelStats {
  * ```
  */
 export interface Tunnel extends AsyncDisposable {
-  /** The address at which the server accepts its clients: where it listens, or what `connect` says, with its host. */
+  /** The address that the server accepts clients on: on a client the value of `connect`, with the host. */
   readonly serverAddr: string;
   /**
-   * The addresses at which connections to forward are accepted: on a client one for each of `forward`, `socks` and
-   * `reverse`, in that order. A server has an empty list: what it listens at for a client is in the list of that client.
+   * The addresses that accept connections to forward: on a client one for each entry of `forward`, `socks` and
+   * `reverse`, in that order. The list of a server is empty: an address that it listens on for a client is in the
+   * client's list.
    */
   readonly listenAddrs: readonly string[];
   /**
-   * Fulfils when the tunnel has ended, by `shutdown` or the signal. Rejects only on a client that does not reconnect, when
-   * the connection to the server was lost. Ignoring it is safe.
+   * Fulfils when the tunnel has ended, by `shutdown` or the signal. Rejects only when a client with `reconnect: false`
+   * loses the connection to the server. Ignoring it is safe.
    */
   readonly finished: Promise<void>;
   /**
-   * Stops listening, waits until forwarded connections have ended, then ends the tunnel. It never rejects.
+   * Stops listening, waits until forwarded connections have ended, then ends the tunnel. Never rejects.
    *
-   * @param options Milliseconds after which forwarded connections are cut; the first call decides. Default `Infinity`.
+   * @param options `timeout`: milliseconds after which forwarded connections are closed; only that of the first call
+   * counts. Default: `Infinity`.
    */
   shutdown(options?: { timeout?: number | undefined }): Promise<void>;
-  /** Returns the figures as they are now. */
+  /** Returns the current figures. */
   stats(): TunnelStats;
 }
 
 /**
- * The client's end of a tunnel, made by {@linkcode openTunnel}.
+ * The client's end of a tunnel, as {@linkcode openTunnel} returns it.
  *
  * @example A stream to a target, without listening
  * ```ts
@@ -299,17 +301,17 @@ export interface TunnelClient extends Tunnel {
   /**
    * Opens a stream to a target that the server connects to, as `forward` does for each connection.
    *
-   * @param target TARGET; without it, the fixed target of the server.
+   * @param target TARGET. Default: the fixed target of the server.
    * @returns A stream, joined to the target.
-   * @throws {RangeError} The target is not an address.
+   * @throws {RangeError} The target is malformed.
    * @throws {TunnelRefusedError} The server does not allow the target, or cannot connect to it.
-   * @throws {Error} The client has no connection to the server now.
+   * @throws {Error} The client is not connected to the server.
    */
   connect(target?: string): Promise<Stream>;
 }
 
 /**
- * The other end of the tunnel refuses a request.
+ * The peer refuses a request to connect or to listen.
  *
  * @example A target that is not allowed
  * ```ts
@@ -332,14 +334,14 @@ export interface TunnelClient extends Tunnel {
 export class TunnelRefusedError extends Error {
   /** Its name. */
   override readonly name = "TunnelRefusedError";
-  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 cannot connect or listen, others a malformed request. */
+  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 cannot connect or listen, other 4xx malformed request. */
   readonly status: number;
 
   /**
-   * Makes one.
+   * Makes an error.
    *
    * @param status The HTTP status.
-   * @param message What was refused, and why.
+   * @param message The refused request and the reason.
    */
   constructor(status: number, message: string) {
     super(message);

@@ -1,5 +1,5 @@
 /**
- * Serves the end of a tunnel that clients connect to.
+ * Serves the server's end of a tunnel.
  *
  * @module
  */
@@ -15,15 +15,15 @@ import { dial, Listening, listenOn, type Socket } from "./socket.ts";
 import { clampTimeout, onAbort } from "./wait.ts";
 
 /**
- * Starts the server's end of a tunnel, for any number of clients. When a target cannot be reached the stream ends at once,
- * and `onError` receives the error.
+ * Starts the server's end of a tunnel, for any number of clients. When the server cannot connect to a target, the
+ * stream ends at once and `onError` is called with the error.
  *
- * @param options Where to listen, what clients may request, and callbacks for errors and events.
- * @returns The tunnel, at once.
- * @throws {RangeError} An option is out of bounds, or would open the tunnel to other machines.
- * @throws {Error} It cannot listen there.
+ * @param options The address to listen on, what clients may request, and callbacks for errors and events.
+ * @returns The tunnel, which listens already.
+ * @throws {RangeError} An option is malformed, or would open the tunnel to other machines.
+ * @throws {Error} The server cannot listen on the address.
  *
- * @example One target, for any client of smux
+ * @example One target, for any smux client
  * ```ts
  * import { serveTunnel } from "@sluice/smux/tunnel";
  * import { Session } from "@sluice/smux";
@@ -33,7 +33,7 @@ import { clampTimeout, onAbort } from "./wait.ts";
  * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
  * const server = serveTunnel({ listen: "127.0.0.1:0", target: `127.0.0.1:${web.addr.port}` });
  *
- * // Any client of smux will do, not only a tunnel's.
+ * // A session without a tunnel is enough for a client.
  * const { hostname, port } = new URL(`http://${server.serverAddr}`);
  * const session = Session.client(await Deno.connect({ hostname, port: Number(port) }));
  * const stream = await session.openStream();
@@ -65,13 +65,15 @@ function checkOptions(options: ServeTunnelOptions): Rules {
     CONNECT: allow.map((entry) => parseRule("allow", entry)),
     BIND: allowListen.map((entry) => parseRule("allowListen", entry)),
   };
-  if ((cert === undefined) !== (key === undefined)) throw new RangeError("cert and key go together");
+  if ((cert === undefined) !== (key === undefined)) {
+    throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
+  }
   if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
   if (target !== undefined) {
     parseEndpoint("target", target, 1);
     if (secret !== undefined || allow.length > 0 || allowListen.length > 0) {
-      throw new RangeError("target cannot be combined with secret, allow or allowListen: leave out either");
+      throw new RangeError("target cannot be combined with secret, allow or allowListen");
     }
   }
   if (cert === undefined || secret === undefined) checkExposed("listen", listen, options.insecure);
@@ -87,7 +89,7 @@ class TunnelServer {
   readonly #rules: Rules;
   readonly #activity: Activity;
   readonly #server: Server;
-  /** Aborts when nothing new is to begin. */
+  /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
 
   constructor(options: ServeTunnelOptions) {
@@ -160,7 +162,7 @@ class TunnelServer {
     this.#activity.emit({ type: "listening", ...where });
     const open = async () => (await request(session, "CONNECT", address)).stream;
     const listened = forwardAll(this.#activity, listening, open, ended.signal);
-    // Nothing comes on it but its end.
+    // The client sends nothing more on the stream: the read waits for its end.
     const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);
     const error = await Promise.race([reading, listened.then(() => undefined)]);
     ended.abort();

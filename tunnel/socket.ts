@@ -1,5 +1,5 @@
 /**
- * Connects and listens, by TCP, TLS and Unix sockets.
+ * Connects and listens, over TCP, TLS and Unix sockets.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { onAbort, withDeadline } from "./wait.ts";
 
 export type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
 
-/** A listener that knows its address, and removes its Unix socket when it closes. */
+/** A listener with its address as text; `close` removes a Unix socket's file. */
 export class Listening {
   readonly addr: string;
   readonly #listener: Deno.Listener<Socket & Deno.Conn>;
@@ -31,8 +31,8 @@ export class Listening {
   }
 }
 
-// Connections that the kernel queues until they are accepted: the maximum of Linux. Smaller: in a burst some connections
-// find the queue full, and are retried after a second.
+// Connections that the kernel queues until they are accepted: the maximum of Linux. Smaller: a burst fills the queue,
+// and dropped connection attempts are retried after a second.
 const BACKLOG = 4096;
 
 export function listenOn(at: string, tls?: { cert: string; key: string }): Listening {
@@ -45,11 +45,13 @@ export function listenOn(at: string, tls?: { cert: string; key: string }): Liste
     if (!(error instanceof Deno.errors.InvalidData)) {
       throw wrapError(`Cannot listen on ${format({ path, hostname, port })}`, error);
     }
-    throw new RangeError(`cert and key must be those of a certificate: ${errorText(error)}`, { cause: error });
+    throw new RangeError(`cert and key must be a certificate and its private key in PEM: ${errorText(error)}`, {
+      cause: error,
+    });
   }
 }
 
-/** Connects to a target; rejects when the stream that asks for it fails before, or the signal aborts. */
+/** Connects to a target; rejects when the stream that requests it fails first, or the signal aborts. */
 export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: string[] }): Promise<Socket> {
   const { path, hostname, port } = parseEndpoint("target", to, 1);
   const gone = new AbortController();
@@ -62,7 +64,7 @@ export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts
     if (tls === undefined) return connection;
     const secured = await Deno.startTls(connection, { hostname, ...tls });
     const off = onAbort(signal, () => secured[Symbol.dispose]());
-    // Without a deadline a server that accepts and stays silent blocks this forever.
+    // Without a deadline the handshake with a silent server never settles.
     await withDeadline(secured, secured.handshake()).catch((error) => {
       secured[Symbol.dispose]();
       throw error;

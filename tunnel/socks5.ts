@@ -1,5 +1,5 @@
 /**
- * Speaks SOCKS 5 (RFC 1928) with a client: reads its target, and replies.
+ * Serves SOCKS 5 (RFC 1928): reads the target of a client, and replies.
  *
  * @module
  */
@@ -15,12 +15,12 @@ const NO_AUTHENTICATION = 0;
 const NO_ACCEPTABLE_METHOD = 255;
 const CONNECT = 1;
 
-// Types of addresses.
+// Address types.
 const IPV4 = 1;
 const NAME = 3;
 const IPV6 = 4;
 
-// Codes of replies.
+// Reply codes.
 const SUCCEEDED = 0;
 const NOT_ALLOWED = 2;
 const CONNECTION_REFUSED = 5;
@@ -54,7 +54,7 @@ async function readTarget(client: DuplexConnection): Promise<string> {
   await writeAll(client, new Uint8Array([VERSION, isAccepted ? NO_AUTHENTICATION : NO_ACCEPTABLE_METHOD]));
   if (!isAccepted) throw new Error('SOCKS client does not offer "no authentication"');
 
-  // All of a request is read before it is refused: a TCP socket that is closed with unread bytes may lose the reply.
+  // Read the whole request before refusing it: a TCP socket that is closed with unread bytes may lose the reply.
   const [again, command, , type] = await readExactly(client, 4);
   checkVersion(again!);
   const hostname = await readHostname(client, type!);
@@ -72,7 +72,7 @@ async function readTarget(client: DuplexConnection): Promise<string> {
   return target;
 }
 
-/** Reads a host; that of an unknown type is empty. */
+/** Reads a host; empty for an unknown address type. */
 async function readHostname(client: DuplexConnection, type: number): Promise<string> {
   switch (type) {
     case IPV4:
@@ -96,7 +96,7 @@ async function reply(client: DuplexConnection, code: number): Promise<void> {
   await writeAll(client, new Uint8Array([VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0]));
 }
 
-/** Replies with a code, if the client is still there, and rejects with the error. */
+/** Replies with a code, ignoring a failure to do so, and rejects with the error. */
 async function refuse(client: DuplexConnection, code: number, error: unknown): Promise<never> {
   await reply(client, code).catch(() => {});
   throw error;

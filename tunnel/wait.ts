@@ -1,15 +1,15 @@
 /**
- * Sets deadlines, sleeps, and listens to signals.
+ * Sets deadlines, sleeps, and listens for aborts.
  *
  * @module
  */
 
 import type { DuplexConnection } from "../mod.ts";
 
-// Milliseconds for a request, and for its response to be written. Larger: slower peers; smaller: silent ones hold less.
+// Milliseconds for each step of a handshake. Larger: tolerates slower peers; smaller: silent peers occupy less memory.
 const HANDSHAKE_TIMEOUT = 10_000;
 
-/** Waits for a step of a handshake; closes the connection when it takes too long. */
+/** Waits for a step of a handshake; closes the connection when it exceeds the timeout. */
 export async function withDeadline<T>(connection: DuplexConnection, step: Promise<T>): Promise<T> {
   let isLate = false;
   const clear = setDeadline(() => {
@@ -25,29 +25,30 @@ export async function withDeadline<T>(connection: DuplexConnection, step: Promis
   }
 }
 
+// Milliseconds.
 const MIN_BACKOFF = 100;
 export const MAX_BACKOFF = 30_000;
 
-/** Milliseconds before each attempt, at most twice those before; at random, so that clients do not come all at once. */
+/** Yields exponential delays in milliseconds, with jitter so that clients do not reconnect at the same time. */
 export function* backoff(): Generator<number, never> {
   for (let longest = MIN_BACKOFF;; longest = Math.min(longest * 2, MAX_BACKOFF)) {
     yield longest * (0.5 + Math.random() / 2);
   }
 }
 
-/** The timeout nearest to this one that a session accepts, in milliseconds. */
+/** Returns the nearest timeout that a session accepts, in milliseconds. */
 export function clampTimeout(timeout: number): number {
   return timeout === Infinity ? timeout : Math.min(Math.max(1, Math.ceil(timeout) || 1), 2 ** 31 - 1);
 }
 
-// Milliseconds. A timer that fires later than this was held up by the process, and so were bytes that peers had sent.
+// Milliseconds. When a timer is later than this, the event loop was blocked, and could not read from peers either.
 const LATE = 100;
 
 /**
- * Calls `run` once, after `delay` milliseconds in which the process did not stand still: a timer that is late is set
- * again, once, for as long as it was late, at most `delay`.
+ * Calls `run` once, after `delay` milliseconds. If the event loop was blocked when the timer was due, waits again,
+ * once, for as long as the timer was late, at most `delay`.
  *
- * @returns Clears the timer.
+ * @returns A function that clears the timer.
  */
 export function setDeadline(run: () => void, delay: number): () => void {
   const due = performance.now() + delay;
@@ -69,7 +70,7 @@ export async function sleep(milliseconds: number, signal: AbortSignal): Promise<
   off();
 }
 
-/** Calls `abort` when the signal aborts, at once when it did before; returns a function that removes the listener. */
+/** Calls `abort` on abort, at once if the signal is aborted already; returns a function that removes the listener. */
 export function onAbort(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
   const aborted = () => abort(signal!.reason);
   signal?.addEventListener("abort", aborted);
