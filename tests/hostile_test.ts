@@ -1,4 +1,4 @@
-/** Hostile peers: every attack, on both roles and in both versions, with small counts; `deno task deep hostile` has the large ones. */
+/** Every attack of tests/hostile, on both roles and in both versions, with small counts. */
 
 import { AttackRun, ways } from "./hostile/attack_run.ts";
 import { CASES } from "./hostile/table.ts";

@@ -1,5 +1,5 @@
 /**
- * The channel beside its peers, in rounds in which each of them has its turn, so that a busy machine is busy for all.
+ * Compares the channel with its peers in interleaved rounds, so that load on the machine affects all peers alike.
  *
  * @module
  */
@@ -14,36 +14,37 @@ import { report, usedMemory } from "../measured.ts";
 import { integer, parse } from "./shared/options.ts";
 import { program } from "./shared/program.ts";
 
-/** What it does. */
-export const description = "The channel's speed and memory beside its peers, as a table: [--rounds 7]";
+/** One line for the list of long tests. */
+export const description = "The channel's speed and memory compared with its peers: [--rounds 7]";
 
 const OURS = "ours";
-// Runs of a peer in its turn, of which the fastest counts: what makes one slower is the machine.
+// Runs of a peer per turn. The fastest counts, because load on the machine only makes a run slower.
 const RUNS = 3;
-// Before the rounds, so that all of it is compiled: so many runs, or so many milliseconds.
+// Warm-up, so that the code is compiled before the rounds: limits in runs and in milliseconds.
 const WARM_RUNS = 30;
 const WARM_ENOUGH = 1000;
-const WORTH_A_WORD = 0.9;
+const WORTH_LISTING = 0.9;
 const MILLION = 1_000_000;
 const MAX_BYTES = 10;
 const MAX_LEFT = 0.1;
-// Some peers take a time that grows with its square; no longer than this, in milliseconds.
+// Timeout for draining a queue, in milliseconds: some peers need quadratic time.
 const PATIENCE = 10_000;
 const ABORTED = 20_000;
-// A search for each waiter costs ten times the least, a listener for each on one signal a hundred times.
+// Maximum ratio to bare promises. A linear search per waiter exceeds it, and so does a listener per waiter on one
+// signal.
 const MAX_ABORT_COST = 5;
 
-/** A wait that only its signal ends. */
+/** Starts a wait that only its signal ends. */
 type Wait = (signal: AbortSignal) => Promise<unknown>;
 
-/** What a million queued values take of the heap, in bytes each, and what is left of that once they are received. */
+/** Heap bytes per value of a million queued values, and after all of them were received. */
 interface Memory {
   queued: number;
-  /** Absent when it took too long. */
+  /** Missing after a timeout. */
   drained?: number;
 }
 
-/** Runs it; rejects when a value is lost or the memory is more than promised. */
+/** Runs the comparison; rejects if a value is lost, or if memory or the cost of aborts exceeds its bound. */
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--memory") return await answerMemory(args[1] ?? "");
   const { rounds } = parse(args, { rounds: integer(7, 1) });
@@ -62,7 +63,7 @@ export async function run(args: string[]): Promise<void> {
     for (const name of names.filter((name) => name !== OURS)) {
       const ratios = times.get(name)?.map((time, round) => time / ours[round]!);
       row.push(ratios === undefined ? "" : cell(ratios));
-      if (ratios !== undefined && median(ratios) < WORTH_A_WORD) slower.push(`${scenario.name}: ${name}`);
+      if (ratios !== undefined && median(ratios) < WORTH_LISTING) slower.push(`${scenario.name}: ${name}`);
     }
     rows.push(row);
   }
@@ -78,18 +79,18 @@ export async function run(args: string[]): Promise<void> {
 
   console.log(table([["scenario", OURS, ...names.filter((name) => name !== OURS)], ...rows]));
   console.log(
-    `\n${OURS}: the median time of one operation. The others: their time in ours, median and least to most; ` +
-      `above 1 ours is faster, ** stands for less than ${WORTH_A_WORD}.`,
+    `\n${OURS}: median time of one operation. Other columns: ratio of their time to ours, median and minimum to ` +
+      `maximum; above 1 ours is faster, ** marks less than ${WORTH_LISTING}.`,
   );
-  for (const what of slower) console.log(`below ${WORTH_A_WORD}: ${what}`);
+  for (const what of slower) console.log(`below ${WORTH_LISTING}: ${what}`);
   for (const what of leftOut) console.log(`left out: ${what}`);
-  if (!names.includes("@std/async")) console.log("The figure against @std/async's Channel is missing.");
+  if (!names.includes("@std/async")) console.log("Missing: the comparison with @std/async's Channel.");
 
   await compareMemory(names);
   await checkAborts();
 }
 
-/** The milliseconds of every peer, one of each round. */
+/** Measures every peer; returns its milliseconds, one value for each round. */
 async function measure(scenario: Scenario, runners: Runner[], rounds: number): Promise<Map<string, number[]>> {
   const run = async (runner: Runner) => {
     await runner.prepare(scenario, scenario.count);
@@ -113,12 +114,12 @@ async function measure(scenario: Scenario, runners: Runner[], rounds: number): P
 
 function cell(ratios: number[]): string {
   const text = spread(ratios, (ratio) => ratio.toFixed(2));
-  return median(ratios) < WORTH_A_WORD ? `**${text}**` : text;
+  return median(ratios) < WORTH_LISTING ? `**${text}**` : text;
 }
 
-/** Measures each in a process of its own, which can collect its garbage when told to. */
+/** Measures the memory of each peer in a process of its own, in which `gc()` is available. */
 async function compareMemory(names: string[]): Promise<void> {
-  const rows = [["a million integers", "bytes each", "once received"]];
+  const rows = [["a million integers", "bytes each", "after receiving"]];
   let ours: Memory | undefined;
   for (const name of names) {
     const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
@@ -132,28 +133,28 @@ async function compareMemory(names: string[]): Promise<void> {
   }
   console.log(`\n${table(rows)}`);
   const { queued, drained } = ours!;
-  if (!(queued <= MAX_BYTES)) throw new Error(`A queued value takes ${queued} bytes, more than ${MAX_BYTES}`);
+  if (!(queued <= MAX_BYTES)) throw new Error(`A queued value needs ${queued} bytes, bound ${MAX_BYTES}`);
   if (!(drained !== undefined && drained <= MAX_LEFT)) {
-    throw new Error(`Once received, a million values leave ${drained} bytes each, more than ${MAX_LEFT}`);
+    throw new Error(`${drained} bytes per value remain after receiving a million values, bound ${MAX_LEFT}`);
   }
 }
 
-/** The other process: small integers take no memory of their own, so all there is, is the queue's. */
+/** The other process: measures the memory of the queue alone, because small integers need none of their own. */
 async function answerMemory(name: string): Promise<void> {
   const peer = await peers[name]!();
   const trial = peer.open(1000);
   fill(peer, trial, 1000);
-  await empty(peer, trial, 1000); // so that what the code itself takes is there before
+  await empty(peer, trial, 1000); // warm up: the memory of the code must not count
   const queue = peer.open(MILLION);
   const before = (await usedMemory()).heapUsed;
   fill(peer, queue, MILLION);
   const memory: Memory = { queued: ((await usedMemory()).heapUsed - before) / MILLION };
   if (await empty(peer, queue, MILLION)) memory.drained = ((await usedMemory()).heapUsed - before) / MILLION;
   report(memory);
-  peer.close(queue); // and so it is held until here
+  peer.close(queue); // keeps the queue alive until here
 }
 
-/** Whether all could be received in reasonable time. */
+/** Receives all values; returns false after {@linkcode PATIENCE} milliseconds. */
 async function empty<Q, R>(peer: Peer<Q, R>, queue: Q, count: number): Promise<boolean> {
   const deadline = performance.now() + PATIENCE;
   let sum = 0;
@@ -165,7 +166,7 @@ async function empty<Q, R>(peer: Peer<Q, R>, queue: Q, count: number): Promise<b
   return true;
 }
 
-/** Aborts waits in random order, a signal each and one for all; rejects when the time is not linear. */
+/** Aborts waits in random order, with a signal each and with one for all; rejects if the time is not linear. */
 async function checkAborts(): Promise<void> {
   const channel = new Channel<number>();
   const received: Wait = (signal) => channel.receive({ signal });
@@ -184,14 +185,14 @@ async function checkAborts(): Promise<void> {
     shared = Math.min(shared, await abortAll(1, received));
   }
   const costs = [["a signal each", own / least], ["one signal", shared / least]] as const;
-  console.log(`\n${ABORTED} receives aborted in random order, beside bare promises with a listener each:`);
+  console.log(`\n${ABORTED} receives aborted in random order, time as a ratio to bare promises with a listener each:`);
   for (const [name, cost] of costs) console.log(`${name}: ${cost.toFixed(2)}`);
   for (const [name, cost] of costs) {
-    if (!(cost <= MAX_ABORT_COST)) throw new Error(`Aborts with ${name} cost ${cost}, more than ${MAX_ABORT_COST}`);
+    if (!(cost <= MAX_ABORT_COST)) throw new Error(`Aborts with ${name} cost ${cost}, bound ${MAX_ABORT_COST}`);
   }
 }
 
-/** How many milliseconds the abort of all waits takes, which share this many signals. */
+/** Returns the milliseconds to abort all waits, which share `signals` signals. */
 async function abortAll(signals: number, wait: Wait): Promise<number> {
   const controllers = Array.from({ length: signals }, () => new AbortController());
   const waits = Array.from({ length: ABORTED }, (_, i) => wait(controllers[i % signals]!.signal));

@@ -1,9 +1,9 @@
 /**
- * Sessions with Go's smux over a proxy that spoils the connection: both roles, both versions, seeded.
+ * Sessions with Go's smux over a proxy that injects faults into the connection: both roles, both versions, seeded.
  *
- * A fault that only slows must not be noticed. One that ends the connection must end our session, in time, without a
- * wrong byte and with nothing left behind. smux has no checksum, so a flipped bit may spoil bytes or lose a stream;
- * then all that is asked is that nothing hangs when the session is given up.
+ * A fault that only slows the connection must have no effect. A fault that ends it must end our session in time,
+ * without a wrong byte and without leaks. smux has no checksum, so a flipped bit may corrupt bytes or lose a stream:
+ * then every call must settle once the connection is closed.
  *
  * @module
  */
@@ -16,14 +16,14 @@ import { runClient, runServer, type Workload } from "../interop/workloads.ts";
 import { lines, makeFolder, Process } from "../programs.ts";
 import { integer, parse } from "./shared/options.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
   "Sessions with Go's smux over a proxy that cuts, resets, stalls, flips: [--sessions 200] [--seed 1] [--only NUMBER]";
 
 const SMUX = "github.com/xtaci/smux";
 const HERE = import.meta.dirname!;
 
-/** What may happen to a connection, and what may then come of its session. */
+/** The faults, and the expected outcome of each. */
 const FAULTS = {
   none: "done",
   split: "done",
@@ -37,20 +37,20 @@ const FAULTS = {
 } as const;
 const OUTCOMES = ["done", "ended", "wrong bytes", "stuck", "FAILED"] as const;
 
-// So many at a time: more would slow each other until a peer seems silent.
+// Concurrent sessions. Larger: sessions slow each other until a peer times out.
 const PARALLEL = 16;
 const TIMEOUT = 1500;
 const KEEP_ALIVE = 300;
-// Go looks whether its peer is silent only so often: it takes once to twice as long.
+// Go checks for a silent peer at this interval: it times out after one to two intervals.
 const GO_TIMEOUT = 1000;
-// From a fault to the end of the session.
+// Maximum time from a fault to the end of the session.
 const LIMIT = 2 * TIMEOUT;
-// A session that is only slowed is done in a second or two.
+// Timeout of a session without a fatal fault; a slow session needs a second or two.
 const PATIENCE = 15_000;
-// After a session was given up.
+// Timeout after the connection was closed under a session.
 const GRACE = 1000;
 
-// What accept throws when a connection was lost before it was accepted.
+// Errors of accept() when a connection is lost before it is accepted.
 const LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
 
 type Fault = keyof typeof FAULTS;
@@ -73,7 +73,7 @@ interface Verdict {
   why: string;
 }
 
-/** Runs it; rejects when a session went wrong. */
+/** Runs the sessions; rejects if one fails. */
 export async function run(args: string[]): Promise<void> {
   const { sessions, seed, only } = parse(args, {
     sessions: integer(200, 1),
@@ -105,7 +105,7 @@ export async function run(args: string[]): Promise<void> {
       );
     }
     const left = await settled(before);
-    if (left !== 0) failures.push(`${left} file descriptors are left open`);
+    if (left !== 0) failures.push(`${left} file descriptors still open`);
     await proxy.end();
   }
   for (const reason of unhandled) failures.push(`unhandled: ${explain(reason)}`);
@@ -127,9 +127,9 @@ function planOf(seed: number, number: number): Plan {
   const faults = Object.keys(FAULTS) as Fault[];
   const fault = faults[next(faults.length)]!;
   const ways = 1 + next(3);
-  // In a header, in the first data, somewhere, or never.
+  // Strike in a header, in the first data, later, or never.
   const at = next([16, 1000, 100_000, 400_000][next(4)]!);
-  // Two pauses, one each way, must end before Go takes its peer for dead.
+  // Two pauses, one in each direction, must end before Go's timeout.
   const sizes = { none: 0, split: 1 + next(700), delay: 1 + next(10), rate: 200 + next(800), pause: 100 + next(300) };
   return {
     number,
@@ -153,7 +153,7 @@ function planOf(seed: number, number: number): Plan {
   };
 }
 
-/** Runs one session and says what came of it. */
+/** Runs one session and returns its verdict. */
 async function judge(plan: Plan, peer: string, proxy: Proxy): Promise<{ plan: Plan; verdict: Verdict }> {
   try {
     return { plan, verdict: await deadline(attempt(plan, peer, proxy), 3 * PATIENCE) };
@@ -178,7 +178,7 @@ async function attempt(plan: Plan, program: string, proxy: Proxy): Promise<Verdi
     const conn = await listener.accept();
     return verdict(plan, await outcome(plan, conn, runServer(conn, version, workload), struck));
   } catch (error) {
-    // A connection may be lost before it is accepted.
+    // A fault may end the connection before it is accepted.
     const isLost = LOST.includes(error instanceof Error ? error.name : "") && FAULTS[plan.fault] === "ended";
     return { outcome: isLost ? "ended" : "FAILED", why: explain(error) };
   } finally {
@@ -186,7 +186,7 @@ async function attempt(plan: Plan, program: string, proxy: Proxy): Promise<Verdi
   }
 }
 
-/** How our side ended: with nothing, with an error, or only when its connection was taken away. */
+/** Returns how our side ended: without an error, with one, or (`late`) only after its connection was closed. */
 async function outcome(
   { fault }: Plan,
   conn: Deno.Conn,
@@ -205,7 +205,7 @@ async function outcome(
   try {
     conn.close();
   } catch {
-    // The session closed it, and yet its work has not ended.
+    // Already closed by the session, although its work is still pending.
   }
   const { error } = await deadline<{ error?: unknown }>(end, GRACE);
   return { error, late: true };
@@ -218,14 +218,17 @@ function verdict({ fault }: Plan, { error, late }: { error?: unknown; late?: boo
     return { outcome: late ? "stuck" : error === undefined ? "done" : isWrong ? "wrong bytes" : "ended", why };
   }
   if (late) {
-    return { outcome: "FAILED", why: `no end ${LIMIT} ms after the fault, or ${PATIENCE} ms without one; ${why}` };
+    return {
+      outcome: "FAILED",
+      why: `still running ${LIMIT} ms after the fault, or after ${PATIENCE} ms without one; ${why}`,
+    };
   }
   if (error === undefined) return { outcome: "done", why };
   if (isWrong || FAULTS[fault] === "done") return { outcome: "FAILED", why };
   return { outcome: "ended", why };
 }
 
-/** A line of the proxy's. */
+/** A line of output of the proxy. */
 interface Said {
   id: number;
   port?: number;
@@ -235,11 +238,11 @@ interface Said {
 /** A connection that the proxy carries. */
 interface Carried {
   port: number;
-  /** When its fault strikes; it may never. */
+  /** Resolves when the fault strikes; may stay pending. */
   struck: Promise<void>;
 }
 
-/** The process that carries the connections. */
+/** The proxy process. */
 class Proxy {
   readonly #child: Deno.ChildProcess;
   readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
@@ -280,7 +283,7 @@ class Proxy {
   }
 }
 
-/** Starts a process of Go's smux. */
+/** Starts a peer with Go's smux. */
 function startPeer(program: string, role: string, { number, version, workload }: Plan, port: number): Process {
   const { kind, streams, parallel, size } = workload;
   const flags = { role, port, version, workload: kind, streams, parallel, size, seed: number };
@@ -288,20 +291,22 @@ function startPeer(program: string, role: string, { number, version, workload }:
   return new Process([program, ...Object.entries({ ...flags, ...times }).map(([name, value]) => `-${name}=${value}`)]);
 }
 
-/** Builds one of the Go programs, in a folder that serves for both. */
+/** Builds a Go program in `folder`, and renames it so that both programs fit. */
 async function build(source: string, name: string, folder: string): Promise<string> {
   const built = hasGoPackage(SMUX) ? await buildGo(folder, [`${HERE}/${source}`]) : undefined;
-  if (built === undefined) throw new Error("It needs Go and its smux: golang-go and golang-github-xtaci-smux-dev");
+  if (built === undefined) {
+    throw new Error("Go or its smux is not installed: needs golang-go and golang-github-xtaci-smux-dev");
+  }
   await Deno.rename(built, `${folder}/${name}`);
   return `${folder}/${name}`;
 }
 
-/** File descriptors of this process. */
+/** Returns the number of open file descriptors of this process. */
 function descriptors(): number {
   return Array.from(Deno.readDirSync("/proc/self/fd")).length;
 }
 
-/** How many there are more than before, when they have had time to be closed. */
+/** Waits up to 2 s for file descriptors to close; returns how many more are open than `before`. */
 async function settled(before: number): Promise<number> {
   for (let n = 0; n < 20 && descriptors() !== before; n++) await delay(100);
   return descriptors() - before;

@@ -1,5 +1,6 @@
 /**
- * More than 4 GiB on one stream of version 2, each way, between two processes over TCP: its counters, of 32 bits, wrap.
+ * Sends more than 4 GiB each way on one stream of version 2, between two processes over TCP, so that its 32-bit
+ * counters wrap.
  *
  * @module
  */
@@ -10,22 +11,22 @@ import { readAll, readExactly, readSome } from "../support.ts";
 import { oneOf, parse, positive } from "./shared/options.ts";
 import { program } from "./shared/program.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
   "More than 4 GiB each way on one v2 stream, whose counters wrap: [--gib 4.5] [--way up|down]";
 
 const CHUNK = 256 * 1024;
 const HASH = 64;
-// Counters that go wrong show as a stream that waits for ever.
+// Timeout without progress, in milliseconds: a wrong counter makes the stream wait forever.
 const PATIENCE = 30_000;
 
-/** What a process says at the end of a transfer. */
+/** The bytes sent or received in a transfer, and their SHA-256. */
 interface Report {
   bytes: number;
   hash: string;
 }
 
-/** Runs it; rejects when a byte is missing or wrong. */
+/** Runs the transfers; rejects if a byte is missing or wrong. */
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--answer") return await answer();
   const { gib, way: ways } = parse(args, { gib: positive(4.5), way: oneOf(["up", "down"]) });
@@ -76,7 +77,7 @@ async function transfer(session: Session, way: "up" | "down", total: number, pro
   if (!same) throw new Error(`Sent ${JSON.stringify(sent)}, received ${JSON.stringify(received)}`);
 }
 
-/** The other process: does what the first bytes of a stream ask for. */
+/** The other process: sends or receives on each stream, as the first bytes of the stream request. */
 async function answer(): Promise<void> {
   const port = Number(Deno.args.at(-1));
   const session = Session.server(await Deno.connect({ hostname: "127.0.0.1", port }), { version: 2 });
@@ -94,7 +95,7 @@ async function answer(): Promise<void> {
   await session.closed;
 }
 
-/** Sends so many bytes, in which every four are their own position, scrambled. */
+/** Sends `total` bytes, in which each 32-bit word is a hash of its position. */
 async function send(stream: Stream, total: number, progress?: Progress): Promise<Report> {
   const hash = createHash("sha256");
   const words = new Uint32Array(CHUNK / 4);
@@ -109,7 +110,7 @@ async function send(stream: Stream, total: number, progress?: Progress): Promise
   return { bytes: total, hash: hash.digest("hex") };
 }
 
-/** Receives to the end, or so many bytes. */
+/** Receives to the end of the stream, or at most `total` bytes. */
 async function receive(stream: Stream, total: number, progress?: Progress): Promise<Report> {
   const hash = createHash("sha256");
   const p = new Uint8Array(CHUNK);
@@ -124,7 +125,7 @@ async function receive(stream: Stream, total: number, progress?: Progress): Prom
   return { bytes, hash: hash.digest("hex") };
 }
 
-/** A line that tells how far it is: in place on a terminal, every tenth elsewhere. */
+/** Shows progress: one line in place on a terminal, a line for each tenth elsewhere. */
 class Progress {
   readonly #way: string;
   readonly #total: number;
@@ -134,7 +135,7 @@ class Progress {
   #shownAt = 0;
   #tenths = 0;
 
-  /** Calls `stalled` when nothing has moved for long. */
+  /** Calls `stalled` after {@linkcode PATIENCE} milliseconds without progress. */
   constructor(way: string, total: number, stalled: () => void) {
     this.#way = way;
     this.#total = total;

@@ -1,8 +1,8 @@
 /**
- * Fuzzing of the decoder and of whole sessions, guided by which code of the core an input reaches.
+ * Fuzzes the decoder and whole sessions, guided by code coverage of the core.
  *
- * The inputs that reached something new are kept; new ones are made of them. What fails is saved as a file, with the
- * command that runs it again.
+ * Inputs that reach new code are kept and mutated. A failing input is saved to a file, with the command that replays
+ * it.
  *
  * @module
  */
@@ -16,18 +16,18 @@ import type { Watched } from "../fuzz/watchdog.ts";
 import { MiB } from "../support.ts";
 import { anyText, flag, integer, oneOf, parse, positive } from "./shared/options.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
   "Fuzzes decoder and session: [--seconds 60] [--seed 1] [--target decoder|session] [--save] [--replay FILE]";
 
-// Inputs between two looks at the coverage, which cost as much as some of them.
+// Inputs between two readings of the coverage. Larger: less overhead; smaller: fewer inputs to run again.
 const BATCH = 256;
-// An input takes some milliseconds at most; so many it takes when it hangs in a loop that never awaits.
+// Timeout of an input, in milliseconds: longer means a loop that never awaits.
 const PATIENCE = 10_000;
-// What the heap may hold at any time: a session here has at most some tens of MiB unread.
+// Maximum heap size in bytes; the unread data of a session is far smaller.
 const HEAP = 1024 * MiB;
 
-/** Runs it; rejects when an input failed. */
+/** Runs the fuzzer; rejects if an input fails. */
 export async function run(args: string[]): Promise<void> {
   const { seconds, seed, target: targets, save, replay: file } = parse(args, {
     seconds: positive(60),
@@ -62,7 +62,7 @@ async function fuzz(target: string, seconds: number, seed: number, save: boolean
     console.log(`${target}: FAILED: ${failure}`);
     crashes.set(failure, corpus.keepFailure(target, input));
   };
-  // Alone, after all that ran before, so that what it adds is its own.
+  // Runs one input and keeps it if it adds coverage to all earlier inputs.
   const judge = async (input: Uint8Array) => {
     await attempt(input);
     if (await coverage.take() === 0) return;
@@ -76,7 +76,7 @@ async function fuzz(target: string, seconds: number, seed: number, save: boolean
   if (kept.length === 0) await judge(new Uint8Array(1));
   const fromCorpus = kept.length;
   let shownAt = elapsed();
-  // What the fuzzer itself finds on the way is one of a batch: which, they are run again to tell.
+  // Coverage is read once per batch. If a batch adds coverage, its inputs run again one by one to find out which did.
   const one = () => kept[next(kept.length)]!;
   while (elapsed() < seconds && crashes.size < 10) {
     const batch = Array.from({ length: BATCH }, () => mutate(one(), one(), next));
@@ -87,7 +87,9 @@ async function fuzz(target: string, seconds: number, seed: number, save: boolean
       for (const input of batch) await judge(input);
     }
     const { heapUsed } = Deno.memoryUsage();
-    if (heapUsed > HEAP) throw new Error(`The heap holds ${Math.round(heapUsed / MiB)} MiB after ${inputs} inputs`);
+    if (heapUsed > HEAP) {
+      throw new Error(`The heap is ${Math.round(heapUsed / MiB)} MiB after ${inputs} inputs, bound ${HEAP / MiB} MiB`);
+    }
     if (elapsed() < shownAt + 10) continue;
     shownAt = elapsed();
     console.log(
@@ -111,7 +113,7 @@ async function fuzz(target: string, seconds: number, seed: number, save: boolean
   return crashes.size;
 }
 
-/** Of these inputs, short ones first, those that reach what the ones before do not. */
+/** Minimizes a corpus: returns the inputs, shortest first, that add coverage to the previous ones. */
 async function smallest(inputs: Uint8Array[], target: string, catcher: Catcher): Promise<Uint8Array[]> {
   using coverage = await Coverage.start();
   await coverage.take();
@@ -126,14 +128,16 @@ async function smallest(inputs: Uint8Array[], target: string, catcher: Catcher):
 
 async function replay(file: string): Promise<void> {
   const [target = "", hex = ""] = (await Deno.readTextFile(file)).trim().split(" ");
-  if (!(target in corpus.TARGETS)) throw new TypeError(`${file} does not begin with the name of a target`);
+  if (!(target in corpus.TARGETS)) {
+    throw new TypeError(`Cannot replay ${file}: expected the name of a target, received "${target}"`);
+  }
   await corpus.TARGETS[target]!(Uint8Array.fromHex(hex));
   console.log(`${target}: ${hex.length / 2} bytes, no failure`);
 }
 
-/** Runs inputs and catches whatever goes wrong: errors, rejections that nobody handles, and loops without an end. */
+/** Runs inputs and detects errors, unhandled rejections and endless loops. */
 class Catcher {
-  // The input that runs, where the watchdog sees it.
+  // The current input, shared with the watchdog.
   readonly #shared = new SharedArrayBuffer(12 + LONGEST);
   readonly #head = new Int32Array(this.#shared, 0, 3);
   readonly #bytes = new Uint8Array(this.#shared, 12);
@@ -146,7 +150,7 @@ class Catcher {
     this.#watchdog = new Worker(new URL("../fuzz/watchdog.ts", import.meta.url), { workerData: watched });
   }
 
-  /** Says what failed, with every cause. */
+  /** Runs an input; returns its failure with all causes. */
   async run(target: string, input: Uint8Array): Promise<string | undefined> {
     this.#bytes.set(input.subarray(0, LONGEST));
     this.#head[1] = input.length;

@@ -1,5 +1,5 @@
 /**
- * Hostile peers with the full counts, the victim in a process of its own, whose memory and processor time are measured.
+ * Runs every attack with full counts, against a victim in a child process, and measures its memory and CPU time.
  *
  * @module
  */
@@ -11,17 +11,17 @@ import { CASES } from "../hostile/table.ts";
 import type { Role } from "../hostile/victim.ts";
 import { anyText, flag, names, parse } from "./shared/options.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
-  "Every attack on either role and version, and what it costs: [--only A1,B1] [--json FILE] [--list]";
+  "Every attack on both roles and versions, with its cost: [--only A1,B1] [--json FILE] [--list]";
 
-/** One line of the report. */
+/** The result of one case, one line of the report. */
 interface Result {
   id: string;
   name: string;
   role: Role;
   version: number;
-  /** What came of it: "held", or how it broke. */
+  /** "held", or the failure. */
   outcome: string;
   hasHeld: boolean;
   seconds: number;
@@ -29,7 +29,7 @@ interface Result {
   notes: string[];
 }
 
-/** Runs it; rejects when a case is broken. */
+/** Runs the cases; exits with code 1 if one fails. */
 export async function run(args: string[]): Promise<void> {
   const { only, json, list } = parse(args, {
     only: names([...new Set(CASES.flatMap(({ id, name }) => [id, name]))]),
@@ -77,7 +77,7 @@ function line({ id, name, role, version, outcome, seconds, figures, notes }: Res
   const extra = [...notes];
   if (closed !== undefined) extra.push(`closed in ${closed.toFixed(1)} ms`);
   if (canary.length > 0) extra.push(`canary ${percentile(canary, 0.99).toFixed(1)} ms`);
-  if (share !== undefined) extra.push(`another session has ${share.toFixed(2)} of its share`);
+  if (share !== undefined) extra.push(`another session at ${share.toFixed(2)} of its fair share`);
   return [
     `${id} ${name}`.padEnd(28),
     `${role} v${version}`,

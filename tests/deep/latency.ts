@@ -1,6 +1,6 @@
 /**
- * Sluice over a long link: client, link and server are three processes, and the cells take turns in every round. What a
- * link is here stands in `latency/link.ts`.
+ * Measures Sluice over a link with delay: client, link and server are three processes, and the cells run in interleaved
+ * rounds. `latency/link.ts` simulates the link.
  *
  * @module
  */
@@ -26,36 +26,36 @@ import {
 } from "./shared/ends.ts";
 import { anyText, integer, parse } from "./shared/options.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
-  "The speed over 50 ms and 1 Gbit/s beside a bare socket and Go's smux: [--rounds 5] [--json FILE]";
+  "The speed over 50 ms and 1 Gbit/s, compared with a bare socket and Go's smux: [--rounds 5] [--json FILE]";
 
 const ROUND_TRIP = 50;
 const BITS_PER_SECOND = 1e9;
 const ENOUGH = 0.9;
-// TCP is at full speed after a round trip here, since the link loses nothing; windows need some more to grow.
+// Warm-up and measurement in milliseconds. TCP needs one round trip, since the link drops no data; windows need more.
 const WARM = 2000;
 const TIME = 3000;
-// For this time from the first byte on, in milliseconds, one stream must keep this much of a bare socket's rate.
+// Over the first FIRST milliseconds, one stream must reach this ratio to a bare socket's rate.
 const FIRST = 5000;
 const FIRST_ENOUGH = 0.93;
-// Within these milliseconds a stream must be at ENOUGH of a bare socket's rate: the first, and one after another.
+// Milliseconds within which a stream must reach ENOUGH of a bare socket's rate: the first stream, and a later one.
 const FIRST_START = 350;
 const NEXT_START = 3 * ROUND_TRIP;
-// Some round trips are measured in this time.
+// Time for measuring round trips, in milliseconds.
 const ECHO_TIME = 1200;
 const BUSY = 100;
 const UNREAD = 31;
 
-/** What is measured, and beside what. */
+/** A configuration to measure, and its bounds. */
 interface Cell extends AnyCell {
-  /** Whether the ends are joined directly. */
+  /** Whether the ends are connected without a link. */
   isNear?: boolean;
-  /** Whether its ratio must be {@linkcode ENOUGH}. */
+  /** Whether its ratio must be at least {@linkcode ENOUGH}. */
   isPromised?: boolean;
-  /** Whether its rate in the time {@linkcode FIRST} must be {@linkcode FIRST_ENOUGH} of a bare socket's. */
+  /** Whether its rate over {@linkcode FIRST} must be at least {@linkcode FIRST_ENOUGH} of a bare socket's. */
   startsWell?: boolean;
-  /** The milliseconds within which it must be at {@linkcode ENOUGH} of a bare socket's rate. */
+  /** Milliseconds within which it must reach {@linkcode ENOUGH} of a bare socket's rate. */
   startsWithin?: number;
 }
 
@@ -113,17 +113,17 @@ const DEFAULTS: Plan = {
   port: 0,
 };
 
-/** What a cell gave in one round. */
+/** The result of a cell in one round. */
 interface Outcome extends AnyOutcome {
-  /** Bytes a second in the time {@linkcode FIRST}. */
+  /** Bytes per second over {@linkcode FIRST}. */
   first?: number;
-  /** Milliseconds until a round trip's worth came at {@linkcode ENOUGH} of its rate. */
+  /** Milliseconds until the rate over one round trip reached {@linkcode ENOUGH} of the cell's rate. */
   start?: number;
-  /** Milliseconds until a round trip's worth came faster than any before, and its bytes a second. */
+  /** Each new maximum of the rate over one round trip: its time in milliseconds, and the bytes per second. */
   climb?: [number, number][];
 }
 
-/** Runs it; rejects when bytes were wrong or one of our own cells hangs. */
+/** Runs the cells; rejects if bytes are wrong or a cell of Sluice hangs. */
 export async function run(args: string[]): Promise<void> {
   const { rounds, json } = parse(args, { rounds: integer(5, 1), json: anyText });
   await using folder = await makeFolder("latency");
@@ -139,7 +139,7 @@ export async function run(args: string[]): Promise<void> {
   const where = machine();
   console.log(conditions(where, rounds));
   console.log(
-    `The link: ${ROUND_TRIP} ms and 1 Gbit/s asked for, round trip of one byte ${spread(trips, fixed(1))} ms`,
+    `The link: nominally ${ROUND_TRIP} ms and 1 Gbit/s, measured round trip of one byte ${spread(trips, fixed(1))} ms`,
   );
   console.log(`\n${table(cells, outcomes)}\n`);
   for (const line of verdicts(cells, outcomes, median(trips))) console.log(line);
@@ -165,9 +165,9 @@ async function measure(cell: Cell, go?: string): Promise<Outcome> {
   const plan = { ...DEFAULTS, ...cell.plan };
   const ends = await runEnds(cell, plan, { go, ...(cell.isNear ? {} : { link }) });
   const receiver = plan.sender === "client" ? ends.server : ends.client;
-  // Without them there was nothing to keep its throughput beside.
+  // Too few unread bytes: the cell did not measure throughput beside stalled streams.
   if (receiver.unread !== undefined && receiver.unread < plan.unread * INITIAL_WINDOW) {
-    throw new Error(`only ${receiver.unread} bytes were unread`);
+    throw new Error(`expected at least ${plan.unread * INITIAL_WINDOW} unread bytes, received ${receiver.unread}`);
   }
   const samples = receiver.samples!;
   const rate = rateBetween(samples, WARM, WARM + TIME);
@@ -181,7 +181,7 @@ function climbOf(samples: [number, number][]): [number, number][] {
   let from = 0;
   let best = 0;
   for (const [time, bytes] of samples) {
-    // Data comes in one burst a round trip while the window is small: less would see the burst only.
+    // A small window sends one burst per round trip: a shorter interval would measure the burst only.
     while (from + 1 < samples.length && samples[from + 1]![0] <= time - ROUND_TRIP) from++;
     const [timeBefore, bytesBefore] = samples[from]!;
     if (time < ROUND_TRIP) continue;
@@ -193,12 +193,12 @@ function climbOf(samples: [number, number][]): [number, number][] {
   return climb;
 }
 
-/** When the rate was reached; `Infinity` if it never was. */
+/** Returns the time at which the rate was reached, or `Infinity`. */
 function timeTo(rate: number, climb: [number, number][]): number {
   return climb.find(([, reached]) => reached >= rate)?.[0] ?? Infinity;
 }
 
-/** The cell of a bare socket on the same link. */
+/** Returns the name of the bare socket's cell on the same link. */
 function bareOf({ peer, plan, isNear }: Cell): string | undefined {
   if (peer === "bare" || isNear) return undefined;
   return plan.sender === "server" ? BACK : FORTH;
@@ -207,7 +207,7 @@ function bareOf({ peer, plan, isNear }: Cell): string | undefined {
 const ofRate = ({ rate }: Outcome) => rate;
 const ofFirst = ({ first }: Outcome) => first;
 
-/** Milliseconds to {@linkcode ENOUGH} of a bare socket's rate, of each round in which there is one. */
+/** Returns the milliseconds to {@linkcode ENOUGH} of a bare socket's rate, for each round that has both. */
 function starts(cell: Cell, outcomes: Outcomes<Outcome>): number[] {
   const bare = outcomes.get(bareOf(cell) ?? "") ?? [];
   return outcomes.get(cell.name)!.flatMap(({ climb }, round) => {
@@ -244,34 +244,34 @@ function table(cells: Cell[], outcomes: Outcomes<Outcome>): string {
   }
   return `${markdown(rows)}
 
-The median, in brackets the least and the most. MB/s: over ${TIME / 1000} s, from ${
+Median, with minimum and maximum in brackets. MB/s: over ${TIME / 1000} s, from ${
     WARM / 1000
   } s after the first byte; every byte was
-compared. ratio: in the same round. ms to 90 %: from the first byte until the last ${ROUND_TRIP} ms had brought 90 % of the MB/s.
+checked. ratio: in the same round. ms to 90 %: until the rate over ${ROUND_TRIP} ms reached 90 % of the MB/s.
 MB/s of ${
     FIRST / 1000
-  } s: from the first byte. of bare: to the bare socket whose same end sends, in the same round. ms to 90 % of bare: as ms to
-90 %, but of that socket's MB/s. A stream after another: from its own first byte; the other was at full speed before.`;
+  } s: from the first byte. of bare: ratio to the bare socket with the same sender, in the same round.
+ms to 90 % of bare: the same for that socket's MB/s. Times start at the first byte of the stream.`;
 }
 
 function verdicts(cells: Cell[], outcomes: Outcomes<Outcome>, roundTrip: number): string[] {
   const lines = cells.flatMap((cell) => {
     const { name, beside, isPromised, startsWell, startsWithin } = cell;
-    const said: string[] = [];
+    const results: string[] = [];
     if (isPromised) {
       const result = verdict(ratios(outcomes, name, beside, ofRate), (ratio) => ratio >= ENOUGH, share);
-      said.push(`${name}: at least ${ENOUGH} of ${beside}: ${result}`);
+      results.push(`${name}: at least ${ENOUGH} of ${beside}: ${result}`);
     }
     const bare = bareOf(cell);
     if (startsWell) {
       const result = verdict(ratios(outcomes, name, bare, ofFirst), (ratio) => ratio >= FIRST_ENOUGH, share);
-      said.push(`${name}: at least ${FIRST_ENOUGH} of ${bare} over the first ${FIRST / 1000} s: ${result}`);
+      results.push(`${name}: at least ${FIRST_ENOUGH} of ${bare} over the first ${FIRST / 1000} s: ${result}`);
     }
     if (startsWithin !== undefined) {
       const result = verdict(starts(cell, outcomes), (time) => time <= startsWithin, whole);
-      said.push(`${name}: at ${ENOUGH} of ${bare} within ${startsWithin} ms: ${result}`);
+      results.push(`${name}: at ${ENOUGH} of ${bare} within ${startsWithin} ms: ${result}`);
     }
-    return said;
+    return results;
   });
   const go = (outcomes.get(GO_2) ?? []).flatMap(({ rate }) =>
     rate === undefined ? [] : [rate * roundTrip / 1000 / 1024]

@@ -1,16 +1,16 @@
 /**
- * Runs one of the long tests, which the everyday run leaves out: `deno task deep NAME [ARGUMENT...]`.
+ * Runs a long test, which `deno task test` does not include: `deno task deep NAME [ARGUMENT...]`.
  *
- * Every other module in this folder is one, named as its file. Without a name, lists them.
+ * Every other module in this folder is a long test, named after its file. Without NAME, lists the long tests.
  *
  * @module
  */
 
-/** What each of the long tests exports. */
+/** The exports of a long test. */
 interface DeepTest {
-  /** What it does, in one line. */
+  /** One line for the list, with the options. */
   description: string;
-  /** Runs it; it rejects when the test fails. */
+  /** Runs the test; rejects if the test fails. */
   run(args: string[]): Promise<void>;
 }
 
@@ -25,7 +25,7 @@ const [name, ...args] = Deno.args;
 if (name !== undefined && names.includes(name)) {
   await (await load(name)).run(args);
 } else {
-  if (name !== undefined) console.error(`There is no long test named ${name}.`);
+  if (name !== undefined) console.error(`Unknown long test: ${name}`);
   const width = Math.max(0, ...names.map((name) => name.length));
   for (const name of names) console.log(`${name.padEnd(width)}  ${(await load(name)).description}`);
   Deno.exit(name === undefined ? 0 : 1);

@@ -1,7 +1,8 @@
 /**
- * A hundred thousand streams held open between two processes, on one session or on a thousand, and what each costs.
+ * Holds a hundred thousand streams open between two processes, on one session or on a thousand, and measures their
+ * memory.
  *
- * They are opened and left idle; then every one of them has to answer. On the server a handler waits on each stream.
+ * The streams are opened and left idle; then each must answer. On the server, a handler reads from each stream.
  *
  * @module
  */
@@ -16,44 +17,44 @@ import { readExactly } from "../support.ts";
 import { integer, parse } from "./shared/options.ts";
 import { program } from "./shared/program.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
-  "100 000 idle streams on 1 session, and 100 on each of 1000: what each costs, and all answer: [--streams 100000]";
+  "Memory of 100 000 idle streams on 1 session, and of 100 on each of 1000: [--streams 100000]";
 
 const VERSIONS = [1, 2] as const;
 const SESSIONS = [1, 1000];
 const SIZE = 8;
-// What an idle stream may cost in the heap, and an idle session in all.
+// Maximum heap bytes of an idle stream, and maximum resident bytes of an idle session.
 const STREAM_BOUND = 2048;
 const SESSION_BOUND = 64 * 1024;
-// Streams that are answered at the same time.
+// Concurrent exchanges.
 const PARALLEL = 1000;
-// A cell of a thousand sessions takes half a minute; one that takes so long, in milliseconds, hangs.
+// Timeout of a cell, in milliseconds; a cell of a thousand sessions takes half a minute.
 const PATIENCE = 120_000;
 
-/** What two processes hold, and what it costs. */
+/** The sessions between two processes, and the streams of each session. */
 interface Cell {
   version: 1 | 2;
   sessions: number;
   streams: number;
 }
 
-/** Bytes of a process. */
+/** Memory in bytes. */
 interface Usage {
   resident: number;
   heap: number;
 }
 
-/** Bytes for each session without streams, for each idle stream, and for each that has answered and waits. */
+/** Memory per session without streams, per idle stream, and per stream that has answered and has a pending read. */
 interface Costs {
   session: Usage;
   idle: Usage;
   answered: Usage;
-  /** The server's, for each idle stream on which a handler waits. */
+  /** On the server, per idle stream with a pending read. */
   server: Usage;
 }
 
-/** Runs it; rejects when a stream does not answer, or costs more than its bound. */
+/** Runs the cells; rejects if a stream does not answer, or if memory exceeds its bound. */
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--ask") return await ask(JSON.parse(args[1]!));
   if (args[0] === "--answer") return await answer(args[1] === "1" ? 1 : 2);
@@ -61,7 +62,7 @@ export async function run(args: string[]): Promise<void> {
   await using folder = await makeFolder("many-streams");
   const above: string[] = [];
   const go = await buildGoPeers(folder.path);
-  if (go === undefined) console.log("Go or its smux is not here: nothing to compare with");
+  if (go === undefined) console.log("Skipping Go: go or its packages are not installed");
   for (const version of VERSIONS) {
     for (const sessions of SESSIONS) {
       const streams = Math.floor(all / sessions);
@@ -75,23 +76,23 @@ export async function run(args: string[]): Promise<void> {
       if (go?.names.includes(`go${version}`)) {
         const plan = { connections: sessions, streams, size: SIZE, eager: false, microtasks: 0, messages: 0 };
         const theirs = await cell(`go${version}`, { kind: "streams", ...plan, ...NO_TIME }, undefined, go);
-        // It counts for each stream of one session.
+        // The Go peer reports memory per stream of one session.
         const usage = { resident: theirs.resident! / sessions, heap: theirs.heap! / sessions };
-        const among = sessions > 1 ? ", its share of a session among it" : "";
+        const among = sessions > 1 ? ", including its share of a session" : "";
         console.log(`  Go's, answered   ${theirs.error ?? show(usage) + among}`);
       }
-      if (idle.heap > STREAM_BOUND) above.push(`${name}: ${Math.round(idle.heap)} bytes of heap an idle stream`);
+      if (idle.heap > STREAM_BOUND) above.push(`${name}: ${Math.round(idle.heap)} bytes of heap per idle stream`);
       if (sessions > 1 && session.resident > SESSION_BOUND) {
-        above.push(`${name}: ${Math.round(session.resident)} bytes an idle session`);
+        above.push(`${name}: ${Math.round(session.resident)} bytes per idle session`);
       }
     }
   }
-  const bounds = `${STREAM_BOUND} bytes of heap a stream and ${SESSION_BOUND} bytes a session`;
+  const bounds = `${STREAM_BOUND} bytes of heap per stream and ${SESSION_BOUND} bytes per session`;
   if (above.length > 0) throw new Error(`Above ${bounds}: ${above.join("; ")}`);
   console.log(`many_streams: every stream answered, within ${bounds}`);
 }
 
-// A plan for memory has no use for these.
+// Fields that a plan for memory does not use.
 const NO_TIME = { acceptors: 1, warm: 0, time: 0, port: 0 };
 
 function show({ resident, heap }: Usage): string {
@@ -114,7 +115,7 @@ function start(args: string[], stdin: "null" | "piped"): Deno.Command {
   });
 }
 
-/** The client: holds the streams, and prints what they cost. */
+/** The client: holds the streams, and prints their memory. */
 async function ask({ version, sessions, streams }: Cell): Promise<void> {
   const child = start(["--answer", `${version}`], "piped").spawn();
   const writer = child.stdin.getWriter();
@@ -145,7 +146,7 @@ async function ask({ version, sessions, streams }: Cell): Promise<void> {
     await stream.write(new Uint8Array(message.buffer));
     const answer = await readExactly(stream, SIZE);
     assertEquals(new Float64Array(answer.buffer)[0], n);
-    // As in Go's workload, somebody waits for what comes next.
+    // As in Go's workload, each stream has a pending read.
     stream.read(new Uint8Array(SIZE)).catch(() => {});
   };
   for await (const _ of pooledMap(PARALLEL, held.entries(), ([n, stream]) => exchange(stream, n)));
@@ -168,7 +169,7 @@ async function ask({ version, sessions, streams }: Cell): Promise<void> {
   await output.cancel();
 }
 
-/** The server: echoes on every stream, and prints what it costs for each line that comes. */
+/** The server: echoes on every stream, and prints its memory for each line of input. */
 async function answer(version: 1 | 2): Promise<void> {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   let streams = 0;
@@ -183,7 +184,7 @@ async function answer(version: 1 | 2): Promise<void> {
   const serveOne = async (conn: Deno.Conn) => {
     const session = Session.server(conn, { version, maxStreams: 2 ** 20, acceptBacklog: 2 ** 20 });
     for await (const stream of session) {
-      // A client that has its figures hangs up.
+      // The client disconnects when it has its figures.
       echo(stream).catch((error) => assert(error instanceof SessionClosedError, `${error}`));
     }
   };

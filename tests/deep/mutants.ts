@@ -1,6 +1,6 @@
 /**
- * Plants known bugs, one at a time, in a copy of the repository, and looks whether the tests find them: first the
- * simulation, then the quick tests that ought to.
+ * Plants known bugs, one at a time, in a copy of the repository, and checks that a test fails for each: first the
+ * simulation, then the quick tests of the bug.
  *
  * @module
  */
@@ -9,122 +9,123 @@ import { cp } from "node:fs/promises";
 import { makeFolder } from "../programs.ts";
 import { anyText, integer, parse } from "./shared/options.ts";
 
-/** What it does. */
-export const description = "Plants bugs in a copy and looks whether the tests find them: [--seeds 4000] [--only WORDS]";
+/** One line for the list of long tests. */
+export const description =
+  "Plants known bugs in a copy and expects a test to fail for each: [--seeds 4000] [--only WORDS]";
 
-/** One bug, and where it is planted. */
+/** A known bug, as a replacement in a source file. */
 export interface Mutant {
-  /** Says the bug. */
+  /** What the bug does. */
   name: string;
   file: string;
-  /** This text, which must stand in the file exactly once, becomes the other. */
+  /** The text to replace by `to`; must occur in the file exactly once. */
   from: string;
   to: string;
-  /** The quick tests to ask when the simulation sees nothing. */
+  /** The quick tests to run if the simulation does not fail. */
   tests?: string[];
 }
 
 /** The bugs. */
 export const MUTANTS: Mutant[] = [
   {
-    name: "the abort of a web stream cuts a write of the stream as well",
+    name: "aborting a web stream aborts writes of the stream too",
     file: "_send_half.ts",
     from: "    if (waiting === undefined || waiting.abortable !== signal) return;\n",
     to: "    if (waiting === undefined) return;\n",
     tests: ["web_streams_test.ts"],
   },
   {
-    name: "frames that are coalesced wait for the whole pass",
+    name: "coalesced frames wait for the end of the pass",
     file: "_coalesce.ts",
     from: "    return frames % FRAMES_PER_LOOK === 0 && ",
     to: "    return frames < 0 && ",
     tests: ["writer_test.ts"],
   },
   {
-    name: "a single reader is read for as if it were several",
+    name: "a single reader is treated as several",
     file: "_reader.ts",
     from: "link.read(count, isShared);",
     to: "link.read(count, true);",
     tests: ["transport_test.ts"],
   },
   {
-    name: "a buffer is given away whose rest is still to be decoded",
+    name: "a buffer is handed over before its rest is decoded",
     file: "transport.ts",
     from: "    return this.#isOwned && this.#references === 1;\n",
     to: "    return this.#isOwned;\n",
     tests: ["chunks_test.ts"],
   },
   {
-    name: "a window grows though the sender did not wait for credit",
+    name: "a window grows although the sender did not wait for credit",
     file: "_window.ts",
     from: "    if (waited >= roundTrip * MIN_WAITED_PART) {\n",
     to: "    if (waited >= 0) {\n",
     tests: ["window_test.ts"],
   },
   {
-    name: "bytes that stand in a queue shrink no window",
+    name: "a queue in the network does not shrink the window",
     file: "_window.ts",
     from: "    } else if (roundTrip > pool.roundTrip + MAX_QUEUE_DELAY_MS) {\n",
     to: "    } else if (roundTrip < 0) {\n",
     tests: ["window_test.ts"],
   },
   {
-    name: "a window that shrinks is not counted for what it promised",
+    name: "a shrunk window is counted without its promised credit",
     file: "_window.ts",
     from: "Math.min(this.#window, Math.max(this.#renewed, promised))",
     to: "this.#renewed",
     tests: ["window_test.ts", "properties_test.ts"],
   },
   {
-    name: "an idle stream keeps its growth",
+    name: "an idle stream keeps its grown window",
     file: "_window.ts",
     from: "    if (this.#window < window) this.#pool.reclaim();\n",
     to: "",
     tests: ["window_test.ts"],
   },
   {
-    name: "answers wait until the transport is read again",
+    name: "answers wait for the next read of the transport",
     file: "_reader.ts",
     from: "    if (this.#serving > 0) await this.#served();\n    if (this.#host.hasEnded) return now;\n",
     to: "    if (this.#host.hasEnded) return now;\n",
     tests: ["session_test.ts"],
   },
   {
-    name: "a cut chunk of a web stream counts only what had to wait",
+    name: "an aborted chunk of a web stream counts only the bytes that waited",
     file: "_send_half.ts",
     from: "    return this.#writeRest(p, count, signal, isListened, this.#begun);\n",
     to: "    return this.#writeRest(p.subarray(count), 0, signal, isListened, this.#begun);\n",
     tests: ["web_streams_test.ts"],
   },
   {
-    name: "the next read of the transport does not wait for the readers that were served",
+    name: "the next transport read does not wait for the readers served",
     file: "_reader.ts",
     from: "    if (--this.#serving === 0) queueMicrotask(this.#resume);\n",
     to: "    if (this.#serving-- > 0) queueMicrotask(this.#resume);\n",
     tests: ["session_test.ts"],
   },
   {
-    name: "a reader that does not read again holds back the transport",
+    name: "a reader that does not read again pauses the transport",
     file: "_reader.ts",
     from: "    this.#pass ??= clock.pass(this.#passed);\n",
     to: "    this.#pass ??= {};\n",
     tests: ["session_test.ts"],
   },
   {
-    name: "frames of one pass of the event loop leave one by one",
+    name: "frames of one pass are written one by one",
     file: "_coalesce.ts",
     from: "    else if (!this.#isHeld) this.#pass ??= clock.pass(this.#passed);\n",
     to: "    else if (!this.#isHeld) this.#queue();\n",
     tests: ["writer_test.ts"],
   },
   {
-    name: "FIN overtakes data that waits",
+    name: "FIN overtakes waiting data",
     file: "_send_half.ts",
     from: "    if (this.#isWriting) await this.#lockQueue.wait();\n",
     to: "",
   },
   {
-    name: "a stream is registered only after its SYN has left",
+    name: "a stream is registered only after its SYN was written",
     file: "_session_core.ts",
     from:
       "    this.streams.add(stream);\n    const waiting = stream.sending.open(signal);\n    if (waiting !== undefined) await this.#waitToOpen(stream, waiting);\n",
@@ -153,20 +154,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["window_test.ts"],
   },
   {
-    name: "the read loop waits for a place to accept",
+    name: "the read loop waits while the accept backlog is full",
     file: "_session_core.ts",
     from: "    return this.windows.unread >= this.settings.maxReceiveBuffer ||",
     to:
       "    return this.acceptor.pending >= this.settings.acceptBacklog ||\n      this.windows.unread >= this.settings.maxReceiveBuffer ||",
   },
   {
-    name: "close() credits what it drops with a late UPD",
+    name: "close() sends a UPD for the data it drops",
     file: "_receive_half.ts",
     from: '    this.#state = "closed";\n    this.#drop();\n',
     to: '    this.#state = "closed";\n    this.#consume(this.#drop());\n',
   },
   {
-    name: "UPD goes on after the peer's FIN",
+    name: "UPDs are sent after the peer's FIN",
     file: "_receive_half.ts",
     from: "    this.#isEndedByPeer = true;\n    this.#closeWindow();\n",
     to: "    this.#isEndedByPeer = true;\n",
@@ -178,25 +179,25 @@ export const MUTANTS: Mutant[] = [
     to: "      waiting.starvedFrom = undefined;\n",
   },
   {
-    name: "lost wake-up: reading does not resume when there is room",
+    name: "lost wake-up: reading does not resume when the buffer has room",
     file: "_session_core.ts",
     from: "    this.stalled?.read(stream);\n    this.reader.wake();\n",
     to: "    this.stalled?.read(stream);\n",
   },
   {
-    name: "lost wake-up: the next read in turn",
+    name: "lost wake-up: the next queued read",
     file: "_receive_half.ts",
     from: "this.#isReading = this.#readQueue?.notifyOne() ?? false;",
     to: "this.#isReading = false;",
   },
   {
-    name: "lost wake-up: the next write in turn",
+    name: "lost wake-up: the next queued write",
     file: "_send_half.ts",
     from: "this.#isWriting = this.#waiting?.queue?.notifyOne() ?? false;",
     to: "this.#isWriting = false;",
   },
   {
-    name: "lost wake-up: an open before the version is known",
+    name: "lost wake-up: a second open before the version is known",
     file: "_session_core.ts",
     from: "    this.#versionKnown?.notifyAll();\n",
     to: "    this.#versionKnown?.notifyOne();\n",
@@ -220,51 +221,51 @@ export const MUTANTS: Mutant[] = [
     to: "      if (this.sending.isFinished) this.#leave();\n      this.queueFin();\n    }\n    this.report();",
   },
   {
-    name: "the end of the transport is taken for FIN",
+    name: "the end of the transport counts as FIN",
     file: "_session_core.ts",
     from: "      stream.fail(makeError);\n      this.streams.delete(stream);\n",
     to:
       "      if (failure === undefined) stream.receiveFin();\n      stream.receiving.finishRead();\n      stream.fail(makeError);\n      this.streams.delete(stream);\n",
   },
   {
-    name: "close() does not release what is unread",
+    name: "close() does not release unread bytes",
     file: "_receive_half.ts",
     from: "    if (count > 0) this.#stream.refund(count);\n    return count;\n",
     to: "    return count;\n",
   },
   {
-    name: "a promised limit goes back",
+    name: "a promised limit decreases",
     file: "_window.ts",
     from: "return ((limit - this.#limit) | 0) > 0 ? limit : this.#limit;",
     to: "return (this.consumed + Math.min(this.#window, this.#pool.first)) >>> 0;",
     tests: ["window_test.ts"],
   },
   {
-    name: "a UPD that goes back is believed",
+    name: "a UPD with a lower consumed is accepted",
     file: "_window.ts",
     from: '    if (((consumed - this.#consumed) | 0) < 0) return "unchanged";\n',
     to: "",
   },
   {
-    name: "a partial transport write is taken for whole",
+    name: "a partial transport write counts as complete",
     file: "_writer.ts",
     from: "        if (count < length) count = await this.#writeRest(bytes, count);\n",
     to: "        if (count === 0) count = await this.#writeRest(bytes, count);\n",
   },
   {
-    name: "a second SYN makes a second stream",
+    name: "a duplicate SYN opens a second stream",
     file: "_session_core.ts",
     from: "    if (this.streams.get(id) !== undefined) return this.flood.uselessFrame();\n",
     to: "",
   },
   {
-    name: "a read that is filled in part is not settled at the end of the batch",
+    name: "a partly filled read does not settle at the end of the batch",
     file: "_receive_half.ts",
     from: "      this.#finishLater();\n      if (stop === end) return;\n",
     to: "      if (this.#filled === into.length) this.#finishLater();\n      if (stop === end) return;\n",
   },
   {
-    name: "the keepalive timer is not set again",
+    name: "the keepalive timer is not rescheduled",
     file: "_deadlines.ts",
     from: "    this.arm(host.checkStalled(now));\n    this.schedule();\n",
     to: "    this.arm(host.checkStalled(now));\n",
@@ -276,19 +277,19 @@ export const MUTANTS: Mutant[] = [
     to: "",
   },
   {
-    name: "the session's end leaves a reader waiting",
+    name: "the session's end leaves a read pending",
     file: "stream.ts",
     from: "    this.receiving.finishRead();\n    if (!this.#isDone)",
     to: "    if (!this.#isDone)",
   },
   {
-    name: "the session's end leaves a writer waiting for credit",
+    name: "the session's end leaves a write waiting for credit",
     file: "_send_half.ts",
     from: "    this.credit?.close();\n    this.sender?.close();\n",
     to: "    this.sender?.close();\n",
   },
   {
-    name: "another version is taken",
+    name: "a frame of the other version is accepted",
     file: "frame.ts",
     from: "    } else if (version !== this.#version) {\n",
     to: "    } else if (version !== 1 && version !== 2) {\n",
@@ -300,26 +301,26 @@ export const MUTANTS: Mutant[] = [
     to: "    if (command !== PSH && command !== SYN) {\n",
   },
   {
-    name: "an aborted write hides the bytes it sent",
+    name: "an aborted write rejects although it sent bytes",
     file: "_send_half.ts",
     from: "      if (isAborted && at > 0) return at;\n",
     to: "",
   },
   {
-    name: "a write that the session's close cut is ended as if whole",
+    name: "a write cut by Session.close() ends with FIN as if complete",
     file: "_send_half.ts",
     from: '      if (at < p.length && this.#state === "ending") this.#state = "cut";\n',
     to: "",
     tests: ["rules_close_test.ts"],
   },
   {
-    name: "close() of a session does not wait for what was written",
+    name: "Session.close() does not wait for written data",
     file: "_session_core.ts",
     from: "      await this.writer.flushed();\n",
     to: "",
   },
   {
-    name: "close() of a session does not wait for the peer",
+    name: "Session.close() does not wait for the peer",
     file: "_session_core.ts",
     from: "      this.deadlines.startLinger();\n",
     to: "      this.#end();\n",
@@ -332,75 +333,75 @@ export const MUTANTS: Mutant[] = [
     tests: ["stream_test.ts"],
   },
   {
-    name: "maxStreams is not kept",
+    name: "maxStreams is not enforced",
     file: "_acceptor.ts",
     from: "    if (this.#open >= this.#maxStreams) return true;\n",
     to: "",
   },
   {
-    name: "a rest outlives the session",
+    name: "the timer of a pause outlives the session",
     file: "_timeslice.ts",
     from: "    clock.clearTimer(this.#timer);\n",
     to: "",
     tests: ["timeslice_test.ts"],
   },
   {
-    name: "a write that waited does not begin a new turn",
+    name: "a write that waited does not start a new time slice",
     file: "_timeslice.ts",
     from: "    if (!this.#hasSettled) this.#startedAt = Infinity;\n",
     to: "",
     tests: ["timeslice_test.ts"],
   },
   {
-    name: "the timer outlives the session",
+    name: "the deadline timer outlives the session",
     file: "_deadlines.ts",
     from: "    this.#ended = true;\n    clock.clearTimer(this.#timer);\n",
     to: "    this.#ended = true;\n",
   },
   {
-    name: "after a freeze close() takes the peer for quiet whose bytes wait in the socket",
+    name: "after a freeze close() counts the peer as quiet before reading its bytes",
     file: "_deadlines.ts",
     from: "    this.#quietFrom = now;\n    this.#writer.excuse(",
     to: "    this.#writer.excuse(",
     tests: ["rules_close_test.ts"],
   },
   {
-    name: "two sessions that hold each other back never find out that the other is gone",
+    name: "two sessions that pause each other never time out",
     file: "_session_core.ts",
     from: "    return this.reader.isPaused ? Math.max(since, this.writer.stalledSince ?? Infinity) : since;\n",
     to: "    return this.reader.isPaused ? Infinity : since;\n",
     tests: ["rules_liveness_test.ts"],
   },
   {
-    name: "a write that stalled before reading was held back ends the session at once",
+    name: "a write that stalled before reading was paused ends the session at once",
     file: "_session_core.ts",
     from: "    return this.reader.isPaused ? Math.max(since, this.writer.stalledSince ?? Infinity) : since;\n",
     to: "    return this.reader.isPaused ? this.writer.stalledSince ?? Infinity : since;\n",
     tests: ["rules_liveness_test.ts"],
   },
   {
-    name: "a freeze uses up the timeout of close()",
+    name: "a freeze counts against the timeout of close()",
     file: "_deadlines.ts",
     from: "    this.#close.excuse(late, now);\n",
     to: "",
     tests: ["rules_close_test.ts"],
   },
   {
-    name: "a connection that was accepted while the server was stopped becomes a session",
+    name: "a connection accepted during shutdown becomes a session",
     file: "serve.ts",
     from: "      if (signal.aborted) {\n        closeQuietly(connection);",
     to: "      if (!signal) {\n        closeQuietly(connection);",
     tests: ["serve_test.ts"],
   },
   {
-    name: "the buffer that is being decoded is given back",
+    name: "the buffer being decoded is freed",
     file: "transport.ts",
     from: "    if (--this.#references === 0 && this.#isOwned) freeBuffer(this.bytes);\n",
     to: "    if (--this.#references <= 1 && this.#isOwned) freeBuffer(this.bytes);\n",
     tests: ["reentrancy_test.ts"],
   },
   {
-    name: "a stream is handed over before it is in the table",
+    name: "a stream is handed over before it is registered",
     file: "_session_core.ts",
     from: "    this.streams.add(stream);\n    if (!this.acceptor.add(stream)) this.decoder.interrupt();\n",
     to:
@@ -408,231 +409,231 @@ export const MUTANTS: Mutant[] = [
     tests: ["reentrancy_test.ts"],
   },
   {
-    name: "writes that try again after a timeout starve all else",
+    name: "retried writes after a timeout starve the event loop",
     file: "_send_half.ts",
     from: "Math.max(begun, since) + timeout",
     to: "since + timeout",
     tests: ["rules_close_test.ts"],
   },
   {
-    name: "a process that is always late judges nobody",
+    name: "an event loop that is always late never times out the peer",
     file: "_deadlines.ts",
     from: "this.since === this.#movedTo ? Infinity : this.limit",
     to: "this.limit",
     tests: ["rules_liveness_test.ts"],
   },
   {
-    name: "the time in which the process stood still counts as the peer's silence",
+    name: "the time of a freeze counts as the peer's silence",
     file: "_deadlines.ts",
     from: "    if (late > TIMER_LAG_MS) this.#excuse(late, now);\n",
     to: "",
     tests: ["rules_liveness_test.ts"],
   },
   {
-    name: "after a freeze the peer has only the time that was left before it",
+    name: "after a freeze the peer has only its remaining time",
     file: "_deadlines.ts",
     from: "this.since === this.#movedTo ? Infinity : this.limit",
     to: "Infinity",
     tests: ["rules_liveness_test.ts"],
   },
   {
-    name: "a freeze uses up the time to say what is wanted of a tunnel",
+    name: "a freeze counts against the handshake timeout of a tunnel",
     file: "tunnel/wait.ts",
     from: "if (late <= LATE) return run();",
     to: "if (late > 0) return run();",
     tests: ["tunnel_handshake_test.ts"],
   },
   {
-    name: "a tunnel accepts a secret with more behind it",
+    name: "a tunnel accepts a secret with a suffix",
     file: "tunnel/handshake.ts",
     from: "!await timingSafeEqual(authorization, `Bearer ${secret}`)",
     to: "!authorization.startsWith(`Bearer ${secret}`)",
     tests: ["tunnel_handshake_test.ts"],
   },
   {
-    name: "a request that ends early is answered as a target that fails",
+    name: "an incomplete request is answered like a failing target",
     file: "tunnel/handshake.ts",
     from: "request === undefined || error instanceof RangeError",
     to: "error instanceof RangeError",
     tests: ["tunnel_handshake_test.ts"],
   },
   {
-    name: "a name in a SOCKS request reaches the terminal as it is",
+    name: "a host name in a SOCKS request is logged without escaping",
     file: "tunnel/socks5.ts",
     from: "printable(String.fromCharCode(...await readExactly(client, length!)))",
     to: "String.fromCharCode(...await readExactly(client, length!))",
     tests: ["tunnel_socks5_test.ts"],
   },
   {
-    name: "a SOCKS request may be of any version",
+    name: "the version of a SOCKS request is not checked",
     file: "tunnel/socks5.ts",
     from: "  checkVersion(again!);\n",
     to: "",
     tests: ["tunnel_socks5_test.ts"],
   },
   {
-    name: "a freeze uses up the time to give credit after FIN",
+    name: "a freeze counts against the credit timeout after FIN",
     file: "_send_half.ts",
     from: "const isLate = now - due > TIMER_LAG_MS && !isExcused;",
     to: "const isLate = now < due && !isExcused;",
     tests: ["rules_close_test.ts"],
   },
   {
-    name: "a stream that is cut after its FIN seems whole",
+    name: "a stream cut after the peer's FIN reads as a clean end",
     file: "_receive_half.ts",
     from: '    this.#drop();\n    this.#state = "cut";\n',
     to: '    this.#drop();\n    this.#state = "failed";\n',
     tests: ["rules_limits_test.ts"],
   },
   {
-    name: "a reset with data unsent is a clean hang-up",
+    name: "a reset with unsent data counts as a clean close",
     file: "_session_core.ts",
     from: "      !this.writer.hasUnsentData && this.decoder",
     to: "      this.decoder",
     tests: ["rules_close_test.ts"],
   },
   {
-    name: "a stream that leaves takes another one with its id along",
+    name: "removing a stream removes a later one with the same id",
     file: "_table.ts",
     from: "if (this.#entries[entry.id] !== entry) return false;",
     to: "if (!(entry.id in this.#entries)) return false;",
     tests: ["table_test.ts"],
   },
   {
-    name: "thousands of streams hear of the end in one turn",
+    name: "thousands of streams are notified of the end without yielding",
     file: "_session_core.ts",
     from: "      if (stream.notifyWaiters() && ++notified % NOTIFY_BATCH === 0) await slice.yieldToEventLoop();\n",
     to: "      if (stream.notifyWaiters()) notified++;\n",
     tests: ["rules_close_test.ts"],
   },
   {
-    name: "a FIN overtakes the SYN that waits for room",
+    name: "FIN overtakes a SYN that waits for room",
     file: "_send_half.ts",
     from: "    this.#isWriting = true;\n    const waiting = this.#waiting = new Waiting();\n",
     to: "    const waiting = this.#waiting = new Waiting();\n",
     tests: ["session_test.ts"],
   },
   {
-    name: "a frame that the session's end took back counts as sent",
+    name: "a frame dropped by the session's end counts as sent",
     file: "_writer.ts",
     from: "    if (!frame.isEncoded) throw ENDED;\n",
     to: "",
     tests: ["rules_open_test.ts", "rules_close_test.ts", "writer_test.ts"],
   },
   {
-    name: "a view of half a buffer is kept whatever it costs beside that",
+    name: "a view of half a buffer is kept although its own cost exceeds the bound",
     file: "_chunks.ts",
     from: " >= bytes.buffer.byteLength + VIEW_COST_BYTES)",
     to: " >= bytes.buffer.byteLength)",
     tests: ["rules_limits_test.ts"],
   },
   {
-    name: "way is given by waiting for another thread",
+    name: "yielding waits for another thread",
     file: "_clock.ts",
     from: "setImmediate === undefined ? leave() : passTasks(setImmediate)",
     to: "leave()",
     tests: ["timeslice_test.ts"],
   },
   {
-    name: "who always has more to send keeps the process to itself",
+    name: "a peer that always has data to read starves the event loop",
     file: "_reader.ts",
     from: "    if (!flood.isExhausted) return await this.slice.yieldToEventLoop();\n",
     to: "    if (!flood.isExhausted) return now;\n",
     tests: ["session_test.ts"],
   },
   {
-    name: "who always takes more keeps the process to itself",
+    name: "a transport whose writes never block starves the event loop",
     file: "_writer.ts",
     from: "        if (length >= COALESCE_BYTES && slice.isExpired(clock.now())) await slice.yieldToEventLoop();\n",
     to: "",
     tests: ["session_test.ts"],
   },
   {
-    name: "writes that the session's end cut say of one another what was taken",
+    name: "writes cut by the session's end share one bytesWritten",
     file: "_session_core.ts",
     from: "bytesWritten > 0 ? own() : sharedByWrites ??= own()",
     to: "sharedByWrites ??= own()",
     tests: ["stream_test.ts"],
   },
   {
-    name: "a read that the session's end cuts rejects with the error of a write",
+    name: "a read cut by the session's end rejects with the error of a write",
     file: "_session_core.ts",
     from: "      if (bytesWritten === undefined) return shared ??= own();\n      return bytesWritten > 0 ?",
     to: "      return bytesWritten! > 0 ?",
     tests: ["stream_test.ts"],
   },
   {
-    name: "a join whose write is stuck does not notice that its stream is lost",
+    name: "a join with a stuck write does not notice the loss of its stream",
     file: "serve.ts",
     from: "    if (error !== undefined) lost(error);\n",
     to: "",
     tests: ["serve_test.ts"],
   },
   {
-    name: "a join drops what the peer of a lost stream had sent whole",
+    name: "a join drops complete data of a lost stream",
     file: "serve.ts",
     from: "    if (core?.receiving.isWhole) await rest.catch(() => {});\n",
     to: "",
     tests: ["serve_test.ts"],
   },
   {
-    name: "a chunk that cannot be written leaves the peer waiting",
+    name: "an invalid chunk of a web stream does not abort the stream",
     file: "_web_streams.ts",
     from: "      this.abort();\n      throw error;\n",
     to: "      throw error;\n",
     tests: ["web_streams_test.ts"],
   },
   {
-    name: "an idle pipe into a stream does not notice that it is lost",
+    name: "an idle pipe into a stream does not notice the stream's loss",
     file: "_web_streams.ts",
     from: "      controller.error(error);\n      this.abort();\n",
     to: "",
     tests: ["web_streams_test.ts"],
   },
   {
-    name: "data on its way to a stream that was closed here makes the peer wait",
+    name: "late data for a closed stream pauses the peer",
     file: "_session_core.ts",
     from: "    if (!stream.isEndedByPeer) this.flood.expectLateData();\n",
     to: "",
     tests: ["session_test.ts"],
   },
   {
-    name: "a burst of streams is refused before the acceptors have had a turn",
+    name: "a burst of streams is refused before the acceptors ran",
     file: "_acceptor.ts",
     from: "      } else if (this.#hadTurn) {\n",
     to: "      } else if (!this.#hadTurn) {\n",
     tests: ["accept_test.ts"],
   },
   {
-    name: "each SYN for a full channel has a turn of its own",
+    name: "each SYN for a full channel waits a turn of its own",
     file: "_acceptor.ts",
     from: "        this.#host.refuseArrived(stream);\n",
     to: "        this.#host.refuseArrived(stream);\n        this.#hadTurn = false;\n",
     tests: ["accept_test.ts"],
   },
   {
-    name: "streams that stall keep their credit while room is scarce",
+    name: "stalled streams keep their credit while room is scarce",
     file: "_window.ts",
     from: "    if (!this.#open || unread < this.#pool.share ||",
     to: "    if (!this.#open || unread >= 0 || unread < this.#pool.share ||",
     tests: ["window_test.ts"],
   },
   {
-    name: "streams that are opened while room is scarce start with a whole window",
+    name: "streams opened while room is scarce start with a whole window",
     file: "_window.ts",
     from: "    return this.#size < INITIAL_WINDOW;\n",
     to: "    return this.#pool.first < INITIAL_WINDOW;\n",
     tests: ["window_test.ts", "rules_credit_test.ts"],
   },
   {
-    name: "a stream whose credit was revoked gets none when it has been read",
+    name: "a stream whose credit was revoked receives none after it was read",
     file: "_window.ts",
     from: "if (!isFirst && !isLow && since <",
     to: "if (!isFirst && since <",
     tests: ["window_test.ts"],
   },
   {
-    name: "in version 1 only half of the stalled streams are cut",
+    name: "version 1 cuts only half of the stalled streams",
     file: "_stalled.ts",
     from: "if (stream.unread < share || (isGentle && this.#windows.unread <= this.#capacity / 2)) break;",
     to: "if (stream.unread < share || this.#windows.unread <= this.#capacity / 2) break;",
@@ -641,10 +642,10 @@ export const MUTANTS: Mutant[] = [
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
-// A bug may make a run hang for ever, in milliseconds.
+// Timeout of a run, in milliseconds: a bug may make it hang.
 const LIMIT = 2 * 60_000;
 
-/** Runs it; rejects when a bug was not found. */
+/** Runs the tests for each bug; rejects if a bug is not found. */
 export async function run(args: string[]): Promise<void> {
   const { seeds, only = "" } = parse(args, { seeds: integer(4000, 1), only: anyText });
   const mutants = MUTANTS.filter(({ name }) => name.includes(only));
@@ -653,7 +654,7 @@ export async function run(args: string[]): Promise<void> {
   await copyRepository(copy);
   const tests = [...new Set(mutants.flatMap(({ tests = [] }) => tests))];
   for (const mutant of mutants) plant(mutant, await Deno.readTextFile(`${copy}/${mutant.file}`));
-  // What fails without a bug finds none.
+  // Tests that fail without a bug prove nothing.
   const sound = await simulation(copy, seeds);
   if (!sound.success) throw new Error(`The simulation fails without any bug:\n${sound.output}`);
   const quick = tests.length === 0 ? sound : await quickTests(copy, tests);
@@ -669,21 +670,21 @@ export async function run(args: string[]): Promise<void> {
     if (finder !== undefined) found++;
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     console.log(
-      `${finder === undefined ? "NOT FOUND" : "found"}: ${mutant.name} (${finder ?? "by nothing"}, ${seconds} s)`,
+      `${finder === undefined ? "NOT FOUND" : "found"}: ${mutant.name} (${finder ?? "no test failed"}, ${seconds} s)`,
     );
   }
   console.log(`${found} of ${mutants.length} found`);
   if (found < mutants.length) throw new Error(`${mutants.length - found} bugs were not found`);
 }
 
-/** The text with the bug in it. */
+/** Returns the text with the bug; throws if `from` does not occur exactly once. */
 export function plant({ name, file, from, to }: Mutant, text: string): string {
   const parts = text.split(from);
   if (parts.length === 2) return parts.join(to);
-  throw new Error(`"${name}" cannot be planted: its text stands ${parts.length - 1} times in ${file}:\n${from}`);
+  throw new Error(`"${name}" cannot be planted: its text occurs ${parts.length - 1} times in ${file}:\n${from}`);
 }
 
-/** Says what found the bug. */
+/** Returns the name of the test that finds the bug, if one does. */
 async function find(copy: string, mutant: Mutant, seeds: number): Promise<string | undefined> {
   const checked = await deno(copy, ["check", "mod.ts"]);
   if (!checked.success) throw new Error(`"${mutant.name}" does not compile:\n${checked.output}`);

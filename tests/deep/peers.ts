@@ -1,6 +1,6 @@
 /**
- * Sluice beside its peers: client and server in two processes over TCP on the loopback, every workload in rounds in
- * which each peer has its turn, so that a busy machine is busy for all.
+ * Compares Sluice with its peers: client and server in two processes over loopback TCP, every workload in interleaved
+ * rounds, so that load on the machine affects all peers alike.
  *
  * @module
  */
@@ -13,8 +13,9 @@ import { makeFolder } from "../programs.ts";
 import { anyText, integer, names, parse } from "./shared/options.ts";
 import { progress } from "./shared/program.ts";
 
-/** What it does. */
-export const description = "The speed of every workload beside a bare socket and other multiplexers: [--rounds 5] " +
+/** One line for the list of long tests. */
+export const description =
+  "The speed of every workload, compared with bare sockets and other multiplexers: [--rounds 5] " +
   "[--only W1,W3] [--peers ours2,go2] [--json FILE] [--chart FILE] [--from FILE]";
 
 const BARE = "bare";
@@ -34,7 +35,7 @@ const PEERS: Record<string, string> = {
   http2: "Deno's node:http2",
   http2w: "Deno's node:http2 with windows of 16 MiB",
 };
-// Whom the chart shows, and by which name.
+// The peers in the chart, with their labels.
 const CHARTED: Record<string, string> = {
   ours1: "Sluice, v1",
   ours2: "Sluice, v2",
@@ -51,14 +52,14 @@ const LOCKED = ["locked1", "locked2"];
 const ONE_CORE: Cores = { client: 0, server: 0 };
 const TWO_CORES: Cores = { client: 0, server: 1 };
 
-/** A workload: what both processes do, who can do it, and where. */
+/** A workload: the plan of both processes, the peers that support it, and the cores. */
 interface Workload extends Row {
   plan: Partial<Plan>;
-  /** Who does it; everybody, but behind a lock, if it does not say. */
+  /** The peers that run it (default: all, except those behind a lock). */
   peers?: string[];
-  /** The cores to which the processes are tied. */
+  /** The cores to which the processes are pinned. */
   cores?: Cores;
-  /** Turns of each peer in so many rounds, if not that many. */
+  /** Turns of each peer, by the number of rounds (default: equal). */
   turns?: (rounds: number) => number;
 }
 
@@ -73,7 +74,7 @@ const bulk = (streams: number, size: number, how: Partial<Plan> = {}) => ({
 });
 const EAGER = { eager: true };
 const ALONE = [BARE, ...OURS];
-/** A workload whose callers do more between two calls than the benchmark's own loop. */
+/** A workload whose callers let microtasks pass between two calls. */
 const spending = (name: string, size: number) =>
   [4, 8, 16, 32].map((microtasks): Workload => ({
     name: `${name}@${microtasks}`,
@@ -81,7 +82,7 @@ const spending = (name: string, size: number) =>
     ...bulk(1, size, { microtasks }),
     peers: ALONE,
   }));
-/** A workload over web streams: by `pipeTo`, and by a reader and a writer. */
+/** A workload over web streams: with `pipeTo`, and with a reader and a writer. */
 const overWebStreams = (name: string, what: string, streams: number, size: number): Workload[] => [
   { name: `${name}w`, what: `${what}, pipeTo at both ends`, ...bulk(streams, size, { web: "pipe" }), peers: ALONE },
   {
@@ -92,7 +93,7 @@ const overWebStreams = (name: string, what: string, streams: number, size: numbe
   },
 ];
 
-/** What takes a moment is soon disturbed. */
+/** For short workloads, which vary more. */
 const twice = (rounds: number) => 2 * rounds;
 
 const accepting = (acceptors: number): Workload => ({
@@ -105,7 +106,7 @@ const accepting = (acceptors: number): Workload => ({
   turns: twice,
 });
 
-// On a core of its own a process is disturbed by its own compiler for the first second, which is not what p99 is to show.
+// Pinned to a core, a process competes with its own JIT compiler at first: a longer run keeps that out of p99.
 const pingPong = (name: string, where: string, cores?: Cores): Workload => ({
   name,
   what: `ping-pong 64 B${where}`,
@@ -115,7 +116,7 @@ const pingPong = (name: string, where: string, cores?: Cores): Workload => ({
   ...cores && { cores },
 });
 
-/** What a stream or a session takes hardly changes from round to round. */
+/** A workload that measures memory, in two rounds at most, because memory hardly varies between rounds. */
 const memory = (name: string, what: string, plan: Partial<Plan>): Workload => ({
   name,
   what,
@@ -145,8 +146,8 @@ const WORKLOADS: Workload[] = [
     ...bulk(streams, 65536, { kind: "join" }),
     peers: ALONE,
   })),
-  // Whether a process that waits is woken on the core of the other or on one that sleeps is most of a round trip, and
-  // chance decides it for each pair of processes: so both are measured as well.
+  // The scheduler wakes a waiting process on the other's core or on an idle one, at random for each pair of processes,
+  // and that dominates the round trip: measure both placements too.
   pingPong("W5", ""),
   pingPong("W5/1", ", both processes on one core", ONE_CORE),
   pingPong("W5/2", ", each process on a core of its own", TWO_CORES),
@@ -192,7 +193,7 @@ const DEFAULTS: Plan = {
   port: 0,
 };
 
-/** Runs it; rejects when one of our own cells fails. */
+/** Runs the comparison; rejects if a cell of Sluice fails. */
 export async function run(args: string[]): Promise<void> {
   const { rounds, only, peers, json, chart: picture, from } = parse(args, {
     rounds: integer(5, 1),
@@ -216,20 +217,20 @@ export async function run(args: string[]): Promise<void> {
   for (const [workload, byPeer] of Object.entries(report.results)) {
     for (const peer of [...OURS, ...LOCKED]) {
       const failed = byPeer[peer]?.find(({ error }) => error !== undefined);
-      if (failed !== undefined) throw new Error(`A cell of ours failed: ${workload}, ${peer}: ${failed.error}`);
+      if (failed !== undefined) throw new Error(`A cell of Sluice failed: ${workload}, ${peer}: ${failed.error}`);
     }
   }
 }
 
-/** What it needs, then all of it, then nothing left behind. */
+/** Builds the Go peers in a temporary folder and measures all workloads that can run here. */
 async function measureAll(chosen: Workload[], peers: string[], rounds: number): Promise<Report> {
   await using folder = await makeFolder("peers");
   const go = await buildGoPeers(folder.path);
   const missing = go?.missing ?? ["go", "its packages"];
-  if (missing.length > 0) console.error(`Without Go's peers that need what is not there: ${missing.join(", ")}.`);
+  if (missing.length > 0) console.error(`Skipping Go's peers: missing ${missing.join(", ")}`);
   const there = peers.filter((peer) => !peer.startsWith("go") || go?.names.includes(peer));
   const isTied = await canTie();
-  if (!isTied) console.error("Without what is tied to cores: it needs taskset and two of them.");
+  if (!isTied) console.error("Skipping workloads pinned to cores: needs taskset and two cores");
   const workloads = chosen.filter(({ cores }) => cores === undefined || isTied);
   return { machine: machine(), rounds, results: await measure(workloads, there, rounds, go) };
 }
@@ -252,11 +253,11 @@ async function measure(
       for (let n = 0; n < able.length; n++) {
         const peer = able[(turn + n) % able.length]!;
         const mine = byPeer[peer]!;
-        // Who failed would fail again, and some of them by hanging; ours has to go on.
+        // Skip a peer that failed before: it may hang again. Sluice always runs.
         if (mine.at(-1)?.error !== undefined && !OURS.includes(peer)) continue;
         progress(`${name} turn ${turn + 1} of ${turns}: ${peer}`);
         const plan = { ...DEFAULTS, ...workload.plan };
-        // What cannot be taken at once is no way of the bare socket.
+        // A bare socket has no tryWrite().
         if (peer === BARE) plan.eager = false;
         mine.push(await cell(peer, plan, workload.cores, go));
       }

@@ -1,7 +1,7 @@
 /**
- * Sluice over a slow link with a long queue: what an upload costs an echo beside it on the same session, and how much of
- * the link it uses. The link is the kernel's, in a network namespace; client and server are two processes, and the cells
- * take turns in every round.
+ * Measures Sluice over a slow link with a long queue: the delay of an echo during an upload on the same session, and
+ * the use of the link. The kernel shapes the link in a network namespace; client and server are two processes, and the
+ * cells run in interleaved rounds.
  *
  * @module
  */
@@ -28,16 +28,16 @@ import { anyText, integer, names, oneOf, parse } from "./shared/options.ts";
 
 const KEYS = ["bare", "ours2", "ours1", "go2", "bareDown", "ours2Down"] as const;
 
-/** What it does. */
-export const description = "An echo beside an upload, on a link of 10 Mbit/s with a queue of 400 ms, as root: " +
+/** One line for the list of long tests. */
+export const description = "An echo during an upload, on a link of 10 Mbit/s with a queue of 400 ms, as root: " +
   "[--rounds 5] [--only bare,ours2] [--link lo|veth] [--json FILE]";
 
 const QUEUE = ["tbf", "rate", "10mbit", "burst", "100k", "latency", "400ms"];
 const SIZE = 100;
-// Milliseconds: TCP has found the rate of the link, and what is measured after it.
+// Milliseconds of warm-up, in which TCP finds the rate of the link, and of measurement.
 const WARM = 3000;
 const TIME = 7000;
-// What must be kept of the rate of a bare socket, and by what an echo beside it may be exceeded.
+// Minimum ratio of the rate to a bare socket's, and maximum ratio of the echo's duration.
 const ENOUGH = 0.95;
 const NO_HIGHER = 1;
 
@@ -54,14 +54,14 @@ const CELLS: Record<typeof KEYS[number], Cell> = {
   ours2Down: { name: "ours v2, download", peer: "ours2", plan: DOWNLOAD, beside: DOWN },
 };
 
-/** What a cell gave in one round. */
+/** The result of a cell in one round. */
 interface Outcome extends AnyOutcome {
-  /** Milliseconds of the echo in the middle, and of the one that 95 % do not exceed. */
+  /** Duration of an echo in milliseconds: median and 95th percentile. */
   echo?: number;
   slow?: number;
 }
 
-/** Runs it; rejects when bytes were wrong or a cell hangs. */
+/** Runs the cells; rejects if bytes are wrong or a cell hangs. */
 export async function run(args: string[]): Promise<void> {
   const { rounds, only, link: [kind = KINDS[0]], json } = parse(args, {
     rounds: integer(5, 1),
@@ -72,7 +72,7 @@ export async function run(args: string[]): Promise<void> {
   try {
     await using _ = await makeLink(kind, "client", QUEUE);
   } catch (error) {
-    console.log(`Skipped, which is not passed: ${error instanceof Error ? error.message.trim() : error}`);
+    console.log(`Skipped, not passed: ${error instanceof Error ? error.message.trim() : error}`);
     return;
   }
   await using folder = await makeFolder("queue");
@@ -92,13 +92,13 @@ export async function run(args: string[]): Promise<void> {
   throwOurs(cells, outcomes);
 }
 
-/** What TCP finds the rate of a link with: how many of its bytes stand in a queue depends on that. */
+/** Returns TCP's congestion control, which determines how far TCP fills the queue. */
 async function congestionControl(): Promise<string> {
   return (await Deno.readTextFile("/proc/sys/net/ipv4/tcp_congestion_control")).trim();
 }
 
 async function measure(cell: Cell, kind: typeof KINDS[number], go?: string): Promise<Outcome> {
-  // Each cell has a link of its own: the kernel remembers what a connection was like.
+  // Each cell has a link of its own: the kernel caches metrics of earlier connections.
   await using link = await makeLink(kind, cell.plan.sender ?? "client", QUEUE);
   const plan: Plan = {
     echo: SIZE,
@@ -113,7 +113,7 @@ async function measure(cell: Cell, kind: typeof KINDS[number], go?: string): Pro
   const { client, server } = await runEnds(cell, plan, { go, at: link.at });
   const rate = rateBetween((plan.sender === "client" ? server : client).samples!, WARM, WARM + TIME);
   const echoes = client.echoes!.filter(([at]) => at >= WARM).map(([, time]) => time);
-  if (echoes.length === 0) throw new Error(`no echo was asked for after ${WARM} ms`);
+  if (echoes.length === 0) throw new Error(`no echo was requested after ${WARM} ms`);
   return { rate, echo: median(echoes), slow: percentile(echoes, 0.95) };
 }
 
@@ -136,19 +136,19 @@ function table(cells: Cell[], outcomes: Outcomes<Outcome>): string {
   }
   return `${markdown(rows)}
 
-The median of the rounds, in brackets the least and the most. MB/s: over ${TIME / 1000} s, from ${
+Median of the rounds, with minimum and maximum in brackets. MB/s: over ${TIME / 1000} s, from ${
     WARM / 1000
   } s after the first byte; every byte
-was compared. echo: the median of ${SIZE} bytes to the other end and back in that time, on another stream of the same session;
-of bare sockets, on another socket. of bare: in the same round.`;
+was checked. echo: median round trip of ${SIZE} bytes in that time, on another stream of the session (bare: on another
+socket). of bare: ratio to bare sockets in the same round.`;
 }
 
 function verdicts(cells: Cell[], outcomes: Outcomes<Outcome>): string[] {
   return cells.filter(({ beside }) => beside !== undefined).flatMap(({ name, beside }) => [
-    `${name}: the echo no higher than of ${beside}: ${
+    `${name}: echo at most that of ${beside}: ${
       verdict(ratios(outcomes, name, beside, ofEcho), (ratio) => ratio <= NO_HIGHER, fixed(2))
     }`,
-    `${name}: at least ${ENOUGH} of the rate of ${beside}: ${
+    `${name}: rate at least ${ENOUGH} of ${beside}: ${
       verdict(ratios(outcomes, name, beside, ofRate), (ratio) => ratio >= ENOUGH, fixed(3))
     }`,
   ]);

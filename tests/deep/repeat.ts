@@ -1,18 +1,18 @@
 /**
- * The everyday tests again and again, each time in another order: what fails only sometimes is a flake.
+ * Repeats `deno task test` in shuffled order to find flaky tests.
  *
  * @module
  */
 
 import { integer, parseWithWords } from "./shared/options.ts";
 
-/** What it does. */
-export const description = "`deno task test` in shuffled order, again and again: [--times 100] [FILE...]";
+/** One line for the list of long tests. */
+export const description = "`deno task test` in shuffled order, many times: [--times 100] [FILE...]";
 
-// A run that takes so long, in milliseconds, hangs.
+// Timeout of a run, in milliseconds.
 const LIMIT = 10 * 60_000;
 
-/** Runs it; rejects when a run failed. */
+/** Runs the tests; rejects if a run fails. */
 export async function run(args: string[]): Promise<void> {
   const { values: { times }, words: files } = parseWithWords(args, { times: integer(100, 1) });
 
@@ -58,7 +58,7 @@ async function test(seed: number, files: string[]): Promise<{ success: boolean; 
   return { success, output: decoder.decode(stdout) + decoder.decode(stderr) + hung };
 }
 
-/** The names under the heading of failures, or something that stands for a run that did not get there. */
+/** Returns the names of the failed tests, or a placeholder if the output lists none. */
 function failing(output: string): string[] {
   const [, list] = output.split(/^ FAILURES $/m);
   const names = Array.from(list?.matchAll(/^(.+?)( => .+:\d+:\d+| \(uncaught error\))$/gm) ?? [], ([, name]) => name!);

@@ -1,5 +1,5 @@
 /**
- * From one stream to ten thousand on one connection between two processes: what a byte costs, and what a stream costs.
+ * Measures the cost of a byte and of a stream, with 1 to 10 000 streams on one connection between two processes.
  *
  * @module
  */
@@ -11,53 +11,53 @@ import { readExactly, readSome } from "../support.ts";
 import { anyText, integer, parse } from "./shared/options.ts";
 import { program, progress } from "./shared/program.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
   "Speed with 1 to 10 000 streams on a connection: [--rounds 5] [--json FILE] [--chart FILE, an SVG]";
 
 const VERSIONS = [1, 2] as const;
 const COUNTS = [1, 10, 100, 1000, 10_000];
 const FIGURES = ["rate", "cost"] as const;
-// Ten thousand streams opened in one go exceed what a peer may have by default.
+// The defaults allow fewer than ten thousand streams.
 const LIMITS = { maxStreams: 16_384, acceptBacklog: 16_384 };
 
 const SIZE = 16 * 1024;
-/** Writes of one transfer, shared among its streams. */
+/** Writes of one transfer, over all streams. */
 const WRITES = 80_000;
-/** Streams opened and closed to measure the cost, but never more than so many times. */
+/** Streams opened and closed to measure the cost, and the maximum number of repetitions. */
 const [STREAMS, TIMES] = [40_000, 2000];
 
-// Each KiB of what is sent begins with its place in here, and every write begins a KiB further on than the one before
-// it: so all streams share these bytes, which fit in a cache, and yet what is lost, doubled or out of place shows.
+// Each KiB of data starts with its position in `source`, and each write starts one KiB after the previous one. All
+// streams share these bytes, which fit in a CPU cache; lost, duplicate or misplaced data is still detected.
 const BLOCK = 1024;
 const PLACES = 64;
 const words = Uint32Array.from({ length: (PLACES * BLOCK + SIZE) / 4 }, (_, n) => n);
 const source = new Uint8Array(words.buffer);
 
-// What grows with the square of the number costs ten times as much a step. Up to twice as much is the machine's own: a
-// buffer for each of 10 000 streams fits in no cache near a core, and the garbage collector finds more alive.
+// Quadratic growth multiplies the cost by 10 per step. Linear growth may reach 2: buffers of 10 000 streams exceed the
+// CPU caches, and the garbage collector visits more live objects.
 const BOUND = 2;
-// A cell takes some seconds; so many milliseconds it takes when it hangs.
+// Timeout of a cell, in milliseconds; a cell takes some seconds.
 const PATIENCE = 60_000;
 
-/** Megabytes a second, or microseconds to open and close a stream. */
+/** MB/s, or microseconds to open and close a stream. */
 type Figure = typeof FIGURES[number];
 type Version = typeof VERSIONS[number];
 
-/** What one pair of processes measures. */
+/** The measurement of one pair of processes. */
 interface Cell {
   figure: Figure;
   version: Version;
   count: number;
 }
 
-/** Runs it; rejects when a byte is wrong, or a step costs more than its share. */
+/** Runs the test; rejects if a byte is wrong, or if a step is worse than linear. */
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--ask") return await ask(JSON.parse(args[1]!));
   if (args[0] === "--answer") return await answer(Number(args[1]), args[2] === "1" ? 1 : 2);
   const { rounds, json, chart } = parse(args, { rounds: integer(5, 1), json: anyText, chart: anyText });
 
-  // A machine that changes its pace does so between rounds: what is compared follows one upon the other.
+  // Cells that are compared run one after another, because the speed of a machine changes over time.
   const columns = FIGURES.flatMap((figure) => VERSIONS.map((version) => ({ figure, version })));
   const cells = columns.flatMap((column) => COUNTS.map((count): Cell => ({ ...column, count })));
   const results = cells.map((cell) => ({ ...cell, values: [] as number[] }));
@@ -91,7 +91,7 @@ export async function run(args: string[]): Promise<void> {
       return median(values(figure, version, count).map((value, round) => value / before[round]!));
     }),
   }));
-  console.log(`\nThe factor of each step, the median of those of the rounds:\n`);
+  console.log(`\nThe factor of each step, median of the rounds:\n`);
   console.log(table([
     ["streams", ...heading],
     ...steps.map(({ name, factors }) => [name, ...factors.map((factor) => `× ${factor.toFixed(2)}`)]),
@@ -110,7 +110,7 @@ export async function run(args: string[]): Promise<void> {
         log,
       });
     const rate = draw("rate", "Throughput, all streams together", "MB/s", "x");
-    const cost = draw("cost", "Opening so many streams, then closing them", "µs a stream", "both");
+    const cost = draw("cost", "Opening all streams, then closing them", "µs a stream", "both");
     await Deno.writeTextFile(chart, stack(rate, cost));
   }
 
@@ -120,10 +120,10 @@ export async function run(args: string[]): Promise<void> {
       text: `a ${figure === "rate" ? "byte" : "stream"} of v${version} from ${name} streams`,
     }))
   ).sort((a, b) => b.growth - a.growth);
-  const tell = growths.map(({ growth, text }) => `${text} × ${growth.toFixed(2)}`);
+  const described = growths.map(({ growth, text }) => `${text} × ${growth.toFixed(2)}`);
   const worse = growths.filter(({ growth }) => growth > BOUND).length;
-  if (worse > 0) throw new Error(`Worse than linear, × ${BOUND} at most: ${tell.slice(0, worse).join("; ")}`);
-  console.log(`\nNo step is worse than linear: most grew the cost of ${tell[0]}, and × ${BOUND} is the bound.`);
+  if (worse > 0) throw new Error(`Worse than linear, × ${BOUND} at most: ${described.slice(0, worse).join("; ")}`);
+  console.log(`\nNo step is worse than linear. Largest growth: ${described[0]}; bound: × ${BOUND}.`);
 }
 
 /** Runs a cell in two fresh processes. */
@@ -141,7 +141,7 @@ async function measure(cell: Cell): Promise<number> {
   throw new Error(`${JSON.stringify(cell)} ${limit.aborted ? `took over ${PATIENCE} ms` : "failed"}`);
 }
 
-/** The client: measures a cell, and prints what comes out. */
+/** The client: measures a cell and prints the result. */
 async function ask({ figure, version, count }: Cell): Promise<void> {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const child = new Deno.Command(Deno.execPath(), {
@@ -156,7 +156,7 @@ async function ask({ figure, version, count }: Cell): Promise<void> {
     await control.closeWrite();
     await session.close();
   } finally {
-    // A server that fails has more to say than that the session ended, and its life ends with ours.
+    // Wait for the server: it may print the cause of a failure.
     session.abort();
     await child.status;
   }
@@ -164,7 +164,7 @@ async function ask({ figure, version, count }: Cell): Promise<void> {
   if (code !== 0) throw new Error(`The server ended with code ${code}`);
 }
 
-/** Megabytes a second, as the server measures them. */
+/** Returns the MB/s measured by the server. */
 async function rate(session: Session, control: Stream, count: number): Promise<number> {
   const streams = await openAll(session, control, count, WRITES / count);
   await Promise.all(streams.map(send));
@@ -181,11 +181,11 @@ async function send(stream: Stream, n: number, { length }: Stream[]): Promise<vo
   await stream.closeWrite();
 }
 
-/** Microseconds a stream: to open all, until the server has them all, and to close all, until the server has too. */
+/** Returns the microseconds per stream to open all and to close all, including the server's side. */
 async function cost(session: Session, control: Stream, count: number): Promise<number> {
   const times = Math.min(STREAMS / count, TIMES);
   let started = 0;
-  for (let n = -Math.ceil(times / 4); n < times; n++) { // the first quarter warms
+  for (let n = -Math.ceil(times / 4); n < times; n++) { // the first quarter is the warm-up
     if (n === 0) started = performance.now();
     for (const stream of await openAll(session, control, count, 0)) stream.close();
     await readExactly(control, 16);
@@ -193,7 +193,7 @@ async function cost(session: Session, control: Stream, count: number): Promise<n
   return (performance.now() - started) * 1000 / (times * count);
 }
 
-/** Opens streams for so many writes each, and waits until the server has accepted the last. */
+/** Opens `count` streams, announces `writes` for each, and waits until the server has accepted all. */
 async function openAll(session: Session, control: Stream, count: number, writes: number): Promise<Stream[]> {
   await control.write(new Uint8Array(new Uint32Array([count, writes]).buffer));
   const streams: Stream[] = [];
@@ -202,7 +202,7 @@ async function openAll(session: Session, control: Stream, count: number, writes:
   return streams;
 }
 
-/** The server: accepts as many streams as the first one says, reads them to their end, and tells what it saw. */
+/** The server: for each request on the first stream, accepts and reads the streams, and sends the result back. */
 async function answer(port: number, version: Version): Promise<void> {
   const session = Session.server(await Deno.connect({ hostname: "127.0.0.1", port }), { version, ...LIMITS });
   const control = await session.acceptStream();
@@ -211,7 +211,7 @@ async function answer(port: number, version: Version): Promise<void> {
     const streams: Stream[] = [];
     while (streams.length < count!) streams.push(await session.acceptStream());
     const drain = new Drain(count! * writes! * SIZE);
-    const done = Promise.all(streams.map((stream, n) => drain.take(stream, n)));
+    const done = Promise.all(streams.map((stream, n) => drain.read(stream, n)));
     await control.write(new Uint8Array(1));
     await done;
     await control.write(new Uint8Array(drain.report().buffer));
@@ -220,7 +220,7 @@ async function answer(port: number, version: Version): Promise<void> {
   await session.closed;
 }
 
-/** Counts and checks what comes on all streams of a transfer. */
+/** Counts and checks the bytes received on all streams of a transfer. */
 class Drain {
   readonly #total: number;
   #bytes = 0;
@@ -231,7 +231,7 @@ class Drain {
     this.#total = total;
   }
 
-  async take(stream: Stream, n: number): Promise<void> {
+  async read(stream: Stream, n: number): Promise<void> {
     const p = new Uint8Array(this.#total === 0 ? 1 : SIZE);
     for (let position = 0;;) {
       const count = await stream.read(p);
@@ -244,14 +244,14 @@ class Drain {
       }
       position += count;
       this.#bytes += count;
-      // The first quarter warms; what comes after the last byte is the cost of streams, not of bytes.
+      // Measure from the end of the warm-up to the last byte: ending the streams is not part of the rate.
       if (this.#bytes >= this.#total / 4) this.#started ??= { at: performance.now(), bytes: this.#bytes };
       if (this.#bytes === this.#total) this.#ended = performance.now();
     }
     stream.close();
   }
 
-  /** How many bytes came, and how many megabytes of them a second. */
+  /** Returns the bytes received and the MB/s. */
   report(): Float64Array<ArrayBuffer> {
     const { at, bytes } = this.#started ?? { at: NaN, bytes: 0 };
     return new Float64Array([this.#bytes, (this.#bytes - bytes) / (this.#ended - at) / 1000]);

@@ -1,6 +1,6 @@
 /**
- * The seeded simulation, for as many seeds as there is time for: two whole sessions, their users and the connection
- * between them, in virtual time.
+ * Runs the seeded simulation for many seeds: two whole sessions, their users and the connection between them, in
+ * virtual time.
  *
  * @module
  */
@@ -8,15 +8,15 @@
 import { report, simulate } from "../simulation/simulate.ts";
 import { flag, integer, parse } from "./shared/options.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
-  "Two sessions under seeded chance, in virtual time: [--seeds 10000] [--from 0] [--seed N] [--twice] [--fail-fast]";
+  "Two sessions with seeded random events in virtual time: [--seeds 10000] [--from 0] [--seed N] [--twice] [--fail-fast]";
 
-// A seed that is looked at alone shows all that happened.
+// Length of the trace: with `--seed`, every event; otherwise the last ones.
 const WHOLE_TRACE = 1_000_000;
 const SHORT_TRACE = 60;
 
-/** Runs it; rejects when a seed failed, or was not the same the second time. */
+/** Runs the seeds; rejects if one fails, or if its second run differs. */
 export async function run(args: string[]): Promise<void> {
   const { seeds, from, seed: only, twice, "fail-fast": failsFast } = parse(args, {
     seeds: integer(10_000, 1),
@@ -29,7 +29,7 @@ export async function run(args: string[]): Promise<void> {
     const outcome = await simulate(only, WHOLE_TRACE);
     console.log(report(outcome));
     if (outcome.failures.length > 0) throw new Error(`Seed ${only} failed`);
-    console.log(`seed ${only}: nothing was wrong; trace ${outcome.hash}`);
+    console.log(`seed ${only}: no failure; trace ${outcome.hash}`);
     return;
   }
 
@@ -40,7 +40,7 @@ export async function run(args: string[]): Promise<void> {
   for (let seed = from; seed < from + seeds; seed++) {
     const outcome = await simulate(seed, SHORT_TRACE);
     const again = twice ? await simulate(seed, SHORT_TRACE) : outcome;
-    if (again.hash !== outcome.hash) outcome.failures.push("The second run was another one");
+    if (again.hash !== outcome.hash) outcome.failures.push("The second run differs from the first");
     done++;
     milliseconds += outcome.milliseconds;
     steps += outcome.steps;

@@ -1,8 +1,8 @@
 /**
- * Everything that sessions do, mixed, for as long as one likes: what leaks, however little of it, shows in the end.
+ * Runs all kinds of traffic at once for a long time, to find small leaks.
  *
- * Both ends are in one process and talk over TCP. From time to time all tasks finish what they do and rest; then the
- * heap is collected and measured, so that every sample sees the same state.
+ * Both ends are in one process and use TCP. At intervals, all tasks finish and pause; then the heap is collected and
+ * measured, so that every sample sees the same state.
  *
  * @module
  */
@@ -19,20 +19,20 @@ import { frame, MiB, pattern, readAll, readExactly, writeAll } from "../support.
 import { flag, integer, parse, positive } from "./shared/options.ts";
 import { program } from "./shared/program.ts";
 
-/** What it does. */
+/** One line for the list of long tests. */
 export const description =
-  "All kinds of traffic mixed, while heap, resources and timers are watched: [--minutes 10] [--seed 1]";
+  "All kinds of traffic at once, with checks for leaks of heap, resources and timers: [--minutes 10] [--seed 1]";
 
-// How far the heap may drift over the run, by a line through the samples.
+// Maximum drift of the heap over the run, by a linear fit of the samples.
 const DRIFT = MiB;
-// A line needs samples; a long run has one a minute.
+// Samples of a short run, for the linear fit; a long run takes one per minute.
 const FEWEST_SAMPLES = 12;
-// What takes longer hangs, in milliseconds: it is a few hundred streams or a few thousand reads at most.
+// Timeout of a task, in milliseconds; the longest tasks have some thousand reads.
 const LONGEST_TASK = 60_000;
-// Compiled code and its feedback come and go at first.
+// Fraction of the samples to ignore: compilation changes the heap at first.
 const WARM_UP = 0.25;
 
-// So many of a slow reader take some seconds.
+// Maximum reads of a slow reader, which need some seconds.
 const MOST_READS = 5000;
 
 const source = pattern(4 * MiB);
@@ -46,14 +46,14 @@ interface Sample {
   heap: number;
 }
 
-/** Runs it; rejects when something leaks or goes wrong. */
+/** Runs the test in a child process; rejects if something leaks or fails. */
 export async function run(args: string[]): Promise<void> {
   const { minutes, seed, inside } = parse(args, { minutes: positive(10), seed: integer(1), inside: flag });
   if (inside) {
     try {
       return await soak(minutes, seed);
     } catch (error) {
-      // Left to itself it would count as one more rejection that nobody handled, and the sessions would live on.
+      // Exit here: an unhandled rejection would only be counted, and the open sessions would keep the process alive.
       console.error(error);
       Deno.exit(1);
     }
@@ -63,7 +63,7 @@ export async function run(args: string[]): Promise<void> {
     stdin: "null",
   }).spawn().status;
   if (code !== 0) {
-    throw new Error(`It ended with code ${code}; again: deno task deep soak --minutes=${minutes} --seed=${seed}`);
+    throw new Error(`soak ended with code ${code}; again: deno task deep soak --minutes=${minutes} --seed=${seed}`);
   }
 }
 
@@ -86,7 +86,7 @@ async function soak(minutes: number, seed: number): Promise<void> {
     samples.push({ minutes: elapsed(), heap });
     console.log(
       `${elapsed().toFixed(1)} min: heap ${(heap / MiB).toFixed(2)} MiB, resident ${(rss / MiB).toFixed(0)} MiB, ` +
-        `${resources()} resources, ${timers.size} timers, ${unhandled.length} unhandled; ${place.told}`,
+        `${resources()} resources, ${timers.size} timers, ${unhandled.length} unhandled; ${place.summary}`,
     );
   }
   await place.close();
@@ -95,18 +95,18 @@ async function soak(minutes: number, seed: number): Promise<void> {
   const drift = slope(steady) * (steady.at(-1)!.minutes - steady[0]!.minutes);
   const left = resources() - before;
   console.log(
-    `soak: seed ${seed}, ${elapsed().toFixed(1)} minutes, ${place.told}; after the warm-up the heap drifted by ` +
+    `soak: seed ${seed}, ${elapsed().toFixed(1)} minutes, ${place.summary}; after the warm-up the heap drifted by ` +
       `${
         (drift / MiB).toFixed(2)
       } MiB over ${steady.length} samples; ${left} resources and ${timers.size} timers left, ` +
       `${unhandled.length} unhandled rejections`,
   );
   assertEquals(unhandled, [], "unhandled rejections");
-  assertEquals([left, timers.size], [0, 0], "resources and timers left");
+  assertEquals([left, timers.size], [0, 0], "leaked resources and timers");
   assert(Math.abs(drift) <= DRIFT, `the heap drifted by ${(drift / MiB).toFixed(2)} MiB`);
 }
 
-/** A server, sessions to it, and what is done on them. */
+/** A server, sessions with it, and the tasks on these sessions. */
 class Place {
   readonly #random: Random;
   readonly #listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -120,18 +120,18 @@ class Place {
     this.#random = random(seed);
   }
 
-  /** Opens the sessions that last. */
+  /** Opens the long-lived sessions. */
   async open(): Promise<void> {
     for (const version of VERSIONS) this.#sessions.push(Session.client(await this.#connect(), { version }));
   }
 
-  /** How much was done. */
-  get told(): string {
+  /** The number of finished tasks, and of bytes compared. */
+  get summary(): string {
     const counts = Array.from(this.#counts, ([name, count]) => `${count} ${name}`);
     return `${counts.join(", ")}, ${(this.#bytes / 2 ** 30).toFixed(2)} GiB`;
   }
 
-  /** Does everything at once, each again and again, until it is time to rest. */
+  /** Runs all tasks concurrently, each in a loop, until `isOver` returns true. */
   async work(isOver: () => boolean): Promise<void> {
     const again = async (name: string, task: () => Promise<void>) => {
       do {
@@ -162,11 +162,11 @@ class Place {
     await Promise.all(tasks);
   }
 
-  /** Sees that nothing is under way. */
+  /** Asserts that the sessions are idle. */
   async check(): Promise<void> {
     if (this.#problem !== undefined) throw this.#problem;
     for (const session of this.#sessions) {
-      // What an aborted stream had asked for is still on its way.
+      // Data for an aborted stream may still be in flight.
       for (let n = 0; n < 50 && session.stats().bytesUnread + session.stats().streams > 0; n++) await delay(20);
       const { streams, bytesUnread } = session.stats();
       assertEquals({ streams, bytesUnread }, { streams: 0, bytesUnread: 0 });
@@ -185,14 +185,14 @@ class Place {
     return Deno.connect({ hostname: "127.0.0.1", port: (this.#listener.addr as Deno.NetAddr).port });
   }
 
-  /** Peers that hang up, speak nonsense or abort are what is expected here; anything else is not. */
+  /** Records an error of the server, except those that disconnecting or invalid peers cause. */
   #judge(error: unknown): void {
     if (!(error instanceof Error) || error.name === "AssertionError" || error instanceof TypeError) {
       this.#problem ??= error;
     }
   }
 
-  /** Messages there and back on one stream. */
+  /** Echoes messages on one stream. */
   async #echo(stream: Stream, messages: number, most = 100_000): Promise<void> {
     await stream.write(Uint8Array.of(ECHO));
     for (let n = 0; n < messages; n++) {
@@ -213,7 +213,7 @@ class Place {
     this.#bytes += p.length;
   }
 
-  /** More than the first window, read late and in small pieces. */
+  /** Downloads up to 1 MiB, with late and small reads. */
   async #download(stream: Stream): Promise<void> {
     const length = this.#random(MiB);
     await stream.write(Uint8Array.of(SOURCE, ...new Uint8Array(new Uint32Array([length]).buffer)));
@@ -241,12 +241,12 @@ class Place {
     await stream.closed;
   }
 
-  /** Gives up in the middle: a read, a write, or the stream. */
+  /** Aborts reads and writes, or closes their stream, at a random time. */
   async #abort(stream: Stream): Promise<void> {
     const controller = new AbortController();
     const { signal } = controller;
-    const reason = new Error("given up");
-    // Less than the first window: an answer to a stream that is closed gets no credit, and waits for its timeout.
+    const reason = new Error("aborted on purpose");
+    // Echo less than the initial window: a closed stream grants no credit, so a longer echo would wait for its timeout.
     const [op, most] = this.#random(2) === 0 ? [ECHO, 200_000] : [SINK, MiB];
     await stream.write(Uint8Array.of(op));
     const work = Promise.allSettled([
@@ -263,7 +263,7 @@ class Place {
     }
   }
 
-  /** A session of its own, in either version, that ends in one way or the other. */
+  /** Opens a session in a random version, and ends it by close() or abort(). */
   async #session(): Promise<void> {
     const session = Session.client(await this.#connect(), { version: VERSIONS[this.#random(2)]! });
     const streams = await Promise.all(Array.from({ length: 1 + this.#random(20) }, () => session.openStream()));
@@ -276,7 +276,7 @@ class Place {
     await session.closed.catch(() => {});
   }
 
-  /** More streams than the server lets in: those it refuses end at once, empty. */
+  /** Opens more streams than `maxStreams`: refused streams end at once, without data. */
   async #refusal(): Promise<void> {
     const session = Session.client(await this.#connect(), { version: VERSIONS[this.#random(2)]! });
     const streams = await Promise.all(Array.from({ length: 80 }, () => session.openStream()));
@@ -286,7 +286,7 @@ class Place {
     await session.close();
   }
 
-  /** A peer that begins well and then sends something else. */
+  /** A peer that sends valid frames, then mutated ones. */
   async #hostile(): Promise<void> {
     const conn = await this.#connect();
     const version = VERSIONS[this.#random(2)]!;
@@ -300,7 +300,7 @@ class Place {
       await conn.closeWrite();
       while (await conn.read(new Uint8Array(4096)) !== null);
     } catch (error) {
-      // It resets us, as it should; after that the connection cannot even be closed in one direction.
+      // The server resets the connection, as it must; after that closeWrite() fails too.
       const { ConnectionReset, BrokenPipe, NotConnected } = Deno.errors;
       if (![ConnectionReset, BrokenPipe, NotConnected].some((kind) => error instanceof kind)) throw error;
     } finally {
@@ -318,12 +318,15 @@ class Place {
   }
 
   #compare(actual: Uint8Array, expected: Uint8Array): void {
-    assert(equals(actual, expected), `${actual.length} bytes came back and are not the ${expected.length} sent`);
+    assert(
+      equals(actual, expected),
+      `Received ${actual.length} bytes that differ from the ${expected.length} bytes sent`,
+    );
     this.#bytes += actual.length;
   }
 }
 
-/** The server's side of every stream. */
+/** The server's handler of a stream. */
 async function answer(stream: Stream): Promise<void> {
   const op = new Uint8Array(1);
   if (await stream.read(op) === null) return;
@@ -342,7 +345,7 @@ async function answer(stream: Stream): Promise<void> {
   await stream.closeWrite();
 }
 
-/** The timers that the library has set. */
+/** Replaces the clock's timers; returns the set of pending ones. */
 function countTimers(): Set<Timer> {
   const timers = new Set<Timer>();
   const { setTimer, clearTimer } = clock;
@@ -361,14 +364,14 @@ function countTimers(): Set<Timer> {
   return timers;
 }
 
-/** How many entries the runtime's table of open resources has. */
+/** Returns the number of entries in the runtime's resource table. */
 function resources(): number {
   const { internal } = Deno as unknown as { internal: symbol };
   const { core } = (Deno as unknown as Record<symbol, { core: { resources(): Record<string, string> } }>)[internal]!;
   return Object.keys(core.resources()).length;
 }
 
-/** Bytes a minute, by least squares. */
+/** Returns the slope in bytes per minute, by least squares. */
 function slope(samples: Sample[]): number {
   const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const [x, y] = [mean(samples.map(({ minutes }) => minutes)), mean(samples.map(({ heap }) => heap))];

@@ -1,8 +1,9 @@
 /**
- * Stalled visitors of a tunnel, and what they do to the other connections of that tunnel.
+ * Measures the effect of stalled visitors on the other connections of a tunnel.
  *
- * A visitor downloads without reading, or uploads to a target that does not read. Every cell of the matrix runs in fresh
- * processes: the target, both ends of the tunnel, the visitors, and the one that measures. A cell takes 11 s to 1 min.
+ * A visitor downloads without reading, or uploads to a target that does not read. Every cell of the matrix runs in
+ * fresh processes: the target, both ends of the tunnel, the visitors, and the one that measures. A cell takes 11 to
+ * 60 s.
  *
  * @module
  */
@@ -22,70 +23,69 @@ const WAYS = ["forward", "reverse", "socks"] as const;
 const DIRECTIONS = ["download", "upload"] as const;
 const PACES = ["never", "little"] as const;
 
-/** What it does. */
-export const description =
-  "Stalled visitors of a tunnel, and what they do to its other connections: [--count 40,120,5000] " +
+/** One line for the list of long tests. */
+export const description = "The effect of stalled visitors on a tunnel's other connections: [--count 40,120,5000] " +
   "[--version 1,2] [--way forward,reverse,socks] [--direction download,upload] [--pace never,little] [--json FILE]";
 
 const TUNNEL = `${import.meta.dirname}/../../tunnel.ts`;
 
-// Times are milliseconds. This one begins when all visitors have arrived; it is longer than the 30 s without progress
-// after which a session is lost.
+// Times are milliseconds. LONGEST starts when all visitors have connected. It exceeds the 30 s without progress after
+// which a session is lost.
 const LONGEST = 45_000;
-// This one begins when the first of them arrives: 5000 take 10 s.
+// LONGEST_IN_ALL starts when the first visitor connects: 5000 visitors need 10 s.
 const LONGEST_IN_ALL = 53_000;
-// The state is settled when nothing has changed for this long, and every fresh connection was answered.
+// The state is settled when it has not changed for this time and every fresh connection was answered.
 const SETTLED = 10_000;
-// A cell ends itself after this long, whatever it waits for.
+// Timeout of a cell.
 const PATIENCE = 58_000;
 const SAMPLE = 500;
 const BYSTANDER_PAUSE = 250;
 const FRESH_PAUSE = 100;
-// A fresh connection that is not answered after this long counts as unanswered.
+// Timeout of a fresh connection, which then counts as unanswered.
 const FRESH_PATIENCE = 5000;
-// The longest time without an answer that is not a failure.
+// Maximum time without an answer.
 const BOUND = 15_000;
 
 // A reader at the pace "little" reads this many bytes, then pauses.
 const [SIP, SIP_PAUSE] = [KiB, 1000];
 const CHUNK = 16 * KiB;
-// Visitors connect this many at a time.
+// Visitors that connect concurrently.
 const PARALLEL = 50;
 
 const DESCRIPTORS = 65_536;
-// Small socket buffers stall a visitor quickly: 5000 visitors then hold about 1 GiB of kernel memory, not tens. They are
-// set in a network namespace, which has settings of its own.
+// Small socket buffers stall a visitor quickly, and keep the kernel memory of 5000 visitors low. They are set in a
+// network namespace, which has settings of its own.
 const BUFFERS = "4096 16384 65536";
 const NAMESPACE = `ip link set lo up mtu 1500 && echo ${BUFFERS} > /proc/sys/net/ipv4/tcp_rmem && ` +
   `echo ${BUFFERS} > /proc/sys/net/ipv4/tcp_wmem`;
-// Without the namespace, the bytes that all visitors of a cell may send or be sent.
+// Without the namespace, the maximum of bytes that all visitors of a cell send or receive.
 const MOST_BYTES = 8192 * MiB;
 
-/** What one set of processes measures. */
+/** The configuration of one set of processes. */
 interface Cell {
   count: number;
   version: typeof VERSIONS[number];
   way: typeof WAYS[number];
   direction: typeof DIRECTIONS[number];
   pace: typeof PACES[number];
-  /** Bytes for each visitor; `null`: no limit. */
+  /** Maximum bytes for each visitor; `null`: no limit. */
   limit: number | null;
 }
 
-/** What visitors need to connect, and to stall. */
+/** A cell with the ports that visitors need. */
 interface Visit extends Cell {
-  /** Where the tunnel listens. */
+  /** The port on which the tunnel listens. */
   port: number;
-  /** Where the tunnel's server listens for its client. */
+  /** The port on which the tunnel's server listens for its client. */
   server: number;
   target: number;
 }
 
-/** What the visitors' process reports again and again. */
+/** A periodic report of the visitors' process. */
 interface Visited {
   /** Visitors that have connected. */
   arrived: number;
-  /** Those whose connection the tunnel has not closed. */
+  /** Visitors whose connection the tunnel has not closed. */
   connected: number;
   /** The client's port of each connection between the tunnel's ends that neither of them has closed. */
   links: number[];
@@ -93,7 +93,7 @@ interface Visited {
   moved: number;
 }
 
-/** Mebibytes by which the memory of a process grew at most. */
+/** Peak growth of the memory of a process, in MiB. */
 interface Growth {
   resident: number;
   anonymous: number;
@@ -102,15 +102,15 @@ interface Growth {
 /** One end of the tunnel. */
 interface End {
   growth: Growth;
-  /** The most descriptors it had open. */
+  /** Maximum of open descriptors. */
   descriptors: number;
-  /** How it ended before it was ended: empty if it did not. */
+  /** How the process ended during the measurement; empty if it did not. */
   ended: string;
-  /** Each shape of the lines it logged, numbers replaced by N, and how often it came. */
+  /** Logged lines with numbers replaced by N, and the number of each. */
   log: Record<string, number>;
 }
 
-/** What comes out of a cell; times are milliseconds. */
+/** The measurements of a cell; times are milliseconds. */
 interface Figures {
   tried: number;
   answered: number;
@@ -120,24 +120,24 @@ interface Figures {
   unanswered: number;
   bystander: "lived" | "cut";
   bystanderGap: number;
-  /** Visitors that connected, and those that were still connected in the end. */
+  /** Visitors that connected, and visitors still connected at the end. */
   arrived: number;
   connected: number;
-  /** Connections between the ends, ever. */
+  /** Connections between the ends of the tunnel, over the whole run. */
   sessions: number;
-  /** Whether the first of them was closed, by either end. */
+  /** Whether the first of these connections was closed by either end. */
   isLost: boolean;
   took: number;
   isSettled: boolean;
   server: End;
   client: End;
-  /** How many descriptors a process may have. */
+  /** The limit of open descriptors of a process. */
   limit: number;
 }
 
 type Result = Cell & { figures?: Figures; error?: string };
 
-/** Runs it; rejects when a session was lost, a bystander was cut, or other connections had no answer for 15 s. */
+/** Runs the cells; rejects if a session is lost, a bystander is cut, or other connections have no answer for 15 s. */
 export async function run(args: string[]): Promise<void> {
   if (args[0] === "--cell") return await measure(JSON.parse(args[1]!));
   if (args[0] === "--target") return await serveTarget(JSON.parse(args[1]!));
@@ -151,15 +151,15 @@ export async function run(args: string[]): Promise<void> {
     json: anyText,
   };
   const chosen = parse(args, options);
-  if (Deno.build.os !== "linux") throw new Error(`It reads /proc, which ${Deno.build.os} does not have`);
+  if (Deno.build.os !== "linux") throw new Error(`stalled needs /proc, which ${Deno.build.os} does not have`);
 
   const isIsolated = await canIsolate();
   console.log(machine());
   console.log(
     isIsolated
-      ? `Each cell has a network namespace, with TCP buffers of ${BUFFERS} bytes (least, initial, most).`
-      : `Without a network namespace (it needs root, unshare and ip): buffers are the system's, and visitors of a cell ` +
-        `move ${MOST_BYTES / MiB} MiB at most. With many of them that may not be enough to stall them all.`,
+      ? `Each cell has a network namespace, with TCP buffers of ${BUFFERS} bytes (minimum, initial, maximum).`
+      : `No network namespace (needs root, unshare and ip): buffers are the system's, and visitors of a cell move ` +
+        `${MOST_BYTES / MiB} MiB at most, which may not stall all of them if there are many.`,
   );
 
   const cells = chosen.count.flatMap((count) =>
@@ -178,7 +178,7 @@ export async function run(args: string[]): Promise<void> {
   for (const [n, cell] of cells.entries()) {
     progress(`${n + 1} of ${cells.length}: ${name(cell)}`);
     results.push({ ...cell, ...await start(cell, isIsolated) });
-    // What was measured outlasts an interruption.
+    // Write after every cell, so that an interruption loses no results.
     if (chosen.json !== undefined) {
       await Deno.writeTextFile(chosen.json, JSON.stringify({ machine: machine(), isIsolated, results }) + "\n");
     }
@@ -189,7 +189,7 @@ export async function run(args: string[]): Promise<void> {
   for (const result of results) console.log(logs(result));
   const few = results.filter(({ count, figures }) => figures !== undefined && figures.limit < 2 * count + KiB);
   if (few.length > 0) {
-    console.log(`A process could have only ${few[0]!.figures!.limit} descriptors in: ${few.map(name).join(", ")}\n`);
+    console.log(`The limit of descriptors was only ${few[0]!.figures!.limit} in: ${few.map(name).join(", ")}\n`);
   }
   const problems = results.flatMap((result) => {
     const found = problemsOf(result);
@@ -198,17 +198,17 @@ export async function run(args: string[]): Promise<void> {
   if (problems.length > 0) {
     throw new Error(`${problems.length} of ${results.length} cells failed:\n${problems.join("\n")}`);
   }
-  console.log(`stalled: in ${results.length} cells the other connections were answered, and none was cut`);
+  console.log(`stalled: ${results.length} cells; the other connections were answered, and none was cut`);
 }
 
-/** Numbers of visitors, with commas between them. */
+/** Comma-separated numbers of visitors. */
 const counts: Option<number[]> = {
   isFlag: false,
   read(text, name) {
     if (text === undefined) return COUNTS;
     const values = text.split(",").map((value) => value.trim() === "" ? NaN : Number(value));
     if (values.every((value) => Number.isSafeInteger(value) && value >= 1)) return values;
-    throw new RangeError(`${name} must be integers of at least 1 with commas between them, received ${text}`);
+    throw new RangeError(`${name} must be comma-separated integers of at least 1, received ${text}`);
   },
 };
 
@@ -225,9 +225,9 @@ const HEAD = [
   "fresh answered",
   "median, ms",
   "worst, ms",
-  "none for, s",
+  "unanswered, s",
   "bystander",
-  "its gap, s",
+  "bystander gap, s",
   "still connected",
   "sessions",
   "server, MiB (anon)",
@@ -257,7 +257,7 @@ function row({ count, version, way, direction, pace, figures, error }: Result): 
   ];
 }
 
-/** What each end logged, below the name of the cell. */
+/** Returns the log lines of both ends, below the name of the cell. */
 function logs(result: Result): string {
   const { figures } = result;
   if (figures === undefined) return `${name(result)}: ${result.error}\n`;
@@ -283,7 +283,7 @@ function problemsOf({ figures, error }: Result): string[] {
   ];
 }
 
-/** Whether a cell can have a network namespace. */
+/** Returns whether a cell can have a network namespace. */
 async function canIsolate(): Promise<boolean> {
   if (findProgram("unshare") === undefined || findProgram("ip") === undefined) return false;
   const { success } = await new Deno.Command("unshare", { args: ["-n", "sh", "-c", NAMESPACE], stderr: "null" })
@@ -293,13 +293,13 @@ async function canIsolate(): Promise<boolean> {
 
 /** Runs a cell in fresh processes. */
 async function start(cell: Cell, isIsolated: boolean): Promise<{ figures?: Figures; error?: string }> {
-  // Those that it starts inherit the limit.
+  // Child processes inherit the limit.
   const script = `ulimit -n ${DESCRIPTORS} 2>/dev/null || ulimit -n $(ulimit -Hn); exec "$@"`;
   const shell = ["sh", "-c", isIsolated ? `${NAMESPACE} && { ${script}; }` : script, "sh"];
   const [command, ...args] = [...(isIsolated ? ["unshare", "-n"] : []), ...shell, Deno.execPath()];
   const child = new Deno.Command(command!, {
     args: [...args, ...program("stalled", "--cell", JSON.stringify(cell))],
-    // It ends, and so do all that it started, when this process does.
+    // When this process ends, so does its input, and with it the child and all processes that the child started.
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",
@@ -311,15 +311,17 @@ async function start(cell: Cell, isIsolated: boolean): Promise<{ figures?: Figur
   const [result, complaint] = await Promise.all(printed);
   await stdin.close().catch(() => {});
   if (success) return { figures: JSON.parse(result!) };
-  return { error: /^.*\b\w*Error: (.*)$/m.exec(complaint!)?.[1] ?? `it ended with code ${code}` };
+  return { error: /^.*\b\w*Error: (.*)$/m.exec(complaint!)?.[1] ?? `the cell ended with code ${code}` };
 }
 
 // The process that measures.
 
 async function measure(cell: Cell): Promise<void> {
-  // Not by `endWithInput`: those that it started must end first.
+  // Not `endWithInput`: the processes started here must end first.
   const abandoned = new AbortController();
-  Deno.stdin.readable.pipeTo(new WritableStream()).finally(() => abandoned.abort(new Error("it was abandoned")));
+  Deno.stdin.readable.pipeTo(new WritableStream()).finally(() =>
+    abandoned.abort(new Error("the parent process ended"))
+  );
   const signal = AbortSignal.any([abandoned.signal, AbortSignal.timeout(PATIENCE)]);
   await using started = new AsyncDisposableStack();
   const measured = measureIn(started, cell, signal);
@@ -328,7 +330,7 @@ async function measure(cell: Cell): Promise<void> {
   const figures = await Promise.race([measured, late.promise]);
   await started.disposeAsync();
   report(figures);
-  // What still waits for an answer does not keep this process.
+  // Exit even if a connection still waits for an answer.
   Deno.exit(0);
 }
 
@@ -355,7 +357,7 @@ async function measureIn(started: AsyncDisposableStack, cell: Cell, signal: Abor
   const targetPort = await portOf(target);
   const serverPort = await portOf(server);
   const connect = ["--connect", `${serverPort}`, "--smux", cell.version];
-  // A server that listens again after a lost session listens on the same port.
+  // A fixed port, because the server must listen on it again after a lost session.
   const at = cell.way === "reverse" ? freePort() : 0;
   const asked = cell.way === "socks" ? "0" : `${at}=${targetPort}`;
   const client = begin("run", "-A", TUNNEL, "client", ...connect, `--${cell.way}`, asked);
@@ -388,7 +390,8 @@ async function measureIn(started: AsyncDisposableStack, cell: Cell, signal: Abor
       isFull = true;
       until = Math.min(until, performance.now() + LONGEST);
     }
-    // What a target sends on for visitors that are gone, version 1 cannot stop.
+    // Without visitors, ignore the counters: in version 1 a target cannot be stopped from sending to visitors that
+    // left.
     const { arrived, connected } = visited();
     const isEmpty = arrived === cell.count && connected === 0;
     const now = isEmpty ? "empty" : `${last(target)} ${last(visitors)} ${bystander.isCut}`;
@@ -422,7 +425,7 @@ async function measureIn(started: AsyncDisposableStack, cell: Cell, signal: Abor
   return figures;
 }
 
-/** A free port that no connection is given by the system. */
+/** Returns a free port below the system's range of ephemeral ports. */
 function freePort(): number {
   for (let port = 20_000;; port++) {
     try {
@@ -434,12 +437,12 @@ function freePort(): number {
   }
 }
 
-/** The last whole line that a process printed. */
+/** Returns the last complete line that a process printed. */
 function last({ printed: { stdout } }: Watched): string {
   return stdout.slice(stdout.lastIndexOf("\n", stdout.length - 2) + 1, stdout.lastIndexOf("\n"));
 }
 
-/** One end of the tunnel while it is measured. */
+/** Measures one end of the tunnel. */
 class Watching {
   readonly #process: Watched;
   readonly #before: Growth;
@@ -479,13 +482,13 @@ class Watching {
       const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(status)![1]) / KiB;
       return { resident: field("VmRSS"), anonymous: field("RssAnon") };
     } catch {
-      // It has ended.
+      // The process has ended.
       return undefined;
     }
   }
 }
 
-/** The connection that was there before the visitors. */
+/** A connection that was opened before the visitors. */
 class Bystander {
   readonly #connection: Deno.Conn;
   gap = 0;
@@ -530,14 +533,14 @@ class Bystander {
   }
 }
 
-/** Connections made one after another. */
+/** Opens fresh connections one after another. */
 class Fresh {
   tried = 0;
-  /** How long each of the answered took. */
+  /** Milliseconds until each answer. */
   readonly times: number[] = [];
   gap = 0;
   answered: number;
-  /** When the last one went without an answer. */
+  /** The time of the last connection without an answer. */
   failed = -Infinity;
 
   constructor(began: number) {
@@ -548,7 +551,7 @@ class Fresh {
     while (!signal.aborted) {
       const began = performance.now();
       const isAnswered = await this.#try(plan, signal);
-      // One that the end of the cell cut short is not counted.
+      // Do not count a connection that the end of the cell interrupted.
       if (signal.aborted) return;
       const now = performance.now();
       this.tried++;
@@ -580,12 +583,12 @@ class Fresh {
   }
 }
 
-/** Waits, but not beyond the signal. */
+/** Waits until the time is over or the signal aborts. */
 async function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
   await setTimeout(milliseconds, undefined, { signal }).catch(() => {});
 }
 
-/** Says where to, if the tunnel wants to know. */
+/** Sends the SOCKS request for the target, if the way is SOCKS. */
 async function enter(connection: Deno.Conn, { way, target }: Visit): Promise<void> {
   if (way !== "socks") return;
   await writeAll(connection, new Uint8Array([5, 1, 0]));
@@ -595,7 +598,7 @@ async function enter(connection: Deno.Conn, { way, target }: Visit): Promise<voi
   if (code !== 0) throw new Error(`SOCKS answered with code ${code}`);
 }
 
-// The target: the first byte says whether to echo, to send without end, or to receive.
+// The target: the first byte selects echo ("e"), send without end ("d") or receive ("u").
 
 async function serveTarget({ pace, limit }: Cell): Promise<void> {
   endWithInput();
@@ -620,12 +623,12 @@ async function serveTarget({ pace, limit }: Cell): Promise<void> {
   }
 }
 
-/** Counts bytes of visitors. */
+/** Counts the bytes of visitors. */
 class Moved {
   bytes = 0;
 }
 
-/** Sends without end, or as much as the limit allows; settles when the connection breaks. */
+/** Sends without end, or up to the limit; rejects when the connection breaks. */
 async function send(connection: Deno.Conn, limit: number | null, moved: Moved): Promise<void> {
   const p = new Uint8Array(CHUNK);
   for (let left = limit ?? Infinity; left > 0;) {
@@ -636,7 +639,7 @@ async function send(connection: Deno.Conn, limit: number | null, moved: Moved): 
   await new Promise(() => {});
 }
 
-/** Reads nothing, or little; settles when it reads the end. */
+/** Reads nothing, or little; settles at the end of the stream. */
 async function stall(connection: Deno.Conn, pace: Cell["pace"], moved: Moved): Promise<void> {
   if (pace === "never") await new Promise(() => {});
   const p = new Uint8Array(SIP);
@@ -652,7 +655,7 @@ async function visit(plan: Visit): Promise<void> {
   endWithInput();
   const moved = new Moved();
   const ports = new Set<number>();
-  // Held, so that no connection is closed as garbage.
+  // References, so that no connection is closed by the garbage collector.
   const open: Deno.Conn[] = [];
   const print = () => {
     const sockets = established();
@@ -681,7 +684,7 @@ async function visit(plan: Visit): Promise<void> {
       if (connection === undefined) continue;
       ports.add(connection.localAddr.port);
       open.push(connection);
-      // A visitor that is cut does not come again.
+      // A visitor that is cut does not reconnect.
       stay(connection).catch(() => {});
     }
   };
@@ -690,12 +693,11 @@ async function visit(plan: Visit): Promise<void> {
 }
 
 /**
- * The ports, local and remote, of every TCP socket whose process has not closed it, and whose other end has not either.
- * The kernel is asked because a visitor that does not read cannot see that its connection was closed, and an end of the
- * tunnel that does not read logs nothing.
+ * Returns the local and remote port of every established TCP socket, which is one that neither end has closed. Reads
+ * the kernel's table, because a process that does not read cannot notice that its connection was closed.
  */
 function established(): Set<string> {
-  // The kernel lists some sockets twice and may leave one out when others come and go meanwhile: it is asked twice.
+  // Read the table twice: while sockets open and close, the kernel may omit a socket or list it twice.
   const list = () => Deno.readTextFileSync("/proc/net/tcp");
   const sockets = (list() + list()).matchAll(/:(\w{4}) \w+:(\w{4}) 01 /g);
   return new Set(Array.from(sockets, ([, local, remote]) => `${parseInt(local!, 16)} ${parseInt(remote!, 16)}`));

@@ -1,6 +1,6 @@
 /**
- * The tunnel beside `ssh -L`, socat and nothing between: every process on this machine, and the ways take turns in every
- * round, so that a busy machine is busy for all.
+ * Compares the tunnel with `ssh -L`, socat and a direct connection: all processes on this machine, in interleaved
+ * rounds, so that load on the machine affects all of them alike.
  *
  * @module
  */
@@ -11,8 +11,8 @@ import { lines, makeFolder, prepareSsh } from "../programs.ts";
 import { readAll, readExactly, readSome, writeAll } from "../support.ts";
 import { integer, parse } from "./shared/options.ts";
 
-/** What it does. */
-export const description = "The tunnel beside ssh -L, socat and a direct connection: [--rounds 5]";
+/** One line for the list of long tests. */
+export const description = "The tunnel compared with ssh -L, socat and a direct connection: [--rounds 5]";
 
 const TUNNEL = `${import.meta.dirname}/../../tunnel.ts`;
 const TARGET = import.meta.filename!;
@@ -25,11 +25,11 @@ const MANY = 1000;
 interface Way {
   name: string;
   port: number;
-  /** Its processes, whose memory counts. */
+  /** Ids of the processes whose memory is measured. */
   ids: number[];
 }
 
-/** What was measured of a way, one value a round. */
+/** The measurements of a way, one value per round. */
 type Figures = Record<"one" | "ten" | "p50" | "p99" | "many" | "memory", number[]>;
 
 const COLUMNS: Record<keyof Figures, string> = {
@@ -41,7 +41,7 @@ const COLUMNS: Record<keyof Figures, string> = {
   memory: "KiB each",
 };
 
-/** Runs it; rejects when bytes were lost. */
+/** Runs the comparison; rejects if bytes are lost. */
 export async function run(args: string[]): Promise<void> {
   const { rounds } = parse(args, { rounds: integer(5, 1) });
   await using started = new AsyncDisposableStack();
@@ -84,16 +84,16 @@ async function startWays(started: AsyncDisposableStack): Promise<Way[]> {
       await Promise.all([child.status, ...reading]);
     });
     line.promise.catch(() => {});
-    return { id: child.pid, said: await line.promise };
+    return { id: child.pid, port: await line.promise };
   };
   const deno = (script: string, ...args: string[]) =>
     spawn(Deno.execPath(), ["run", "-A", script, ...args], /listening on .*:(\d+)$/);
 
   const target = await deno(TARGET, "target");
-  const ways: Way[] = [{ name: "directly", port: Number(target.said), ids: [] }];
-  const server = await deno(TUNNEL, "server", "--listen", "0", "--allow", `127.0.0.1:${target.said}`);
-  const client = await deno(TUNNEL, "client", "--connect", server.said, "--forward", `0=${target.said}`);
-  ways.push({ name: "sluice", port: Number(client.said), ids: [server.id, client.id] });
+  const ways: Way[] = [{ name: "directly", port: Number(target.port), ids: [] }];
+  const server = await deno(TUNNEL, "server", "--listen", "0", "--allow", `127.0.0.1:${target.port}`);
+  const client = await deno(TUNNEL, "client", "--connect", server.port, "--forward", `0=${target.port}`);
+  ways.push({ name: "sluice", port: Number(client.port), ids: [server.id, client.id] });
   const free = () => {
     using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     return listener.addr.port;
@@ -104,11 +104,11 @@ async function startWays(started: AsyncDisposableStack): Promise<Way[]> {
       "-d",
       "-d",
       `TCP-LISTEN:${port},fork,reuseaddr,bind=127.0.0.1,backlog=1024`,
-      `TCP:127.0.0.1:${target.said}`,
+      `TCP:127.0.0.1:${target.port}`,
     ];
     const { id } = await spawn("socat", args, /listening on/);
     ways.push({ name: "socat", port, ids: [id] });
-  } else console.log("Without socat: apt-get install socat");
+  } else console.log("Skipping socat: needs socat");
   if (existsSync("/usr/sbin/sshd") && Deno.uid() === 0) {
     const { path: folder } = started.use(await makeFolder("tunnel"));
     await prepareSsh(folder);
@@ -127,17 +127,17 @@ async function startWays(started: AsyncDisposableStack): Promise<Way[]> {
         "-p",
         `${sshPort}`,
         "-L",
-        `${port}:127.0.0.1:${target.said}`,
+        `${port}:127.0.0.1:${target.port}`,
       ],
       ...options.flatMap((option) => ["-o", option]),
       "root@127.0.0.1",
     ], /Local forwarding listening on 127\.0\.0\.1|Entering interactive session/);
     ways.push({ name: "ssh -L", port, ids: [sshd.id, ssh.id] });
-  } else console.log("Without ssh: apt-get install openssh-server, and root");
+  } else console.log("Skipping ssh: needs openssh-server, and root");
   return ways;
 }
 
-// The target: "d" is answered by so many bytes, "e" by what comes.
+// The target: "d" and a 64-bit size request that many bytes, "e" requests an echo.
 async function serveTarget(): Promise<void> {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0, tcpBacklog: 4096 });
   console.log(`listening on 127.0.0.1:${listener.addr.port}`);
@@ -156,7 +156,7 @@ async function serveTarget(): Promise<void> {
   }
 }
 
-/** Downloads over so many connections at once; gives MB/s. */
+/** Downloads over `count` concurrent connections; returns MB/s. */
 async function download(port: number, count: number): Promise<number> {
   const each = BULK / count;
   const began = performance.now();
@@ -169,12 +169,12 @@ async function download(port: number, count: number): Promise<number> {
     const p = new Uint8Array(256 * 1024);
     let received = 0;
     for (let count; (count = await connection.read(p)) !== null;) received += count;
-    if (received !== each) throw new Error(`${received} of ${each} bytes came`);
+    if (received !== each) throw new Error(`received ${received} of ${each} bytes`);
   }));
   return BULK / (performance.now() - began) / 1000;
 }
 
-/** Sends 64 bytes there and back again and again; gives the microseconds of each. */
+/** Echoes 64 bytes repeatedly; returns the microseconds of each round trip. */
 async function pingPong(port: number): Promise<number[]> {
   using connection = await Deno.connect({ hostname: "127.0.0.1", port });
   connection.setNoDelay(true);
@@ -183,14 +183,14 @@ async function pingPong(port: number): Promise<number[]> {
   for (let n = 0; n < PINGS; n++) {
     const began = performance.now();
     await writeAll(connection, p);
-    // The first byte of all is not echoed: it says that the others are.
+    // The first byte is not echoed: it requests the echo.
     for (let left = n === 0 ? p.length - 1 : p.length; left > 0;) left -= (await connection.read(p.subarray(0, left)))!;
     times.push((performance.now() - began) * 1000);
   }
   return times;
 }
 
-/** Opens many connections at once, has each echo a kilobyte, and holds them; gives milliseconds, and KiB for each. */
+/** Opens {@linkcode MANY} connections and echoes 1 KiB on each; returns the milliseconds and KiB per connection. */
 async function hold({ port, ids }: Way): Promise<{ took: number; grown: number }> {
   const before = resident(ids);
   const began = performance.now();
@@ -210,7 +210,7 @@ async function hold({ port, ids }: Way): Promise<{ took: number; grown: number }
   return { took, grown };
 }
 
-/** KiB of memory of processes and of all that they started. */
+/** Returns the memory of processes and of their descendants, in KiB. */
 function resident(ids: number[]): number {
   const processes = new Map<number, { parent: number; size: number }>();
   for (const entry of Deno.readDirSync("/proc")) {
@@ -220,7 +220,7 @@ function resident(ids: number[]): number {
       const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(status)?.[1] ?? 0);
       processes.set(Number(entry.name), { parent: field("PPid"), size: field("RssAnon") });
     } catch {
-      // It has ended since.
+      // The process has ended.
     }
   }
   const counts = (id: number): boolean => ids.includes(id) || (processes.has(id) && counts(processes.get(id)!.parent));

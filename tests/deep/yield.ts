@@ -1,5 +1,5 @@
 /**
- * Whether the runtime polls its sockets each time way is given, while all other cores are busy.
+ * Checks that every yield to the event loop polls sockets, while all other cores are busy.
  *
  * @module
  */
@@ -9,15 +9,15 @@ import { clock } from "../../_clock.ts";
 import { LOOPBACK } from "../support.ts";
 import { integer, parse } from "./shared/options.ts";
 
-/** What it does. */
-export const description = "Gives way on a busy machine until two sockets have met: [--rounds 50]";
+/** One line for the list of long tests. */
+export const description = "Yields on a busy machine until a connection is accepted: [--rounds 50]";
 
-// Milliseconds of work between two times that way is given.
+// Milliseconds of work between two yields.
 const WORK = 1;
-// Way is given this many times until two sockets have met, at most.
+// Maximum number of yields until the connection is accepted.
 const MOST = 2;
 
-/** Runs it; rejects when two sockets met later. */
+/** Runs the rounds; rejects if a connection needs more than {@linkcode MOST} yields. */
 export async function run(args: string[]): Promise<void> {
   const { rounds } = parse(args, { rounds: integer(50, 1) });
   const spin = URL.createObjectURL(new Blob(["for (;;);"], { type: "text/javascript" }));
@@ -25,23 +25,23 @@ export async function run(args: string[]): Promise<void> {
   const spinning = Array.from({ length: count }, () => new Worker(spin, { type: "module" }));
   try {
     const times: number[] = [];
-    for (let n = 0; n < rounds; n++) times.push(await countUntilMet());
-    console.log(`yield: ${rounds} rounds beside ${count} busy threads, way given ${Math.max(...times)} times at most`);
-    assertLess(Math.max(...times), MOST + 1, `Times until two had met: ${times}`);
+    for (let n = 0; n < rounds; n++) times.push(await countUntilAccepted());
+    console.log(`yield: ${rounds} rounds beside ${count} busy threads, ${Math.max(...times)} yields at most`);
+    assertLess(Math.max(...times), MOST + 1, `Yields until the connection was accepted: ${times}`);
   } finally {
     for (const worker of spinning) worker.terminate();
     URL.revokeObjectURL(spin);
   }
 }
 
-/** Counts how often way is given until a connection is made and accepted. */
-async function countUntilMet(): Promise<number> {
+/** Counts the yields until a connection is accepted. */
+async function countUntilAccepted(): Promise<number> {
   using listener = Deno.listen(LOOPBACK);
-  let hasMet = false;
+  let isAccepted = false;
   const meeting = Promise.all([listener.accept(), Deno.connect({ ...LOOPBACK, port: listener.addr.port })]);
-  meeting.then(() => hasMet = true);
+  meeting.then(() => isAccepted = true);
   let times = 0;
-  for (; !hasMet; times++) {
+  for (; !isAccepted; times++) {
     for (const ends = performance.now() + WORK; performance.now() < ends;);
     await clock.yieldToEventLoop();
   }

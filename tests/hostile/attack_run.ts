@@ -1,5 +1,5 @@
 /**
- * Where an attack takes place: a victim, its attackers, others who must not suffer, and what is measured meanwhile.
+ * Runs one attack: starts a victim, its attackers and a well-behaved peer, and measures the victim meanwhile.
  *
  * @module
  */
@@ -18,78 +18,78 @@ import { type App, LocalVictim, type Role, startVictim, type State, type Victim 
 
 /** One attack. */
 export interface Case {
-  /** Its number in the list of attacks: A framing, B streams, C flow control, D writing and life. */
+  /** Id of the attack: A framing, B streams, C flow control, D writing and liveness. */
   id: string;
   name: string;
   /** What the peer does. */
   attack: string;
-  /** What must come of it. */
+  /** The expected outcome. */
   expected: string;
   versions?: readonly Version[];
   roles?: readonly Role[];
-  /** What the victim does with streams other than the first; by default it echoes them too. */
+  /** What the victim does with streams other than the first (default: echo). */
   app?: App;
   session?: (isFull: boolean) => SessionOptions;
-  /** The first id of streams that the victim opens. */
+  /** The id of the first stream that the victim opens. */
   firstId?: (role: Role) => number;
-  /** Time must pass in it: the victim's timeout is `TIMEOUT` and its interval half of that. */
+  /** Whether the case needs time to pass: `timeout` is then `TIMEOUT` and `keepAliveInterval` half of it. */
   timed?: boolean;
-  /** Whether the victim's process can serve others all the while; so it is, unless told. */
+  /** Whether the victim's event loop keeps running during the attack (default: true). */
   isAwake?: boolean;
-  /** Most MiB by which the victim's process may grow, 64 unless told. */
+  /** Maximum growth of the victim's resident memory in MiB (default: 64). */
   memory?: number;
-  /** Most microseconds of the processor for one frame of the flood. */
+  /** Maximum CPU time for one frame of the flood, in microseconds. */
   perFrame?: number;
-  /** Most milliseconds of a fresh echo (p99), 50 unless told. */
+  /** Maximum duration of an echo on a fresh connection (p99), in milliseconds (default: 50). */
   freshWithin?: number;
   run(run: AttackRun): Promise<void>;
 }
 
-/** What was measured. */
+/** The measurements of a run. */
 export interface Figures {
   /** Milliseconds from the attack to the end of the connection. */
   closed?: number;
-  /** Frames of the flood, and microseconds of the victim's processor for each. */
+  /** Frames of the flood, and the victim's CPU time for each in microseconds. */
   frames?: number;
   perFrame?: number;
-  /** Milliseconds of the echoes on other connections, and of those on the canary, while the attack went on. */
+  /** Durations of echoes during the attack, on fresh connections and on the canary, in milliseconds. */
   fresh: number[];
   canary: number[];
-  /** What data of another session's came through beside the flood, as a part of half of what comes when none is sent. */
+  /** Throughput of another session during the flood, as a fraction of half its throughput without the flood. */
   share?: number;
-  /** MiB by which the resident memory and the heap grew at most, and the heap after all had ended and a collection. */
+  /** Peak growth of resident memory and of the heap, and growth of the heap after the end and a collection, in MiB. */
   growth?: number;
   heap?: number;
   left?: number;
-  /** Milliseconds the victim's timers had to wait, at most. */
+  /** Longest delay of the victim's timers, in milliseconds. */
   gap?: number;
 }
 
-/** Milliseconds of silence that a victim bears in a timed case. */
+/** The victim's `timeout` in a timed case, in milliseconds. */
 export const TIMEOUT = 2000;
 
-/** Two buffers of the way out. */
+/** Maximum of unsent bytes: two write buffers. */
 export const ON_THE_WAY = 2 * WRITE_BUFFER;
 
-/** A limit of unread bytes: the default in the deep run, less where it only costs time. */
+/** The victim's `maxReceiveBuffer`: the default in the full run, smaller (faster) in the everyday run. */
 export const receiveBuffer = (isFull: boolean) => isFull ? 16 * MiB : 2 * MiB;
 
-// Bounds of the full run, in milliseconds, MiB, and samples without which there is no percentile.
+// Bounds of the full run, in milliseconds and MiB. SAMPLES is the number of echoes needed for a percentile.
 const CLOSED_WITHIN = 100;
 const SOCKETS_CLOSED_WITHIN = 1000;
 const FRESH_WITHIN = 50;
-// The state of a socket that listens, in what Linux tells of them.
+// The state of a listening socket in /proc/net/tcp.
 const LISTENS = "0A";
 const GROWTH = 64;
 const LEFT = 16;
 const GIVEN_BACK_WITHIN = 5000;
 const BETWEEN_VISITS = 20;
-// During floods there are more visits, but no flood of them: what they leave behind would count as the attacker's.
+// Interval during floods. Smaller: more samples; but the memory of these sessions counts as the attack's.
 const BETWEEN_MANY = 2;
 const SAMPLES = 100;
 const WARM_UPS = 200;
 const MOST_GOING_ON = 2000;
-// Of what is fair for another session beside a flood, and how long each is measured, in milliseconds.
+// Minimum of `Figures.share`, and the duration of each of its two measurements in milliseconds.
 const SHARE = 0.5;
 const MEASURED = 400;
 
@@ -97,16 +97,16 @@ const MEASURED = 400;
 export class AttackRun implements AsyncDisposable {
   readonly role: Role;
   readonly version: Version;
-  /** Whether the counts are those of the deep run. */
+  /** Whether this is the full run: full counts, and the victim in a process of its own. */
   readonly isFull: boolean;
   readonly figures: Figures = { fresh: [], canary: [] };
-  /** What else is worth telling. */
+  /** Additional results, for the report. */
   readonly notes: string[] = [];
   readonly #case: Case;
   readonly #clock: ManualClock | undefined;
   readonly #attackers = new Set<Attacker>();
   #victim: Victim | undefined;
-  // The flood that went on, to be made once more.
+  // The flood to repeat in #measureShare().
   #flood: ((first: number) => Uint8Array) | undefined;
 
   private constructor(which: Case, role: Role, version: Version, isFull: boolean) {
@@ -114,17 +114,17 @@ export class AttackRun implements AsyncDisposable {
     this.role = role;
     this.version = version;
     this.isFull = isFull;
-    // In the everyday run time passes when it is told to; a process of its own has its own.
+    // The everyday run uses a manual clock; the process of the full run uses real time.
     if (which.timed === true && !isFull) this.#clock = new ManualClock();
   }
 
-  /** Runs a case, and judges it by what holds for every one as well. */
+  /** Runs a case and checks its expectations and those of every case; rejects if one fails. */
   static async run(which: Case, role: Role, version: Version, isFull: boolean): Promise<void> {
     const { failure } = await AttackRun.try(which, role, version, isFull);
     if (failure !== undefined) throw failure;
   }
 
-  /** The same, with what was measured whether it held or not. */
+  /** Runs a case as {@linkcode AttackRun.run} does, but returns the failure, together with the measurements. */
   static async try(
     which: Case,
     role: Role,
@@ -148,7 +148,7 @@ export class AttackRun implements AsyncDisposable {
     const life = timed === true ? { timeout: TIMEOUT, keepAliveInterval: TIMEOUT / 2 } : {};
     const options = { role, version, app, session: { ...life, ...session?.(isFull) }, firstId: firstId?.(role) };
     this.#victim = isFull ? await startVictim(options) : new LocalVictim(options);
-    // What is only made the first time is no growth.
+    // Warm up: one-time allocations must not count as growth.
     for (let n = 0; n < (isFull ? WARM_UPS : 1); n++) await this.fresh();
     this.figures.fresh.length = 0;
     await this.victim.mark();
@@ -162,7 +162,7 @@ export class AttackRun implements AsyncDisposable {
     if (this.#flood !== undefined && isFull) await this.#measureShare(this.#flood, role);
   }
 
-  /** Whom it is all about. */
+  /** The attacked process or object. */
   get victim(): Victim {
     return this.#victim!;
   }
@@ -173,16 +173,16 @@ export class AttackRun implements AsyncDisposable {
     const after = await this.reached(({ open, tasks, otherTasks, last }) =>
       open + tasks + otherTasks === 0 && !last?.streams
     );
-    assertEquals(after.unhandled, 0, "Rejections that nobody handled");
-    if (this.#clock !== undefined) assertEquals(this.#clock.pending, 0, "Timers that are still set");
+    assertEquals(after.unhandled, 0, "Unhandled rejections");
+    if (this.#clock !== undefined) assertEquals(this.#clock.pending, 0, "Timers still set after the end");
     figures.growth = (after.peakRss - before.rss) / MiB;
     figures.heap = (after.peakHeap - before.heap) / MiB;
     figures.gap = after.gap;
     if (!this.isFull) return;
     for (const ends = performance.now() + SOCKETS_CLOSED_WITHIN; this.#sockets() > 0; await delay(10)) {
-      assert(performance.now() < ends, `${this.#sockets()} sockets are left`);
+      assert(performance.now() < ends, `${this.#sockets()} sockets still open`);
     }
-    // Memory outside the heap is given back some time after it was collected.
+    // Memory outside the heap is freed some time after the collection.
     for (const ends = performance.now() + GIVEN_BACK_WITHIN; performance.now() < ends; await delay(100)) {
       await this.victim.mark();
       figures.left = ((await this.victim.state()).heap - before.heap) / MiB;
@@ -196,11 +196,11 @@ export class AttackRun implements AsyncDisposable {
       ["ms to a fresh echo (p99)", percentile(figures.fresh, 0.99), freshWithin],
     ];
     const broken = bounds.filter(([, value, bound]) => value > bound);
-    const tell = broken.map(([what, value, bound]) => `${what}: ${value.toFixed(2)}, bound ${bound}`);
-    assert(broken.length === 0, tell.join("; "));
+    const messages = broken.map(([what, value, bound]) => `${what}: ${value.toFixed(2)}, bound ${bound}`);
+    assert(broken.length === 0, messages.join("; "));
   }
 
-  /** Once more the flood, and beside it another session that moves data. */
+  /** Repeats the flood, and measures the throughput of another session meanwhile. */
   async #measureShare(make: (first: number) => Uint8Array, role: Role): Promise<void> {
     using neighbour = new Neighbour({ port: this.victim.freshPort, version: this.version, role });
     await neighbour.rate(MEASURED);
@@ -218,14 +218,14 @@ export class AttackRun implements AsyncDisposable {
       await flooding;
       return rate;
     };
-    // The work of making a flood, which takes a processor as well, is done in both cases.
+    // The flood is encoded in both measurements, because encoding it uses CPU time too.
     const alone = await rateBeside(() => Promise.resolve());
     const beside = await rateBeside((bytes) => attacker.bytes(bytes));
     const share = this.figures.share = beside / (alone / 2);
-    assert(share >= SHARE, `Part of its fair share that another session had: ${share.toFixed(2)}, bound ${SHARE}`);
+    assert(share >= SHARE, `Fraction of its fair share left to another session: ${share.toFixed(2)}, bound ${SHARE}`);
   }
 
-  /** How many sockets the victim holds, whatever became of their connections; 0 where that cannot be seen. */
+  /** Number of sockets the victim holds, in any state but listening; 0 on systems other than Linux. */
   #sockets(): number {
     if (Deno.build.os !== "linux") return 0;
     const lines = Deno.readTextFileSync("/proc/net/tcp").split("\n").map((line) => line.trim().split(/ +/));
@@ -235,37 +235,37 @@ export class AttackRun implements AsyncDisposable {
       .length;
   }
 
-  /** One number for each kind of run: the everyday one and the deep one. */
+  /** Returns `small` in the everyday run, `full` in the full run. */
   count(small: number, full: number): number {
     return this.isFull ? full : small;
   }
 
-  /** The id of the n-th stream of the attacker, the canary being the first. */
+  /** The id of the attacker's stream `n`; 0 is the canary. */
   id(n: number): number {
     return (this.role === "server" ? 3 : 2) + 2 * n;
   }
 
-  /** A hostile connection on which nothing has been sent. */
+  /** Opens a hostile connection and sends nothing. */
   async dial(): Promise<Attacker> {
     const attacker = await Attacker.dial(this.victim.port, this.version, this.id(0));
     this.#attackers.add(attacker);
     return attacker;
   }
 
-  /** A hostile connection with a canary that has echoed. */
+  /** Opens a hostile connection and waits for the first echo on its canary. */
   async attack(): Promise<Attacker> {
     const attacker = await this.dial();
     await attacker.start();
     return attacker;
   }
 
-  /** Hangs up an attacker that has done its work. */
+  /** Closes an attacker's connection and drops the attacker. */
   forget(attacker: Attacker): void {
     attacker.close();
     this.#attackers.delete(attacker);
   }
 
-  /** Another connection, which must echo; gives the milliseconds from dialling on. */
+  /** Opens a fresh connection, which must echo; returns the milliseconds from dialling to the echo. */
   async fresh(): Promise<number> {
     const took = await visit(this.#errand);
     this.figures.fresh.push(took);
@@ -276,30 +276,30 @@ export class AttackRun implements AsyncDisposable {
     return { port: this.victim.freshPort, version: this.version, id: this.id(0) };
   }
 
-  /** Waits until the victim is so. */
+  /** Waits until the victim's state satisfies `isSo`. */
   async reached(isSo: (state: State) => boolean): Promise<State> {
     const started = performance.now();
     for (;;) {
       const state = await this.victim.state();
       if (isSo(state)) return state;
       if (performance.now() - started > PATIENCE) {
-        throw new Error(`The victim never came to be as expected: ${isSo}, ${JSON.stringify(state)}`);
+        throw new Error(`The victim did not reach ${isSo}, its state is ${JSON.stringify(state)}`);
       }
       await (this.isFull ? delay(2) : setImmediate());
     }
   }
 
-  /** Waits until every attacked session has ended, and everything that waited on one. */
+  /** Waits until every attacked session has ended and every call on it has settled. */
   over(): Promise<State> {
     return this.reached(({ open, tasks }) => open === 0 && tasks === 0);
   }
 
-  /** The one session that is attacked goes on. */
+  /** Asserts that exactly one attacked session is open. */
   async lives(message?: string): Promise<void> {
     assertEquals((await this.victim.state()).open, 1, message);
   }
 
-  /** From now on nothing is heard: the session goes on for nine tenths of the timeout, and ends before 1.5 of it. */
+  /** Stays silent: the session must be open after 0.9 timeouts, and must end before 1.5 timeouts. */
   async timesOut(attacker: Attacker): Promise<void> {
     await this.pass(TIMEOUT * 0.9);
     await this.fresh();
@@ -308,38 +308,38 @@ export class AttackRun implements AsyncDisposable {
     await this.closes(attacker, "TimeoutError");
   }
 
-  /** Waits until the victim has read all that was sent on this connection, the last that was dialled. */
+  /** Waits until the victim has read every byte written on this connection, which must be the latest one. */
   async taken(attacker: Attacker): Promise<void> {
     await this.reached(({ last }) => last?.bytesReceived === attacker.written);
   }
 
-  /** Lets time pass for the victim. */
+  /** Lets time pass. */
   async pass(milliseconds: number): Promise<void> {
     await (this.#clock?.advance(milliseconds) ?? delay(milliseconds));
   }
 
-  /** Lets time pass in which the victim's process does nothing. */
+  /** Blocks the victim's event loop. */
   async freeze(milliseconds: number): Promise<void> {
     if (this.#clock === undefined) return await this.victim.block(milliseconds);
     this.#clock.freeze(milliseconds);
     await this.#clock.advance(0);
   }
 
-  /** The victim ends the connection, soon, and everything that waited on it. */
+  /** Waits until the victim closes the connection, within the bound, and its session has ended with error `name`. */
   async closes(attacker: Attacker, name: string): Promise<void> {
     const started = performance.now();
     await attacker.gone(name);
     const took = performance.now() - started;
     this.figures.closed = Math.max(this.figures.closed ?? 0, took);
-    // A machine busy with other tests may be late; the bound is the deep run's.
+    // Only in the full run: the everyday run shares the machine with other tests.
     if (this.isFull) assertLess(took, CLOSED_WITHIN, `ms until the connection was closed: ${took.toFixed(1)}`);
     const { ends } = await this.over();
-    assert(ends.at(-1)!.startsWith(name), `The session ended with ${ends.at(-1)}, not with ${name}`);
+    assert(ends.at(-1)!.startsWith(name), `Expected the session to end with ${name}, it ended with ${ends.at(-1)}`);
   }
 
   /**
-   * Sends a flood of `count` pieces, others echoing all the while, and counts what a piece costs. One that `goesOn` does
-   * so, in whole batches, until there are enough echoes of others for a percentile. Gives how many were sent.
+   * Sends a flood of `count` pieces while a bystander visits, and measures the CPU time for a piece. With `goesOn`, the
+   * flood continues in whole batches until there are enough visits for a percentile. Returns the number of pieces sent.
    */
   async flood(
     attacker: Attacker,
@@ -359,7 +359,7 @@ export class AttackRun implements AsyncDisposable {
         const size = goesOn ? batch : Math.min(batch, count - sent);
         await attacker.bytes(make(sent, size));
         sent += size;
-        // Writes that settle at once would keep this process, not the victim's, from attending to the others.
+        // Writes that never block would starve the reading side of this process.
         await setImmediate();
       }
       await this.echoes(attacker);
@@ -370,7 +370,7 @@ export class AttackRun implements AsyncDisposable {
     return sent;
   }
 
-  /** Does something while others visit over and over; it is given how long each visit took so far. */
+  /** Calls `run` while a bystander visits in a loop; `run` receives the durations of the finished visits. */
   async besides(run: (visits: readonly number[]) => Promise<void>): Promise<void> {
     const bystander = this.isFull ? new Bystander(this.#errand, BETWEEN_MANY) : undefined;
     if (bystander === undefined) await this.fresh();
@@ -379,19 +379,19 @@ export class AttackRun implements AsyncDisposable {
     this.figures.fresh.push(...bystander?.visits ?? []);
   }
 
-  /** The canary echoes. */
+  /** Waits for an echo on the canary; returns its duration in milliseconds. */
   async echoes(attacker: Attacker): Promise<number> {
     const took = await attacker.echo();
     this.figures.canary.push(took);
     return took;
   }
 
-  /** A stream in one piece: SYN and data. */
+  /** The frames that open a stream and carry its data: SYN and PSH. */
   opening(attacker: Attacker, id: number, data: Uint8Array): Uint8Array[] {
     return [attacker.frame(SYN, id), attacker.frame(PSH, id, data)];
   }
 
-  /** A sign of life. */
+  /** Sends a NOP. */
   nop(attacker: Attacker): Promise<void> {
     return attacker.bytes(attacker.frame(NOP, 0));
   }
@@ -406,7 +406,7 @@ export class AttackRun implements AsyncDisposable {
   }
 }
 
-/** The ways in which a case runs. */
+/** The roles and versions that a case runs with. */
 export function ways(which: Case): { role: Role; version: Version }[] {
   const { roles = ["server", "client"], versions = [1, 2] } = which;
   return roles.flatMap((role) => versions.map((version) => ({ role, version })));

@@ -1,5 +1,5 @@
 /**
- * Who attacks: a socket that sends any bytes, and keeps account of what comes back without keeping it.
+ * The attacking peer: a socket that sends arbitrary bytes, and counts what it receives without storing it.
  *
  * @module
  */
@@ -11,30 +11,30 @@ import { setImmediate } from "node:timers/promises";
 import { FIN, FrameDecoder, PSH, SYN, UPD, type Version } from "../../frame.ts";
 import { frame, KiB, pattern, updateFrame } from "../support.ts";
 
-/** Milliseconds: what has not come after so long does not come. */
+/** Timeout of every wait, in milliseconds. */
 export const PATIENCE = 20_000;
-/** Bytes of each frame of {@linkcode Attacker.pour}. */
+/** Payload size of each frame of {@linkcode Attacker.pour}. */
 export const PIECE = 32 * KiB;
 
-/** Waits for what must come. */
+/** Waits for a promise that must settle within {@linkcode PATIENCE}. */
 export async function soon<T>(promise: Promise<T>, what: string): Promise<T> {
   try {
     return await deadline(promise, PATIENCE);
   } catch (error) {
-    throw new Error(`Waited for ${what}`, { cause: error });
+    throw new Error(`Failed to wait for ${what}`, { cause: error });
   }
 }
 
-/** What came for one stream. */
+/** What one stream has received. */
 export interface Heard {
-  /** Bytes of data. */
+  /** Payload bytes. */
   bytes: number;
-  /** The data itself, while `keeps` is set. */
+  /** The payloads; only filled while `keeps` is set. */
   data: Uint8Array[];
   keeps: boolean;
   fins: number;
   updates: number;
-  /** Frames after its first FIN. */
+  /** Frames after the first FIN. */
   late: number;
   consumed: number;
   window: number;
@@ -46,17 +46,17 @@ export class Attacker {
   readonly #decoder: FrameDecoder;
   readonly #streams = new Map<number, Heard>();
   readonly version: Version;
-  /** The id of the stream that must go on whatever happens on others. */
+  /** The id of the stream that must keep working during the attack. */
   readonly canary: number;
-  /** Frames that came, by command. */
+  /** Received frames, by command. */
   readonly counts = [0, 0, 0, 0, 0];
-  /** Bytes that came. */
+  /** Received bytes. */
   received = 0;
-  /** Bytes that the kernel took. */
+  /** Bytes that the kernel accepted. */
   written = 0;
   /** Whether the victim has ended the connection. */
   isEnded = false;
-  /** Settles when it has. */
+  /** Settles when the victim has ended the connection. */
   readonly ended: Promise<void>;
   #changed = Promise.withResolvers<void>();
   #mayRead: PromiseWithResolvers<void> | undefined;
@@ -71,7 +71,7 @@ export class Attacker {
     this.ended = this.#readLoop();
   }
 
-  /** Connects. */
+  /** Connects to the victim. */
   static async dial(port: number, version: Version, firstId: number): Promise<Attacker> {
     return new Attacker(await Deno.connect({ hostname: "127.0.0.1", port }), version, firstId);
   }
@@ -87,11 +87,11 @@ export class Attacker {
         this.received += count;
         this.#decoder.push(p.subarray(0, count), sink);
         this.#change();
-        // Reads that settle at once would keep this process from sending.
+        // Reads that never block would starve the sending side of this process.
         await setImmediate();
       }
     } catch (error) {
-      // A reset ends the connection as well as an end does; bytes that are not smux must never come.
+      // A reset counts as an end of the connection; received bytes that are not valid smux are a failure.
       if (error instanceof Error && error.name === "ProtocolError") throw error;
     } finally {
       this.isEnded = true;
@@ -136,7 +136,7 @@ export class Attacker {
     this.#changed = Promise.withResolvers();
   }
 
-  /** What came for a stream; from the first call on it is noted. */
+  /** Returns the record of a stream; the first call starts it. */
   heard(id: number, keeps = false): Heard {
     let heard = this.#streams.get(id);
     if (heard === undefined) {
@@ -146,12 +146,12 @@ export class Attacker {
     return heard;
   }
 
-  /** Keeps no more account of a stream. */
+  /** Drops the record of a stream. */
   forget(id: number): void {
     this.#streams.delete(id);
   }
 
-  /** Sends bytes as they are; a connection that the victim has ended takes them without an error. */
+  /** Sends raw bytes; does nothing on a connection that the victim has ended. */
   async bytes(...parts: Uint8Array[]): Promise<void> {
     const all = parts.length === 1 ? parts[0]! : concat(parts);
     try {
@@ -161,17 +161,17 @@ export class Attacker {
         this.written += count;
       }
     } catch {
-      // Whether it was right to end it is what the case asks.
+      // The case checks whether the connection had to end.
     }
   }
 
-  /** Writes so much data to a stream, or until the victim ends the connection. */
+  /** Sends at least this many bytes of data on a stream; stops when the victim ends the connection. */
   async pour(id: number, bytes: number): Promise<void> {
     const piece = this.frame(PSH, id, pattern(PIECE));
     for (let sent = 0; sent < bytes && !this.isEnded; sent += PIECE) await this.bytes(piece);
   }
 
-  /** Encodes a frame of this version. */
+  /** Encodes a frame of the connection's version. */
   frame(command: 0 | 1 | 2 | 3 | 4, id: number, data?: Uint8Array): Uint8Array {
     return frame(this.version, command, id, data);
   }
@@ -181,23 +181,23 @@ export class Attacker {
     return updateFrame(id, consumed, window);
   }
 
-  /** Ends its own half of the connection. */
+  /** Half-closes the connection. */
   async end(): Promise<void> {
     await this.#connection.closeWrite().catch(() => {});
   }
 
-  /** Reads no more, but for a read that is under way. */
+  /** Stops reading, after the read that is pending. */
   hold(): void {
     this.#mayRead ??= Promise.withResolvers();
   }
 
-  /** Reads again. */
+  /** Resumes reading. */
   resume(): void {
     this.#mayRead?.resolve();
     this.#mayRead = undefined;
   }
 
-  /** Waits for what arrives. */
+  /** Waits until received data makes `isDone` return true; rejects if the connection ends before. */
   async until(isDone: () => boolean, what: string): Promise<void> {
     const wait = async () => {
       while (!isDone()) {
@@ -208,20 +208,20 @@ export class Attacker {
     await soon(wait(), what);
   }
 
-  /** Waits for the end of an echo, which must be these bytes. */
+  /** Waits for the end of an echo, which must equal `data`. */
   async echoed(heard: Heard, data: Uint8Array, what = "the end of the echo"): Promise<void> {
     await this.until(() => heard.fins === 1, what);
     assertEquals(concat(heard.data), data, what);
   }
 
-  /** Opens the canary and hears its first echo. */
+  /** Opens the canary and waits for its first echo. */
   async start(): Promise<void> {
     this.heard(this.canary, true);
     await this.bytes(this.frame(SYN, this.canary));
     await this.echo();
   }
 
-  /** Has a few bytes echoed on the canary; gives the milliseconds it took. */
+  /** Has a few bytes echoed on the canary; returns the duration in milliseconds. */
   async echo(): Promise<number> {
     const heard = this.heard(this.canary);
     const sent = pattern(32, ++this.#echoes);
@@ -239,18 +239,18 @@ export class Attacker {
     await soon(this.ended, `the end of the connection: ${what}`);
   }
 
-  /** Hangs up; with bytes unread that is a reset. */
+  /** Closes the connection; unread bytes make the kernel send a reset. */
   close(): void {
     this.resume();
     try {
       this.#connection.close();
     } catch {
-      // It was closed before.
+      // Already closed.
     }
   }
 }
 
-/** The same frames over and over, on stream after stream: `step` between two ids, from `id` on. */
+/** Repeats `frames` `count` times, with stream ids `id`, `id + step`, `id + 2 * step` and so on. */
 export function many(count: number, id: number, frames: Uint8Array, step = 2): Uint8Array {
   const all = repeat(frames, count);
   const view = new DataView(all.buffer);

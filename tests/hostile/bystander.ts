@@ -1,5 +1,5 @@
 /**
- * Others, who want to be served while the victim is attacked.
+ * Well-behaved peers that use the victim while it is attacked.
  *
  * @module
  */
@@ -7,14 +7,14 @@
 import { Attacker } from "./attacker.ts";
 import type { Version } from "../../frame.ts";
 
-/** Whom it dials, and how. */
+/** The port to connect to, the version of the session, and the id of its stream. */
 export interface Errand {
   port: number;
   version: Version;
   id: number;
 }
 
-/** Dials once, has a few bytes echoed, hangs up; gives the milliseconds that took. */
+/** Connects, has a few bytes echoed and closes the connection; returns the milliseconds from dialling to the echo. */
 export async function visit({ port, version, id }: Errand): Promise<number> {
   const started = performance.now();
   const peer = await Attacker.dial(port, version, id);
@@ -27,14 +27,14 @@ export async function visit({ port, version, id }: Errand): Promise<number> {
   }
 }
 
-/** One that visits over and over, on a thread of its own: an attacker that is busy would make the victim seem slow. */
+/** Visits in a loop. Runs in a worker, because a busy attacker on the same thread would add to the measured times. */
 export class Bystander {
   readonly #worker = new Worker(new URL("visitor.ts", import.meta.url), { type: "module" });
   readonly #answer = Promise.withResolvers<void>();
-  /** Milliseconds of each visit so far. */
+  /** Duration of each finished visit, in milliseconds. */
   readonly visits: number[] = [];
 
-  /** Begins to visit, with so many milliseconds between two visits. */
+  /** Starts to visit, with `pause` milliseconds between two visits. */
   constructor(errand: Errand, pause = 0) {
     this.#worker.onmessage = ({ data }: MessageEvent<number | string | null>) => {
       if (typeof data === "number") this.visits.push(data);
@@ -45,7 +45,7 @@ export class Bystander {
     this.#worker.postMessage([errand, pause]);
   }
 
-  /** Ends the visits; rejects when one has failed. */
+  /** Ends the visits; rejects if one failed. */
   async end(): Promise<void> {
     this.#worker.postMessage(null);
     await this.#answer.promise;

@@ -1,5 +1,5 @@
 /**
- * The worker of a neighbour: has data echoed without end, and says how much it was whenever it is asked.
+ * The worker of a neighbour: sends data without end to be echoed, and reports the number of echoed bytes on request.
  *
  * @module
  */

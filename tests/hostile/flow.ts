@@ -1,5 +1,5 @@
 /**
- * Attacks on flow control, C1 to C10: data that nobody reads, credit that lies, and frames as small as can be.
+ * Attacks on flow control, C1 to C10: unread data, false credit, and floods of tiny frames.
  *
  * @module
  */
@@ -15,7 +15,7 @@ import { type AttackRun, type Case, ON_THE_WAY, receiveBuffer } from "./attack_r
 
 const OVERRUN = MiB;
 
-/** An attack by UPD on one stream, after which the canary echoes. */
+/** An attack with UPDs on one stream, after which the canary must echo. */
 function update(
   id: string,
   name: string,
@@ -37,13 +37,13 @@ function update(
   };
 }
 
-/** A flood of the same frames on a stream that is open, or on none. */
+/** A flood of equal frames, on an open stream or on stream 0. */
 function flood(id: string, name: string, attack: string, make: (attacker: Attacker, id: number) => Uint8Array): Case {
   return {
     id,
     name,
     attack,
-    expected: "2 µs each at most; nothing queued; others within 50 ms meanwhile",
+    expected: "2 µs each at most; nothing queued; other sessions echo within 50 ms meanwhile",
     perFrame: 2,
     app: "hold",
     async run(run) {
@@ -66,8 +66,8 @@ export const flow: readonly Case[] = [
   {
     id: "C1",
     name: "unread-hol",
-    attack: "version 1: data without end for a stream that nobody reads",
-    expected: "reading stops at maxReceiveBuffer and one read buffer; closing that stream lets the canary go on",
+    attack: "version 1: data without end for a stream that the application does not read",
+    expected: "reading stops at maxReceiveBuffer plus one read buffer, and resumes when the stream is closed",
     versions: [1],
     app: "hold",
     session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
@@ -83,7 +83,7 @@ export const flow: readonly Case[] = [
       await run.victim.drop(run.id(1));
       await run.reached(({ last }) => !last!.readPaused);
       const took = performance.now() - dropped;
-      run.notes.push(`went on ${took.toFixed(1)} ms after`);
+      run.notes.push(`reading resumed after ${took.toFixed(1)} ms`);
       if (run.isFull) assertLess(took, 10);
       await pouring;
       await run.echoes(attacker);
@@ -93,7 +93,7 @@ export const flow: readonly Case[] = [
   {
     id: "C2",
     name: "stalled-streams",
-    attack: "version 2: 15 streams that nobody reads, each with its whole window",
+    attack: "version 2: a whole window on each of 15 streams that the application does not read",
     expected: "the canary echoes within 20 ms",
     versions: [2],
     app: "hold",
@@ -113,8 +113,8 @@ export const flow: readonly Case[] = [
   {
     id: "C3",
     name: "window-overrun",
-    attack: "version 2: 16 MiB to a stream that nobody reads, whatever its window",
-    expected: "that stream is cut with FIN beyond its window and 1 MiB, the rest dropped; the canary echoes",
+    attack: "version 2: 16 MiB beyond the window, on a stream that the application does not read",
+    expected: "the stream is cut with FIN at its window plus 1 MiB, the rest dropped; the canary echoes",
     versions: [2],
     app: "hold",
     async run(run) {
@@ -136,15 +136,15 @@ export const flow: readonly Case[] = [
     update(
       "C4",
       consumed === 0xffffffff ? "upd-consumed-max" : "upd-consumed-overflow",
-      `a UPD that says that ${consumed} bytes were read, of which 0 or 10 were sent`,
-      "the writes of that stream fail if it was more than sent, going back is ignored; the canary echoes",
+      `a UPD with consumed ${consumed} on a stream that has sent 0 or 10 bytes`,
+      "writes fail if consumed exceeds the bytes sent; a lower consumed is ignored; the canary echoes",
       async (run, attacker, id) => {
         const heard = attacker.heard(id);
         await attacker.bytes(...run.opening(attacker, id, pattern(10)));
         await attacker.until(() => heard.bytes === 10, "the first echo");
         await attacker.bytes(attacker.update(id, consumed, MiB), attacker.frame(PSH, id, pattern(10)));
         await run.echoes(attacker);
-        // What is modulo 2^32 behind is as going back, and changes nothing.
+        // A value behind the current one modulo 2^32 is a decrease, and is ignored.
         const isBehind = ((10 - consumed) | 0) > 0;
         await run.reached(({ tasks }) => tasks === (isBehind ? 3 : 2));
         if (isBehind) await attacker.until(() => heard.bytes === 20, "the second echo");
@@ -155,8 +155,8 @@ export const flow: readonly Case[] = [
   update(
     "C4",
     "upd-regress",
-    "UPDs that go back",
-    "ignored: never more than the window unacknowledged; the canary echoes",
+    "UPDs with decreasing consumed",
+    "ignored: no more than the window in flight; the canary echoes",
     async (run, attacker, id) => {
       const heard = attacker.heard(id);
       const window = 100_000;
@@ -176,8 +176,8 @@ export const flow: readonly Case[] = [
   {
     id: "C5",
     name: "upd-window-zero",
-    attack: "version 2: a window of 0 for a stream that is to be written to without end",
-    expected: "nothing is sent, the writer waits, and is let go within 10 ms when its stream or its session ends",
+    attack: "version 2: a window of 0 for a stream that the victim writes to without end",
+    expected: "nothing is sent; the writer waits, and rejects within 10 ms when its stream or session ends",
     versions: [2],
     app: "pour",
     async run(run) {
@@ -188,7 +188,7 @@ export const flow: readonly Case[] = [
         await attacker.bytes(concat([attacker.frame(SYN, id), attacker.update(id, 0, 0)]));
       }
       await run.echoes(attacker);
-      // The accept loop, the canary, and a writer that waits on each of the two.
+      // The accept loop, the canary, and one waiting writer on each of the two streams.
       const { last } = await run.reached(({ tasks }) => tasks === 4);
       assertEquals(ids.map((id) => attacker.heard(id).bytes), [0, 0]);
       assertEquals(last!.bytesUnsent, 0);
@@ -198,8 +198,8 @@ export const flow: readonly Case[] = [
         await end();
         await run.reached(({ tasks }) => tasks < before);
         const took = performance.now() - started;
-        run.notes.push(`let go in ${took.toFixed(1)} ms`);
-        if (run.isFull) assertLess(took, 10, `ms until the writer was let go: ${took.toFixed(1)}`);
+        run.notes.push(`writer settled within ${took.toFixed(1)} ms`);
+        if (run.isFull) assertLess(took, 10, `ms until the writer settled: ${took.toFixed(1)}`);
       }
     },
   },
@@ -207,14 +207,14 @@ export const flow: readonly Case[] = [
     update(
       "C6",
       `upd-window-${window.toString(16)}`,
-      `a window of ${window}, then data to be echoed that is never read`,
-      "clamped; what waits to be sent stays bounded; every byte comes when it is read",
+      `a window of ${window}, then data to be echoed while the peer does not read`,
+      "clamped; unsent bytes stay bounded; every byte arrives once the peer reads",
       async (run, attacker, id) => {
         const heard = attacker.heard(id);
         const total = run.count(4, 32) * MiB;
         await attacker.bytes(attacker.frame(SYN, id), attacker.update(id, 0, window));
         attacker.hold();
-        // Within the victim's own window, which is told in updates that are not read here.
+        // One initial window for each stream: the victim's UPDs are not read meanwhile.
         const several = Array.from({ length: total / INITIAL_WINDOW }, (_, n) => run.id(2 + n));
         for (const other of several) {
           await attacker.bytes(attacker.frame(SYN, other), attacker.update(other, 0, window));
@@ -240,7 +240,7 @@ export const flow: readonly Case[] = [
     ...flood(
       "C7",
       "upd-flood",
-      "a million UPDs that change nothing, on an open stream",
+      "a million UPDs without effect, on an open stream",
       (attacker, id) => attacker.update(id, 0, INITIAL_WINDOW),
     ),
     versions: [2],
@@ -249,18 +249,18 @@ export const flow: readonly Case[] = [
     ...flood(
       "C7",
       "upd-flood-moving",
-      "a million UPDs, each of which moves the limit",
+      "a million UPDs, each of which changes the limit",
       (attacker, id) => concat([attacker.update(id, 0, 1000), attacker.update(id, 0, 2000)]),
     ),
     versions: [2],
     perFrame: 4,
-    expected: "2 µs each at most, 4 µs a pair; others within 50 ms meanwhile",
+    expected: "2 µs each at most, 4 µs a pair; other sessions echo within 50 ms meanwhile",
   },
   {
     id: "C8",
     name: "counters-wrap",
-    attack: "version 2: more than 4 GiB on one stream each way (a few MiB in the everyday run)",
-    expected: "every byte arrives, the updates count modulo 2^32, nothing stops",
+    attack: "version 2: more than 4 GiB on one stream each way (8 MiB with small counts)",
+    expected: "every byte arrives, UPDs count modulo 2^32",
     versions: [2],
     async run(run) {
       const attacker = await run.attack();
@@ -272,7 +272,7 @@ export const flow: readonly Case[] = [
       let sent = 0;
       let granted = 0;
       while (sent < total) {
-        // As an honest peer does: within what the victim has told, and telling what has been read.
+        // Honest flow control: stay within the victim's window, and grant credit for received bytes.
         const window = heard.updates === 0 ? INITIAL_WINDOW : heard.window;
         const room = window - ((sent - heard.consumed) >>> 0);
         const count = Math.min(Math.floor(room / PIECE), 8, (total - sent) / PIECE);
@@ -300,13 +300,13 @@ export const flow: readonly Case[] = [
   {
     id: "C9",
     name: "psh1-unread",
-    attack: "five million PSHs of one byte for a stream that nobody reads (within its window on version 2)",
-    expected: "bytes held are bytes counted; memory + 64 MiB at most; the canary echoes",
+    attack: "five million PSHs of one byte that the application does not read (within the window in version 2)",
+    expected: "every byte is counted as unread; memory + 64 MiB at most; the canary echoes",
     app: "hold",
     async run(run) {
       const attacker = await run.attack();
       const total = run.count(20_000, 5_000_000);
-      // On version 2 as many streams as it takes without overrunning one of them.
+      // In version 2 each stream carries one window, so that none is overrun.
       const share = run.version === 1 ? total : INITIAL_WINDOW;
       for (let sent = 0, n = 1; sent < total; sent += share, n++) {
         await attacker.bytes(attacker.frame(SYN, run.id(n)));
@@ -322,7 +322,7 @@ export const flow: readonly Case[] = [
     id: "C10",
     name: "psh1-flood",
     attack: "a million PSHs of one byte to be echoed",
-    expected: "every byte comes back; others within 50 ms meanwhile; the canary echoes",
+    expected: "every byte is echoed; other sessions echo within 50 ms meanwhile; the canary echoes",
     async run(run) {
       const attacker = await run.attack();
       const id = run.id(1);

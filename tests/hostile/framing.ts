@@ -1,5 +1,5 @@
 /**
- * Attacks on framing, A1 to A10: bytes that are not smux, frames that never end, and frames cut anyhow.
+ * Attacks on framing, A1 to A10: invalid headers, incomplete frames, and frames split at any position.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { FIN, NOP, PSH, SYN, UPD, type Version } from "../../frame.ts";
 import { pattern } from "../support.ts";
 import { type AttackRun, type Case, TIMEOUT } from "./attack_run.ts";
 
-/** A header of any bytes. */
+/** Encodes a header without validating its fields. */
 function header(version: number, command: number, length: number, id: number): Uint8Array {
   const bytes = new Uint8Array(8);
   const view = new DataView(bytes.buffer);
@@ -21,7 +21,7 @@ function header(version: number, command: number, length: number, id: number): U
   return bytes;
 }
 
-/** An attack that must end the session, and leave nothing that was in the bytes. */
+/** An attack that must end the session with a `ProtocolError`, and must not open a stream. */
 function fatal(
   id: string,
   name: string,
@@ -33,11 +33,11 @@ function fatal(
     id,
     name,
     attack,
-    expected: "a ProtocolError, closed within 100 ms, no stream shown; others go on",
+    expected: "a ProtocolError, closed within 100 ms, no stream accepted; other sessions continue",
     ...(versions === undefined ? {} : { versions }),
     async run(run) {
       const attacker = await run.attack();
-      // What follows the offence must not be taken for a frame.
+      // The SYN after the invalid bytes must not be decoded.
       await attacker.bytes(make(run), attacker.frame(SYN, run.id(9)));
       await run.closes(attacker, "ProtocolError");
       const { last } = await run.victim.state();
@@ -61,7 +61,7 @@ export const framing: readonly Case[] = [
   {
     id: "A1",
     name: "bad-first-byte",
-    attack: "a version of 0 as the very first byte",
+    attack: "version 0 in the first byte of the connection",
     expected: "a ProtocolError, closed within 100 ms",
     async run(run) {
       const attacker = await run.dial();
@@ -72,7 +72,7 @@ export const framing: readonly Case[] = [
   fatal(
     "A2",
     "unknown-cmd-5",
-    "command 5, and a payload announced that never comes",
+    "command 5, and a length of 65 535 without the payload",
     (run) => header(run.version, 5, 65535, run.id(0)),
   ),
   fatal("A2", "unknown-cmd-255", "command 255", ({ version }) => header(version, 255, 0, 0)),
@@ -107,8 +107,8 @@ export const framing: readonly Case[] = [
   {
     id: "A6",
     name: "withhold-payload",
-    attack: "a PSH that announces 65 535 bytes, 10 of them, then silence",
-    expected: "closed between the timeout and twice that; others at once",
+    attack: "a PSH header with length 65 535, 10 bytes of payload, then silence",
+    expected: "closed after the timeout and within twice the timeout; other sessions echo at once",
     timed: true,
     async run(run) {
       const attacker = await run.attack();
@@ -147,7 +147,7 @@ export const framing: readonly Case[] = [
     id: "A7",
     name: "rst-abort",
     attack: "a reset with streams open, 200 times",
-    expected: "every session ends, every call settles, nothing is left",
+    expected: "every session ends, every call settles, no resource leaks",
     async run(run) {
       for (let n = 0; n < run.count(5, 200); n++) {
         const attacker = await run.dial();
@@ -155,7 +155,7 @@ export const framing: readonly Case[] = [
         const data = pattern(1000);
         await attacker.bytes(...run.opening(attacker, run.id(0), data), ...run.opening(attacker, run.id(1), data));
         await run.reached(({ last }) => last?.accepted === 2 && last.bytesSent >= 2000);
-        // What has come and was never read makes the kernel reset the connection.
+        // Received but unread bytes make the kernel reset the connection.
         attacker.close();
         await run.over();
       }
@@ -164,7 +164,7 @@ export const framing: readonly Case[] = [
   {
     id: "A8",
     name: "byte-at-a-time",
-    attack: "a stream of 64 bytes, each byte of it and of its frames sent for itself",
+    attack: "a stream of 64 bytes, each byte of its frames in a write of its own",
     expected: "an exact echo",
     async run(run) {
       const attacker = await run.attack();
@@ -198,8 +198,8 @@ export const framing: readonly Case[] = [
   {
     id: "A8",
     name: "all-splits",
-    attack: "SYN, PSH and FIN cut in two at every byte",
-    expected: "an exact echo, wherever the cut is",
+    attack: "SYN, PSH and FIN split in two at every byte",
+    expected: "an exact echo for every split",
     async run(run) {
       const attacker = await run.attack();
       const data = pattern(SPLIT);
@@ -210,7 +210,7 @@ export const framing: readonly Case[] = [
         await attacker.bytes(all.subarray(0, cut));
         await run.taken(attacker);
         await attacker.bytes(all.subarray(cut));
-        await attacker.echoed(heard, data, `the end of the echo cut at ${cut}`);
+        await attacker.echoed(heard, data, `the end of the echo split at ${cut}`);
       }
     },
   },
@@ -231,7 +231,7 @@ export const framing: readonly Case[] = [
   {
     id: "A9",
     name: "bit-flips",
-    attack: "a sound exchange with one bit flipped, then the end of the connection, 300 times",
+    attack: "a valid exchange with one bit flipped, then the end of the connection, 300 times",
     expected: "every session ends, every call settles",
     async run(run) {
       for (let seed = 0; seed < run.count(20, 300); seed++) {
@@ -253,8 +253,8 @@ export const framing: readonly Case[] = [
   {
     id: "A10",
     name: "slowloris",
-    attack: "a header, one byte every tenth of the timeout",
-    expected: "closed within twice the timeout: bytes of an unfinished header are no life",
+    attack: "a header, one byte per tenth of the timeout",
+    expected: "closed within twice the timeout: bytes of an incomplete header do not keep the session alive",
     timed: true,
     async run(run) {
       const attacker = await run.attack();

@@ -1,5 +1,6 @@
 /**
- * Attacks on writing and on life, D1 to D12: peers that never read, never speak, end anyhow, or leave no turn to others.
+ * Attacks on writing and liveness, D1 to D12: peers that never read, stay silent, close at any point, or always have
+ * more to send.
  *
  * @module
  */
@@ -13,10 +14,13 @@ import { MiB, pattern, READ_BUFFER, WRITE_BUFFER } from "../support.ts";
 import { type Attacker, many, PIECE, soon } from "./attacker.ts";
 import { type AttackRun, type Case, ON_THE_WAY, receiveBuffer, TIMEOUT } from "./attack_run.ts";
 
-// Full of empty frames it is a few milliseconds.
+// Most bytes decoded without yielding; with empty frames, that takes a few milliseconds.
 const MOST_IN_A_TURN = 2 * MiB;
 
-/** Opens so many streams and sends each its whole first window, to be echoed; settles when all is sent or cut. */
+/**
+ * Opens `count` streams and sends one initial window on each, to be echoed; settles when everything was sent or the
+ * connection has ended.
+ */
 async function burden(run: AttackRun, attacker: Attacker, count: number, first = 1): Promise<void> {
   for (let n = 0; n < count && !attacker.isEnded; n++) {
     const id = run.id(first + n);
@@ -27,7 +31,7 @@ async function burden(run: AttackRun, attacker: Attacker, count: number, first =
   }
 }
 
-/** Burdens it while nothing is read, until it does not read any more itself. */
+/** Sends data to be echoed without reading the echoes, until the victim stops reading. */
 async function stall(run: AttackRun, attacker: Attacker, count: number) {
   attacker.hold();
   const burdening = burden(run, attacker, count);
@@ -40,14 +44,14 @@ export const liveness: readonly Case[] = [
   {
     id: "D1",
     name: "slow-read",
-    attack: "256 MiB to be echoed, nothing of it ever read",
-    expected: "what is taken is bounded by maxReceiveBuffer, the buffers and what the socket took; others go on",
+    attack: "256 MiB to be echoed, by a peer that never reads",
+    expected: "bytes held are bounded by maxReceiveBuffer and the buffers; other sessions continue",
     session: (isFull) => ({ maxReceiveBuffer: receiveBuffer(isFull) }),
     async run(run) {
       const attacker = await run.attack();
       const { burdening, last } = await stall(run, attacker, run.count(128, 1024));
       const held = last!.bytesReceived - last!.bytesSent;
-      // Each echo holds a buffer of its own besides.
+      // Each echo loop holds one more buffer.
       const most = receiveBuffer(run.isFull) + ON_THE_WAY + 2 * READ_BUFFER + (last!.streams + 1) * READ_BUFFER;
       assertLessOrEqual(held, most);
       assertLessOrEqual(last!.bytesUnread, receiveBuffer(run.isFull) + READ_BUFFER);
@@ -61,8 +65,8 @@ export const liveness: readonly Case[] = [
   {
     id: "D2",
     name: "slow-read-syn",
-    attack: "a million times SYN, data and FIN, nothing ever read",
-    expected: "reading stops when 1024 refusals wait; closed when the write stalls; memory + 64 MiB at most",
+    attack: "a million times SYN, data and FIN, from a peer that never reads",
+    expected: "reading stops at 1024 pending refusals; closed when the write stalls; memory + 64 MiB at most",
     timed: true,
     async run(run) {
       const attacker = await run.attack();
@@ -74,7 +78,7 @@ export const liveness: readonly Case[] = [
         }
       })();
       const { last } = await run.reached(({ last, ends }) => last!.readPaused || ends.length > 0);
-      assert(last!.readPaused, "It never stopped reading");
+      assert(last!.readPaused, "The victim did not stop reading");
       run.notes.push(`${last!.refused} refused, ${last!.accepted} accepted`);
       await run.fresh();
       await run.pass(TIMEOUT * 1.5);
@@ -82,14 +86,14 @@ export const liveness: readonly Case[] = [
       assert(ends.at(-1)!.includes("made no progress"), ends.at(-1));
       attacker.resume();
       await attack;
-      await attacker.gone("the write that stalled");
+      await attacker.gone("the stalled write");
     },
   },
   {
     id: "D3",
     name: "both-write",
-    attack: "8 MiB to be echoed, which the peer does not read until it has written all of it",
-    expected: "every byte comes: reading never waits for a write",
+    attack: "8 MiB to be echoed, by a peer that reads only after its last write",
+    expected: "every byte arrives: reading never waits for a write",
     async run(run) {
       const attacker = await run.attack();
       const count = run.count(8, 32);
@@ -107,7 +111,7 @@ export const liveness: readonly Case[] = [
   {
     id: "D4",
     name: "write-stall",
-    attack: "a socket that takes nothing more, from a peer that goes on sending",
+    attack: "a full socket, from a peer that keeps sending",
     expected:
       "closed when nothing was read and no write made progress for the timeout; every writer rejects; close() settles",
     timed: true,
@@ -128,7 +132,7 @@ export const liveness: readonly Case[] = [
     id: "D4",
     name: "nops-unread",
     attack: "NOPs for five timeouts, from a peer that reads nothing of a stream written without end",
-    expected: "the session lives, and holds two buffers for the peer; the stream goes on when the peer reads again",
+    expected: "the session stays open with two buffers of unsent data; the stream resumes when the peer reads",
     timed: true,
     app: "pour",
     async run(run) {
@@ -155,7 +159,7 @@ export const liveness: readonly Case[] = [
   {
     id: "D4",
     name: "close-while-stalled",
-    attack: "a socket that takes nothing more, while the victim closes in order",
+    attack: "a full socket during a graceful close of the victim",
     expected: "close() settles within its timeout",
     timed: true,
     async run(run) {
@@ -173,7 +177,7 @@ export const liveness: readonly Case[] = [
     id: "D5",
     name: "false-death",
     attack: "a stream that fills maxReceiveBuffer and is not read for five timeouts",
-    expected: "no false death while the victim itself does not read; all goes on when it does again",
+    expected: "no timeout while the victim itself does not read; the session continues once it reads",
     versions: [1],
     timed: true,
     app: "hold",
@@ -195,7 +199,7 @@ export const liveness: readonly Case[] = [
     id: "D6",
     name: "silent",
     attack: "silence",
-    expected: "closed between the timeout and twice that; no timer left",
+    expected: "closed after the timeout and within twice the timeout; no timer left",
     timed: true,
     async run(run) {
       const attacker = await run.attack();
@@ -205,8 +209,8 @@ export const liveness: readonly Case[] = [
   {
     id: "D6",
     name: "silent-from-the-start",
-    attack: "a connection on which not one byte ever comes",
-    expected: "closed between the timeout and twice that; no timer left",
+    attack: "a connection without a single byte",
+    expected: "closed after the timeout and within twice the timeout; no timer left",
     timed: true,
     async run(run) {
       const attacker = await run.dial();
@@ -217,8 +221,8 @@ export const liveness: readonly Case[] = [
   {
     id: "D7",
     name: "blocked-loop",
-    attack: "none: the victim's process does nothing for 2.5 timeouts, while the peer's NOPs wait in the socket",
-    expected: "no false death",
+    attack: "none: the victim's event loop is blocked for 2.5 timeouts, while the peer's NOPs wait in the socket",
+    expected: "no timeout",
     timed: true,
     isAwake: false,
     async run(run) {
@@ -235,8 +239,8 @@ export const liveness: readonly Case[] = [
   {
     id: "D7",
     name: "nop-under-load",
-    attack: "a peer that only listens to a stream written without end",
-    expected: "what it is sent keeps it alive; the victim closes when the peer itself is silent",
+    attack: "a peer that sends no data while the victim writes to a stream without end",
+    expected: "NOPs keep the session alive; the victim closes it when the peer is silent",
     timed: true,
     app: "pour",
     async run(run) {
@@ -246,7 +250,7 @@ export const liveness: readonly Case[] = [
       let slowest = 0;
       await attacker.bytes(attacker.frame(SYN, id));
       for (let n = 0; n < 8; n++) {
-        // More than it can write until the next one.
+        // More credit than the victim can use until the next UPD.
         if (run.version === 2) await attacker.bytes(attacker.update(id, heard.bytes, MAX_WINDOW));
         const { bytes } = heard;
         await attacker.until(() => heard.bytes > bytes + MiB, "more data");
@@ -254,11 +258,11 @@ export const liveness: readonly Case[] = [
         await run.nop(attacker);
         await run.taken(attacker);
         slowest = Math.max(slowest, performance.now() - said);
-        // Not much less than the timeout; where time is real, a machine that moves gigabytes is late with everything.
+        // In real time a loaded machine is late: larger margin below the timeout.
         await run.pass(TIMEOUT * (run.isFull ? 0.6 : 0.9));
         await run.lives();
       }
-      run.notes.push(`a NOP was heard within ${slowest.toFixed(1)} ms`);
+      run.notes.push(`a NOP was read within ${slowest.toFixed(1)} ms`);
       await run.pass(TIMEOUT);
       await run.closes(attacker, "TimeoutError");
     },
@@ -266,8 +270,8 @@ export const liveness: readonly Case[] = [
   {
     id: "D8",
     name: "fin-order",
-    attack: "100 000 short streams to be echoed, the FIN right behind the data",
-    expected: "for each all its bytes, then its FIN, then nothing",
+    attack: "100 000 short streams to be echoed, each FIN right after the data",
+    expected: "each stream receives all its bytes, then FIN, then no frame",
     async run(run) {
       const attacker = await run.attack();
       const data = pattern(100);
@@ -294,7 +298,7 @@ export const liveness: readonly Case[] = [
       for (let n = 1; n <= times; n++) {
         const attacker = await run.attack();
         const id = run.id(1);
-        // On version 2 more than a window at once is more than is allowed, but within what is borne.
+        // In version 2 this exceeds the window, but stays below the limit at which the stream is cut.
         const pieces = Array.from({ length: 10 }, () => attacker.frame(PSH, id, pattern(30_000)));
         await attacker.bytes(attacker.frame(SYN, id), ...pieces, attacker.frame(FIN, id));
         await attacker.end();
@@ -308,8 +312,8 @@ export const liveness: readonly Case[] = [
   {
     id: "D9",
     name: "close-flushes",
-    attack: "a peer that begins to read when the victim has written 200 KB and closed",
-    expected: "all of it comes, then FIN, then the end",
+    attack: "a peer that starts to read after the victim has written 200 KB and closed",
+    expected: "all bytes arrive, then FIN, then the end of the connection",
     async run(run) {
       for (let n = 0; n < run.count(5, 1000); n++) {
         const attacker = await run.attack();
@@ -331,8 +335,8 @@ export const liveness: readonly Case[] = [
   {
     id: "D10",
     name: "starvation",
-    attack: "100 streams to which the victim writes without end",
-    expected: "all progress alike (Jain's index at least 0.95); the canary echoes within 20 ms",
+    attack: "100 streams that the victim writes to without end",
+    expected: "equal throughput (Jain's index above 0.95); the canary echoes within 20 ms",
     app: "pour",
     async run(run) {
       const attacker = await run.attack();
@@ -341,7 +345,7 @@ export const liveness: readonly Case[] = [
         await attacker.bytes(attacker.frame(SYN, run.id(n)));
         if (run.version === 2) await attacker.bytes(attacker.update(run.id(n), 0, MAX_WINDOW));
       }
-      // Those that begin first have the sockets' buffers to themselves: what counts is when all are at it.
+      // The first streams have the socket buffers to themselves: measure only once all streams carry data.
       await attacker.until(() => heard.every(({ bytes }) => bytes > 0), "data of every stream");
       const before = heard.map(({ bytes }) => bytes);
       const shares = () => heard.map(({ bytes }, n) => bytes - before[n]!);
@@ -357,20 +361,20 @@ export const liveness: readonly Case[] = [
   {
     id: "D11",
     name: "concurrent-close",
-    attack: "every order of closing a stream and a session, with every operation pending, and the peer's hanging up",
-    expected: "every operation settles, and only with the errors that there are for it",
+    attack: "every order of closing a stream and a session, with every operation pending, and a peer that disconnects",
+    expected: "every operation settles: fulfilled, StreamClosedError or SessionClosedError",
     async run(run) {
       const acts = ["stream.close", "stream.closeWrite", "session.close", "abort"];
       for (let round = 0; round < run.count(1, 20); round++) {
         for (const order of permutations(acts)) {
-          // Without abort it is the peer who ends it.
+          // Without abort, the peer ends the session.
           for (const some of [order, order.filter((act) => act !== "abort")]) {
             const attacker = await run.attack();
             const colliding = run.victim.collide(some);
-            // Its end is part of the collision; before the stream is open there would be none.
+            // End the connection only once the stream is open, so that this end collides with the acts.
             await Promise.race([attacker.ended, attacker.until(() => attacker.counts[SYN]! > 0, "the stream")]);
             await attacker.end();
-            for (const outcome of await soon(colliding, `what was pending at ${some}`)) {
+            for (const outcome of await soon(colliding, `the operations pending at ${some}`)) {
               const isKnown = ["fulfilled", "StreamClosedError", "SessionClosedError"].includes(outcome);
               assert(isKnown, `${outcome} after ${some}`);
             }
@@ -384,20 +388,20 @@ export const liveness: readonly Case[] = [
   ...(["connection", "streams"] as const).map((kind): Case => ({
     id: "D12",
     name: `capture-${kind}`,
-    attack: `empty frames over a transport (${kind}) that always has more at once`,
-    expected: "others have their turn every 2 MiB at least, and within 50 ms",
+    attack: `empty frames over a transport (${kind}) whose reads never block`,
+    expected: "the victim yields at least every 2 MiB, and within 50 ms",
     async run(run) {
       const bytes = run.count(16, 512) * MiB;
       const { turns, gap } = await run.victim.capture(kind, bytes);
-      run.notes.push(`${turns} turns, at most ${gap.toFixed(1)} ms apart`);
-      assertGreaterOrEqual(turns, bytes / MOST_IN_A_TURN, `Turns for others in ${bytes} bytes: ${turns}`);
-      if (run.isFull) assertLess(gap, 50, `ms without a turn: ${gap.toFixed(1)}`);
+      run.notes.push(`${turns} turns of the event loop, at most ${gap.toFixed(1)} ms apart`);
+      assertGreaterOrEqual(turns, bytes / MOST_IN_A_TURN, `Turns of the event loop in ${bytes} bytes: ${turns}`);
+      if (run.isFull) assertLess(gap, 50, `ms between two turns of the event loop: ${gap.toFixed(1)}`);
     },
   })),
   {
     id: "D12",
     name: "capture-socket",
-    attack: "NOPs over a socket that always has more",
+    attack: "NOPs over a socket whose reads never block",
     expected: "a fresh session echoes within 50 ms",
     async run(run) {
       const attacker = await run.attack();
@@ -409,8 +413,8 @@ export const liveness: readonly Case[] = [
     id: "D12",
     name: "hundred-at-once",
     attack:
-      "a hundred peers, none of which reads: floods of SYN with data and FIN, of SYN and FIN, of tiny data, of NOPs",
-    expected: "each is held back by itself: memory + 64 MiB for each at most; a fresh session echoes within 250 ms",
+      "a hundred peers that do not read: floods of SYN with data and FIN, of SYN and FIN, of one-byte PSHs, of NOPs",
+    expected: "memory + 64 MiB for each peer at most; a fresh session echoes within 250 ms",
     memory: 100 * 64,
     freshWithin: 250,
     async run(run) {
@@ -426,7 +430,7 @@ export const liveness: readonly Case[] = [
       await run.besides(async (visits) => {
         for (let round = 0; round < rounds || (run.isFull && visits.length < 100); round++) {
           const batches = [...floods.map((frames) => many(256, run.id(1 + round * 256), frames)), data, nops];
-          // One that is not read any more has its bytes in the socket, or waits: nobody waits for it.
+          // Not awaited: the victim may have stopped reading this connection.
           attackers.forEach((attacker, n) => attacker.bytes(batches[n % batches.length]!));
           await run.victim.state();
         }
@@ -437,8 +441,8 @@ export const liveness: readonly Case[] = [
   {
     id: "D12",
     name: "hang-up-with-many",
-    attack: "8192 streams that are waited on, then the end of the connection",
-    expected: "every call settles; no more than 100 ms pass in which others have no turn",
+    attack: "8192 streams with pending reads, then the end of the connection",
+    expected: "every call settles; the event loop is blocked for 100 ms at most",
     memory: 128,
     async run(run) {
       const attacker = await run.attack();
@@ -451,8 +455,8 @@ export const liveness: readonly Case[] = [
       await run.victim.mark();
       attacker.close();
       const { gap } = await run.over();
-      run.notes.push(`${gap.toFixed(1)} ms without a turn`);
-      if (run.isFull) assertLess(gap, 100, `ms without a turn: ${gap.toFixed(1)}`);
+      run.notes.push(`event loop blocked for ${gap.toFixed(1)} ms`);
+      if (run.isFull) assertLess(gap, 100, `ms of a blocked event loop: ${gap.toFixed(1)}`);
     },
   },
 ];

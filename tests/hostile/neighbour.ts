@@ -1,5 +1,5 @@
 /**
- * Another session of the victim's, which moves data while the victim is attacked.
+ * A second session of the victim, which carries data while the first one is attacked.
  *
  * @module
  */
@@ -8,20 +8,20 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Version } from "../../frame.ts";
 import type { Role } from "./victim.ts";
 
-/** Whom it dials, and how. */
+/** The port to connect to, and the version and role of the session. */
 export interface Way {
   port: number;
   version: Version;
-  /** What the victim is. */
+  /** The victim's role. */
   role: Role;
 }
 
-/** One that has data echoed all the while, on a thread of its own. */
+/** Has data echoed without end by the victim. Runs in a worker, so that the flood does not delay it. */
 export class Neighbour implements Disposable {
   readonly #worker = new Worker(new URL("carrier.ts", import.meta.url), { type: "module" });
   readonly #waiting: PromiseWithResolvers<number>[] = [];
 
-  /** Begins at once. */
+  /** Starts at once. */
   constructor(way: Way) {
     this.#worker.onmessage = ({ data }: MessageEvent<number | string>) => {
       const { resolve, reject } = this.#waiting.shift()!;
@@ -31,7 +31,7 @@ export class Neighbour implements Disposable {
     this.#worker.postMessage(way);
   }
 
-  /** Bytes of its data that come back in a millisecond, over so many milliseconds. */
+  /** Measures the echoed bytes per millisecond, over this many milliseconds. */
   async rate(milliseconds: number): Promise<number> {
     const [from, began] = [await this.#echoed(), performance.now()];
     await delay(milliseconds);

@@ -1,5 +1,5 @@
 /**
- * Attacks on streams, B1 to B10: too many, refused, doubled, misnumbered, reused, unknown and never ended.
+ * Attacks on streams, B1 to B10: too many, refused, duplicate, invalid id, reused id, unknown id, never ended.
  *
  * @module
  */
@@ -14,13 +14,13 @@ import type { AttackRun, Case } from "./attack_run.ts";
 const MOST_STREAMS = 8192;
 const BACKLOG = 1024;
 
-/** A SYN that must end the session. */
+/** A SYN with an invalid id, which must end the session. */
 function misnumbered(name: string, attack: string, id: (run: AttackRun) => number): Case {
   return {
     id: "B5",
     name,
     attack,
-    expected: "a ProtocolError, closed within 100 ms; the victim's own streams hear nothing of it",
+    expected: "a ProtocolError, closed within 100 ms; the victim's own streams receive nothing",
     async run(run) {
       const attacker = await run.attack();
       const own = await run.victim.open();
@@ -32,21 +32,21 @@ function misnumbered(name: string, attack: string, id: (run: AttackRun) => numbe
   };
 }
 
-/** Opens streams and ends each at once, a million times; gives how many. */
+/** Opens a million streams and ends each at once; returns the number of streams. */
 function resets(run: AttackRun, attacker: Attacker): Promise<number> {
   const frames = concat([attacker.frame(SYN, 0), attacker.frame(FIN, 0)]);
   const make = (first: number, count: number) => many(count, run.id(1 + first), frames);
   return run.flood(attacker, run.count(5000, 1_000_000), make, { frames: 2, goesOn: true });
 }
 
-/** Frames for streams that there are not. */
+/** Frames for unknown streams. */
 function unknown(name: string, attack: string, make: (attacker: Attacker, id: number) => Uint8Array): Case {
   return {
     id: "B8",
     name,
     attack,
-    expected: "dropped, uncharged and unanswered; heap + 8 MiB at most; the canary echoes",
-    // Of which what the others take, who visit meanwhile, is the larger part.
+    expected: "dropped, not counted as unread, not answered; heap + 8 MiB at most; the canary echoes",
+    // More than half of this is used by the sessions of the bystander.
     memory: 16,
     async run(run) {
       const attacker = await run.attack();
@@ -60,7 +60,7 @@ function unknown(name: string, attack: string, make: (attacker: Attacker, id: nu
       assertEquals(last!.bytesUnread, 0);
       assertEquals(last!.streams, 1);
       if (run.isFull) assertLessOrEqual(peakHeap - before.heap, 8 * MiB);
-      // The canary's echo, and on version 2 its updates.
+      // The echo of the canary, and in version 2 its UPD.
       assert(last!.framesSent - before.last!.framesSent <= 2, `${last!.framesSent - before.last!.framesSent} frames`);
     },
   };
@@ -72,7 +72,7 @@ export const streams: readonly Case[] = [
     id: "B1",
     name: "syn-flood",
     attack: "a million SYNs",
-    expected: "8192 streams at most, all others refused with FIN; memory + 128 MiB at most; the canary echoes",
+    expected: "8192 streams at most, the rest refused with FIN; memory + 128 MiB at most; the canary echoes",
     memory: 128,
     async run(run) {
       const attacker = await run.attack();
@@ -85,13 +85,13 @@ export const streams: readonly Case[] = [
       const { last } = await run.victim.state();
       assert(last!.streams <= MOST_STREAMS, `${last!.streams} streams`);
       assertEquals(last!.accepted + last!.refused, 1 + sent);
-      await attacker.until(() => attacker.counts[FIN] === last!.refused, "a FIN for each that was refused");
+      await attacker.until(() => attacker.counts[FIN] === last!.refused, "a FIN for each refused stream");
     },
   },
   {
     id: "B1",
     name: "streams-full",
-    attack: "as many SYNs, each with data, no faster than the application accepts",
+    attack: "a million SYNs, each with data, no faster than the application accepts",
     expected: "exactly 8192 streams, the rest refused with FIN; memory + 128 MiB at most; the canary echoes",
     memory: 128,
     async run(run) {
@@ -111,7 +111,7 @@ export const streams: readonly Case[] = [
     id: "B2",
     name: "rapid-reset",
     attack: "a million SYNs, each with its FIN, at an application that accepts",
-    expected: "each ended in turn, none left; memory + 64 MiB at most; the canary echoes",
+    expected: "every stream is answered with FIN and leaves the table; memory + 64 MiB at most; the canary echoes",
     async run(run) {
       const attacker = await run.attack();
       const sent = await resets(run, attacker);
@@ -123,8 +123,8 @@ export const streams: readonly Case[] = [
   {
     id: "B2",
     name: "rapid-reset-refused",
-    attack: "a million SYNs, each with its FIN, at an application that accepts none",
-    expected: "1024 wait, the rest are refused with FIN, at 5 µs each at most; the canary echoes",
+    attack: "a million SYNs, each with its FIN, at an application that does not accept",
+    expected: "1024 streams pending, the rest refused with FIN, at 5 µs each at most; the canary echoes",
     app: "ignore",
     perFrame: 5,
     async run(run) {
@@ -133,14 +133,14 @@ export const streams: readonly Case[] = [
       const { last } = await run.victim.state();
       assertEquals(last!.pendingAccept, BACKLOG);
       assertEquals(last!.refused, sent - BACKLOG);
-      await attacker.until(() => attacker.counts[FIN] === sent - BACKLOG, "a FIN for each that was refused");
+      await attacker.until(() => attacker.counts[FIN] === sent - BACKLOG, "a FIN for each refused stream");
     },
   },
   {
     id: "B3",
     name: "backlog-full",
-    attack: "more streams than wait, each with data, at an application that accepts none",
-    expected: "the rest refused, their data dropped; reading goes on; the canary echoes",
+    attack: "twice acceptBacklog streams, each with data, at an application that does not accept",
+    expected: "half of the streams refused, their data dropped; reading continues; the canary echoes",
     app: "ignore",
     async run(run) {
       const attacker = await run.attack();
@@ -157,7 +157,7 @@ export const streams: readonly Case[] = [
   {
     id: "B4",
     name: "dup-syn",
-    attack: "a thousand SYNs for a stream that is open",
+    attack: "a thousand SYNs for an open stream",
     expected: "ignored: accepted once, echoed once",
     async run(run) {
       const attacker = await run.attack();
@@ -170,13 +170,13 @@ export const streams: readonly Case[] = [
     },
   },
   misnumbered("wrong-parity", "a SYN for a stream that the victim itself has opened", (run) => run.id(0) ^ 1),
-  misnumbered("wrong-parity-unused", "a SYN with an id that the victim itself will use", (run) => run.id(100) ^ 1),
+  misnumbered("wrong-parity-unused", "a SYN with an id that the victim has yet to use", (run) => run.id(100) ^ 1),
   misnumbered("sid-zero", "a SYN with id 0", () => 0),
   {
     id: "B5",
     name: "sid-max",
     attack: "a stream with the largest id",
-    expected: "a stream like any other",
+    expected: "accepted and echoed like any other stream",
     async run(run) {
       const attacker = await run.attack();
       const id = run.role === "server" ? 2 ** 32 - 1 : 2 ** 32 - 2;
@@ -188,8 +188,8 @@ export const streams: readonly Case[] = [
   {
     id: "B6",
     name: "sid-reuse",
-    attack: "50 lives of one id, the next SYN as soon as the FIN of the last has come",
-    expected: "each life is fresh, nothing of the one before reaches it, nothing comes after a FIN",
+    attack: "50 streams with the same id, each SYN right after the victim's FIN for the previous stream",
+    expected: "no stream receives data of the previous one; no frame arrives after a FIN",
     async run(run) {
       const attacker = await run.attack();
       const id = run.id(1);
@@ -198,8 +198,8 @@ export const streams: readonly Case[] = [
         heard.data = [];
         const data = pattern(500, life);
         await attacker.bytes(...run.opening(attacker, id, data), attacker.frame(FIN, id));
-        await attacker.echoed(heard, data, `the end of life ${life}`);
-        assertEquals(heard.late, 0, `frames after the FIN of life ${life}`);
+        await attacker.echoed(heard, data, `the end of echo ${life}`);
+        assertEquals(heard.late, 0, `frames after FIN ${life}`);
         heard.fins = 0;
       }
       await run.echoes(attacker);
@@ -208,8 +208,8 @@ export const streams: readonly Case[] = [
   {
     id: "B7",
     name: "sid-exhaustion",
-    attack: "a victim whose ids come to their end",
-    expected: "its last id is used, then opening is a RangeError; ids do not begin anew; all else goes on",
+    attack: "a victim that has two stream ids left",
+    expected: "both ids are used, then opening rejects with a RangeError; ids do not wrap; other streams continue",
     firstId: (role) => role === "client" ? 2 ** 32 - 3 : 2 ** 32 - 4,
     async run(run) {
       const attacker = await run.attack();
@@ -217,27 +217,30 @@ export const streams: readonly Case[] = [
       assertEquals(ids, run.role === "client" ? [2 ** 32 - 3, 2 ** 32 - 1] : [2 ** 32 - 4, 2 ** 32 - 2]);
       for (let n = 0; n < 3; n++) {
         const outcome = await run.victim.open().catch((error) => `${error}`);
-        assert(typeof outcome === "string" && outcome.includes("RangeError"), `Opened ${outcome}`);
+        assert(
+          typeof outcome === "string" && outcome.includes("RangeError"),
+          `Expected a RangeError, received ${outcome}`,
+        );
       }
       for (const id of ids) {
         const heard = attacker.heard(id, true);
         await attacker.bytes(attacker.frame(PSH, id, pattern(10)));
-        await attacker.until(() => heard.bytes === 10, "the echo of the last streams");
+        await attacker.until(() => heard.bytes === 10, "the echoes on the last streams");
       }
       await attacker.bytes(...run.opening(attacker, run.id(1), pattern(10)), attacker.frame(FIN, run.id(1)));
-      await attacker.until(() => attacker.counts[FIN] === 1, "the end of a stream opened since");
+      await attacker.until(() => attacker.counts[FIN] === 1, "the FIN of a stream opened afterwards");
       await run.echoes(attacker);
       assertEquals(attacker.counts[SYN], 2);
     },
   },
   unknown(
     "psh-unknown",
-    "data of 1 KiB for streams never opened",
+    "PSHs with 1 KiB for streams never opened",
     (attacker, id) => attacker.frame(PSH, id, pattern(1024)),
   ),
   unknown(
     "garbage-65535",
-    "frames of 65 535 bytes for streams never opened",
+    "PSHs with 65 535 bytes for streams never opened",
     (attacker, id) => attacker.frame(PSH, id, pattern(65535)),
   ),
   unknown("fin-unknown", "FINs for streams never opened", (attacker, id) => attacker.frame(FIN, id)),
@@ -252,8 +255,8 @@ export const streams: readonly Case[] = [
   {
     id: "B9",
     name: "psh-after-fin",
-    attack: "data and UPDs for a stream after its FIN, while it is still open the other way",
-    expected: "dropped and uncharged; the canary and others echo",
+    attack: "data and UPDs for a half-closed stream, after the peer's FIN",
+    expected: "dropped, not counted as unread; the canary and other sessions echo",
     app: "hold",
     async run(run) {
       const attacker = await run.attack();
@@ -269,8 +272,8 @@ export const streams: readonly Case[] = [
   {
     id: "B9",
     name: "double-fin",
-    attack: "a thousand FINs for one stream, before and after the victim's own",
-    expected: "the first counts; answered once; the canary echoes",
+    attack: "a thousand FINs for one stream, before and after the victim's FIN",
+    expected: "all but the first ignored; answered once; the canary echoes",
     async run(run) {
       const attacker = await run.attack();
       const id = run.id(1);
@@ -285,8 +288,8 @@ export const streams: readonly Case[] = [
   {
     id: "B10",
     name: "never-fin",
-    attack: "streams that the victim closes, and for which the peer never sends FIN",
-    expected: "each leaves the table at once; what comes for it later is dropped",
+    attack: "streams that the victim closes and the peer never ends",
+    expected: "each leaves the table at once; later data for it is dropped",
     app: "close",
     async run(run) {
       const attacker = await run.attack();

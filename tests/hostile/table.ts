@@ -1,5 +1,5 @@
 /**
- * Every attack there is.
+ * The table of all attacks.
  *
  * @module
  */
@@ -10,5 +10,5 @@ import type { Case } from "./attack_run.ts";
 import { liveness } from "./liveness.ts";
 import { streams } from "./streams.ts";
 
-/** The cases, in the order of their numbers. */
+/** All cases, ordered by id. */
 export const CASES: readonly Case[] = [...framing, ...streams, ...flow, ...liveness];

@@ -1,5 +1,5 @@
 /**
- * Who is attacked: sessions with an application on them, in this process or, run as a program, in one of its own.
+ * The attacked side: sessions with an application on them, in this process or, run as a program, in a child process.
  *
  * @module
  */
@@ -13,92 +13,92 @@ import { NOP, PSH, SYN, type Version } from "../../frame.ts";
 import { setNextId } from "../../session.ts";
 import { frame, KiB, MiB } from "../support.ts";
 
-/** The victim's side of a session. */
+/** The victim's role in a session. */
 export type Role = "client" | "server";
 
 /**
- * What the application does with every stream but the first of a connection, which it always echoes: echo it, hold it
- * without reading, not even accept it, close it at once, read all of it, or write to it without end.
+ * What the application does with the streams of a connection: echo, accept without reading, not accept, close at once,
+ * read to the end, or write without end. It always echoes the first stream.
  */
 export type App = "echo" | "hold" | "ignore" | "close" | "sink" | "pour";
 
-/** What a victim is. */
+/** The configuration of a victim. */
 export interface VictimOptions {
   role: Role;
   version: Version;
   app: App;
   session: SessionOptions;
-  /** The first id of streams it opens, where that is not the usual one. */
+  /** The id of the first stream it opens (default: as the protocol has it). */
   firstId?: number | undefined;
 }
 
-/** How a victim is. */
+/** The state of a victim. */
 export interface State {
   /** Attacked sessions that have not ended. */
   open: number;
-  /** Promises of the application that have not settled: those of attacked sessions, and of others. */
+  /** Pending promises of the application, on attacked sessions and on all other sessions. */
   tasks: number;
   otherTasks: number;
-  /** Why attacked sessions ended, in order: "clean", or the error. */
+  /** How the latest attacked sessions ended, in order: "clean", or the error. */
   ends: string[];
-  /** Of the attacked session that came last. */
+  /** Statistics of the latest attacked session. */
   last: SessionStats | undefined;
   /** Bytes read by the application "sink". */
   sunk: number;
   /** Streams that the application "sink" read to the peer's FIN. */
   whole: number;
-  /** Rejections that nobody handled; only counted in a process of its own. */
+  /** Unhandled rejections; only counted in a child process. */
   unhandled: number;
-  /** Microseconds of the processor used. */
+  /** CPU time used, in microseconds. */
   cpu: number;
-  /** Bytes of the process now, and at most since `mark`. */
+  /** Resident bytes of the process: now, and the peak since `mark`. */
   rss: number;
   peakRss: number;
-  /** Bytes of the heap and of what it holds outside, now, and at most since `mark`. */
+  /** Bytes of the heap and of external memory: now, and the peak since `mark`. */
   heap: number;
   peakHeap: number;
-  /** Longest time, in milliseconds, in which its timers had no turn, since `mark`; only known of a process of its own. */
+  /** Longest delay of its timers since `mark`, in milliseconds; only measured in a child process. */
   gap: number;
 }
 
-/** How often the event loop went round, and the longest time that took in milliseconds. */
+/** Turns of the event loop, and the longest time between two of them in milliseconds. */
 export interface Turns {
   turns: number;
   gap: number;
 }
 
-/** What may be asked of a victim, wherever it is. */
+/** A victim, in this process or in a child process. */
 export interface Victim extends AsyncDisposable {
-  /** Where it is attacked. */
+  /** The port for attacks. */
   readonly port: number;
-  /** Where others find it: the same, but always echoing and with default options. */
+  /** The port for other peers: the application echoes, and the sessions have default options. */
   readonly freshPort: number;
   state(): Promise<State>;
-  /** Collects garbage, and forgets the peaks of memory. */
+  /** Collects garbage and resets the peaks. */
   mark(): Promise<void>;
-  /** Does nothing else for so many milliseconds. */
+  /** Blocks the event loop. */
   block(milliseconds: number): Promise<void>;
-  /** Closes a stream of the last session. */
+  /** Closes a stream of the latest session. */
   drop(id: number): Promise<void>;
-  /** Opens a stream on the last session and echoes it. */
+  /** Opens a stream on the latest session and echoes it; returns its id. */
   open(): Promise<number>;
-  /** Opens a stream on the last session, writes so many bytes to it, and closes the session in order. */
+  /** Opens a stream on the latest session, writes `count` bytes to it, and closes the session. */
   say(count: number): Promise<void>;
-  /** Closes the last session in order; gives the milliseconds it took. */
+  /** Closes the latest session; returns the duration in milliseconds. */
   shut(): Promise<number>;
-  /** Does these things to the last session in one turn, with every operation pending; says how each settled. */
+  /** Performs `acts` on the latest session in one turn with every operation pending; returns how each one settled. */
   collide(acts: string[]): Promise<string[]>;
-  /** Runs a session over a transport of so many bytes that always has more at once; says how often others had a turn. */
+  /** Runs a session over a transport whose reads never block, with this many bytes in all. */
   capture(kind: "connection" | "streams", bytes: number): Promise<Turns>;
 }
 
-// So small that an array of it costs no memory outside the heap: what the application needs is not what is measured.
+// Small enough for an array within the heap: the application's memory must not dominate the measurement.
 const SMALLEST_READ = 64;
 const LARGEST_READ = 64 * KiB;
 const SAMPLE_INTERVAL = 10;
-// What a sink reads nobody looks at, so all of them may have it in one place.
+// Shared by all sinks, because they ignore the data.
 const scratch = new Uint8Array(LARGEST_READ);
-// More than a connection takes at once.
+// More than a connection accepts without blocking.
 const LARGE = new Uint8Array(4 * MiB);
 
 /** A victim in this process. */
@@ -142,7 +142,7 @@ export class LocalVictim implements Victim {
       try {
         connection = await listener.accept();
       } catch (error) {
-        // A peer that resets before it is accepted makes accept fail, and nobody else.
+        // A connection that is reset before it is accepted makes accept() reject: continue with the next one.
         if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
         continue;
       }
@@ -184,7 +184,7 @@ export class LocalVictim implements Victim {
     }
   }
 
-  // What a stream was cut by is its session's end, and that is noted there.
+  // Rejections are ignored here: the end of the session is recorded in #ends.
   readonly #settled = () => void this.#tasks--;
   readonly #settledOther = () => void this.#otherTasks--;
 
@@ -215,7 +215,7 @@ export class LocalVictim implements Victim {
   }
 
   #session(): Session {
-    if (this.#last === undefined) throw new Error("Nobody has attacked yet");
+    if (this.#last === undefined) throw new Error("No attacked session yet");
     return this.#last;
   }
 
@@ -241,11 +241,11 @@ export class LocalVictim implements Victim {
     });
   }
 
-  /** Looks how much memory there is. */
+  /** Measures memory and updates the peaks. */
   sample(): { rss: number; heap: number } {
     const { rss, heapUsed, external } = Deno.memoryUsage();
     const heap = heapUsed + external;
-    // The kernel's own peak tells what happened between two samples, once it has moved.
+    // Once the kernel's peak has grown, it covers the time between two samples.
     const maxRss = process.resourceUsage().maxRSS * 1024;
     this.#peakRss = Math.max(this.#peakRss, rss, maxRss > this.#maxRss ? maxRss : 0);
     this.#peakHeap = Math.max(this.#peakHeap, heap);
@@ -261,7 +261,7 @@ export class LocalVictim implements Victim {
     return Promise.resolve();
   }
 
-  /** Looks regularly, and how regularly that is. */
+  /** Starts to sample the memory and the delay of timers. */
   watch(): void {
     setInterval(() => {
       this.#measureGap();
@@ -275,7 +275,7 @@ export class LocalVictim implements Victim {
     this.#gap = Math.max(this.#gap, performance.now() - this.#sampledAt - SAMPLE_INTERVAL);
   }
 
-  /** Counts a rejection that nobody handled. */
+  /** Counts an unhandled rejection. */
   countUnhandled(): void {
     this.#unhandled++;
   }
@@ -319,7 +319,7 @@ export class LocalVictim implements Victim {
       session.openStream(),
       stream.closed,
     ];
-    // Each is heard from now on, so that none can count as unhandled.
+    // Attach handlers now, so that no rejection counts as unhandled.
     const settled = Promise.allSettled(pending);
     for (const act of acts) {
       if (act === "stream.close") stream.close();
@@ -362,7 +362,7 @@ export class LocalVictim implements Victim {
           if (part === null) return Promise.resolve(null);
           const count = Math.min(p.length, part.length);
           p.set(part.subarray(0, count));
-          // What did not fit is not lost: frames are 8 bytes, and so is every length read here.
+          // The rest of the part can be dropped, because every length here is a multiple of the 8-byte frames.
           left += part.length - count;
           return Promise.resolve(count);
         },
@@ -375,7 +375,7 @@ export class LocalVictim implements Victim {
     const session = this.#serve(transport, false);
     session.closed.catch(() => {}).finally(() => isDone = true);
     let before = performance.now();
-    // Without a promise for each, of which there would be millions: they would count as what the attack costs.
+    // A callback instead of a promise for each turn: millions of promises would count as the attack's memory.
     const count = () => {
       const now = performance.now();
       gap = Math.max(gap, now - before);
@@ -397,7 +397,7 @@ export class LocalVictim implements Victim {
   }
 }
 
-/** A question to a victim in another process, and its answer. */
+/** A request to a victim in a child process, or the response. */
 interface Message {
   n: number;
   method: string;
@@ -406,7 +406,7 @@ interface Message {
   error?: string;
 }
 
-/** Starts a victim in a process of its own. */
+/** Starts a victim in a child process. */
 export async function startVictim(options: VictimOptions): Promise<Victim> {
   const child = fork(import.meta.filename!, [JSON.stringify(options)], {
     execArgv: ["--expose-gc"],
@@ -467,7 +467,7 @@ class RemoteVictim implements Victim {
 if (import.meta.main) {
   const victim = new LocalVictim(JSON.parse(process.argv.at(-1)!));
   addEventListener("unhandledrejection", (event) => {
-    // It would end the process; here it is a figure, and any but 0 breaks the case.
+    // Keep the process alive: the count is a figure, which must be 0.
     event.preventDefault();
     victim.countUnhandled();
     console.error("Unhandled:", event.reason);

@@ -1,5 +1,5 @@
 /**
- * The worker of a bystander: visits until it is told to end, and says how long each visit took.
+ * The worker of a bystander: visits until it receives `null`, and reports the duration of each visit.
  *
  * @module
  */

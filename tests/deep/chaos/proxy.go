@@ -1,7 +1,7 @@
-// The proxy of `deno task deep chaos`: carries one connection for each line it is given, and spoils it as the line says.
+// The proxy of `deno task deep chaos`: forwards one connection for each line of input, and injects a fault into it.
 //
-// A line of input is a plan as JSON. The answer is a line with the port to connect to; another says when the fault
-// struck. Nothing here is random: the plan says it all.
+// A line of input is a plan as JSON. The proxy answers with a line that has the port to connect to, and prints another
+// line when the fault strikes. The proxy is deterministic: the plan determines the fault.
 package main
 
 import (
@@ -16,12 +16,12 @@ import (
 
 type plan struct {
 	ID    int
-	Port  int    // where the connection goes on to
+	Port  int    // port to forward the connection to
 	Fault string // none, split, delay, rate, pause, cut, reset, stall or flip
-	Up    bool   // spoil what the connecting side sends
-	Down  bool   // spoil what the other side sends
-	At    int    // after how many bytes of that direction
-	Size  int    // split: bytes of a piece; rate: bytes a millisecond; delay, pause: milliseconds; flip: which bit
+	Up    bool   // inject into data from the connecting side
+	Down  bool   // inject into data from the other side
+	At    int    // position of the fault in bytes of its direction
+	Size  int    // split: bytes of a piece; rate: bytes per ms; delay, pause: milliseconds; flip: index of the bit
 }
 
 var saying sync.Mutex
@@ -32,7 +32,7 @@ func say(line map[string]interface{}) {
 	json.NewEncoder(os.Stdout).Encode(line)
 }
 
-// carrier is one connection on its way through here.
+// carrier is one forwarded connection.
 type carrier struct {
 	plan   plan
 	near   *net.TCPConn
@@ -54,7 +54,7 @@ func (c *carrier) destroy(reset bool) {
 	}
 }
 
-// carry moves one direction; false means that the connection is no more.
+// carry forwards one direction until it ends.
 func (c *carrier) carry(from, to *net.TCPConn, spoiled bool) {
 	b := make([]byte, 16*1024)
 	at := 0
@@ -82,7 +82,7 @@ func (c *carrier) carry(from, to *net.TCPConn, spoiled bool) {
 	}
 }
 
-// spoil lets the fault strike; false means that nothing is carried after it.
+// spoil injects the fault; it returns false if nothing may be forwarded afterwards.
 func (c *carrier) spoil(part []byte) bool {
 	switch c.plan.Fault {
 	case "cut", "reset":
@@ -103,7 +103,7 @@ func (c *carrier) spoil(part []byte) bool {
 	return true
 }
 
-// write passes bytes on at the pace of the plan.
+// write forwards bytes at the pace of the plan; it returns false on an error.
 func (c *carrier) write(to *net.TCPConn, part []byte) bool {
 	for len(part) > 0 {
 		n := len(part)
@@ -146,12 +146,12 @@ func serve(p plan) {
 	check(err)
 	c := &carrier{plan: p, near: near.(*net.TCPConn), far: far.(*net.TCPConn), over: make(chan struct{})}
 	if p.Fault == "split" {
-		// Or the kernel would put the pieces together again.
+		// Keep the kernel from merging the pieces.
 		c.near.SetNoDelay(true)
 		c.far.SetNoDelay(true)
 	}
 	go func() {
-		// A connection that a fault keeps open is given up when everybody else has long ended.
+		// Close connections that a fault keeps open, after the timeouts of both ends.
 		time.Sleep(20 * time.Second)
 		close(c.over)
 		c.destroy(false)

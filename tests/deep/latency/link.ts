@@ -1,28 +1,28 @@
 /**
- * A long link, as a process of its own: `link.ts PORT DELAY RATE` prints a port, and what is sent there arrives at PORT.
+ * Simulates a link with delay: `link.ts PORT DELAY RATE` prints a port, and forwards its connections to PORT.
  *
- * In each direction a byte leaves RATE bytes a second after those before it, at the earliest, and arrives DELAY
- * milliseconds later. When more has gathered than a router would hold, nothing more is read until some has left, so the
- * sender's socket fills up as it would before a real link. Nothing is lost: how TCP recovers is not what is measured.
+ * Each direction carries RATE bytes per second and delays them by DELAY milliseconds. When the queue is full, the link
+ * stops reading until bytes have left, so that the sender's socket fills up as it does before a real link. The link
+ * drops no data, because TCP's recovery is not measured.
  *
  * @module
  */
 
 import { endWithInput } from "../../measured.ts";
 
-// One read: half a millisecond of 1 Gbit/s, less than a timer can tell.
+// Size of one read: less than a timer's resolution at 1 Gbit/s.
 const LARGEST_READ = 64 * 1024;
-// Timers know whole milliseconds, and come about so many late; so bytes come as much too early as too late.
+// Timers have a resolution of 1 ms and are LATENESS ms late on average: compensate, so that errors cancel out.
 const LATENESS = 1.2;
 const TOLERANCE = 1;
 
-/** Bytes that arrived together: where they end, counted from the first of all, and when they are due. */
+/** Bytes that arrived together: their end position, counted from the first byte, and the time to forward them. */
 interface Packet {
   end: number;
   due: number;
 }
 
-/** Wakes the other side of a direction. */
+/** Wakes the other loop of a direction. */
 class Bell {
   #waiting = Promise.withResolvers<void>();
 
@@ -36,13 +36,13 @@ class Bell {
   }
 }
 
-/** One direction. */
+/** One direction of a connection. */
 class Direction {
   readonly #from: Deno.TcpConn;
   readonly #to: Deno.TcpConn;
   readonly #delay: number;
   readonly #perByte: number;
-  // What is under way lies here, from #left to #arrived.
+  // Bytes in flight, from position #left to #arrived.
   readonly #ring: Uint8Array<ArrayBuffer>;
   readonly #packets: Packet[] = [];
   #arrived = 0;
@@ -56,15 +56,15 @@ class Direction {
     this.#to = to;
     this.#delay = delay;
     this.#perByte = 1000 / rate;
-    // What is on the wire, and before it what fits one round trip: the usual measure of a router's queue.
+    // The bytes on the wire, plus one bandwidth-delay product: the usual size of a router's queue.
     this.#ring = new Uint8Array(Math.max(LARGEST_READ, Math.ceil(rate / 1000 * 3 * delay)));
   }
 
   async run(): Promise<void> {
-    await Promise.all([this.#take(), this.#give()]);
+    await Promise.all([this.#read(), this.#forward()]);
   }
 
-  async #take(): Promise<void> {
+  async #read(): Promise<void> {
     const size = this.#ring.length;
     for (let idleFrom = 0;;) {
       while (this.#arrived - this.#left === size) await this.#room.wait();
@@ -80,7 +80,7 @@ class Direction {
     this.#news.ring();
   }
 
-  async #give(): Promise<void> {
+  async #forward(): Promise<void> {
     const size = this.#ring.length;
     for (;;) {
       const packet = this.#packets[0];
@@ -109,7 +109,9 @@ class Direction {
 }
 
 const [port = NaN, delay = NaN, rate = NaN] = Deno.args.map(Number);
-if (!(port > 0 && delay >= 0 && rate > 0)) throw new TypeError(`link.ts PORT DELAY RATE, not ${Deno.args}`);
+if (!(port > 0 && delay >= 0 && rate > 0)) {
+  throw new TypeError(`expected link.ts PORT DELAY RATE, received ${Deno.args}`);
+}
 endWithInput();
 const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
 console.log(listener.addr.port);
@@ -118,7 +120,7 @@ for await (const near of listener) {
   near.setNoDelay();
   far.setNoDelay();
   Promise.all([new Direction(near, far, delay, rate).run(), new Direction(far, near, delay, rate).run()])
-    // One side broke the connection: so does the link.
+    // One side broke the connection: close the other side too.
     .catch(() => {})
     .finally(() => {
       near.close();

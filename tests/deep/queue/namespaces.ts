@@ -1,8 +1,8 @@
 /**
- * A link of the kernel's with a queue, in network namespaces of its own.
+ * A kernel link with a queueing discipline, in network namespaces of its own.
  *
- * A namespace lasts as long as its processes, and those end with this one: nothing is left behind, in whatever way this
- * process ends.
+ * A namespace exists while a process is in it, and its process ends with this one: no namespace leaks, even if this
+ * process is killed.
  *
  * @module
  */
@@ -10,7 +10,7 @@
 import { findProgram, Process, run } from "../../programs.ts";
 import type { Role } from "../shared/end.ts";
 
-/** The kinds: one namespace, whose loopback device has the queue for both directions; or two, joined by a pair of devices. */
+/** Kinds of links: the loopback device of one namespace, with one queue; or a pair of devices in two namespaces. */
 export const KINDS = ["lo", "veth"] as const;
 
 const PROGRAMS = ["unshare", "nsenter", "ip", "tc"];
@@ -18,21 +18,21 @@ const PROGRAMS = ["unshare", "nsenter", "ip", "tc"];
 const ADDRESSES: Record<Role, string> = { client: "192.0.2.1", server: "192.0.2.2" };
 const MTU = "1500";
 
-/** Where the ends of a link are. */
+/** A link between the two ends. */
 export interface Link extends AsyncDisposable {
-  /** The command that starts another one where this end is. */
+  /** Command prefix that runs a program in the namespace of each end. */
   at: Record<Role, string[]>;
   /** The server's address. */
   hostname: string;
 }
 
 /**
- * Makes a link, which lasts until it is disposed of.
+ * Creates a link, which exists until it is disposed.
  *
- * @param kind What it is made of.
- * @param sender The end whose device has the queue, of a pair.
- * @param queue The queueing discipline, as `tc` is given it.
- * @throws {Error} Which program is missing, or what it printed.
+ * @param kind The kind of link.
+ * @param sender The end whose device has the queue; ignored for `lo`.
+ * @param queue The queueing discipline, as arguments of `tc`.
+ * @throws {Error} If a program is missing or fails.
  */
 export async function makeLink(kind: typeof KINDS[number], sender: Role, queue: string[]): Promise<Link> {
   for (const name of PROGRAMS) {
@@ -40,7 +40,7 @@ export async function makeLink(kind: typeof KINDS[number], sender: Role, queue: 
   }
   await using processes = new AsyncDisposableStack();
   const namespace = async () => {
-    // It runs until its input ends.
+    // The shell runs until its input ends.
     const holder = processes.use(new Process(["unshare", "--net", "sh", "-c", "echo $$; exec cat"]));
     return await holder.line();
   };

@@ -9,53 +9,53 @@ import { Buffer } from "node:buffer";
 import { Session } from "../../../mod.ts";
 import { endWithInput, report } from "../../measured.ts";
 
-/** The ends of a connection: the client opens it. */
+/** The role of an end; the client opens the connection. */
 export type Role = "client" | "server";
 
-/** What both ends do; as JSON, in Go too. */
+/** The work of both ends; `peer.go` reads the same JSON. */
 export interface Plan {
-  /** Bytes of the echoes that the client asks for, one after the other, on a stream of their own; 0 for no echoes. Go's server has none. */
+  /** Size of the client's sequential echoes on a stream of their own; 0 for no echoes. Not in Go's server. */
   echo: number;
-  /** Which end sends. */
+  /** The end that sends. */
   sender: Role;
-  /** How many streams carry data. */
+  /** Number of streams that carry data. */
   streams: number;
-  /** How many beside them are filled and never read. */
+  /** Number of additional streams that are filled and never read. */
   unread: number;
-  /** What a stream does once it has carried data alone, before those that carry data are opened; not in Go. */
+  /** If set, one stream carries data alone before the others are opened, then ends or idles; not in Go. */
   ahead?: "ends" | "idles";
-  /** Milliseconds for which echoes are asked for, and samples taken from the first byte on. */
+  /** Duration of the echoes, and of the samples from the first byte on, in milliseconds. */
   time: number;
-  /** Where the server listens. */
+  /** Host name on which the server listens. */
   hostname: string;
-  /** Where the client connects. */
+  /** Port to which the client connects. */
   port: number;
 }
 
-/** What one end reports; a line of JSON. */
+/** The report of one end, a line of JSON. */
 export interface Result {
   /** Bytes sent or received on the streams that carry data. */
   bytes?: number;
-  /** The receiver's: milliseconds since the first byte, and bytes by then. */
+  /** Receiver: milliseconds since the first byte, and bytes received by then. */
   samples?: [number, number][];
-  /** The receiver's: bytes received and not read. */
+  /** Receiver: bytes received and not read. */
   unread?: number;
-  /** The client's: milliseconds from the first request to each, and from there to its answer. */
+  /** Client: for each request, milliseconds since the first request, and milliseconds until its answer. */
   echoes?: [number, number][];
-  /** What went wrong. */
+  /** The failure. */
   error?: string;
 }
 
-// Senders go on for this time after the last sample, in milliseconds.
+// Time for which senders continue after the last sample, in milliseconds.
 const SLACK = 300;
 const SAMPLE_EVERY = 10;
-// For this time the stream that goes ahead sends, and if it then idles, for this time nothing is sent, in milliseconds.
+// The stream of `Plan.ahead` sends for AHEAD milliseconds; if it then idles, nothing is sent for QUIET milliseconds.
 const AHEAD = 4000;
 const QUIET = 500;
 const WRITE_SIZE = 64 * 1024;
-// More than any peer has credit for at the start.
+// Larger than any peer's initial credit.
 const FILL_SIZE = 16 * 1024 * 1024;
-// The data of a stream repeats after this number of bytes, a prime, and each stream begins at another place of it.
+// The data of a stream repeats after this prime number of bytes; stream `n` starts at offset `n * STEP`.
 const PERIOD = 262_147;
 const STEP = 2617;
 
@@ -68,7 +68,7 @@ for (let at = 0, word = 1; at < PERIOD; at++) {
 }
 pattern.copyWithin(PERIOD, 0, WRITE_SIZE);
 
-/** The `count` bytes that belong at this position of stream `n`. */
+/** Returns the expected `count` bytes at this position of stream `n`. */
 function expected(n: number, position: number, count: number): Uint8Array {
   const start = (n * STEP + position) % PERIOD;
   return pattern.subarray(start, start + count);
@@ -79,10 +79,10 @@ function compare(n: number, position: number, p: Uint8Array): void {
   throw new Error(`stream ${n} carried wrong data between ${position} and ${position + p.length}`);
 }
 
-/** A connection: of bare sockets it is as many as there are streams. */
+/** A connection; with bare sockets, one connection for each stream. */
 interface Line {
   session?: Session;
-  /** Opens the next stream, or accepts it. */
+  /** Opens or accepts the next stream. */
   next(): Promise<Deno.Conn>;
 }
 
@@ -118,7 +118,7 @@ async function several(count: number, { next }: Line): Promise<Deno.Conn[]> {
 
 const sum = (counts: number[]) => counts.reduce((sum, count) => sum + count, 0);
 
-/** Sends what belongs on stream `n` for a time; returns how many bytes. */
+/** Sends the data of stream `n` for `time` milliseconds; returns the number of bytes. */
 async function fill(pipe: Deno.Conn, n: number, time: number): Promise<number> {
   let isOver = false;
   setTimeout(() => isOver = true, time);
@@ -127,7 +127,7 @@ async function fill(pipe: Deno.Conn, n: number, time: number): Promise<number> {
   return bytes;
 }
 
-/** Reads and compares what belongs on stream `n` to its end, and ends it too; returns how many bytes. */
+/** Reads and checks stream `n` to its end, then half-closes it; returns the number of bytes. */
 async function drain(pipe: Deno.Conn, n: number, onBytes?: (count: number) => void): Promise<number> {
   const p = new Uint8Array(WRITE_SIZE);
   for (let position = 0;;) {
@@ -144,7 +144,7 @@ async function drain(pipe: Deno.Conn, n: number, onBytes?: (count: number) => vo
 
 async function send(line: Line, plan: Plan): Promise<Result> {
   const unread = await several(plan.unread, line);
-  // They wait for credit until the process ends.
+  // These writes wait for credit until the process ends.
   for (const pipe of unread) pipe.write(new Uint8Array(FILL_SIZE)).catch(() => {});
   const first = plan.ahead && await line.next();
   let ahead = 0;
@@ -154,7 +154,7 @@ async function send(line: Line, plan: Plan): Promise<Result> {
       await delay(QUIET);
     } else {
       await first.closeWrite();
-      if (await first.read(new Uint8Array(1)) !== null) throw new Error("data came from the receiver");
+      if (await first.read(new Uint8Array(1)) !== null) throw new Error("received data on the sender's stream");
     }
   }
   const pipes = await several(plan.streams, line);
@@ -195,7 +195,7 @@ async function receive(line: Line, plan: Plan): Promise<Result> {
   return { bytes: sum(counts), samples, unread };
 }
 
-/** Asks for echoes, one after the other, and adds them to `echoes`. */
+/** Requests echoes one after the other, and adds their times to `echoes`. */
 async function ask(pipe: Deno.Conn, { echo: size, time }: Plan, echoes: [number, number][]): Promise<void> {
   const p = new Uint8Array(size);
   const start = now();
@@ -203,12 +203,12 @@ async function ask(pipe: Deno.Conn, { echo: size, time }: Plan, echoes: [number,
     for (let sent = 0; sent < size;) sent += await pipe.write(expected(0, position + sent, size - sent));
     for (let got = 0; got < size;) {
       const count = await pipe.read(p.subarray(got));
-      if (count === null) throw new Error("the end came before the answer");
+      if (count === null) throw new Error("the stream ended before the answer");
       got += count;
     }
     compare(0, position, p);
     echoes.push([at, now() - start - at]);
-    // An end that has just been awake answers sooner than one that slept.
+    // Pause so that every request meets an idle process, which answers later than a busy one.
     await delay(SAMPLE_EVERY);
   }
   await pipe.closeWrite();
@@ -228,7 +228,7 @@ async function run(role: Role, peer: string, plan: Plan): Promise<Result> {
 
 const [role, peer, json] = Deno.args;
 if ((role !== "client" && role !== "server") || peer === undefined || json === undefined) {
-  throw new TypeError(`end.ts client|server PEER PLAN, not ${Deno.args}`);
+  throw new TypeError(`expected end.ts client|server PEER PLAN, received ${Deno.args}`);
 }
 endWithInput();
 try {

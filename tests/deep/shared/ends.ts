@@ -1,6 +1,6 @@
 /**
- * Both ends of a connection over a link, each a process of its own, and their cells, which take turns in every round, so
- * that a busy machine is busy for all.
+ * Runs both ends of a connection over a link, each in a process of its own, for all cells in interleaved rounds, so
+ * that load on the machine affects all cells alike.
  *
  * @module
  */
@@ -12,61 +12,61 @@ import { Process } from "../../programs.ts";
 import type { Plan, Result, Role } from "./end.ts";
 import { progress } from "./program.ts";
 
-// The bound is for a cell that hangs, in milliseconds.
+// Timeout of a cell, in milliseconds.
 const BOUND = 30_000;
 
-/** What is measured, and beside what. */
+/** A configuration to measure, and the one to compare it with. */
 export interface Cell {
   name: string;
-  /** What the ends speak: `bare`, `ours` or `go` with the version. */
+  /** Implementation of the ends: `bare`, `ours` or `go` with the version. */
   peer: string;
-  /** What the server speaks where it differs. */
+  /** Implementation of the server (default: `peer`). */
   server?: string;
   plan: Partial<Plan>;
-  /** The cell whose rate this one's is compared with. */
+  /** Name of the cell to compare the rate with. */
   beside?: string;
 }
 
-/** What a cell gave in one round. */
+/** The result of a cell in one round. */
 export interface Outcome {
-  /** Bytes a second, once warm. */
+  /** Bytes per second after the warm-up. */
   rate?: number;
   error?: string;
 }
 
-/** What each cell gave, by its name: one outcome a round. */
+/** The results by cell name, one for each round. */
 export type Outcomes<Given extends Outcome> = Map<string, Given[]>;
 
-/** What runs the ends of a cell. */
+/** How the ends of a cell are started. */
 export interface Ends {
   /** The program of Go's ends. */
   go?: string | undefined;
-  /** The command that starts another one where this end is; nothing before it without this. */
+  /** Command prefix for each end, such as one that enters its network namespace (default: none). */
   at?: Record<Role, string[]>;
-  /** Makes a link to a port of the server, which lasts as long as `processes`; returns the port to connect to. */
+  /** Starts a link to a port of the server, owned by `processes`; returns the port to connect to. */
   link?: (port: number, processes: AsyncDisposableStack) => Promise<number>;
 }
 
-/** Builds Go's end in a folder; `undefined`, and a line about it, where Go or its smux is missing. */
+/** Builds Go's end in a folder; returns `undefined` and prints a note if Go or its smux is not installed. */
 export async function buildGoEnd(folder: string): Promise<string | undefined> {
   const go = hasGoPackage("github.com/xtaci/smux")
     ? await buildGo(folder, [`${import.meta.dirname}/peer.go`, MEASURED])
     : undefined;
-  if (go === undefined) console.log("Without Go's rows: apt-get install golang-go golang-github-xtaci-smux-dev");
+  if (go === undefined) console.log("Skipping Go's rows: needs golang-go and golang-github-xtaci-smux-dev");
   return go;
 }
 
-/** The cells that need no Go, or all of them where it is built. */
+/** Returns all cells, without those of Go if it is not built. */
 export function possible<Some extends Cell>(cells: Some[], go: string | undefined): Some[] {
   return cells.filter(({ peer }) => go !== undefined || !peer.startsWith("go"));
 }
 
-/** Starts a script of Deno's that ends with `processes`. */
+/** Starts a Deno script, owned by `processes`. */
 export function startDeno(processes: AsyncDisposableStack, at: string[], script: string, ...args: unknown[]): Process {
   return processes.use(new Process([...at, Deno.execPath(), "run", "-A", script, ...args.map(String)]));
 }
 
-/** Runs a plan; returns what the client and the server reported. */
+/** Runs a plan; returns the reports of the client and the server. */
 export async function runEnds(cell: Cell, plan: Plan, { go, at, link }: Ends): Promise<Record<Role, Result>> {
   await using processes = new AsyncDisposableStack();
   const end = (role: Role, peer: string, plan: Plan) => {
@@ -80,7 +80,7 @@ export async function runEnds(cell: Cell, plan: Plan, { go, at, link }: Ends): P
     let port = Number(await server.line());
     if (link !== undefined) port = await link(port, processes);
     const client = end("client", cell.peer, { ...plan, port });
-    // The end that fails may leave the other waiting.
+    // Promise.all: when one end fails, the other may never report.
     const [fromClient, fromServer] = await Promise.all([client.result<Result>(), server.result<Result>()]);
     if (fromClient.bytes !== fromServer.bytes) {
       throw new Error(`lost data: client ${fromClient.bytes} bytes, server ${fromServer.bytes}`);
@@ -90,7 +90,7 @@ export async function runEnds(cell: Cell, plan: Plan, { go, at, link }: Ends): P
   return await deadline(work(), BOUND);
 }
 
-/** Runs every cell once a round, each time in another order; an error is an outcome too. */
+/** Runs every cell once per round, in rotating order; records errors as outcomes. */
 export async function inRounds<Some extends Cell, Given extends Outcome>(
   cells: Some[],
   rounds: number,
@@ -116,7 +116,7 @@ function failure(error: unknown): Outcome {
   return { error: hangs ? "hangs" : error instanceof Error ? error.message : `${error}` };
 }
 
-/** Throws what went wrong in a cell with an end of ours. */
+/** Throws the first error of a cell whose server is not Go's. */
 export function throwOurs(cells: Cell[], outcomes: Outcomes<Outcome>): void {
   for (const { name, peer, server } of cells) {
     const failed = outcomes.get(name)!.find(({ error }) => error !== undefined);
@@ -124,17 +124,17 @@ export function throwOurs(cells: Cell[], outcomes: Outcomes<Outcome>): void {
   }
 }
 
-/** Bytes a second between two times of the samples, in milliseconds since the first byte. */
+/** Returns the bytes per second between two sample times, which are milliseconds since the first byte. */
 export function rateBetween(samples: [number, number][], from: number, to: number): number {
   const first = samples.find(([time]) => time >= from);
   const last = samples.find(([time]) => time >= to);
   if (first === undefined || last === undefined) {
-    throw new Error(`it ended after ${(samples.at(-1)?.[0] ?? 0).toFixed(0)} ms`);
+    throw new Error(`transfer ended after ${(samples.at(-1)?.[0] ?? 0).toFixed(0)} ms`);
   }
   return (last[1] - first[1]) / (last[0] - first[0]) * 1000;
 }
 
-/** The ratio of a figure to that of another cell, of each round in which both have it. */
+/** Returns the ratio of a figure to that of cell `beside`, for each round in which both have it. */
 export function ratios<Given extends Outcome>(
   outcomes: Outcomes<Given>,
   name: string,
@@ -149,13 +149,13 @@ export function ratios<Given extends Outcome>(
   });
 }
 
-/** What of a cell stands in the place of its rate when it failed. */
+/** Returns the text shown instead of the rate if a cell failed. */
 export function failures(given: Outcome[]): string | undefined {
   const failed = given.filter(({ error }) => error !== undefined);
   return failed.length === 0 ? undefined : `${failed[0]!.error} (${failed.length} of ${given.length} rounds)`;
 }
 
-/** Whether the median is as it must be, as a word and with it. */
+/** Returns "yes" or "no" for the median, followed by its text. */
 export function verdict(
   values: number[],
   isGood: (median: number) => boolean,

@@ -1,23 +1,26 @@
 /**
- * The options of the long tests, as they stand on the command line.
+ * Reads the command line options of the long tests.
  *
  * @module
  */
 
 import { parseArgs } from "node:util";
 
-/** How one option is read. */
+/** Reads the value of one option. */
 export interface Option<T> {
-  /** Whether it stands alone, without a value. */
+  /** Whether the option has no value. */
   isFlag: boolean;
-  /** What its text means, "true" for a flag, or its absence; throws a `RangeError` when it means nothing. */
+  /**
+   * Returns the value for `text`, which is "true" for a flag that is set and `undefined` for a missing option; throws a
+   * `RangeError` when the text is invalid.
+   */
   read(text: string | undefined, name: string): T;
 }
 
-/** What the options of a test are read as. */
+/** The values of the options of a test. */
 export type Values<Options> = { [Name in keyof Options]: Options[Name] extends Option<infer T> ? T : never };
 
-/** Reads the options; throws a `TypeError` for an unknown one, and for an argument that is no option. */
+/** Reads the options; throws a `TypeError` for an unknown option and for a positional argument. */
 export function parse<Options extends Record<string, Option<unknown>>>(
   args: string[],
   options: Options,
@@ -25,7 +28,7 @@ export function parse<Options extends Record<string, Option<unknown>>>(
   return parseAll(args, options, false).values;
 }
 
-/** The same where other words may stand beside the options, as `words`. */
+/** Reads the options as {@linkcode parse} does, and returns positional arguments as `words`. */
 export function parseWithWords<Options extends Record<string, Option<unknown>>>(
   args: string[],
   options: Options,
@@ -43,7 +46,7 @@ function parseAll<Options extends Record<string, Option<unknown>>>(
   return { values: Object.fromEntries(values) as Values<Options>, words: positionals };
 }
 
-/** Splits the command line into the texts of its options and the words beside them. */
+/** Splits the command line into the texts of its options and its positional arguments. */
 function split(args: string[], options: Record<string, Option<unknown>>, allowPositionals: boolean) {
   const types = Object.entries(options).map(([name, { isFlag }]) =>
     [name, { type: isFlag ? "boolean" as const : "string" as const }] as const
@@ -56,13 +59,13 @@ function split(args: string[], options: Record<string, Option<unknown>>, allowPo
   }
 }
 
-/** An option that is given or not. */
+/** An option without a value. */
 export const flag: Option<boolean> = { isFlag: true, read: (given) => given !== undefined };
 
 /** Any text, such as the name of a file. */
 export const anyText: Option<string | undefined> = { isFlag: false, read: (text) => text };
 
-/** An integer; `standard` when it is not given. */
+/** An integer of at least `least`; `standard` is the default. */
 export function integer<Standard extends number | undefined>(
   standard: Standard,
   least = -Infinity,
@@ -71,7 +74,7 @@ export function integer<Standard extends number | undefined>(
   return number(standard, expected, (value) => Number.isSafeInteger(value) && value >= least);
 }
 
-/** A number above 0. */
+/** A number above 0; `standard` is the default. */
 export function positive(standard: number): Option<number> {
   return number(standard, "a number above 0", (value) => value > 0);
 }
@@ -85,7 +88,7 @@ function number<Standard>(
     isFlag: false,
     read(text, name) {
       if (text === undefined) return standard;
-      // Of nothing and of blanks `Number` would make 0.
+      // `Number` converts an empty or blank text to 0.
       const value = text.trim() === "" ? NaN : Number(text);
       if (!isGood(value)) throw new RangeError(`${name} must be ${expected}, received ${text}`);
       return value;
@@ -93,7 +96,7 @@ function number<Standard>(
   };
 }
 
-/** Names with commas between them, each one of those known; all of the known when it is not given. */
+/** Comma-separated names out of `known`; the default is all of `known`. */
 export function names<Name extends string>(known: readonly Name[]): Option<Name[]> {
   return {
     isFlag: false,
@@ -102,13 +105,13 @@ export function names<Name extends string>(known: readonly Name[]): Option<Name[
       const isKnown = (given: string): given is Name => known.some((one) => one === given);
       return text.split(",").map((given) => {
         if (isKnown(given)) return given;
-        throw new RangeError(`${name} must be of ${known.join(", ")}, received ${given}`);
+        throw new RangeError(`${name} must be one or more of ${known.join(", ")}, received ${given}`);
       });
     },
   };
 }
 
-/** One of those known; all of them when it is not given. */
+/** One name out of `known`; the default is all of `known`. */
 export function oneOf<Name extends string>(known: readonly Name[]): Option<Name[]> {
   return {
     isFlag: false,

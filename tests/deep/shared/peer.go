@@ -1,5 +1,5 @@
-// Go's smux over a link: `peer client|server VERSION PLAN`, started and read as end.ts, with its own default options.
-// Only as the client it has echoes.
+// Runs Go's smux over a link: `peer client|server VERSION PLAN`, with the same arguments and output as end.ts, and with
+// smux's default options. Echoes work only as the client.
 package main
 
 import (
@@ -49,13 +49,13 @@ func fillPattern() {
 	copy(pattern[period:], pattern[:])
 }
 
-// expected returns the bytes that belong at this position of stream n.
+// expected returns the expected bytes at this position of stream n.
 func expected(n int, position int64, count int) []byte {
 	start := (int64(n)*step + position) % period
 	return pattern[start : start+int64(count)]
 }
 
-// each runs work once for every stream at the same time.
+// each runs work for all streams concurrently.
 func each(streams []*smux.Stream, work func(n int, s *smux.Stream)) {
 	var all sync.WaitGroup
 	for n, s := range streams {
@@ -119,7 +119,7 @@ func drain(streams []*smux.Stream, p plan) result {
 	return result{"bytes": total, "samples": <-samples}
 }
 
-// ask asks for echoes, one after the other.
+// ask requests echoes one after the other.
 func ask(s *smux.Stream, p plan) (echoes [][2]float64) {
 	b := make([]byte, p.Echo)
 	start := time.Now()
@@ -139,7 +139,7 @@ func ask(s *smux.Stream, p plan) (echoes [][2]float64) {
 	return echoes
 }
 
-// connect returns how to open or accept the next stream.
+// connect returns a function that opens or accepts the next stream.
 func connect(role string, config *smux.Config, p plan) func() (*smux.Stream, error) {
 	if role == "client" {
 		conn, err := net.Dial("tcp", net.JoinHostPort(p.Hostname, strconv.Itoa(p.Port)))
