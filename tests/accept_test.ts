@@ -1,5 +1,5 @@
 /**
- * Accepting: the channel of streams that the peer opened, with as many receivers as one likes.
+ * Accepting: the channel of streams that the peer opened, with any number of receivers.
  *
  * @module
  */
@@ -30,14 +30,14 @@ import { frame, memoryPair, RawPeer, readAll, sessionPair, tcpPair, turn, writeA
 const ids = (first: number, count: number) => Array.from({ length: count }, (_, n) => first + 2 * n);
 const ascending = (numbers: Iterable<number>) => Array.from(numbers).sort((a, b) => a - b);
 
-/** A server's session, and the peer that opens streams by hand. */
+/** A server's session, and a raw peer. */
 function serverWithPeer(options: ServerSessionOptions = {}) {
   const [near, far] = memoryPair();
   const session = Session.server(far, { version: 2, ...options });
   return { session, peer: new RawPeer(near, 2), near };
 }
 
-/** Writes a number, and reads what is answered. */
+/** Writes a number and returns the answer. */
 async function exchange(stream: Stream, number: number): Promise<number> {
   await stream.write(new Uint8Array(Uint32Array.of(number).buffer));
   await stream.closeWrite();
@@ -45,7 +45,7 @@ async function exchange(stream: Stream, number: number): Promise<number> {
   return new Uint32Array(answer.buffer)[0]!;
 }
 
-/** Reads a number, sends its negative, and says which it was. */
+/** Reads a number, answers with its complement, and returns the number. */
 async function serve(stream: Stream): Promise<number> {
   const [number] = new Uint32Array((await readAll(stream)).buffer);
   await stream.write(new Uint8Array(Uint32Array.of(~number!).buffer));
@@ -54,13 +54,13 @@ async function serve(stream: Stream): Promise<number> {
 }
 
 for (const version of [1, 2] as const) {
-  Deno.test(`accepting: of 10 000 streams in version ${version} each reaches exactly one of 64 acceptors`, async () => {
+  Deno.test(`accepting: each of 10 000 streams in version ${version} reaches exactly one of 64 acceptors`, async () => {
     const COUNT = 10_000;
     const [near, far] = await tcpPair();
     const client = Session.client(near, { version });
     const server = Session.server(far, { version, acceptBacklog: COUNT, maxStreams: COUNT });
 
-    // Each acceptor takes streams until there are no more, with a turn of the event loop after each.
+    // Each acceptor accepts until the session ends, and waits for the event loop after each stream.
     const accepted = Array.from({ length: 64 }, async () => {
       const mine: number[] = [];
       for (;;) {
@@ -82,13 +82,13 @@ for (const version of [1, 2] as const) {
     const shares = await Promise.all(accepted);
     assertEquals(opened, ids(3, COUNT));
     assertEquals(ascending(shares.flat()), opened);
-    assert(shares.every((share) => share.length > 0), "an acceptor went without");
+    assert(shares.every((share) => share.length > 0), "an acceptor received no stream");
     assertEquals([server.stats().accepted, server.stats().refused], [COUNT, 0]);
     await server.closed;
   });
 }
 
-Deno.test("accepting: while acceptors keep up, default limits refuse none of 10 000 streams that end", async () => {
+Deno.test("accepting: default limits refuse none of 10 000 short streams while acceptors keep up", async () => {
   const COUNT = 10_000;
   const { client, server } = sessionPair();
   const seen: number[] = [];
@@ -115,7 +115,7 @@ Deno.test("accepting: while acceptors keep up, default limits refuse none of 10 
   });
 });
 
-Deno.test("accepting: one loop waits for streams and for jobs with select, and ends when both have", async () => {
+Deno.test("accepting: select() waits for streams and jobs in one loop, until both channels are closed", async () => {
   const { client, server } = sessionPair();
   const jobs = new Channel<string>();
   const done: string[] = [];
@@ -135,7 +135,7 @@ Deno.test("accepting: one loop waits for streams and for jobs with select, and e
   })();
   for (let n = 1; n <= 3; n++) {
     await client.openStream();
-    // A rendezvous: the loop has come round again.
+    // The send resolves when the loop receives again.
     await jobs.send(`${n}`);
   }
   await client.close();
@@ -144,7 +144,7 @@ Deno.test("accepting: one loop waits for streams and for jobs with select, and e
   assertEquals(done.toSorted(), ["job 1", "job 2", "job 3", "stream 3", "stream 5", "stream 7"]);
 });
 
-Deno.test("accepting: a select that takes a job leaves the stream to the next acceptor", async () => {
+Deno.test("accepting: a select() that receives a job leaves the stream to the next acceptor", async () => {
   const { client, server } = sessionPair();
   const jobs = new Channel<string>({ capacity: 1 });
   jobs.trySend("now");
@@ -156,7 +156,7 @@ Deno.test("accepting: a select that takes a job leaves the stream to the next ac
   await client.close();
 });
 
-/** Workers that take streams from one channel, and what they have served. */
+/** Workers that receive streams from one channel, and the numbers that they served. */
 function pool(workers: number, capacity: number) {
   const { sender, receiver } = bounded<Stream>(capacity);
   const served: number[][] = Array.from({ length: workers }, () => []);
@@ -165,7 +165,7 @@ function pool(workers: number, capacity: number) {
       try {
         mine.push(await serve(stream));
       } catch (error) {
-        // A session that died took this stream with it; the pool goes on.
+        // The session of this stream ended; the pool continues.
         assertInstanceOf(error, SessionClosedError);
       }
     }
@@ -173,7 +173,7 @@ function pool(workers: number, capacity: number) {
   return { sender, receiver, served, finished };
 }
 
-Deno.test("accepting: 8 workers serve 10 000 streams of 20 sessions through one channel, each once", async () => {
+Deno.test("accepting: 8 workers serve each of 10 000 streams of 20 sessions once, through one channel", async () => {
   const SESSIONS = 20, STREAMS = 500, AT_ONCE = 25;
   const { sender, served, finished } = pool(8, SESSIONS * AT_ONCE);
   const pairs = Array.from({ length: SESSIONS }, (_, n) => {
@@ -196,15 +196,15 @@ Deno.test("accepting: 8 workers serve 10 000 streams of 20 sessions through one 
     await server.closed;
   }));
 
-  // No handle of the channel is left, so the workers' loops end by themselves.
+  // All senders are closed, so the loops of the workers end.
   await finished;
   assertEquals(sender.senderCount, 0);
   assertEquals(ascending(served.flat()), Array.from({ length: SESSIONS * STREAMS }, (_, n) => n));
-  assert(served.every((mine) => mine.length > 0), "a worker went without");
+  assert(served.every((mine) => mine.length > 0), "a worker received no stream");
   for (const { server } of pairs) assertEquals([server.stats().accepted, server.stats().refused], [STREAMS, 0]);
 });
 
-Deno.test("accepting: a session that dies uncleanly gives up its handle, and the pool goes on with the others", async () => {
+Deno.test("accepting: a session that ends uncleanly closes its sender, and the pool continues with the others", async () => {
   const { sender, served, finished } = pool(2, 8);
   const [lost, kept] = [1, 2].map(() => sessionPair({ server: { incoming: sender.clone() } }));
   sender.close();
@@ -225,7 +225,7 @@ Deno.test("accepting: a session that dies uncleanly gives up its handle, and the
   assertEquals(served.flat().toSorted(), [7, 8]);
 });
 
-Deno.test("accepting: with a channel of the caller's the session has no incoming of its own", async () => {
+Deno.test("accepting: with the caller's channel, incoming, iteration and acceptStream() are a TypeError", async () => {
   const { sender, receiver } = bounded<Stream>(1);
   const { client, server } = sessionPair({ server: { incoming: sender } });
   assertThrows(() => server.incoming, TypeError, "options.incoming");
@@ -237,7 +237,7 @@ Deno.test("accepting: with a channel of the caller's the session has no incoming
   assert(await assertRejects(() => receiver.receive()) instanceof ChannelClosedError);
 });
 
-Deno.test("accepting: incoming and acceptBacklog together are a TypeError", () => {
+Deno.test("accepting: incoming together with acceptBacklog is a TypeError", () => {
   const { sender } = bounded<Stream>(1);
   for (const start of [Session.client, Session.server]) {
     const [near] = memoryPair();
@@ -248,7 +248,7 @@ Deno.test("accepting: incoming and acceptBacklog together are a TypeError", () =
   }
 });
 
-Deno.test("accepting: incoming that is no Sender is a TypeError", () => {
+Deno.test("accepting: an incoming that is not a Sender is a TypeError", () => {
   const { receiver } = bounded<Stream>(1);
   for (const incoming of [receiver, new Channel<Stream>(), {}, null, 5]) {
     const [near] = memoryPair();
@@ -256,7 +256,7 @@ Deno.test("accepting: incoming that is no Sender is a TypeError", () => {
   }
 });
 
-Deno.test("accepting: when the caller's channel is full, or nobody receives from it any more, a stream is refused", async () => {
+Deno.test("accepting: a stream is refused when the caller's channel is full or has no receiver", async () => {
   const { sender, receiver } = bounded<Stream>(1);
   const { session, peer } = serverWithPeer({ incoming: sender });
   for (const id of [3, 5]) await peer.send(SYN, id);
@@ -271,7 +271,7 @@ Deno.test("accepting: when the caller's channel is full, or nobody receives from
   session.abort();
 });
 
-/** Opens streams in one transport write, each with a byte of data, and returns how many of them were answered. */
+/** Opens streams in one transport write, each with a byte of data; returns the ids of those that were answered. */
 async function burst(count: number, peer: RawPeer): Promise<Set<number>> {
   const frames = ids(3, count).flatMap((id) => [frame(2, SYN, id), frame(2, PSH, id, Uint8Array.of(1))]);
   const sending = peer.bytes(...frames);
@@ -286,7 +286,7 @@ async function burst(count: number, peer: RawPeer): Promise<Set<number>> {
   return answered;
 }
 
-/** Reads a byte of a stream and sends it back. */
+/** Reads a byte of a stream, sends it back and closes the stream. */
 async function answer(stream: Stream): Promise<void> {
   const p = new Uint8Array(1);
   await stream.read(p);
@@ -295,7 +295,7 @@ async function answer(stream: Stream): Promise<void> {
 }
 
 for (const acceptors of [1, 8]) {
-  Deno.test(`accepting: of 3000 streams opened at once none is refused while ${acceptors} acceptors only accept`, async () => {
+  Deno.test(`accepting: none of 3000 streams opened at once is refused while ${acceptors} acceptors only accept`, async () => {
     for (const acceptBacklog of [1, 16, 1024]) {
       const { session, peer } = serverWithPeer({ acceptBacklog });
       const accept = async () => {
@@ -310,7 +310,7 @@ for (const acceptors of [1, 8]) {
   });
 }
 
-Deno.test("accepting: a pool that only accepts from a bounded or rendezvous channel gets all of 1000 streams opened at once", async () => {
+Deno.test("accepting: a pool that only accepts receives all of 1000 streams opened at once, with a channel of any capacity", async () => {
   for (const capacity of [0, 1, 100]) {
     const { sender, receiver } = bounded<Stream>(capacity);
     const { session, peer } = serverWithPeer({ incoming: sender });
@@ -325,19 +325,19 @@ Deno.test("accepting: a pool that only accepts from a bounded or rendezvous chan
   }
 });
 
-Deno.test("accepting: a full channel that is not received from costs one turn of the event loop, then streams are refused at once", async () => {
+Deno.test("accepting: a full channel without a receiver costs one yield, then streams are refused at once", async () => {
   const { session, peer } = serverWithPeer({ acceptBacklog: 10 });
   const { yieldToEventLoop } = clock;
-  let turns = 0;
+  let yields = 0;
   clock.yieldToEventLoop = () => {
-    turns++;
+    yields++;
     return yieldToEventLoop();
   };
   try {
     const answering = burst(1010, peer);
     while (session.stats().refused < 1000) await turn();
-    assertEquals([session.stats().pendingAccept, turns], [10, 1]);
-    // A place that is freed starts anew: the stream that fills it is accepted, and the next one has its turn.
+    assertEquals([session.stats().pendingAccept, yields], [10, 1]);
+    // After a place is freed, a stream fills it, and the next stream waits for the event loop once again.
     const accept = async () => {
       for await (const stream of session) answer(stream);
     };
@@ -350,7 +350,7 @@ Deno.test("accepting: a full channel that is not received from costs one turn of
   }
 });
 
-Deno.test("accepting: bytes behind a SYN that waits for its turn are kept, in order, for the stream they belong to", async () => {
+Deno.test("accepting: frames after a SYN that waits for its acceptor keep their order on each stream", async () => {
   const { session, peer } = serverWithPeer({ acceptBacklog: 1 });
   const parts = ids(3, 4).flatMap((id) => [
     frame(2, SYN, id),
@@ -361,7 +361,7 @@ Deno.test("accepting: bytes behind a SYN that waits for its turn are kept, in or
   const accept = async () => {
     for await (const stream of session) {
       accepted.push(stream);
-      // A read between two parts of a batch must not give the buffer away that is still being decoded.
+      // A read between two parts of a batch must not pass on the buffer that is still being decoded.
       if (stream.id === 3) await stream.read(new Uint8Array(2));
     }
   };
@@ -380,7 +380,7 @@ Deno.test("accepting: bytes behind a SYN that waits for its turn are kept, in or
   await accepting.catch(() => {});
 });
 
-Deno.test("accepting: a client accepts what its server opens", async () => {
+Deno.test("accepting: a client accepts a stream that its server opens", async () => {
   const { client, server } = sessionPair();
   const opened = await server.openStream();
   assertEquals(opened.id, 2);
@@ -392,17 +392,17 @@ Deno.test("accepting: a client accepts what its server opens", async () => {
   await client.close();
 });
 
-Deno.test("accepting: an aborted acceptStream rejects with the signal's reason and takes no stream", async () => {
+Deno.test("accepting: an aborted acceptStream() rejects with the signal's reason and leaves the stream in the channel", async () => {
   const { client, server } = sessionPair();
   const controller = new AbortController();
   const waiting = [server.acceptStream({ signal: controller.signal }), server.acceptStream()];
-  const reason = new Error("Tired of waiting");
+  const reason = new Error("Aborted");
   controller.abort(reason);
   assertStrictEquals(await assertRejects(() => waiting[0]!), reason);
   const first = await client.openStream();
   assertEquals((await waiting[1]!).id, first.id);
 
-  // What there is is given even so: a signal ends a wait, and here there is none.
+  // An aborted signal does not prevent receiving a stream that is present.
   const second = await client.openStream();
   await turn();
   assertEquals((await server.acceptStream({ signal: controller.signal })).id, second.id);
@@ -410,10 +410,10 @@ Deno.test("accepting: an aborted acceptStream rejects with the signal's reason a
   await client.close();
 });
 
-Deno.test("accepting: several loops at once share the streams", async () => {
+Deno.test("accepting: concurrent loops share the streams", async () => {
   const { client, server } = sessionPair();
-  const taken: number[][] = [[], [], []];
-  const loops = taken.map(async (mine, n) => {
+  const shares: number[][] = [[], [], []];
+  const loops = shares.map(async (mine, n) => {
     for await (const stream of n === 0 ? server : server.incoming) {
       mine.push(stream.id);
       await turn();
@@ -422,11 +422,11 @@ Deno.test("accepting: several loops at once share the streams", async () => {
   for (let n = 0; n < 30; n++) await client.openStream();
   await client.close();
   await Promise.all(loops);
-  assertEquals(ascending(taken.flat()), ids(3, 30));
-  assert(taken.every((mine) => mine.length > 0));
+  assertEquals(ascending(shares.flat()), ids(3, 30));
+  assert(shares.every((mine) => mine.length > 0));
 });
 
-Deno.test("accepting: breaking out of a loop leaves the session open, and later streams to the next loop", async () => {
+Deno.test("accepting: breaking out of a loop leaves the session open, and the next loop receives later streams", async () => {
   const { client, server } = sessionPair();
   for (let n = 0; n < 3; n++) await client.openStream();
   const seen: number[] = [];
@@ -443,12 +443,12 @@ Deno.test("accepting: breaking out of a loop leaves the session open, and later 
   await client.close();
 });
 
-Deno.test("accepting: after a clean end a loop gets what had arrived, then ends", async () => {
-  for (const whose of ["ours", "theirs"] as const) {
+Deno.test("accepting: after a clean end a loop yields the streams that had arrived, then ends", async () => {
+  for (const end of ["local", "remote"] as const) {
     const { client, server } = sessionPair();
     for (let n = 0; n < 3; n++) await client.openStream();
     await turn();
-    const ended = whose === "ours" ? server.close() : client.close();
+    const ended = end === "local" ? server.close() : client.close();
     await server.closed;
     const seen: number[] = [];
     for await (const stream of server) seen.push(stream.id);
@@ -460,7 +460,7 @@ Deno.test("accepting: after a clean end a loop gets what had arrived, then ends"
   }
 });
 
-Deno.test("accepting: after an unclean end a loop gets what had arrived, then rejects with the reason as cause", async () => {
+Deno.test("accepting: after an unclean end a loop yields the streams that had arrived, then rejects with the reason as cause", async () => {
   const { session, peer, near } = serverWithPeer();
   for (const id of [3, 5, 7]) await peer.send(SYN, id);
   await peer.send(PSH, 5, Uint8Array.of(1, 2, 3));
@@ -477,12 +477,12 @@ Deno.test("accepting: after an unclean end a loop gets what had arrived, then re
   assertEquals(seen.map((stream) => stream.id), [3, 5, 7]);
   assertEquals(await seen[1]!.read(new Uint8Array(10)), 3);
 
-  // Everyone who comes later, and everyone who had waited, hears the same.
+  // Later calls reject in the same way.
   assertStrictEquals((await assertRejects(() => session.acceptStream(), SessionClosedError)).cause, reason);
   await assertRejects(() => Array.fromAsync(session.incoming), SessionClosedError);
 });
 
-Deno.test("accepting: all who wait when the session dies reject with the reason as cause", async () => {
+Deno.test("accepting: all pending accepts reject with the reason as cause when the session is aborted", async () => {
   const { session } = serverWithPeer();
   const waiting = [
     session.acceptStream(),
@@ -495,14 +495,14 @@ Deno.test("accepting: all who wait when the session dies reject with the reason 
   for (const error of await Promise.all(waiting)) assertStrictEquals(error.cause, reason);
 });
 
-Deno.test("accepting: beyond the backlog streams are refused with FIN, and the session lives", async () => {
+Deno.test("accepting: streams beyond the backlog are refused with FIN, and the session continues", async () => {
   const { session, peer } = serverWithPeer({ acceptBacklog: 2 });
   for (const id of [3, 5, 7, 9]) await peer.send(SYN, id);
   for (const id of [7, 9]) {
     const refusal = await peer.next();
     assertEquals([refusal?.command, refusal?.id], [FIN, id]);
   }
-  // What is sent on a refused stream is dropped, and its end is answered by nothing.
+  // Data for a refused stream is dropped, and its FIN is not answered.
   await peer.send(PSH, 7, Uint8Array.of(1));
   await peer.send(FIN, 7);
   await peer.send(NOP, 0);
@@ -517,7 +517,7 @@ Deno.test("accepting: beyond the backlog streams are refused with FIN, and the s
     framesSent: 2,
   });
 
-  // A place that was freed is given to the next, even under the id that was refused.
+  // The next stream uses the freed place, with the id of a refused stream too.
   assertEquals((await session.acceptStream()).id, 3);
   await peer.send(SYN, 7);
   await peer.send(PSH, 7, Uint8Array.of(2));
@@ -529,7 +529,7 @@ Deno.test("accepting: beyond the backlog streams are refused with FIN, and the s
   session.abort();
 });
 
-Deno.test("accepting: a refused stream has ended for its opener, who may write into the void", async () => {
+Deno.test("accepting: a refused stream has ended for its opener, whose writes are dropped", async () => {
   const { client, server } = sessionPair({ server: { acceptBacklog: 1 } });
   await client.openStream();
   const refused = await client.openStream();
@@ -543,7 +543,7 @@ Deno.test("accepting: a refused stream has ended for its opener, who may write i
   await server.closed;
 });
 
-Deno.test("accepting: a stream that its peer closed while it waited is accepted with what it brought", async () => {
+Deno.test("accepting: a stream that its peer ended before it was accepted is accepted with its data", async () => {
   const { session, peer } = serverWithPeer();
   await peer.send(SYN, 3);
   await peer.send(PSH, 3, Uint8Array.of(1, 2));
@@ -554,13 +554,13 @@ Deno.test("accepting: a stream that its peer closed while it waited is accepted 
   session.abort();
 });
 
-Deno.test("accepting: incoming as a readable stream gives each stream, leaves the rest, and ends with the session", async () => {
+Deno.test("accepting: incoming as a readable stream yields each stream, reads none ahead, and ends with the session", async () => {
   const { client, server } = sessionPair();
   for (let n = 0; n < 4; n++) await client.openStream();
   const reader = server.incoming.toReadableStream().getReader();
   assertEquals((await reader.read()).value?.id, 3);
   await reader.cancel();
-  // It reads nothing ahead, so the others are still there, for others.
+  // Nothing was read ahead, so the other streams are still in the channel.
   assertEquals((await server.acceptStream()).id, 5);
   const rest: number[] = [];
   const piped = server.incoming.toReadableStream().pipeTo(
@@ -571,7 +571,7 @@ Deno.test("accepting: incoming as a readable stream gives each stream, leaves th
   assertEquals(rest, [7, 9]);
 });
 
-Deno.test("accepting: closing incoming closes what waits in it and refuses what comes, and the session lives", async () => {
+Deno.test("accepting: closing incoming closes the streams in it and refuses later ones, and the session continues", async () => {
   const { client, server } = sessionPair();
   const first = await client.openStream();
   await writeAll(first, Uint8Array.of(1, 2, 3));

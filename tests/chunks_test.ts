@@ -1,5 +1,5 @@
 /**
- * The queue of received bytes beside a plain array, and which buffers it keeps.
+ * The queue of received bytes, compared with a plain array, and the buffers that it keeps.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { pattern } from "./support.ts";
 
 const KiB = 1024;
 
-/** A buffer of a size that is filled up to `length`. */
+/** A read buffer of this size, filled up to `length`. */
 function filled(size: number, length = size): ReadBuffer {
   const bytes = new Uint8Array(size);
   bytes.set(pattern(length));
@@ -24,7 +24,7 @@ function drain(chunks: ChunkQueue): Uint8Array {
   return p;
 }
 
-Deno.test("ChunkQueue returns what was pushed, in order, however it is pushed and read, although buffers are used again", () => {
+Deno.test("ChunkQueue returns pushed bytes in order, for any way of pushing and reading, while buffers are reused", () => {
   const size = fc.oneof(fc.integer({ min: 1, max: 40 }), fc.integer({ min: 1, max: 70_000 }));
   const step = fc.oneof(
     fc.record({ kind: fc.constant("push" as const), size, isCopied: fc.boolean() }),
@@ -39,7 +39,7 @@ Deno.test("ChunkQueue returns what was pushed, in order, however it is pushed an
     let next = 0;
     for (const step of steps) {
       if (step.kind === "push") {
-        // As a link does: a buffer that is retained is left alone, any other is overwritten.
+        // As a link does: a retained buffer stays unchanged, any other is overwritten.
         if (buffer.isRetained) {
           buffer.release();
           buffer = new ReadBuffer(new Uint8Array(64 * KiB));
@@ -61,7 +61,7 @@ Deno.test("ChunkQueue returns what was pushed, in order, however it is pushed an
         const count = chunk?.length ?? 0;
         assertEquals([...chunk ?? []], expected.slice(0, count));
         expected = expected.slice(count);
-        // It is the caller's.
+        // shift() passed ownership, so the bytes may be changed.
         chunk?.fill(254);
       } else {
         assertEquals(chunks.clear(), expected.length);
@@ -74,7 +74,7 @@ Deno.test("ChunkQueue returns what was pushed, in order, however it is pushed an
   }));
 });
 
-Deno.test("ChunkQueue.push() keeps a view of a buffer that is mostly this payload, and copies from any other", () => {
+Deno.test("ChunkQueue.push() keeps a view of a payload that is most of its buffer, and copies any other", () => {
   const isKept = (size: number, length: number, isCopied = false) => {
     const buffer = filled(size, length);
     const chunks = new ChunkQueue();
@@ -92,7 +92,7 @@ Deno.test("ChunkQueue.push() keeps a view of a buffer that is mostly this payloa
   assert(!isKept(4 * KiB - 1, 4 * KiB - 1));
 });
 
-Deno.test("ChunkQueue frees a buffer when its last byte is read or dropped, and not before the buffer's other holders release it", () => {
+Deno.test("ChunkQueue frees a buffer after its last byte was read or dropped and all other references were released", () => {
   for (const end of [drain, (chunks: ChunkQueue) => chunks.clear()]) {
     const buffer = filled(16 * KiB);
     const chunks = new ChunkQueue();
@@ -107,7 +107,7 @@ Deno.test("ChunkQueue frees a buffer when its last byte is read or dropped, and 
   }
 });
 
-Deno.test("ChunkQueue.shift() hands over a buffer only when nothing else refers to it, it is ours and it is mostly used", () => {
+Deno.test("ChunkQueue.shift() passes ownership of a buffer that is owned, mostly used and not referenced elsewhere", () => {
   const shift = (buffer: ReadBuffer, length: number, isReleased: boolean, skipped = 0) => {
     const chunks = new ChunkQueue();
     chunks.push(buffer, 0, length, false);

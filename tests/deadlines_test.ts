@@ -1,5 +1,5 @@
 /**
- * The deadlines of a session: when each is over, and what a process that stood still changes about that.
+ * The deadlines of a session: when each expires, and how a freeze of the process extends it.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { clock } from "../_clock.ts";
 import { adapt } from "../transport.ts";
 import { ManualClock } from "./support.ts";
 
-/** Deadlines with a writer that has nothing to write, and what they reported, with the time in milliseconds. */
+/** Deadlines with an idle writer, and the events that they reported, each with its time in milliseconds. */
 function start(settings: { keepAliveInterval?: number; timeout?: number }, host: Partial<DeadlineHost> = {}) {
   const time = new ManualClock();
   const started = clock.now();
@@ -42,15 +42,15 @@ function start(settings: { keepAliveInterval?: number; timeout?: number }, host:
   return { time, deadlines, events, host: merged as { -readonly [Name in keyof DeadlineHost]: DeadlineHost[Name] } };
 }
 
-Deno.test("Deadline.at is the start and the limit", () => {
+Deno.test("Deadline.at is the start plus the limit", () => {
   assertEquals(new Deadline(1000, 50).at, 1050);
 });
 
-Deno.test("Deadline.excuse() leaves the whole limit after the process stood still, but once in a wait", () => {
+Deno.test("Deadline.excuse() leaves the whole limit after a freeze, once in a wait", () => {
   const deadline = new Deadline(1000, 50);
   deadline.excuse(500, 1550);
   assertEquals(deadline.at, 1600);
-  // Late again without a sign of the peer: as much is left as was before.
+  // A second freeze without a sign of life: the remaining time stays the same.
   deadline.excuse(500, 2090);
   assertEquals(deadline.at, 2100);
   deadline.since = 2095;
@@ -58,13 +58,13 @@ Deno.test("Deadline.excuse() leaves the whole limit after the process stood stil
   assertEquals(deadline.at, 2650);
 });
 
-Deno.test("Deadline.excuse() never moves a start beyond the present", () => {
+Deno.test("Deadline.excuse() never moves a start into the future", () => {
   const deadline = new Deadline(1000, 50);
   deadline.excuse(500, 1010);
   assertEquals(deadline.since, 1010);
 });
 
-Deno.test("Deadlines report silence after the timeout, and later if the peer was heard meanwhile", async () => {
+Deno.test("Deadlines report silence after the timeout, counted from the last sign of life", async () => {
   const { time, deadlines, events } = start({ timeout: 300 });
   using _ = time;
   await time.advance(250);
@@ -76,21 +76,21 @@ Deno.test("Deadlines report silence after the timeout, and later if the peer was
   assertEquals(time.pending, 0);
 });
 
-Deno.test("Deadlines report a keepalive in each interval in which nothing was written", async () => {
+Deno.test("Deadlines report a keepalive after each interval without a write", async () => {
   const { time, deadlines, events } = start({ keepAliveInterval: 100 });
   using _ = time;
   await time.advance(99);
   assertEquals(events, []);
   await time.advance(1);
   assertEquals(events, ["keepalive 100"]);
-  // Nothing was written in answer: it looks again after half an interval at the earliest.
+  // No write followed: the next check comes after half an interval at the earliest.
   await time.advance(50);
   assertEquals(events, ["keepalive 100", "keepalive 150"]);
   deadlines.end();
   assertEquals(time.pending, 0);
 });
 
-Deno.test("Deadlines report a close that takes longer than its limit", async () => {
+Deno.test("Deadlines report a close that exceeds its timeout", async () => {
   const { time, deadlines, events } = start({ timeout: 10_000 });
   using _ = time;
   await time.advance(100);
@@ -101,7 +101,7 @@ Deno.test("Deadlines report a close that takes longer than its limit", async () 
   assertEquals(events, ["close after 40 at 140"]);
 });
 
-Deno.test("Deadlines report the end of lingering after a second without a byte", async () => {
+Deno.test("Deadlines report the end of lingering after one second without a byte", async () => {
   const { time, deadlines, events, host } = start({});
   using _ = time;
   host.isLingering = true;
@@ -114,7 +114,7 @@ Deno.test("Deadlines report the end of lingering after a second without a byte",
   assertEquals(events, ["linger 2000"]);
 });
 
-Deno.test("Deadlines excuse a process that stood still, and give the peer the whole timeout once", async () => {
+Deno.test("Deadlines extend the timeout once after a freeze", async () => {
   const { time, events } = start({ timeout: 300 });
   using _ = time;
   time.freeze(1000);
@@ -127,7 +127,7 @@ Deno.test("Deadlines excuse a process that stood still, and give the peer the wh
   assertEquals(events.at(-1), "silence 1300");
 });
 
-Deno.test("Deadlines set no timer after the end", async () => {
+Deno.test("Deadlines set no timer after end()", async () => {
   const { time, deadlines, events } = start({ timeout: 300, keepAliveInterval: 100 });
   using _ = time;
   deadlines.end();

@@ -1,10 +1,10 @@
-/** What each thing that a peer can do without moving data costs it, and how long it then has to wait. */
+/** The cost to a peer of each frame without effect, and the pause that follows. */
 
 import { assertEquals } from "@std/assert";
 import { FloodGuard } from "../_flood.ts";
 import { KiB, MiB } from "./support.ts";
 
-/** How often a peer can do this before its budget is used up. */
+/** How many calls use up the budget. */
 function times(act: (flood: FloodGuard) => void): number {
   const flood = new FloodGuard();
   let count = 0;
@@ -19,33 +19,33 @@ const prices: [what: string, count: number, act: (flood: FloodGuard) => void][] 
   ["64 small frames of unwanted data", 64, (flood) => flood.unwantedData(8 * KiB - 1)],
   ["32 frames of 8 KiB of unwanted data", 32, (flood) => flood.unwantedData(8 * KiB)],
   ["8 frames of 64 KiB of unwanted data", 8, (flood) => flood.unwantedData(64 * KiB - 1)],
-  ["64 small frames of late data that is not expected", 64, (flood) => flood.lateData(0)],
+  ["64 small frames of unexpected late data", 64, (flood) => flood.lateData(0)],
 ];
 
 for (const [what, count, act] of prices) {
   Deno.test(`FloodGuard: ${what} use up the budget`, () => assertEquals(times(act), count));
 }
 
-Deno.test("FloodGuard: 256 KiB may be on their way to each stream that was closed here, headers included", () => {
+Deno.test("FloodGuard: each stream closed locally allows 256 KiB of late data without cost, headers included", () => {
   const flood = new FloodGuard();
   flood.expectLateData();
   flood.expectLateData();
   let bytes = 0;
   for (; !flood.isExhausted; bytes += 1008) flood.lateData(1000);
-  // Behind those it takes 64 frames to use up the budget.
+  // After that, 64 frames use up the budget.
   assertEquals(bytes - 64 * 1008, Math.floor(512 * KiB / 1008) * 1008);
 });
 
-Deno.test("FloodGuard: no more than 64 MiB may be on their way, however many streams were closed", () => {
+Deno.test("FloodGuard: late data is without cost up to 64 MiB, for any number of closed streams", () => {
   const flood = new FloodGuard();
   for (let n = 0; n < 10_000; n++) flood.expectLateData();
   let bytes = 0;
   for (; !flood.isExhausted; bytes += 64 * KiB) flood.lateData(64 * KiB - 8);
-  // The last eight were charged.
+  // The last eight frames had a cost.
   assertEquals(Math.floor(bytes / MiB), 64);
 });
 
-Deno.test("FloodGuard: a pause starts a new budget, and is followed by another one where other sessions had much to do", () => {
+Deno.test("FloodGuard: a pause renews the budget, and a second pause follows one that took longer than 6 ms", () => {
   const flood = new FloodGuard();
   for (let n = 0; n < 8192; n++) flood.uselessFrame();
   assertEquals([flood.isExhausted, flood.startPause(), flood.isExhausted], [true, 4, false]);

@@ -1,5 +1,5 @@
 /**
- * The wire: what a header looks like, which rules it keeps, and that nothing depends on how the bytes were cut.
+ * The wire: the encoding of headers, the checks of the decoder, and its independence of how the bytes were cut.
  *
  * @module
  */
@@ -24,7 +24,7 @@ import { frame, pattern } from "./support.ts";
 
 const hex = (text: string) => Uint8Array.fromHex(text.replaceAll(" ", ""));
 
-// Headers as Go writes them.
+// Headers as Go's smux writes them.
 const HEADERS: [version: Version, command: Command, length: number, id: number, header: string, line: string][] = [
   [1, SYN, 0, 3, "01 00 0000 03000000", "SYN 3"],
   [1, FIN, 0, 3, "01 01 0000 03000000", "FIN 3"],
@@ -40,7 +40,7 @@ const HEADERS: [version: Version, command: Command, length: number, id: number, 
   [2, UPD, 8, 3, "02 04 0800 03000000", ""],
 ];
 
-Deno.test("a header is version, command, length and id, little-endian", () => {
+Deno.test("a header consists of version, command, length and id, little-endian", () => {
   for (const [version, command, length, id, header] of HEADERS) {
     const bytes = new Uint8Array(8);
     assertEquals(encodeHeader(bytes, 0, version, command, length, id), 8);
@@ -48,14 +48,14 @@ Deno.test("a header is version, command, length and id, little-endian", () => {
   }
 });
 
-Deno.test("a header is read as it was written", () => {
+Deno.test("FrameDecoder decodes an encoded header", () => {
   for (const [version, , , , header, line] of HEADERS) {
     const colon = line.startsWith("PSH") ? ": " : "";
     assertEquals(decode([hex(header)], version).lines, line === "" ? [] : [`${line} at 0${colon}`]);
   }
 });
 
-Deno.test("a UPD is a header and two numbers of 32 bits", () => {
+Deno.test("a UPD consists of a header and two 32-bit numbers", () => {
   const updates: [id: number, consumed: number, window: number, bytes: string][] = [
     [3, 5, 65536, "02 04 0800 03000000 05000000 00000100"],
     [3, 196605, 65536, "02 04 0800 03000000 fdff0200 00000100"],
@@ -70,7 +70,7 @@ Deno.test("a UPD is a header and two numbers of 32 bits", () => {
   }
 });
 
-Deno.test("encoding starts where it is told to, says where it ended and touches nothing else", () => {
+Deno.test("encodeHeader() and encodeUpdate() write at the offset, return the end and change no other byte", () => {
   const bytes = new Uint8Array(30).fill(0xaa);
   assertEquals(encodeHeader(bytes, 3, 1, PSH, 1, 7), 11);
   assertEquals(bytes.toHex(), "aaaaaa" + "0102010007000000" + "aa".repeat(19));
@@ -78,7 +78,7 @@ Deno.test("encoding starts where it is told to, says where it ended and touches 
   assertEquals(bytes.subarray(11).toHex(), "aa" + "02040800070000000100000002000000" + "aaaa");
 });
 
-// The frames that stand before the offending one, with payloads that look like headers.
+// The frames before the invalid one, with payloads that look like headers.
 const BEFORE: Record<Version, Uint8Array> = {
   1: concat([frame(1, SYN, 3), frame(1, PSH, 3, hex("01ff000003000000")), frame(1, PSH, 3), frame(1, FIN, 3)]),
   2: concat([frame(2, SYN, 3), frame(2, PSH, 3, hex("0102")), hex("02040800 03000000 02040c00 ffffffff")]),
@@ -92,30 +92,30 @@ interface Broken {
 }
 
 const RULES: Record<string, Broken[]> = {
-  "the version of the session": [
+  "a version other than the session's": [
     { version: 1, header: "02 03 0000 00000000", expected: "version 1", received: "2" },
     { version: 2, header: "01 03 0000 00000000", expected: "version 2", received: "1" },
     { version: 1, header: "00 03 0000 00000000", expected: "version 1", received: "0" },
     { version: 2, header: "03 00 0000 03000000", expected: "version 2", received: "3" },
     { version: 2, header: "ff ff ffff ffffffff", expected: "version 2", received: "255" },
   ],
-  "a command there is": [
+  "an unknown command": [
     { version: 1, header: "01 05 0000 03000000", expected: "a command from 0 to 3 in version 1", received: "5" },
     { version: 1, header: "01 ff 0000 03000000", expected: "a command from 0 to 3 in version 1", received: "255" },
     { version: 2, header: "02 05 0000 03000000", expected: "a command from 0 to 4", received: "5" },
     { version: 2, header: "02 80 0800 03000000", expected: "a command from 0 to 4", received: "128" },
   ],
-  "no UPD in version 1": [
+  "a UPD in version 1": [
     { version: 1, header: "01 04 0800 03000000", expected: "a command from 0 to 3 in version 1", received: "4" },
     { version: 1, header: "01 04 0000 03000000", expected: "a command from 0 to 3 in version 1", received: "4" },
   ],
-  "length 8 on UPD": [0, 4, 7, 9, 12, 0x0108, 0x0800, 65535].map((length) => ({
+  "a UPD whose length is not 8": [0, 4, 7, 9, 12, 0x0108, 0x0800, 65535].map((length) => ({
     version: 2,
     header: frame(2, UPD, 3).fill(length, 2, 3).fill(length >>> 8, 3, 4).toHex(),
     expected: "length 8 on UPD",
     received: `length ${length}`,
   })),
-  "length 0 on SYN, FIN and NOP": ([1, 2] as const).flatMap((version) =>
+  "a SYN, FIN or NOP whose length is not 0": ([1, 2] as const).flatMap((version) =>
     ([[SYN, "SYN"], [FIN, "FIN"], [NOP, "NOP"]] as const).flatMap(([command, name]) =>
       [1, 4, 8, 256, 65535].map((length) => ({
         version,
@@ -128,12 +128,12 @@ const RULES: Record<string, Broken[]> = {
 };
 
 for (const [rule, list] of Object.entries(RULES)) {
-  Deno.test(`a header has ${rule}: another is a ProtocolError that says where, and what was expected`, () => {
+  Deno.test(`FrameDecoder: ${rule} is a ProtocolError with offset, expected and received value`, () => {
     for (const { version, header, expected, received } of list) {
       const before = BEFORE[version];
       const whole = decode([before], version);
       assertEquals(whole.error, undefined);
-      // What follows the header belongs to the offending frame, or to nothing: it must not matter.
+      // Bytes after the header must have no effect.
       const bytes = concat([before, hex(header), hex("01000000 03000000 09")]);
       for (const chunks of chunkings(bytes)) {
         const { lines, error, decoder } = decode(chunks, version);
@@ -143,14 +143,14 @@ for (const [rule, list] of Object.entries(RULES)) {
           error.message,
           `Not valid smux at byte ${before.length}: expected ${expected}, received ${received}`,
         );
-        assertEquals(lines, whole.lines, "something of the offending frame was handed over");
+        assertEquals(lines, whole.lines, "a part of the invalid frame was passed to the sink");
         assertEquals(decoder.frames, whole.decoder.frames);
       }
     }
   });
 }
 
-Deno.test("a header is judged as soon as it is whole, without waiting for a payload", () => {
+Deno.test("FrameDecoder: a header is checked once it is complete, without its payload", () => {
   for (const { version, header } of Object.values(RULES).flat()) {
     const bytes = hex(header);
     assertEquals(decode(oneByOne(bytes.subarray(0, 7)), version).error, undefined);
@@ -158,19 +158,19 @@ Deno.test("a header is judged as soon as it is whole, without waiting for a payl
   }
 });
 
-Deno.test("of several broken rules the first is told: the version, then the command, then the length", () => {
+Deno.test("FrameDecoder: the error names the first wrong field: version, then command, then length", () => {
   assertEquals(decode([hex("02 05 0100 03000000")], 1).error?.expected, "version 1");
   assertEquals(decode([hex("01 05 0100 03000000")], 1).error?.expected, "a command from 0 to 3 in version 1");
   assertEquals(decode([hex("01 04 0900 03000000")], 1).error?.expected, "a command from 0 to 3 in version 1");
 });
 
-Deno.test("bytes that are not smux at all are told by their first one", () => {
+Deno.test("FrameDecoder: bytes that are not smux are rejected at the first byte", () => {
   const { error, lines, decoder } = decode([new TextEncoder().encode("GET / HTTP/1.1\r\n")]);
   assertEquals(error?.message, "Not valid smux at byte 0: expected version 1 or 2, received 71");
   assertEquals([lines, decoder.version, decoder.frames], [[], undefined, 0]);
 });
 
-Deno.test("a first frame is of version 1 or 2, or it is a ProtocolError", () => {
+Deno.test("FrameDecoder: a first frame of an unknown version is a ProtocolError", () => {
   for (const version of [0, 3, 4, 128, 255]) {
     for (const chunks of chunkings(Uint8Array.of(version, NOP, 0, 0, 0, 0, 0, 0))) {
       const { error, lines, decoder } = decode(chunks);
@@ -180,7 +180,7 @@ Deno.test("a first frame is of version 1 or 2, or it is a ProtocolError", () => 
   }
 });
 
-Deno.test("a ProtocolError is an Error by that name and can have a cause", () => {
+Deno.test("ProtocolError has its own name and an optional cause", () => {
   const cause = new Error("why");
   const error = new ProtocolError(1234, "one thing", "another", { cause });
   assertInstanceOf(error, Error);
@@ -189,7 +189,7 @@ Deno.test("a ProtocolError is an Error by that name and can have a cause", () =>
   assertEquals("cause" in new ProtocolError(0, "", ""), false);
 });
 
-Deno.test("the first frame fixes the version where none was given, once and for all", () => {
+Deno.test("FrameDecoder: without a version the first frame fixes it", () => {
   for (const version of [1, 2] as const) {
     const other = version === 1 ? 2 : 1;
     const bytes = concat([frame(version, NOP, 0), frame(version, SYN, 3), frame(other, FIN, 3)]);
@@ -202,17 +202,17 @@ Deno.test("the first frame fixes the version where none was given, once and for 
   }
 });
 
-Deno.test("the version is open until a whole header has come", () => {
+Deno.test("FrameDecoder: the version is undefined until the first header is complete", () => {
   const { decoder, lines } = decode(oneByOne(frame(2, SYN, 3).subarray(0, 7)));
   assertEquals([decoder.version, lines], [undefined, []]);
   assertEquals(new FrameDecoder(2).version, 2);
 });
 
-Deno.test("a version that was given is not announced", () => {
+Deno.test("FrameDecoder: a version passed to the constructor is not reported to the sink", () => {
   assertEquals(decode([frame(2, NOP, 0)], 2).lines, ["NOP 0 at 0"]);
 });
 
-Deno.test("a first frame that breaks a rule does not fix the version", () => {
+Deno.test("FrameDecoder: an invalid first frame does not fix the version", () => {
   for (const header of ["01 05 0000 03000000", "01 04 0800 03000000", "02 00 0400 03000000", "02 04 0700 03000000"]) {
     for (const chunks of chunkings(hex(header))) {
       const { lines, error, decoder } = decode(chunks);
@@ -222,7 +222,7 @@ Deno.test("a first frame that breaks a rule does not fix the version", () => {
   }
 });
 
-Deno.test("a PSH without data is announced, hands nothing over and does not disturb what follows", () => {
+Deno.test("FrameDecoder: a PSH without data reports its header only, and the next frame is decoded", () => {
   const bytes = concat([frame(1, PSH, 3), frame(1, PSH, 3, hex("61")), frame(1, PSH, 9), frame(1, FIN, 3)]);
   for (const chunks of chunkings(bytes)) {
     const { lines, error, decoder } = decode(chunks, 1);
@@ -232,7 +232,7 @@ Deno.test("a PSH without data is announced, hands nothing over and does not dist
   }
 });
 
-Deno.test("a PSH of the greatest length arrives whole, in pieces of any size", () => {
+Deno.test("FrameDecoder: a PSH of 65535 bytes is decoded from pieces of any size", () => {
   const data = pattern(MAX_PAYLOAD_LENGTH);
   const bytes = concat([frame(2, PSH, 3, data), frame(2, FIN, 3)]);
   for (const size of [bytes.length, 8, 9, 1000, 4096, 65535, 65542, 65543, 65544]) {
@@ -240,12 +240,12 @@ Deno.test("a PSH of the greatest length arrives whole, in pieces of any size", (
     for (let at = 0; at < bytes.length; at += size) chunks.push(bytes.subarray(at, at + size));
     const { lines, error } = decode(chunks, 2);
     assertEquals(error, undefined);
-    assert(lines[0] === `PSH 3 length 65535 at 0: ${data.toHex()}`, `in pieces of ${size} it came out wrong`);
+    assert(lines[0] === `PSH 3 length 65535 at 0: ${data.toHex()}`, `in pieces of ${size}`);
     assertEquals(lines.slice(1), ["FIN 3 at 65543"]);
   }
 });
 
-Deno.test("data is handed over in place, without a copy", () => {
+Deno.test("FrameDecoder: data is a view of the input, not a copy", () => {
   const bytes = concat([frame(2, PSH, 3, hex("616263")), frame(2, PSH, 5, hex("64"))]);
   const seen: [boolean, number, number][] = [];
   const decoder = new FrameDecoder(2);
@@ -256,7 +256,7 @@ Deno.test("data is handed over in place, without a copy", () => {
   assertEquals(seen, [[true, 8, 11], [true, 19, 20]]);
 });
 
-Deno.test("progress counts payload as it comes and a header only when it is whole", () => {
+Deno.test("FrameDecoder: progress counts each payload byte, and a header once it is complete", () => {
   const bytes = concat([frame(2, SYN, 3), frame(2, PSH, 3, hex("616263")), hex("02040800 03000000 01000000 02000000")]);
   const decoder = new FrameDecoder(2);
   const seen = [decoder.progress];
@@ -272,7 +272,7 @@ Deno.test("progress counts payload as it comes and a header only when it is whol
   ]);
 });
 
-Deno.test("the decoder knows whether it stands between frames and what is missing otherwise", () => {
+Deno.test("FrameDecoder: missing names the part of the current frame that has not arrived", () => {
   const bytes = concat([frame(2, PSH, 3, hex("6162636465")), hex("02040800 03000000 01000000 02000000")]);
   const decoder = new FrameDecoder(2);
   const seen: (string | undefined)[] = [];
@@ -296,7 +296,7 @@ Deno.test("the decoder knows whether it stands between frames and what is missin
   ]);
 });
 
-Deno.test("the offset is that of the frame that began last, whole or not", () => {
+Deno.test("FrameDecoder: frameOffset is the start of the last frame, complete or not", () => {
   const bytes = concat([frame(2, SYN, 3), frame(2, PSH, 3, hex("616263")), hex("02040800 03000000 01000000 02000000")]);
   const decoder = new FrameDecoder(2);
   const seen: number[] = [];
@@ -306,21 +306,21 @@ Deno.test("the offset is that of the frame that began last, whole or not", () =>
   }
   const of = (offset: number, length: number) => Array<number>(length).fill(offset);
   assertEquals(seen, [...of(0, 8), ...of(8, 11), ...of(19, 16)]);
-  // The same in pieces that are longer than a header.
+  // The same with pieces longer than a header.
   for (let at = 0; at < bytes.length; at++) {
     const { decoder } = decode([bytes.subarray(0, at + 1)], 2);
     assertEquals(decoder.frameOffset, seen[at]);
   }
 });
 
-Deno.test("a new decoder stands between frames, having seen nothing", () => {
+Deno.test("FrameDecoder: a new decoder is between frames, with all counters 0", () => {
   const decoder = new FrameDecoder();
   assertEquals([decoder.isBetweenFrames, decoder.frames, decoder.progress], [true, 0, 0]);
   decoder.push(new Uint8Array(0), recorder(decoder, []));
   assertEquals([decoder.isBetweenFrames, decoder.frames, decoder.progress], [true, 0, 0]);
 });
 
-Deno.test("frames counts headers, that of a frame whose payload is under way included", () => {
+Deno.test("FrameDecoder: frames counts each complete header, also while its payload is incomplete", () => {
   const bytes = concat([frame(1, SYN, 3), frame(1, PSH, 3, hex("61")), frame(1, PSH, 3), frame(1, NOP, 0)]);
   const decoder = new FrameDecoder(1);
   const completedAt: number[] = [];
@@ -331,7 +331,7 @@ Deno.test("frames counts headers, that of a frame whose payload is under way inc
   assertEquals(completedAt, [8, 16, 25, 33]);
 });
 
-Deno.test("what a sink throws passes through, and tells at which frame by frameOffset", () => {
+Deno.test("FrameDecoder: an error of the sink passes through, and frameOffset is its frame", () => {
   const decoder = new FrameDecoder(1);
   const sink = recorder(decoder, []);
   sink.fin = (id) => {
@@ -341,7 +341,7 @@ Deno.test("what a sink throws passes through, and tells at which frame by frameO
   assertThrows(() => decoder.push(bytes, sink), RangeError, "stream 3 at 11");
 });
 
-Deno.test("offsets go on counting beyond 2^32", () => {
+Deno.test("FrameDecoder: offsets count beyond 2^32", () => {
   const decoder = new FrameDecoder(1);
   let bytes = 0;
   const sink = {
@@ -364,7 +364,7 @@ Deno.test("offsets go on counting beyond 2^32", () => {
   ]);
 });
 
-Deno.test("however the bytes are cut, the frames are the same", () => {
+Deno.test("FrameDecoder decodes the same frames for every way of cutting the bytes", () => {
   const bytes = concat([BEFORE[2], frame(2, NOP, 9), frame(2, PSH, 5, pattern(20)), frame(2, FIN, 5)]);
   const expected = [
     "version 2",
@@ -376,7 +376,7 @@ Deno.test("however the bytes are cut, the frames are the same", () => {
     "FIN 5 at 70",
   ];
   for (const chunks of chunkings(bytes)) assertEquals(decode(chunks).lines, expected);
-  // Two chunkings at once, so that a header or payload falls into three pieces.
+  // Two chunkings at once, so that a header or payload is cut into three pieces.
   for (let first = 0; first <= bytes.length; first++) {
     for (let second = first; second <= bytes.length; second++) {
       const chunks = [bytes.subarray(0, first), bytes.subarray(first, second), bytes.subarray(second)];

@@ -1,5 +1,5 @@
 /**
- * Gate: each wait ends in order, and nothing is lost when one is aborted.
+ * Gate: each wait ends by its notification, signal, timeout or close, and an abort loses no notification.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { REASON, stateOf } from "./channel_support.ts";
 import { assertTimeout, reasonOf } from "./errors.ts";
 import { countListeners, ManualClock, microtasks } from "./support.ts";
 
-Deno.test("Gate.notifyOne() passes a lock on, so that tasks stay out of each other's steps", async () => {
+Deno.test("Gate.notifyOne() passes a lock on, so that one task at a time holds it", async () => {
   const queue = new Gate();
   let isLocked = false;
   let [inside, most, finished] = [0, 0, 0];
@@ -29,7 +29,7 @@ Deno.test("Gate.notifyOne() passes a lock on, so that tasks stay out of each oth
   assertEquals([most, finished, isLocked], [1, 50, false]);
 });
 
-Deno.test("Gate.notifyOne() lets the oldest wait through, and is lost without one", async () => {
+Deno.test("Gate.notifyOne() resolves the oldest wait, and is dropped without one", async () => {
   const gate = new Gate();
   assertEquals(gate.notifyOne(), false);
   const waits = [gate.wait(), gate.wait()];
@@ -40,7 +40,7 @@ Deno.test("Gate.notifyOne() lets the oldest wait through, and is lost without on
   await waits[1];
 });
 
-Deno.test("Gate.notifyAll() lets all present waits through, and no later one", async () => {
+Deno.test("Gate.notifyAll() resolves all present waits, and no later one", async () => {
   const gate = new Gate();
   gate.notifyAll();
   const waits = [gate.wait(), gate.wait(), gate.wait()];
@@ -52,7 +52,7 @@ Deno.test("Gate.notifyAll() lets all present waits through, and no later one", a
   await later;
 });
 
-Deno.test("Gate.wait() rejects with the reason when aborted, and the notification goes to the next wait", async () => {
+Deno.test("Gate.wait() rejects with the reason of an abort, and the notification goes to the next wait", async () => {
   const gate = new Gate();
   const controller = new AbortController();
   const listeners = countListeners(controller.signal);

@@ -1,8 +1,8 @@
 /**
- * What holds for every input: the codec against a plain reading of the wire, credit against unbounded integers, the table
- * of streams against a `Map`.
+ * Properties for all inputs: the codec compared with a plain parser, credit with unbounded integers, the table of
+ * streams with a `Map`.
  *
- * `PROPERTY_RUNS` says how many inputs are tried for each; a failure prints the seed and the smallest input that fails.
+ * `PROPERTY_RUNS` is the number of inputs for each; a failure prints the seed and the smallest input that fails.
  *
  * @module
  */
@@ -28,7 +28,7 @@ import { collector, frame, pattern, type RawFrame, updateFrame, withFakeTime } f
 
 const numRuns = Number(Deno.env.get("PROPERTY_RUNS") ?? 200);
 
-/** Tries a property on many inputs. */
+/** Checks a property with many inputs. */
 function check<Ts extends [unknown, ...unknown[]]>(property: fc.IProperty<Ts>): void {
   fc.assert(property, { numRuns });
 }
@@ -63,7 +63,7 @@ const session = version.chain((version) =>
   fc.record({ version: fc.constant(version), frames: fc.array(frameOf(version), { maxLength: 12 }) })
 );
 
-/** Bytes that are smux for a while, and then perhaps are not. */
+/** Valid frames, which invalid bytes may follow. */
 const input = session.chain(({ version, frames }) => {
   const whole = concat(frames.map((frame) => encode(version, frame)));
   return fc.record({
@@ -72,12 +72,12 @@ const input = session.chain(({ version, frames }) => {
       fc.constant(whole),
       fc.nat(whole.length).map((length) => whole.slice(0, length)),
       fc.uint8Array({ maxLength: 40 }).map((bytes) => concat([whole, bytes])),
-      // Headers that break one rule, or none.
+      // Headers with at most one invalid field.
       fc.tuple(fc.nat(3), fc.nat(6), fc.nat(12), uint32, fc.uint8Array({ maxLength: 20 })).map(
         ([version, command, length, id, rest]) =>
           concat([whole, Uint8Array.of(version, command, length, 0), little(id), rest, whole]),
       ),
-      // One byte that differs.
+      // One byte replaced.
       fc.tuple(fc.nat(Math.max(0, whole.length - 1)), fc.nat(255)).map(([at, byte]) => {
         const bytes = whole.slice();
         bytes.fill(byte, at, at + 1);
@@ -95,13 +95,13 @@ function little(value: number): Uint8Array {
 
 const places = fc.array(fc.nat(), { maxLength: 30 });
 
-/** Cuts bytes in places that need not be inside them. */
+/** Cuts bytes at these places, modulo its length. */
 function cut(bytes: Uint8Array, places: number[]): Uint8Array[] {
   const ends = [...places.map((place) => place % (bytes.length + 1)).sort((a, b) => a - b), bytes.length];
   return ends.map((end, at) => bytes.subarray(ends[at - 1] ?? 0, end));
 }
 
-/** The wire as its description has it, for bytes that are all there: what `decode` notes, and where it breaks a rule. */
+/** Parses complete bytes plainly: the lines that `decode` records, and the offset of the first invalid frame. */
 function plainly(bytes: Uint8Array, version: number | undefined): { lines: string[]; brokenAt: number | undefined } {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const lines: string[] = [];
@@ -131,7 +131,7 @@ function plainly(bytes: Uint8Array, version: number | undefined): { lines: strin
   return { lines, brokenAt: undefined };
 }
 
-Deno.test("any list of frames, encoded and cut anywhere, decodes to the same list", () => {
+Deno.test("FrameDecoder: frames that were encoded and cut anywhere decode to the same frames", () => {
   check(fc.property(session, places, ({ version, frames }, places) => {
     const found: RawFrame[] = [];
     const sink = collector(found);
@@ -142,7 +142,7 @@ Deno.test("any list of frames, encoded and cut anywhere, decodes to the same lis
   }));
 });
 
-Deno.test("any bytes give the same frames and the same error, wherever they are cut", () => {
+Deno.test("FrameDecoder: frames and error do not depend on where the bytes are cut", () => {
   check(fc.property(input, places, ({ bytes, version }, places) => {
     const whole = decode([bytes], version);
     const parts = decode(cut(bytes, places), version);
@@ -155,7 +155,7 @@ Deno.test("any bytes give the same frames and the same error, wherever they are 
   }));
 });
 
-Deno.test("any bytes give the frames that a plain reading of the wire gives, and an error where that finds one", () => {
+Deno.test("FrameDecoder: frames and error are those of a plain parser", () => {
   check(fc.property(input, ({ bytes, version }) => {
     const { lines, brokenAt } = plainly(bytes, version);
     const found = decode([bytes], version);
@@ -166,7 +166,7 @@ Deno.test("any bytes give the frames that a plain reading of the wire gives, and
 
 const isFrame = (line: string) => !line.startsWith("version");
 
-Deno.test("any bytes whatever give frames or a ProtocolError, never anything else, and progress never goes back", () => {
+Deno.test("FrameDecoder: any bytes decode to frames or a ProtocolError, and progress never decreases", () => {
   const anything = fc.oneof(
     input,
     fc.record({ version: fc.constant(undefined), bytes: fc.uint8Array({ maxLength: 200 }) }),
@@ -187,7 +187,7 @@ Deno.test("any bytes whatever give frames or a ProtocolError, never anything els
       }
       pushed += chunk.length;
       assert(decoder.progress >= progress && decoder.progress <= pushed, `progress ${decoder.progress}`);
-      // All but an unfinished header counts.
+      // Each byte counts, except those of an incomplete header.
       assert(pushed - decoder.progress < 8);
       if (decoder.isBetweenFrames) assertEquals(decoder.progress, pushed);
       progress = decoder.progress;
@@ -207,22 +207,22 @@ const window = fc.oneof(
   fc.integer({ min: MAX_WINDOW - 3, max: MAX_WINDOW + 3 }),
   fc.nat(2 ** 32 - 1),
 );
-// Where a stream stands when the test begins: at its start, or about to pass 2^32 once more.
+// The bytes sent before the test: none, or almost a multiple of 2^32.
 const beginning = fc.oneof(
   fc.constant(0n),
   fc.tuple(fc.bigInt(1n, 3n), fc.oneof(fc.bigInt(0n, 5n), fc.bigInt(0n, 4_000_000n))).map(([n, d]) => (n << 32n) - d),
 );
-// What part of what is possible, in thousandths.
+// A part of the possible amount, in thousandths.
 const share = fc.oneof(fc.constant(0), fc.constant(1000), fc.nat(1000));
 
 const part = (of: bigint, share: number) => of * BigInt(share) / 1000n;
 
 const sendStep = fc.oneof(
   fc.record({ kind: fc.constant("spend" as const), share, window }),
-  fc.record({ kind: fc.constantFrom("read", "goes back", "was never sent"), share, window }),
+  fc.record({ kind: fc.constantFrom("read", "decrease", "above sent"), share, window }),
 );
 
-Deno.test("send credit is that of integers without bound, whatever is sent and told", () => {
+Deno.test("SendWindow: credit equals a model with unbounded integers", () => {
   check(fc.property(beginning, fc.array(sendStep, { minLength: 1, maxLength: 60, size: "max" }), (beginning, steps) => {
     const credit = new SendWindow();
     let sent = 0n;
@@ -244,21 +244,21 @@ Deno.test("send credit is that of integers without bound, whatever is sent and t
         sent += count;
         continue;
       }
-      // What goes back by 2^31 would be taken for what goes ahead; no peer gets there by counting.
+      // A decrease by 2^31 or more counts as an increase; no peer reaches it by counting.
       const back = (1n << 31n) - 2n - (sent - consumed);
-      if (step.kind === "goes back" && back < 0n) continue;
-      const told = step.kind === "read"
+      if (step.kind === "decrease" && back < 0n) continue;
+      const reported = step.kind === "read"
         ? consumed + part(sent - consumed, step.share)
-        : step.kind === "goes back"
+        : step.kind === "decrease"
         ? consumed - 1n - part(back, step.share)
         : sent + 1n + part((1n << 31n) - 1n, step.share);
       const size = smallest(BigInt(step.window), BigInt(MAX_WINDOW));
-      const change = credit.update(mod32(told), step.window);
+      const change = credit.update(mod32(reported), step.window);
       if (step.kind === "read") {
-        assertEquals(change, told + size !== consumed + window ? "moved" : "unchanged");
-        [consumed, window] = [told, size];
+        assertEquals(change, reported + size !== consumed + window ? "moved" : "unchanged");
+        [consumed, window] = [reported, size];
       } else {
-        assertEquals(change, step.kind === "goes back" ? "unchanged" : "invalid");
+        assertEquals(change, step.kind === "decrease" ? "unchanged" : "invalid");
       }
     }
   }));
@@ -291,16 +291,16 @@ class Inbound {
     this.window.arrived(Number(count));
   }
 
-  /** Reads; gives the window of the update, if one was due. */
+  /** Reads `count` bytes; returns the window of the update if one was due. */
   read(count: bigint): number | undefined {
     this.consumed += count;
     const isDue = this.window.read(Number(count), Number(this.unread));
     assertEquals(this.window.consumed, mod32(this.consumed));
     if (!isDue) return undefined;
-    assert(this.isOpen, "an update was due after the window was given up");
+    assert(this.isOpen, "an update was due after close()");
     const advertised = this.window.advertise();
     const limit = this.consumed + BigInt(advertised);
-    assert(limit >= this.limit, `the limit went back from ${this.limit} to ${limit}`);
+    assert(limit >= this.limit, `the limit decreased from ${this.limit} to ${limit}`);
     this.limit = limit;
     return advertised;
   }
@@ -323,7 +323,7 @@ const receiveStep = fc.record({
   time: fc.nat(40),
 });
 
-Deno.test("limits never go back, a smallest window is always renewed and growth stays within the pool, whatever is read when", () => {
+Deno.test("ReceiveWindow: limits never decrease, updates have at least the smallest window, growth stays within the pool", () => {
   check(
     fc.property(
       largest,
@@ -333,7 +333,7 @@ Deno.test("limits never go back, a smallest window is always renewed and growth 
       (largest, room, beginnings, steps) => {
         withFakeTime((time) => {
           const pool = new WindowPool(largest, room);
-          // Whatever the measures say, no window is smaller than 32 KiB or the largest there may be.
+          // No measurement makes a window smaller than 32 KiB, or than the largest window if that is less.
           const least = Math.min(32 * 1024, largest);
           const streams = beginnings.map((beginning) => new Inbound(pool, beginning));
           for (const { stream: index, kind, share, time: elapsed } of steps) {
@@ -342,7 +342,7 @@ Deno.test("limits never go back, a smallest window is always renewed and growth 
             if (kind === "close") stream.close();
             if (kind === "arrive" && stream.isOpen) stream.arrive(part(stream.limit - stream.received, share));
             if (kind === "lap" && stream.isOpen) {
-              // A round trip in which all credit is used, and all of it read as it comes.
+              // A round trip in which the peer uses its whole credit, and all bytes are read at once.
               time.now += elapsed;
               for (let left = stream.limit - stream.received, chunk = left / 8n + 1n; left > 0n; left -= chunk) {
                 stream.arrive(smallest(left, chunk));
@@ -353,34 +353,34 @@ Deno.test("limits never go back, a smallest window is always renewed and growth 
               const advertised = stream.read(part(stream.unread - 1n, share) + 1n);
               assert(
                 advertised === undefined || advertised >= least,
-                "an update renewed less than the smallest window",
+                "the window of an update is below the smallest window",
               );
               assert(
                 advertised === undefined || advertised <= largest,
-                "an update granted more than the largest window",
+                "the window of an update is above the largest window",
               );
             }
             if (stream.isOpen) {
-              // What the peer may send beyond what was read: it can always go on.
+              // Credit beyond the bytes that were read.
               assert(
                 (stream.limit - stream.consumed) * 2n >= BigInt(least),
                 "less than half of the smallest window is left",
               );
             }
             const open = streams.filter(({ isOpen }) => isOpen).length;
-            const promised = streams.reduce(
+            const credit = streams.reduce(
               (sum, { isOpen, limit, consumed }) => sum + (isOpen ? limit - consumed : 0n),
               0n,
             );
             const { granted } = pool;
-            assert(granted >= promised, `granted ${granted}, promised ${promised}`);
+            assert(granted >= credit, `granted ${granted}, credit ${credit}`);
             assert(granted >= open * least && granted <= open * pool.first + room, `granted ${granted}`);
           }
           for (const stream of streams) stream.close();
           assertEquals(
             [pool.granted, pool.resize(pool.first, pool.first + room + 1)],
             [0, pool.first + room],
-            "the pool is not whole again",
+            "the pool did not get all growth back",
           );
         });
       },
@@ -389,11 +389,11 @@ Deno.test("limits never go back, a smallest window is always renewed and growth 
 });
 
 const transferStep = fc.record({
-  kind: fc.constantFrom("send", "deliver", "read", "tell", "time"),
+  kind: fc.constantFrom("send", "deliver", "read", "update", "time"),
   share,
 });
 
-Deno.test("a sender that obeys and a reader that reads everything come to an end, down to windows of one byte", () => {
+Deno.test("SendWindow and ReceiveWindow: a transfer always completes, also with windows of 1 byte", () => {
   const size = fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: 65535 }));
   check(
     fc.property(
@@ -413,12 +413,12 @@ Deno.test("a sender that obeys and a reader that reads everything come to an end
             sent += count;
             out.update(mod32(sent), MAX_WINDOW);
           }
-          // A new stream tells its window where it is less than the sender takes for granted; an old one has told it.
+          // A new stream sends its window if that is below the peer's default; an old stream has sent it before.
           const updates: [consumed: number, window: number][] = [];
           if (beginning > 0n) out.update(mod32(sent), Number(inbound.limit - sent));
           else if (largest < INITIAL_WINDOW) updates.push([0, largest]);
           const end = sent + BigInt(total);
-          // However small the frames, a run has to end soon.
+          // At most 2000 frames and reads, to bound the run.
           const most = BigInt(Math.max(frame, Math.ceil(total / 2000)));
           const piece = BigInt(Math.max(chunk, Math.ceil(total / 2000)));
 
@@ -442,7 +442,7 @@ Deno.test("a sender that obeys and a reader that reads everything come to an end
               if (window !== undefined) updates.push([inbound.window.consumed, window]);
               return count > 0n;
             },
-            tell() {
+            update() {
               const update = updates.shift();
               if (update === undefined) return false;
               assert(out.update(...update) !== undefined, "more was read than was sent");
@@ -455,10 +455,10 @@ Deno.test("a sender that obeys and a reader that reads everything come to an end
           };
           for (const { kind, share } of steps) act[kind](share);
           for (let isMoving = true; isMoving;) {
-            isMoving = [act.send(), act.deliver(), act.read(), act.tell()].includes(true);
+            isMoving = [act.send(), act.deliver(), act.read(), act.update()].includes(true);
             act.time();
           }
-          assertEquals(inbound.consumed, end, "it stands still before the end");
+          assertEquals(inbound.consumed, end, "the transfer stopped before the end");
         });
       },
     ),
@@ -467,7 +467,7 @@ Deno.test("a sender that obeys and a reader that reads everything come to an end
 
 // The table of streams.
 
-Deno.test("a table holds what a Map would, whatever is put in and taken out", () => {
+Deno.test("Table has the entries of a Map after any additions and deletions", () => {
   check(fc.property(fc.array(fc.tuple(fc.boolean(), uint32), { maxLength: 200 }), (steps) => {
     const table = new Table<Entry>();
     const model = new Map<number, Entry>();

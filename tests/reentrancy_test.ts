@@ -1,6 +1,6 @@
 /**
- * Others who act in the middle of a step of the session: a web stream hands a stream to its sink while a read is still
- * being decoded, a transport calls back from its own `write` or `close`, and the runtime lets microtasks run.
+ * Calls into the session in the middle of its own steps: by the sink of a web stream that receives accepted streams, by
+ * the `write` or `close` of a transport, and by microtasks that the runtime runs.
  *
  * @module
  */
@@ -30,7 +30,7 @@ import {
   turn,
 } from "./support.ts";
 
-/** A server's session whose streams go to a sink in the very step in which they come. */
+/** A server's session whose streams go to the sink of a web stream as they arrive. */
 async function withSink(version: Version, accept: (stream: Stream) => void, options: ServerSessionOptions = {}) {
   const [connection, far] = memoryPair(1 << 20);
   const session = Session.server(connection, { version, ...options });
@@ -39,7 +39,7 @@ async function withSink(version: Version, accept: (stream: Stream) => void, opti
   return { session, peer: new RawPeer(far, version), [Symbol.dispose]: () => session.abort() };
 }
 
-/** A connection that does something whenever it is told to write. */
+/** A connection that calls `hook` in each write. */
 function hooked(connection: MemoryConnection, hook: () => void): Connection {
   return {
     read: (p) => connection.read(p),
@@ -51,7 +51,7 @@ function hooked(connection: MemoryConnection, hook: () => void): Connection {
   };
 }
 
-Deno.test("accepting: a stream that its acceptor closes at once leaves the table, and no UPD follows its FIN", async () => {
+Deno.test("accepting: a stream closed by its acceptor at once leaves the table, and no UPD follows its FIN", async () => {
   using all = await withSink(2, (stream) => stream.close(), { maxStreams: 3, maxStreamBuffer: 1000 });
   const { session, peer } = all;
   for (let id = 3; id < 15; id += 2) {
@@ -63,7 +63,7 @@ Deno.test("accepting: a stream that its acceptor closes at once leaves the table
   assertEquals({ streams, accepted, refused, framesSent }, { streams: 0, accepted: 6, refused: 0, framesSent: 6 });
 });
 
-Deno.test("accepting: an acceptor that ends the session at once finds its stream ended", async () => {
+Deno.test("accepting: a stream whose acceptor aborts the session rejects its operations", async () => {
   const accepted: Stream[] = [];
   using all = await withSink(1, (stream) => {
     accepted.push(stream);
@@ -83,14 +83,14 @@ const acts: Record<string, (stream: Stream) => void> = {
   reads: (stream) => void stream.tryRead(new Uint8Array(5000)),
 };
 for (const [name, act] of Object.entries(acts)) {
-  Deno.test(`accepting: an acceptor that ${name} an earlier stream loses nothing of what came with the new one`, async () => {
+  Deno.test(`accepting: an acceptor that ${name} an earlier stream loses no data that arrived with the new stream`, async () => {
     const accepted: Stream[] = [];
     using all = await withSink(1, (stream) => {
       for (const earlier of accepted) act(earlier);
       accepted.push(stream);
     });
     await all.peer.send(SYN, 3);
-    // A view of the buffer in which the decoder stands is what the first stream holds.
+    // The first stream holds a view of the buffer that is being decoded.
     await all.peer.bytes(concat([frame(1, PSH, 3, pattern(5000)), frame(1, SYN, 5), frame(1, PSH, 5, bytes("hello"))]));
     await turn();
     const p = new Uint8Array(8);
@@ -99,7 +99,7 @@ for (const [name, act] of Object.entries(acts)) {
   });
 }
 
-Deno.test("read: what came with the SYN at which its signal aborts is given, not lost", async () => {
+Deno.test("read: data that arrives with the SYN at which its signal aborts is returned", async () => {
   const controller = new AbortController();
   const accepted: Stream[] = [];
   using all = await withSink(1, (stream) => {
@@ -112,7 +112,7 @@ Deno.test("read: what came with the SYN at which its signal aborts is given, not
   assertEquals(await reading, 8);
 });
 
-Deno.test("read: what came with the SYN at which its stream is cancelled is given, with credit", async () => {
+Deno.test("read: data that arrives with the SYN at which its stream is cancelled is returned, with credit", async () => {
   const accepted: Stream[] = [];
   using all = await withSink(2, (stream) => {
     if (accepted.push(stream) > 1) accepted[0]!.readable.cancel();
@@ -126,7 +126,7 @@ Deno.test("read: what came with the SYN at which its stream is cancelled is give
   assertEquals({ id, consumed }, { id: 3, consumed: 60 });
 });
 
-Deno.test("read: null for a signal is none, in turn or not", async () => {
+Deno.test("read: a signal of null counts as no signal, for waiting reads too", async () => {
   using all = await withSink(1, () => {}, { maxStreams: 1 });
   const stream = await all.session.openStream();
   const reads = [1, 2].map(() => stream.read(new Uint8Array(3), NO_SIGNAL));
@@ -134,42 +134,42 @@ Deno.test("read: null for a signal is none, in turn or not", async () => {
   assertEquals(await Promise.all(reads), [3, 2]);
 });
 
-Deno.test("write: what a transport writes from its own write leaves behind that", async () => {
+Deno.test("write: a write from the transport's write() leaves after that one", async () => {
   const [near, far] = memoryPair(1 << 20);
   let hook = () => {};
   const session = Session.client(hooked(near, () => hook()), { version: 1 });
   const peer = new RawPeer(far, 1);
   const stream = await session.openStream();
   await peer.nextOf(SYN);
-  const taken: number[] = [];
+  const written: number[] = [];
   hook = () => {
     hook = () => {};
-    taken.push(stream.tryWrite(bytes("logged")));
+    written.push(stream.tryWrite(bytes("logged")));
   };
   await stream.write(bytes("a"));
   assertEquals(text((await peer.next())!.data), "a");
   assertEquals(text((await peer.next())!.data), "logged");
-  assertEquals(taken, [6]);
+  assertEquals(written, [6]);
   session.abort();
 });
 
-Deno.test("write: a transport that ends the session from its own write keeps the bytes it was given", async () => {
+Deno.test("write: the bytes passed to the transport stay unchanged when it ends the session in its write()", async () => {
   const [near] = memoryPair();
-  const given: number[] = [];
+  const lengths: number[] = [];
   const session: Session = Session.client({
     read: (p) => near.read(p),
     write(p) {
       session.abort();
-      given.push(p.length);
+      lengths.push(p.length);
       return Promise.resolve(p.length);
     },
     close: () => near.close(),
   }, { version: 1 });
   await assertRejects(() => session.closed, DOMException);
-  assertEquals(given, [8]); // a client's first NOP
+  assertEquals(lengths, [8]); // the client's first NOP
 });
 
-Deno.test("write: a transport that takes nothing, at once and for ever, leaves others their turn, and its end is found", async () => {
+Deno.test("write: a transport that always writes 0 bytes does not block the event loop, and the silence of its peer is found", async () => {
   using clock = new ManualClock();
   const [near, far] = memoryPair();
   const session = Session.client({
@@ -180,7 +180,7 @@ Deno.test("write: a transport that takes nothing, at once and for ever, leaves o
   await session.openStream();
   const peer = new RawPeer(far, 1);
   for (let passed = 0; passed < 1200; passed += 100) {
-    await peer.send(PSH, 3, bytes("I live"));
+    await peer.send(PSH, 3, bytes("alive"));
     await clock.advance(100);
   }
   const ended = assertRejects(() => session.closed, DOMException, "silent for 1000 ms");
@@ -188,7 +188,7 @@ Deno.test("write: a transport that takes nothing, at once and for ever, leaves o
   await ended;
 });
 
-Deno.test("close: a transport that ends the session from its own closeWrite leaves no timer behind", async () => {
+Deno.test("close: a transport that aborts the session in its closeWrite() leaves no timer", async () => {
   const { setTimer, clearTimer } = clock;
   const set = new Set<ReturnType<typeof setTimer>>();
   clock.setTimer = (run, delay) => {
@@ -216,20 +216,20 @@ Deno.test("close: a transport that ends the session from its own closeWrite leav
   }
 });
 
-Deno.test("close: a connection whose close gives a promise that rejects does no harm", async () => {
+Deno.test("close: a connection whose close() returns a rejected promise leaves no unhandled rejection", async () => {
   const [near] = memoryPair();
   const session = Session.server({
     read: (p) => near.read(p),
     write: (p) => near.write(p),
-    // To a compiler it will do for one that gives nothing.
-    close: () => Promise.reject(new Error("It cannot be closed")),
+    // The type of close() allows any result.
+    close: () => Promise.reject(new Error("close failed")),
   }, { version: 1 });
   session.abort();
   await assertRejects(() => session.closed, DOMException);
   await turn();
 });
 
-Deno.test("timers: the first to be set in a process lets nothing else happen", async () => {
+Deno.test("timers: the first setTimeout() of a process runs no microtask", async () => {
   const code = `import ${JSON.stringify(new URL("../_clock.ts", import.meta.url).href)};
     addEventListener("load", () => {
       let hasRun = false;

@@ -1,4 +1,4 @@
-/** Rules 4, 6, 7, 14 and 15 of the design: how streams and sessions end. */
+/** Rules 4, 6, 7, 14 and 15 of docs/design.md: how streams and sessions end. */
 
 import {
   assert,
@@ -27,9 +27,7 @@ import {
   withPeer,
 } from "./support.ts";
 
-// 4
-
-Deno.test("rule 4: without the peer's FIN, read rejects once the buffer is drained, however the session ends", async () => {
+Deno.test("rule 4: read() rejects after the buffered data when the session ends without the peer's FIN", async () => {
   const ends: Record<string, (at: ReturnType<typeof withPeer>) => unknown> = {
     "the transport's end": ({ peer }) => peer.connection.closeWrite!(),
     "a reset": ({ connection }) => connection.reset(),
@@ -51,8 +49,6 @@ Deno.test("rule 4: without the peer's FIN, read rejects once the buffer is drain
   }
 });
 
-// 6
-
 Deno.test("rule 6: half-close works both ways", async () => {
   const { client, server } = sessionPair();
   const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
@@ -65,7 +61,7 @@ Deno.test("rule 6: half-close works both ways", async () => {
   await Promise.all([client.close(), server.close()]);
 });
 
-Deno.test("rule 6: a v2 writer without credit for the timeout after the peer's FIN rejects, each UPD starts it anew", async () => {
+Deno.test("rule 6: a v2 write without credit for the timeout after the peer's FIN rejects, and each UPD starts the time anew", async () => {
   using clock = new ManualClock();
   const { session, peer } = withPeer("client", 2, { timeout: 1000, keepAliveInterval: 900 }, 1 << 20);
   const stream = await session.openStream();
@@ -76,14 +72,14 @@ Deno.test("rule 6: a v2 writer without credit for the timeout after the peer's F
     }
   };
   const writing = stream.write(pattern(300_000));
-  // One that begins then has its own time, though it is behind those that have waited as long as the first.
+  // A write that begins then has its own time, though it is queued behind writes that have timed out.
   const late = writing.catch(() => stream.write(pattern(1)));
   const lateFailed = assertRejects(() => late, DOMException, "no credit for 1000 ms");
   const failed = assertRejects(() => writing, DOMException, "no credit for 1000 ms");
   const behind = [1, 2].map((length) => stream.write(pattern(length)));
   const allFailed = behind.map((write) => assertRejects(() => write, DOMException, "no credit for 1000 ms"));
   await alive(3000);
-  assertEquals(await state(writing), "pending", "while the peer may still read, it waits");
+  assertEquals(await state(writing), "pending", "before the peer's FIN the wait has no limit");
   await peer.send(FIN, 3);
   await alive(900);
   await peer.update(3, 1000, 262_144);
@@ -101,12 +97,12 @@ Deno.test("rule 6: a v2 writer without credit for the timeout after the peer's F
   await alive(200);
   await lateFailed;
   await peer.update(3, 2000, 262_144);
-  assertEquals(await stream.write(pattern(1000)), 1000, "credit that comes after all can be used");
+  assertEquals(await stream.write(pattern(1000)), 1000, "credit that arrives after the timeout is usable");
   assertEquals(await state(session.closed), "pending");
   session.abort();
 });
 
-Deno.test("rule 6: after a freeze the peer has as long again to give credit after its FIN", async () => {
+Deno.test("rule 6: a freeze extends the wait for credit after the peer's FIN", async () => {
   using clock = new ManualClock();
   for (const isGiven of [true, false]) {
     const { session, peer } = withPeer("client", 2, { timeout: 1000, keepAliveInterval: 900 }, 1 << 20);
@@ -135,8 +131,6 @@ Deno.test("rule 6: after a freeze the peer has as long again to give credit afte
     session.abort();
   }
 });
-
-// 7
 
 Deno.test("rule 7: a protocol error ends the session at once and is the cause of every error", async () => {
   const { session, peer, connection } = withPeer("client", 2);
@@ -185,7 +179,7 @@ Deno.test("rule 7: a transport error ends the session in the same way", async ()
   assertStrictEquals(await assertRejects(() => session.closed, Error), reset);
 });
 
-Deno.test("rule 7: a header is judged before anything else happens", async () => {
+Deno.test("rule 7: a header with a wrong length ends the session before the frame has any effect", async () => {
   for (const [wrong, name] of [["01000400", "SYN"], ["01010800", "FIN"], ["01030100", "NOP"]] as const) {
     const { session, peer } = withPeer("server", 1);
     await peer.send(SYN, 3);
@@ -198,9 +192,7 @@ Deno.test("rule 7: a header is judged before anything else happens", async () =>
   }
 });
 
-// 14
-
-Deno.test("rule 14: close() sends what was taken and what waits for room, then FIN on every stream, then the end", async () => {
+Deno.test("rule 14: close() sends encoded data and writes that wait for room, then FIN on every stream, then the end", async () => {
   const { session, peer } = withPeer("client", 1, {}, 4096);
   const [one, two] = [await session.openStream(), await session.openStream()];
   const data = pattern(1 << 20);
@@ -226,7 +218,7 @@ Deno.test("rule 14: close() sends what was taken and what waits for room, then F
   await session.closed;
 });
 
-Deno.test("rule 14: a SYN is refused while closing, and late data is read and dropped until the peer's end", async () => {
+Deno.test("rule 14: after close() a SYN is refused, and late data is read and dropped until the peer's end", async () => {
   const { session, peer } = withPeer("server", 1, { maxReceiveBuffer: 1000 });
   await peer.send(SYN, 3);
   await session.acceptStream();
@@ -240,7 +232,7 @@ Deno.test("rule 14: a SYN is refused while closing, and late data is read and dr
   assertEquals(session.stats().accepted, 1);
 });
 
-Deno.test("rule 14: a stream whose late data was dropped never reads as whole, one that only ended does", async () => {
+Deno.test("rule 14: a stream whose late data was dropped rejects its reads, one with only a late FIN ends", async () => {
   const { session, peer } = withPeer("server", 1);
   for (const id of [3, 5]) {
     await peer.send(SYN, id);
@@ -250,7 +242,7 @@ Deno.test("rule 14: a stream whose late data was dropped never reads as whole, o
   const closing = session.close();
   await peer.nextOf(FIN);
   await peer.nextOf(FIN);
-  assertEquals(await peer.next(), null, "our half has ended");
+  assertEquals(await peer.next(), null, "this end is half-closed");
   await peer.send(PSH, 3, bytes("late"));
   await peer.send(FIN, 3);
   await peer.send(FIN, 5);
@@ -264,7 +256,7 @@ Deno.test("rule 14: a stream whose late data was dropped never reads as whole, o
   await session.closed;
 });
 
-Deno.test("rule 14: after one quiet second it closes although the peer does not", async () => {
+Deno.test("rule 14: close() ends after one second of silence when the peer does not close", async () => {
   using clock = new ManualClock();
   const { session, peer, connection } = withPeer("client", 1);
   const closing = session.close();
@@ -279,7 +271,7 @@ Deno.test("rule 14: after one quiet second it closes although the peer does not"
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 14: after a freeze close() does not take a peer for quiet whose bytes were not read yet", async () => {
+Deno.test("rule 14: close() after a freeze reads the peer's pending bytes before it counts the silence", async () => {
   using clock = new ManualClock();
   for (const [frozen, left] of [[40_000, 1000], [1090, 1000], [500, 600]] as const) {
     const { session, peer, connection } = withPeer("client", 1);
@@ -287,10 +279,10 @@ Deno.test("rule 14: after a freeze close() does not take a peer for quiet whose 
     await turn();
     clock.freeze(frozen);
     await clock.advance(left - 10);
-    assertEquals(connection.isClosed, false, `${left - 10} ms after ${frozen} ms`);
+    assertEquals(connection.isClosed, false, `${left - 10} ms after a freeze of ${frozen} ms`);
     await peer.send(NOP, 0);
     await clock.advance(1000);
-    assertEquals(connection.isClosed, false, "a byte came");
+    assertEquals(connection.isClosed, false, "after a byte arrived");
     await clock.advance(1010);
     assert(connection.isClosed);
     await closing;
@@ -298,7 +290,7 @@ Deno.test("rule 14: after a freeze close() does not take a peer for quiet whose 
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 14: a freeze does not use up the timeout of close(), and the peer has as long again to end its streams", async () => {
+Deno.test("rule 14: a freeze extends the timeout of close()", async () => {
   using clock = new ManualClock();
   for (const frozen of [40_000, 140]) {
     for (const isAnswered of [true, false]) {
@@ -309,7 +301,7 @@ Deno.test("rule 14: a freeze does not use up the timeout of close(), and the pee
       await turn();
       clock.freeze(frozen);
       await clock.advance(90);
-      assertEquals(await state(session.closed), "pending", `the answer is not read yet, 90 ms after ${frozen} ms`);
+      assertEquals(await state(session.closed), "pending", `the answer is unread 90 ms after a freeze of ${frozen} ms`);
       if (isAnswered) {
         await peer.send(FIN, 3);
         await turn();
@@ -325,7 +317,7 @@ Deno.test("rule 14: a freeze does not use up the timeout of close(), and the pee
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 14: a process that is always late still ends close() after its timeout, however much the peer sends", async () => {
+Deno.test("rule 14: close() ends after its timeout in a process that is always late, while the peer keeps sending", async () => {
   using clock = new ManualClock();
   const { session, peer } = withPeer("client", 1);
   await session.openStream();
@@ -360,11 +352,11 @@ Deno.test("rule 14: a stream with a rejected write gets no FIN, so that its peer
     for (let read; (read = await farCut.read(new Uint8Array(65_536))) !== null;) count += read;
   }, SessionClosedError);
   assertEquals(count, 262_144);
-  assertEquals(failure.cause, undefined, "the end of the session was clean, that of the stream was not");
+  assertEquals(failure.cause, undefined, "the session ended cleanly, the stream did not");
   await server.closed;
 });
 
-Deno.test("rule 14: drain waits until no stream is open, and streams work meanwhile", async () => {
+Deno.test("rule 14: close() with drain waits until no stream is open, and open streams work meanwhile", async () => {
   const { client, server } = sessionPair();
   const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
   const closing = client.close({ drain: true });
@@ -379,7 +371,7 @@ Deno.test("rule 14: drain waits until no stream is open, and streams work meanwh
   await Promise.all([client.closed, server.closed]);
 });
 
-Deno.test("rule 14: past its timeout it aborts, and still never rejects", async () => {
+Deno.test("rule 14: close() aborts the session after its timeout, and fulfils", async () => {
   using clock = new ManualClock();
   for (const options of [{ timeout: 100 }, { timeout: 100, drain: true }]) {
     const { session, connection } = withPeer("client", 1, {}, 100);
@@ -399,7 +391,7 @@ Deno.test("rule 14: past its timeout it aborts, and still never rejects", async 
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 14: close() over TCP loses nothing, though the peer has written what nobody reads", async () => {
+Deno.test("rule 14: close() over TCP loses no data when the peer has written data that is never read", async () => {
   for (let round = 0; round < 20; round++) {
     using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     const [near, far] = await Promise.all([Deno.connect({ port: listener.addr.port }), listener.accept()]);
@@ -415,9 +407,7 @@ Deno.test("rule 14: close() over TCP loses nothing, though the peer has written 
   }
 });
 
-// 15
-
-Deno.test("rule 15: a hang-up that resets the connection is clean while no stream is open, and only then", async () => {
+Deno.test("rule 15: a reset of the connection is clean only if no stream is open, no data is unsent and bytes have arrived", async () => {
   class ConnectionReset extends Error {
     override name = "ConnectionReset";
   }
@@ -441,7 +431,7 @@ Deno.test("rule 15: a hang-up that resets the connection is clean while no strea
   }
   const unheard = withPeer("client", 1);
   unheard.connection.reset(new ConnectionReset());
-  const never = "from a peer never heard of it is no hang-up";
+  const never = "a reset before any byte arrived is unclean";
   await assertRejects(() => unheard.session.closed, ConnectionReset, undefined, never);
 
   const { session, peer, connection } = withPeer("server", 1, {}, 1000);
@@ -452,7 +442,7 @@ Deno.test("rule 15: a hang-up that resets the connection is clean while no strea
   await turn();
   assertEquals(session.stats().streams, 0);
   connection.reset(new ConnectionReset());
-  await assertRejects(() => session.closed, ConnectionReset, undefined, "what was written has not left");
+  await assertRejects(() => session.closed, ConnectionReset, undefined, "data was not sent");
 });
 
 Deno.test("rule 15: the transport's end between two frames is clean: closed fulfils and iteration ends", async () => {
@@ -486,7 +476,7 @@ Deno.test("rule 15: an end within a frame is unclean: closed and iteration rejec
   }
 });
 
-Deno.test("rule 15: what abort() was given is what closed rejects with", async () => {
+Deno.test("rule 15: closed rejects with the reason of the first abort()", async () => {
   const { session } = withPeer("client", 2);
   const reason = { code: 7 };
   session.abort(reason);
@@ -500,8 +490,8 @@ Deno.test("rule 15: what abort() was given is what closed rejects with", async (
   assertInstanceOf((await assertRejects(() => other.openStream(), SessionClosedError)).cause, DOMException);
 });
 
-Deno.test("rule 15: the end of a session with hundreds of streams lets others run before all of them know", async () => {
-  // Stopped, so that no loop gives way by itself, however busy the machine is.
+Deno.test("rule 15: the end of a session with 400 streams yields to the event loop between batches of 64", async () => {
+  // The clock stands still, so that no loop yields because of its time slice.
   using _ = new ManualClock();
   const { session, peer } = withPeer("server", 2, {}, 1 << 20);
   const streams: Stream[] = [];
@@ -509,39 +499,39 @@ Deno.test("rule 15: the end of a session with hundreds of streams lets others ru
     await peer.send(SYN, id);
     streams.push(await session.acceptStream());
   }
-  let told = 0;
-  const tell = (operation: Promise<unknown>) =>
-    assertRejects(() => operation.finally(() => told++), SessionClosedError);
+  let settled = 0;
+  const track = (operation: Promise<unknown>) =>
+    assertRejects(() => operation.finally(() => settled++), SessionClosedError);
   const all = [
-    ...streams.slice(0, 100).map((stream) => tell(stream.read(new Uint8Array(1)))),
-    ...streams.slice(100, 200).map((stream) => tell(stream.closed)),
-    // The first of these fill all there is to be filled, one waits for credit, and the others for room.
-    ...streams.slice(200, 399).map((stream) => tell(stream.write(pattern(1 << 19)))),
+    ...streams.slice(0, 100).map((stream) => track(stream.read(new Uint8Array(1)))),
+    ...streams.slice(100, 200).map((stream) => track(stream.closed)),
+    // The first writes fill the buffers, one waits for credit, the others for room.
+    ...streams.slice(200, 399).map((stream) => track(stream.write(pattern(1 << 19)))),
   ];
-  // Closed after the end and before it was told of it, as others may do meanwhile.
+  // Closed after the end of the session, before the session has notified this stream.
   const last = streams[399]!;
-  all.push(tell(last.closed));
-  const ways: (() => void)[] = [];
-  clock.yieldToEventLoop = () => new Promise<void>((resolve) => ways.push(resolve));
+  all.push(track(last.closed));
+  const yields: (() => void)[] = [];
+  clock.yieldToEventLoop = () => new Promise<void>((resolve) => yields.push(resolve));
   await turn();
-  assertEquals([told, ways.length], [0, 0]);
+  assertEquals([settled, yields.length], [0, 0]);
   session.abort();
   last.close();
   await assertRejects(() => streams[0]!.write(bytes("x")), SessionClosedError);
   await assertRejects(() => streams[0]!.closed, SessionClosedError);
   let most = 0;
   let times = 0;
-  for (let before = 0;; before = told) {
+  for (let before = 0;; before = settled) {
     await turn();
-    most = Math.max(most, told - before);
-    if (ways.length === 0) break;
-    assertEquals([await state(session.closed), ways.length], ["pending", 1]);
+    most = Math.max(most, settled - before);
+    if (yields.length === 0) break;
+    assertEquals([await state(session.closed), yields.length], ["pending", 1]);
     times++;
-    ways.pop()!();
+    yields.pop()!();
   }
-  assertEquals(told, 400);
-  // Those that waited for room come first, 64 at a time, and then the others.
-  assert(most < 2 * 64 && times >= 5, `${most} at a time, and others had ${times} turns`);
+  assertEquals(settled, 400);
+  // Writes that waited for room settle first, 64 at a time, then the other operations.
+  assert(most < 2 * 64 && times >= 5, `${most} at a time, with ${times} yields`);
   await Promise.all(all);
   await assertRejects(() => session.closed, DOMException, "aborted");
 });

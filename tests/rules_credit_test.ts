@@ -1,4 +1,4 @@
-/** Rules 9 and 10 of the design: the credit that the peer sends, and the credit that is sent to it. */
+/** Rules 9 and 10 of docs/design.md: credit received from the peer, and credit sent to it. */
 
 import { assert, assertEquals, assertGreater, assertLess, assertRejects, assertThrows } from "@std/assert";
 import { concat } from "@std/bytes";
@@ -18,9 +18,7 @@ import {
   withPeer,
 } from "./support.ts";
 
-// 9
-
-Deno.test("rule 9: consumed beyond what was sent fails that stream's writes, and nothing else", async () => {
+Deno.test("rule 9: a UPD that consumes more than was sent fails the writes of its stream only", async () => {
   const { session, peer } = withPeer("client", 2);
   const [one, two] = [await session.openStream(), await session.openStream()];
   await one.write(bytes("abc"));
@@ -34,7 +32,7 @@ Deno.test("rule 9: consumed beyond what was sent fails that stream's writes, and
   session.abort();
 });
 
-Deno.test("rule 9: consumed going back is ignored, and a window above 2^31-1 is clamped", async () => {
+Deno.test("rule 9: a UPD that consumes less than before is ignored, and a window above 2^31-1 is clamped", async () => {
   const { session, peer } = withPeer("client", 2, {}, 4 << 20);
   const stream = await session.openStream();
   await stream.write(pattern(262_144));
@@ -44,14 +42,14 @@ Deno.test("rule 9: consumed going back is ignored, and a window above 2^31-1 is 
   assertEquals(stream.tryWrite(pattern(100)), 10);
   await peer.update(3, 100, 4_000_000_000);
   await turn();
-  assertEquals(stream.tryWrite(bytes("x")), 0, "an old UPD moves nothing");
+  assertEquals(stream.tryWrite(bytes("x")), 0, "the old UPD has no effect");
   await peer.update(3, 200_000, 2 ** 32 - 1);
   await turn();
   assertEquals(stream.tryWrite(pattern(50_000)), 50_000);
   session.abort();
 });
 
-Deno.test("rule 9: a window of zero lets nothing out until it opens; close() and abort release the writer", async () => {
+Deno.test("rule 9: with a window of 0 a write waits for a UPD, close() or its signal", async () => {
   for (const release of ["UPD", "close", "signal"] as const) {
     const { session, peer } = withPeer("client", 2, {}, 1 << 20);
     const stream = await session.openStream();
@@ -76,7 +74,7 @@ Deno.test("rule 9: a window of zero lets nothing out until it opens; close() and
   }
 });
 
-Deno.test("rule 9: a peer that overruns its credit by more than 1 MiB loses that stream, the session lives", async () => {
+Deno.test("rule 9: a stream whose peer exceeds its credit by more than 1 MiB is cut, and the session continues", async () => {
   const { session, peer } = withPeer("server", 2, {}, 1 << 22);
   await peer.send(SYN, 3);
   await peer.send(SYN, 5);
@@ -85,7 +83,7 @@ Deno.test("rule 9: a peer that overruns its credit by more than 1 MiB loses that
   for (let sent = 0; sent < most; sent += 65_536) await peer.send(PSH, 3, pattern(65_535));
   await peer.send(PSH, 3, pattern(most - 20 * 65_535));
   await turn();
-  assertEquals(session.stats().bytesUnread, most, "the slack that Go needs is granted");
+  assertEquals(session.stats().bytesUnread, most, "1 MiB beyond the credit is accepted");
   const reason = assertRejects(() => hog.closed, ProtocolError, "credit");
   await peer.send(PSH, 3, bytes("x"));
   await reason;
@@ -99,7 +97,7 @@ Deno.test("rule 9: a peer that overruns its credit by more than 1 MiB loses that
   session.abort();
 });
 
-Deno.test("rule 9: what comes in one read with the frame that overruns credit is not lost", async () => {
+Deno.test("rule 9: frames in the same read as the frame that exceeds the credit are delivered", async () => {
   const { session, peer } = withPeer("server", 2, {}, 1 << 22);
   await peer.send(SYN, 3);
   await peer.send(SYN, 5);
@@ -108,7 +106,7 @@ Deno.test("rule 9: what comes in one read with the frame that overruns credit is
   for (let left = most - last; left > 0; left -= 50_000) await peer.send(PSH, 3, pattern(Math.min(left, 50_000)));
   await turn();
   assertEquals(session.stats().bytesUnread, most - last);
-  // The stream keeps a view of the buffer that is being decoded when it is cut.
+  // When it is cut, the stream holds a view of the buffer that is being decoded.
   await peer.bytes(concat([
     frame(2, PSH, 3, pattern(last)),
     frame(2, PSH, 3, bytes("x")),
@@ -120,9 +118,7 @@ Deno.test("rule 9: what comes in one read with the frame that overruns credit is
   session.abort();
 });
 
-// 10
-
-Deno.test("rule 10: a window below 262144 is told at once, after our SYN and on accepting", async () => {
+Deno.test("rule 10: a window below 262144 is sent at once after the SYN and on accepting", async () => {
   const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 1000 });
   await peer.send(SYN, 3);
   const told = await peer.next();
@@ -141,7 +137,7 @@ Deno.test("rule 10: a window below 262144 is told at once, after our SYN and on 
   usual.session.abort();
 });
 
-Deno.test("rule 10: an update on the first read, then when half the window or 1 MiB has been read", async () => {
+Deno.test("rule 10: a UPD is sent on the first read, then when half of the window or 1 MiB has been read", async () => {
   const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 100 });
   await peer.send(SYN, 3);
   const stream = await session.acceptStream();
@@ -156,7 +152,7 @@ Deno.test("rule 10: an update on the first read, then when half the window or 1 
   session.abort();
 });
 
-Deno.test("rule 10: no update after the peer's FIN or our close", async () => {
+Deno.test("rule 10: no UPD is sent after the peer's FIN or after close()", async () => {
   const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 100, keepAliveInterval: Infinity });
   for (const id of [3, 5]) {
     await peer.send(SYN, id);
@@ -174,9 +170,9 @@ Deno.test("rule 10: no update after the peer's FIN or our close", async () => {
   session.abort();
 });
 
-Deno.test("rule 10: over a slow link the window grows to what the link needs, and is given back at the end", async () => {
+Deno.test("rule 10: over a slow link the window grows to the bandwidth-delay product, and its credit is released at the end", async () => {
   using clock = new ManualClock();
-  // A peer with endless data, 50 ms away there and back: it sends what it may, and hears what we say 50 ms later.
+  // A peer with endless data and a round trip of 50 ms: it sends what its credit allows.
   const { session, peer } = withPeer("server", 2, { timeout: Infinity, keepAliveInterval: Infinity }, 64 << 20);
   await peer.send(SYN, 3);
   const stream = await session.acceptStream();
@@ -200,8 +196,8 @@ Deno.test("rule 10: over a slow link the window grows to what the link needs, an
     }
     await clock.advance(50);
   }
-  assert(windows[0] === 262_144, "it starts small");
-  assert(Math.max(...windows) > 2 << 20, `it grew to ${Math.max(...windows)} only`);
+  assert(windows[0] === 262_144, "the first window");
+  assert(Math.max(...windows) > 2 << 20, `the largest window is ${Math.max(...windows)}`);
   assert(Math.max(...windows) <= 8 << 20);
   stream.close();
   assertEquals(session.stats().creditGranted, 0);
@@ -209,7 +205,7 @@ Deno.test("rule 10: over a slow link the window grows to what the link needs, an
   await listening;
 });
 
-Deno.test("rule 10: 31 unread streams cannot stop the others", async () => {
+Deno.test("rule 10: 31 unread streams do not stop the other streams", async () => {
   const { client, server } = sessionPair({ version: 2, capacity: 1 << 20 });
   const hogs = [];
   for (let i = 0; i < 31; i++) {
@@ -229,27 +225,27 @@ Deno.test("rule 10: 31 unread streams cannot stop the others", async () => {
   server.abort();
 });
 
-Deno.test("rule 10: while half of the buffer is unread a stream that holds its share gets an UPD that revokes its credit", async () => {
+Deno.test("rule 10: while half of the buffer is unread, a UPD revokes the credit of a stream that holds its share", async () => {
   const { session, peer } = withPeer("server", 2, { maxReceiveBuffer: 1 << 20 }, 1 << 21);
   for (const id of [3, 5, 7]) {
     await peer.send(SYN, id);
     for (let n = 0; n < 8; n++) await peer.send(PSH, id, pattern(25_000));
   }
-  // The third passes half of the buffer with its 13th piece, and a share is 2 KiB then.
+  // The 13th piece of the third stream passes half of the buffer; a share is 2 KiB then.
   const revoked = await peer.nextOf(UPD);
   assertEquals([revoked.id, revoked.consumed, revoked.window], [7, 0, 125_000]);
-  // What was on its way is taken, and a stream that is opened now starts small.
+  // Data on its way is accepted, and a new stream starts with a small window.
   await peer.send(SYN, 9);
   const small = await peer.nextOf(UPD);
   assertEquals([small.id, small.consumed, small.window], [9, 0, Math.floor((1_048_576 - 600_000) / 256)]);
   await peer.send(PSH, 9, pattern(100));
   const streams = [];
   for (let n = 0; n < 4; n++) streams.push(await session.acceptStream());
-  // It is read, so it has credit again.
+  // Reading restores credit.
   assertEquals(await streams[3]!.read(new Uint8Array(100)), 100);
   const credit = await peer.nextOf(UPD);
   assertEquals([credit.id, credit.consumed], [9, 100]);
-  // Once there is room, a stream that is read has its first window again.
+  // Once there is room, reading restores the first window.
   for (const stream of streams.slice(0, 3)) await readExactly(stream, 200_000);
   await peer.send(PSH, 9, pattern(100));
   await streams[3]!.read(new Uint8Array(100));
@@ -257,7 +253,7 @@ Deno.test("rule 10: while half of the buffer is unread a stream that holds its s
   session.abort();
 });
 
-Deno.test("rule 10: 300 streams that are never read leave room for those that are", async () => {
+Deno.test("rule 10: 300 streams that are never read leave room for streams that are read", async () => {
   const { client, server } = sessionPair({ maxReceiveBuffer: 4 << 20, timeout: Infinity, keepAliveInterval: Infinity });
   const work: Promise<unknown>[] = [];
   const pour = async (stream: Stream) => {
@@ -281,7 +277,7 @@ Deno.test("rule 10: 300 streams that are never read leave room for those that ar
     await ask(await server.openStream(), "pour");
     await turn();
     most = Math.max(most, server.stats().bytesUnread);
-    assertEquals(server.stats().readPaused, false, `with ${n} stalled streams`);
+    assertEquals(server.stats().readPaused, false, `with ${n} unread streams`);
     if (n % 50 === 0) assertEquals(await ask(await server.openStream(), "echo"), "echo");
   }
   assertEquals(await ask(early, "echo"), "echo");

@@ -1,4 +1,4 @@
-/** Rules 11, 12 and 13 of the design: limits of what is held for a peer, and fairness between streams. */
+/** Rules 11, 12 and 13 of docs/design.md: limits of what is held for a peer, and fairness between streams. */
 
 import { assert, assertEquals, assertGreater, assertRejects, assertStringIncludes } from "@std/assert";
 import { concat } from "@std/bytes";
@@ -6,9 +6,7 @@ import { FIN, PSH, SYN, UPD } from "../frame.ts";
 import { Session, type Stream } from "../mod.ts";
 import { bytes, frame, ManualClock, pattern, readText, sessionPair, state, text, turn, withPeer } from "./support.ts";
 
-// 11
-
-Deno.test("rule 11: at maxReceiveBuffer the transport is not read, what was read is parsed, and writing goes on", async () => {
+Deno.test("rule 11: at maxReceiveBuffer reading stops, what was read is decoded, and writing continues", async () => {
   const { session, peer } = withPeer("server", 1, { maxReceiveBuffer: 10_000 }, 1 << 20);
   await peer.bytes(
     ...[3, 5].map((id) => frame(1, SYN, id)),
@@ -30,13 +28,13 @@ Deno.test("rule 11: at maxReceiveBuffer the transport is not read, what was read
   session.abort();
 });
 
-Deno.test("rule 11: what is held for unread bytes is no more than twice their number and two buffers", async () => {
-  // A view and a chunk in front of it cost so much beside the buffer, measured with a hundred thousand of each.
+Deno.test("rule 11: memory held for unread bytes is at most twice their number and two buffers", async () => {
+  // Heap for a view and the chunk before it, in bytes, without the buffer: an average over 100 000 of each.
   const beside = 532;
-  // From frames that are copied to those of which a buffer holds two, and from the smallest buffers to the largest.
+  // From frames that are copied to frames of half a buffer, and from the smallest buffer to the largest.
   for (const length of [3000, 4095, 4096, 4352, 4608, 6000, 8000, 31_000, 32_768, 33_000, 60_000]) {
     const reads = Math.ceil(8 * 1024 * 1024 / length);
-    // One small frame, and one that may be worth a view; what comes together has been sent together.
+    // A small frame and a frame that may be kept as a view, always sent together.
     const part = concat([frame(1, PSH, 3, bytes("x")), frame(1, PSH, 3, pattern(length))]);
     const given = new Map<ArrayBufferLike, number>();
     let left = reads;
@@ -57,11 +55,11 @@ Deno.test("rule 11: what is held for unread bytes is no more than twice their nu
     }, { version: 1, maxReceiveBuffer: 64 << 20, keepAliveInterval: Infinity });
     const unread = reads * (1 + length);
     while (session.stats().bytesUnread < unread) await turn();
-    // Those that were not kept have gone back to where they came from.
+    // Buffers that were not kept have been transferred, so their length is 0.
     const kept = [...given].filter(([buffer]) => buffer.byteLength > 0);
     const views = kept.length - 1;
     const held = kept.reduce((sum, [, size]) => sum + size, 0) + (unread - views * (length + 1)) + views * beside;
-    assert(held <= 2 * unread + 2 * 63 * 1024, `${held} bytes for ${unread} unread ones in frames of ${length}`);
+    assert(held <= 2 * unread + 2 * 63 * 1024, `${held} bytes held for ${unread} unread bytes in frames of ${length}`);
     session.abort();
     await session.closed.catch(() => {});
   }
@@ -81,7 +79,7 @@ Deno.test("rule 11: reading resumes below the limit", async () => {
   session.abort();
 });
 
-Deno.test("rule 11: stalledStreamTimeout cuts the stream that holds most and is not read", async () => {
+Deno.test("rule 11: stalledStreamTimeout cuts the largest stream that is not read", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 100_000, stalledStreamTimeout: 500, timeout: Infinity };
   const { session, peer } = withPeer("server", 1, options, 1 << 20);
@@ -98,12 +96,12 @@ Deno.test("rule 11: stalledStreamTimeout cuts the stream that holds most and is 
   assertEquals(session.stats().streams, 3);
   await clock.advance(110);
   assertEquals(session.stats().streams, 2);
-  assertEquals((await peer.nextOf(FIN)).id, 3, "the largest is read, so the next largest is cut");
+  assertEquals((await peer.nextOf(FIN)).id, 3, "stream 7 is the largest but was read");
   assertEquals(session.stats().readPaused, false);
   session.abort();
 });
 
-Deno.test("rule 11: after a freeze the application has as long again to read a stalled stream", async () => {
+Deno.test("rule 11: a freeze extends the time to read a stalled stream", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
   const { session, peer } = withPeer("server", 1, options, 1 << 20);
@@ -114,13 +112,13 @@ Deno.test("rule 11: after a freeze the application has as long again to read a s
   assert(session.stats().readPaused);
   clock.freeze(40_000);
   await clock.advance(450);
-  assertEquals(session.stats().streams, 1, "the application could not read while the process stood still");
+  assertEquals(session.stats().streams, 1, "the application had no time to read during the freeze");
   await clock.advance(160);
   await assertRejects(() => stream.closed, DOMException, "Stream 3 stalled");
   session.abort();
 });
 
-Deno.test("rule 11: a stream that is alone and read, however slowly, is not cut, and nothing is when the pressure goes", async () => {
+Deno.test("rule 11: a single stream that is read slowly is not cut, nor is any stream below the limit", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
   const { session, peer } = withPeer("server", 1, options, 1 << 20);
@@ -142,7 +140,7 @@ Deno.test("rule 11: a stream that is alone and read, however slowly, is not cut,
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 11: a stalled stream that has ended both ways is cut like any other", async () => {
+Deno.test("rule 11: a stalled stream with both FINs is cut as well", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
   const { session, peer } = withPeer("server", 1, options, 1 << 20);
@@ -163,20 +161,20 @@ Deno.test("rule 11: a stalled stream that has ended both ways is cut like any ot
   await turn();
   assert(session.stats().readPaused);
   await clock.advance(600);
-  assertEquals(session.stats().bytesUnread, 100, "the larger one was cut");
+  assertEquals(session.stats().bytesUnread, 100, "the larger stream was cut");
   assert(!session.stats().readPaused);
   assertEquals((await last.read(new Uint8Array(200)))!, 100);
-  // Its FIN came long ago, but what was before that is gone.
+  // Its FIN arrived, but the data before it was dropped.
   await assertRejects(() => hog!.read(new Uint8Array(1)), DOMException, "Stream 5 stalled");
   await assertRejects(() => readText(hog!), DOMException, "Stream 5 stalled");
   session.abort();
 });
 
-Deno.test("rule 11: in version 1 all stalled streams of some size are cut at once, since the others would refill the buffer", async () => {
+Deno.test("rule 11: in version 1 all large stalled streams are cut at once, since the rest would refill the buffer", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 1000, stalledStreamTimeout: 500, timeout: Infinity };
   const { session, peer } = withPeer("server", 1, options, 1 << 20);
-  // One read of the transport brings them all, so that more is held than one stream's share.
+  // One read of the transport brings all data, so that more is held than the share of a stream.
   const frames = [3, 5, 7].flatMap((id) => [frame(1, SYN, id), frame(1, PSH, id, pattern(400 + id))]);
   await peer.bytes(...frames);
   const streams = [await session.acceptStream(), await session.acceptStream(), await session.acceptStream()];
@@ -203,7 +201,7 @@ Deno.test("rule 11: in version 2 stalled streams are cut, largest first, until h
     await peer.send(PSH, 3 + 2 * n, pattern(size));
   }
   await turn();
-  assertEquals(session.stats().readPaused, false, "less than an eighth is free, and that is enough");
+  assertEquals(session.stats().readPaused, false, "more than half but less than seven eighths is free");
   await clock.advance(600);
   const ended: number[] = [];
   while (ended.length < 3) ended.push((await peer.nextOf(FIN)).id);
@@ -212,7 +210,7 @@ Deno.test("rule 11: in version 2 stalled streams are cut, largest first, until h
   session.abort();
 });
 
-Deno.test("rule 11: while the buffer fills again at once, streams are watched half as long before the next cut", async () => {
+Deno.test("rule 11: while the buffer refills at once, the stall timeout halves before each next cut", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 10_000, stalledStreamTimeout: 1600, timeout: Infinity };
   for (const version of [1, 2] as const) {
@@ -234,9 +232,9 @@ Deno.test("rule 11: while the buffer fills again at once, streams are watched ha
       assertGreater(cut(), before, `version ${version}, after ${milliseconds} ms`);
     };
     await fill(3);
-    // What waits in the connection fills the buffer again each time.
+    // Data that waits in the connection refills the buffer each time.
     for (const milliseconds of [1600, 800, 400, 200, 100, 100]) await isCutAfter(milliseconds);
-    // After a quiet time the watch is as long as at first.
+    // After a quiet time the first timeout applies again.
     await clock.advance(10_000);
     await fill(203);
     await isCutAfter(1600);
@@ -244,7 +242,7 @@ Deno.test("rule 11: while the buffer fills again at once, streams are watched ha
   }
 });
 
-Deno.test("rule 11: a stream that is read slower than 16 KiB a second is cut where other streams wait", async () => {
+Deno.test("rule 11: a stream read at less than 16 KiB per second is cut where other streams wait", async () => {
   using clock = new ManualClock();
   const options = { maxReceiveBuffer: 200_000, stalledStreamTimeout: 1000, timeout: Infinity };
   for (const [rate, isCut] of [[16 * 1024 - 100, true], [16 * 1024 + 100, false]] as const) {
@@ -260,14 +258,12 @@ Deno.test("rule 11: a stream that is read slower than 16 KiB a second is cut whe
     await clock.advance(500);
     await slow.read(new Uint8Array(rate));
     await clock.advance(600);
-    assertEquals(session.stats().streams, isCut ? 1 : 2, `${rate} bytes a second`);
+    assertEquals(session.stats().streams, isCut ? 1 : 2, `${rate} bytes per second`);
     session.abort();
   }
 });
 
-// 12
-
-Deno.test("rule 12: beyond maxStreams and beyond the backlog a SYN is refused with FIN", async () => {
+Deno.test("rule 12: a SYN beyond maxStreams or beyond acceptBacklog is refused with FIN", async () => {
   for (const options of [{ maxStreams: 2 }, { acceptBacklog: 2 }]) {
     const { session, peer } = withPeer("server", 2, options);
     for (const id of [3, 5, 7, 9]) await peer.send(SYN, id);
@@ -292,14 +288,14 @@ Deno.test("rule 12: beyond maxStreams and beyond the backlog a SYN is refused wi
   }
 });
 
-Deno.test("rule 12: to its opener, a refused stream ended at once, empty", async () => {
+Deno.test("rule 12: a refused stream ends without data for its opener", async () => {
   const { client, server } = sessionPair({ server: { acceptBacklog: 1 } });
   const streams = [await client.openStream(), await client.openStream()];
   assertEquals(await streams[1]!.read(new Uint8Array(1)), null);
   await Promise.all([client.close(), server.close()]);
 });
 
-Deno.test("rule 12: a peer that opens streams without end and never reads is not read any more", async () => {
+Deno.test("rule 12: reading stops for a peer that opens streams without end and never reads", async () => {
   const { session, peer } = withPeer("server", 1, { maxStreams: 1 }, 64 * 1024);
   let sent = 0;
   const flood = (async () => {
@@ -312,18 +308,18 @@ Deno.test("rule 12: a peer that opens streams without end and never reads is not
   while (!session.stats().readPaused) await turn();
   await turn(50);
   const { refused, bytesUnsent } = session.stats();
-  // What fits into the two buffers, then 1024 more, then what the last read held.
-  assert(refused < 2 * 320 * 1024 / 8 + 1024 + 64 * 1024 / 8, `${refused} refusals are kept`);
+  // At most: the refusals in two buffers, 1024 that wait, and those of the last read.
+  assert(refused < 2 * 320 * 1024 / 8 + 1024 + 64 * 1024 / 8, `${refused} refusals are held`);
   assert(bytesUnsent < 1024 * 1024);
   assert(sent < 1_000_000);
-  // Once they are read they leave, and it goes on.
+  // Once the peer reads, the refusals leave and reading resumes.
   const before = session.stats().refused;
   while (session.stats().refused === before) await peer.next();
   session.abort();
   await flooded;
 });
 
-/** A session of whose control frames none has room any more: its peer does not read, and updates fell due until then. */
+/** A session with full buffers: its peer does not read, and updates fell due until no control frame had room. */
 async function withFullBuffers() {
   const options = { maxStreamBuffer: 1000, maxFrameSize: 65_535 };
   const all = withPeer("server", 2, options, 256);
@@ -348,29 +344,29 @@ async function withFullBuffers() {
   return { ...all, noisy: noisy!, others, consumed, writing };
 }
 
-Deno.test("rule 12: of updates that find no room only the newest is kept", async () => {
+Deno.test("rule 12: of the updates without room only the newest is kept", async () => {
   const { session, peer, noisy, consumed, writing } = await withFullBuffers();
   const { framesSent, bytesUnsent } = session.stats();
-  assert(bytesUnsent < 700_000, `${bytesUnsent} bytes are kept`);
+  assert(bytesUnsent < 700_000, `${bytesUnsent} bytes are held`);
   for (let i = 0; i < 1000; i++) {
     const sent = peer.send(PSH, 3, pattern(1000));
     for (let count = 0; count < 1000;) count += (await noisy.read(new Uint8Array(1000)))!;
     await sent;
   }
-  assertEquals(session.stats().framesSent, framesSent, "nothing was encoded meanwhile");
+  assertEquals(session.stats().framesSent, framesSent, "no frame was encoded while the buffers were full");
   const total = consumed + 1_000_000;
   const seen: number[] = [];
   while ((seen.at(-1) ?? 0) < total - 1000) seen.push((await peer.nextOf(UPD)).consumed);
-  assert(seen.at(-2)! <= consumed, "those of the last thousand reads but one were never sent");
+  assert(seen.at(-2)! <= consumed, "of the updates of the last 1000 reads only the newest was sent");
   session.abort();
   await Promise.all(writing);
 });
 
-Deno.test("rule 12: the FIN of close() waits as state while nothing has room, once for each stream, and goes ahead of data", async () => {
+Deno.test("rule 12: while buffers are full the FIN of close() waits as state, once per stream, and leaves before waiting data", async () => {
   const { session, peer, others, writing } = await withFullBuffers();
   for (const stream of others) stream.close();
   for (const stream of others) stream.close();
-  assertEquals(session.stats().streams, 50, "they leave the table before their FIN can reach the wire, not sooner");
+  assertEquals(session.stats().streams, 50, "streams leave the table when their FIN is encoded");
   const ended: number[] = [];
   const order: number[] = [];
   while (ended.length < 49) {
@@ -382,13 +378,13 @@ Deno.test("rule 12: the FIN of close() waits as state while nothing has room, on
   assertEquals(session.stats().streams, 1);
   assert(
     order.lastIndexOf(PSH) < order.indexOf(FIN),
-    "data that was taken before leaves before, data that waits does not",
+    "encoded data leaves before the FINs, waiting data after them",
   );
   session.abort();
   await Promise.all(writing);
 });
 
-Deno.test("rule 12: while refusals wait for room the streams that exist go on", async () => {
+Deno.test("rule 12: open streams continue while refusals wait for room", async () => {
   const { session, peer, noisy, consumed, writing } = await withFullBuffers();
   session.incoming.close();
   for (let id = 1001; id < 1001 + 2 * 500; id += 2) await peer.send(SYN, id);
@@ -403,10 +399,8 @@ Deno.test("rule 12: while refusals wait for room the streams that exist go on", 
   await Promise.all(writing);
 });
 
-// 13
-
 for (const version of [1, 2] as const) {
-  Deno.test(`rule 13: a stream that writes megabytes gives way to others that wait, version ${version}`, async () => {
+  Deno.test(`rule 13: a stream that writes megabytes alternates with other waiting streams, version ${version}`, async () => {
     const { session, peer } = withPeer("client", version, { maxFrameSize: 1000 }, 4096);
     const [bulk, small] = [await session.openStream(), await session.openStream()];
     await peer.nextOf(SYN);
@@ -424,15 +418,15 @@ for (const version of [1, 2] as const) {
       if (id === small.id) smallFrames++;
       else bulkFrames++;
     }
-    // Two buffers were full before the small stream came; from then on they take turns.
-    assert(bulkFrames < 2 * 240 + 20, `${bulkFrames} frames went first`);
+    // Two buffers were full before the small stream started; from then on the streams alternate.
+    assert(bulkFrames < 2 * 240 + 20, `${bulkFrames} frames of the large stream left before the small one`);
     await Promise.all(others);
     session.abort();
     await writing;
   });
 }
 
-Deno.test("rule 13: a hundred equal writers progress alike", async () => {
+Deno.test("rule 13: 100 equal writers progress at the same rate", async () => {
   const { session, peer } = withPeer("client", 1, {}, 64 * 1024);
   const streams = await Promise.all(Array.from({ length: 100 }, () => session.openStream()));
   const writing = streams.map((stream) => stream.write(pattern(1 << 20)).catch(() => {}));

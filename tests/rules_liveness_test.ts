@@ -1,29 +1,27 @@
-/** Rule 8 of the design: silence of the peer, keepalive, and writes that make no progress. */
+/** Rule 8 of docs/design.md: silence of the peer, keepalive, and writes that make no progress. */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { NOP, PSH, SYN, type Version } from "../frame.ts";
 import { type ClientSessionOptions, Session, SessionClosedError } from "../mod.ts";
 import { ManualClock, memoryPair, pattern, RawPeer, sessionPair, state, turn, withPeer } from "./support.ts";
 
-// 8
-
 Deno.test("rule 8: a peer silent for the timeout ends the session, and the error names the remedy", async () => {
   using clock = new ManualClock();
-  for (const said of [false, true]) {
+  for (const hasSent of [false, true]) {
     const { session, peer } = withPeer("client", 2, { timeout: 1000, keepAliveInterval: 500 });
-    if (said) await peer.send(NOP, 0);
+    if (hasSent) await peer.send(NOP, 0);
     await clock.advance(990);
     assertEquals(await state(session.closed), "pending");
     await clock.advance(20);
     const error = await assertRejects(() => session.closed, DOMException, "silent for 1000 ms");
     assertEquals(error.name, "TimeoutError");
-    assertEquals(error.message.includes("version 1"), !said);
+    assertEquals(error.message.includes("version 1"), !hasSent);
     assert(error.message.includes("if it sends no keepalive, raise `timeout` or set it to Infinity"), error.message);
   }
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 8: payload bytes are life, bytes of an unfinished header are not", async () => {
+Deno.test("rule 8: payload bytes count as a sign of life, bytes of an incomplete header do not", async () => {
   using clock = new ManualClock();
   for (const [start, isLife] of [["0202ffff03000000", true], ["", false]] as const) {
     const { session, peer } = withPeer("server", 2, { timeout: 1000, keepAliveInterval: 500 });
@@ -37,7 +35,7 @@ Deno.test("rule 8: payload bytes are life, bytes of an unfinished header are not
   }
 });
 
-Deno.test("rule 8: a NOP goes out after the interval without sending, ahead of data, and is never answered", async () => {
+Deno.test("rule 8: a NOP is sent after the interval without a write, before waiting data, and a NOP is never answered", async () => {
   using clock = new ManualClock();
   const { session, peer } = withPeer("server", 1, { timeout: Infinity, keepAliveInterval: 500 });
   await clock.advance(499);
@@ -51,7 +49,7 @@ Deno.test("rule 8: a NOP goes out after the interval without sending, ahead of d
   const stream = await session.openStream();
   await turn();
   await clock.advance(499);
-  assertEquals(session.stats().framesSent, 2, "a SYN is sending, too");
+  assertEquals(session.stats().framesSent, 2, "a SYN counts as a write");
   await clock.advance(1);
   assertEquals(session.stats().framesSent, 3);
   assertEquals((await peer.next())!.command, SYN);
@@ -61,7 +59,7 @@ Deno.test("rule 8: a NOP goes out after the interval without sending, ahead of d
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 8: keepAliveInterval Infinity sends no NOP but the client's first", async () => {
+Deno.test("rule 8: with keepAliveInterval Infinity the only NOP is the client's first", async () => {
   using clock = new ManualClock();
   const { session } = withPeer("client", 2, { timeout: Infinity, keepAliveInterval: Infinity });
   await clock.advance(1_000_000);
@@ -76,12 +74,12 @@ Deno.test("rule 8: an auto server sends nothing before the first frame, and its 
     const session = Session.server(near, { keepAliveInterval: 100, timeout: 10_000 });
     const opening = session.openStream();
     const aborted = new AbortController();
-    const given = assertRejects(() => session.openStream({ signal: aborted.signal }), Error, "enough");
+    const rejected = assertRejects(() => session.openStream({ signal: aborted.signal }), Error, "enough");
     await clock.advance(1000);
     assertEquals(session.version, undefined);
     assertEquals(session.stats().framesSent, 0);
     aborted.abort(new Error("enough"));
-    await given;
+    await rejected;
     const peer = new RawPeer(far, version);
     await peer.send(NOP, 0);
     assertEquals((await opening).id, 2);
@@ -91,7 +89,7 @@ Deno.test("rule 8: an auto server sends nothing before the first frame, and its 
   }
 });
 
-Deno.test("rule 8: an auto server that is closed or cut before the first frame rejects who waits to open", async () => {
+Deno.test("rule 8: openStream() of an auto server rejects when the session ends before the first frame", async () => {
   for (const end of ["close", "abort"] as const) {
     const [near, far] = memoryPair();
     const session = Session.server(near);
@@ -110,7 +108,7 @@ Deno.test("rule 8: a client sends one NOP at once", async () => {
   session.abort();
 });
 
-Deno.test("rule 8: while we hold reading back, silence does not count", async () => {
+Deno.test("rule 8: silence does not count while reading is paused", async () => {
   using clock = new ManualClock();
   const { session, peer } = withPeer("server", 1, { timeout: 1000, keepAliveInterval: 500, maxReceiveBuffer: 1000 });
   await peer.send(SYN, 3);
@@ -121,12 +119,12 @@ Deno.test("rule 8: while we hold reading back, silence does not count", async ()
   assertEquals(await state(session.closed), "pending");
   await stream.read(new Uint8Array(1000));
   await clock.advance(900);
-  assertEquals(await state(session.closed), "pending", "the time that was held back is not held against the peer");
+  assertEquals(await state(session.closed), "pending", "the time of the pause does not count");
   await clock.advance(200);
   await assertRejects(() => session.closed, DOMException, "silent");
 });
 
-/** A session that holds reading back, and its stream to write to. */
+/** A session with reading paused, and its stream. */
 async function makePaused(version: Version, options: ClientSessionOptions, capacity: number) {
   const made = withPeer("server", version, { maxReceiveBuffer: 1000, ...options }, capacity);
   await made.peer.send(SYN, 3);
@@ -137,7 +135,7 @@ async function makePaused(version: Version, options: ClientSessionOptions, capac
   return { ...made, stream };
 }
 
-Deno.test("rule 8: a peer that is heard but does not read keeps its session, and gets all of it later", async () => {
+Deno.test("rule 8: a peer that sends but does not read keeps its session, and later receives all data", async () => {
   using clock = new ManualClock();
   for (const version of [1, 2] as const) {
     const { session, peer } = withPeer("client", version, { timeout: 1000, keepAliveInterval: 300 }, 1000);
@@ -180,7 +178,7 @@ Deno.test("rule 8: a silent peer that does not read ends the session after the t
   }
 });
 
-Deno.test("rule 8: while we hold reading back, a transport write without progress for the timeout ends the session", async () => {
+Deno.test("rule 8: while reading is paused, a transport write without progress for the timeout ends the session", async () => {
   using clock = new ManualClock();
   for (const version of [1, 2] as const) {
     const { session, peer, stream } = await makePaused(version, { timeout: 1000, keepAliveInterval: 500 }, 1000);
@@ -189,14 +187,14 @@ Deno.test("rule 8: while we hold reading back, a transport write without progres
     for (let i = 0; i < 30; i++) {
       await clock.advance(100);
       if (i < 15) await peer.connection.read(p);
-      if (i === 22) assertEquals(await state(session.closed), "pending", "some bytes left until lately");
+      if (i === 22) assertEquals(await state(session.closed), "pending", "the last progress is recent");
     }
     await assertRejects(() => session.closed, DOMException, "no progress for 1000 ms");
     await writing;
   }
 });
 
-Deno.test("rule 8: a write that made no progress for long does not end the session as soon as reading is held back", async () => {
+Deno.test("rule 8: after a write without progress, a pause of reading starts the timeout anew", async () => {
   using clock = new ManualClock();
   const options = { timeout: 1000, keepAliveInterval: 500, maxReceiveBuffer: 1000 };
   const { session, peer } = withPeer("server", 1, options, 2000);
@@ -216,7 +214,7 @@ Deno.test("rule 8: a write that made no progress for long does not end the sessi
   await writing;
 });
 
-Deno.test("rule 8: two sessions that hold each other back end after the timeout", async () => {
+Deno.test("rule 8: two sessions that do not read each other end after the timeout", async () => {
   using clock = new ManualClock();
   const limits = { timeout: 1000, keepAliveInterval: 300, maxReceiveBuffer: 1000 };
   const { client, server } = sessionPair({ version: 1, capacity: 1000, ...limits });
@@ -234,7 +232,7 @@ Deno.test("rule 8: two sessions that hold each other back end after the timeout"
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 8: after a freeze the peer has as long again to be heard, at most the timeout, and a dead one is found", async () => {
+Deno.test("rule 8: a freeze extends the wait for a sign of life by at most the timeout, and a dead peer is found", async () => {
   using clock = new ManualClock();
   for (const [keepAliveInterval, frozen, left] of [[500, 40_000, 1000], [Infinity, 1040, 700], [1000, 1040, 700]]) {
     const { session, peer } = withPeer("server", 1, { timeout: 1000, keepAliveInterval: keepAliveInterval! });
@@ -242,7 +240,7 @@ Deno.test("rule 8: after a freeze the peer has as long again to be heard, at mos
       await clock.advance(10);
       clock.freeze(frozen!);
       await clock.advance(left! - 10);
-      assertEquals(await state(session.closed), "pending", `after ${frozen} ms, of which nothing is read yet`);
+      assertEquals(await state(session.closed), "pending", `after a freeze of ${frozen} ms, before any read`);
       if (isHeard) await peer.send(NOP, 0);
     }
     await clock.advance(1010 - left!);
@@ -251,7 +249,7 @@ Deno.test("rule 8: after a freeze the peer has as long again to be heard, at mos
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("rule 8: a second freeze soon after the first does not end the session either", async () => {
+Deno.test("rule 8: a second freeze soon after the first does not end the session", async () => {
   using clock = new ManualClock();
   for (const isHeard of [true, false]) {
     for (const between of [50, 5000]) {
@@ -263,7 +261,7 @@ Deno.test("rule 8: a second freeze soon after the first does not end the session
       await clock.advance(between);
       clock.freeze(35_000);
       await clock.advance(5000);
-      assertEquals(await state(session.closed), "pending", `${between} ms between them, heard: ${isHeard}`);
+      assertEquals(await state(session.closed), "pending", `${between} ms between freezes, heard: ${isHeard}`);
       await peer.send(NOP, 0);
       await clock.advance(29_000);
       assertEquals(await state(session.closed), "pending");
@@ -273,7 +271,7 @@ Deno.test("rule 8: a second freeze soon after the first does not end the session
   }
 });
 
-Deno.test("rule 8: after a freeze a write that was under way has as long again to make progress", async () => {
+Deno.test("rule 8: a freeze extends the time for a pending write to make progress", async () => {
   using clock = new ManualClock();
   const { session, stream } = await makePaused(1, { timeout: 1000, keepAliveInterval: 500 }, 1000);
   const writing = assertRejects(() => stream.write(pattern(1 << 20)), SessionClosedError);
@@ -286,7 +284,7 @@ Deno.test("rule 8: after a freeze a write that was under way has as long again t
   await writing;
 });
 
-Deno.test("rule 8: a process that is always late still gives a silent peer up", async () => {
+Deno.test("rule 8: a process that is always late still ends the session of a silent peer", async () => {
   using clock = new ManualClock();
   const { session } = withPeer("server", 2, { timeout: 1000, keepAliveInterval: 900 });
   const ended = assertRejects(() => session.closed, DOMException, "silent for 1000 ms");

@@ -1,4 +1,4 @@
-/** Rules 1, 2, 3 and 5 of the design: the ids of streams, and what is in the table and on the wire in which order. */
+/** Rules 1, 2, 3 and 5 of docs/design.md: ids of streams, and the order of table entries and frames. */
 
 import { assertEquals, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
@@ -7,9 +7,7 @@ import { ProtocolError, Session, SessionClosedError, StreamClosedError } from ".
 import { setNextId } from "../session.ts";
 import { bytes, frame, memoryPair, pattern, RawPeer, readAll, readText, text, turn, withPeer } from "./support.ts";
 
-// 1
-
-Deno.test("rule 1: a client opens 3, 5, 7 and a server 2, 4, 6", async () => {
+Deno.test("rule 1: a client opens streams 3, 5, 7 and a server 2, 4, 6", async () => {
   for (const [role, ids] of [["client", [3, 5, 7]], ["server", [2, 4, 6]]] as const) {
     const { session, peer } = withPeer(role, 2);
     const streams = [await session.openStream(), await session.openStream(), await session.openStream()];
@@ -19,7 +17,7 @@ Deno.test("rule 1: a client opens 3, 5, 7 and a server 2, 4, 6", async () => {
   }
 });
 
-Deno.test("rule 1: used-up ids reject openStream for good, and all else goes on", async () => {
+Deno.test("rule 1: openStream() rejects after the last id, and the session continues", async () => {
   const { session, peer } = withPeer("client", 1);
   setNextId(session, 2 ** 32 - 3);
   const [first, last] = [await session.openStream(), await session.openStream()];
@@ -36,7 +34,7 @@ Deno.test("rule 1: used-up ids reject openStream for good, and all else goes on"
 });
 
 for (const [role, id] of [["client", 0], ["client", 5], ["server", 0], ["server", 4]] as const) {
-  Deno.test(`rule 1: a SYN with id ${id} ends a ${role}'s session and asks about roles`, async () => {
+  Deno.test(`rule 1: a SYN with id ${id} ends the session of a ${role}, and the error asks about roles`, async () => {
     const { session, peer } = withPeer(role, 2);
     await peer.send(SYN, id);
     const error = await assertRejects(() => session.closed, ProtocolError, "same role");
@@ -45,7 +43,7 @@ for (const [role, id] of [["client", 0], ["client", 5], ["server", 0], ["server"
   });
 }
 
-Deno.test("rule 1: frames for unknown streams are dropped, uncharged, never answered", async () => {
+Deno.test("rule 1: frames for unknown streams are dropped, do not count as unread, and are not answered", async () => {
   for (const role of ["client", "server"] as const) {
     const { session, peer } = withPeer(role, 2, { keepAliveInterval: Infinity });
     for (const id of [0, 1, 2, 3, 8, 9, 4_000_000_001]) {
@@ -82,7 +80,7 @@ Deno.test("rule 1: a SYN for a stream in the table is ignored", async () => {
   session.abort();
 });
 
-Deno.test("rule 1: an open that is given up before its SYN could leave leaves nothing behind but a used id", async () => {
+Deno.test("rule 1: an open aborted before its SYN was encoded sends nothing and uses up its id", async () => {
   const { session, peer } = withPeer("client", 2, {}, 100);
   const first = await session.openStream();
   const writing = [first, await session.openStream()].map((stream) => stream.write(pattern(250_000)).catch(() => {}));
@@ -104,7 +102,7 @@ Deno.test("rule 1: an open that is given up before its SYN could leave leaves no
   await Promise.all(writing);
 });
 
-Deno.test("rule 1: an open that waits for room when the session ends rejects", async () => {
+Deno.test("rule 1: an open that waits for room rejects when the session ends", async () => {
   const { session } = withPeer("client", 1, {}, 100);
   const stream = await session.openStream();
   const writing = stream.write(pattern(1 << 20)).catch(() => {});
@@ -115,8 +113,6 @@ Deno.test("rule 1: an open that waits for room when the session ends rejects", a
   await writing;
 });
 
-// 2
-
 Deno.test("rule 2: a stream is in the table before its SYN can leave", async () => {
   const [near, far] = memoryPair();
   const peer = new RawPeer(far, 2);
@@ -125,7 +121,7 @@ Deno.test("rule 2: a stream is in the table before its SYN can leave", async () 
     read: (p) => near.read(p),
     close: () => near.close(),
     async write(p) {
-      // The answer is under way before the write of the SYN has even returned.
+      // The answer is sent before the write of the SYN returns.
       if (p.length >= 8) answer = peer.send(PSH, 3, bytes("at once"));
       await answer;
       return await near.write(p);
@@ -136,7 +132,7 @@ Deno.test("rule 2: a stream is in the table before its SYN can leave", async () 
   session.abort();
 });
 
-Deno.test("rule 2: the SYN leaves in the same turn of the event loop, and data written right away leaves with it", async () => {
+Deno.test("rule 2: the SYN leaves after one pass of the event loop, together with data written directly after openStream()", async () => {
   for (const data of [false, true]) {
     const [near] = memoryPair();
     const writes: Uint8Array[] = [];
@@ -146,7 +142,7 @@ Deno.test("rule 2: the SYN leaves in the same turn of the event loop, and data w
       write: (p) => Promise.resolve(writes.push(p.slice())).then(() => p.length),
     }, { version: 1 });
     await turn();
-    assertEquals(writes.splice(0).length, 1, "the first NOP has left");
+    assertEquals(writes.splice(0).length, 1, "the client's first NOP");
     const opened = (async () => {
       const stream = await session.openStream();
       if (data) await stream.write(bytes("hello"));
@@ -158,8 +154,6 @@ Deno.test("rule 2: the SYN leaves in the same turn of the event loop, and data w
     session.abort();
   }
 });
-
-// 3
 
 for (const version of [1, 2] as const) {
   Deno.test(`rule 3: FIN never overtakes its own stream's data, version ${version}`, async () => {
@@ -179,7 +173,7 @@ for (const version of [1, 2] as const) {
   });
 }
 
-Deno.test("rule 3: what was taken leaves before the FIN of close()", async () => {
+Deno.test("rule 3: encoded data leaves before the FIN of close()", async () => {
   const { session, peer } = withPeer("client", 1, {}, 1000);
   const stream = await session.openStream();
   const taken = stream.tryWrite(pattern(200_000));
@@ -216,9 +210,7 @@ for (const end of ["an error", "FIN", "close() of the session", "abort()"] as co
   });
 }
 
-// 5
-
-Deno.test("rule 5: a stream leaves the table when the later of the two FINs passes", async () => {
+Deno.test("rule 5: a stream leaves the table with the later of its two FINs", async () => {
   const { session, peer } = withPeer("server", 2);
   await peer.send(SYN, 3);
   await peer.send(SYN, 5);
@@ -237,7 +229,7 @@ Deno.test("rule 5: a stream leaves the table when the later of the two FINs pass
   session.abort();
 });
 
-Deno.test("rule 5: a stream has left the table before its own FIN can reach the wire, and its id may come again", async () => {
+Deno.test("rule 5: a stream leaves the table before its FIN reaches the wire, so the peer can reuse its id", async () => {
   const [near, far] = memoryPair();
   const peer = new RawPeer(far, 1);
   let streamsAtFin = -1;
@@ -263,7 +255,7 @@ Deno.test("rule 5: a stream has left the table before its own FIN can reach the 
   session.abort();
 });
 
-Deno.test("rule 5: after both FINs unread bytes stay, charged to the session, until read or closed", async () => {
+Deno.test("rule 5: after both FINs unread bytes count against the session until they are read or the stream is closed", async () => {
   const { session, peer } = withPeer("server", 1);
   for (const id of [3, 5]) {
     await peer.send(SYN, id);

@@ -1,11 +1,11 @@
 /**
- * The sanitizers find leaks: they are off unless deno.json switches them on, so this proves that it does.
+ * The sanitizers are off by default: these tests prove that deno.json switches them on.
  *
  * @module
  */
 import { assertEquals, assertStringIncludes } from "@std/assert";
 
-/** Runs the leaking tests as the repository runs its own, without any flag that could help. */
+/** Runs the leaking tests with the configuration of the repository and no further flag. */
 async function run(...args: string[]): Promise<{ success: boolean; output: string }> {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["test", "-A", "tests/fixtures/leaks.ts", "--", ...args],
@@ -16,7 +16,7 @@ async function run(...args: string[]): Promise<{ success: boolean; output: strin
   return { success, output: [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes)).join("") };
 }
 
-Deno.test("sanitizers: tests that leak an operation, a listener or a timer fail, and the leaks are named", async () => {
+Deno.test("sanitizers: tests that leak an operation, a listener or a timer fail, and the output names the leaks", async () => {
   const { success, output } = await run("leak");
   assertEquals(success, false, output);
   assertStringIncludes(output, "0 passed | 3 failed");
@@ -28,7 +28,7 @@ Deno.test("sanitizers: tests that leak an operation, a listener or a timer fail,
   assertStringIncludes(output, "A timer was started in this test, but never completed");
 });
 
-Deno.test("sanitizers: the same tests pass when they clean up", async () => {
+Deno.test("sanitizers: the same tests pass when they close what they opened", async () => {
   const { success, output } = await run();
   assertEquals(success, true, output);
   assertStringIncludes(output, "3 passed | 0 failed");

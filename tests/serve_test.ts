@@ -1,4 +1,4 @@
-/** `serve` and `join`: what they do with good peers, bad peers, errors of every kind, and the end. */
+/** `serve()`, `connections()` and `join()`: normal use, faulty peers, errors of each kind, and the end. */
 
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import { deadline } from "@std/async";
@@ -42,7 +42,7 @@ import {
 
 const MEGABYTE = 1_000_000;
 
-/** A server on a port of its own, and a way to connect a session to it. */
+/** A server on a free port, with functions that connect to it. */
 function start(handler: (stream: Stream, session: Session) => void | Promise<void>, options: ServeOptions = {}) {
   const listener = Deno.listen(LOOPBACK);
   const server = serve(listener, handler, options);
@@ -52,7 +52,7 @@ function start(handler: (stream: Stream, session: Session) => void | Promise<voi
 
 const echo = (stream: Stream) => stream.readable.pipeTo(stream.writable);
 
-/** Sends a word on a new stream and gives all that comes back. */
+/** Sends a word on a new stream and returns all bytes of the answer. */
 async function ask(session: Session, word: string): Promise<string> {
   const stream = await session.openStream();
   await stream.write(bytes(word));
@@ -60,7 +60,7 @@ async function ask(session: Session, word: string): Promise<string> {
   return text(await readAll(stream));
 }
 
-/** A list of errors, and a way to wait for so many. */
+/** A list of errors; `until(count)` resolves when it has this many. */
 function errorList() {
   const errors: unknown[] = [];
   let wanted = Infinity;
@@ -80,7 +80,7 @@ function errorList() {
   };
 }
 
-/** Puts something else in place of `console.error` until disposed. */
+/** Records the arguments of `console.error` until disposed. */
 function catchConsole() {
   const original = console.error;
   const printed: unknown[] = [];
@@ -88,7 +88,7 @@ function catchConsole() {
   return { printed, [Symbol.dispose]: () => void (console.error = original) };
 }
 
-/** A listener that does what it is told, one step for each accept; after the last it waits until it is closed. */
+/** A listener whose accepts run these steps in order; after the last step `accept()` waits until `close()`. */
 function scriptedListener(...steps: (() => Connection | Promise<Connection>)[]): Listener & { isClosed: boolean } {
   const closing = Promise.withResolvers<never>();
   closing.promise.catch(() => {});
@@ -104,7 +104,7 @@ function scriptedListener(...steps: (() => Connection | Promise<Connection>)[]):
   };
 }
 
-Deno.test("serve: many streams of many sessions, each to the handler with its session", async () => {
+Deno.test("serve() passes each stream of each session to the handler, with its session", async () => {
   const seen = new Set<Session>();
   const { server, connect } = start((stream, session) => {
     seen.add(session);
@@ -120,7 +120,7 @@ Deno.test("serve: many streams of many sessions, each to the handler with its se
   await server.shutdown();
 });
 
-Deno.test("serve: a stream is ended in order when its handler returns, whatever was left unread", async () => {
+Deno.test("serve(): a stream is closed with FIN when its handler returns, with unread bytes left", async () => {
   const { server, connect } = start(async (stream) => {
     await stream.write(bytes("take this"));
   });
@@ -133,7 +133,7 @@ Deno.test("serve: a stream is ended in order when its handler returns, whatever 
   await server.shutdown();
 });
 
-Deno.test("serve: writes that a handler did not wait for still leave before the end", async () => {
+Deno.test("serve(): a write that a handler did not await leaves before the FIN", async () => {
   const sent = pattern(MEGABYTE);
   const { server, connect } = start((stream) => {
     stream.write(sent);
@@ -146,7 +146,7 @@ Deno.test("serve: writes that a handler did not wait for still leave before the 
   await server.shutdown();
 });
 
-Deno.test("serve: what a handler throws is told, its stream is closed, and the server lives", async () => {
+Deno.test("serve(): an error of a handler is reported, its stream is closed, and the server continues", async () => {
   const { errors, onError, until } = errorList();
   const { server, connect } = start((stream, session) => {
     if (session.stats().accepted === 1) throw new Error("at once");
@@ -164,7 +164,7 @@ Deno.test("serve: what a handler throws is told, its stream is closed, and the s
   assertEquals(errors.length, 2);
 });
 
-Deno.test("serve: errors go to console.error when nobody else is named", async () => {
+Deno.test("serve(): errors go to console.error by default", async () => {
   using console = catchConsole();
   const { server, connect } = start(() => {
     throw new Error("to the console");
@@ -176,7 +176,7 @@ Deno.test("serve: errors go to console.error when nobody else is named", async (
   assertEquals(console.printed.map(String), ["Error: to the console"]);
 });
 
-Deno.test("serve: an onError that throws does no harm, and what it throws is printed", async () => {
+Deno.test("serve(): an error thrown by onError is printed, and the server continues", async () => {
   using console = catchConsole();
   const { server, connect } = start((stream, session) => {
     if (session.stats().accepted === 1) throw new Error("from the handler");
@@ -194,7 +194,7 @@ Deno.test("serve: an onError that throws does no harm, and what it throws is pri
   assertEquals(console.printed.map(String), ["Error: from onError"]);
 });
 
-Deno.test("serve: a peer that hangs up between frames is no error", async () => {
+Deno.test("serve(): a connection closed between frames is not reported", async () => {
   const { errors, onError } = errorList();
   const ended = Promise.withResolvers<void>();
   const { server, dial, connect } = start(async (stream, session) => {
@@ -212,7 +212,7 @@ Deno.test("serve: a peer that hangs up between frames is no error", async () => 
   assertEquals(errors, []);
 });
 
-Deno.test("serve: a peer that vanishes in the middle of a frame is told once, its streams reject, and the server lives", async () => {
+Deno.test("serve(): a connection cut in a frame is reported once, its streams reject, and the server continues", async () => {
   const { errors, onError, until } = errorList();
   const rejected: Promise<unknown>[] = [];
   const { server, dial, connect } = start((stream) => {
@@ -240,7 +240,7 @@ Deno.test("serve: a peer that vanishes in the middle of a frame is told once, it
   }
 });
 
-Deno.test("serve: a peer that resets its connection is told, and the server lives", async () => {
+Deno.test("serve(): a connection reset by the peer is reported, and the server continues", async () => {
   const { errors, onError, until } = errorList();
   const opened = Promise.withResolvers<void>();
   const { listener, server, connect } = start((stream) => {
@@ -261,7 +261,7 @@ Deno.test("serve: a peer that resets its connection is told, and the server live
   assertEquals(errors.length, 1);
 });
 
-Deno.test("serve: bytes that are no smux end their session only", async () => {
+Deno.test("serve(): bytes that are not valid smux end only their session", async () => {
   const { errors, onError, until } = errorList();
   const { server, dial, connect } = start(echo, { onError });
   const session = await connect();
@@ -276,7 +276,7 @@ Deno.test("serve: bytes that are no smux end their session only", async () => {
   await server.shutdown();
 });
 
-Deno.test("serve: 200 connections that were reset before they are accepted do not end it", async () => {
+Deno.test("serve(): 200 connections reset before they are accepted do not end the server", async () => {
   const COUNT = 200;
   const listener = Deno.listen(LOOPBACK);
   await Promise.all(Array.from({ length: COUNT }, () => {
@@ -286,7 +286,7 @@ Deno.test("serve: 200 connections that were reset before they are accepted do no
     return closed.promise;
   }));
 
-  // Only now does anybody accept them.
+  // The connections are accepted only now.
   let accepted = 0;
   let failed = 0;
   const { errors, onError } = errorList();
@@ -310,13 +310,13 @@ Deno.test("serve: 200 connections that were reset before they are accepted do no
   const session = Session.client(await Deno.connect({ ...LOOPBACK, port: listener.addr.port }));
   assertEquals(await ask(session, "still here"), "still here");
   assertEquals(accepted + failed, COUNT + 1);
-  assert(failed > 0, "not one accept failed: this test has tested nothing");
+  assert(failed > 0, "no accept failed, so the test proves nothing");
   await session.close();
   await server.shutdown();
-  assertEquals(errors.length, COUNT, "each of them is told, once");
+  assertEquals(errors.length, COUNT, "each lost connection is reported once");
 });
 
-Deno.test("serve: a connection that comes while it is told to stop is closed, and does not hold it", async () => {
+Deno.test("serve(): a connection accepted while the server stops is closed, and does not delay the stop", async () => {
   const stops: Record<string, (server: Server, controller: AbortController) => void> = {
     shutdown: (server) => void server.shutdown(),
     signal: (_, controller) => controller.abort(),
@@ -333,7 +333,7 @@ Deno.test("serve: a connection that comes while it is told to stop is closed, an
       accepting.resolve(near);
       for (let n = 0; n < hops; n++) await null;
       stop(server, controller);
-      // Its peer stays. A session that began before it was stopped is ended by that; none may begin after.
+      // The far end stays open: a session created before the stop is ended by it, and none may be created after.
       await deadline(Promise.race([server.finished, far.read(new Uint8Array(1))]), 5000);
       far.close();
       await server.finished;
@@ -342,7 +342,7 @@ Deno.test("serve: a connection that comes while it is told to stop is closed, an
   }
 });
 
-Deno.test("serve: after other failures of accept it waits longer and longer, until one succeeds", async () => {
+Deno.test("serve(): delays between accepts double after each failure, up to 1000 ms, and start again after a success", async () => {
   const delays: number[] = [];
   const { setTimer } = clock;
   clock.setTimer = (run, delay) => {
@@ -363,7 +363,7 @@ Deno.test("serve: after other failures of accept it waits longer and longer, unt
     const server = serve(listener, echo, { onError });
     await until(13);
     assertEquals(delays.slice(0, 10), [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
-    assertEquals(delays.slice(10), [5, 10], "and a connection lost is no reason to wait");
+    assertEquals(delays.slice(10), [5, 10], "a lost connection adds no delay");
     far.close();
     await server.shutdown();
     assertEquals(errors.length, 13);
@@ -372,7 +372,7 @@ Deno.test("serve: after other failures of accept it waits longer and longer, unt
   }
 });
 
-Deno.test("serve: shutdown stops accepting, waits for open streams, then ends the sessions", async () => {
+Deno.test("serve(): shutdown() stops accepting, waits for open streams, then ends the sessions", async () => {
   const { server, connect, dial } = start(echo);
   const session = await connect();
   const stream = await session.openStream();
@@ -395,7 +395,7 @@ Deno.test("serve: shutdown stops accepting, waits for open streams, then ends th
   await server.finished;
 });
 
-Deno.test("serve: shutdown with a timeout aborts what is still open then", async () => {
+Deno.test("serve(): shutdown() with a timeout aborts the sessions still open after it", async () => {
   const errors: unknown[] = [];
   const { promise: begun, resolve: begin } = Promise.withResolvers<void>();
   const hold = (stream: Stream) => {
@@ -413,7 +413,7 @@ Deno.test("serve: shutdown with a timeout aborts what is still open then", async
   session.abort();
 });
 
-Deno.test("serve: onSession gets every session before its streams, and may throw", async () => {
+Deno.test("serve(): onSession is called before the first stream of a session, and its error is reported", async () => {
   const sessions: Session[] = [];
   const errors: unknown[] = [];
   const reason = new Error("from onSession");
@@ -436,7 +436,7 @@ Deno.test("serve: onSession gets every session before its streams, and may throw
   assertEquals([sessions.length, errors], [2, [reason]]);
 });
 
-Deno.test("connections: gives each, and leaving the loop closes the listener", async () => {
+Deno.test("connections() yields each connection, and leaving the loop closes the listener", async () => {
   const listener = Deno.listen(LOOPBACK);
   const address = { ...LOOPBACK, port: listener.addr.port };
   using first = await Deno.connect(address);
@@ -450,7 +450,7 @@ Deno.test("connections: gives each, and leaving the loop closes the listener", a
   await assertRejects(() => listener.accept(), Deno.errors.BadResource);
 });
 
-Deno.test("connections: a signal ends the loop and closes the listener, now or before", async () => {
+Deno.test("connections(): a signal ends the loop and closes the listener, aborted during the loop or before it", async () => {
   const controller = new AbortController();
   const listener = Deno.listen(LOOPBACK);
   const accepting = Array.fromAsync(connections(listener, { signal: controller.signal }));
@@ -461,7 +461,7 @@ Deno.test("connections: a signal ends the loop and closes the listener, now or b
   await assertRejects(() => other.accept(), Deno.errors.BadResource);
 });
 
-Deno.test("serve: finished waits for the sessions, and for handlers that go on after them", async () => {
+Deno.test("serve(): finished waits for the sessions, and for handlers that outlast them", async () => {
   const serving = Promise.withResolvers<Session>();
   const mayReturn = Promise.withResolvers<void>();
   const { server, connect } = start(async (stream, session) => {
@@ -484,7 +484,7 @@ Deno.test("serve: finished waits for the sessions, and for handlers that go on a
   await client.closed;
 });
 
-Deno.test("serve: finished waits for sessions that have no stream", async () => {
+Deno.test("serve(): finished waits for sessions without streams", async () => {
   const accepted = Promise.withResolvers<Session>();
   const { server, connect } = start((_, session) => accepted.resolve(session));
   const client = await connect();
@@ -496,7 +496,7 @@ Deno.test("serve: finished waits for sessions that have no stream", async () => 
   await client.closed;
 });
 
-Deno.test("serve: `await using` is shutdown, again is the same, and finished tells", async () => {
+Deno.test("serve(): `await using` calls shutdown(), which may be called again, and finished fulfils", async () => {
   let finished: Promise<void>;
   {
     await using server = start(echo).server;
@@ -511,7 +511,7 @@ Deno.test("serve: `await using` is shutdown, again is the same, and finished tel
   assertEquals(listeners(), 0);
 });
 
-Deno.test("serve: a signal ends everything at once, and its reason is why", async () => {
+Deno.test("serve(): an aborted signal aborts all sessions with its reason, without a report", async () => {
   const controller = new AbortController();
   const { errors, onError } = errorList();
   const reason = new Error("enough");
@@ -535,17 +535,17 @@ Deno.test("serve: a signal ends everything at once, and its reason is why", asyn
   assertEquals(await isRefused(dial), true);
   await assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError);
   await session.closed.catch(() => {});
-  assertEquals(errors, [], "who aborts knows it");
+  assertEquals(errors, [], "an abort by the caller is not reported");
 });
 
-Deno.test("serve: a signal that was aborted before ends it before it begins", async () => {
+Deno.test("serve(): a signal aborted before the call closes the listener", async () => {
   const listener = scriptedListener();
   const server = serve(listener, echo, { signal: AbortSignal.abort() });
   await server.finished;
   assertEquals(listener.isClosed, true);
 });
 
-Deno.test("serve: a listener closed by somebody else ends accepting; open sessions live on", async () => {
+Deno.test("serve(): open sessions continue after the listener was closed by the application", async () => {
   const { errors, onError } = errorList();
   const { listener, server, connect } = start(echo, { onError });
   const session = await connect();
@@ -561,7 +561,7 @@ Deno.test("serve: a listener closed by somebody else ends accepting; open sessio
   assertEquals(errors, []);
 });
 
-Deno.test("serve: a connection that is accepted after the end is closed", async () => {
+Deno.test("serve(): a connection accepted after the end is closed", async () => {
   const accepted = Promise.withResolvers<Connection>();
   const listener = scriptedListener(() => accepted.promise);
   const server = serve(listener, echo);
@@ -573,7 +573,7 @@ Deno.test("serve: a connection that is accepted after the end is closed", async 
   assertEquals(await far.read(new Uint8Array(1)), null);
 });
 
-Deno.test("serve: finished fulfils although everything fails", async () => {
+Deno.test("serve(): finished fulfils though a handler, a connection and the signal fail", async () => {
   const { errors, onError } = errorList();
   const controller = new AbortController();
   const { server, connect, dial } = start(() => {
@@ -591,15 +591,15 @@ Deno.test("serve: finished fulfils although everything fails", async () => {
   await session.closed.catch(() => {});
 });
 
-Deno.test("serve: bad options throw at once, an option that is undefined is left out", () => {
+Deno.test("serve(): invalid options throw at once, and an undefined option counts as left out", () => {
   const listener = scriptedListener(() => {
-    throw new Error("Nobody may accept");
+    throw new Error("accept() was called");
   });
   assertThrows(() => serve(listener, echo, { maxFrameSize: 0 }), RangeError, "maxFrameSize");
   assertThrows(() => serve(listener, echo, { timeout: 5 }), RangeError, "keepAliveInterval");
   assertThrows(() => serve(listener, echo, { version: 3 as 2 }), RangeError, "version");
   const { sender } = bounded<Stream>(1);
-  // @ts-expect-error: streams go to the handler
+  // @ts-expect-error: `incoming` is not an option of serve()
   assertThrows(() => serve(listener, echo, { incoming: sender }), TypeError, "incoming");
   assertEquals(listener.isClosed, false);
   // @ts-expect-error: as above
@@ -609,13 +609,13 @@ Deno.test("serve: bad options throw at once, an option that is undefined is left
 for (
   const [how, handler] of Object.entries({
     "never settles": () => new Promise<void>(() => {}),
-    "reads when it is too late": async (stream: Stream) => {
+    "reads after the end": async (stream: Stream) => {
       await stream.closed.catch(() => {});
       await stream.read(new Uint8Array(1));
     },
   })
 ) {
-  Deno.test(`serve: a stream that stalls is cut after 5 s and reported once, when its handler ${how}`, async () => {
+  Deno.test(`serve(): a stalled stream is cut after 5 s and reported once, when its handler ${how}`, async () => {
     using clock = new ManualClock();
     const [near, far] = memoryPair(1 << 20);
     const { errors, onError } = errorList();
@@ -638,7 +638,7 @@ for (
   });
 }
 
-Deno.test("serve: 2000 streams that a client opens at once are all answered, with the default options", async () => {
+Deno.test("serve(): 2000 streams opened at once are all answered with the default options", async () => {
   const { server, connect } = start(async (stream) => {
     const p = new Uint8Array(100);
     const count = await stream.read(p);
@@ -650,14 +650,14 @@ Deno.test("serve: 2000 streams that a client opens at once are all answered, wit
     await stream.write(new Uint8Array(100));
     return await stream.read(new Uint8Array(100));
   }));
-  assertEquals(answers.filter((count) => count === null).length, 0, "a refused stream ends at once, empty");
+  assertEquals(answers.filter((count) => count === null).length, 0, "a refused stream ends without data");
   await session.close();
   await server.shutdown();
 });
 
 // join
 
-/** Two Deno connections that lead, through a join, to each other. */
+/** Two Deno connections whose other ends are joined. */
 async function joinedOverTcp() {
   const [near, a] = await tcpPair();
   const [b, far] = await tcpPair();
@@ -665,7 +665,7 @@ async function joinedOverTcp() {
   return { near, far, joined: join(a, b), end };
 }
 
-/** The same with a stream for the first half. */
+/** A stream and a Deno connection whose other ends are joined. */
 async function joinedOverStream() {
   const [clientEnd, serverEnd] = await tcpPair();
   const client = Session.client(clientEnd);
@@ -678,11 +678,11 @@ async function joinedOverStream() {
 }
 
 for (const [name, make] of Object.entries({ "TCP and TCP": joinedOverTcp, "a stream and TCP": joinedOverStream })) {
-  Deno.test(`join: ${name}: a backend that answered and half-closed first receives all 1 000 000 bytes`, async () => {
+  Deno.test(`join(): ${name}: a backend that half-closes after its answer receives all 1 000 000 bytes`, async () => {
     const { near, far: backend, joined, end } = await make();
     await writeAll(backend, bytes("the answer"));
     await backend.closeWrite();
-    // The answer and its end are here before the first byte leaves.
+    // The answer and its end arrive before the first byte is sent.
     assertEquals(text(await readAll(near)), "the answer");
 
     const upload = pattern(MEGABYTE);
@@ -697,7 +697,7 @@ for (const [name, make] of Object.entries({ "TCP and TCP": joinedOverTcp, "a str
     await end();
   });
 
-  Deno.test(`join: ${name}: a client that sent all and half-closed gets its answer, both counted`, async () => {
+  Deno.test(`join(): ${name}: a client that half-closes after its request receives the answer, and both are counted`, async () => {
     const { near, far: backend, joined, end } = await make();
     const request = pattern(300_000, 2);
     const answer = pattern(MEGABYTE, 3);
@@ -716,7 +716,7 @@ for (const [name, make] of Object.entries({ "TCP and TCP": joinedOverTcp, "a str
   });
 }
 
-Deno.test("join: connections that take a few bytes at a time get all of them in order", async () => {
+Deno.test("join(): connections that move a few bytes a call pass all of them in order", async () => {
   const [near, a] = memoryPair(3);
   const [b, far] = memoryPair(5);
   const joined = join(a, b);
@@ -734,7 +734,7 @@ Deno.test("join: connections that take a few bytes at a time get all of them in 
   assertEquals([a.isClosed, b.isClosed], [true, true]);
 });
 
-Deno.test("join: nothing either way is two zeros", async () => {
+Deno.test("join() resolves with zeros when both ends close without data", async () => {
   const [near, a] = memoryPair();
   const [b, far] = memoryPair();
   near.close();
@@ -742,21 +742,21 @@ Deno.test("join: nothing either way is two zeros", async () => {
   assertEquals(await join(a, b), { sent: 0, received: 0 });
 });
 
-Deno.test("join: what fails first is what it rejects with, and both are closed", async () => {
+Deno.test("join() rejects with the first failure, and closes both connections", async () => {
   for (const side of ["first", "second"]) {
     const [near, a] = memoryPair();
     const [b, far] = memoryPair();
     const joined = join(a, b);
     await writeAll(near, new Uint8Array(10));
     assertEquals(await far.read(new Uint8Array(10)), 10);
-    const reason = new Error("pulled the plug");
+    const reason = new Error("connection lost");
     (side === "first" ? near : far).reset(reason);
     assertStrictEquals(await joined.catch((error) => error), reason);
     assertEquals([a.isClosed, b.isClosed], [true, true]);
   }
 });
 
-Deno.test("join: a session that dies rejects it, and the connection at its other side is closed", async () => {
+Deno.test("join(): the loss of a session rejects the call, and closes the other connection", async () => {
   const { client, server, connections } = sessionPair();
   const stream = await client.openStream();
   await stream.write(new Uint8Array(1));
@@ -771,15 +771,15 @@ Deno.test("join: a session that dies rejects it, and the connection at its other
   far.close();
 });
 
-Deno.test("join: a connection that was closed already is an error, and the other is closed", async () => {
+Deno.test("join() rejects when a connection is closed before the call, and closes the other", async () => {
   const [a] = memoryPair();
   const [b] = memoryPair();
   a.close();
-  await assertRejects(() => join(a, b), Error, "Connection closed here");
+  await assertRejects(() => join(a, b), Error, "Connection closed locally");
   assertEquals(b.isClosed, true);
 });
 
-Deno.test("join: an aborted signal ends it with its reason, both are closed, and no listener is left", async () => {
+Deno.test("join(): an aborted signal rejects with its reason, closes both, and leaves no listener", async () => {
   const controller = new AbortController();
   const { signal } = controller;
   const listeners = countListeners(signal);
@@ -799,15 +799,15 @@ Deno.test("join: an aborted signal ends it with its reason, both are closed, and
   assertEquals(listeners(), 0);
 });
 
-Deno.test("join: a signal that was aborted before closes both", async () => {
+Deno.test("join(): a signal aborted before the call rejects with its reason, and closes both", async () => {
   const connections = [...memoryPair(), ...memoryPair()] as MemoryConnection[];
-  const reason = new Error("too late");
+  const reason = new Error("aborted before");
   const joined = join(connections[0]!, connections[2]!, { signal: AbortSignal.abort(reason) });
   assertStrictEquals(await joined.catch((error) => error), reason);
   assertEquals(connections.map((connection) => connection.isClosed), [true, false, true, false]);
 });
 
-/** A stream of two sessions, as its acceptor joins it with something that only takes what is asked of it. */
+/** An accepted stream, joined with a connection whose far end reads only on request. */
 async function joinedWithSlow(options: Parameters<typeof sessionPair>[0] = {}) {
   const { client, server, connections } = sessionPair(options);
   const near = await client.openStream();
@@ -827,12 +827,12 @@ async function joinedWithSlow(options: Parameters<typeof sessionPair>[0] = {}) {
     far,
     joined,
     stop,
-    /** Sends until the join is stuck in a write. */
+    /** Sends until a write of the join is blocked. */
     async fill(length = 200_000) {
       await near.write(pattern(length));
       await turn(10);
     },
-    /** Checks that the join rejected at once, in order, and returns its error. */
+    /** Asserts that the join rejected at once and cleaned up; returns its error. */
     async rejected<Type extends Error>(type: new (...args: never[]) => Type): Promise<Type> {
       const pending = new Error("The join is still pending");
       const error = await Promise.race([
@@ -857,21 +857,21 @@ const losses: Record<string, (all: Awaited<ReturnType<typeof joinedWithSlow>>) =
   "its session is aborted": ({ server }) => server.abort(new Error("lost")),
   "the connection is reset": ({ connections }) => connections[1].reset(new Error("lost")),
   "the peer closes its session": ({ client }) => void client.close(),
-  "the session is closed here": ({ server }) => void server.close(),
+  "the session is closed locally": ({ server }) => void server.close(),
 };
 for (const [name, lose] of Object.entries(losses)) {
-  Deno.test(`join: ${name} while a write to the other side is stuck: the join rejects, and both are closed`, async () => {
+  Deno.test(`join(): ${name} while a write to the other side is blocked: rejects and closes both`, async () => {
     using all = await joinedWithSlow();
     await all.fill();
     lose(all);
-    // One that closes its session in order ends its streams first.
+    // A session that closes gracefully ends its streams first.
     if (lose === losses["the peer closes its session"]) assertEquals(await readAll(all.far), pattern(200_000));
     await all.rejected(SessionClosedError);
   });
 
   for (const isBusy of [false, true]) {
     const how = isBusy ? "while the other side sends" : "while the other side is silent";
-    Deno.test(`join: ${name} ${how}: what the peer had sent whole arrives first, with its end`, async () => {
+    Deno.test(`join(): ${name} ${how}: data that arrived with its FIN is delivered first`, async () => {
       using all = await joinedWithSlow();
       await all.fill();
       await all.near.closeWrite();
@@ -879,14 +879,14 @@ for (const [name, lose] of Object.entries(losses)) {
       lose(all);
       if (isBusy) await writeAll(all.far, bytes("more"));
       await turn(20);
-      assertEquals(all.slow.isClosed, false, "closed while the other side still reads");
+      assertEquals(all.slow.isClosed, false, "closed before the other side read all bytes");
       assertEquals(await readAll(all.far), pattern(200_000));
       await all.rejected(SessionClosedError);
     });
   }
 }
 
-Deno.test("join: an answer that has ended but waits to be written arrives when the server's session has ended in order", async () => {
+Deno.test("join(): a complete answer that waits to be written is delivered after a graceful close of the server's session", async () => {
   const { client, server } = sessionPair();
   const opened = await client.openStream();
   const answering = await server.acceptStream();
@@ -903,7 +903,7 @@ Deno.test("join: an answer that has ended but waits to be written arrives when t
   assertEquals(slow.isClosed, true);
 });
 
-Deno.test("join: a stream that is closed here while a write to the other side is stuck: rejects at once", async () => {
+Deno.test("join() rejects at once when its stream is closed locally while a write to the other side is blocked", async () => {
   for (const hasEnded of [false, true]) {
     using all = await joinedWithSlow();
     await all.fill();
@@ -914,7 +914,7 @@ Deno.test("join: a stream that is closed here while a write to the other side is
   }
 });
 
-Deno.test("join: a stream that is cut for holding up its session while a write to the other side is stuck", async () => {
+Deno.test("join() rejects when its stream is cut as stalled while a write to the other side is blocked", async () => {
   for (const hasEnded of ["neither way", "one way", "both ways"]) {
     using clock = new ManualClock();
     using all = await joinedWithSlow({
@@ -932,7 +932,7 @@ Deno.test("join: a stream that is cut for holding up its session while a write t
   }
 });
 
-Deno.test("join: a signal that aborts while a write is stuck ends it at once", async () => {
+Deno.test("join(): an aborted signal rejects at once while a write is blocked", async () => {
   using all = await joinedWithSlow();
   await all.fill();
   const reason = new Error("enough");
@@ -940,7 +940,7 @@ Deno.test("join: a signal that aborts while a write is stuck ends it at once", a
   assertStrictEquals(await all.rejected(Error), reason);
 });
 
-Deno.test("join: of two sessions the second is lost: rejects at once, however the first is occupied", async () => {
+Deno.test("join() rejects at once when the second of two sessions is lost, in every state of the first", async () => {
   for (const first of ["idle", "stuck", "ended"]) {
     const [one, two] = [sessionPair(), sessionPair()];
     const [near, a] = [await one.client.openStream(), await one.server.acceptStream()];
@@ -962,7 +962,7 @@ Deno.test("join: of two sessions the second is lost: rejects at once, however th
   }
 });
 
-Deno.test("join: one whose closeWrite never settles: the loss of the other's session and a signal end it", async () => {
+Deno.test("join() rejects after the loss of a session or an abort when closeWrite() of the other side never settles", async () => {
   for (const end of ["loss", "signal"]) {
     const { client, server } = sessionPair();
     const near = await client.openStream();
@@ -980,7 +980,7 @@ Deno.test("join: one whose closeWrite never settles: the loss of the other's ses
     const failed = assertRejects(() => joined, end === "loss" ? SessionClosedError : Error);
     await near.closeWrite();
     await isEnding.promise;
-    // The end did not arrive: it is waited for, until the stream cannot say any more that it was whole.
+    // closeWrite() is pending, so join() waits until the stream is closed or the signal aborts.
     if (end === "loss") accepted.close();
     else stop.abort(new Error("enough"));
     await failed.catch(() => {});

@@ -1,8 +1,8 @@
 /**
- * Two sessions against what every stream must be: bytes that arrive whole, in order, once, and then their end.
+ * Two sessions against a model: the bytes of every stream arrive unchanged, in order, once, and then its end.
  *
- * The scheduler of fast-check decides in which order tasks go on and the connection moves bytes. `SESSION_RUNS` says how
- * many cases are run; a failure prints the smallest one, with its order.
+ * The scheduler of fast-check decides the order of tasks and of the connection's reads and writes. `SESSION_RUNS` is
+ * the number of cases; a failure prints the smallest one, with its order.
  *
  * @module
  */
@@ -13,21 +13,21 @@ import { type Connection, Session, type Stream } from "../mod.ts";
 import { type MemoryConnection, memoryPair, pattern } from "./support.ts";
 
 const numRuns = Number(Deno.env.get("SESSION_RUNS") ?? 200);
-// A run takes some milliseconds; one that takes so many hangs.
+// In milliseconds. A run takes a few; a longer one has hung.
 const LONGEST_RUN = 20_000;
 
-/** What is done with one stream; lengths are in bytes. */
+/** The use of one stream; lengths are in bytes. */
 interface Plan {
-  /** Whether the client opens it. */
+  /** True if the client opens it. */
   isOfClient: boolean;
-  /** What its opener writes, piece by piece, and what the other end does. */
+  /** The writes of its opener, and those of the other end. */
   there: number[];
   back: number[];
-  /** The buffer of each read. */
+  /** The size of each read buffer. */
   buffer: number;
-  /** Whether the opener closes it after its last piece, without reading; then the other end writes nothing. */
+  /** True if the opener closes it after its last write, without reading; the other end then writes nothing. */
   isClosed: boolean;
-  /** Whether each end writes and ends its writing without waiting in between. */
+  /** True if each end writes and closes its writing without waiting in between. */
   isHasty: boolean;
 }
 
@@ -48,7 +48,7 @@ const options = fc.record({
   maxReceiveBuffer: fc.integer({ min: 300, max: 2000 }),
 });
 
-Deno.test("model: two sessions carry every stream whole and in order, whatever goes on first", async () => {
+Deno.test("model: two sessions carry every stream unchanged and in order, for any order of tasks", async () => {
   const property = fc.asyncProperty(fc.array(plan, { maxLength: 6 }), options, fc.scheduler(), check);
   await fc.assert(property, { numRuns, timeout: LONGEST_RUN });
 });
@@ -125,7 +125,7 @@ async function check(
 
 const contents = (lengths: number[]) => lengths.map((length, at) => pattern(length, length + at));
 
-/** A connection of which every read and write waits for its turn. */
+/** A connection whose reads and writes each wait for the scheduler. */
 function slow(connection: MemoryConnection, later: () => Promise<void>): Connection {
   return {
     async read(p) {

@@ -1,5 +1,5 @@
 /**
- * A session by itself: its options, its figures, its life in the process, and opening streams.
+ * A session: its options, its statistics, its hold on the process, opening streams, pauses and yielding.
  *
  * @module
  */
@@ -36,7 +36,7 @@ import {
   writeAll,
 } from "./support.ts";
 
-/** Makes a session with these options, of whatever kind they are, and ends it. */
+/** Creates a session with these options and aborts it. */
 function construct(options: object, make: "client" | "server" = "server"): void {
   const [near] = memoryPair();
   Session[make](near, options).abort();
@@ -58,7 +58,7 @@ const integers: Record<string, { most: number; others?: Record<string, number> }
 const times = ["keepAliveInterval", "timeout", "stalledStreamTimeout"];
 
 for (const [name, { most, others }] of Object.entries(integers)) {
-  Deno.test(`options: ${name} is an integer from 1 to ${most}, and the error names it, its value and its bound`, () => {
+  Deno.test(`options: ${name} is an integer from 1 to ${most}; the error has the name, the bound and the value`, () => {
     for (const make of ["client", "server"] as const) {
       for (const value of [1, most]) construct({ ...others, [name]: value }, make);
       for (const value of [0, -1, most + 1, 1.5, NaN, -Infinity, 2 ** 53]) {
@@ -75,7 +75,7 @@ for (const [name, { most, others }] of Object.entries(integers)) {
   });
 }
 
-Deno.test("options: left out or undefined, each has its default", () => {
+Deno.test("options: defaults apply to options that are left out or undefined", () => {
   const defaults = {
     version: "auto" as const,
     incoming: undefined,
@@ -93,7 +93,7 @@ Deno.test("options: left out or undefined, each has its default", () => {
   assertEquals(resolveOptions({}, "client"), { ...defaults, version: 2 });
   const unset = Object.fromEntries(Object.keys(defaults).map((name) => [name, undefined]));
   assertEquals(resolveOptions(unset, "server"), defaults);
-  // maxStreamBuffer follows half of maxReceiveBuffer, where that is less.
+  // The default of maxStreamBuffer is at most half of maxReceiveBuffer.
   for (const [maxReceiveBuffer, maxStreamBuffer] of [[1, 1], [3, 1], [1001, 500], [MOST, 8 * 2 ** 20]] as const) {
     assertEquals(resolveOptions({ maxReceiveBuffer }, "server"), { ...defaults, maxReceiveBuffer, maxStreamBuffer });
   }
@@ -105,7 +105,7 @@ Deno.test("options: maxStreamBuffer is at most maxReceiveBuffer", () => {
   for (const part of ["maxStreamBuffer", "maxReceiveBuffer", "1000", "1001"]) assertStringIncludes(message, part);
 });
 
-Deno.test("options: timeout is at least keepAliveInterval, unless one is Infinity", () => {
+Deno.test("options: timeout is at least keepAliveInterval, except with Infinity", () => {
   construct({ keepAliveInterval: 500, timeout: 500 });
   construct({ keepAliveInterval: Infinity, timeout: 1 });
   construct({ keepAliveInterval: MOST, timeout: Infinity });
@@ -118,7 +118,7 @@ Deno.test("options: timeout is at least keepAliveInterval, unless one is Infinit
   }
 });
 
-Deno.test("options: a version is 1 or 2, or auto on a server", () => {
+Deno.test("options: version is 1 or 2, or auto on a server", () => {
   for (const version of [1, 2, undefined]) {
     construct({ version }, "client");
     construct({ version }, "server");
@@ -134,7 +134,7 @@ Deno.test("options: a version is 1 or 2, or auto on a server", () => {
   }
 });
 
-Deno.test("options: those refused leave the connection alone", async () => {
+Deno.test("options: an invalid option leaves the connection untouched", async () => {
   const [near, far] = memoryPair();
   assertThrows(() => Session.client(near, { maxStreams: 0 }), RangeError);
   assertEquals(near.isClosed, false);
@@ -145,7 +145,7 @@ Deno.test("options: those refused leave the connection alone", async () => {
   await client.close();
 });
 
-Deno.test("options: the timeout of close() is checked as the others are, and the session stays open", async () => {
+Deno.test("options: the timeout of close() is checked, and after an error the session stays open", async () => {
   const { client, server } = sessionPair();
   for (const timeout of [0, -1, NaN, 1.5, MOST + 1]) {
     const { message } = assertThrows(() => client.close({ timeout }), RangeError);
@@ -156,7 +156,7 @@ Deno.test("options: the timeout of close() is checked as the others are, and the
   await client.close({ timeout: Infinity });
 });
 
-Deno.test("version: the one given, and for an auto server that of the first frame", async () => {
+Deno.test("Session.version: an auto server adopts the version of the first frame", async () => {
   for (const version of [1, 2] as const) {
     const [near, far] = memoryPair();
     const server = Session.server(far);
@@ -175,20 +175,20 @@ Deno.test("version: the one given, and for an auto server that of the first fram
   client.abort();
 });
 
-Deno.test("addresses: without any from the transport they name nowhere", async () => {
+Deno.test("addresses: hostname is empty and port 0 when the transport has no addresses", async () => {
   const { client, server } = sessionPair();
   const stream = await client.openStream();
   const accepted = await server.acceptStream();
-  const nowhere = { transport: "tcp", hostname: "", port: 0 } as const;
+  const noAddress = { transport: "tcp", hostname: "", port: 0 } as const;
   for (const { localAddr, remoteAddr } of [client, server, stream, accepted]) {
-    assertEquals(localAddr, nowhere);
-    assertEquals(remoteAddr, nowhere);
+    assertEquals(localAddr, noAddress);
+    assertEquals(remoteAddr, noAddress);
   }
   await client.close();
-  assertEquals(client.remoteAddr, nowhere);
+  assertEquals(client.remoteAddr, noAddress);
 });
 
-Deno.test("addresses: those of the transport, still after the end", async () => {
+Deno.test("addresses: a session has those of its transport, after its end too", async () => {
   const [near] = memoryPair();
   const localAddr = { transport: "vsock", cid: 3, port: 5 } as const;
   const remoteAddr = { transport: "unix", path: "/run/socket" } as const;
@@ -199,14 +199,14 @@ Deno.test("addresses: those of the transport, still after the end", async () => 
 });
 
 for (const version of [1, 2] as const) {
-  Deno.test(`stats: in version ${version} a known exchange adds up, frame by frame`, async () => {
+  Deno.test(`Session.stats(): in version ${version} the counts of a known exchange are exact`, async () => {
     const { client, server } = sessionPair({ version });
     const opened = await client.openStream();
     await opened.write(pattern(100_000));
     const accepted = await server.acceptStream();
     while (server.stats().bytesUnread < 100_000) await turn(1);
 
-    // Beside the data, a header each: NOP, SYN, and PSH for each 32 768 bytes begun.
+    // Beside the data one header for each frame: NOP, SYN, and a PSH for every 32 768 bytes.
     const sent = { frames: 2 + 4, bytes: 8 * 6 + 100_000 };
     const credit = version === 2 ? 262_144 : 0;
     const nothing = {
@@ -233,13 +233,13 @@ for (const version of [1, 2] as const) {
       bytesUnread: 100_000,
     });
 
-    // The first read is told to the peer in version 2, by a UPD of 16 bytes.
+    // In version 2 the first read sends a UPD of 16 bytes.
     assertEquals(await accepted.read(new Uint8Array(1)), 1);
     const update = version === 2 ? { frames: 1, bytes: 16 } : { frames: 0, bytes: 0 };
     while (client.stats().framesReceived < update.frames) await turn(1);
     assertEquals(server.stats().bytesUnread, 99_999);
 
-    // Both ends: one FIN each.
+    // One FIN in each direction.
     await accepted.write(pattern(10));
     await accepted.closeWrite();
     await opened.closeWrite();
@@ -254,7 +254,7 @@ for (const version of [1, 2] as const) {
       opened: 1,
       framesSent: sent.frames + 1,
       bytesSent: sent.bytes + 8,
-      // The client's own first read was behind the server's FIN, so no UPD was due; the server's may have been.
+      // The client read after the server's FIN, so it sent no UPD; the server may have.
       framesReceived: back.frames,
       bytesReceived: back.bytes,
     });
@@ -270,7 +270,7 @@ for (const version of [1, 2] as const) {
     assertEquals(back.bytes, 18 + 8 + 16 * updates);
     assertEquals(updates, update.frames);
 
-    // What was counted stays after the end.
+    // The counts remain after the end.
     await client.close();
     await server.closed;
     assertEquals(client.stats().framesSent, sent.frames + 1);
@@ -278,7 +278,7 @@ for (const version of [1, 2] as const) {
   });
 }
 
-Deno.test("stats: both sides' streams, refusals and who waits to be accepted are counted", async () => {
+Deno.test("Session.stats(): streams of both sides, refused streams and streams that wait to be accepted are counted", async () => {
   const { client, server } = sessionPair({ server: { acceptBacklog: 2 } });
   const mine = [await client.openStream(), await client.openStream(), await client.openStream()];
   assertEquals(await mine[2]!.read(new Uint8Array(1)), null);
@@ -288,7 +288,7 @@ Deno.test("stats: both sides' streams, refusals and who waits to be accepted are
     const { streams, opened, accepted, refused, pendingAccept } = session.stats();
     return { streams, opened, accepted, refused, pendingAccept };
   };
-  // The refused one is in its opener's table until that ends it, too.
+  // The opener has the refused stream in its table until it closes it.
   assertEquals(count(client), { streams: 4, opened: 3, accepted: 1, refused: 0, pendingAccept: 0 });
   assertEquals(count(server), { streams: 3, opened: 1, accepted: 2, refused: 1, pendingAccept: 2 });
   await server.acceptStream();
@@ -300,14 +300,14 @@ Deno.test("stats: both sides' streams, refusals and who waits to be accepted are
   assertEquals(count(client), { streams: 0, opened: 3, accepted: 1, refused: 0, pendingAccept: 0 });
 });
 
-Deno.test("stats: what the transport has not taken is unsent, and a full receive buffer pauses reading", async () => {
+Deno.test("Session.stats(): bytesUnsent counts bytes that the transport has not written, readPaused is true at maxReceiveBuffer", async () => {
   const { client, server } = sessionPair({ version: 1, server: { maxReceiveBuffer: 1000 }, capacity: 2000 });
   const stream = await client.openStream();
   const accepted = await server.acceptStream();
   await stream.write(pattern(10_000));
   while (!server.stats().readPaused) await turn(1);
   await turn();
-  // NOP, SYN, PSH, and its data: all of it is counted on one side or the other, but for what the pipe holds.
+  // NOP, SYN, PSH and its data: every byte counts at one end, except for those in the pipe.
   const total = 8 * 3 + 10_000;
   const held = total - server.stats().bytesReceived;
   assert(held >= 2000, `${held} bytes are not received`);
@@ -324,7 +324,7 @@ Deno.test("stats: what the transport has not taken is unsent, and a full receive
   await server.closed;
 });
 
-Deno.test("stats: credit granted is the first window of every open stream, and given back as they end", async () => {
+Deno.test("Session.stats(): creditGranted is the sum of the windows of streams without the peer's FIN", async () => {
   const { client, server } = sessionPair({ version: 2, maxStreamBuffer: 1000, maxReceiveBuffer: 5000 });
   const streams = [await client.openStream(), await client.openStream()];
   const accepted = [await server.acceptStream(), await server.acceptStream()];
@@ -332,7 +332,7 @@ Deno.test("stats: credit granted is the first window of every open stream, and g
   streams[0]!.close();
   await turn();
   assertEquals(client.stats().creditGranted, 1000);
-  // Of the peer's FIN on nothing more will be sent, so nothing need be granted.
+  // After the peer's FIN no more data comes, so no credit is granted.
   assertEquals(server.stats().creditGranted, 1000);
   for (const stream of [...streams, ...accepted]) stream.close();
   await turn();
@@ -340,11 +340,11 @@ Deno.test("stats: credit granted is the first window of every open stream, and g
   await client.close();
 });
 
-Deno.test("openStream: an aborted signal rejects with its reason, opens nothing and uses no id", async () => {
+Deno.test("Session.openStream(): an aborted signal rejects with its reason, opens no stream and uses no id", async () => {
   const [near, far] = memoryPair();
   const session = Session.client(near);
   const peer = new RawPeer(far, 2);
-  const reason = new Error("Changed my mind");
+  const reason = new Error("Aborted before the call");
   assertStrictEquals(
     await assertRejects(() => session.openStream({ signal: AbortSignal.abort(reason) })),
     reason,
@@ -355,13 +355,13 @@ Deno.test("openStream: an aborted signal rejects with its reason, opens nothing 
   session.abort();
 });
 
-Deno.test("openStream: a signal ends the wait of an auto server for the version", async () => {
+Deno.test("Session.openStream(): a signal ends the wait of an auto server for the version", async () => {
   const [near, far] = memoryPair();
   const session = Session.server(far);
   const controller = new AbortController();
   const opening = session.openStream({ signal: controller.signal });
   const patient = session.openStream();
-  const reason = new Error("Nobody there");
+  const reason = new Error("No answer");
   controller.abort(reason);
   assertStrictEquals(await assertRejects(() => opening), reason);
   const peer = new RawPeer(near, 1);
@@ -372,7 +372,7 @@ Deno.test("openStream: a signal ends the wait of an auto server for the version"
   session.abort();
 });
 
-Deno.test("openStream: what a peer that guessed the id sent is not charged when the wait was given up", async () => {
+Deno.test("Session.openStream(): an aborted wait drops data that a peer sent to the guessed id", async () => {
   const [near, far] = memoryPair();
   const session = Session.client(near, { version: 1 });
   const first = await session.openStream();
@@ -388,15 +388,15 @@ Deno.test("openStream: what a peer that guessed the id sent is not charged when 
   session.abort();
 });
 
-Deno.test("openStream: a signal ends the wait for room, and no SYN is sent", async () => {
+Deno.test("Session.openStream(): a signal ends the wait for room, and no SYN is sent", async () => {
   const [near, far] = memoryPair(10);
   const session = Session.client(near, { version: 1 });
   const first = await session.openStream();
-  // Nobody reads: write until nothing more is taken, however long one waits.
+  // The peer does not read: write until tryWrite() returns 0, also after a wait.
   const fill = () => {
-    let taken = 0;
-    while (first.tryWrite(new Uint8Array(10_000)) > 0) taken++;
-    return taken;
+    let writes = 0;
+    while (first.tryWrite(new Uint8Array(10_000)) > 0) writes++;
+    return writes;
   };
   while (fill() > 0) await turn();
   const controller = new AbortController();
@@ -419,7 +419,7 @@ Deno.test("openStream: a signal ends the wait for room, and no SYN is sent", asy
   session.abort();
 });
 
-Deno.test("openStream: on a session that is closing or has ended it is a SessionClosedError, with the cause if any", async () => {
+Deno.test("Session.openStream() rejects with a SessionClosedError on a session that is closing or has ended, with the cause if it has one", async () => {
   const { client, server } = sessionPair();
   const closing = client.close();
   const refused = await assertRejects(() => client.openStream(), SessionClosedError);
@@ -435,7 +435,7 @@ Deno.test("openStream: on a session that is closing or has ended it is a Session
   await other.server.closed;
 });
 
-Deno.test("abort: without a reason it is an AbortError, and the session ends at once", async () => {
+Deno.test("Session.abort(): without a reason the session ends at once with an AbortError", async () => {
   const { client, server } = sessionPair();
   const stream = await client.openStream();
   client.abort();
@@ -448,7 +448,7 @@ Deno.test("abort: without a reason it is an AbortError, and the session ends at 
   await server.close();
 });
 
-Deno.test("close: the same promise each time, and await using closes too", async () => {
+Deno.test("Session.close() returns the same promise each time, and await using closes the session", async () => {
   let kept: Session;
   {
     await using client = sessionPair().client;
@@ -459,7 +459,7 @@ Deno.test("close: the same promise each time, and await using closes too", async
   assertStrictEquals(kept.close(), kept.close());
 });
 
-Deno.test("stats: streams that come for a channel of the caller's are counted as waiting, whoever sent them there", async () => {
+Deno.test("Session.stats(): pendingAccept counts the streams of all sessions that wait in the caller's channel", async () => {
   const { sender, receiver } = bounded<Stream>(10);
   const pairs = [1, 2].map(() => sessionPair({ server: { incoming: sender.clone() } }));
   sender.close();
@@ -473,7 +473,7 @@ Deno.test("stats: streams that come for a channel of the caller's are counted as
   for (const { client } of pairs) await client.close();
 });
 
-/** Runs fixtures/idle.ts against a server of frames. */
+/** Runs fixtures/idle.ts against a raw peer. */
 async function idle(...calls: string[]) {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const program = `${import.meta.dirname}/fixtures/idle.ts`;
@@ -484,7 +484,7 @@ async function idle(...calls: string[]) {
     stderr: "inherit",
   }).spawn();
   const connection = await listener.accept();
-  // A process that stays when it should not would hold up the tests for ever.
+  // A process that does not end would block the tests.
   const watchdog = setTimeout(() => child.kill("SIGKILL"), 20_000);
   const status = child.status.finally(() => clearTimeout(watchdog));
   const peer = new RawPeer(connection, 2);
@@ -493,7 +493,7 @@ async function idle(...calls: string[]) {
 }
 
 for (const calls of [["unref"], ["unref", "ref", "unref"]]) {
-  Deno.test(`unref: after ${calls.join(", ")} the process ends by itself, though the session is open`, async () => {
+  Deno.test(`Session.unref(): after ${calls.join(", ")} the process ends though the session is open`, async () => {
     const { status, connection } = await idle(...calls);
     const { success, signal } = await status;
     assertEquals([success, signal], [true, null]);
@@ -503,25 +503,25 @@ for (const calls of [["unref"], ["unref", "ref", "unref"]]) {
 
 for (const calls of [[], ["unref", "ref"]]) {
   const after = calls.length === 0 ? "without unref" : `after ${calls.join(", ")}`;
-  Deno.test(`unref: ${after} the process stays as long as the session is open, and keeps it alive`, async () => {
+  Deno.test(`Session.unref(): ${after} the process and its keepalive continue while the session is open`, async () => {
     const { child, status, connection, peer } = await idle(...calls);
     for (let n = 0; n < 5; n++) await peer.nextOf(NOP);
     child.kill("SIGKILL");
     const { success, signal } = await status;
-    // Windows knows no signals, only that it was ended.
+    // Windows has no signals and reports only the end.
     assertEquals([success, signal], [false, Deno.build.os === "windows" ? signal : "SIGKILL"]);
     connection.close();
   });
 }
 
-Deno.test("unref: a process that stays ends when its peer ends the session", async () => {
+Deno.test("Session.unref(): a process without unref ends when the peer ends the session", async () => {
   const { status, connection } = await idle();
   await connection.closeWrite();
   assertEquals((await status).success, true);
   connection.close();
 });
 
-Deno.test("unref: ref and unref are passed on to the connection", () => {
+Deno.test("Session.unref(): ref() and unref() are passed on to the connection", () => {
   const [near] = memoryPair();
   const calls: string[] = [];
   const session = Session.client(
@@ -537,24 +537,24 @@ Deno.test("unref: ref and unref are passed on to the connection", () => {
 const LONGEST = pattern(65_535);
 
 /**
- * Counts the rests that sessions take, until it is disposed of; a connection in memory, made later, would end that. Time
- * stands still meanwhile: on a busy machine some would be for a long turn.
+ * Counts the sleeps of sessions until disposed. Call `memoryPair()` before, since it replaces the same method. The clock
+ * stands still, so that no sleep is for an expired time slice.
  */
-function countRests() {
+function countSleeps() {
   const { sleep, now } = clock;
-  const rests = { count: 0, [Symbol.dispose]: () => void Object.assign(clock, { sleep, now }) };
+  const sleeps = { count: 0, [Symbol.dispose]: () => void Object.assign(clock, { sleep, now }) };
   const stopped = now();
   clock.now = () => stopped;
   clock.sleep = (run, milliseconds) => {
-    rests.count++;
+    sleeps.count++;
     return sleep(run, milliseconds);
   };
-  return rests;
+  return sleeps;
 }
 
-Deno.test("flood: when a read that it fills ends the session, nobody rests any more", async () => {
+Deno.test("flood: a session that ends during a read with flood frames does not pause", async () => {
   const [near, far] = memoryPair();
-  using rests = countRests();
+  using sleeps = countSleeps();
   const session = Session.server(near, { version: 1 });
   await writeAll(far, frame(1, SYN, 3));
   const stream = await session.acceptStream();
@@ -564,13 +564,13 @@ Deno.test("flood: when a read that it fills ends the session, nobody rests any m
   await reading;
   await assertRejects(() => session.closed);
   await turn();
-  assertEquals(rests.count, 0);
+  assertEquals(sleeps.count, 0);
 });
 
-Deno.test("flood: a peer that opens and ends streams without data has to wait, one that sends data on them has not", async () => {
+Deno.test("flood: opening and ending streams without data pauses the peer, with data it does not", async () => {
   for (const data of [[], [Uint8Array.of(1)]]) {
     const [near, far] = memoryPair(1 << 20);
-    using rests = countRests();
+    using sleeps = countSleeps();
     const session = Session.server(near, { version: 1, acceptBacklog: 1000 });
     const streams = Array.from({ length: 256 }, (_, n) => {
       const id = 3 + 2 * n;
@@ -580,7 +580,7 @@ Deno.test("flood: a peer that opens and ends streams without data has to wait, o
     while (session.stats().accepted < 128) await turn();
     await writeAll(far, concat(streams.slice(128)));
     while (session.stats().accepted < 256) await turn();
-    assertEquals(rests.count, data.length === 0 ? 2 : 0);
+    assertEquals(sleeps.count, data.length === 0 ? 2 : 0);
     session.abort();
   }
 });
@@ -593,15 +593,15 @@ for (
     [100, [4], true],
   ] as const
 ) {
-  const then = isEnded ? ", and no more when the session ends meanwhile" : "";
-  Deno.test(`flood: one that kept others waiting for ${took} ms makes its peer wait ${expected.join(" ms, then ")} ms${then}`, async () => {
+  const then = isEnded ? ", and the end of the session cancels the second pause" : "";
+  Deno.test(`flood: with pauses that take ${took} ms, the peer is paused for ${expected.join(" ms, then ")} ms${then}`, async () => {
     const [near, far] = memoryPair();
-    using _ = countRests();
-    const rests: number[] = [];
+    using _ = countSleeps();
+    const sleeps: number[] = [];
     let now = clock.now();
     clock.now = () => now;
     clock.sleep = (run, milliseconds) => {
-      rests.push(milliseconds);
+      sleeps.push(milliseconds);
       now += took;
       setImmediate().then(run);
       if (isEnded) session.abort();
@@ -610,28 +610,28 @@ for (
     const session = Session.server(near, { version: 1 });
     await writeAll(far, concat(Array.from({ length: 64 }, () => frame(1, PSH, 99))));
     await turn(10);
-    assertEquals(rests, [...expected]);
+    assertEquals(sleeps, [...expected]);
     session.abort();
     await assertRejects(() => session.closed);
   });
 }
 
-Deno.test("flood: what may be on its way to a stream that was closed here makes nobody wait", async () => {
+Deno.test("flood: late data for a stream closed locally causes no pause up to 256 KiB", async () => {
   for (const closed of [0, 2]) {
     const [near, far] = memoryPair();
-    using rests = countRests();
+    using sleeps = countSleeps();
     const session = Session.server(near);
     const streams = Array.from({ length: closed }, async () => (await session.acceptStream()).close());
     for (let n = 0; n < closed; n++) await writeAll(far, frame(1, SYN, 3 + 2 * n));
     await Promise.all(streams);
-    // One window for each that was closed, in frames of 128 bytes, of which 64 are a flood for any other.
+    // One window for each closed stream, in frames of 128 bytes; 64 such frames for other streams cause a pause.
     const late = frame(1, PSH, 3, pattern(120));
     await writeAll(far, repeat(late, closed * 2048));
     for (let n = 0; n < 10; n++) await turn();
-    assertEquals([session.stats().bytesReceived, rests.count], [closed * (8 + 2048 * late.length), 0]);
+    assertEquals([session.stats().bytesReceived, sleeps.count], [closed * (8 + 2048 * late.length), 0]);
     await writeAll(far, repeat(late, 64));
     for (let n = 0; n < 10; n++) await turn();
-    assertEquals(rests.count, 1);
+    assertEquals(sleeps.count, 1);
     session.abort();
     await assertRejects(() => session.closed);
   }
@@ -639,24 +639,24 @@ Deno.test("flood: what may be on its way to a stream that was closed here makes 
 
 for (
   const [what, enough, make] of [
-    ["streams to refuse", 64, (n: number) => frame(1, SYN, 5 + 2 * n)],
-    ["frames for streams that are not there", 64, (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
-    ["frames of 65 535 bytes for streams that are not there", 8, (n: number) => frame(1, PSH, 5 + 2 * n, LONGEST)],
-    ["frames of 65 535 bytes for a stream that they have ended", 8, () => frame(1, PSH, 3, LONGEST)],
+    ["refused streams", 64, (n: number) => frame(1, SYN, 5 + 2 * n)],
+    ["data frames for unknown streams", 64, (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
+    ["frames of 65 535 bytes for unknown streams", 8, (n: number) => frame(1, PSH, 5 + 2 * n, LONGEST)],
+    ["frames of 65 535 bytes for a stream after its FIN", 8, () => frame(1, PSH, 3, LONGEST)],
     ["NOPs", 8192, () => frame(1, NOP, 0)],
-    ["FINs for streams that are not there", 8192, (n: number) => frame(1, FIN, 5 + 2 * n)],
-    ["FINs for a stream that they have ended", 8192, () => frame(1, FIN, 3)],
-    ["SYNs for a stream that is there", 8192, () => frame(1, SYN, 3)],
+    ["FINs for unknown streams", 8192, (n: number) => frame(1, FIN, 5 + 2 * n)],
+    ["FINs for a stream after its FIN", 8192, () => frame(1, FIN, 3)],
+    ["SYNs for an open stream", 8192, () => frame(1, SYN, 3)],
     ["frames without data", 8192, () => frame(1, PSH, 1)],
-    ["UPDs for a stream that is there", 8192, () => updateFrame(3, 0, 1000)],
-    ["UPDs for streams that are not there", 8192, (n: number) => updateFrame(5 + 2 * n, 0, 1000)],
+    ["UPDs for an open stream", 8192, () => updateFrame(3, 0, 1000)],
+    ["UPDs for unknown streams", 8192, (n: number) => updateFrame(5 + 2 * n, 0, 1000)],
   ] as const
 ) {
-  Deno.test(`flood: ${enough} ${what} make the peer wait, ${enough - 1} do not, in one read or in many`, async () => {
+  Deno.test(`flood: ${enough} ${what} pause the peer, ${enough - 1} do not, in one read or in many`, async () => {
     for (const isOneRead of [true, false]) {
       for (const [count, expected] of [[enough - 1, 0], [enough, 1]] as const) {
         const [near, far] = memoryPair();
-        using rests = countRests();
+        using sleeps = countSleeps();
         const session = Session.server(near, { maxStreams: 2 });
         const version = make(0)[0] as Version;
         const used = [frame(version, PSH, 3, Uint8Array.of(1)), frame(version, FIN, 3)];
@@ -671,7 +671,7 @@ for (
           while (session.stats().bytesReceived < before + bytes.length) await turn();
           await turn();
         }
-        assertEquals(rests.count, expected);
+        assertEquals(sleeps.count, expected);
         session.abort();
         await assertRejects(() => session.closed);
       }
@@ -679,16 +679,16 @@ for (
   });
 }
 
-/** Counts turns that are given to others, and takes no time for them. */
-function countTurns(): () => number {
-  let given = 0;
-  clock.yieldToEventLoop = () => Promise.resolve(given++);
-  return () => given;
+/** Counts yields to the event loop, which take no time. */
+function countYields(): () => number {
+  let yields = 0;
+  clock.yieldToEventLoop = () => Promise.resolve(yields++);
+  return () => yields;
 }
 
-Deno.test("turns: of a transport that always has more to read others have one every 2 ms", async () => {
+Deno.test("Session yields every 2 ms while its transport always has data to read", async () => {
   using time = new ManualClock();
-  const given = countTurns();
+  const yields = countYields();
   const data = concat([frame(1, SYN, 3), repeat(frame(1, PSH, 3, pattern(32_768)), 100)]);
   let at = 0;
   let reads = 0;
@@ -707,12 +707,12 @@ Deno.test("turns: of a transport that always has more to read others have one ev
   });
   await session.closed;
   assertGreater(reads, 50);
-  assertGreaterOrEqual(given(), Math.floor(reads / 2));
+  assertGreaterOrEqual(yields(), Math.floor(reads / 2));
 });
 
-Deno.test("turns: of a transport that always has room to write others have one every 2 ms", async () => {
+Deno.test("Session yields every 2 ms while its transport always has room to write", async () => {
   using time = new ManualClock();
-  const given = countTurns();
+  const yields = countYields();
   let writes = 0;
   const session = Session.client({
     read: () => new Promise<null>(() => {}),
@@ -727,22 +727,22 @@ Deno.test("turns: of a transport that always has room to write others have one e
   const before = writes;
   await stream.write(pattern(8 * MiB));
   assertGreater(writes - before, 20);
-  assertGreaterOrEqual(given(), Math.floor((writes - before) / 2) - 1);
+  assertGreaterOrEqual(yields(), Math.floor((writes - before) / 2) - 1);
   session.abort();
   await assertRejects(() => session.closed);
 });
 
-/** A server whose transport always has a frame of this size for each of these streams, once `begin` was called. */
+/** A server whose transport has endless frames of this size for each stream, after a call of `begin`. */
 function withEndlessTransport(ids: number[], size = 8000) {
   const concatenated = concat(ids.map((id) => frame(1, PSH, id, pattern(size))));
   const { promise, resolve } = Promise.withResolvers<void>();
   const counts = { reads: 0 };
   const session = Session.server({
     async read(p) {
-      const given = counts.reads++ === 0 ? concat(ids.map((id) => frame(1, SYN, id))) : concatenated;
-      if (given === concatenated) await promise;
-      p.set(given);
-      return given.length;
+      const part = counts.reads++ === 0 ? concat(ids.map((id) => frame(1, SYN, id))) : concatenated;
+      if (part === concatenated) await promise;
+      p.set(part);
+      return part.length;
     },
     write: (p) => Promise.resolve(p.length),
     close() {},
@@ -750,9 +750,9 @@ function withEndlessTransport(ids: number[], size = 8000) {
   return { session, begin: resolve, counts };
 }
 
-Deno.test("the transport is read again when every reader that was served reads again, however many microtasks they spend", async () => {
+Deno.test("Session reads again when each served reader reads again, whatever number of microtasks that takes", async () => {
   for (const spent of [0, 1, 10, 16, 32, 100]) {
-    // The buffer of a first read holds 8 KiB.
+    // The first read buffer holds 8 KiB.
     const { session, begin, counts } = withEndlessTransport([3]);
     const stream = await session.acceptStream();
     const p = new Uint8Array(8000);
@@ -770,7 +770,7 @@ Deno.test("the transport is read again when every reader that was served reads a
   }
 });
 
-Deno.test("what is read next is decoded when the slowest of several readers reads again, however many microtasks it spends", async () => {
+Deno.test("Session decodes the next read when the slowest of several readers reads again, whatever number of microtasks that takes", async () => {
   for (const spent of [1, 10, 32, 100]) {
     const { session, begin } = withEndlessTransport([3, 5], 3000);
     const streams = [await session.acceptStream(), await session.acceptStream()];
@@ -788,8 +788,8 @@ Deno.test("what is read next is decoded when the slowest of several readers read
   }
 });
 
-Deno.test("a reader that was served and does not read again holds back the transport for one pass of the event loop", async () => {
-  // On a busy machine its turn could be over, and another pass go by.
+Deno.test("Session waits one pass of the event loop for a served reader that does not read again", async () => {
+  // The clock stands still, so that the time slice does not end and add a pass.
   using _clock = new ManualClock();
   const { session, begin, counts } = withEndlessTransport([3]);
   const stream = await session.acceptStream();
@@ -804,7 +804,7 @@ Deno.test("a reader that was served and does not read again holds back the trans
   session.abort();
 });
 
-Deno.test("an answer leaves while the transport is not read because too much is unread", async () => {
+Deno.test("Session sends data while reading is paused at maxReceiveBuffer", async () => {
   const [near, far] = memoryPair(1 << 20);
   const session = Session.server(near, { version: 1, maxReceiveBuffer: 5000, maxStreamBuffer: 5000 });
   await writeAll(far, concat([frame(1, SYN, 3), frame(1, SYN, 5)]));

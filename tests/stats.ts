@@ -1,40 +1,40 @@
 /**
- * What a sample of numbers says, and how it is shown.
+ * Statistics of a sample, and their text.
  *
  * @module
  */
 
-/** The value in the middle; of an even number of them the mean of both. */
+/** The middle value; for an even number of values the mean of the two in the middle. */
 export function median(values: readonly number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
   return (sorted[(sorted.length - 1) >> 1]! + sorted[sorted.length >> 1]!) / 2;
 }
 
-/** The value that so much of the sample does not exceed; 0 of none. */
+/** The smallest value that is at least as large as this share of the sample; 0 for an empty sample. */
 export function percentile(sample: readonly number[], share: number): number {
   if (sample.length === 0) return 0;
   const sorted = sample.toSorted((a, b) => a - b);
   return sorted[Math.min(sorted.length - 1, Math.ceil(share * sorted.length) - 1)]!;
 }
 
-/** A number with about three digits. */
+/** A number with about three digits, as text. */
 export function short(value: number): string {
   return value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0);
 }
 
-/** Writes a number with this number of digits after the point. */
+/** Returns a function that formats a number with this number of decimals. */
 export function fixed(digits: number): (value: number) => string {
   return (value) => value.toFixed(digits);
 }
 
-/** The median, and least to most where there is more than one; nothing of none. */
+/** The median, with minimum and maximum for more than one value; empty for an empty sample. */
 export function spread(values: readonly number[], text: (value: number) => string = short): string {
   if (values.length === 0) return "";
   if (values.length === 1) return text(values[0]!);
   return `${text(median(values))} (${text(Math.min(...values))}–${text(Math.max(...values))})`;
 }
 
-/** A Markdown table; the first row is its head, and columns at the end that have nothing else are left out. */
+/** A Markdown table, with the first row as head; trailing columns without a value in any other row are left out. */
 export function table(rows: string[][]): string {
   const [head, ...body] = rows;
   const width = head!.findLastIndex((_, column) => body.some((row) => row[column] !== "")) + 1;
@@ -44,12 +44,12 @@ export function table(rows: string[][]): string {
   return lines.join("\n");
 }
 
-/** Where something was measured. */
+/** The machine of a measurement. */
 export function machine(): string {
   return `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} cores`;
 }
 
-/** Where, and in how many rounds. */
+/** The machine and the number of rounds. */
 export function conditions(machine: string, rounds: number): string {
   return `${machine}, ${rounds} round${rounds === 1 ? "" : "s"}`;
 }

@@ -1,4 +1,4 @@
-/** What a stream promises to who reads and writes it. */
+/** Streams: reads, writes, the ends, web streams, and the properties of a connection. */
 
 import { assert, assertEquals, assertLess, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import { concat } from "@std/bytes";
@@ -20,7 +20,7 @@ import {
   turn,
 } from "./support.ts";
 
-/** Both ends of a stream between two sessions, with all of it ended when the test is over. */
+/** Both ends of a stream between two sessions, which are aborted when disposed. */
 async function streamPair(options: Parameters<typeof sessionPair>[0] = {}) {
   const { client, server, connections } = sessionPair(options);
   const [near, far] = await Promise.all([client.openStream(), server.acceptStream()]);
@@ -37,7 +37,7 @@ async function streamPair(options: Parameters<typeof sessionPair>[0] = {}) {
   };
 }
 
-/** A stream the raw peer has opened on a server's session. */
+/** A stream that a raw peer opened on a server's session. */
 async function rawStream(version: 1 | 2 = 1, capacity?: number) {
   const [connection, remote] = memoryPair(capacity);
   const session = Session.server(connection, { version });
@@ -47,7 +47,7 @@ async function rawStream(version: 1 | 2 = 1, capacity?: number) {
   return { session, peer, stream, connection, [Symbol.dispose]: () => session.abort() };
 }
 
-/** A stream whose peer reads only when it is told to, so that writes wait for room. */
+/** A stream whose peer reads only on request, so that writes wait for room. */
 async function stuckStream(version: 1 | 2 = 1) {
   const [connection, remote] = memoryPair(1000);
   const session = Session.client(connection, { version });
@@ -69,15 +69,15 @@ async function stuckStream(version: 1 | 2 = 1) {
 // read and tryRead
 
 const STATES: Record<string, (all: Awaited<ReturnType<typeof streamPair>>) => unknown> = {
-  "nothing has arrived": () => {},
+  "no byte has arrived": () => {},
   "another read waits": ({ near }) => void near.read(new Uint8Array(1)).catch(() => {}),
   "bytes are unread": ({ far }) => far.write(bytes("unread")),
-  "the peer has ended it": ({ far }) => far.closeWrite(),
-  "it was closed": ({ near }) => near.close(),
-  "its session is lost": ({ client }) => client.abort(),
+  "the peer has sent FIN": ({ far }) => far.closeWrite(),
+  "the stream was closed": ({ near }) => near.close(),
+  "the session has ended": ({ client }) => client.abort(),
 };
 for (const [state, bring] of Object.entries(STATES)) {
-  Deno.test(`read: an empty array resolves to 0 at once when ${state}`, async () => {
+  Deno.test(`Stream.read(): an empty array resolves to 0 at once when ${state}`, async () => {
     using all = await streamPair();
     await bring(all);
     await turn();
@@ -85,7 +85,7 @@ for (const [state, bring] of Object.entries(STATES)) {
   });
 }
 
-Deno.test("read: gives what has arrived, over the borders of frames", async () => {
+Deno.test("Stream.read() returns all bytes that have arrived, across frames", async () => {
   using all = await rawStream();
   for (const part of ["a", "bc", "def"]) await all.peer.send(PSH, 3, bytes(part));
   await turn();
@@ -93,7 +93,7 @@ Deno.test("read: gives what has arrived, over the borders of frames", async () =
   assertEquals(await readText(all.stream), "ef");
 });
 
-Deno.test("read: one that waits is filled by all frames that came together", async () => {
+Deno.test("Stream.read(): a waiting read is filled by all frames that arrive together", async () => {
   using all = await rawStream();
   const reading = readText(all.stream);
   await turn();
@@ -103,7 +103,7 @@ Deno.test("read: one that waits is filled by all frames that came together", asy
   assertEquals(await reading, "AaBbCc");
 });
 
-Deno.test("read: concurrent reads are served in the order of the calls", async () => {
+Deno.test("Stream.read(): concurrent reads are served in the order of the calls", async () => {
   using all = await rawStream();
   const reads = [readText(all.stream, 2), readText(all.stream, 3), readText(all.stream, 1), readText(all.stream)];
   await all.peer.send(PSH, 3, bytes("abcdef"));
@@ -111,7 +111,7 @@ Deno.test("read: concurrent reads are served in the order of the calls", async (
   assertEquals(await Promise.all(reads), ["ab", "cde", "f", "(end)"]);
 });
 
-Deno.test("read: an aborted one has moved nothing, and the next one gets what comes", async () => {
+Deno.test("Stream.read(): an aborted read consumes nothing, and the next read receives the data", async () => {
   using all = await rawStream();
   const aborting = [new AbortController(), new AbortController()];
   const reads = aborting.map(({ signal }) => all.stream.read(new Uint8Array(8), { signal }));
@@ -125,7 +125,7 @@ Deno.test("read: an aborted one has moved nothing, and the next one gets what co
   await assertRejects(() => all.stream.read(new Uint8Array(1), { signal: AbortSignal.abort(new Error("before")) }));
 });
 
-Deno.test("read: an abort after its bytes have come is too late", async () => {
+Deno.test("Stream.read(): an abort after the data has arrived has no effect", async () => {
   using all = await rawStream();
   const aborting = new AbortController();
   const p = new Uint8Array(8);
@@ -137,7 +137,7 @@ Deno.test("read: an abort after its bytes have come is too late", async () => {
   assertEquals(text(p.subarray(0, 3)), "abc");
 });
 
-Deno.test("tryRead: at once what there is, 0 for nothing, null for the end", async () => {
+Deno.test("Stream.tryRead() returns the count of bytes that have arrived, 0 without data, null at the end", async () => {
   using all = await rawStream();
   const p = new Uint8Array(4);
   assertThrows(() => all.stream.tryRead(new Uint8Array(0)), RangeError, "at least 1 byte");
@@ -154,7 +154,7 @@ Deno.test("tryRead: at once what there is, 0 for nothing, null for the end", asy
   assertEquals(all.stream.tryRead(p), null);
 });
 
-Deno.test("read and write: only a Uint8Array will do", async () => {
+Deno.test("Stream.read() and write(): a TypeError for a value that is not a Uint8Array", async () => {
   using all = await streamPair();
   const wrong = "text" as unknown as Uint8Array;
   await assertRejects(() => all.near.read(wrong), TypeError, "Uint8Array");
@@ -163,7 +163,7 @@ Deno.test("read and write: only a Uint8Array will do", async () => {
   assertThrows(() => all.near.tryWrite(wrong), TypeError);
 });
 
-Deno.test("read: data after the peer's FIN is dropped, a second FIN ignored", async () => {
+Deno.test("Stream.read(): data after the peer's FIN is dropped, and a second FIN is ignored", async () => {
   using all = await rawStream();
   await all.peer.send(PSH, 3, bytes("whole"));
   await all.peer.send(FIN, 3);
@@ -175,7 +175,7 @@ Deno.test("read: data after the peer's FIN is dropped, a second FIN ignored", as
   assertEquals(all.session.stats().bytesUnread, 0);
 });
 
-Deno.test("read: a million unread frames of one byte take less than 2 MB", async () => {
+Deno.test("Stream.read(): 1 000 000 unread frames of one byte use less than 2 MB", async () => {
   using all = await rawStream(1, 1 << 20);
   const frames = new Uint8Array(9 * 1000);
   for (let i = 0; i < 1000; i++) frames.set([1, PSH, 1, 0, 3, 0, 0, 0, i & 255], i * 9);
@@ -190,7 +190,7 @@ Deno.test("read: a million unread frames of one byte take less than 2 MB", async
   const before = await used();
   for (let i = 0; i < 1000; i++) await all.peer.bytes(frames);
   while (all.session.stats().bytesUnread < 1_000_000) await turn(1);
-  // Twice what they count, and what the test itself leaves. An array for each would be some 300 MB.
+  // Twice the counted bytes, and the memory of the test itself.
   assertLess(await used() - before, 2_000_000);
   const expected = Uint8Array.from({ length: 1000 }, (_, i) => i & 255);
   const p = new Uint8Array(1000);
@@ -200,7 +200,7 @@ Deno.test("read: a million unread frames of one byte take less than 2 MB", async
   }
 });
 
-Deno.test("read: large and small frames in turn stay in order, when read late", async () => {
+Deno.test("Stream.read(): large and small frames are read in order after all have arrived", async () => {
   using all = await rawStream(1, 1 << 20);
   const parts = [10, 65_535, 1, 40_000, 20_000, 33_000, 5, 65_535, 65_535, 100].map((length, i) => pattern(length, i));
   for (const part of parts) await all.peer.send(PSH, 3, part);
@@ -211,14 +211,14 @@ Deno.test("read: large and small frames in turn stay in order, when read late", 
 
 // write and tryWrite
 
-Deno.test("write: empty gives 0 and sends nothing", async () => {
+Deno.test("Stream.write(): an empty array resolves to 0 and sends nothing", async () => {
   using all = await rawStream();
   assertEquals(await all.stream.write(new Uint8Array(0)), 0);
   await turn();
   assertEquals(all.session.stats().framesSent, 0);
 });
 
-Deno.test("write: when it has fulfilled the array is the caller's again", async () => {
+Deno.test("Stream.write(): the caller may change the array after the write resolves", async () => {
   using all = await streamPair({ capacity: 100 });
   const p = bytes("first");
   await all.near.write(p);
@@ -227,7 +227,7 @@ Deno.test("write: when it has fulfilled the array is the caller's again", async 
 });
 
 for (const version of [1, 2] as const) {
-  Deno.test(`write: concurrent writes leave whole, in the order of the calls, version ${version}`, async () => {
+  Deno.test(`Stream.write(): concurrent writes are sent one after the other, in the order of the calls, in version ${version}`, async () => {
     using all = await streamPair({ version, capacity: 1000, maxFrameSize: 777 });
     const parts = Array.from({ length: 20 }, (_, i) => pattern(50_000 + i, i));
     const writes = parts.map((part) => all.near.write(part));
@@ -238,7 +238,7 @@ for (const version of [1, 2] as const) {
   });
 }
 
-Deno.test("write: frames are of maxFrameSize, the last shorter", async () => {
+Deno.test("Stream.write(): frames have maxFrameSize bytes, the last one fewer", async () => {
   const [connection, remote] = memoryPair();
   const session = Session.client(connection, { version: 1, maxFrameSize: 16 });
   const peer = new RawPeer(remote, 1);
@@ -250,7 +250,7 @@ Deno.test("write: frames are of maxFrameSize, the last shorter", async () => {
   session.abort();
 });
 
-Deno.test("write: an aborted one fulfils with what was taken, rejects if that was nothing", async () => {
+Deno.test("Stream.write(): an aborted write resolves with the count of encoded bytes, or rejects if it is 0", async () => {
   using all = await stuckStream();
   const aborting = [new AbortController(), new AbortController(), new AbortController()];
   const [first, second, third] = aborting.map(({ signal }, i) => all.stream.write(pattern(1 << 20, i), { signal }));
@@ -260,14 +260,14 @@ Deno.test("write: an aborted one fulfils with what was taken, rejects if that wa
   aborting[1]!.abort(new Error("reason 1"));
   await Promise.all(failed);
   aborting[0]!.abort(new Error("reason 0"));
-  const taken = (await first)!;
-  assert(taken > 0 && taken < 1 << 20, `${taken} taken`);
+  const written = (await first)!;
+  assert(written > 0 && written < 1 << 20, `${written} bytes written`);
   const ended = all.stream.closeWrite();
-  assertEquals(await all.receiveAll(), pattern(1 << 20, 0).subarray(0, taken), "not one byte more, not one less");
+  assertEquals(await all.receiveAll(), pattern(1 << 20, 0).subarray(0, written), "exactly the counted bytes are sent");
   await ended;
 });
 
-Deno.test("write: close() cuts it, and bytesWritten says what was taken", async () => {
+Deno.test("Stream.write(): close() rejects a pending write, and bytesWritten counts the encoded bytes", async () => {
   using all = await stuckStream();
   const [first, second] = [all.stream.write(pattern(1 << 20)), all.stream.write(pattern(10))];
   const failed = Promise.all([
@@ -282,7 +282,7 @@ Deno.test("write: close() cuts it, and bytesWritten says what was taken", async 
   assertEquals((await all.receiveAll()).length, cut.bytesWritten);
 });
 
-Deno.test("write: the session's end cuts it, with the reason as cause", async () => {
+Deno.test("Stream.write(): the end of the session rejects a pending write, with the reason as cause", async () => {
   using all = await stuckStream(2);
   const writing = all.stream.write(pattern(1 << 20));
   await turn();
@@ -293,7 +293,7 @@ Deno.test("write: the session's end cuts it, with the reason as cause", async ()
   assert(error.bytesWritten! > 0);
 });
 
-Deno.test("write: each that the session's end cuts has its own bytesWritten, and no other operation has one", async () => {
+Deno.test("Stream.write(): each write that the end of the session rejects has its own bytesWritten, other operations have none", async () => {
   using all = await stuckStream(2);
   const { session, stream } = all;
   const others = [await session.openStream(), await session.openStream(), await session.openStream()];
@@ -330,7 +330,7 @@ Deno.test("write: each that the session's end cuts has its own bytesWritten, and
   assertEquals(withoutCount.map((error) => "bytesWritten" in error), withoutCount.map(() => false));
 });
 
-Deno.test("write: refused after close() or closeWrite() it has moved 0 bytes, and the error of a read has no count", async () => {
+Deno.test("Stream.write(): after close() or closeWrite() a write rejects with bytesWritten 0, and a read without it", async () => {
   for (const end of ["close", "closeWrite"] as const) {
     using all = await streamPair();
     await all.near[end]();
@@ -343,7 +343,7 @@ Deno.test("write: refused after close() or closeWrite() it has moved 0 bytes, an
   }
 });
 
-Deno.test("write: the reason of a signal or of an abort gets no bytesWritten", async () => {
+Deno.test("Stream.write(): the reason of a signal or of an abort receives no bytesWritten", async () => {
   using all = await stuckStream(2);
   const aborting = new AbortController();
   const writing = all.stream.write(pattern(MiB));
@@ -359,11 +359,11 @@ Deno.test("write: the reason of a signal or of an abort gets no bytesWritten", a
   assertEquals(reasons.map((reason) => "bytesWritten" in reason), [false, false]);
 });
 
-Deno.test("tryWrite: takes what there is room and credit for, 0 while a write waits", async () => {
+Deno.test("Stream.tryWrite() encodes as much as room and credit allow, and returns 0 while a write waits", async () => {
   using all = await streamPair({ version: 2, capacity: 1000 });
-  const taken = all.near.tryWrite(pattern(1 << 20));
-  assert(taken > 0 && taken <= 262_144);
-  const writing = all.near.write(pattern(1 << 20).subarray(taken));
+  const written = all.near.tryWrite(pattern(1 << 20));
+  assert(written > 0 && written <= 262_144);
+  const writing = all.near.write(pattern(1 << 20).subarray(written));
   assertEquals(all.near.tryWrite(bytes("x")), 0);
   const ended = all.near.closeWrite();
   assertEquals(await readAll(all.far), pattern(1 << 20));
@@ -371,7 +371,7 @@ Deno.test("tryWrite: takes what there is room and credit for, 0 while a write wa
   await ended;
 });
 
-Deno.test("v2: a stream of many windows arrives whole through windows of 1 byte and more", async () => {
+Deno.test("Stream.write(): in version 2 data arrives unchanged through windows of 1 to 1000 bytes", async () => {
   for (const maxStreamBuffer of [1, 2, 7, 1000]) {
     using all = await streamPair({ version: 2, maxStreamBuffer, maxReceiveBuffer: 1 << 20 });
     const data = pattern(Math.min(maxStreamBuffer * 200 + 262_144, 300_000));
@@ -381,9 +381,9 @@ Deno.test("v2: a stream of many windows arrives whole through windows of 1 byte 
   }
 });
 
-// The ends
+// Ends
 
-Deno.test("closeWrite: later writes reject, reading goes on, the same promise each time", async () => {
+Deno.test("Stream.closeWrite(): later writes reject, reads continue, and each call returns the same promise", async () => {
   using all = await streamPair();
   const ended = all.near.closeWrite();
   assertStrictEquals(all.near.closeWrite(), ended);
@@ -394,7 +394,7 @@ Deno.test("closeWrite: later writes reject, reading goes on, the same promise ea
   assertEquals(await readText(all.near), "still");
 });
 
-Deno.test("close: pending reads reject, later ones too, closing again does nothing", async () => {
+Deno.test("Stream.close(): pending and later reads reject, and a second call has no effect", async () => {
   using all = await streamPair();
   const reads = [readText(all.near), readText(all.near)];
   const failed = reads.map((read) => assertRejects(() => read, StreamClosedError, "Cannot read from a closed stream"));
@@ -409,7 +409,7 @@ Deno.test("close: pending reads reject, later ones too, closing again does nothi
   assertEquals(all.client.stats().streams, 0);
 });
 
-Deno.test("close: one FIN, however the stream is ended", async () => {
+Deno.test("Stream.close(): a stream sends one FIN, after any combination of closeWrite(), close() and disposal", async () => {
   using all = await rawStream();
   await all.stream.closeWrite();
   all.stream.close();
@@ -418,10 +418,10 @@ Deno.test("close: one FIN, however the stream is ended", async () => {
   await all.peer.send(SYN, 5);
   const next = await all.session.acceptStream();
   await next.write(bytes("x"));
-  assertEquals((await all.peer.next())!.command, PSH, "no second FIN came first");
+  assertEquals((await all.peer.next())!.command, PSH, "no second FIN was sent");
 });
 
-Deno.test("closed: fulfils when both ways have ended, rejects with the session's error", async () => {
+Deno.test("Stream.closed fulfils after both FINs, rejects with the error of the session", async () => {
   using all = await streamPair();
   const [near, far] = [all.near.closed, all.far.closed];
   await all.near.closeWrite();
@@ -439,7 +439,7 @@ Deno.test("closed: fulfils when both ways have ended, rejects with the session's
   await assertRejects(() => other.closed, SessionClosedError);
 });
 
-Deno.test("using closes, await using ends writing first", async () => {
+Deno.test("Stream: using closes it, await using ends its writing first", async () => {
   using all = await streamPair();
   {
     using stream = all.near;
@@ -457,7 +457,7 @@ Deno.test("using closes, await using ends writing first", async () => {
   await assertRejects(() => readText(near), StreamClosedError);
 });
 
-Deno.test("a stream that nobody waits for ends without an unhandled rejection", async () => {
+Deno.test("Stream: promises without a handler cause no unhandled rejection", async () => {
   const all = await streamPair();
   all.near.closeWrite();
   all.far.closed;
@@ -470,7 +470,7 @@ Deno.test("a stream that nobody waits for ends without an unhandled rejection", 
   assertEquals(all.client.stats().streams, 0);
 });
 
-Deno.test("close: while closeWrite waits for its turn, one FIN leaves and both are done", async () => {
+Deno.test("Stream.close(): during a closeWrite() behind a pending write, one FIN is sent and both calls end", async () => {
   using all = await stuckStream();
   const writing = assertRejects(() => all.stream.write(pattern(1 << 20)), StreamClosedError);
   await turn();
@@ -482,18 +482,18 @@ Deno.test("close: while closeWrite waits for its turn, one FIN leaves and both a
   await all.peer.send(SYN, 2);
   const next = await all.session.acceptStream();
   await next.write(bytes("x"));
-  assertEquals((await all.peer.next())!.command, PSH, "no second FIN came first");
+  assertEquals((await all.peer.next())!.command, PSH, "no second FIN was sent");
 });
 
-Deno.test("close: while the FIN of closeWrite waits for room, or has just found it, one FIN leaves", async () => {
-  for (const when of ["while it waits", "afterwards"]) {
+Deno.test("Stream.close(): before or after the waiting FIN of closeWrite() is encoded, one FIN is sent", async () => {
+  for (const when of ["before", "after"]) {
     using all = await stuckStream();
     const other = await all.session.openStream();
     const writing = other.write(pattern(1 << 20)).then(() => other.closeWrite());
     await turn();
     const ended = all.stream.closeWrite();
     await turn();
-    if (when === "while it waits") all.stream.close();
+    if (when === "before") all.stream.close();
     const fins = [];
     while (fins.at(-1) !== other.id) {
       fins.push((await all.peer.nextOf(FIN)).id);
@@ -504,20 +504,20 @@ Deno.test("close: while the FIN of closeWrite waits for room, or has just found 
   }
 });
 
-Deno.test("closeWrite: rejects when the session ends while it waits, and when the peer lied about what it read", async () => {
+Deno.test("Stream.closeWrite() rejects when the session ends during the wait, and after a UPD for bytes that were not sent", async () => {
   using all = await stuckStream();
   const writing = all.stream.write(pattern(1 << 20)).catch(() => {});
   const ended = assertRejects(() => all.stream.closeWrite(), SessionClosedError);
   all.session.abort();
   await Promise.all([writing, ended]);
 
-  using lied = await stuckStream(2);
-  await lied.peer.update(3, 100, 100);
+  using invalid = await stuckStream(2);
+  await invalid.peer.update(3, 100, 100);
   await turn();
-  await assertRejects(() => lied.stream.closeWrite(), ProtocolError, "UPD");
+  await assertRejects(() => invalid.stream.closeWrite(), ProtocolError, "UPD");
 });
 
-Deno.test("write: an aborted signal rejects before anything moves", async () => {
+Deno.test("Stream.write(): an aborted signal rejects before any byte is encoded", async () => {
   using all = await rawStream();
   const signal = AbortSignal.abort(new Error("before"));
   await assertRejects(() => all.stream.write(bytes("x"), { signal }), Error, "before");
@@ -526,7 +526,7 @@ Deno.test("write: an aborted signal rejects before anything moves", async () => 
 
 // Web streams
 
-Deno.test("readable: gives what arrives and ends with the peer's FIN", async () => {
+Deno.test("Stream.readable yields the received bytes and ends with the peer's FIN", async () => {
   using all = await streamPair();
   const lines = all.far.readable.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream());
   await all.near.write(bytes("one\ntwo\nthr"));
@@ -535,7 +535,7 @@ Deno.test("readable: gives what arrives and ends with the peer's FIN", async () 
   assertEquals(await Array.fromAsync(lines), ["one", "two", "three"]);
 });
 
-Deno.test("readable: of several streams, merged", async () => {
+Deno.test("Stream.readable: several streams can be merged", async () => {
   using all = await streamPair();
   const pairs = [[all.near, all.far] as const];
   pairs.push(await Promise.all([all.client.openStream(), all.server.acceptStream()]));
@@ -547,17 +547,17 @@ Deno.test("readable: of several streams, merged", async () => {
   assertEquals(await merged, "xx");
 });
 
-Deno.test("readable: reads nothing ahead", async () => {
+Deno.test("Stream.readable reads no byte before a reader asks for it", async () => {
   using all = await rawStream();
   const readable = all.stream.readable;
   assertStrictEquals(all.stream.readable, readable);
   await all.peer.send(PSH, 3, bytes("abc"));
   await turn();
   assertEquals(all.session.stats().bytesUnread, 3);
-  assertEquals(await readText(all.stream), "abc", "read() beside it loses nothing");
+  assertEquals(await readText(all.stream), "abc", "read() still returns all bytes");
 });
 
-Deno.test("readable: a reader of its own buffer gets bytes in place, and the end", async () => {
+Deno.test("Stream.readable: a BYOB reader receives bytes in place, and the end", async () => {
   using all = await rawStream();
   const reader = all.stream.readable.getReader({ mode: "byob" });
   await all.peer.send(PSH, 3, bytes("abcdef"));
@@ -570,13 +570,13 @@ Deno.test("readable: a reader of its own buffer gets bytes in place, and the end
   assert(last.done);
 });
 
-Deno.test("readable: a reader of its own buffer that takes over from one without gets the end", async () => {
+Deno.test("Stream.readable: a BYOB reader receives the end after a default reader released its lock", async () => {
   using all = await rawStream();
   const first = all.stream.readable.getReader();
-  const given = assertRejects(() => first.read(), TypeError);
+  const released = assertRejects(() => first.read(), TypeError);
   await turn();
   first.releaseLock();
-  await given;
+  await released;
   const reader = all.stream.readable.getReader({ mode: "byob" });
   const reading = reader.read(new Uint8Array(4));
   await turn();
@@ -584,12 +584,12 @@ Deno.test("readable: a reader of its own buffer that takes over from one without
   assert((await reading).done);
 });
 
-Deno.test("readable: cancelling drops what is unread and what comes, with credit, and writing goes on", async () => {
+Deno.test("Stream.readable: cancel() drops unread and later bytes, returns their credit, and writing continues", async () => {
   using all = await streamPair({ version: 2 });
   const writing = all.near.write(pattern(2 << 20));
   await turn();
   await all.far.readable.cancel();
-  assertEquals(await writing, 2 << 20, "the peer is not stuck");
+  assertEquals(await writing, 2 << 20, "the peer's write is not blocked");
   await turn();
   assertEquals(all.server.stats().bytesUnread, 0);
   await all.far.write(bytes("still"));
@@ -604,7 +604,7 @@ Deno.test("readable: cancelling drops what is unread and what comes, with credit
   assertEquals(await near.write(pattern(1 << 20)), 1 << 20);
 });
 
-Deno.test("readable: fails with the session's error", async () => {
+Deno.test("Stream.readable errors with the error of the session", async () => {
   using all = await streamPair();
   const reading = all.far.readable.getReader().read();
   const failed = assertRejects(() => reading, SessionClosedError);
@@ -612,7 +612,7 @@ Deno.test("readable: fails with the session's error", async () => {
   await failed;
 });
 
-Deno.test("writable: writes, closes as closeWrite, and one chunk waits for the one before", async () => {
+Deno.test("Stream.writable writes chunks one after the other, and its end calls closeWrite()", async () => {
   using all = await streamPair({ capacity: 100 });
   assertStrictEquals(all.near.writable, all.near.writable);
   const source = new ReadableStream<Uint8Array>({
@@ -627,7 +627,7 @@ Deno.test("writable: writes, closes as closeWrite, and one chunk waits for the o
   await assertRejects(() => all.near.write(bytes("x")), StreamClosedError);
 });
 
-Deno.test("writable: aborting ends writing with a FIN after what was taken", async () => {
+Deno.test("Stream.writable: abort() ends writing with a FIN after the encoded bytes", async () => {
   using all = await stuckStream();
   const writer = all.stream.writable.getWriter();
   writer.closed.catch(() => {});
@@ -642,7 +642,7 @@ Deno.test("writable: aborting ends writing with a FIN after what was taken", asy
   assertEquals(await readText(all.stream), "ok");
 });
 
-Deno.test("web streams both ways between two streams: an echo by pipeTo", async () => {
+Deno.test("Stream.readable and writable: pipeTo() echoes a stream", async () => {
   using all = await streamPair();
   const echo = all.far.readable.pipeTo(all.far.writable);
   const data = pattern(3 << 20);
@@ -651,9 +651,9 @@ Deno.test("web streams both ways between two streams: an echo by pipeTo", async 
   await Promise.all([writing, echo]);
 });
 
-// As a connection
+// Connection
 
-Deno.test("a stream has the addresses of its connection, and ref and unref that do nothing", async () => {
+Deno.test("Stream has the addresses of its connection, and ref() and unref() have no effect", async () => {
   using all = await streamPair();
   assertEquals(all.near.localAddr, { transport: "tcp", hostname: "", port: 0 });
   assertEquals(all.far.remoteAddr, all.server.remoteAddr);
@@ -663,7 +663,7 @@ Deno.test("a stream has the addresses of its connection, and ref and unref that 
   assertEquals(await readText(all.far), "x");
 });
 
-Deno.test("credit goes back only when the application has read", async () => {
+Deno.test("Stream.read(): a UPD is sent after the application has read", async () => {
   using all = await rawStream(2, 1 << 20);
   await all.peer.send(PSH, 3, pattern(60_000));
   await turn();
@@ -673,7 +673,7 @@ Deno.test("credit goes back only when the application has read", async () => {
   assertEquals([update.consumed, update.window], [10, 262_144]);
 });
 
-Deno.test("a connection in memory that is closed twice would say so", () => {
+Deno.test("MemoryConnection.close() throws when it is called twice", () => {
   const [near] = memoryPair();
   near.close();
   assertThrows(() => near.close(), Error, "Closed twice");

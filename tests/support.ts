@@ -1,4 +1,4 @@
-/** What several tests use: connections of every kind, and a peer that speaks raw frames. */
+/** Helpers of several tests: connections, sessions, a peer that sends raw frames, and clocks. */
 
 import { setImmediate } from "node:timers/promises";
 import { concat } from "@std/bytes";
@@ -17,28 +17,28 @@ import {
 import { type ClientSessionOptions, type Connection, type ServerSessionOptions, Session } from "../mod.ts";
 import { MAX_SHARED_READ_BYTES } from "../transport.ts";
 
-// Processes that are measured import this module: it loads no more than they need, so not `@std/assert`.
+// Measured processes import this module too, so it does not import `@std/assert`.
 
 export const KiB = 1024;
 export const MiB = 1024 * KiB;
 
-/** Bytes that a session parses at most beyond a limit: those of one read of its transport. */
+/** The number of bytes that a session may parse beyond a limit: those of one read of its transport. */
 export const READ_BUFFER = MAX_SHARED_READ_BYTES;
-/** Bytes in one of a session's two write buffers at most: data, one more frame of it, and control frames. */
+/** The maximum size of one of the two write buffers of a session: data, one more frame, and control frames. */
 export const WRITE_BUFFER = CONTROL_HIGH_WATER_MARK + HEADER_LENGTH + UPDATE_LENGTH;
 
-/** A free port of this machine. */
+/** The address of a free port on the loopback interface. */
 export const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
 
-/** No signal, as some write it: types do not hold everybody. */
+/** A signal of `null`, as code without type checks may pass it. */
 export const NO_SIGNAL = { signal: null } as unknown as { signal: AbortSignal };
 
-/** A port that is free, and that no system assigns by itself, so that it stays free while tests run side by side. */
-export function freePort(taken: number[] = []): number {
+/** A free port outside the range that systems assign, so that it stays free while tests run in parallel. */
+export function freePort(used: number[] = []): number {
   for (;;) {
     const port = 20_000 + Math.floor(Math.random() * 10_000);
     try {
-      if (taken.includes(port)) continue;
+      if (used.includes(port)) continue;
       Deno.listen({ hostname: "0.0.0.0", port }).close();
       return port;
     } catch (error) {
@@ -53,7 +53,7 @@ export async function tcpPair(): Promise<[Deno.TcpConn, Deno.TcpConn]> {
   return await Promise.all([Deno.connect({ ...LOOPBACK, port: listener.addr.port }), listener.accept()]);
 }
 
-/** Whether nobody answers: the connection is refused, or was waiting when the listener closed. */
+/** True if the connection is refused, or was not accepted before the listener closed. */
 export async function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean> {
   try {
     using connection = await dial();
@@ -64,32 +64,32 @@ export async function isRefused(dial: () => Promise<Deno.Conn>): Promise<boolean
 }
 
 const { yieldToEventLoop, sleep, now } = clock;
-// The clock is one for all tests of a file: a later test must not find what an earlier one made of it.
+// All tests of a file share one clock: each test starts with the original one.
 Deno.test.afterEach(() => void Object.assign(clock, { yieldToEventLoop, sleep, now }));
 
 /**
- * Makes one turn of the event loop of the rests that sessions give others: in memory there is no socket to look at, and on
- * a slow machine what a test expects after a few turns would come later.
+ * Makes yields and sleeps of sessions one turn of the event loop: a connection in memory has no socket to poll, and a
+ * longer yield would come after the few turns that a test waits.
  */
-function shortenRests(): void {
+function shortenYields(): void {
   clock.yieldToEventLoop = () => setImmediate();
   clock.sleep = (run) => void setImmediate().then(run);
 }
 
 /**
- * Stops the time that sessions read until the test ends, unless the test has a clock of its own: how long the machine
- * takes for a step must not decide whether a session gives way in it.
+ * Stops the clock of sessions until the test ends, unless the test has replaced the clock: whether a session yields
+ * must not depend on the speed of the machine.
  */
 export function stopTime(): void {
   if (clock.now !== now) return;
-  // A whole number, or a difference of two times could be a little less than what was added.
+  // A whole number, so that differences of times are exact.
   const stopped = Math.ceil(now());
   clock.now = () => stopped;
 }
 
-/** Both ends of a connection in memory that holds `capacity` bytes each way; until the test ends, time stands still. */
+/** Both ends of a connection in memory that holds `capacity` bytes each way; stops the clock until the test ends. */
 export function memoryPair(capacity = 64 * 1024): [MemoryConnection, MemoryConnection] {
-  shortenRests();
+  shortenYields();
   stopTime();
   return MemoryConnection.pair(capacity);
 }
@@ -150,12 +150,12 @@ class Pipe {
   }
 }
 
-/** One end of a connection that is made of two pipes, one for each direction; how it closes is its own affair. */
+/** One end of a connection that consists of two pipes, one for each direction; a subclass defines `close`. */
 export abstract class PipedConnection<Direction extends Pick<Connection, "read" | "write"> & { end(): void }>
   implements Connection {
   protected readonly inbound: Direction;
   protected readonly outbound: Direction;
-  /** Whether `close` was called. */
+  /** True after `close`. */
   isClosed = false;
 
   constructor(inbound: Direction, outbound: Direction) {
@@ -192,10 +192,10 @@ export class MemoryConnection extends PipedConnection<Pipe> {
     if (this.isClosed) throw new Error("Closed twice");
     this.isClosed = true;
     this.outbound.end();
-    this.inbound.fail(new Error("Connection closed here"));
+    this.inbound.fail(new Error("Connection closed locally"));
   }
 
-  /** Breaks the connection both ways, as a reset does. */
+  /** Breaks the connection in both directions, as a reset does. */
   reset(error = new Error("Connection reset by peer")): void {
     this.outbound.fail(error);
     this.inbound.fail(error);
@@ -215,19 +215,19 @@ export function sessionPair(
   };
 }
 
-/** A frame as a raw peer received it. */
+/** A frame that a raw peer received. */
 export interface RawFrame {
   command: Command;
   id: number;
-  /** Of PSH. */
+  /** The payload of a PSH. */
   data: Uint8Array;
-  /** Of UPD. */
+  /** The field of a UPD. */
   consumed: number;
-  /** Of UPD. */
+  /** The field of a UPD. */
   window: number;
 }
 
-/** The far end of a session's transport, speaking frames one by one. */
+/** The far end of a session's transport, which sends and receives single frames. */
 export class RawPeer {
   readonly connection: Connection;
   readonly version: Version;
@@ -240,7 +240,7 @@ export class RawPeer {
     this.#decoder = new FrameDecoder(version);
   }
 
-  /** Sends bytes as they are, given as such or in hexadecimal. */
+  /** Sends bytes, passed as such or in hexadecimal. */
   async bytes(...parts: (string | Uint8Array)[]): Promise<void> {
     const all = concat(parts.map((part) => typeof part === "string" ? Uint8Array.fromHex(part) : part));
     for (let at = 0; at < all.length;) at += await this.connection.write(all.subarray(at));
@@ -256,7 +256,7 @@ export class RawPeer {
     return this.bytes(updateFrame(id, consumed, window));
   }
 
-  /** The next frame, `null` at the end of the connection. */
+  /** Returns the next frame, or `null` at the end of the connection. */
   async next(): Promise<RawFrame | null> {
     const p = new Uint8Array(64 * 1024);
     while (this.#frames.length === 0) {
@@ -264,7 +264,7 @@ export class RawPeer {
       if (count === null) return null;
       this.#decoder.push(p.subarray(0, count), collector(this.#frames));
     }
-    // Data of one frame may have come in pieces; wait for all of it.
+    // The data of one frame may arrive in pieces.
     while (this.#frames.length === 1 && !this.#decoder.isBetweenFrames) {
       const count = await this.connection.read(p);
       if (count === null) return null;
@@ -273,7 +273,7 @@ export class RawPeer {
     return this.#frames.shift()!;
   }
 
-  /** The next frame with this command; others before it are dropped. */
+  /** Returns the next frame with this command and drops the frames before it. */
   async nextOf(command: Command): Promise<RawFrame> {
     for (;;) {
       const frame = await this.next();
@@ -283,7 +283,7 @@ export class RawPeer {
   }
 }
 
-/** A session, and a raw peer at the other end of its connection. */
+/** A session, and a raw peer at the far end of its connection. */
 export function withPeer(
   role: "client" | "server",
   version: Version,
@@ -297,7 +297,7 @@ export function withPeer(
   return { session, peer: new RawPeer(far, version), connection };
 }
 
-/** How a promise stands once everything that can happen has. */
+/** The state of a promise after three turns of the event loop. */
 export async function state(promise: Promise<unknown>): Promise<"pending" | "fulfilled" | "rejected"> {
   let found: "pending" | "fulfilled" | "rejected" = "pending";
   promise.then(() => found = "fulfilled", () => found = "rejected");
@@ -305,7 +305,7 @@ export async function state(promise: Promise<unknown>): Promise<"pending" | "ful
   return found;
 }
 
-/** Counts the listeners that others leave on a signal. */
+/** Counts the listeners on a signal. */
 export function countListeners(signal: AbortSignal): () => number {
   const listeners = new Set<unknown>();
   const { addEventListener, removeEventListener } = signal;
@@ -335,7 +335,7 @@ export function updateFrame(id: number, consumed: number, window: number): Uint8
   return bytes;
 }
 
-/** Puts every frame that is decoded into `frames`. */
+/** A sink that appends each decoded frame to `frames`. */
 export function collector(frames: RawFrame[]) {
   const add = (command: Command, id: number, consumed = 0, window = 0) =>
     void frames.push({ command, id, data: EMPTY_BYTES, consumed, window });
@@ -364,7 +364,7 @@ export async function readAll(from: Pick<Connection, "read">): Promise<Uint8Arra
   }
 }
 
-/** Reads so many bytes, or fewer if it ends before. */
+/** Reads this number of bytes, or fewer at the end. */
 export async function readSome(from: Pick<Connection, "read">, length: number): Promise<Uint8Array<ArrayBuffer>> {
   const p = new Uint8Array(length);
   for (let at = 0; at < length;) {
@@ -375,26 +375,26 @@ export async function readSome(from: Pick<Connection, "read">, length: number): 
   return p;
 }
 
-/** Reads so many bytes; rejects if it ends before. */
+/** Reads this number of bytes; rejects if the end comes before. */
 export async function readExactly(from: Pick<Connection, "read">, length: number): Promise<Uint8Array<ArrayBuffer>> {
   const p = await readSome(from, length);
-  if (p.length < length) throw new Error(`The end came after ${p.length} of ${length} bytes`);
+  if (p.length < length) throw new Error(`Expected ${length} bytes, received ${p.length} before the end`);
   return p;
 }
 
-/** Writes all, however little is taken at a time. */
+/** Writes all bytes, in as many calls as it takes. */
 export async function writeAll(to: Pick<Connection, "write">, p: Uint8Array): Promise<void> {
   for (let at = 0; at < p.length;) at += await to.write(p.subarray(at));
 }
 
-/** The 32 bits that follow in a sequence which looks like chance; it must not begin with 0. */
+/** The next 32 bits of a pseudorandom sequence; `state` must not be 0. */
 export function xorshift(state: number): number {
   state ^= state << 13;
   state ^= state >>> 17;
   return state ^ state << 5;
 }
 
-/** Bytes of which no two neighbourhoods are alike, the same for the same seed. */
+/** Pseudorandom bytes, the same for the same seed. */
 export function pattern(length: number, seed = 1): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(length);
   let state = seed >>> 0 || 1;
@@ -402,7 +402,7 @@ export function pattern(length: number, seed = 1): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** The certificates of the tests: the authority's, and the one for localhost with its key. */
+/** The test certificates: that of the authority, and that of localhost with its key. */
 export async function certificates(): Promise<{ ca: string; cert: string; key: string }> {
   const read = (name: string) => Deno.readTextFile(new URL(`fixtures/tls/${name}`, import.meta.url));
   const [ca, cert, key] = await Promise.all([read("ca.pem"), read("localhost.pem"), read("localhost.key")]);
@@ -415,7 +415,7 @@ export const bytes = (text: string): Uint8Array<ArrayBuffer> => new TextEncoder(
 /** Bytes as a text. */
 export const text = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
 
-/** Reads once, and gives the text that came. */
+/** Reads once and returns the bytes as text, or "(end)". */
 export async function readText(from: Pick<Connection, "read">, length = KiB): Promise<string> {
   const p = new Uint8Array(length);
   const count = await from.read(p);
@@ -427,17 +427,17 @@ export async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
   return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }
 
-/** Lets everything happen that needs no time and no socket. */
+/** Waits for turns of the event loop, so that everything happens that needs neither time nor a socket. */
 export async function turn(times = 3): Promise<void> {
   for (let i = 0; i < times; i++) await setImmediate();
 }
 
-/** Lets so many microtasks pass, and nothing else happen. */
+/** Lets this many microtasks run; timers and I/O do not. */
 export async function microtasks(count = 20): Promise<void> {
   for (let n = 0; n < count; n++) await null;
 }
 
-/** Gives a function that runs another in a time that passes only when that says so. */
+/** Returns a function that calls `run` with a clock whose time changes only through `time.now`. */
 export function withFakeTime(run: (time: { now: number }) => void): () => void {
   return () => {
     const { now } = clock;
@@ -451,7 +451,7 @@ export function withFakeTime(run: (time: { now: number }) => void): () => void {
   };
 }
 
-/** A clock that stands still until it is told to go on; the real one is back when it is disposed of. */
+/** A clock that changes only by `advance` and `freeze`; disposing it restores the real one. */
 export class ManualClock implements Disposable {
   readonly #real = { ...clock };
   readonly #timers = new Map<number, { at: number; run: () => void }>();
@@ -465,15 +465,15 @@ export class ManualClock implements Disposable {
       return this.#next++ as unknown as Timer;
     };
     clock.clearTimer = (timer) => void this.#timers.delete(timer as unknown as number);
-    shortenRests();
+    shortenYields();
   }
 
-  /** Timers that are set. */
+  /** The number of timers that are set. */
   get pending(): number {
     return this.#timers.size;
   }
 
-  /** Goes on by so many milliseconds, and lets happen what is due on the way, in order. */
+  /** Advances the clock by `milliseconds` and runs the timers that fall due, in order. */
   async advance(milliseconds: number): Promise<void> {
     const end = this.#now + milliseconds;
     for (;;) {
@@ -492,7 +492,7 @@ export class ManualClock implements Disposable {
     await turn();
   }
 
-  /** Lets time pass in which the process does nothing, not even its timers. */
+  /** Advances the clock without running timers, as in a process that stands still. */
   freeze(milliseconds: number): void {
     this.#now += milliseconds;
   }

@@ -1,5 +1,5 @@
 /**
- * The table of streams: it finds what is in it, and keeps nothing that was removed.
+ * The table of streams: it finds its entries and does not retain removed ones.
  *
  * @module
  */
@@ -16,7 +16,7 @@ Deno.test("Table.get() finds each entry by its id, up to the largest", () => {
   assertEquals(table.values().map(({ id }) => id), [0, 3, 70_000, 2 ** 31, 2 ** 32 - 1]);
 });
 
-Deno.test("Table.delete() removes the very entry, not another one with its id", () => {
+Deno.test("Table.delete() removes the entry itself, not another one with its id", () => {
   const table = new Table();
   const first = { id: 3 };
   table.add(first);
@@ -26,8 +26,8 @@ Deno.test("Table.delete() removes the very entry, not another one with its id", 
   assertEquals([table.get(3), table.values()], [undefined, []]);
 });
 
-Deno.test("streams that have ended are not kept by those that came after them", async () => {
-  // With a small nursery, so that what its collections keep shows: 4 MiB come and go. With a Map it was 18.
+Deno.test("Table does not retain ended streams through later ones", async () => {
+  // A small nursery, so that what its collections retain shows in the growth: see docs/tuning.md.
   const { stdout } = await new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", "--v8-flags=--expose-gc,--max-semi-space-size=4", "tests/fixtures/churn.ts"],
     cwd: new URL("..", import.meta.url),

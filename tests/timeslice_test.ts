@@ -1,4 +1,4 @@
-/** Turns: who goes on and on lets others run, and only then. */
+/** Time slices: a loop that never blocks yields to the event loop, and no other loop does. */
 
 import { assert, assertEquals, assertStrictEquals } from "@std/assert";
 import { clock } from "../_clock.ts";
@@ -7,8 +7,8 @@ import { memoryPair, stopTime } from "./support.ts";
 
 Deno.test.beforeEach(stopTime);
 
-/** Counts how often way is given, while `run` does something. */
-async function countGiven(run: () => Promise<void>): Promise<number> {
+/** Counts how often the event loop is yielded to while `run` executes. */
+async function countYields(run: () => Promise<void>): Promise<number> {
   const { yieldToEventLoop } = clock;
   let times = 0;
   clock.yieldToEventLoop = () => {
@@ -23,43 +23,50 @@ async function countGiven(run: () => Promise<void>): Promise<number> {
   return times;
 }
 
-Deno.test("TimeSlice: an operation that waits begins a new one, one that settles at once does not", async () => {
-  const turn = new TimeSlice();
+Deno.test("TimeSlice.observe() starts a new slice after an operation that waits, not after one that settles at once", async () => {
+  const slice = new TimeSlice();
   const now = clock.now();
-  turn.start(now);
-  assertEquals([turn.isExpired(now + 1.9), turn.isExpired(now + 2)], [false, true]);
+  slice.start(now);
+  assertEquals([slice.isExpired(now + 1.9), slice.isExpired(now + 2)], [false, true]);
   for (const make of [() => Promise.resolve(), () => Promise.reject(new Error("on purpose"))]) {
-    turn.observe(make());
+    slice.observe(make());
     await pass();
-    assertEquals(turn.isExpired(now + 9), true);
+    assertEquals(slice.isExpired(now + 9), true);
   }
-  turn.observe(Promise.withResolvers<void>().promise);
+  slice.observe(Promise.withResolvers<void>().promise);
   await pass();
-  assertEquals([turn.isExpired(now + 20), turn.isExpired(now + 21.9), turn.isExpired(now + 22)], [false, false, true]);
+  assertEquals([slice.isExpired(now + 20), slice.isExpired(now + 21.9), slice.isExpired(now + 22)], [
+    false,
+    false,
+    true,
+  ]);
 });
 
-Deno.test("TimeSlice: way is given once for all who give it together", async () => {
-  const turns = [new TimeSlice(), new TimeSlice()];
+Deno.test("TimeSlice.yieldToEventLoop() yields once for concurrent calls", async () => {
+  const slices = [new TimeSlice(), new TimeSlice()];
   const before = clock.now();
-  for (const turn of turns) turn.start(before - 100);
-  assert(turns.every((turn) => turn.isExpired(before)));
-  assertEquals(await countGiven(async () => void await Promise.all(turns.map((turn) => turn.yieldToEventLoop()))), 1);
-  assertEquals(turns.map((turn) => turn.isExpired(before)), [false, false]);
+  for (const slice of slices) slice.start(before - 100);
+  assert(slices.every((slice) => slice.isExpired(before)));
+  assertEquals(
+    await countYields(async () => void await Promise.all(slices.map((slice) => slice.yieldToEventLoop()))),
+    1,
+  );
+  assertEquals(slices.map((slice) => slice.isExpired(before)), [false, false]);
 });
 
-Deno.test("clock.yieldToEventLoop() lets the 61 tasks pass after which Deno polls its sockets, and few more", async () => {
+Deno.test("clock.yieldToEventLoop() lasts for the 61 tasks after which Deno polls its sockets, and for few more", async () => {
   let passes = 0;
-  let isGiven = false;
+  let hasYielded = false;
   const counting = (async () => {
-    for (; !isGiven; passes++) await pass();
+    for (; !hasYielded; passes++) await pass();
   })();
   await clock.yieldToEventLoop();
-  isGiven = true;
+  hasYielded = true;
   await counting;
   assert(passes >= 61 && passes < 80, `${passes} passes of the event loop`);
 });
 
-Deno.test("TimeSlice: way is given in a browser, with a digest where one can be made", async () => {
+Deno.test("clock.yieldToEventLoop() without setImmediate uses a digest, or resolves at once without crypto.subtle", async () => {
   const { setImmediate } = globalThis;
   Reflect.deleteProperty(globalThis, "setImmediate");
   const { clock } = await import("../_clock.ts?browser").finally(() => Object.assign(globalThis, { setImmediate }));
@@ -68,21 +75,21 @@ Deno.test("TimeSlice: way is given in a browser, with a digest where one can be 
   try {
     assertEquals(await clock.yieldToEventLoop(), undefined);
   } finally {
-    // The one of its prototype is seen again.
+    // The property of the prototype is visible again.
     Reflect.deleteProperty(crypto, "subtle");
   }
 });
 
-Deno.test("clock.pass() calls back in order where setImmediate is missing, and not what was taken back", async () => {
+Deno.test("clock.pass() without setImmediate calls back in order, except for cancelled calls", async () => {
   const { setImmediate, MessageChannel } = globalThis;
   Reflect.deleteProperty(globalThis, "setImmediate");
-  // Its ports would outlive the test: the test of the browser has them.
+  // Ports of a MessageChannel would outlive the test: tests/browser_test.ts covers them.
   Reflect.deleteProperty(globalThis, "MessageChannel");
   try {
     const { clock } = await import("../_clock.ts?runtime");
     const seen: string[] = [];
     clock.pass(() => seen.push("first"));
-    clock.clearPass(clock.pass(() => seen.push("taken back")));
+    clock.clearPass(clock.pass(() => seen.push("cancelled")));
     clock.clearPass(undefined);
     await new Promise<void>((resolve) => void clock.pass(resolve));
     assertEquals(seen, ["first"]);
@@ -93,37 +100,37 @@ Deno.test("clock.pass() calls back in order where setImmediate is missing, and n
   }
 });
 
-Deno.test("TimeSlice: a sleep is a timer, and begins a new turn", async () => {
-  const turn = new TimeSlice();
-  turn.start(clock.now() - 100);
-  const now = await turn.sleep();
-  assertEquals([turn.isExpired(now + 1.9), turn.isExpired(now + 2)], [false, true]);
+Deno.test("TimeSlice.sleep() waits for a timer and starts a new slice", async () => {
+  const slice = new TimeSlice();
+  slice.start(clock.now() - 100);
+  const now = await slice.sleep();
+  assertEquals([slice.isExpired(now + 1.9), slice.isExpired(now + 2)], [false, true]);
 });
 
-Deno.test("TimeSlice: its end ends a sleep at once, and tells of way that is being given", async () => {
-  const turn = new TimeSlice();
-  const resting = turn.sleep();
-  assertEquals(turn.end(), undefined);
-  await resting;
-  const giving = turn.yieldToEventLoop();
-  const others = turn.end();
-  assert(others !== undefined);
-  await Promise.all([giving, others]);
+Deno.test("TimeSlice.end() ends a sleep at once, and returns the promise of a pending yield", async () => {
+  const slice = new TimeSlice();
+  const sleeping = slice.sleep();
+  assertEquals(slice.end(), undefined);
+  await sleeping;
+  const yielding = slice.yieldToEventLoop();
+  const pending = slice.end();
+  assert(pending !== undefined);
+  await Promise.all([yielding, pending]);
 });
 
 const { yieldToEventLoop, sleep } = clock;
 
-Deno.test("memoryPair() shortens rests in the test that calls it", () => {
+Deno.test("memoryPair() shortens yields and sleeps in the test that calls it", () => {
   memoryPair();
   assert(clock.yieldToEventLoop !== yieldToEventLoop && clock.sleep !== sleep);
 });
 
-Deno.test("memoryPair() leaves the clock of the next test alone", () => {
+Deno.test("memoryPair() leaves the clock of the next test unchanged", () => {
   assertStrictEquals(clock.yieldToEventLoop, yieldToEventLoop);
   assertStrictEquals(clock.sleep, sleep);
 });
 
-/** Waits until the event loop has come round. */
+/** Waits for one pass of the event loop. */
 function pass(): Promise<void> {
   return new Promise((resolve) => void clock.pass(resolve));
 }

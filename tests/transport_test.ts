@@ -1,5 +1,5 @@
 /**
- * Everything a session can run over: the same exchanges over each kind of transport, and what each may do wrong.
+ * Each transport that a session can use: the same exchanges over all of them, and what happens when one fails.
  *
  * @module
  */
@@ -38,31 +38,31 @@ import {
   writeAll,
 } from "./support.ts";
 
-const NOWHERE: Address = { transport: "tcp", hostname: "", port: 0 };
+const NO_ADDRESS: Address = { transport: "tcp", hostname: "", port: 0 };
 const BULK = 10_000_000;
 const fixture = (name: string) => new URL(`fixtures/${name}`, import.meta.url);
 
 /** A connection of one kind, ready for a session at each end. */
 interface Wire {
   client: Transport;
-  /** The other end; or, where another process holds it and serves it, how that went. */
+  /** The server's connection; or, where another process serves it, a promise of its end. */
   server: Transport | Promise<Transport> | { served: Promise<void> };
-  /** The addresses its client should report, and its server the other way round. */
+  /** The addresses that the client reports; the server reports them the other way round. */
   local: Address;
   remote: Address;
-  /** Ends what does not belong to the sessions, when both have ended. */
+  /** Closes what does not belong to the sessions, after both have ended. */
   end(): Promise<void> | void;
 }
 
 interface Kind {
   name: string;
-  /** Bytes of its bulk transfers. */
+  /** Bytes of each bulk transfer. */
   bulk?: number;
   connect(version: Version): Promise<Wire>;
 }
 
 const kinds: Kind[] = [
-  { name: "a connection in memory", connect: () => nowhere(...memoryPair()) },
+  { name: "a connection in memory", connect: () => withoutAddresses(...memoryPair()) },
   {
     name: "TCP",
     async connect() {
@@ -103,7 +103,7 @@ const kinds: Kind[] = [
     connect() {
       const there = new TransformStream<Uint8Array, Uint8Array>();
       const back = new TransformStream<Uint8Array, Uint8Array>();
-      return nowhere(
+      return withoutAddresses(
         { readable: back.readable, writable: there.writable },
         { readable: there.readable, writable: back.writable },
       );
@@ -116,22 +116,22 @@ const kinds: Kind[] = [
       const socket = new WebSocketStream(url);
       const client = await socket.opened;
       return {
-        ...await nowhere(client, webSocketStreams(await accepted)),
+        ...await withoutAddresses(client, webSocketStreams(await accepted)),
         async end() {
           await socket.closed;
           await end();
-          // As it closes it sets a timer of 0 ms, which must not outlast the test.
+          // Its close sets a timer of 0 ms, which must not outlast the test.
           await new Promise((resolve) => setTimeout(resolve));
         },
       };
     },
   },
   {
-    name: "a WebSocket with streams made of it",
+    name: "a WebSocket wrapped in streams",
     async connect() {
       const { url, accepted, end } = webSocketServer();
       const client = new WebSocket(url);
-      return { ...await nowhere(webSocketStreams(client), webSocketStreams(await accepted)), end };
+      return { ...await withoutAddresses(webSocketStreams(client), webSocketStreams(await accepted)), end };
     },
   },
   {
@@ -153,8 +153,8 @@ const kinds: Kind[] = [
       const streams = far.incomingBidirectionalStreams.getReader();
       const client = await near.createBidirectionalStream();
       return {
-        ...await nowhere(client, client),
-        // Nobody hears of it before something was sent on it.
+        ...await withoutAddresses(client, client),
+        // The peer sees the stream only after data was sent on it.
         server: streams.read().then(({ value }) => value!),
         async end() {
           near.close();
@@ -177,18 +177,18 @@ const kinds: Kind[] = [
       }).spawn();
       const served = child.status.then(({ code }) => assertEquals(code, 0));
       const client = { readable: child.stdout, writable: child.stdin };
-      return Promise.resolve({ client, server: { served }, local: NOWHERE, remote: NOWHERE, end() {} });
+      return Promise.resolve({ client, server: { served }, local: NO_ADDRESS, remote: NO_ADDRESS, end() {} });
     },
   },
   {
-    name: "a stream of another session",
+    name: "a stream of a session",
     async connect() {
       const [client, server] = await tcpPair();
       return await nested(client, server, client);
     },
   },
   {
-    name: "a stream of a session in a stream of another",
+    name: "a stream of a session over a stream of another session",
     async connect() {
       const [client, server] = await tcpPair();
       const outer = await nested(client, server, client);
@@ -203,11 +203,11 @@ const kinds: Kind[] = [
     },
   },
   {
-    name: "a connection that moves a few bytes at a time, or none",
+    name: "a connection that moves at most a few bytes in a call",
     bulk: 100_000,
     connect() {
       const [client, server] = memoryPair(10_000);
-      return nowhere(choppy(client, 61), choppy(server, 97));
+      return withoutAddresses(choppy(client, 61), choppy(server, 97));
     },
   },
   {
@@ -216,7 +216,7 @@ const kinds: Kind[] = [
     connect() {
       const there = new TransformStream<Uint8Array, Uint8Array>(new Chopper());
       const back = new TransformStream<Uint8Array, Uint8Array>(new Chopper());
-      return nowhere(
+      return withoutAddresses(
         { readable: back.readable, writable: there.writable },
         { readable: there.readable, writable: back.writable },
       );
@@ -224,13 +224,12 @@ const kinds: Kind[] = [
   },
 ];
 
-/** The authority, the server's certificate and its key, as fixtures/tls/make.sh made them. */
-/** A wire without addresses, or anything to end. */
-function nowhere(client: Transport, server: Transport): Promise<Wire> {
-  return Promise.resolve({ client, server, local: NOWHERE, remote: NOWHERE, end() {} });
+/** Two transports without addresses, with nothing to close afterwards. */
+function withoutAddresses(client: Transport, server: Transport): Promise<Wire> {
+  return Promise.resolve({ client, server, local: NO_ADDRESS, remote: NO_ADDRESS, end() {} });
 }
 
-/** Both ends of a stream of a session of its own. */
+/** Both ends of a stream of a new session. */
 async function nested(client: Connection, server: Connection, tcp: Deno.TcpConn): Promise<Wire> {
   const outer = { client: Session.client(client), server: Session.server(server) };
   const [opened, accepted] = await Promise.all([outer.client.openStream(), outer.server.acceptStream()]);
@@ -248,7 +247,7 @@ async function nested(client: Connection, server: Connection, tcp: Deno.TcpConn)
   };
 }
 
-/** A server that lets one WebSocket in. */
+/** A server that accepts one WebSocket. */
 function webSocketServer(): { url: string; accepted: Promise<WebSocket>; end: () => Promise<void> } {
   const accepted = Promise.withResolvers<WebSocket>();
   const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, (request) => {
@@ -259,7 +258,7 @@ function webSocketServer(): { url: string; accepted: Promise<WebSocket>; end: ()
   return { url: `ws://127.0.0.1:${server.addr.port}`, accepted: accepted.promise, end: () => server.shutdown() };
 }
 
-/** A connection of which no call moves more than `most` bytes, and some none. */
+/** A connection whose calls move from 0 to `most` bytes. */
 function choppy(connection: Connection, most: number): Connection {
   let call = 0;
   const some = () => call++ % (most + 1);
@@ -284,7 +283,7 @@ class Chopper implements Transformer<Uint8Array, Uint8Array> {
   }
 }
 
-/** A client's session over a wire, and the server's unless it is elsewhere. */
+/** A client's session over a new wire, and the server's unless another process has it. */
 async function start(kind: Kind, version: Version) {
   const wire = await kind.connect(version);
   const client = Session.client(wire.client, { version });
@@ -296,7 +295,7 @@ async function start(kind: Kind, version: Version) {
     server = Session.server(await wire.server, { version });
     served = answer(server);
   }
-  /** Both ends have ended cleanly, and all that was opened is closed. */
+  /** Waits for a clean end of both sessions, and asserts that no stream is open. */
   async function ended(): Promise<void> {
     await client.closed;
     await server?.closed;
@@ -307,7 +306,7 @@ async function start(kind: Kind, version: Version) {
   return { wire, client, server, ended };
 }
 
-/** Asks for something on a stream of its own. */
+/** Sends a command on a new stream. */
 async function ask(session: Session, command: string): Promise<Stream> {
   const stream = await session.openStream();
   await writeAll(stream, bytes(`${command}\n`));
@@ -316,7 +315,7 @@ async function ask(session: Session, command: string): Promise<Stream> {
 
 const patterns = new Map<number, Promise<{ bytes: Uint8Array; hash: string }>>();
 
-/** The same bytes each time, made once. */
+/** The same bytes in each call, made once. */
 function bulk(length: number) {
   if (!patterns.has(length)) {
     const bytes = pattern(length);
@@ -335,7 +334,7 @@ for (const kind of kinds) {
         await ended();
       });
 
-    test("streams at the same time are echoed", async (client) => {
+    test("concurrent streams are echoed", async (client) => {
       const lengths = [0, 1, 100, 1000, 10_000, 20_000, 30_000, 40_000];
       await Promise.all(lengths.map(async (length, seed) => {
         const stream = await ask(client, "echo");
@@ -345,7 +344,7 @@ for (const kind of kinds) {
       }));
     });
 
-    test("megabytes arrive whole one way", async (client) => {
+    test("megabytes from the client arrive unchanged", async (client) => {
       const { bytes, hash } = await bulk(kind.bulk ?? BULK);
       const stream = await ask(client, "hash");
       await writeAll(stream, bytes);
@@ -353,7 +352,7 @@ for (const kind of kinds) {
       assertEquals(text(await readAll(stream)), hash);
     });
 
-    test("megabytes arrive whole the other way", async (client) => {
+    test("megabytes from the server arrive unchanged", async (client) => {
       const { bytes, hash } = await bulk(kind.bulk ?? BULK);
       const stream = await ask(client, `give ${bytes.length}`);
       assertEquals(await sha256(await readAll(stream)), hash);
@@ -369,17 +368,17 @@ for (const kind of kinds) {
       assertEquals(text(await readAll(mine)), hash);
       await mine.closed;
 
-      const theirs = await ask(client, "finish");
-      assertEquals(text(await readAll(theirs)), "finished");
-      await writeAll(theirs, bytes);
-      await theirs.closeWrite();
-      await theirs.closed;
+      const ended = await ask(client, "finish");
+      assertEquals(text(await readAll(ended)), "finished");
+      await writeAll(ended, bytes);
+      await ended.closeWrite();
+      await ended.closed;
       using back = await client.acceptStream();
       assertEquals(back.id % 2, 0);
       assertEquals(text(await readAll(back)), hash);
     });
 
-    test("each end says where both are", async (client, server, wire) => {
+    test("both sessions report both addresses", async (client, server, wire) => {
       const stream = await ask(client, "echo");
       await stream.closeWrite();
       assertEquals(await readAll(stream), new Uint8Array());
@@ -401,16 +400,16 @@ for (const kind of kinds) {
   }
 }
 
-/** A session that serves, and what its peer does by hand: send bytes, and vanish without a word. */
-interface Rough {
+/** A session of a server, with a peer that sends raw bytes. */
+interface RawServer {
   session: Session;
   send(bytes: Uint8Array): Promise<void>;
-  /** Ends what the peer sends, wherever that is. */
+  /** Ends the peer's bytes. */
   cut(): Promise<void>;
   end(): void;
 }
 
-const rough: { name: string; connect(version: Version): Promise<Rough> }[] = [
+const rawServers: { name: string; connect(version: Version): Promise<RawServer> }[] = [
   {
     name: "a connection in memory",
     connect(version) {
@@ -469,9 +468,9 @@ const cuts: { where: string; version: Version; rest: string; missing?: string }[
   { where: "in an update", version: 2, rest: "0204080003000000010000", missing: "5 more bytes of UPD payload" },
 ];
 
-for (const { name, connect } of rough) {
+for (const { name, connect } of rawServers) {
   for (const { where, version, rest, missing } of cuts) {
-    Deno.test(`transport: over ${name}, in version ${version}, a connection cut ${where} is never the end of a stream`, async () => {
+    Deno.test(`transport: over ${name}, in version ${version}, a connection cut ${where} never reads as the end of a stream`, async () => {
       const { session, send, cut, end } = await connect(version);
       const start = [frame(version, SYN, 3), frame(version, PSH, 3, bytes("hello"))];
       for (const bytes of start) await send(bytes);
@@ -479,7 +478,7 @@ for (const { name, connect } of rough) {
       const p = new Uint8Array(100);
       assertEquals(await stream.read(p), 5);
       if (rest !== "") await send(Uint8Array.fromHex(rest));
-      // What came of an unfinished frame is data all the same.
+      // The payload of an incomplete frame is readable.
       const data = rest.slice(16).startsWith("6161") ? 2 : 0;
       if (data > 0) assertEquals(await stream.read(p), data);
       const pending = assertRejects(() => stream.read(p), SessionClosedError);
@@ -504,8 +503,8 @@ for (const { name, connect } of rough) {
   }
 }
 
-Deno.test("transport: data that came before the cut is read before the error", async () => {
-  const { session, send, cut, end } = await rough[1]!.connect(2);
+Deno.test("transport: data that arrived before the cut is read before the error", async () => {
+  const { session, send, cut, end } = await rawServers[1]!.connect(2);
   await send(frame(2, SYN, 3));
   const stream = await session.acceptStream();
   await send(frame(2, PSH, 3, bytes("hello")));
@@ -517,9 +516,9 @@ Deno.test("transport: data that came before the cut is read before the error", a
   end();
 });
 
-Deno.test("transport: a connection that is reset fails the session and all its streams with that error", async () => {
+Deno.test("transport: a connection reset ends the session and all its streams with that error", async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  // Closing one of Deno's own connections sends an end first, whatever is unread.
+  // Closing a connection of Deno sends FIN first, whatever is unread.
   const socket = connect(listener.addr.port, "127.0.0.1");
   const session = Session.server(await listener.accept(), { version: 1 });
   socket.write(frame(1, SYN, 3));
@@ -542,7 +541,7 @@ Deno.test("transport: a connection that is reset fails the session and all its s
   }
 });
 
-/** A connection that does as told: reads give what was put in, or fail. */
+/** A connection with some methods replaced: by default reads are pending and writes complete. */
 function scripted(script: Partial<Connection>) {
   const never = new Promise<never>(() => {});
   let closes = 0;
@@ -558,8 +557,8 @@ function scripted(script: Partial<Connection>) {
   return { connection, closes: () => closes };
 }
 
-Deno.test("transport: a write that fails ends the session with its error, and the connection is closed once", async () => {
-  const reason = new Error("Disk on fire");
+Deno.test("transport: a write that rejects ends the session with its error, and the connection is closed once", async () => {
+  const reason = new Error("Device failed");
   const first = Promise.withResolvers<void>();
   let writes = 0;
   const { connection, closes } = scripted({
@@ -580,8 +579,8 @@ Deno.test("transport: a write that fails ends the session with its error, and th
   assertEquals(closes(), 1);
 });
 
-Deno.test("transport: writes that wait for room say how much of them was taken when the connection fails", async () => {
-  const reason = new Error("Cable cut");
+Deno.test("transport: a write that waits for room rejects with bytesWritten when the connection fails", async () => {
+  const reason = new Error("Connection lost");
   const failing = Promise.withResolvers<number>();
   const { connection } = scripted({ write: () => failing.promise });
   const session = Session.client(connection, { version: 1, maxFrameSize: 1000 });
@@ -594,15 +593,15 @@ Deno.test("transport: writes that wait for room say how much of them was taken w
   assertEquals(error.bytesWritten! % 1000, 0);
 });
 
-Deno.test("transport: a read that fails ends the session with its error", async () => {
-  const reason = new Error("Disk on fire");
+Deno.test("transport: a read that rejects ends the session with its error", async () => {
+  const reason = new Error("Device failed");
   const { connection, closes } = scripted({ read: () => Promise.reject(reason) });
   const session = Session.client(connection);
   assertStrictEquals(await assertRejects(() => session.closed), reason);
   assertEquals(closes(), 1);
 });
 
-Deno.test("transport: a connection that gives no sensible count ends the session and says so", async () => {
+Deno.test("transport: a count out of range ends the session with a TypeError that contains the count", async () => {
   for (const wrong of [undefined, NaN, -1, 1 << 20]) {
     for (const way of ["read", "write"] as const) {
       const { connection, closes } = scripted({ [way]: () => Promise.resolve(wrong) });
@@ -614,8 +613,8 @@ Deno.test("transport: a connection that gives no sensible count ends the session
   }
 });
 
-Deno.test("transport: a connection that throws at once ends the session as one that rejects does", async () => {
-  const reason = new Error("Not even a promise");
+Deno.test("transport: a method that throws synchronously ends the session as a rejection does", async () => {
+  const reason = new Error("Thrown synchronously");
   const fail = () => {
     throw reason;
   };
@@ -627,7 +626,7 @@ Deno.test("transport: a connection that throws at once ends the session as one t
   }
 });
 
-Deno.test("transport: a connection that somebody else closed ends the session without an exception", async () => {
+Deno.test("transport: a connection closed by the application ends the session with a rejection, not an exception", async () => {
   const [near, far] = await tcpPair();
   const session = Session.client(near);
   near.close();
@@ -636,8 +635,8 @@ Deno.test("transport: a connection that somebody else closed ends the session wi
   far.close();
 });
 
-Deno.test("transport: a readable that fails ends the session with its error, and the writable is aborted", async () => {
-  const reason = new Error("Socket vanished");
+Deno.test("transport: an error of the readable ends the session with it, and the writable is aborted", async () => {
+  const reason = new Error("Socket failed");
   const { promise: aborted, resolve: abort } = Promise.withResolvers<void>();
   const readable = new ReadableStream<Uint8Array>({
     start(controller) {
@@ -653,25 +652,25 @@ Deno.test("transport: a readable that fails ends the session with its error, and
   await aborted;
 });
 
-Deno.test("transport: a writable that fails ends the session with its error, and the readable is cancelled", async () => {
-  const reason = new Error("Socket vanished");
+Deno.test("transport: an error of the writable ends the session with it, and the readable is cancelled", async () => {
+  const reason = new Error("Socket failed");
   const { promise: cancelled, resolve: cancel } = Promise.withResolvers<void>();
-  let hasVanished = false;
+  let hasFailed = false;
   const writable = new WritableStream({
     write() {
-      if (hasVanished) throw reason;
+      if (hasFailed) throw reason;
     },
   });
   const session = Session.client({ readable: new ReadableStream({ cancel: () => cancel() }), writable });
   const stream = await session.openStream();
-  hasVanished = true;
+  hasFailed = true;
   await stream.write(new Uint8Array(1));
   assertStrictEquals(await assertRejects(() => session.closed), reason);
   await cancelled;
   assertStrictEquals((await assertRejects(() => stream.read(new Uint8Array(1)), SessionClosedError)).cause, reason);
 });
 
-Deno.test("transport: a huge chunk is read in parts, and the event loop has its turn between them", async () => {
+Deno.test("transport: a huge chunk is read in parts, with passes of the event loop in between", async () => {
   const frames = 4_000_000;
   const chunk = new Uint8Array(8 * frames);
   for (let at = 0; at < chunk.length; at += 8) chunk.set([1, NOP], at);
@@ -685,13 +684,13 @@ Deno.test("transport: a huge chunk is read in parts, and the event loop has its 
     seen.push(session.stats().framesReceived);
   }
   await written;
-  // Not all of them in one go, though there was nothing to wait for.
+  // The session yields though no read has to wait.
   assert(new Set(seen).size > 2, `${seen}`);
   await writer.close();
   await session.closed;
 });
 
-Deno.test("transport: of a chunk larger than maxReceiveBuffer no more is taken than from a socket", async () => {
+Deno.test("transport: reading a chunk larger than maxReceiveBuffer stops as reading a socket does", async () => {
   const data = pattern(4 * MiB);
   const frames = [frame(1, SYN, 3)];
   for (let at = 0; at < data.length; at += 32_768) frames.push(frame(1, PSH, 3, data.subarray(at, at + 32_768)));
@@ -705,7 +704,7 @@ Deno.test("transport: of a chunk larger than maxReceiveBuffer no more is taken t
   await session.closed;
 });
 
-Deno.test("transport: a chunk of text from a WebSocket is a protocol error", async () => {
+Deno.test("transport: a text chunk of a WebSocket is a protocol error", async () => {
   const { url, accepted, end } = webSocketServer();
   const socket = new WebSocketStream(url);
   const session = Session.client(await socket.opened, { version: 2 });
@@ -727,7 +726,7 @@ Deno.test("transport: a chunk of text from a WebSocket is a protocol error", asy
   await new Promise((resolve) => setTimeout(resolve));
 });
 
-Deno.test("transport: over a WebTransport stream bytes arrive whole both ways", async () => {
+Deno.test("transport: over a WebTransport stream, bytes arrive unchanged in both directions", async () => {
   const { cert, key } = await certificates();
   const endpoint = new Deno.QuicEndpoint({ hostname: "127.0.0.1" });
   const listener = endpoint.listen({ cert, key, alpnProtocols: ["h3"] });
@@ -748,7 +747,7 @@ Deno.test("transport: over a WebTransport stream bytes arrive whole both ways", 
   const [received] = await Promise.all([readAll(stream), writeAll(stream, bytes).then(() => stream.closeWrite())]);
   assertEquals(await sha256(received), hash);
 
-  // Deno 2.9 does not carry the end of one direction, so there is no closing in order.
+  // Deno 2.9 does not pass on the end of one direction, so a graceful close is impossible.
   server.abort();
   await answered;
   client.abort();
@@ -757,7 +756,7 @@ Deno.test("transport: over a WebTransport stream bytes arrive whole both ways", 
   endpoint.close();
 });
 
-Deno.test("transport: closing or aborting a session closes its connection", async () => {
+Deno.test("transport: close() and abort() of a session close its connection", async () => {
   for (const stop of [(session: Session) => session.close(), (session: Session) => session.abort()]) {
     const [near, far] = await tcpPair();
     const [client, server] = [Session.client(near), Session.server(far)];
@@ -771,39 +770,39 @@ Deno.test("transport: closing or aborting a session closes its connection", asyn
   }
 });
 
-Deno.test("transport: a session over web streams closes them in order, and cancels and aborts them otherwise", async () => {
+Deno.test("transport: close() of a session ends its web streams; abort() cancels and aborts them", async () => {
   const ends = async (stop: (session: Session) => void) => {
-    const heard: string[] = [];
-    const there = new ReadableStream<Uint8Array>({ cancel: () => void heard.push("cancel") });
+    const calls: string[] = [];
+    const there = new ReadableStream<Uint8Array>({ cancel: () => void calls.push("cancel") });
     const back = new WritableStream<Uint8Array>({
-      close: () => void heard.push("close"),
-      abort: () => void heard.push("abort"),
+      close: () => void calls.push("close"),
+      abort: () => void calls.push("abort"),
     });
     const session = Session.client({ readable: there, writable: back });
     stop(session);
     await session.closed.catch(() => {});
-    return heard.sort();
+    return calls.sort();
   };
   assertEquals(await ends((session) => session.abort()), ["abort", "cancel"]);
 
-  const heard: string[] = [];
+  const calls: string[] = [];
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
   const session = Session.client({
     readable: new ReadableStream({
-      // The peer ends when it hears our end.
+      // The peer ends after this end.
       start(controller) {
         readable.pipeTo(new WritableStream({ close: () => controller.close() }));
       },
-      cancel: () => void heard.push("cancel"),
+      cancel: () => void calls.push("cancel"),
     }),
     writable,
   });
   await session.close();
   await session.closed;
-  assertEquals(heard, []);
+  assertEquals(calls, []);
 });
 
-Deno.test("transport: read, write and close are all a connection needs", async () => {
+Deno.test("transport: read, write and close are enough for a connection", async () => {
   using clock = new ManualClock();
   const [near, far] = memoryPair();
   const least = ({ read, write, close }: Connection, of: Connection): Connection => ({
@@ -820,7 +819,7 @@ Deno.test("transport: read, write and close are all a connection needs", async (
   assertEquals(await readAll(opened), new Uint8Array());
   client.ref();
   client.unref();
-  // Neither end can hear that the other has finished, so each waits for a second in which nothing comes.
+  // Without closeWrite() neither end sees that the other has finished: each waits for one second of silence.
   const closing = Promise.all([client.close(), server.close()]);
   await clock.advance(999);
   assertEquals([near.isClosed, far.isClosed], [false, false]);
@@ -830,22 +829,22 @@ Deno.test("transport: read, write and close are all a connection needs", async (
   assertEquals(clock.pending, 0);
 });
 
-/** A session over memory, the other end, and how many of the buffers it had its connection read into still are any. */
+/** A session over a memory connection, the far end, and the number of its read buffers that are not detached. */
 function reading(): { session: Session; far: Connection; held: () => number } {
   const [near, far] = memoryPair();
-  const given = new Set<ArrayBufferLike>();
+  const buffers = new Set<ArrayBufferLike>();
   const session = Session.server({
     read(p) {
-      given.add(p.buffer);
+      buffers.add(p.buffer);
       return near.read(p);
     },
     write: (p) => near.write(p),
     close: () => near.close(),
   });
-  return { session, far, held: () => Array.from(given).filter(({ byteLength }) => byteLength > 0).length };
+  return { session, far, held: () => Array.from(buffers).filter(({ byteLength }) => byteLength > 0).length };
 }
 
-Deno.test("transport: memory for what is read is given back when it was read, and at the end", async () => {
+Deno.test("transport: read buffers are freed when their data was read, and at the end", async () => {
   const { session, far, held } = reading();
   const data = pattern(MiB);
   await writeAll(far, frame(1, SYN, 3));
@@ -857,7 +856,7 @@ Deno.test("transport: memory for what is read is given back when it was read, an
   while (session.stats().bytesUnread < data.length) await turn();
   assert(held() > 10, `${held()}`);
   assertEquals(await readAll(stream), data);
-  // What the session reads into now.
+  // The buffer for the next read.
   assertEquals(held(), 1);
   far.close();
   await session.closed;
@@ -865,8 +864,8 @@ Deno.test("transport: memory for what is read is given back when it was read, an
   assertEquals(held(), 0);
 });
 
-Deno.test("transport: more is read at once where several readers share it, and an emptied connection costs 63 KiB again", async () => {
-  // A read that takes 3 ms uses up the turn of the loop.
+Deno.test("transport: reads are larger while several readers share a connection, and shrink to 63 KiB after a short read", async () => {
+  // A read that takes 3 ms uses up the time slice of the loop.
   const cases = [1, 2].flatMap((readers) => [0, 3].map((milliseconds) => ({ readers, milliseconds })));
   for (const { readers, milliseconds } of cases) {
     using clock = new ManualClock();
@@ -874,7 +873,7 @@ Deno.test("transport: more is read at once where several readers share it, and a
     const ready = Promise.withResolvers<void>();
     const finished = Promise.withResolvers<void>();
     const syns = concat(Array.from({ length: readers }, (_, n) => frame(1, SYN, 3 + 2 * n)));
-    // Whole frames, in turns of the streams, as often as they fit.
+    // As many whole frames as fit, from each stream in turn.
     const frames = (size: number) =>
       concat(
         Array.from(
@@ -894,9 +893,9 @@ Deno.test("transport: more is read at once where several readers share it, and a
           finished.resolve();
           return await new Promise<never>(() => {});
         }
-        const given = sizes.length === 9 ? frames(2048) : frames(p.length);
-        p.set(given);
-        return given.length;
+        const part = sizes.length === 9 ? frames(2048) : frames(p.length);
+        p.set(part);
+        return part.length;
       },
       write: (p) => Promise.resolve(p.length),
       close() {},
@@ -914,7 +913,7 @@ Deno.test("transport: more is read at once where several readers share it, and a
   }
 });
 
-Deno.test("transport: memory of what is never read is given back when the stream is closed", async () => {
+Deno.test("transport: read buffers of unread data are freed when the stream is closed", async () => {
   const { session, far, held } = reading();
   await writeAll(far, frame(1, SYN, 3));
   for (let n = 0; n < 20; n++) await writeAll(far, frame(1, PSH, 3, pattern(32_768)));
@@ -926,7 +925,7 @@ Deno.test("transport: memory of what is never read is given back when the stream
   await assertRejects(() => session.closed);
 });
 
-Deno.test("transport: no chunk written to web streams is large, so that a slow one is seen to make progress", async () => {
+Deno.test("transport: chunks written to web streams are at most 64 KiB, so that a slow one shows progress", async () => {
   const lengths: number[] = [];
   const { promise: opened, resolve: open } = Promise.withResolvers<void>();
   const writable = new WritableStream<Uint8Array>({
@@ -946,7 +945,7 @@ Deno.test("transport: no chunk written to web streams is large, so that a slow o
   assertEquals(Math.max(...lengths), 64 * 1024);
 });
 
-Deno.test("transport: a chunk that came from somebody else stays theirs", async () => {
+Deno.test("transport: received chunks of a web stream are not changed", async () => {
   const data = pattern(100_000);
   const chunks = [
     frame(1, SYN, 3),
@@ -964,7 +963,7 @@ Deno.test("transport: a chunk that came from somebody else stays theirs", async 
   assertEquals(chunks, copies);
 });
 
-Deno.test("transport: what is neither a connection nor a pair of streams is a TypeError", () => {
+Deno.test("transport: a value that is neither a connection nor a pair of streams is a TypeError", () => {
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
   const wrong = [
     undefined,

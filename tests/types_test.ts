@@ -1,6 +1,6 @@
 /**
- * What fits where. Most of it is tested by compiling, since `deno test` checks types: a call of `fits` does nothing, and
- * each `@ts-expect-error` fails where there is no error.
+ * Types of the public interface. Most tests only compile, since `deno test` checks types: a call of `fits` does
+ * nothing, and each `@ts-expect-error` fails where there is no error.
  *
  * @module
  */
@@ -22,22 +22,22 @@ import {
   type Transport,
 } from "../mod.ts";
 
-/** Compiles if a `From` can stand where a `To` is asked for. */
+/** Compiles if `From` is assignable to `To`. */
 function fits<From extends To, To>(): void {}
 
-/** A pair of web streams, as a transport that nobody is behind. */
+/** A pair of web streams, as a transport without a peer. */
 function pair() {
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
   return { readable, writable };
 }
 
-// A WebTransport stream, by shape, for runtimes whose types do not have it.
+// The shape of a WebTransport stream, for runtimes whose types do not have it.
 interface BidirectionalStream {
   readonly readable: ReadableStream<Uint8Array<ArrayBuffer>>;
   readonly writable: WritableStream<Uint8Array<ArrayBufferLike>>;
 }
 
-Deno.test("Deno's connections fit as transport", () => {
+Deno.test("Transport: Deno's connections are assignable", () => {
   fits<Deno.TcpConn, Transport>();
   fits<Deno.TlsConn, Transport>();
   fits<Deno.UnixConn, Transport>();
@@ -49,7 +49,7 @@ Deno.test("Deno's connections fit as transport", () => {
   fits<Deno.Conn, Connection>();
 });
 
-Deno.test("pairs of web streams fit as transport: a WebSocketStream's, a child's pipes, a WebTransport stream", () => {
+Deno.test("Transport: pairs of web streams are assignable, as of a WebSocketStream, a child process or WebTransport", () => {
   fits<WebSocketConnection, Transport>();
   fits<{ readable: Deno.ChildProcess["stdout"]; writable: Deno.ChildProcess["stdin"] }, Transport>();
   fits<WebTransportBidirectionalStream, Transport>();
@@ -57,7 +57,7 @@ Deno.test("pairs of web streams fit as transport: a WebSocketStream's, a child's
   fits<TransformStream<Uint8Array, Uint8Array>, Transport>();
 });
 
-Deno.test("a Stream fits as transport, as Deno.Conn and as a pair of web streams", () => {
+Deno.test("Stream is assignable to Transport, Deno.Conn and a pair of web streams", () => {
   fits<Stream, Transport>();
   fits<Stream, Connection>();
   fits<Stream, Deno.Conn>();
@@ -65,24 +65,24 @@ Deno.test("a Stream fits as transport, as Deno.Conn and as a pair of web streams
   fits<Stream, Disposable & AsyncDisposable>();
 });
 
-Deno.test("what carries no bytes does not fit as transport", () => {
-  // @ts-expect-error: chunks that are no bytes
+Deno.test("Transport: values that do not carry bytes are not assignable", () => {
+  // @ts-expect-error: chunks that are not bytes
   fits<{ readable: ReadableStream<number>; writable: WritableStream<Uint8Array> }, Transport>();
-  // @ts-expect-error: a sink that takes no bytes
+  // @ts-expect-error: a sink that does not accept bytes
   fits<{ readable: ReadableStream<Uint8Array>; writable: WritableStream<string> }, Transport>();
   // @ts-expect-error: one direction only
   fits<{ readable: ReadableStream<Uint8Array> }, Transport>();
-  // @ts-expect-error: it cannot be closed
+  // @ts-expect-error: close() is missing
   fits<Pick<Deno.TcpConn, "read" | "write">, Transport>();
-  // @ts-expect-error: a session is none, only its streams are
+  // @ts-expect-error: a session carries streams, not bytes
   fits<Session, Transport>();
-  // @ts-expect-error: nor is a socket that sends whole messages
+  // @ts-expect-error: a socket that sends whole messages
   fits<Deno.DatagramConn, Transport>();
-  // @ts-expect-error: nor a WebSocketStream that is not open yet
+  // @ts-expect-error: a WebSocketStream before it is open
   fits<WebSocketStream, Transport>();
 });
 
-Deno.test("Deno's listeners fit serve, its connections and a Stream fit join, its addresses are addresses", () => {
+Deno.test("Deno's listeners are assignable to Listener, its connections and Stream to join()'s parameters, its addresses to Address", () => {
   fits<Deno.TcpListener, Listener>();
   fits<Deno.TlsListener, Listener>();
   fits<Deno.UnixListener, Listener>();
@@ -97,7 +97,7 @@ Deno.test("Deno's listeners fit serve, its connections and a Stream fit join, it
   fits<Deno.UnixAddr, Address>();
 });
 
-Deno.test("a session is what its interfaces say, and its streams come as Streams", () => {
+Deno.test("Session has the types of its interfaces, and yields Streams", () => {
   fits<Session, AsyncDisposable & AsyncIterable<Stream>>();
   fits<Session["incoming"], Receiver<Stream>>();
   fits<Receiver<Stream>, Session["incoming"]>();
@@ -108,7 +108,7 @@ Deno.test("a session is what its interfaces say, and its streams come as Streams
   fits<Stream["readable"], ReadableStream<Uint8Array<ArrayBuffer>>>();
 });
 
-Deno.test("an option may be left out or undefined, and its right kinds are taken", () => {
+Deno.test("options: valid types and undefined compile", () => {
   fits<{ signal: undefined }, NonNullable<Parameters<Session["openStream"]>[0]>>();
   fits<{ [Name in keyof ClientSessionOptions]: undefined }, ClientSessionOptions>();
   fits<{ [Name in keyof ServerSessionOptions]: undefined }, ServerSessionOptions>();
@@ -117,31 +117,31 @@ Deno.test("an option may be left out or undefined, and its right kinds are taken
   fits<{ version: 1 | 2 | "auto" }, ServerSessionOptions>();
 });
 
-Deno.test("options of a wrong kind do not compile", () => {
+Deno.test("options: a wrong type does not compile", () => {
   // @ts-expect-error: a number, not text
   fits<{ timeout: string }, SessionOptions>();
   // @ts-expect-error: a number, not a bigint
   fits<{ maxReceiveBuffer: bigint }, SessionOptions>();
   // @ts-expect-error: undefined leaves an option out, null does not
   fits<{ keepAliveInterval: null }, SessionOptions>();
-  // @ts-expect-error: the sending end, not the receiving one
+  // @ts-expect-error: a sender, not a receiver
   fits<{ incoming: Receiver<Stream> }, SessionOptions>();
-  // @ts-expect-error: of streams
+  // @ts-expect-error: a sender of streams
   fits<{ incoming: Sender<Uint8Array> }, SessionOptions>();
-  // @ts-expect-error: there are two versions
+  // @ts-expect-error: only versions 1 and 2 exist
   fits<{ version: 3 }, ServerSessionOptions>();
-  // @ts-expect-error: as numbers
+  // @ts-expect-error: a number, not text
   fits<{ version: "2" }, ServerSessionOptions>();
-  // @ts-expect-error: a client has nothing to learn the version from
+  // @ts-expect-error: only a server can adopt the version of its peer
   fits<{ version: "auto" }, ClientSessionOptions>();
-  // @ts-expect-error: the streams of serve go to its handler
-  const taken: ServeOptions = { incoming: undefined };
-  assertEquals(Object.keys(taken), ["incoming"]);
+  // @ts-expect-error: `incoming` is not an option of serve()
+  const options: ServeOptions = { incoming: undefined };
+  assertEquals(Object.keys(options), ["incoming"]);
 });
 
-Deno.test('"auto" on a client is a type error and a RangeError, and leaves the transport alone', () => {
+Deno.test('version: "auto" on a client is a type error and a RangeError, and leaves the transport unlocked', () => {
   const transport = pair();
-  // @ts-expect-error: a client has nothing to learn the version from
+  // @ts-expect-error: only a server can adopt the version of its peer
   const error = assertThrows(() => Session.client(transport, { version: "auto" }), RangeError);
   assertEquals(error.message, "version must be 1 or 2, received auto");
   assertEquals([transport.readable.locked, transport.writable.locked], [false, false]);
@@ -158,7 +158,7 @@ const NUMBERS = [
   "acceptBacklog",
 ] as const;
 
-Deno.test("an option that is no number at run time is a RangeError that names it, and leaves the transport alone", () => {
+Deno.test("options: a value that is not a number is a RangeError with its name, and leaves the transport unlocked", () => {
   for (const name of NUMBERS) {
     for (const value of ["1000", "", true, false, 1000n, NaN, {}, [1000], () => 1000]) {
       for (const start of [Session.client, Session.server]) {
@@ -171,15 +171,15 @@ Deno.test("an option that is no number at run time is a RangeError that names it
   }
 });
 
-Deno.test("a version that is not one of those there are, as a number, is a RangeError and leaves the transport alone", () => {
-  const taken: unknown[] = [];
+Deno.test("version: a value other than the numbers 1 and 2 is a RangeError, and leaves the transport unlocked", () => {
+  const accepted: unknown[] = [];
   for (const value of [0, 3, -1, 1.5, NaN, true, "1", "2", "Auto", "", {}, [2], 2n]) {
     const options = { version: value } as ClientSessionOptions;
     for (const [start, expected] of [[Session.client, "1 or 2"], [Session.server, '1, 2 or "auto"']] as const) {
       const transport = pair();
       try {
         start(transport, options).abort();
-        taken.push(value);
+        accepted.push(value);
       } catch (error) {
         assertInstanceOf(error, RangeError);
         assertStringIncludes(error.message, `version must be ${expected}, received `);
@@ -187,10 +187,10 @@ Deno.test("a version that is not one of those there are, as a number, is a Range
       }
     }
   }
-  assertEquals(taken, []);
+  assertEquals(accepted, []);
 });
 
-Deno.test("an incoming that is not the sending end of a channel is a TypeError", () => {
+Deno.test("options: an incoming that is not a Sender is a TypeError, and leaves the transport unlocked", () => {
   for (const value of [5, "incoming", {}, [], () => {}]) {
     const transport = pair();
     const options = { incoming: value } as unknown as ServerSessionOptions;
@@ -199,7 +199,7 @@ Deno.test("an incoming that is not the sending end of a channel is a TypeError",
   }
 });
 
-Deno.test("what is no transport at run time is a TypeError that says what one has", () => {
+Deno.test("Session.client() and Session.server(): a value that is not a transport is a TypeError that lists the requirements", () => {
   for (const value of [undefined, null, 5, "tcp", {}, [], { read() {} }, { readable: new ReadableStream() }]) {
     for (const start of [Session.client, Session.server]) {
       assertThrows(

@@ -1,6 +1,6 @@
 /**
- * Transcripts of real peers: every one decodes to the frames it lists and re-encodes to its bytes, and what was fed to
- * Go's smux is fed to a session of ours.
+ * Transcripts of real peers: each decodes to the frames it lists and encodes to the same bytes, and a session receives
+ * what was sent to Go's smux.
  *
  * @module
  */
@@ -26,7 +26,7 @@ interface VectorFrame {
   hex: string;
 }
 
-/** What Go did: ids accepted afterwards, how that went on, two reads and a write of one byte on stream 3. */
+/** What Go's session did: accepted ids, the next accept, two reads of stream 3, and a write of one byte to it. */
 interface Observed {
   acceptedIds: number[];
   acceptThen: string;
@@ -40,7 +40,7 @@ interface Vector {
   direction: string;
   kind: string;
   hex: string;
-  /** What stands behind the frames, in `hex` too: more than the header of the last one says. */
+  /** Bytes after the frames, also in `hex`: they exceed the length in the last header. */
   trailingHex?: string;
   frames: VectorFrame[];
   expect?: Record<string, string>;
@@ -52,14 +52,14 @@ const GO = "go-1.5.57";
 const hex = (text: string) => Uint8Array.fromHex(text);
 const isMalformed = ({ expect }: Vector) => expect?.[GO]?.startsWith("protocol error") ?? false;
 
-/** The vectors of one kind; there have to be so many. */
+/** The vectors of one kind; asserts their number. */
 function vectors(count: number, wanted: (vector: Vector) => boolean): Vector[] {
   const found = VECTORS.filter(wanted);
   assertEquals(found.length, count);
   return found;
 }
 
-/** A frame as `decode` notes it. */
+/** A frame as `decode` records it. */
 function line({ cmd, sid, len, dataHex = "", consumed, window, offset }: VectorFrame): string {
   switch (cmd) {
     case PSH:
@@ -71,7 +71,7 @@ function line({ cmd, sid, len, dataHex = "", consumed, window, offset }: VectorF
   }
 }
 
-/** Encodes a frame from its fields, whatever they say. */
+/** Encodes a frame from its fields, valid or not. */
 function encode(version: number, cmd: number, length: number, sid: number, payload: Uint8Array): Uint8Array {
   const bytes = new Uint8Array(8 + payload.length);
   encodeHeader(bytes, 0, version as Version, cmd as Command, length, sid);
@@ -79,14 +79,14 @@ function encode(version: number, cmd: number, length: number, sid: number, paylo
   return bytes;
 }
 
-Deno.test("there are 65 vectors with 155 frames, and their two accounts of what Go calls a protocol error agree", () => {
+Deno.test("vectors: there are 65 with 155 frames, and their two records of protocol errors in Go agree", () => {
   assertEquals([VECTORS.length, VECTORS.flatMap(({ frames }) => frames).length], [65, 155]);
   for (const vector of VECTORS) {
     assertEquals(isMalformed(vector), vector.observed?.[GO]?.acceptThen === "invalid protocol", vector.name);
   }
 });
 
-Deno.test("every vector that is smux decodes to the frames it lists, however it is cut", () => {
+Deno.test("vectors: each valid one decodes to the frames it lists, for every way of cutting it", () => {
   for (const vector of vectors(51, (vector) => !isMalformed(vector))) {
     const expected = vector.frames.map(line);
     for (const chunks of chunkings(hex(vector.hex))) {
@@ -97,14 +97,14 @@ Deno.test("every vector that is smux decodes to the frames it lists, however it 
   }
 });
 
-Deno.test("every vector that is smux fixes the version of a decoder that was given none", () => {
+Deno.test("vectors: each valid one fixes the version of a decoder without one", () => {
   for (const vector of vectors(49, (vector) => !isMalformed(vector) && vector.frames.length > 0)) {
     const { lines } = decode([hex(vector.hex)]);
     assertEquals(lines, [`version ${vector.version}`, ...vector.frames.map(line)], vector.name);
   }
 });
 
-Deno.test("every vector that is smux, decoded and encoded again, gives the same bytes", () => {
+Deno.test("vectors: each valid one encodes to the same bytes after decoding", () => {
   for (const vector of vectors(51, (vector) => !isMalformed(vector))) {
     const frames: RawFrame[] = [];
     const { decoder } = decode([], vector.version);
@@ -117,7 +117,7 @@ Deno.test("every vector that is smux, decoded and encoded again, gives the same 
   }
 });
 
-Deno.test("every frame listed, malformed ones included, is encoded from its fields to its bytes", () => {
+Deno.test("vectors: each listed frame, malformed or not, encodes from its fields to its bytes", () => {
   for (const vector of VECTORS) {
     for (const { ver, cmd, len, sid, dataHex = "", consumed, window, hex: whole } of vector.frames) {
       const payload = consumed === undefined ? hex(dataHex) : updateFrame(sid, consumed, window!).subarray(8);
@@ -128,7 +128,7 @@ Deno.test("every frame listed, malformed ones included, is encoded from its fiel
   }
 });
 
-// Where each malformed vector breaks which rule; what follows its first frame does not matter any more.
+// The first invalid field of each malformed vector; bytes after its first frame have no effect.
 const BROKEN: Record<string, [expected: string, received: string]> = {
   "bad-version-0": ["version 1", "0"],
   "v2-frame-on-v1-session": ["version 1", "2"],
@@ -146,7 +146,7 @@ const BROKEN: Record<string, [expected: string, received: string]> = {
   "fin-len-8-payload-is-a-NOP": ["length 0 on FIN", "length 8"],
 };
 
-Deno.test("every vector that Go calls a protocol error is one, at its first byte, however it is cut", () => {
+Deno.test("vectors: each one that is a protocol error in Go is rejected at its first byte, for every way of cutting it", () => {
   const malformed = vectors(14, isMalformed);
   assertEquals(malformed.map(({ name }) => name), Object.keys(BROKEN));
   for (const vector of malformed) {
@@ -159,7 +159,7 @@ Deno.test("every vector that Go calls a protocol error is one, at its first byte
   }
 });
 
-/** A server's session on which the peer has opened stream 3. */
+/** A server's session with stream 3, opened by the peer. */
 async function server(version: Version, options: { maxStreamBuffer?: number } = {}) {
   const [near, far] = memoryPair();
   const session = Session.server(near, { version, ...options });
@@ -170,32 +170,32 @@ async function server(version: Version, options: { maxStreamBuffer?: number } = 
 
 const NO_FRAME = { command: FIN, id: 0, data: new Uint8Array(0), consumed: 0, window: 0 };
 
-/** What becomes of a session: a protocol error, or how stream 3 reads and writes while all else goes on. */
-type Outcome = "protocol error" | { read: "waits" | "ends"; write: "is taken" | "fails" };
+/** The outcome: a protocol error, or the state of stream 3 in a session that continues. */
+type Outcome = "protocol error" | { read: "waits" | "ends"; write: "resolves" | "fails" };
 
-/** What became of Go's, in these words. */
+/** The outcome in Go. */
 function outcomeOf({ acceptThen, read3, write3 }: Observed): Outcome | "other" {
   if (acceptThen === "invalid protocol") return "protocol error";
   const [read, write] = [read3[0]!, write3[0]!];
   if (!read.blocked || write.blocked) return "other";
-  return { read: "waits", write: write.err === "peer consumed more than sent" ? "fails" : "is taken" };
+  return { read: "waits", write: write.err === "peer consumed more than sent" ? "fails" : "resolves" };
 }
 
-// What our rules decide otherwise.
+// Outcomes that differ here from Go's.
 const OURS: Record<string, Outcome> = {
   "syn-id-0": "protocol error",
   "syn-wrong-parity": "protocol error",
-  // Go hands data over after the end it has told already.
-  "psh-after-fin": { read: "ends", write: "is taken" },
-  // Go takes a window of 2^31 and more for a negative one.
-  "upd-window-2^32-1": { read: "waits", write: "is taken" },
+  // Go returns data after it has reported the end.
+  "psh-after-fin": { read: "ends", write: "resolves" },
+  // Go treats a window of 2^31 or more as negative.
+  "upd-window-2^32-1": { read: "waits", write: "resolves" },
 };
 
 for (const vector of VECTORS.filter(({ observed }) => observed !== undefined)) {
   const { name, version, observed } = vector;
   const outcome = OURS[name] ?? outcomeOf(observed![GO]!);
   if (outcome === "protocol error") {
-    Deno.test(`fed to a session, ${name} ends it with a protocol error`, async () => {
+    Deno.test(`vectors: ${name} ends a session with a protocol error`, async () => {
       const { session, peer, stream } = await server(version);
       const reading = stream.read(new Uint8Array(20));
       await peer.bytes(hex(vector.hex), frame(version, SYN, 11));
@@ -219,14 +219,14 @@ for (const vector of VECTORS.filter(({ observed }) => observed !== undefined)) {
     });
     continue;
   }
-  Deno.test(`fed to a session, ${name} leaves it alive, and stream 3 as it has to be`, async () => {
-    assert(outcome !== "other", "what Go did has no words here");
+  Deno.test(`vectors: ${name} leaves a session open, and stream 3 in the expected state`, async () => {
+    assert(outcome !== "other", "an outcome of Go without a counterpart");
     const { session, peer, stream } = await server(version);
     const p = new Uint8Array(20);
     const reading = stream.read(p);
     await peer.bytes(hex(vector.hex), frame(version, SYN, 11));
 
-    // When the SYN behind it has been accepted, all of it has been decoded.
+    // Once the SYN after the vector is accepted, the whole vector has been decoded.
     assertEquals((await session.acceptStream()).id, 11);
     assertEquals(session.incoming.tryReceive(), { state: "empty" });
     assertEquals(session.stats().bytesUnread, 0);
@@ -255,7 +255,7 @@ const find = (name: string, kind: string) => {
   return found;
 };
 
-Deno.test("fed to a client on which nothing was sent, v2-counter-wrap-sender fails the writes of its stream only", async () => {
+Deno.test("vectors: v2-counter-wrap-sender fails the writes of its stream in a client that sent nothing", async () => {
   const [near, far] = memoryPair();
   const client = Session.client(near, { version: 2 });
   const peer = new RawPeer(far, 2);
@@ -265,14 +265,14 @@ Deno.test("fed to a client on which nothing was sent, v2-counter-wrap-sender fai
   await peer.bytes(hex(find("v2-counter-wrap-sender", "injected").hex), frame(2, PSH, 3, pattern(1)));
   assertEquals(await reading, 1);
 
-  // The first UPD goes back, so it is ignored; the second one tells of 4 bytes that were never sent.
+  // The first UPD has a lower count and is ignored; the second reports 4 bytes that were never sent.
   const error = await assertRejects(() => stream.write(Uint8Array.of(1)), ProtocolError);
   assertEquals(error.offset, 16);
   assertEquals(await (await client.openStream()).write(Uint8Array.of(1)), 1);
   client.abort();
 });
 
-Deno.test("v2-counter-wrap-sender: counters driven to where Go's stood let the same frames go", () => {
+Deno.test("vectors: v2-counter-wrap-sender moves the credit of counters in the state of Go's, with the same frames", () => {
   const window = new SendWindow();
   for (let sent = 0; sent < 0xfffffff8;) {
     const count = Math.min(window.credit, 0xfffffff8 - sent);
@@ -297,7 +297,7 @@ Deno.test("v2-counter-wrap-sender: counters driven to where Go's stood let the s
   assertEquals(updates, []);
 });
 
-Deno.test("v2-counter-wrap-receiver: counters driven to where Go's stood give the same updates", () => {
+Deno.test("vectors: v2-counter-wrap-receiver has the updates of counters in the state of Go's", () => {
   const window = new ReceiveWindow(new WindowPool(32, 0));
   for (let read = 0; read < 0xffffffe8;) {
     const count = Math.min(2 ** 20 * 8, 0xffffffe8 - read);
@@ -313,7 +313,7 @@ Deno.test("v2-counter-wrap-receiver: counters driven to where Go's stood give th
   assertEquals(updates, find("v2-counter-wrap-receiver", "transcript").frames.map(({ hex }) => hex));
 });
 
-Deno.test("fed to a server, v2-counter-wrap-receiver is read whole, and updates fall due at the same distances", async () => {
+Deno.test("vectors: v2-counter-wrap-receiver is read completely by a server, with updates at the same distances", async () => {
   const { session, peer, stream } = await server(2, { maxStreamBuffer: 32 });
   const vector = find("v2-counter-wrap-receiver", "injected");
   await peer.bytes(hex(vector.hex), frame(2, SYN, 11));
@@ -325,7 +325,7 @@ Deno.test("fed to a server, v2-counter-wrap-receiver is read whole, and updates 
     parts.push(p);
   }
   assertEquals(concat(parts).toHex(), vector.frames[0]!.dataHex!.slice(0, 112));
-  // The two of consumed 0 tell both streams' first window; then the first read, then every 16 bytes.
+  // Two for the first windows of both streams, one for the first read, then one for each 16 bytes.
   const updates = [];
   for (let count = 0; count < 6; count++) {
     const { id, consumed, window } = await peer.nextOf(UPD);
@@ -335,7 +335,7 @@ Deno.test("fed to a server, v2-counter-wrap-receiver is read whole, and updates 
   session.abort();
 });
 
-Deno.test("upd-sequence-maxstreambuffer64-v2: a server that reads as Go's did sends the same updates", async () => {
+Deno.test("vectors: upd-sequence-maxstreambuffer64-v2 is answered with the same updates by a server that reads as Go did", async () => {
   const { session, peer, stream } = await server(2, { maxStreamBuffer: 64 });
   const directions = VECTORS.filter(({ name }) => name === "upd-sequence-maxstreambuffer64-v2");
   const sent = directions.find(({ direction }) => direction === "client->server")!.frames;
@@ -346,7 +346,7 @@ Deno.test("upd-sequence-maxstreambuffer64-v2: a server that reads as Go's did se
     if (cmd !== PSH) continue;
     await peer.bytes(hex);
     total.expected += len;
-    // Go's reads were 4 and 12 bytes of the first frame, then 10 at a time and never beyond the end of a frame.
+    // Go read 4 and 12 bytes of the first frame, then 10 at a time, never across the end of a frame.
     const size = total.read === 0 ? 4 : 10;
     while (total.read < total.expected) {
       const most = total.read === 4 ? 100 : size;
@@ -360,7 +360,7 @@ Deno.test("upd-sequence-maxstreambuffer64-v2: a server that reads as Go's did se
   const bytes = received.map(({ command, id, consumed, window }) =>
     (command === UPD ? updateFrame(id, consumed, window) : frame(2, command, id)).toHex()
   );
-  // Ahead of Go's, ours tells its first window at once, since that is less than every peer starts from.
+  // An update with the first window comes before those of Go, since the window is below the default of all peers.
   assertEquals(bytes, [updateFrame(3, 0, 64).toHex(), ...answers.map(({ hex }) => hex)]);
   session.abort();
 });

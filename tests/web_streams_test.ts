@@ -1,4 +1,4 @@
-/** Every way in which `readable` and `writable` fail or are given up, and what the peer, a pipe and its source see of it. */
+/** Ends of `readable` and `writable`: errors, aborts and cancels, as seen by the peer, by a pipe and by its source. */
 
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
@@ -32,7 +32,7 @@ async function streamPair(options: Parameters<typeof sessionPair>[0] = {}) {
   return { near, far, client, server, connections, [Symbol.dispose]: dispose };
 }
 
-/** A stream whose peer speaks raw frames. */
+/** A stream whose peer is a raw peer. */
 async function rawStream(options: { version?: 1 | 2; capacity?: number; timeout?: number } = {}) {
   const { version = 2, capacity = MiB, ...rest } = options;
   const [connection, remote] = memoryPair(capacity);
@@ -45,12 +45,12 @@ async function rawStream(options: { version?: 1 | 2; capacity?: number; timeout?
 
 const PENDING = "still pending";
 
-/** What becomes of it once everything that can happen has. */
+/** The value or error of a promise after 20 turns of the event loop, or `PENDING`. */
 async function outcome(promise: Promise<unknown>): Promise<unknown> {
   return await Promise.race([promise.catch((error) => error), turn(20).then(() => PENDING)]);
 }
 
-/** How much has arrived, and what comes after it. */
+/** The number of bytes that arrive, and "end", an error or `PENDING` after them. */
 async function received(from: Stream): Promise<[count: number, end: unknown]> {
   const p = new Uint8Array(64 * KiB);
   const stop = new AbortController();
@@ -64,24 +64,24 @@ async function received(from: Stream): Promise<[count: number, end: unknown]> {
   }
 }
 
-/** A source that enqueues nothing by itself and remembers why it was cancelled. */
+/** A source without chunks of its own; `reason()` returns the reason of its cancelling. */
 function idleSource() {
   let reason: unknown = "not cancelled";
   let controller!: ReadableStreamDefaultController<Uint8Array>;
   const stream = new ReadableStream<Uint8Array>({
-    start: (given) => void (controller = given),
-    cancel: (given) => void (reason = given),
+    start: (started) => void (controller = started),
+    cancel: (cause) => void (reason = cause),
   });
   return { stream, controller, reason: () => reason };
 }
 
 const BAD = "not bytes" as unknown as Uint8Array<ArrayBuffer>;
 
-// A chunk that cannot be written.
+// Invalid chunks.
 
 for (const version of [1, 2] as const) {
   for (const before of [0, 1, 3]) {
-    Deno.test(`writable: version ${version}: a chunk of a wrong kind after ${before} others ends writing after those`, async () => {
+    Deno.test(`Stream.writable: version ${version}: a chunk of a wrong type after ${before} others ends writing after them`, async () => {
       using all = await streamPair({ version });
       const writer = all.near.writable.getWriter();
       const chunks = Array.from({ length: before }, () => writer.write(pattern(100)));
@@ -92,12 +92,12 @@ for (const version of [1, 2] as const) {
       assertInstanceOf(await later, TypeError);
       assertInstanceOf(await outcome(writer.closed), TypeError);
       assertEquals(await received(all.far), [before * 100, "end"]);
-      await all.far.write(bytes("reading goes on"));
-      assertEquals(await readText(all.near), "reading goes on");
+      await all.far.write(bytes("reading continues"));
+      assertEquals(await readText(all.near), "reading continues");
     });
   }
 
-  Deno.test(`writable: version ${version}: a pipe of something else than bytes ends the peer's reading`, async () => {
+  Deno.test(`Stream.writable: version ${version}: a pipe with a chunk that is not bytes ends the peer's reading`, async () => {
     for (const options of [{}, { preventAbort: true }]) {
       using all = await streamPair({ version });
       const source = ReadableStream.from([pattern(10), BAD, pattern(10)]);
@@ -107,7 +107,7 @@ for (const version of [1, 2] as const) {
   });
 }
 
-Deno.test("writable: a chunk that gets no credit after the peer's end ends writing", async () => {
+Deno.test("Stream.writable: a chunk without credit for the timeout after the peer's FIN ends writing", async () => {
   using time = new ManualClock();
   using all = await rawStream({ timeout: 2000 });
   const { peer, stream } = all;
@@ -123,7 +123,7 @@ Deno.test("writable: a chunk that gets no credit after the peer's end ends writi
 
 for (const isWaiting of [false, true]) {
   const name = isWaiting ? "that waits for credit" : "that is idle";
-  Deno.test(`writable: a UPD for bytes that were never sent fails a pipe ${name}, and the peer sees its end`, async () => {
+  Deno.test(`Stream.writable: a UPD for bytes that were not sent fails a pipe ${name}, and the peer receives FIN`, async () => {
     using all = await rawStream();
     const { peer, stream } = all;
     const source = idleSource();
@@ -134,12 +134,12 @@ for (const isWaiting of [false, true]) {
     assertInstanceOf(await piped, ProtocolError);
     assertInstanceOf(source.reason(), ProtocolError);
     await peer.nextOf(FIN);
-    await peer.send(PSH, 3, bytes("reading goes on"));
-    assertEquals(await readText(stream), "reading goes on");
+    await peer.send(PSH, 3, bytes("reading continues"));
+    assertEquals(await readText(stream), "reading continues");
   });
 }
 
-Deno.test("writable: a chunk after closeWrite() is refused, and closing it then fulfils", async () => {
+Deno.test("Stream.writable: a chunk after closeWrite() rejects, and close() fulfils", async () => {
   using all = await streamPair();
   await all.near.closeWrite();
   await all.near.writable.close();
@@ -153,7 +153,7 @@ Deno.test("writable: a chunk after closeWrite() is refused, and closing it then 
 
 const WITHOUT_ROOM = { version: 1, capacity: 1000, server: { maxReceiveBuffer: 1000 } } as const;
 
-Deno.test("writable: aborted before the first chunk, and again: it fulfils each time, and the peer sees the end", async () => {
+Deno.test("Stream.writable: abort() before the first chunk fulfils, repeatedly, and the peer receives FIN", async () => {
   using all = await streamPair();
   const { writable } = all.near;
   assertEquals(await Promise.all([1, 2].map((reason) => outcome(writable.abort(reason)))), [undefined, undefined]);
@@ -164,8 +164,8 @@ Deno.test("writable: aborted before the first chunk, and again: it fulfils each 
 
 for (const waitsFor of ["credit", "room"] as const) {
   for (const isClosing of [false, true]) {
-    const how = isClosing ? "with close() behind it" : "alone";
-    Deno.test(`writable: aborted while a chunk waits for ${waitsFor}, ${how}: the end follows what was taken`, async () => {
+    const how = isClosing ? "with close() after it" : "alone";
+    Deno.test(`Stream.writable: abort() while a chunk waits for ${waitsFor}, ${how}, sends FIN after the encoded bytes`, async () => {
       using all = await streamPair(waitsFor === "credit" ? {} : WITHOUT_ROOM);
       const writer = all.near.writable.getWriter();
       const chunks = [writer.write(pattern(MiB)), writer.write(pattern(10))].map(outcome);
@@ -177,7 +177,7 @@ for (const waitsFor of ["credit", "room"] as const) {
       assert(count > 0 && count < MiB, `${count} bytes`);
       assertEquals(end, "end");
       await aborted;
-      for (const chunk of chunks) assertStrictEquals(await chunk, reason, "a chunk that was cut counts as written");
+      for (const chunk of chunks) assertStrictEquals(await chunk, reason, "a chunk that was cut must reject");
       assertStrictEquals(await outcome(writer.closed), reason);
       if (isClosing) assertStrictEquals(await closing, reason);
     });
@@ -185,7 +185,7 @@ for (const waitsFor of ["credit", "room"] as const) {
 }
 
 for (const waitsFor of ["credit", "room"] as const) {
-  Deno.test(`writable: aborted while write() of the stream waits for ${waitsFor}: that goes on, the chunks behind it do not`, async () => {
+  Deno.test(`Stream.writable: abort() while Stream.write() waits for ${waitsFor} lets it finish, and rejects the chunks after it`, async () => {
     using all = await streamPair(waitsFor === "credit" ? {} : WITHOUT_ROOM);
     const direct = all.near.write(pattern(MiB));
     const writer = all.near.writable.getWriter();
@@ -200,7 +200,7 @@ for (const waitsFor of ["credit", "room"] as const) {
   });
 }
 
-Deno.test("writable: aborted while its close() waits for room: both settle, and the peer sees all and the end", async () => {
+Deno.test("Stream.writable: abort() while close() waits for room: both settle, and the peer receives all bytes and FIN", async () => {
   using all = await streamPair(WITHOUT_ROOM);
   const filled = all.near.write(pattern(MiB));
   const writer = all.near.writable.getWriter();
@@ -212,7 +212,7 @@ Deno.test("writable: aborted while its close() waits for room: both settle, and 
   assertEquals([await closing, await aborted], [undefined, undefined]);
 });
 
-Deno.test("writable: aborted and the session lost meanwhile: nothing hangs", async () => {
+Deno.test("Stream.writable: abort() before the end of the session: all promises settle", async () => {
   using all = await streamPair(WITHOUT_ROOM);
   const writer = all.near.writable.getWriter();
   const settled = [writer.write(pattern(MiB)), writer.abort(new Error("enough")), writer.closed].map(outcome);
@@ -221,9 +221,9 @@ Deno.test("writable: aborted and the session lost meanwhile: nothing hangs", asy
   for (const each of await Promise.all(settled)) assert(each !== PENDING);
 });
 
-// Pipes that are given up.
+// Aborted pipes.
 
-Deno.test("writable: a pipe that its signal cancels ends writing, unless preventAbort", async () => {
+Deno.test("Stream.writable: a pipe that is aborted by its signal ends writing, except with preventAbort", async () => {
   for (const isWaiting of [false, true]) {
     for (const preventAbort of [false, true]) {
       for (const preventCancel of [false, true]) {
@@ -237,7 +237,7 @@ Deno.test("writable: a pipe that its signal cancels ends writing, unless prevent
         await turn();
         const reason = new Error("enough");
         stop.abort(reason);
-        // A pipe finishes the chunk under way before it does anything else.
+        // A pipe finishes its pending chunk before it ends.
         assertEquals(await received(all.far), [isWaiting ? 300_000 : 0, preventAbort ? PENDING : "end"]);
         assertStrictEquals(await piped, reason);
         assertEquals(source.reason(), preventCancel ? "not cancelled" : reason);
@@ -251,7 +251,7 @@ Deno.test("writable: a pipe that its signal cancels ends writing, unless prevent
   }
 });
 
-Deno.test("writable: a source that fails ends writing, unless preventAbort; one that ends does, unless preventClose", async () => {
+Deno.test("Stream.writable: the error of a source ends writing, except with preventAbort, and its end does, except with preventClose", async () => {
   for (const keep of [false, true]) {
     for (const isFailing of [false, true]) {
       using all = await streamPair();
@@ -269,7 +269,7 @@ Deno.test("writable: a source that fails ends writing, unless preventAbort; one 
   }
 });
 
-Deno.test("readable: a sink that fails cancels it: the peer goes on, and so does writing", async () => {
+Deno.test("Stream.readable: the error of a sink cancels it, and the peer's writes and this end's writes continue", async () => {
   for (const preventCancel of [false, true]) {
     using all = await streamPair();
     const reason = new Error("the sink is full");
@@ -283,7 +283,7 @@ Deno.test("readable: a sink that fails cancels it: the peer goes on, and so does
   }
 });
 
-Deno.test("readable: a pipe that its signal cancels loses no byte with preventCancel", async () => {
+Deno.test("Stream.readable: a pipe that is aborted by its signal loses no byte with preventCancel", async () => {
   using all = await streamPair();
   const stop = new AbortController();
   const chunks: string[] = [];
@@ -299,7 +299,7 @@ Deno.test("readable: a pipe that its signal cancels loses no byte with preventCa
   assertEquals([...chunks, text(value!)], ["one", "two"]);
 });
 
-// What ends a stream whose pipe is idle.
+// Ends of a stream with an idle pipe.
 
 type Loss = { lose(all: Awaited<ReturnType<typeof streamPair>>): unknown; error: new (...args: never[]) => Error };
 const losses: Record<string, Loss> = {
@@ -312,7 +312,7 @@ const losses: Record<string, Loss> = {
 for (const [name, { lose, error }] of Object.entries(losses)) {
   for (const wasEnded of [false, true]) {
     const when = wasEnded ? "after the peer's end" : "before the peer's end";
-    Deno.test(`writable: ${name} ${when}: an idle pipe rejects at once and cancels its source`, async () => {
+    Deno.test(`Stream.writable: ${name} ${when}: an idle pipe rejects at once and cancels its source`, async () => {
       using all = await streamPair();
       if (wasEnded) await all.far.closeWrite();
       const source = idleSource();
@@ -327,7 +327,7 @@ for (const [name, { lose, error }] of Object.entries(losses)) {
     });
   }
 
-  Deno.test(`writable: ${name} before it is used: a pipe into it rejects at once`, async () => {
+  Deno.test(`Stream.writable: ${name} before its first use: a pipe into it rejects at once`, async () => {
     using all = await streamPair();
     lose(all);
     await turn();
@@ -337,7 +337,7 @@ for (const [name, { lose, error }] of Object.entries(losses)) {
   });
 }
 
-Deno.test("writable: a stream that is cut fails its idle pipe at once", async () => {
+Deno.test("Stream.writable: an idle pipe rejects at once when its stream is cut", async () => {
   using all = await rawStream();
   const source = idleSource();
   const piped = outcome(source.stream.pipeTo(all.stream.writable));
@@ -349,7 +349,7 @@ Deno.test("writable: a stream that is cut fails its idle pipe at once", async ()
   await all.peer.nextOf(FIN);
 });
 
-Deno.test("writable: chunks that wait in it when the session is closed leave the peer without an end, as rule 14 says", async () => {
+Deno.test("Stream.writable: with a chunk that still waits when the session closes, no FIN is sent, as rule 14 says", async () => {
   for (const count of [1, 2, 3]) {
     using all = await streamPair();
     const writer = all.near.writable.getWriter();
@@ -367,7 +367,7 @@ Deno.test("writable: chunks that wait in it when the session is closed leave the
   }
 });
 
-Deno.test("readable: what has arrived stays readable after the session is lost, and then its error comes", async () => {
+Deno.test("Stream.readable: data that has arrived is read after the end of the session, then its error follows", async () => {
   for (const lose of [losses["the session is aborted"]!, losses["the connection is reset"]!]) {
     using all = await streamPair();
     const reader = all.near.readable.getReader();
@@ -385,7 +385,7 @@ Deno.test("readable: what has arrived stays readable after the session is lost, 
   }
 });
 
-Deno.test("readable: the end of the peer that has arrived stays readable after the session is lost", async () => {
+Deno.test("Stream.readable: a FIN that has arrived is read after the end of the session", async () => {
   using all = await streamPair();
   const reader = all.near.readable.getReader();
   await all.far.closeWrite();
@@ -395,7 +395,7 @@ Deno.test("readable: the end of the peer that has arrived stays readable after t
   assertEquals((await reader.read()).done, true);
 });
 
-Deno.test("readable: closed of a reader that has nothing to read rejects when the session is lost, used before or not", async () => {
+Deno.test("Stream.readable: closed of a reader without data rejects at the end of the session, with and without an earlier read", async () => {
   for (const wasUsed of [false, true]) {
     using all = await streamPair();
     const reader = all.near.readable.getReader();
@@ -412,7 +412,7 @@ Deno.test("readable: closed of a reader that has nothing to read rejects when th
 
 const MODES = ["default", "byob"] as const;
 
-/** A reader of one kind, and a read of it. */
+/** A reader of this mode, and a function that reads from it. */
 function readerOf(readable: ReadableStream<Uint8Array<ArrayBuffer>>, mode: typeof MODES[number]) {
   if (mode === "default") {
     const reader = readable.getReader();
@@ -423,7 +423,7 @@ function readerOf(readable: ReadableStream<Uint8Array<ArrayBuffer>>, mode: typeo
 }
 
 for (const mode of MODES) {
-  Deno.test(`readable: cancelled with a read of a ${mode} reader under way: the peer gets credit, writing goes on`, async () => {
+  Deno.test(`Stream.readable: cancel() during a read of a ${mode} reader returns the peer's credit, and writing continues`, async () => {
     using all = await streamPair();
     const { reader, read } = readerOf(all.near.readable, mode);
     const reading = read();
@@ -438,14 +438,14 @@ for (const mode of MODES) {
   for (const next of MODES) {
     for (const isEarly of [false, true]) {
       const when = isEarly ? "before" : "after";
-      Deno.test(`readable: a ${mode} reader released in a read, bytes ${when} a ${next} one takes over: none is lost`, async () => {
+      Deno.test(`Stream.readable: bytes ${when} a ${next} reader takes over from a ${mode} reader released in a read are not lost`, async () => {
         for (const end of ["data", "FIN"]) {
           using all = await streamPair();
           const first = readerOf(all.near.readable, mode);
-          const given = outcome(first.read());
+          const released = outcome(first.read());
           await turn();
           first.reader.releaseLock();
-          assertInstanceOf(await given, TypeError);
+          assertInstanceOf(await released, TypeError);
           const send = async () => {
             await all.far.write(bytes("one"));
             await turn();
@@ -471,7 +471,7 @@ for (const mode of MODES) {
   }
 }
 
-Deno.test("readable: a reader of wider elements gets those that come in halves, and an error for half of one at the end", async () => {
+Deno.test("Stream.readable: a Uint16Array is filled from odd parts, and an odd byte at the end is an error", async () => {
   using all = await streamPair();
   const reader = all.near.readable.getReader({ mode: "byob" });
   const reading = reader.read(new Uint16Array(2));
@@ -486,7 +486,7 @@ Deno.test("readable: a reader of wider elements gets those that come in halves, 
   assertInstanceOf(await outcome(reader.closed), TypeError);
 });
 
-Deno.test("readable: reads at the same time, with and without a buffer of one's own, are served in order", async () => {
+Deno.test("Stream.readable: concurrent reads of each mode are served in order", async () => {
   for (const mode of MODES) {
     using all = await streamPair();
     const { read } = readerOf(all.near.readable, mode);
@@ -501,7 +501,7 @@ Deno.test("readable: reads at the same time, with and without a buffer of one's 
   }
 });
 
-Deno.test("readable: of two branches one is cancelled: the other gets all, and the end or the error", async () => {
+Deno.test("Stream.readable: with one branch of tee() cancelled, the other receives all bytes, and the end or the error", async () => {
   for (const isLost of [false, true]) {
     using all = await streamPair();
     const [one, other] = all.near.readable.tee();
@@ -521,39 +521,39 @@ Deno.test("readable: of two branches one is cancelled: the other gets all, and t
   }
 });
 
-// All of a session.
+// Sessions.
 
-Deno.test("web streams: of a thousand idle pipes, when their session ends, others have turns in between", async () => {
+Deno.test("web streams: the end of a session with 1000 idle pipes yields to the event loop in between", async () => {
   const { client, server } = sessionPair({ server: { acceptBacklog: 1000 } });
   const { yieldToEventLoop } = clock;
-  let given = 0;
+  let yields = 0;
   const pipes: Promise<unknown>[] = [];
   for (let n = 0; n < 1000; n++) {
     const { writable } = await client.openStream();
     pipes.push(idleSource().stream.pipeTo(writable).catch((error) => error));
   }
-  // A turn that the server's session gives at the same time would count once for both.
+  // The server's session must not yield at the same time, which would count once for both.
   while (server.stats().accepted < 1000) await turn();
   clock.yieldToEventLoop = () => {
-    given++;
+    yields++;
     return yieldToEventLoop();
   };
   try {
     client.abort();
     for (const error of await Promise.all(pipes)) assertInstanceOf(error, SessionClosedError);
-    assert(given >= 15, `${given} turns`);
+    assert(yields >= 15, `${yields} yields`);
   } finally {
     clock.yieldToEventLoop = yieldToEventLoop;
     server.abort();
   }
 });
 
-Deno.test("web streams: pipes and halves to which no reference is kept go on after a garbage collection", async () => {
+Deno.test("web streams: pipes and halves without a reference continue after a garbage collection", async () => {
   const printed = await deno("run", "-A", "--no-check", "--v8-flags=--expose-gc", "tests/fixtures/dropped.ts");
   assertEquals(printed, "piped\nechoed\nwritten\nread\n3 open\n");
 });
 
-Deno.test("writable: a chunk that is cut says how many of its bytes were taken, those that found room at once too", async () => {
+Deno.test("Stream.writable: the error of a chunk that was cut has bytesWritten, with the bytes encoded at once", async () => {
   const { client, server } = sessionPair({ version: 2 });
   const stream = await client.openStream();
   const writing = stream.writable.getWriter().write(pattern(300_000));
@@ -566,12 +566,12 @@ Deno.test("writable: a chunk that is cut says how many of its bytes were taken, 
   server.abort();
 });
 
-/** Waits, by microtasks alone, until something is unread: what was read with it may still have to be decoded. */
+/** Waits until bytes are unread, by microtasks only, so that the rest of the read is not decoded yet. */
 async function unread(session: Session): Promise<void> {
   while (session.stats().bytesUnread === 0) await null;
 }
 
-Deno.test("readable: a chunk of which other frames still have to be read keeps its bytes", async () => {
+Deno.test("Stream.readable: a chunk keeps its bytes while later frames of its buffer are decoded", async () => {
   const data = pattern(90_000);
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
   const session = Session.server({ readable, writable: new WritableStream() }, { version: 1 });
@@ -581,18 +581,18 @@ Deno.test("readable: a chunk of which other frames still have to be read keeps i
   const reader = large.readable.getReader();
   const first = small.read(new Uint8Array(1));
   await turn();
-  // A message of a WebSocket comes as one chunk, of which 63 KiB are decoded at once.
+  // A message of a WebSocket is one chunk, of which 63 KiB are decoded at once.
   const frames = [frame(1, PSH, 5, bytes("x")), frame(1, PSH, 3, data.subarray(0, 60_000))];
   peer.write(concat([...frames, frame(1, PSH, 3, data.subarray(60_000)), frame(1, FIN, 3)]));
   await first;
-  assertEquals(session.stats().bytesUnread < data.length, true, "all was decoded at once");
+  assertEquals(session.stats().bytesUnread < data.length, true, "the whole chunk was decoded at once");
   const parts: Uint8Array[] = [];
   for (let part = await reader.read(); !part.done; part = await reader.read()) parts.push(part.value);
   assertEquals(concat(parts), data);
   session.abort();
 });
 
-Deno.test("readable: a chunk is not given away while the rest of its buffer waits for a turn of the acceptors", async () => {
+Deno.test("Stream.readable: a chunk does not own its buffer while the rest waits for the acceptors", async () => {
   const data = pattern(6000);
   const reads = [
     frame(1, SYN, 3),
@@ -601,11 +601,11 @@ Deno.test("readable: a chunk is not given away while the rest of its buffer wait
   const { promise, resolve } = Promise.withResolvers<void>();
   const session = Session.server({
     async read(p) {
-      const given = reads.shift();
+      const part = reads.shift();
       if (reads.length === 0) await promise;
-      if (given === undefined) return await new Promise<never>(() => {});
-      p.set(given);
-      return given.length;
+      if (part === undefined) return await new Promise<never>(() => {});
+      p.set(part);
+      return part.length;
     },
     write: (p) => Promise.resolve(p.length),
     close() {},

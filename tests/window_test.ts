@@ -1,5 +1,5 @@
 /**
- * Credit, as rules 9 and 10 of the design have it: what may be sent, what is granted, and when the peer is told.
+ * Credit, rules 9 and 10 of docs/design.md: what may be sent, what is granted, and when an update is due.
  *
  * @module
  */
@@ -7,18 +7,18 @@ import { assert, assertEquals, assertGreater, assertGreaterOrEqual } from "@std/
 import { INITIAL_WINDOW, MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
 import { KiB, MiB, stopTime, withFakeTime } from "./support.ts";
 
-// A window that seems to have stood in a queue shrinks: how long a step takes must not matter.
+// The clock stands still: a window shrinks when it seems to have been in a queue.
 Deno.test.beforeEach(stopTime);
 
 const ROUND_TRIP = 10;
 
-/** A window whose every update is noted, counted without wrapping; the limit must never go back. */
+/** A receive window with its updates, counted without wrapping; asserts that no limit decreases. */
 class Inbound {
   readonly window: ReceiveWindow;
   received = 0;
   consumed = 0;
   limit: number;
-  /** As the last update had it. */
+  /** The window in the last update. */
   advertised: number;
   updates = 0;
 
@@ -32,7 +32,7 @@ class Inbound {
     this.received += count;
   }
 
-  /** The peer sends all it may, stops, and is answered after these milliseconds. */
+  /** The peer uses its whole credit; its next byte follows the update after this many milliseconds. */
   measure(time: { now: number }, elapsed: number): void {
     this.arriveAll();
     while (!this.read(this.received - this.consumed));
@@ -40,7 +40,7 @@ class Inbound {
     this.arrive(1);
   }
 
-  /** The bytes under way stand in a queue for this many milliseconds, and those behind them follow at once. */
+  /** Bytes on their way arrive only after this many milliseconds, and the next byte follows directly. */
   queue(time: { now: number }, milliseconds: number): void {
     const { limit, updates } = this;
     while (this.updates === updates && limit - this.received > 1) this.read(Math.ceil((limit - this.received) / 2));
@@ -50,25 +50,25 @@ class Inbound {
     this.read(this.received - this.consumed);
   }
 
-  /** Goes on to where so many bytes have been read, in no time. */
+  /** Reads up to this count without time passing. */
   skipTo(consumed: number): void {
     while (this.consumed < consumed) this.read(Math.min(consumed - this.consumed, 2 ** 30));
     while (this.limit < consumed + this.advertised) this.read(1);
   }
 
-  /** The peer sends all it may. */
+  /** The peer uses its whole credit. */
   arriveAll(): void {
     this.arrive(this.limit - this.received);
   }
 
-  /** Reads what has arrived, or arrives just now; says whether an update was due, which then leaves. */
+  /** Reads `count` bytes, which arrive now if they have not yet; returns whether an update was due, and sends it. */
   read(count: number): boolean {
     this.consumed += count;
     if (this.received < this.consumed) this.arrive(this.consumed - this.received);
     const due = this.window.read(count, this.received - this.consumed);
     if (due) {
       this.advertised = this.window.advertise();
-      assertGreaterOrEqual(this.consumed + this.advertised, this.limit, "a limit went back");
+      assertGreaterOrEqual(this.consumed + this.advertised, this.limit, "a limit decreased");
       this.limit = this.consumed + this.advertised;
       this.updates++;
     }
@@ -76,29 +76,29 @@ class Inbound {
     return due;
   }
 
-  /** One round trip later, all that the peer could send by then comes in and is read as it comes. */
+  /** One round trip: all bytes that the credit allows arrive and are read at once. */
   lap(time: { now: number }, elapsed = ROUND_TRIP): void {
     time.now += elapsed;
     for (let left = this.limit - this.received; left > 0; left -= 32 * KiB) this.read(Math.min(left, 32 * KiB));
   }
 
-  /** Is read as quickly as it comes, until the window is so large. */
+  /** Reads at full speed until the window has this size. */
   growTo(size: number, time: { now: number }): void {
     for (let laps = 0; this.advertised < size; laps++) {
-      assert(laps < 100, `the window stays at ${this.advertised}`);
+      assert(laps < 100, `the window stayed at ${this.advertised}`);
       this.lap(time);
     }
     assertEquals(this.advertised, size);
   }
 }
 
-/** The first window of a pool. */
+/** A window in a pool of its own. */
 function inboundOf(largest: number, room: number) {
   const pool = new WindowPool(largest, room);
   return { pool, inbound: new Inbound(pool) };
 }
 
-/** A window of a stream that has sent `sent` bytes, all of them read, with `window` beyond them. */
+/** A window of a stream whose peer has read all `sent` bytes and grants `window` more. */
 function sendWindowAt(sent: number, window: number): SendWindow {
   const credit = new SendWindow();
   for (let at = 0; at < sent;) {
@@ -111,7 +111,7 @@ function sendWindowAt(sent: number, window: number): SendWindow {
   return credit;
 }
 
-Deno.test("rule 9: a stream may send 262144 bytes before it has heard from its peer", () => {
+Deno.test("rule 9: a stream may send 262144 bytes before the first update", () => {
   const window = new SendWindow();
   assertEquals([window.credit, INITIAL_WINDOW], [262_144, 262_144]);
   window.spend(262_143);
@@ -120,7 +120,7 @@ Deno.test("rule 9: a stream may send 262144 bytes before it has heard from its p
   assertEquals(window.credit, 0);
 });
 
-Deno.test("rule 9: the limit is consumed and window together, replaced by every update", () => {
+Deno.test("rule 9: the limit is consumed + window, and each update replaces it", () => {
   const window = new SendWindow();
   window.spend(100);
   assertEquals(window.update(40, 64), "moved");
@@ -130,7 +130,7 @@ Deno.test("rule 9: the limit is consumed and window together, replaced by every 
   assertEquals(window.credit, 1000);
 });
 
-Deno.test("rule 9: an update says whether it moved the limit", () => {
+Deno.test("rule 9: SendWindow.update() returns whether the limit moved", () => {
   const window = new SendWindow();
   window.spend(1000);
   assertEquals(window.update(0, INITIAL_WINDOW), "unchanged");
@@ -139,7 +139,7 @@ Deno.test("rule 9: an update says whether it moved the limit", () => {
   assertEquals(window.update(500, INITIAL_WINDOW), "unchanged");
 });
 
-Deno.test("rule 9: a window that shrinks below what is under way leaves no credit, and no debt once that was read", () => {
+Deno.test("rule 9: a window below the bytes on their way leaves no credit until they were read", () => {
   const window = new SendWindow();
   window.spend(1000);
   assertEquals(window.update(0, 10), "moved");
@@ -150,7 +150,7 @@ Deno.test("rule 9: a window that shrinks below what is under way leaves no credi
   assertEquals(window.credit, 10);
 });
 
-Deno.test("rule 9: counters wrap at 2^32 on the way", () => {
+Deno.test("rule 9: counters wrap at 2^32", () => {
   for (const sent of [2 ** 32 - 8, 2 ** 32 - 1, 2 ** 32, 2 ** 32 + 1, 2 ** 33 - 3, 5 * 2 ** 32 + 7]) {
     const window = sendWindowAt(sent, 16);
     assertEquals(window.credit, 16);
@@ -165,7 +165,7 @@ Deno.test("rule 9: counters wrap at 2^32 on the way", () => {
   }
 });
 
-Deno.test("rule 9: a limit just before the wrap and one just behind it differ by what lies between", () => {
+Deno.test("rule 9: the credit is right for limits on both sides of 2^32", () => {
   const window = sendWindowAt(2 ** 32 - 20, 20);
   assertEquals(window.credit, 20);
   window.spend(20);
@@ -190,7 +190,7 @@ Deno.test("rule 9: a window above 2^31-1 counts as 2^31-1", () => {
   assertEquals(window.credit, 2 ** 31 - 2);
 });
 
-Deno.test("rule 9: consumed beyond what was sent is told as such and changes nothing", () => {
+Deno.test("rule 9: a consumed count above what was sent is invalid and changes nothing", () => {
   for (const sent of [0, 5, 2 ** 32 - 3]) {
     const window = sendWindowAt(sent, 100);
     window.spend(10);
@@ -202,7 +202,7 @@ Deno.test("rule 9: consumed beyond what was sent is told as such and changes not
   }
 });
 
-Deno.test("rule 9: consumed that goes back is ignored, window and all", () => {
+Deno.test("rule 9: an update with a lower consumed count is ignored, its window too", () => {
   for (const sent of [1000, 2 ** 32 + 3]) {
     const window = sendWindowAt(sent, 100);
     assertEquals(window.update((sent - 1) % 2 ** 32, 5000), "unchanged");
@@ -211,7 +211,7 @@ Deno.test("rule 9: consumed that goes back is ignored, window and all", () => {
   }
 });
 
-Deno.test("rule 10: the first window is 262144 bytes, or the largest there may be", () => {
+Deno.test("rule 10: the first window is 262144 bytes, or the largest window if that is less", () => {
   for (const [largest, first] of [[8 * MiB, 262_144], [262_144, 262_144], [262_143, 262_143], [1, 1]] as const) {
     const pool = new WindowPool(largest, 8 * MiB);
     const window = new ReceiveWindow(pool);
@@ -220,7 +220,7 @@ Deno.test("rule 10: the first window is 262144 bytes, or the largest there may b
 });
 
 Deno.test(
-  "rule 10: what may be unread by right is the window, and never less than every peer's first guess",
+  "rule 10: the peer may have 262144 bytes unread, or the window if that is more",
   withFakeTime((time) => {
     assertEquals(new ReceiveWindow(new WindowPool(1, 0)).allowed, 262_144);
     const { inbound } = inboundOf(1 * MiB, 4 * MiB);
@@ -230,7 +230,7 @@ Deno.test(
   }),
 );
 
-Deno.test("rule 10: an update falls due on the first read, then whenever half a window has been read", () => {
+Deno.test("rule 10: an update is due on the first read, then for each half window read", () => {
   for (const first of [1, 100, 200_000]) {
     const { inbound } = inboundOf(262_144, 0);
     assertEquals(inbound.read(first), true);
@@ -243,7 +243,7 @@ Deno.test("rule 10: an update falls due on the first read, then whenever half a 
   }
 });
 
-Deno.test("rule 10: with a window of one byte every byte read is told", () => {
+Deno.test("rule 10: with a window of 1 byte an update is due for each byte read", () => {
   const { inbound } = inboundOf(1, 0);
   for (let count = 1; count <= 20; count++) {
     assertEquals(inbound.read(1), true);
@@ -251,14 +251,14 @@ Deno.test("rule 10: with a window of one byte every byte read is told", () => {
   }
 });
 
-Deno.test("rule 10: with a window of three bytes every second byte read is told", () => {
+Deno.test("rule 10: with a window of 3 bytes an update is due for each second byte read", () => {
   const { inbound } = inboundOf(3, 0);
   assertEquals([1, 1, 1, 1, 1].map((count) => inbound.read(count)), [true, false, true, false, true]);
   assertEquals([inbound.limit, inbound.advertised], [8, 3]);
 });
 
 Deno.test(
-  "rule 10: however large the window, an update falls due for every MiB read",
+  "rule 10: with a window of 8 MiB an update is due for each MiB read",
   withFakeTime((time) => {
     const { inbound } = inboundOf(8 * MiB, 8 * MiB);
     inbound.growTo(8 * MiB, time);
@@ -272,12 +272,12 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: an update that falls due as the count passes 2^32 is not lost",
+  "rule 10: an update is due when the count of read bytes reaches 2^32",
   withFakeTime(() => {
     const { inbound } = inboundOf(64 * KiB, 0);
     inbound.read(32 * KiB);
     while (inbound.consumed < 2 ** 32 - 32 * KiB) assertEquals(inbound.read(32 * KiB), true);
-    // Here Go's candidate is 0, which it takes for none.
+    // Go sends no update here: to Go a count of 0 means that none is due.
     assertEquals(inbound.read(32 * KiB), true);
     assertEquals([inbound.window.consumed, inbound.advertised], [0, 64 * KiB]);
     assertEquals(inbound.read(32 * KiB - 1), false);
@@ -286,7 +286,7 @@ Deno.test(
   }),
 );
 
-Deno.test("rule 10: no update falls due after the window was given up, while bytes are still counted", () => {
+Deno.test("rule 10: after close() no update is due, and read bytes are still counted", () => {
   const { inbound } = inboundOf(1000, 0);
   inbound.read(1);
   inbound.window.close();
@@ -298,24 +298,24 @@ Deno.test("rule 10: no update falls due after the window was given up, while byt
 });
 
 Deno.test(
-  "rule 10: the round trip is from an update to the first byte beyond the limit that stood before",
+  "rule 10: the round trip is measured from an update to the first byte beyond the previous limit",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     inbound.read(1);
     time.now += 30;
     inbound.arrive(262_143);
-    assertEquals(pool.roundTrip, 0, "the last byte within the old limit says nothing");
+    assertEquals(pool.roundTrip, 0, "the last byte within the old limit is no measurement");
     time.now += 20;
     inbound.arrive(1);
     assertEquals(pool.roundTrip, 50);
     time.now += 7;
     inbound.arrive(1);
-    assertEquals(pool.roundTrip, 50, "an answer is counted once");
+    assertEquals(pool.roundTrip, 50, "an update is measured once");
   }),
 );
 
 Deno.test(
-  "rule 10: the least round trip of all streams counts",
+  "rule 10: the pool keeps the shortest round trip of all streams",
   withFakeTime((time) => {
     const pool = new WindowPool(4 * MiB, 4 * MiB);
     for (const [elapsed, least] of [[50, 50], [12, 12], [70, 12], [11, 11]] as const) {
@@ -326,7 +326,7 @@ Deno.test(
   }),
 );
 
-Deno.test("rule 10: a round trip is measured across 2^32 too, wherever the limit stood", () => {
+Deno.test("rule 10: a round trip is measured across 2^32", () => {
   for (const distance of [-1000, -1, 0, 1, 1000]) {
     withFakeTime((time) => {
       const { pool, inbound } = inboundOf(64 * KiB, 0);
@@ -345,7 +345,7 @@ Deno.test("rule 10: a round trip is measured across 2^32 too, wherever the limit
 });
 
 Deno.test(
-  "rule 10: an update that moves no limit begins no measure",
+  "rule 10: an update that does not move the limit starts no measurement",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     assertEquals(inbound.window.advertise(), 262_144);
@@ -356,7 +356,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a window given up measures nothing",
+  "rule 10: a closed window measures nothing",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     inbound.read(1);
@@ -367,7 +367,7 @@ Deno.test(
   }),
 );
 
-/** Bytes arrive up to the limit within `busy` milliseconds of the first update, then nothing until `elapsed`. */
+/** Bytes arrive up to the limit within `busy` ms of the first update; the next byte follows after `elapsed` ms. */
 function answered(shortest: number, busy: number, elapsed: number, window: (inbound: Inbound) => void = () => {}) {
   return withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
@@ -383,24 +383,24 @@ function answered(shortest: number, busy: number, elapsed: number, window: (inbo
 }
 
 Deno.test("rule 10: a window grows to 1.25 times what the link carries in a round trip in which the sender waited", () => {
-  // 262145 bytes came in `busy` of 100 milliseconds.
+  // 262145 bytes arrived in `busy` of 100 milliseconds.
   for (const [busy, size] of [[50, 655_362], [75, 436_908], [74, 442_812], [76, 262_144], [100, 262_144]] as const) {
     answered(100, busy, 100, ({ advertised }) => assertEquals(advertised, size, `${busy} ms`))();
   }
 });
 
-Deno.test("rule 10: a window grows by a factor of 8 in a round trip at most", () => {
+Deno.test("rule 10: a window grows by a factor of 8 at most in a round trip", () => {
   for (const busy of [0, 1]) answered(0, busy, 50, ({ advertised }) => assertEquals(advertised, 8 * 262_144))();
 });
 
 Deno.test(
-  "rule 10: a sender that does not wait for credit makes no window grow",
+  "rule 10: a window does not grow when the sender does not wait for credit",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     inbound.read(62_144);
     inbound.arrive(199_999);
     time.now += 50;
-    // The byte before the limit and the one behind it come together.
+    // The bytes before and after the limit arrive together.
     inbound.arrive(2);
     inbound.read(inbound.received - inbound.consumed);
     assertEquals([inbound.advertised, pool.roundTrip], [262_144, 0]);
@@ -408,7 +408,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a window that the application reads slowly does not grow, however short the round trip",
+  "rule 10: a window does not grow when the application reads slowly, even with a short round trip",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     pool.roundTrip = ROUND_TRIP;
@@ -422,11 +422,11 @@ Deno.test(
   }),
 );
 
-Deno.test("rule 10: a window shrinks when the bytes under way took longer than the shortest round trip by 30 ms", () => {
+Deno.test("rule 10: a window shrinks when the bytes on their way took 30 ms longer than the shortest round trip", () => {
   const cases = [[40, 262_144], [41, 183_500], [80, 131_072], [1000, 65_536], [30_000, 65_536]] as const;
   for (const [busy, size] of cases) {
     answered(ROUND_TRIP, busy, busy, (inbound) => {
-      // The limit of before stays: what shrinks is what is renewed.
+      // The previous limit holds; the smaller window applies to the next update.
       inbound.arriveAll();
       while (!inbound.read(8 * KiB));
       assertEquals(inbound.advertised, size, `${busy} ms`);
@@ -434,7 +434,7 @@ Deno.test("rule 10: a window shrinks when the bytes under way took longer than t
   }
 });
 
-Deno.test("rule 10: a window shrinks no further than to 32 KiB, or the largest there may be", () => {
+Deno.test("rule 10: a window shrinks to 32 KiB at the least, or to the largest window if that is less", () => {
   for (const largest of [8 * MiB, 10_000]) {
     withFakeTime((time) => {
       const { pool, inbound } = inboundOf(largest, 8 * MiB);
@@ -442,13 +442,13 @@ Deno.test("rule 10: a window shrinks no further than to 32 KiB, or the largest t
       for (let times = 0; times < 30; times++) inbound.queue(time, 500);
       const least = Math.min(largest, 32 * KiB);
       assertEquals([inbound.advertised, pool.granted], [least, least]);
-      assertEquals(inbound.window.allowed, 262_144, "what is on its way is accepted");
+      assertEquals(inbound.window.allowed, 262_144, "data on its way is accepted");
     })();
   }
 });
 
 Deno.test(
-  "rule 10: a window that shrank grows again when nothing stands in a queue, whatever the others took of the pool",
+  "rule 10: a window that shrank grows back to its first size without a queue, in an exhausted pool",
   withFakeTime((time) => {
     const pool = new WindowPool(8 * MiB, 1 * MiB);
     const [inbound, other] = [new Inbound(pool), new Inbound(pool)];
@@ -462,11 +462,11 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: the time of a sender that does not wait for credit measures no queue",
+  "rule 10: a sender that does not wait for credit does not measure a queue",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     pool.roundTrip = ROUND_TRIP;
-    // Messages of 1001 bytes each: none ends where the credit does.
+    // Messages of 1001 bytes: no message ends at the limit.
     for (let times = 0; times < 3000; times++) {
       time.now += ROUND_TRIP;
       inbound.read(1001);
@@ -476,14 +476,14 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a new stream starts with the window that the last measure found, as far as the pool allows",
+  "rule 10: a new stream starts with the size last measured, as far as the pool allows",
   withFakeTime((time) => {
     const pool = new WindowPool(2 * MiB, 3 * MiB);
     const first = new Inbound(pool);
     first.growTo(2 * MiB, time);
     const [second, third] = [new Inbound(pool), new Inbound(pool)];
     for (const inbound of [second, third]) inbound.read(1);
-    // The first has taken 2 MiB - 262144 of the 3 MiB.
+    // The first window has 2 MiB - 262144 of the 3 MiB.
     assertEquals([second.advertised, third.advertised], [1 * MiB + 2 * 262_144, 262_144]);
     assertEquals(second.window.isSmall, false);
     for (const { window } of [first, second, third]) window.close();
@@ -497,7 +497,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a round trip too short to be measured makes no window grow",
+  "rule 10: a window does not grow when the round trip is too short to be measured",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     for (let laps = 0; laps < 10; laps++) inbound.lap(time, 0);
@@ -506,7 +506,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a window grows up to the largest there may be and no further",
+  "rule 10: a window grows up to the largest window",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(1_000_000, 100 * MiB);
     const sizes = new Set<number>();
@@ -515,22 +515,22 @@ Deno.test(
       sizes.add(inbound.advertised);
     }
     assertEquals([...sizes].at(-1), 1_000_000);
-    assert([...sizes].every((size, n, all) => n === 0 || size > all[n - 1]!), "it only grows");
+    assert([...sizes].every((size, n, all) => n === 0 || size > all[n - 1]!), "the window decreased");
     assertEquals(pool.granted, 1_000_000);
   }),
 );
 
 Deno.test(
-  "rule 10: a stream with half its window unread falls back, as it reads, to what it was promised",
+  "rule 10: a window with half of its bytes unread shrinks to its advertised credit as it is read",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     while (!inbound.read(32 * KiB));
-    // One byte less than half is unread.
+    // One byte less than half of the window is unread.
     inbound.arrive(2 * MiB - 1);
     assertEquals(inbound.read(1 * MiB), true);
     assertEquals([inbound.advertised, pool.granted], [2 * MiB, 2 * MiB]);
-    // Half is unread. As much is promised beyond what was read, and stays so; but it is not renewed.
+    // Half is unread: the credit beyond the read bytes stays, but is not renewed.
     inbound.arrive(1 * MiB + 1);
     assertEquals(inbound.read(1 * MiB), false);
     assertEquals(pool.granted, 1 * MiB);
@@ -538,14 +538,14 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a stream that stays in arrears comes down to its first window, and keeps that",
+  "rule 10: a window that stays half unread shrinks to the first window",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     inbound.arriveAll();
     const { limit, updates } = inbound;
     while (inbound.consumed + 262_144 < limit) inbound.read(32 * KiB);
-    assertEquals([inbound.limit, inbound.updates], [limit, updates], "more was granted than had been promised");
+    assertEquals([inbound.limit, inbound.updates], [limit, updates], "more credit than was advertised");
     for (let times = 0; times < 50; times++) {
       inbound.read(32 * KiB);
       inbound.arriveAll();
@@ -556,7 +556,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a stream that fell back grows again when it is read as quickly as it comes",
+  "rule 10: a window that shrank grows again when it is read at full speed",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
@@ -568,7 +568,7 @@ Deno.test(
   }),
 );
 
-Deno.test("rule 10: windows grow across 2^32 as anywhere", () => {
+Deno.test("rule 10: a window grows across 2^32", () => {
   for (const start of [100_000, 300_000, 1 * MiB, 3 * MiB]) {
     withFakeTime((time) => {
       const { inbound } = inboundOf(2 * MiB, 4 * MiB);
@@ -578,7 +578,7 @@ Deno.test("rule 10: windows grow across 2^32 as anywhere", () => {
   }
 });
 
-Deno.test("rule 10: windows fall back across 2^32 as anywhere: what was promised stays accounted for", () => {
+Deno.test("rule 10: a window shrinks across 2^32, and the pool counts its advertised credit", () => {
   for (const start of [100_000, 1 * MiB, 1.9 * MiB]) {
     withFakeTime((time) => {
       const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
@@ -595,12 +595,12 @@ Deno.test("rule 10: windows fall back across 2^32 as anywhere: what was promised
 });
 
 Deno.test(
-  "rule 10: growth is rationed: all windows together exceed their first ones by no more than the pool",
+  "rule 10: all windows together grow by no more than the room of the pool",
   withFakeTime((time) => {
     const pool = new WindowPool(8 * MiB, 300_000);
     const [one, two] = [new Inbound(pool), new Inbound(pool)] as const;
     one.growTo(262_144 + 300_000, time);
-    // Every stream has its first window, whatever the others took.
+    // Each stream has its first window, in an exhausted pool too.
     const three = new Inbound(pool);
     for (let laps = 0; laps < 20; laps++) for (const inbound of [two, three]) inbound.lap(time);
     assertEquals([one.advertised, two.advertised, three.advertised], [562_144, 262_144, 262_144]);
@@ -609,7 +609,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: what a stream took is there for others when it is closed or falls back",
+  "rule 10: growth of a stream returns to the pool when its window closes or shrinks",
   withFakeTime((time) => {
     const pool = new WindowPool(8 * MiB, 262_144);
     const [one, two, three] = [new Inbound(pool), new Inbound(pool), new Inbound(pool)] as const;
@@ -630,7 +630,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a stream that is idle for a second gives its growth back when another one needs it, and none that is read",
+  "rule 10: growth of a stream idle for a second returns to the pool when another stream needs it",
   withFakeTime((time) => {
     const pool = new WindowPool(2 * MiB, 3 * MiB);
     const shrunk: string[] = [];
@@ -644,11 +644,11 @@ Deno.test(
     assertEquals(idle.received, idle.consumed);
     while (shrunk.length === 0) {
       busy.lap(time);
-      assert(time.now < 10_000, "it never comes back");
+      assert(time.now < 10_000, "the growth was not returned");
     }
     assertEquals(shrunk, ["idle"]);
-    assertEquals(idle.window.advertise(), 262_144, "its limit goes back");
-    assertGreaterOrEqual(idle.window.allowed, promised, "what is on its way is accepted");
+    assertEquals(idle.window.advertise(), 262_144, "the limit decreases");
+    assertGreaterOrEqual(idle.window.allowed, promised, "data on its way is accepted");
     busy.growTo(2 * MiB, time);
     assertEquals(pool.granted, 2 * MiB + 262_144);
     for (const { window } of [idle, busy]) window.close();
@@ -657,7 +657,7 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a window is given back once, and all of it",
+  "rule 10: close() returns a window to the pool once",
   withFakeTime((time) => {
     const pool = new WindowPool(1 * MiB, 1 * MiB);
     const [one, two] = [new Inbound(pool), new Inbound(pool)] as const;
@@ -668,7 +668,7 @@ Deno.test(
     assertEquals(pool.granted, 262_144);
     two.window.close();
     assertEquals(pool.granted, 0);
-    // Were more given back than was taken, these could grow by more than the pool has.
+    // With too much returned, these windows could grow by more than the room of the pool.
     const [three, four] = [new Inbound(pool), new Inbound(pool)] as const;
     three.growTo(1 * MiB, time);
     for (let laps = 0; laps < 20; laps++) four.lap(time);
@@ -677,11 +677,11 @@ Deno.test(
 );
 
 Deno.test(
-  "rule 10: a limit never goes back, whatever is read when",
+  "rule 10: a limit never decreases, in any order of reads",
   withFakeTime((time) => {
     const pool = new WindowPool(4 * MiB, 3 * MiB);
     const all = [new Inbound(pool), new Inbound(pool), new Inbound(pool)];
-    // They are read quickly, slowly and in arrears by turns; Inbound compares each limit with the one before.
+    // Read quickly, slowly, and with a backlog in turn; Inbound compares each limit with the previous one.
     for (let times = 0; times < 600; times++) {
       const inbound = all[times % 3]!;
       if (times % 200 < 100) {
@@ -705,13 +705,13 @@ Deno.test("rule 10: WindowPool.share has no limit until half of the capacity is 
     return pool.share;
   });
   assertEquals(shares, [MAX_WINDOW, MAX_WINDOW, 32 * KiB, 16 * KiB, 8 * KiB, 1 * KiB, 1 * KiB]);
-  // A share is never more than the first window.
+  // A share is at most the first window.
   const small = new WindowPool(100, 100, 200);
   small.unread = 200;
   assertEquals(small.share, 100);
 });
 
-Deno.test("rule 10: a stream that is opened while room is scarce starts with its share, and has more once there is room", () => {
+Deno.test("rule 10: a stream opened while room is scarce starts with its share, and has the first window once there is room", () => {
   const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
   assertEquals(new ReceiveWindow(pool).isSmall, false);
   pool.unread = 12 * MiB;
@@ -723,7 +723,7 @@ Deno.test("rule 10: a stream that is opened while room is scarce starts with its
   assertEquals([window.read(100, 16 * KiB - 200), window.advertise()], [true, 262_144]);
 });
 
-Deno.test("rule 10: a stream that holds its share while room is scarce loses its credit, and gets it back as it is read", () => {
+Deno.test("rule 10: a stream that holds its share while room is scarce loses its credit, and regains it by reading", () => {
   const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
   const window = new ReceiveWindow(pool);
   window.arrived(100_000);
@@ -732,20 +732,20 @@ Deno.test("rule 10: a stream that holds its share while room is scarce loses its
   assertEquals(window.revoke(16 * KiB - 1), false, "less than the share");
   assertEquals(window.revoke(100_000), true);
   assertEquals(window.advertise(), 100_000, "the limit is what has arrived");
-  assertEquals(window.revoke(100_000), false, "no credit is left to be revoked");
-  // What was on its way up to the old limit is accepted.
+  assertEquals(window.revoke(100_000), false, "no credit is left to revoke");
+  // Data on its way, up to the old limit, is accepted.
   window.arrived(162_144);
   assertEquals(window.allowed, 262_144);
   assertEquals(window.revoke(262_144), false);
-  // Credit comes back when less than half a share is unread, by as much as is missing of one.
-  assertEquals(window.read(262_144 - 8 * KiB - 1, 8 * KiB + 1), true, "the first read reports");
+  // Credit returns when less than half of a share is unread, up to one share.
+  assertEquals(window.read(262_144 - 8 * KiB - 1, 8 * KiB + 1), true, "an update is due on the first read");
   assertEquals(window.advertise(), 16 * KiB);
   assertEquals(window.read(1, 8 * KiB), false);
   assertEquals(window.read(8 * KiB, 0), true);
   assertEquals(window.advertise(), 16 * KiB);
 });
 
-Deno.test("rule 10: a stream without credit that has been read to its end is never left without", () => {
+Deno.test("rule 10: a stream with revoked credit has an update due once all its bytes are read", () => {
   for (const unread of [8 * MiB, 12 * MiB, 15 * MiB, 16 * MiB]) {
     const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
     const window = new ReceiveWindow(pool);
@@ -766,7 +766,7 @@ Deno.test("rule 10: a stream without credit that has been read to its end is nev
 });
 
 Deno.test(
-  "rule 10: a window that grew beyond its share keeps what is on its way when it is revoked",
+  "rule 10: revoking a window larger than its share still accepts the data on its way",
   withFakeTime((time) => {
     const pool = new WindowPool(4 * MiB, 8 * MiB, 16 * MiB);
     const inbound = new Inbound(pool);

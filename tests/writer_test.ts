@@ -1,5 +1,5 @@
 /**
- * The write loop: what leaves in one write of the transport, in which order frames find room, and how it ends.
+ * The write loop: what one write of the transport contains, the order in which frames are encoded, and the end.
  *
  * @module
  */
@@ -14,69 +14,69 @@ import { adapt, type Connection, type Link, ReadBuffer } from "../transport.ts";
 import { decode } from "./decode_helpers.ts";
 import { pattern, turn } from "./support.ts";
 
-const NOWHERE = { transport: "tcp", hostname: "", port: 0 } as const;
+const NO_ADDRESS = { transport: "tcp", hostname: "", port: 0 } as const;
 
-/** A transport whose writes settle when the test says so. */
+/** A transport whose writes settle when the test calls a method. */
 class FakeLink implements Link {
-  /** A copy of what each write was given. */
+  /** A copy of the bytes of each write. */
   readonly writes: Uint8Array[] = [];
-  readonly #pending: { settle: PromiseWithResolvers<number>; given: Uint8Array }[] = [];
-  readonly #given: Uint8Array[] = [];
+  readonly #pending: { settle: PromiseWithResolvers<number>; p: Uint8Array }[] = [];
+  readonly #arrays: Uint8Array[] = [];
   #begun = Promise.withResolvers<void>();
-  /** Whether writes settle by themselves. */
+  /** True if writes settle at once. */
   isOpen = false;
-  readonly localAddr = NOWHERE;
-  readonly remoteAddr = NOWHERE;
+  readonly localAddr = NO_ADDRESS;
+  readonly remoteAddr = NO_ADDRESS;
 
   write(bytes: Uint8Array): Promise<number> {
     this.writes.push(bytes.slice());
-    this.#given.push(bytes);
+    this.#arrays.push(bytes);
     this.#begun.resolve();
     this.#begun = Promise.withResolvers();
     if (this.isOpen) return Promise.resolve(bytes.length);
     const settle = Promise.withResolvers<number>();
-    this.#pending.push({ settle, given: bytes });
+    this.#pending.push({ settle, p: bytes });
     return settle.promise;
   }
 
-  /** Bytes of memory behind all that was given to be written. */
+  /** Bytes of memory behind all arrays passed to `write()`. */
   get held(): number {
-    return new Set(this.#given.map(({ buffer }) => buffer)).values().reduce(
+    return new Set(this.#arrays.map(({ buffer }) => buffer)).values().reduce(
       (sum, { byteLength }) => sum + byteLength,
       0,
     );
   }
 
-  /** Waits until so many writes have begun. */
+  /** Waits until this many writes have begun. */
   async begun(count: number): Promise<void> {
     while (this.writes.length < count) await this.#begun.promise;
   }
 
-  /** The transport takes the first byte of the write under way, and must be given the others again. */
+  /** Resolves the pending write with 1: the writer must write the rest again. */
   takeOne(): void {
     this.#pending.shift()!.settle.resolve(1);
   }
 
-  /** The transport has taken all of the write under way, whose bytes must still be what they were. */
+  /** Resolves the pending write with its full length, after a check that its bytes did not change. */
   take(): void {
-    const { settle, given } = this.#pending.shift()!;
-    assertEquals(this.#pending, [], "two writes were under way at once");
-    assertEquals(given, this.writes.at(-1), "bytes were changed while they left");
-    settle.resolve(given.length);
+    const { settle, p } = this.#pending.shift()!;
+    assertEquals(this.#pending, [], "two writes were pending at once");
+    assertEquals(p, this.writes.at(-1), "bytes changed during the write");
+    settle.resolve(p.length);
   }
 
-  /** Lets the write under way and all that follow pass. */
+  /** Resolves the pending write and each later one. */
   open(): void {
     this.isOpen = true;
     if (this.#pending.length > 0) this.take();
   }
 
-  /** The write under way fails. */
+  /** Rejects the pending write. */
   fail(error: Error): void {
     this.#pending.shift()!.settle.reject(error);
   }
 
-  /** What was written, frame by frame, without positions and data: `PSH 3 length 5`. */
+  /** The written frames, without offsets and data: `PSH 3 length 5`. */
   frames(version: 1 | 2 = 2): string[] {
     return frames(concat(this.writes), version);
   }
@@ -96,20 +96,20 @@ function frames(bytes: Uint8Array, version: 1 | 2 = 2): string[] {
   return lines.map((line) => line.replace(/ at .*/, ""));
 }
 
-/** A writer over a fake transport, and what its session was told. */
+/** A writer over a fake transport, with the calls that its host received. */
 function start(host: Partial<WriterHost> = {}) {
   const link = new FakeLink();
-  const told: string[] = [];
+  const events: string[] = [];
   const writer: FrameWriter = new FrameWriter(link, 2, {
-    refusalsEncoded: () => void told.push("refused"),
-    writerIdle: () => void told.push("idle"),
+    refusalsEncoded: () => void events.push("refused"),
+    writerIdle: () => void events.push("idle"),
     writerFailed: (error) => {
-      told.push(`failed: ${(error as Error).message}`);
+      events.push(`failed: ${(error as Error).message}`);
       writer.end();
     },
     ...host,
   });
-  return { link, writer, told };
+  return { link, writer, events };
 }
 
 function data(writer: FrameWriter, id: number, length: number): boolean {
@@ -137,14 +137,14 @@ function source(id: number, due: { update?: boolean; fin?: boolean }, encoded: s
   };
 }
 
-/** Fills the buffer until data finds no room; says how many bytes it took. */
+/** Adds data frames until one finds no room; returns the number of bytes added, headers included. */
 function fill(writer: FrameWriter, id: number, length: number): number {
   let bytes = 0;
   while (data(writer, id, length)) bytes += 8 + length;
   return bytes;
 }
 
-/** Time that passes only when the test says so. */
+/** Replaces the clock with one that the test advances. */
 function stopTime() {
   const { now } = clock;
   const time = { now: now(), [Symbol.dispose]: () => void (clock.now = now) };
@@ -152,12 +152,12 @@ function stopTime() {
   return time;
 }
 
-/** Lets so many microtasks pass, and nothing else: no timer fires, nothing arrives. */
+/** Lets this many microtasks run; timers and I/O do not. */
 async function microtasks(count: number): Promise<void> {
   while (count-- > 0) await null;
 }
 
-Deno.test("a frame on an idle session leaves after one pass of the event loop", async () => {
+Deno.test("FrameWriter: a frame on an idle session is written after one pass of the event loop", async () => {
   const { link, writer } = start();
   assert(writer.tryFrame(PSH, 3, pattern(20), 5, 15));
   await turn(1);
@@ -167,7 +167,7 @@ Deno.test("a frame on an idle session leaves after one pass of the event loop", 
   assertEquals(link.writes.length, 1);
 });
 
-Deno.test("frames put in the same turn leave in one write, in the order in which they were put", async () => {
+Deno.test("FrameWriter: frames encoded in the same turn leave in one write, in order", async () => {
   const { link, writer } = start();
   link.open();
   assert(writer.tryFrame(PSH, 3, Uint8Array.of(1, 2), 0, 2));
@@ -183,7 +183,7 @@ Deno.test("frames put in the same turn leave in one write, in the order in which
   ]]);
 });
 
-Deno.test("frames put while a write is under way leave together in the next", async () => {
+Deno.test("FrameWriter: frames encoded during a write leave together in the next one", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
@@ -201,7 +201,7 @@ Deno.test("frames put while a write is under way leave together in the next", as
 });
 
 Deno.test("rule 2: a SYN and the data written right after it share one transport write", async () => {
-  // `await openStream()` costs three; what stands between a program and its session may spend more.
+  // `await openStream()` takes three microtasks; code between the caller and the session may add more.
   for (const spent of [0, 3, 10, 100]) {
     const { link, writer } = start();
     assert(syn(writer, 3));
@@ -215,7 +215,7 @@ Deno.test("rule 2: a SYN and the data written right after it share one transport
   }
 });
 
-Deno.test("frames of one pass of the event loop share one write, however many microtasks are spent between them", async () => {
+Deno.test("FrameWriter: frames of one pass of the event loop share one write, whatever number of microtasks runs between them", async () => {
   using _ = stopTime();
   for (const spent of [0, 1, 4, 16, 100]) {
     const { link, writer } = start();
@@ -230,7 +230,7 @@ Deno.test("frames of one pass of the event loop share one write, however many mi
   }
 });
 
-Deno.test("64 KiB that are coalesced leave before the pass of the event loop is over", async () => {
+Deno.test("FrameWriter: 64 KiB of coalesced frames leave before the pass of the event loop ends", async () => {
   const { link, writer } = start();
   for (let n = 0; n < 7; n++) assert(data(writer, 3, 9000));
   await microtasks(20);
@@ -242,7 +242,7 @@ Deno.test("64 KiB that are coalesced leave before the pass of the event loop is 
   await writer.flushed();
 });
 
-Deno.test("frames that are coalesced for 0.1 ms leave before the pass of the event loop is over", async () => {
+Deno.test("FrameWriter: frames coalesced for 0.1 ms leave before the pass of the event loop ends", async () => {
   using time = stopTime();
   const { link, writer } = start();
   link.open();
@@ -258,7 +258,7 @@ Deno.test("frames that are coalesced for 0.1 ms leave before the pass of the eve
   await writer.flushed();
 });
 
-Deno.test("data after awaitAnswer() leaves at once, with the control frames before it; the next data is coalesced", async () => {
+Deno.test("FrameWriter: data after awaitAnswer() leaves at once with the control frames before it; the next data is coalesced", async () => {
   const { link, writer } = start();
   link.open();
   writer.hold();
@@ -278,7 +278,7 @@ Deno.test("data after awaitAnswer() leaves at once, with the control frames befo
   await writer.flushed();
 });
 
-Deno.test("hold() coalesces until release(), over passes of the event loop, up to 64 KiB", async () => {
+Deno.test("FrameWriter.hold() coalesces until release(), over passes of the event loop, up to 64 KiB", async () => {
   const { link, writer } = start();
   link.open();
   writer.hold();
@@ -295,7 +295,7 @@ Deno.test("hold() coalesces until release(), over passes of the event loop, up t
   await writer.flushed();
 });
 
-Deno.test("rule 2: a SYN that no data follows leaves after one pass of the event loop all the same", async () => {
+Deno.test("rule 2: a SYN without data after it leaves after one pass of the event loop", async () => {
   const { link, writer } = start();
   assert(syn(writer, 3));
   await turn(1);
@@ -304,7 +304,7 @@ Deno.test("rule 2: a SYN that no data follows leaves after one pass of the event
   await writer.flushed();
 });
 
-Deno.test("rule 2: a SYN put while a write is under way leaves with the next one", async () => {
+Deno.test("rule 2: a SYN encoded during a write leaves with the next write", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
@@ -315,7 +315,7 @@ Deno.test("rule 2: a SYN put while a write is under way leaves with the next one
   assertEquals(link.writes.map((bytes) => frames(bytes)), [["PSH 3 length 1"], ["SYN 5", "PSH 5 length 2"]]);
 });
 
-Deno.test("every frame carries the version, which may be set before the first one", async () => {
+Deno.test("FrameWriter: frames carry the writer's version, which can be set before the first frame", async () => {
   const { link, writer } = start();
   writer.version = 1;
   link.open();
@@ -324,7 +324,7 @@ Deno.test("every frame carries the version, which may be set before the first on
   assertEquals(link.frames(1), ["SYN 3", "PSH 3 length 1", "NOP 0"]);
 });
 
-Deno.test("data finds room up to the high-water mark; the last frame may go beyond", async () => {
+Deno.test("FrameWriter: data is encoded up to the high-water mark; the last frame may exceed it", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
@@ -334,7 +334,7 @@ Deno.test("data finds room up to the high-water mark; the last frame may go beyo
   await link.begun(2);
   assertEquals(link.writes[1]!.length, HIGH_WATER_MARK);
 
-  // One byte short of it, the longest frame is still let in.
+  // One byte below the mark, the longest frame still finds room.
   for (const length of [65535, 65535, 65535, 32738]) assert(data(writer, 3, length));
   assertEquals(fill(writer, 3, 65535), 65543);
   link.open();
@@ -342,25 +342,25 @@ Deno.test("data finds room up to the high-water mark; the last frame may go beyo
   assertEquals(link.writes[2]!.length, HIGH_WATER_MARK - 1 + 65543);
 });
 
-Deno.test("a frame that finds no room waits, and its sender goes on when a buffer has taken it", async () => {
+Deno.test("FrameWriter: a frame without room waits, and its send resolves when the frame is encoded", async () => {
   const { link, writer } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
   fill(writer, 3, 32 * 1024);
-  let isTaken = false;
-  const sending = writer.openSender().send(waiting(5, 100)).then(() => isTaken = true);
+  let isSent = false;
+  const sending = writer.openSender().send(waiting(5, 100)).then(() => isSent = true);
   await microtasks(50);
-  assertEquals(isTaken, false);
+  assertEquals(isSent, false);
   link.take();
   await sending;
-  // It was copied into the third buffer as the second began to leave: it need not have left.
+  // It was encoded into the third buffer when the second began to leave; it may still be unsent.
   assertEquals([link.writes.length, writer.unsent], [2, link.writes[1]!.length + 108]);
   link.open();
   await writer.flushed();
   assertEquals(frames(link.writes[2]!), ["PSH 5 length 100"]);
 });
 
-Deno.test("frames that wait are taken in the order in which they came, before any that comes later", async () => {
+Deno.test("FrameWriter: waiting frames are encoded in their order of arrival, before any later frame", async () => {
   const { link, writer } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
@@ -386,7 +386,7 @@ Deno.test("frames that wait are taken in the order in which they came, before an
   ]);
 });
 
-/** Writes frames as a stream does: into the buffer while there is room, else it waits for its turn; each time it gives way. */
+/** Writes frames as a stream does: into the buffer if there is room, else through the queue; yields after each. */
 async function writeFrames(writer: FrameWriter, id: number, count: number): Promise<void> {
   const length = 32 * 1024;
   const sender = writer.openSender();
@@ -397,10 +397,10 @@ async function writeFrames(writer: FrameWriter, id: number, count: number): Prom
   sender.close();
 }
 
-/** The ids of the frames written, in their order. */
+/** The stream ids of the written frames, in order. */
 const idsOf = (lines: string[]) => lines.map((line) => Number(line.split(" ")[1]));
 
-Deno.test("rule 13: streams that write megabytes take turns, frame by frame", async () => {
+Deno.test("rule 13: streams that write megabytes alternate frame by frame", async () => {
   const { link, writer } = start();
   link.open();
   const ids = [3, 5, 7, 9, 11];
@@ -409,7 +409,7 @@ Deno.test("rule 13: streams that write megabytes take turns, frame by frame", as
   assertEquals(idsOf(link.frames()), Array.from({ length: 40 }, () => ids).flat());
 });
 
-Deno.test("rule 13: streams that join one that has filled every buffer get their turns from then on", async () => {
+Deno.test("rule 13: streams that start while another fills every buffer alternate with it from then on", async () => {
   const { link, writer } = start();
   const first = writeFrames(writer, 3, 60);
   await link.begun(1);
@@ -424,12 +424,12 @@ Deno.test("rule 13: streams that join one that has filled every buffer get their
   link.open();
   await Promise.all([first, ...others]);
   await writer.flushed();
-  // One frame of the first stream was waiting before the others came.
+  // One frame of the first stream was waiting before the other streams started.
   const order = idsOf(link.frames()).slice(ahead + 1);
   for (let at = 0; at < 4 * 30; at += 4) assertEquals(order.slice(at, at + 4).sort(), [3, 5, 7, 9], `at ${at}`);
 });
 
-Deno.test("rule 13: one small frame waits for what was put before it, and for nothing else", async () => {
+Deno.test("rule 13: a small frame waits only for the frames before it", async () => {
   const { link, writer } = start();
   const bulk = writeFrames(writer, 3, 100);
   await link.begun(1);
@@ -439,12 +439,12 @@ Deno.test("rule 13: one small frame waits for what was put before it, and for no
   link.open();
   await Promise.all([bulk, small]);
   await writer.flushed();
-  // Ahead of it are the frames in the two buffers, and the one that waited.
+  // Before it: the frames in the two buffers, and the one that waited.
   assertEquals(idsOf(link.frames()).indexOf(5), ahead + 1);
 });
 
-Deno.test("rule 12: when data finds no room, 16 KiB of control frames do, but not any number", async () => {
-  // Full to the byte, and overfull by as much as can be.
+Deno.test("rule 12: at least 16 KiB of control frames find room when data does not, up to a limit", async () => {
+  // Exactly full, and over the mark by the largest possible amount.
   for (const lengths of [Array<number>(7).fill(32 * 1024 - 8), [65535, 65535, 65535, 32738, 65535]]) {
     const { link, writer } = start();
     assert(data(writer, 3, 1));
@@ -466,8 +466,8 @@ Deno.test("rule 12: when data finds no room, 16 KiB of control frames do, but no
   }
 });
 
-Deno.test("rule 12: control frames that found no room go first at the next change of buffers, before frames that wait", async () => {
-  const { link, writer, told } = start();
+Deno.test("rule 12: control frames without room are encoded first when the buffers change, before waiting frames", async () => {
+  const { link, writer, events } = start();
   const encoded: string[] = [];
   assert(data(writer, 3, 1));
   await link.begun(1);
@@ -479,7 +479,7 @@ Deno.test("rule 12: control frames that found no room go first at the next chang
     source(11, { update: true, fin: true }, encoded),
   ];
   for (const source of sources) writer.queueControl(source);
-  // The same again: it is queued once.
+  // A source that is queued already is not queued again.
   writer.queueControl(sources[0]!);
   writer.refuse(13);
   writer.refuse(15);
@@ -487,7 +487,7 @@ Deno.test("rule 12: control frames that found no room go first at the next chang
   assertEquals([encoded, writer.waitingRefusals, sources.map(({ isQueued }) => isQueued)], [[], 2, [true, true, true]]);
   link.take();
   await sending;
-  assertEquals([encoded, writer.waitingRefusals, told], [["FIN 7", "FIN 11"], 0, ["refused"]]);
+  assertEquals([encoded, writer.waitingRefusals, events], [["FIN 7", "FIN 11"], 0, ["refused"]]);
   assertEquals(
     sources.map(({ isQueued, isUpdateDue, isFinDue }) => isQueued || isUpdateDue || isFinDue),
     [false, false, false],
@@ -505,7 +505,7 @@ Deno.test("rule 12: control frames that found no room go first at the next chang
   ]);
 });
 
-Deno.test("queueControl() encodes what is due at once when there is room, and nothing after the end", async () => {
+Deno.test("FrameWriter.queueControl() encodes due frames at once if there is room, and none after end()", async () => {
   const { link, writer } = start();
   link.open();
   const encoded: string[] = [];
@@ -518,7 +518,7 @@ Deno.test("queueControl() encodes what is due at once when there is room, and no
   assertEquals([encoded, writer.unsent], [["FIN 7"], 0]);
 });
 
-Deno.test("more frames wait than one buffer holds: they leave in several writes, all of them, in order", async () => {
+Deno.test("FrameWriter: waiting frames that exceed one buffer leave in several writes, complete and in order", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
@@ -534,14 +534,14 @@ Deno.test("more frames wait than one buffer holds: they leave in several writes,
   );
 });
 
-Deno.test("flushed waits for what was put and what waited, and for nothing when there is nothing", async () => {
+Deno.test("FrameWriter.flushed() resolves after encoded and waiting frames are written, at once if there are none", async () => {
   const { link, writer } = start();
   await writer.flushed();
   assertEquals(link.writes, []);
   assert(data(writer, 3, 1));
   let isFlushed = false;
   const flushed = writer.flushed().then(() => isFlushed = true);
-  // It begins the write itself, without waiting for the turn that a SYN would leave.
+  // flushed() begins the write itself, without the pass of the event loop that a SYN waits for.
   assertEquals(link.writes.length, 1);
   assert(data(writer, 3, 2));
   link.take();
@@ -553,7 +553,7 @@ Deno.test("flushed waits for what was put and what waited, and for nothing when 
   assertEquals([writer.unsent, writer.bytes], [0, 19]);
 });
 
-Deno.test("flushed waits for what the session puts when it is told that all has been written", async () => {
+Deno.test("FrameWriter.flushed() waits for frames that writerIdle() adds", async () => {
   let owed = 3;
   const { link, writer } = start({ writerIdle: () => void (owed-- > 0 && writer.tryControl(NOP, owed)) });
   link.open();
@@ -562,21 +562,21 @@ Deno.test("flushed waits for what the session puts when it is told that all has 
   assertEquals(link.frames(), ["PSH 3 length 1", "NOP 2", "NOP 1", "NOP 0"]);
 });
 
-Deno.test("the session is told when all has been written, and only then", async () => {
-  const { link, writer, told } = start();
+Deno.test("FrameWriter calls writerIdle() once, after everything was written", async () => {
+  const { link, writer, events } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
   assert(data(writer, 3, 2));
   link.take();
   await link.begun(2);
   await microtasks(20);
-  assertEquals(told, []);
+  assertEquals(events, []);
   link.take();
   await writer.flushed();
-  assertEquals(told, ["idle"]);
+  assertEquals(events, ["idle"]);
 });
 
-Deno.test("frames, bytes and unsent say what was put and what left", async () => {
+Deno.test("FrameWriter: frames, bytes and unsent count encoded frames, written bytes and unwritten bytes", async () => {
   const { link, writer } = start();
   const figures = () => [writer.frames, writer.bytes, writer.unsent];
   assertEquals(figures(), [0, 0, 0]);
@@ -594,7 +594,7 @@ Deno.test("frames, bytes and unsent say what was put and what left", async () =>
   assertEquals(figures(), [3, 37, 0]);
 });
 
-Deno.test("the clock shows when a write began and since when it has made no progress", async () => {
+Deno.test("FrameWriter: begunAt is when a write began, stalledSince when it last made progress", async () => {
   using time = stopTime();
   time.now = 1000;
   const { link, writer } = start();
@@ -618,7 +618,7 @@ Deno.test("the clock shows when a write began and since when it has made no prog
   assertEquals([writer.begunAt, writer.stalledSince], [1030, undefined]);
 });
 
-Deno.test("a transport that takes a few bytes at a time gets all of them, in order, and each counts as progress", async () => {
+Deno.test("FrameWriter: a transport that writes a few bytes at a time gets all bytes in order, and each write counts as progress", async () => {
   const parts: Uint8Array[] = [];
   let sizes = [1, 7, 8, 0, 3, 100];
   const stalls = new Set<number | undefined>();
@@ -653,15 +653,15 @@ Deno.test("a transport that takes a few bytes at a time gets all of them, in ord
       ),
     );
     assertEquals([writer.bytes, parts.length > 10], [580, true]);
-    // Each write but those after one that took nothing finds that there was progress since the one before.
+    // Each write sees a new value of stalledSince, except after a write of 0 bytes.
     assertEquals(stalls.size, parts.filter(({ length }) => length > 0).length);
   } finally {
     clock.now = now;
   }
 });
 
-Deno.test("a transport that fails is told once, and a send rejects when its handle is closed", async () => {
-  const { link, writer, told } = start();
+Deno.test("FrameWriter: a failed write is reported once, and a send rejects when its sender is closed", async () => {
+  const { link, writer, events } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
   fill(writer, 3, 32 * 1024);
@@ -673,24 +673,24 @@ Deno.test("a transport that fails is told once, and a send rejects when its hand
   sender.close();
   await sending;
   await microtasks(20);
-  assertEquals([told, link.writes.length, writer.bytes], [["failed: broken"], 1, 0]);
+  assertEquals([events, link.writes.length, writer.bytes], [["failed: broken"], 1, 0]);
   assertEquals([data(writer, 3, 1), writer.tryControl(FIN, 3), writer.tryUpdate(3, 0, 0)], [false, false, false]);
   assertEquals([writer.unsent, writer.stalledSince], [0, undefined]);
 });
 
-Deno.test("a transport whose write throws at once has failed just the same", async () => {
-  const { link, writer, told } = start();
+Deno.test("FrameWriter: a write that throws synchronously is reported as a failure", async () => {
+  const { link, writer, events } = start();
   link.write = () => {
     throw new Error("broken at once");
   };
   assert(data(writer, 3, 1));
   await writer.flushed();
-  assertEquals(told, ["failed: broken at once"]);
+  assertEquals(events, ["failed: broken at once"]);
 });
 
-Deno.test("when something else fails, so may the write under way, and nobody need hear of that", async () => {
+Deno.test("FrameWriter: a pending write that fails after a failure of the host leaves no unhandled rejection", async () => {
   const failure = new Error("the host failed");
-  const { link, writer, told } = start({
+  const { link, writer, events } = start({
     refusalsEncoded: () => {
       throw failure;
     },
@@ -699,24 +699,24 @@ Deno.test("when something else fails, so may the write under way, and nobody nee
   writer.refuse(5);
   await link.begun(1);
   await microtasks(20);
-  assertEquals(told, ["failed: the host failed"]);
-  // Unhandled it would fail this test.
+  assertEquals(events, ["failed: the host failed"]);
+  // An unhandled rejection would fail this test.
   link.fail(new Error("broken"));
   await turn();
 });
 
-Deno.test("a transport that fails after the end is told to nobody", async () => {
-  const { link, writer, told } = start();
+Deno.test("FrameWriter: a write that fails after end() is not reported", async () => {
+  const { link, writer, events } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
   writer.end();
   link.fail(new Error("broken"));
   await microtasks(20);
-  assertEquals(told, []);
+  assertEquals(events, []);
 });
 
-Deno.test("the end takes nothing more and writes nothing more, and a send rejects when its handle is closed", async () => {
-  const { link, writer, told } = start();
+Deno.test("FrameWriter.end() stops encoding and writing, and a send rejects when its sender is closed", async () => {
+  const { link, writer, events } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
   fill(writer, 3, 32 * 1024);
@@ -739,10 +739,10 @@ Deno.test("the end takes nothing more and writes nothing more, and a send reject
   link.take();
   await writer.flushed();
   await microtasks(20);
-  assertEquals([link.writes.length, told], [1, []]);
+  assertEquals([link.writes.length, events], [1, []]);
 });
 
-Deno.test("after the end dismiss() makes send() reject for as many frames as it says, and leaves them unmarked", async () => {
+Deno.test("FrameWriter.dismiss(n) after end() rejects the sends of n frames and leaves the frames not encoded", async () => {
   const { link, writer } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
@@ -763,7 +763,7 @@ Deno.test("after the end dismiss() makes send() reject for as many frames as it 
   link.take();
 });
 
-Deno.test("what was put in the turn in which the end comes does not leave", async () => {
+Deno.test("FrameWriter: a frame encoded in the same turn as end() is not written", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   writer.end();
@@ -771,7 +771,7 @@ Deno.test("what was put in the turn in which the end comes does not leave", asyn
   assertEquals([link.writes.length, writer.unsent], [0, 0]);
 });
 
-Deno.test("a sender that gives up takes its frame back, and those behind it move up", async () => {
+Deno.test("FrameWriter: an aborted send rejects with the reason, and the frames behind it are encoded", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
@@ -788,7 +788,7 @@ Deno.test("a sender that gives up takes its frame back, and those behind it move
   assertEquals(frames(link.writes[2]!), ["PSH 7 length 10"]);
 });
 
-Deno.test("an idle session gives back the buffers of its busy time, and can be busy again", async () => {
+Deno.test("FrameWriter.trim() frees the buffers of an idle session, which grow again with traffic", async () => {
   const { link, writer } = start();
   assertEquals(writer.isLarge, false);
   for (let times = 0; times < 2; times++) {
@@ -798,7 +798,7 @@ Deno.test("an idle session gives back the buffers of its busy time, and can be b
     fill(writer, 3, 32 * 1024);
     assertEquals(writer.isLarge, true);
     const { unsent } = writer;
-    // Nothing is given back that is in use.
+    // Buffers in use are not freed.
     writer.trim();
     assertEquals([writer.unsent, writer.isLarge], [unsent, true]);
     link.open();
@@ -816,7 +816,7 @@ Deno.test("an idle session gives back the buffers of its busy time, and can be b
   }
 });
 
-Deno.test("a large buffer that lies behind a small one is given back too", async () => {
+Deno.test("FrameWriter.trim() frees a large buffer behind a small one", async () => {
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
@@ -828,7 +828,7 @@ Deno.test("a large buffer that lies behind a small one is given back too", async
   assertEquals([writer.isLarge, link.held], [false, 0]);
 });
 
-Deno.test("nothing that was put is lost when buffers are given back before it began to leave", async () => {
+Deno.test("FrameWriter.trim() before a write begins loses no frame", async () => {
   const { link, writer } = start();
   link.open();
   fill(writer, 3, 32 * 1024);
@@ -838,26 +838,26 @@ Deno.test("nothing that was put is lost when buffers are given back before it be
   assertEquals([link.writes.map(({ length }) => length), writer.bytes], [[unsent], unsent]);
 });
 
-Deno.test("the end gives the buffers back as well", async () => {
+Deno.test("FrameWriter.end() frees the buffers", async () => {
   const { link, writer } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
   fill(writer, 3, 32 * 1024);
   writer.end();
   assertEquals(writer.isLarge, false);
-  // But for the one from which a write is still under way, whatever becomes of it.
+  // Except for the one of the pending write.
   assertGreater(link.held, 0);
   link.take();
   await microtasks(20);
   assertEquals([writer.unsent, link.held], [0, 0]);
 });
 
-Deno.test("a long write that settles after the end lets nobody have a turn: there is nothing to go on with", async () => {
+Deno.test("FrameWriter: a long write that settles after end() does not yield to the event loop", async () => {
   const { link, writer } = start();
   const { now, yieldToEventLoop } = clock;
-  let given = 0;
+  let yields = 0;
   clock.yieldToEventLoop = () => {
-    given++;
+    yields++;
     return yieldToEventLoop();
   };
   try {
@@ -867,13 +867,13 @@ Deno.test("a long write that settles after the end lets nobody have a turn: ther
     clock.now = () => now() + 1000;
     link.take();
     await microtasks(20);
-    assertEquals(given, 0);
+    assertEquals(yields, 0);
   } finally {
     Object.assign(clock, { now, yieldToEventLoop });
   }
 });
 
-Deno.test("a write that fails after the end gives its buffer back", async () => {
+Deno.test("FrameWriter: a write that fails after end() frees its buffer", async () => {
   const { link, writer } = start();
   fill(writer, 3, 32 * 1024);
   await link.begun(1);
