@@ -607,7 +607,7 @@ Deno.test("transport: a connection that gives no sensible count ends the session
     for (const way of ["read", "write"] as const) {
       const { connection, closes } = scripted({ [way]: () => Promise.resolve(wrong) });
       const session = Session.client(connection);
-      const error = await assertRejects(() => session.closed, TypeError, `A transport's ${way} must give 0 to `);
+      const error = await assertRejects(() => session.closed, TypeError, `Transport ${way} must return 0 to `);
       assert(error.message.endsWith(`received ${wrong}`), error.message);
       assertEquals(closes(), 1);
     }
