@@ -1,8 +1,8 @@
 /**
- * The streams that the peer opens, on their way to the tasks that accept them.
+ * Passes streams opened by the peer to the acceptors' channel.
  *
- * They are handed over when everything that came in one read is decoded, because a web stream's reader may run in that
- * step and do anything to the session.
+ * Streams are passed on after a whole read is decoded: sending to the channel may run application code (the receiver
+ * may be a web stream), and that code may end the session.
  *
  * @module
  */
@@ -13,15 +13,15 @@ import type { Stream, StreamCore } from "./stream.ts";
 
 /** What the acceptor needs from its session. */
 export interface AcceptorHost {
-  /** A stream was handed over. */
+  /** Called when a stream was sent to the channel. */
   accepted(stream: StreamCore): void;
-  /** A stream that had arrived finds no acceptor. */
+  /** Refuses a stream that was added but did not fit the channel. */
   refuseArrived(stream: StreamCore): void;
 }
 
-/** Hands the streams of the peer to the acceptors' channel. */
+/** Collects streams during a read, and sends them to the acceptors' channel. */
 export class Acceptor {
-  /** Where the streams come out, unless they go to a channel of the caller's. */
+  /** The receiving end of the channel; `undefined` with a channel of the caller. */
   readonly incoming: Receiver<Stream> | undefined;
   readonly #channel: Sender<Stream>;
   readonly #host: AcceptorHost;
@@ -34,7 +34,7 @@ export class Acceptor {
   #hadTurn = false;
 
   /**
-   * @param settings A channel of the caller's, or the capacity of one of our own; and the limit of open streams.
+   * @param settings The channel of the caller or the capacity of a new one, and the limit of open streams.
    * @param host The session.
    */
   constructor(settings: Pick<Settings, "incoming" | "acceptBacklog" | "maxStreams">, host: AcceptorHost) {
@@ -49,38 +49,38 @@ export class Acceptor {
     }
   }
 
-  /** Streams that wait in the channel. */
+  /** Number of streams that wait in the channel. */
   get pending(): number {
     return this.#channel.size;
   }
 
-  /** Streams that were handed over, ever. */
+  /** Total number of accepted streams. */
   get accepted(): number {
     return this.#accepted;
   }
 
-  /** Streams that were refused, ever. */
+  /** Total number of refused streams. */
   get refused(): number {
     return this.#refused;
   }
 
-  /** Whether a stream that comes now is to be refused, so that a flood of refused SYNs allocates nothing. */
+  /** Whether the next stream must be refused. Checked before a stream is created: a flood of SYNs allocates nothing. */
   get isFull(): boolean {
     if (this.#open >= this.#maxStreams) return true;
     const channel = this.#channel;
     return this.#hadTurn && this.#arrived.length === 0 && channel.capacity > 0 && channel.isFull;
   }
 
-  /** Adds a stream that arrived; returns whether there may be a place for the next one. */
+  /** Adds a new stream. Returns whether the channel may have room for another one. */
   add(stream: StreamCore): boolean {
     this.#open++;
     return this.#arrived.push(stream) < this.#channel.capacity - this.#channel.size;
   }
 
   /**
-   * Hands over the streams that arrived.
+   * Sends the added streams to the channel.
    *
-   * @returns `false` if the acceptors must run before the rest is handed over or refused.
+   * @returns `false` if the acceptors must run before the rest is sent or refused.
    */
   handOver(): boolean {
     if (this.#arrived.length === 0) return true;
@@ -102,22 +102,22 @@ export class Acceptor {
     return true;
   }
 
-  /** Counts a stream that is refused. */
+  /** Counts a refused stream. */
   refuse(): void {
     this.#refused++;
   }
 
-  /** A stream that `add` counted has left. */
+  /** Counts an added stream as closed. */
   remove(): void {
     this.#open--;
   }
 
-  /** The acceptors have run. */
+  /** Called when the acceptors have run. */
   hadTurn(): void {
     this.#hadTurn = true;
   }
 
-  /** Closes the channel, if it is ours; with an error the acceptors get that. */
+  /** Closes the channel. With an error, receives on a channel of the session's own reject with it. */
   close(error?: Error): void {
     if (error !== undefined && this.incoming !== undefined) this.#channel.close(error);
     else this.#channel.close();

@@ -1,5 +1,5 @@
 /**
- * The core of a channel, behind its public classes: the buffer, the waiting sends and receives, and the end.
+ * The core of a channel: its buffer, its waiting sends and receives, and its end.
  *
  * @module
  */
@@ -15,9 +15,9 @@ import {
 } from "./_wait.ts";
 
 /**
- * An operation met a closed channel or a closed handle.
+ * Rejects an operation on a closed channel or through a closed handle.
  *
- * @example Getting the value back
+ * @example Recovering the unsent value
  * ```ts
  * import { Channel, ChannelClosedError } from "@sluice/smux/channel";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -33,10 +33,10 @@ export class ChannelClosedError extends Error {
   declare readonly value?: unknown;
 
   /**
-   * Makes the error.
+   * Creates the error.
    *
    * @param message What could not be done.
-   * @param value The value that was not sent; without it the error has no such property.
+   * @param value The value that was not sent. If it is left out, the error has no property `value`.
    */
   constructor(message: string, ...value: [value?: unknown]) {
     super(message);
@@ -46,11 +46,11 @@ export class ChannelClosedError extends Error {
 }
 
 /**
- * What {@linkcode Channel.tryReceive} found: a value, nothing for now, or nothing for ever.
+ * Result of {@linkcode Channel.tryReceive}: a value, an empty channel, or a closed and drained one.
  *
- * @typeParam T The channel's values.
+ * @typeParam T The type of the channel's values.
  *
- * @example Nothing there yet
+ * @example Receiving from an empty channel
  * ```ts
  * import { Channel, type ChannelReceiveResult } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -66,14 +66,14 @@ const EMPTY: { readonly state: "empty" } = Object.freeze({ state: "empty" });
 const CLOSED: { readonly state: "closed" } = Object.freeze({ state: "closed" });
 const NO_RING: never[] = [];
 
-/** A ring at most this long is not worth shrinking. */
+/** A ring of at most this length is never shrunk. */
 const SMALL_RING = 32;
 
 type CloseReason = [] | [reason: unknown];
 type SendOutcome = { done: false; value?: undefined } | { done: true; value?: undefined };
 type ReceiveOutcome<T> = { done: false; value: T } | { done: true; value?: undefined };
 
-/** What a wait resolves with: for a value, and at a clean end, where it rejects without `end`. */
+/** How a wait resolves: with a value, and at a clean end. Without `end` a clean end rejects. */
 interface ResultShape<T, R> {
   value(value: T): R;
   end: (() => R) | undefined;
@@ -90,16 +90,19 @@ const SELECT_RESULT = {
   end: (): ReceiveOutcome<never> => ({ done: true }),
 };
 
-/** How a receive ends without a value. At a clean end it rejects only if its shape has no `end`. */
+/** How a receive ends without a value. A clean end rejects only if the shape has no `end`. */
 type EndReason = { isClean: boolean; error: unknown };
 
-/** The state of a handle or an iterator, closable by itself. A receiver is the parent of its iterators. */
+/**
+ * The state of a handle or an iterator, each of which can be closed separately. A receiver is the parent of its
+ * iterators.
+ */
 export class Handle {
   isOpen = true;
-  /** Pending waits, so that closing searches the queue no further than needed. */
+  /** Number of pending waits, so that closing stops searching the queue after the last of them. */
   waiterCount = 0;
 
-  /** @param closesOnError Whether the first error closes it, as an iteration. */
+  /** @param closesOnError Whether the first error closes the handle, as it ends an iteration. */
   constructor(readonly parent?: Handle, readonly closesOnError = false) {}
 
   get isLive(): boolean {
@@ -111,7 +114,7 @@ export class Handle {
     this.parent?.countWaiters(change);
   }
 
-  /** The waiters of a queue that belong to this handle or to an iterator of it. */
+  /** Returns the waiters of a queue that belong to this handle or to one of its iterators. */
   waitersIn<T>(queue: Queue<Waiter<T>>): Waiter<T>[] {
     const found: Waiter<T>[] = [];
     for (let waiter = queue.first; waiter !== undefined && found.length < this.waiterCount; waiter = waiter.next) {
@@ -122,7 +125,7 @@ export class Handle {
 }
 
 /**
- * A send or a receive that waits. No inheritance and no private fields: both slow each wait down.
+ * A waiting send or receive. No inheritance and no private fields: both make each wait slower.
  */
 class Waiter<T> implements QueueNode<Waiter<T>> {
   queue: Queue<Waiter<T>> | undefined = undefined;
@@ -136,7 +139,7 @@ class Waiter<T> implements QueueNode<Waiter<T>> {
   constructor(
     queue: Queue<Waiter<T>>,
     readonly handle: Handle | undefined,
-    /** The value of a send. */
+    /** The value to send; `undefined` for a receive. */
     readonly value: T | undefined,
     shape: ResultShape<T, unknown>,
     resolve: (outcome: unknown) => void,
@@ -151,7 +154,7 @@ class Waiter<T> implements QueueNode<Waiter<T>> {
     handle?.countWaiters(1);
   }
 
-  /** Leaves the queue. Does nothing when it has left already. */
+  /** Leaves the queue, if it has not left already. */
   leave(): void {
     this.limit?.stop();
     if (this.queue === undefined) return;
@@ -178,7 +181,7 @@ class Waiter<T> implements QueueNode<Waiter<T>> {
   }
 }
 
-/** Adds a waiter to a queue; its shape returns what its callback expects. */
+/** Adds a waiter to a queue. The type of the shape's results is that of the callback's argument. */
 function park<T, R>(
   queue: Queue<Waiter<T>>,
   handle: Handle | undefined,
@@ -204,10 +207,10 @@ function wait<T, R>(
 }
 
 /**
- * One channel.
+ * The state and the operations of one channel.
  *
  * Receivers wait only while there is no value, senders only while there is no room. The state is consistent before a
- * promise settles or a callback runs, since both may call back in.
+ * promise settles or a callback runs, because both may call the channel.
  */
 export class Core<T> {
   readonly capacity: number;
@@ -217,7 +220,7 @@ export class Core<T> {
   closed = false;
   senderCount = 1;
   receiverCount = 1;
-  /** The first reason given to a close; the channel may still be open then. */
+  /** The first reason passed to a close, which may be that of one of several senders. */
   #reason: { error: unknown } | undefined = undefined;
   #ring: (T | undefined)[] = NO_RING;
   #head = 0;
@@ -311,7 +314,9 @@ export class Core<T> {
     return new ReceiveCase(this, handle);
   }
 
-  /** A stream that closes its handle when it is over; without a handle, its cancel closes the channel. */
+  /**
+   * Returns a stream that closes its handle when it ends. Without a handle, cancelling the stream closes the channel.
+   */
   toReadableStream(handle?: Handle): ReadableStream<T> {
     let over = false;
     const giveUp = () => {
@@ -323,7 +328,7 @@ export class Core<T> {
         const result = this.tryReceive(handle);
         if (result.state === "ok") return controller.enqueue(result.value);
         return new Promise((resolve, reject) => {
-          // Enqueued in the step that dequeues it: between the two, a cancel would lose it.
+          // Enqueued in the step that dequeues the value: a cancel between the two would lose it.
           const deliver = (step: IteratorResult<T, undefined>) => {
             if (!step.done) controller.enqueue(step.value);
             else {
@@ -420,7 +425,7 @@ export class Core<T> {
       return { isClean: true, error: new ChannelClosedError("Cannot receive through a closed receiver") };
     }
     if (this.#reason !== undefined) {
-      // An iteration fails once and is then over.
+      // An iteration fails once and is then done.
       if (handle?.closesOnError) handle.isOpen = false;
       return { isClean: false, error: this.#reason.error };
     }
@@ -452,7 +457,7 @@ export class Core<T> {
   }
 }
 
-/** A send as a case of a select. */
+/** A case of a select that sends. */
 class SendCase<T> implements SelectCase<SendOutcome> {
   readonly #core: Core<T>;
   readonly #value: T;
@@ -481,7 +486,7 @@ class SendCase<T> implements SelectCase<SendOutcome> {
   }
 }
 
-/** A receive as a case of a select. */
+/** A case of a select that receives. */
 class ReceiveCase<T> implements SelectCase<ReceiveOutcome<T>> {
   readonly #core: Core<T>;
   readonly #handle: Handle | undefined;
@@ -542,12 +547,12 @@ export function toWritableStream<T>(
   end: { send(value: T, options: WaitOptions): Promise<void>; close(...reason: CloseReason): void },
 ): WritableStream<T> {
   return new WritableStream<T>({
-    // A stream waits for its write before it calls `abort`, so the write listens to the abort itself.
+    // A writable stream calls `abort` only after its pending write, so the write must listen to the signal.
     write: async (value, { signal }) => {
       try {
         await end.send(value, { signal });
       } catch (error) {
-        // After a failed write the stream calls neither `close` nor `abort`; after its own abort it calls `abort`.
+        // After a failed write the stream calls neither `close` nor `abort`. After an abort it calls `abort`.
         if (!signal.aborted) end.close();
         throw error;
       }

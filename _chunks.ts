@@ -1,7 +1,7 @@
 /**
- * Received bytes of one stream that are not read yet, in order.
+ * Queue of the unread bytes of one stream.
  *
- * Bytes are kept as a view of the buffer they came in where that wastes little memory, and copied otherwise.
+ * Bytes are kept as a view of the read buffer if they cover most of it, and copied otherwise.
  *
  * @module
  */
@@ -10,52 +10,52 @@ import { Channel } from "./channel.ts";
 import { EMPTY_BYTES } from "./frame.ts";
 import { ReadBuffer } from "./transport.ts";
 
-// Fewer bytes than this are always copied.
+// Minimum length of a view. Larger: more copying; smaller: more memory per byte.
 const MIN_VIEW_BYTES = 4096;
-// Bytes of memory that a view and a small chunk in front of it take beside the buffer, rounded up.
+// Upper bound for the memory of a view and of a small chunk before it, beside the buffer.
 const VIEW_COST_BYTES = 1024;
-// Copied payloads are merged into chunks of these sizes.
+// Copied payloads are merged into chunks of these sizes. Larger: more unused memory; smaller: more chunks.
 const MIN_MERGED_BYTES = 64;
 const MAX_MERGED_BYTES = 16 * 1024;
-// Below this length a loop copies faster than a view is made.
+// Below this length a loop is faster than `set` with a subarray.
 const COPY_BY_LOOP_BYTES = 32;
-// Chunks are limited by their bytes (credit, the session's budget), never by their number.
+// Chunks are limited by their bytes (credit, maxReceiveBuffer), not by their number.
 const UNLIMITED = 2 ** 31 - 1;
 
-/** Bytes, and the buffer to release when they were read; small ones have none. */
+/** Unread bytes, and the buffer to release after they were read; `undefined` for small chunks. */
 interface Chunk {
   readonly bytes: Uint8Array;
   readonly buffer: ReadBuffer | undefined;
 }
 
-/** A queue of bytes. Any reader can consume them, in pieces of its own. */
+/** A queue of bytes, read in pieces of any size. */
 export class ChunkQueue {
   #length = 0;
-  // The chunk that is being read, whole chunks behind it, and the chunk that is being filled.
+  // The chunk that is being read, complete chunks after it, and the chunk that is being filled.
   #first: Chunk | undefined;
   #position = 0;
   #chunks: Channel<Chunk> | undefined;
   #merged: Uint8Array = EMPTY_BYTES;
   #mergedLength = 0;
 
-  /** Bytes in the queue. */
+  /** Number of bytes in the queue. */
   get length(): number {
     return this.#length;
   }
 
   /**
-   * Adds bytes of a read.
+   * Adds received bytes.
    *
-   * @param buffer What they came in.
+   * @param buffer The buffer of the read.
    * @param start Position of the first byte.
    * @param end Position after the last byte.
-   * @param isCopied Whether to copy them in any case, so that the buffer can be read into again.
+   * @param isCopied Whether to copy in any case, so that the buffer can be reused for the next read.
    */
   push(buffer: ReadBuffer, start: number, end: number, isCopied: boolean): void {
     const { bytes } = buffer;
     const length = end - start;
     this.#length += length;
-    // A view keeps its whole buffer: at most twice the bytes it counts.
+    // A view keeps its whole buffer in memory, so it must cover at least half of it.
     if (!isCopied && length >= MIN_VIEW_BYTES && length * 2 >= bytes.buffer.byteLength + VIEW_COST_BYTES) {
       this.#pushMerged();
       buffer.retain();
@@ -81,7 +81,7 @@ export class ChunkQueue {
     return count;
   }
 
-  /** Removes the first chunk and returns it, in a buffer that belongs to the caller; `undefined` when the queue is empty. */
+  /** Removes and returns the first chunk, in a buffer that the caller owns; `undefined` if the queue is empty. */
   shift(): Uint8Array | undefined {
     if (!this.#next()) return undefined;
     const { bytes, buffer } = this.#first!;
@@ -168,7 +168,7 @@ export class ChunkQueue {
   }
 }
 
-/** Copies bytes, from `start` to before `end` of `source`, to position `at` of `target`. */
+/** Copies `source` from `start` to before `end` to position `at` of `target`. */
 export function copy(source: Uint8Array, start: number, end: number, target: Uint8Array, at: number): void {
   if (end - start >= COPY_BY_LOOP_BYTES) target.set(source.subarray(start, end), at);
   else while (start < end) target[at++] = source[start++]!;

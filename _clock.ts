@@ -1,79 +1,79 @@
 /**
- * Time, through one object that a test can replace.
+ * Time source and timers, in one object that a test can replace.
  *
- * Nothing that a session is made of reads the time or sets a timer in another way, so a whole one can be simulated.
+ * All modules of the library use it, so a whole session can run in simulated time.
  *
  * @module
  */
 
-/** What {@linkcode Clock.setTimer} returns: a number in browsers, an object in Deno and Node. */
+/** Handle of a timer: a number in browsers, an object in Deno and Node. */
 export type Timer = ReturnType<typeof setTimeout>;
 
-/** What {@linkcode Clock.pass} returns. */
+/** Handle of a pass of the event loop. */
 export type Pass = object;
 
-/** The longest delay, in milliseconds, that the timers of JavaScript can hold: a longer one fires at once. */
+/** Maximum delay of a JavaScript timer in milliseconds. A longer delay fires at once. */
 export const MAX_DELAY_MS = 2_147_483_647;
 
-/** A timer that fires this late was held up by the process: it stood still, or was too busy to look at its sockets. */
+/** A timer that is late by more than this shows that the process was suspended or its event loop blocked. */
 export const TIMER_LAG_MS = 100;
 
-/** What the package asks of time. */
+/** Time source and timers. */
 export interface Clock {
-  /** Milliseconds on a clock that never goes back. */
+  /** Returns monotonic time in milliseconds. */
   now(): number;
-  /** Calls `run` once, `delay` milliseconds from now. */
+  /** Calls `run` once, after `delay` milliseconds. */
   setTimer(run: () => void, delay: number): Timer;
-  /** Takes a timer back; one that has fired or was taken back is ignored. */
+  /** Cancels a timer. Has no effect on one that has fired or was cancelled. */
   clearTimer(timer: Timer | undefined): void;
-  /** Calls `run` after one pass of the event loop: when every microtask of now has run, and all that they queue. */
+  /** Calls `run` after one pass of the event loop, when no microtask is left. */
   pass(run: () => void): Pass;
-  /** Takes a pass back; one that has come is ignored. */
+  /** Cancels the call of `pass`. Has no effect after it. */
   clearPass(pass: Pass | undefined): void;
   /** Resolves when the runtime has polled its sockets. */
   yieldToEventLoop(): Promise<unknown>;
-  /** Calls `run` after a pause; `clearTimer` takes that back. Apart from `setTimer`, so that a test can shorten pauses. */
+  /**
+   * Calls `run` after `milliseconds`. `clearTimer` cancels it. Separate from `setTimer`, so that tests can shorten it.
+   */
   sleep(run: () => void, milliseconds: number): Timer | undefined;
 }
 
-// Deno loads these when they are first named, and runs microtasks as it does: in the middle of whatever names them.
+// Deno loads these lazily on first access, and runs microtasks meanwhile, in the middle of the accessing code. So
+// access them now.
 void [setTimeout, clearTimeout];
 const { setImmediate, clearImmediate } = globalThis as {
   setImmediate?: (run: () => void) => Pass;
   clearImmediate?: (pass: Pass) => void;
 };
 
-// Deno looks at its sockets when it has nothing to do, and after 61 tasks, as the runtime below it does by default: this
-// many, and a few for what is found. Larger: giving way costs more; smaller: sockets are not looked at. Measured by
-// bench/clock_bench.ts: 0.05 ms, a timer takes 2.3; two sockets meet in 1.2 ms beside a busy loop, by single passes in 59.
-// Waiting for another thread does not help when that is done before Deno has nothing to do: with one other busy thread, where
-// two can run, sockets were then not looked at for up to 4000 turns of a millisecond, where these take one.
+// Tokio polls I/O when it is idle and after every 61 tasks, so 64 tasks include a poll. Larger: a yield costs more;
+// smaller: sockets may not be polled. See docs/tuning.md.
 const MACROTASKS_PER_YIELD = 64;
 
 const EMPTY = new Uint8Array();
 
-// What waits for the next pass where setImmediate is missing, and what brings that.
+// Callbacks for the next pass in runtimes without setImmediate, and the function that starts that pass.
 let passing: Set<{ run: () => void }> = new Set();
-let bring: (() => void) | undefined;
+let requestPass: (() => void) | undefined;
 
 function waitForPass(run: () => void): Pass {
-  bring ??= makeBring();
+  requestPass ??= createRequest();
   const pass = { run };
-  if (passing.add(pass).size === 1) bring();
+  if (passing.add(pass).size === 1) requestPass();
   return pass;
 }
 
-function bringPass(): void {
+function runPasses(): void {
   const passes = passing;
   passing = new Set();
   for (const { run } of passes) run();
 }
 
-// A timer takes a browser 4 ms; a message to oneself comes with the next pass.
-function makeBring(): () => void {
-  if (globalThis.MessageChannel === undefined) return () => void setTimeout(bringPass, 0);
+// Browsers delay a timer by 4 ms. A message of a MessageChannel arrives in the next pass.
+function createRequest(): () => void {
+  if (globalThis.MessageChannel === undefined) return () => void setTimeout(runPasses, 0);
   const { port1, port2 } = new MessageChannel();
-  port1.onmessage = bringPass;
+  port1.onmessage = runPasses;
   return () => port2.postMessage(undefined);
 }
 
@@ -92,7 +92,7 @@ export const clock: Clock = {
   sleep: (run, milliseconds) => setTimeout(run, milliseconds),
 };
 
-// Lets so many tasks of the runtime pass.
+// Resolves after MACROTASKS_PER_YIELD tasks of the runtime.
 function passTasks(next: (run: () => void) => unknown): Promise<void> {
   return new Promise((resolve) => {
     let left = MACROTASKS_PER_YIELD;
@@ -101,21 +101,22 @@ function passTasks(next: (run: () => void) => unknown): Promise<void> {
   });
 }
 
-// A browser looks at everything between two tasks. A timer takes it 4 ms; a page without TLS has nothing shorter.
+// A browser handles all events between two tasks. A digest is faster than a timer (4 ms), but needs a secure context.
 function leave(): Promise<unknown> {
   return crypto.subtle?.digest("SHA-1", EMPTY) ?? new Promise<void>((resolve) => setTimeout(resolve, 0));
 }
 
 /**
- * Moves the start of a wait, so that the time in which the process stood still does not count as waiting.
+ * Moves the start of a wait, so that time in which the process was blocked does not count.
  *
- * At least `late` milliseconds, or the whole `limit` if that is less, are then left of the wait: a peer may have answered
- * long ago, and its answer is only now read. Without `limit` no more is left than was before.
+ * At least `late` milliseconds, or the whole `limit` if that is less, then remain: input that arrived meanwhile is
+ * still to be read. Without `limit` the remaining time does not grow.
  *
- * @param since When the wait began.
- * @param late By how much a timer that ran meanwhile was late.
- * @param now The time.
- * @param limit How long the wait may last.
+ * @param since The start of the wait.
+ * @param late Milliseconds by which a timer of that wait was late.
+ * @param now The current time.
+ * @param limit Maximum duration of the wait in milliseconds.
+ * @returns The new start of the wait, at most `now`.
  */
 export function excuse(since: number, late: number, now: number, limit: number = Infinity): number {
   return Math.min(now, Math.max(since, now - limit) + late);

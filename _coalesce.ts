@@ -1,5 +1,6 @@
 /**
- * When encoded frames leave: together, with those of the same pass of the event loop, however callers write their loops.
+ * Decides when encoded frames are written: the frames of one pass of the event loop leave together, whatever the number
+ * of microtasks between two calls of the application.
  *
  * @module
  */
@@ -7,13 +8,13 @@
 import type { WriteBuffer } from "./_write_buffer.ts";
 import { clock, type Pass } from "./_clock.ts";
 
-/** Frames of one pass of the event loop are coalesced up to this many bytes. Larger: fewer writes; smaller: the peer starts earlier. */
+/** Maximum number of bytes to coalesce. Larger: fewer writes; smaller: the peer starts earlier. */
 export const COALESCE_BYTES = 64 * 1024;
 
-// Frames coalesced for this long leave before the pass is over, so that the peer starts on them while more are encoded.
-// Larger: the two ends work in turns instead of side by side; smaller: more writes. The clock is read once in
-// FRAMES_PER_LOOK frames, since reading it costs a tenth of encoding a small one.
+// Maximum time to coalesce. Larger: the two ends work in turns instead of in parallel; smaller: more writes.
 const MAX_COALESCING_MS = 0.1;
+// The clock is read once in this many frames. Larger: later flushes; smaller: reading the clock slows down small
+// frames.
 const FRAMES_PER_LOOK = 16;
 
 /** Decides when to flush. */
@@ -23,24 +24,24 @@ export class Coalescer {
   #isQueued = false;
   #isHeld = false;
   #awaitsAnswer = false;
-  // When the first frame of those that are coalesced was encoded, by the clock.
+  // When the first of the coalesced frames was encoded.
   #startedAt = 0;
 
   /**
-   * @param flush Writes what is encoded, if anything is.
+   * @param flush Writes the encoded frames, if there are any.
    */
   constructor(flush: () => void) {
     this.#flush = flush;
   }
 
-  /** Plans the flush of a buffer in which a frame was just encoded. */
+  /** Schedules the flush of a buffer, after a frame was encoded into it. */
   schedule(buffer: WriteBuffer): void {
     if (this.#isQueued) return;
     if (buffer.length >= COALESCE_BYTES || this.#isOverdue(buffer.frames)) this.#queue();
     else if (!this.#isHeld) this.#pass ??= clock.pass(this.#passed);
   }
 
-  /** The same for a frame of data, which may be an answer. */
+  /** Schedules the flush after a frame of data, which leaves at once if it answers a read. */
   scheduleData(buffer: WriteBuffer, isWriting: boolean): void {
     const isAnswer = this.#awaitsAnswer;
     this.#awaitsAnswer = false;
@@ -49,24 +50,24 @@ export class Coalescer {
     else this.schedule(buffer);
   }
 
-  /** Coalesces frames until `release` or `awaitAnswer`: the session knows better when its readers have answered. */
+  /** Suspends flushes until `release` or `awaitAnswer`, while readers answer what they were served. */
   hold(): void {
     this.#isHeld = true;
   }
 
-  /** Ends what `hold` began. The next data leaves at once: it answers the one read that was served. */
+  /** Ends `hold`. The next data leaves at once, because it answers the only read that was served. */
   awaitAnswer(): void {
     this.#isHeld = false;
     this.#awaitsAnswer = true;
   }
 
-  /** Ends what `hold` began, and flushes. */
+  /** Ends `hold` and flushes. */
   release(): void {
     this.#isHeld = false;
     if (!this.#isQueued) this.#run();
   }
 
-  /** Plans nothing any more. */
+  /** Cancels the scheduled flush, at the end of the session. */
   end(): void {
     clock.clearPass(this.#pass);
   }

@@ -1,8 +1,8 @@
 /**
- * The deadlines of a session, by name, and the one timer behind them.
+ * The named deadlines of a session, and their single timer.
  *
- * The timer fires at the earliest deadline, and often enough to show that the process stood still. What was moved to a
- * later time meanwhile is found out when it fires, so that no timer is set while data passes.
+ * The timer fires at the earliest deadline, and often enough to detect that the process was blocked. A deadline that
+ * was moved to a later time is checked when the timer fires, so received data sets no timer.
  *
  * @module
  */
@@ -10,38 +10,40 @@
 import type { FrameWriter } from "./_writer.ts";
 import { clock, excuse, type Timer, TIMER_LAG_MS } from "./_clock.ts";
 
-// How long a session waits for a quiet peer after its own end. Go's peers close only by keepalive.
+// Silence of the peer after which a closing session ends, because Go's peers close only by keepalive. Larger: slower
+// close; smaller: data on a slow link is lost to a reset.
 const LINGER_MS = 1000;
-// How long an idle session keeps the buffers of its busy time.
+// Larger: idle sessions hold more memory; smaller: buffers are allocated more often.
 const TRIM_DELAY_MS = 1000;
-// The timer fires at least this often in the shortest wait: how late it is shows how long the process stood still.
+// Minimum number of timer ticks in the shortest wait: their lag shows how long the process was blocked. Larger: more
+// ticks; smaller: less of the blocked time is noticed.
 const LOOKS_PER_WAIT = 3;
 
-/** A limit on one wait. */
+/** A time limit on one wait. */
 export class Deadline {
-  /** When the wait began. */
+  /** Start of the wait. */
   since: number;
-  /** Milliseconds that it may last. */
+  /** Maximum duration of the wait in milliseconds. */
   limit: number;
   #movedTo = -1;
 
   /**
-   * @param since When the wait began, by the clock.
-   * @param limit Milliseconds that it may last.
+   * @param since Start of the wait, by the clock.
+   * @param limit Maximum duration in milliseconds.
    */
   constructor(since: number, limit: number) {
     this.since = since;
     this.limit = limit;
   }
 
-  /** When it is over. */
+  /** Time of expiry. */
   get at(): number {
     return this.since + this.limit;
   }
 
   /**
-   * Moves the start, because the process stood still: that time does not count as waiting. What came meanwhile is still to
-   * be read, so the whole limit is left, but only once in a wait: a process that is always late must end it, too.
+   * Excludes time in which the process was blocked. Input that arrived meanwhile is still to be read, so the wait is
+   * also extended, but only once in a row: otherwise a process that is always late would never end it.
    */
   excuse(late: number, now: number): void {
     const limit = this.since === this.#movedTo ? Infinity : this.limit;
@@ -51,35 +53,35 @@ export class Deadline {
 
 /** What the deadlines need from their session. */
 export interface DeadlineHost {
-  /** Since when the peer is silent, by the clock; `Infinity` while that does not matter. */
+  /** When the peer was last heard, by the clock; `Infinity` while silence is allowed. */
   readonly silentSince: number;
-  /** Whether everything of ours has left, and the peer's end is awaited. */
+  /** Whether everything was sent, and the session waits for the peer's end. */
   readonly isLingering: boolean;
-  /** Bytes that the transport delivered. */
+  /** Total bytes read from the transport. */
   readonly bytesReceived: number;
-  /** A keepalive is due. */
+  /** Sends a keepalive. */
   keepAlive(): void;
-  /** The peer was silent for too long. */
+  /** The peer was silent for `timeout`. */
   silenceExpired(): void;
-  /** The graceful close took this many milliseconds, which is too long. */
+  /** The graceful close took longer than `limit` milliseconds. */
   closeExpired(limit: number): void;
-  /** The peer is quiet after our end. */
+  /** The peer sent nothing for LINGER_MS after this end was closed. */
   lingerExpired(): void;
-  /** Streams that are not read may be cut; returns when to look again. */
+  /** Cuts stalled streams. Returns when to check again. */
   checkStalled(now: number): number;
-  /** The process stood still for this many milliseconds. */
+  /** The process was blocked for `late` milliseconds. */
   excuse(late: number, now: number): void;
 }
 
 /** The deadlines of one session. */
 export class Deadlines {
-  /** The peer must be heard. */
+  /** Limit on the silence of the peer. */
   readonly silence: Deadline;
   readonly #keepAliveInterval: number;
   readonly #host: DeadlineHost;
   readonly #writer: FrameWriter;
   readonly #close = new Deadline(0, Infinity);
-  // Since when, at which count, no byte has come after our end.
+  // While lingering: the start of the current silence, and the count of received bytes at that time.
   #quietFrom = 0;
   #quietBytes = 0;
   #timer: Timer | undefined;
@@ -88,9 +90,9 @@ export class Deadlines {
   #ended = false;
 
   /**
-   * @param settings Milliseconds between keepalives, and after which a silent peer is given up.
+   * @param settings Milliseconds between keepalives, and maximum silence of the peer in milliseconds.
    * @param host The session.
-   * @param writer Its writer.
+   * @param writer The writer of the session.
    */
   constructor(settings: { keepAliveInterval: number; timeout: number }, host: DeadlineHost, writer: FrameWriter) {
     this.silence = new Deadline(clock.now(), settings.timeout);
@@ -99,21 +101,21 @@ export class Deadlines {
     this.#writer = writer;
   }
 
-  /** The graceful close begins, and may take `limit` milliseconds. */
+  /** Starts the deadline of a graceful close, which may take `limit` milliseconds. */
   startClose(limit: number): void {
     this.#close.since = clock.now();
     this.#close.limit = limit;
     this.schedule();
   }
 
-  /** Everything of ours has left: from now on the peer may be quiet for a second. */
+  /** Starts the deadline of lingering. */
   startLinger(): void {
     this.#quietFrom = clock.now();
     this.#quietBytes = this.#host.bytesReceived;
     this.schedule();
   }
 
-  /** The session has written everything, and may be idle from now on. */
+  /** Starts the deadline after which the memory of an idle writer is freed. */
   startTrim(): void {
     if (this.#writer.isLarge) this.arm(clock.now() + TRIM_DELAY_MS);
   }
@@ -122,7 +124,7 @@ export class Deadlines {
   schedule(): void {
     const now = clock.now();
     const interval = this.#keepAliveInterval;
-    // A keepalive that is due but cannot leave yet is no reason to look again at once.
+    // A keepalive that is due but cannot be sent yet must not make the timer fire at once.
     const keepAlive = Math.max(this.#writer.begunAt, now - interval / 2) + interval;
     const linger = this.#host.isLingering ? LINGER_MS : Infinity;
     const look = now + Math.min(this.silence.limit, this.#close.limit, linger) / LOOKS_PER_WAIT;
@@ -131,7 +133,7 @@ export class Deadlines {
     if (this.#writer.isLarge) this.arm(now + TRIM_DELAY_MS);
   }
 
-  /** Sets the timer for this time, if it would fire later. */
+  /** Makes the timer fire at this time at the latest. */
   arm(at: number): void {
     if (at >= this.#timerAt || this.#ended) return;
     clock.clearTimer(this.#timer);
@@ -140,7 +142,7 @@ export class Deadlines {
     if (!this.#isRef) unrefTimer(this.#timer);
   }
 
-  /** Whether the timer keeps the process alive. */
+  /** Sets whether the timer keeps the process alive. */
   setRef(isRef: boolean): void {
     this.#isRef = isRef;
     const at = this.#timerAt;
@@ -148,7 +150,7 @@ export class Deadlines {
     this.arm(at);
   }
 
-  /** Sets no timer any more. */
+  /** Clears the timer for good. */
   end(): void {
     this.#ended = true;
     clock.clearTimer(this.#timer);
@@ -164,7 +166,7 @@ export class Deadlines {
     this.#timerAt = Infinity;
     const host = this.#host;
     const writer = this.#writer;
-    // While a write is under way its bytes will be the sign of life, and nothing could overtake them.
+    // The bytes of a pending write are a sign of life, and a keepalive could not overtake them.
     if (now >= writer.begunAt + this.#keepAliveInterval && writer.stalledSince === undefined) host.keepAlive();
     if (writer.isLarge && now >= writer.begunAt + TRIM_DELAY_MS) writer.trim();
     if (late > TIMER_LAG_MS) this.#excuse(late, now);
@@ -178,7 +180,7 @@ export class Deadlines {
   #excuse(late: number, now: number): void {
     this.silence.excuse(late, now);
     this.#close.excuse(late, now);
-    // Bytes may wait in the socket. The limit of the close bounds this.
+    // Received bytes may wait in the socket. The deadline of the close bounds this.
     this.#quietFrom = now;
     this.#writer.excuse(late, now);
     this.#host.excuse(late, now);
@@ -194,7 +196,7 @@ export class Deadlines {
   }
 }
 
-/** Lets the process end although the timer is set, where the runtime can. */
+/** Lets the process exit while the timer is set, in runtimes with `unref`. */
 function unrefTimer(timer: Timer): void {
   (timer as { unref?: () => void }).unref?.();
 }

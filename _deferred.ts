@@ -1,10 +1,10 @@
 /**
- * A promise with the functions that settle it; Node 20 has no `Promise.withResolvers`.
+ * `Promise.withResolvers` for runtimes without it, such as Node 20.
  *
  * @module
  */
 
-/** Returns a new promise and what settles it. */
+/** Returns a new promise and the functions that settle it. */
 export function deferred<T>(): PromiseWithResolvers<T> {
   let resolve!: PromiseWithResolvers<T>["resolve"];
   let reject!: PromiseWithResolvers<T>["reject"];

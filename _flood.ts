@@ -1,6 +1,6 @@
 /**
- * What a peer may cost without moving data: frames that change nothing have a price, and a peer that has used up its budget
- * is not read for a while.
+ * Limits the work that a peer can cause without transferring data. Frames without effect have a cost; when the budget
+ * is used up, reading from the peer pauses. docs/tuning.md has what was measured.
  *
  * @module
  */
@@ -8,42 +8,45 @@
 import { HEADER_LENGTH } from "./frame.ts";
 import { INITIAL_WINDOW } from "./_window.ts";
 
-// The price of a frame that changes nothing is 1: a NOP or a UPD, of which few are ever needed, the FIN of an unknown stream
-// (each stream that was closed here first leaves one behind), empty data, a SYN that comes again.
+// Total cost before a pause. A frame without effect costs 1: NOP, UPD, FIN of an unknown stream, empty data, SYN of an
+// open stream. Larger: more work for a flooding peer; smaller: pauses for honest peers, which cause such frames, too:
+// each stream that was closed here first leaves a FIN.
 const FLOOD_BUDGET = 8192;
-// The price of a refused stream; of a frame of data for a stream that is unknown or has ended, and again for every
-// BYTES_PER_COST bytes in it.
+// Cost of a refused stream. Also of a frame of data for an unknown or ended stream, and once more for every
+// BYTES_PER_COST bytes of it.
 const REFUSAL_COST = 128;
 const BYTES_PER_COST = 8192;
-// The price of a stream that its peer opened and ended without a byte of data: while the acceptors keep up, none of a
-// million such streams is refused.
+// Cost of a stream that the peer opened and ended without data. Larger: slows down peers with many short streams;
+// smaller: less time for the acceptors, so that more of such streams are refused.
 const EMPTY_STREAM_COST = 64;
-// Bytes that may be on their way, free of charge, to a stream that was closed here before its peer ended it; and to all.
+// Bytes without cost for a stream that was closed here before the peer's FIN, because they may be in flight; and for
+// all streams together.
 const LATE_DATA_BYTES = INITIAL_WINDOW;
 const MAX_LATE_DATA_BYTES = 256 * LATE_DATA_BYTES;
-// Milliseconds that a peer is not read for; 64 streams that are refused among others that come and go take 2. Beside a
-// million resets another session had 0.24 to 1 of its fair share with 1, and 1.2 to 2.6 with 4.
+// The first pause. Larger: less throughput for a peer with many refused streams; smaller: less than a fair share for
+// other sessions.
 const PAUSE_MS = 4;
-// Up to this many milliseconds other sessions had little to do meanwhile. The longest second pause.
+// A first pause up to this long shows that other sessions had little to do. Otherwise a second pause follows, of at
+// most MAX_PAUSE_MS.
 const SHORT_PAUSE_MS = 6;
 const MAX_PAUSE_MS = 50;
 
-/** Counts what one peer costs. */
+/** Counts the cost of one peer. */
 export class FloodGuard {
   #cost = 0;
   #lateData = 0;
 
-  /** Counts a frame that changes nothing. */
+  /** Counts a frame without effect. */
   uselessFrame(): void {
     this.#cost++;
   }
 
-  /** Counts a stream that is refused. */
+  /** Counts a refused stream. */
   refusedStream(): void {
     this.#cost += REFUSAL_COST;
   }
 
-  /** Counts a stream that its peer opened and ended without data. */
+  /** Counts a stream that the peer opened and ended without data. */
   emptyStream(): void {
     this.#cost += EMPTY_STREAM_COST;
   }
@@ -53,13 +56,13 @@ export class FloodGuard {
     this.#cost += REFUSAL_COST * (1 + Math.floor(length / BYTES_PER_COST));
   }
 
-  /** Counts data for a stream that is unknown: it may have been on its way when the stream was closed here. */
+  /** Counts data for an unknown stream, unless it may have been in flight when a stream was closed here. */
   lateData(length: number): void {
     if (this.#lateData > length) this.#lateData -= length + HEADER_LENGTH;
     else this.unwantedData(length);
   }
 
-  /** Allows for data on its way to a stream that was closed here before its peer ended it. */
+  /** Allows for data in flight to a stream that was closed here before the peer's FIN. */
   expectLateData(): void {
     this.#lateData = Math.min(this.#lateData + LATE_DATA_BYTES, MAX_LATE_DATA_BYTES);
   }
@@ -72,7 +75,7 @@ export class FloodGuard {
   /**
    * Starts a new budget.
    *
-   * @returns Milliseconds for which the peer is not to be read.
+   * @returns Milliseconds for which reading must pause.
    */
   startPause(): number {
     this.#cost = 0;
@@ -80,10 +83,10 @@ export class FloodGuard {
   }
 
   /**
-   * Returns what a peer still has to wait for: twice as long as the other sessions, which had to wait for its frames.
+   * Computes a second pause: twice the time that the frames of the peer delayed other sessions.
    *
-   * @param elapsed Milliseconds that the pause took: more when other sessions had much to do.
-   * @returns Milliseconds for which the peer is not to be read after it, or 0.
+   * @param elapsed Milliseconds that the first pause took; more than PAUSE_MS if other sessions had work.
+   * @returns Milliseconds for which reading must pause again, or 0.
    */
   furtherPause(elapsed: number): number {
     return elapsed > SHORT_PAUSE_MS ? Math.min(2 * elapsed, MAX_PAUSE_MS) : 0;

@@ -1,5 +1,5 @@
 /**
- * A condition to wait for, over a channel of nothing.
+ * A condition to wait for: a channel without values.
  *
  * @module
  */
@@ -7,10 +7,10 @@
 import { Channel, type WaitOptions } from "./channel.ts";
 
 /**
- * Lets waits through when notified, the oldest first. A notification without a wait is lost, so the condition is checked
- * before each wait, and the owner makes the gate when it first has to wait.
+ * Resolves waits when notified, in the order in which they began. A notification without a wait is lost, so the owner
+ * checks its condition before each wait. Owners create a gate when they first have to wait.
  *
- * The queue for a lock is a gate, too: `notifyOne` passes the lock on and returns whether it is still held.
+ * A gate is also the queue of a lock: `notifyOne` passes the lock on and returns whether it is still held.
  */
 export class Gate {
   readonly #waiters = new Channel<void>();
@@ -18,24 +18,24 @@ export class Gate {
   /**
    * Waits for a notification.
    *
-   * @param options What can end the wait early.
+   * @param options A signal and a timeout.
    * @throws {ChannelClosedError} The gate is or gets closed.
    */
   wait(options?: WaitOptions): Promise<void> {
     return this.#waiters.receive(options);
   }
 
-  /** Lets the oldest wait through; returns whether one waited. */
+  /** Resolves the oldest wait. Returns whether there was one. */
   notifyOne(): boolean {
     return this.#waiters.trySend();
   }
 
-  /** Lets all present waits through. */
+  /** Resolves all present waits. */
   notifyAll(): void {
     while (this.#waiters.trySend());
   }
 
-  /** Rejects all present and later waits. Closing again does nothing. */
+  /** Rejects all present and later waits. Closing again has no effect. */
   close(): void {
     this.#waiters.close();
   }

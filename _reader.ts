@@ -1,5 +1,5 @@
 /**
- * The read loop of a session: it reads the transport, has what came decoded, and finishes the reads that it fills.
+ * The read loop of a session: reads the transport, decodes frames, and settles the reads of streams.
  *
  * @module
  */
@@ -13,39 +13,41 @@ import type { StreamCore } from "./stream.ts";
 import type { Link } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
 
-// After a read of at least this many bytes it is made sure that the process yields: a smaller one has emptied the transport,
-// so that the next one waits.
+// A read of fewer bytes has emptied the transport, so the next one blocks, and the loop need not check whether to
+// yield. Larger: a transport of small reads may keep the event loop; smaller: more checks.
 const LARGE_READ_BYTES = 4096;
 
 /** What the reader needs from its session. */
 export interface ReaderHost extends FrameSink {
   /** Whether the session has ended. */
   readonly hasEnded: boolean;
-  /** Whether the transport must not be read, because too much is unread or too many refusals wait. */
+  /** Whether reading must pause, because too much is unread or too many refusals wait. */
   readonly mustPause: boolean;
-  /** Whole frames have arrived, or a part of a payload: the peer lives. */
+  /** Notes a sign of life: a complete header or a byte of a payload was received. */
   heard(now: number): void;
-  /** Hands the streams that arrived to the acceptors, and returns whether all have found a place or were refused. */
+  /**
+   * Sends new streams to the acceptors. Returns `false` if the acceptors must run before the rest is sent or refused.
+   */
   handOver(): boolean;
   /** The process has yielded since `handOver` returned `false`, so the acceptors have run. */
   acceptorsHadTurn(): void;
-  /** What came in one read is decoded. */
+  /** All bytes of a read were decoded. */
   readDone(): void;
   /** The transport has ended. */
   transportEnded(): void;
-  /** The transport failed. */
+  /** A read of the transport failed. */
   transportFailed(error: unknown): void;
-  /** What came cannot be decoded. */
+  /** Received bytes are not valid. */
   decodingFailed(error: unknown): void;
 }
 
-/** Reads and decodes. */
+/** Reads the transport and decodes frames. */
 export class FrameReader {
-  /** What turns bytes into frames. */
+  /** The decoder of the session. */
   readonly decoder: FrameDecoder;
-  /** The time slice of its loop. */
+  /** The time slice of the read loop. */
   readonly slice = new TimeSlice();
-  /** Where the bytes come from. */
+  /** The transport. */
   readonly link: Link;
   readonly #host: ReaderHost;
   readonly #sink: FrameSink;
@@ -54,26 +56,26 @@ export class FrameReader {
   #bytesReceived = 0;
   #isPaused = false;
   #resumed: Gate | undefined;
-  // Position after the last byte that was decoded.
+  // Position after the last decoded byte.
   #decodedTo = 0;
-  // Whether a stream waits until the acceptors have run.
+  // Whether a new stream waits until the acceptors have run.
   #isBlocked = false;
-  // Streams with a read to finish when everything that has arrived is decoded.
+  // Streams whose read must be settled after everything that has arrived is decoded.
   #finishing: StreamCore[] = [];
-  // Which batch of finished reads was the last, how many streams of it do not read again yet, the pass of the event loop
-  // after which they are not waited for any more, and what goes on then.
+  // Number of the last batch of settled reads, and how many of its streams do not read again yet.
   #batch = 0;
   #serving = 0;
+  // The pass of the event loop after which the loop stops waiting for them, and the function that resumes the loop.
   #pass: Pass | undefined;
   #goOn: (() => void) | undefined;
 
   /**
-   * @param link Where the bytes come from.
-   * @param version The version of every frame; `undefined` for that of the first.
+   * @param link The transport.
+   * @param version The version of every frame; `undefined` for that of the first frame.
    * @param host The session.
    * @param writer Coalesces the answers of the readers.
-   * @param flood Counts what the peer costs.
-   * @param sink Where the frames go; default: the session.
+   * @param flood Counts the cost of the peer's frames.
+   * @param sink Receives the frames; default: the session.
    */
   constructor(
     link: Link,
@@ -91,22 +93,22 @@ export class FrameReader {
     this.#flood = flood;
   }
 
-  /** Bytes that the transport delivered. */
+  /** Total bytes read from the transport. */
   get bytesReceived(): number {
     return this.#bytesReceived;
   }
 
-  /** Whether the transport is not being read. */
+  /** Whether reading is paused. */
   get isPaused(): boolean {
     return this.#isPaused;
   }
 
-  /** `finishRead` of this stream is called when everything that has arrived is decoded. */
+  /** Schedules a call of the stream's `finishRead` after everything that has arrived is decoded. */
   finishReadLater(stream: StreamCore): void {
     this.#finishing.push(stream);
   }
 
-  /** A read of this stream waits again. */
+  /** Called when a read of the stream waits again. */
   readWaits(stream: StreamCore): void {
     if (stream.batch !== this.#batch) return;
     stream.batch = 0;
@@ -114,19 +116,19 @@ export class FrameReader {
     if (--this.#serving === 0) queueMicrotask(this.#resume);
   }
 
-  /** Reads again, if there is no reason to pause any more. */
+  /** Resumes reading, if it need not pause any more. */
   wake(): void {
     if (this.#isPaused && !this.#host.mustPause) this.#resumed?.notifyOne();
   }
 
-  /** Ends it: what is awaited is not awaited any more. */
+  /** Ends the pauses and waits of the loop, at the end of the session. */
   end(): void {
     this.#resumed?.close();
     clock.clearPass(this.#pass);
     this.#resume();
   }
 
-  /** Reads until the end. */
+  /** Reads until the transport or the session ends. */
   async run(): Promise<void> {
     const { link, slice } = this;
     const host = this.#host;
@@ -140,7 +142,7 @@ export class FrameReader {
         if (host.mustPause) now = await this.#pause();
         isReading = true;
         const reading = link.read(count, isShared);
-        // A small read has emptied the transport, so that the next one waits; only now and then is that made sure of.
+        // After a small read the next one probably blocks, so it is observed only once in a time slice.
         const isWatched = count >= LARGE_READ_BYTES || slice.isExpired(now);
         const isServing = this.#serving > 1 || (this.#serving > 0 && count >= LARGE_READ_BYTES);
         if (isWatched || isServing) slice.observe(reading);
@@ -151,7 +153,7 @@ export class FrameReader {
         if (count === null) return host.transportEnded();
         const { bytes } = link.buffer;
         if (!(count >= 0 && count <= bytes.length)) {
-          throw new TypeError(`A transport's read must give 0 to ${bytes.length} bytes or null, received ${count}`);
+          throw new TypeError(`Transport read must return 0 to ${bytes.length} or null, received ${count}`);
         }
         isReading = false;
         now = clock.now();
@@ -161,7 +163,7 @@ export class FrameReader {
         this.#decode(bytes, 0, count, now);
         if (this.#isBlocked || this.#decodedTo < count) now = await this.#decodeRest(bytes, count, now);
         if (host.hasEnded) return;
-        // Noted before the readers are waited for, which resets the number.
+        // Before the wait for the readers, which resets `#serving`.
         isShared = this.#serving > 1;
         host.readDone();
         const isLong = isWatched && slice.isExpired(now);
@@ -175,20 +177,20 @@ export class FrameReader {
     }
   }
 
-  /** Waits until what is unread and what is to be refused has become less; returns the time. */
+  /** Waits until reading need not pause any more. Returns the time. */
   async #pause(): Promise<number> {
     if (this.#serving > 0) await this.#served();
     this.#isPaused = true;
     while (this.#host.mustPause && !this.#host.hasEnded) await (this.#resumed ??= new Gate()).wait();
     this.#isPaused = false;
     const now = clock.now();
-    // The peer could not be heard while the transport was not read.
+    // The pause does not count as silence of the peer.
     this.#host.heard(now);
     this.slice.start(now);
     return now;
   }
 
-  /** Decodes what arrived, finishes the reads that it fills, and hands over the streams that the peer opened. */
+  /** Decodes received bytes, settles the reads that they fill, and passes on the streams that the peer opened. */
   #decode(bytes: Uint8Array, start: number, end: number, now: number): void {
     const before = this.decoder.progress;
     try {
@@ -197,11 +199,11 @@ export class FrameReader {
       this.#finishReads();
       this.#isBlocked = !this.#host.handOver();
     }
-    // Bytes of an unfinished header are no sign of life: any program can send those for ever.
+    // Bytes of an incomplete header do not count as a sign of life: any program can send them, slowly and without end.
     if (this.decoder.progress > before) this.#host.heard(now);
   }
 
-  // One read may bring more streams than the acceptors' channel has places for, and no acceptor runs while it is decoded.
+  // One read may contain more SYNs than the acceptors' channel has room for, and no acceptor runs while it is decoded.
   async #decodeRest(bytes: Uint8Array, end: number, now: number): Promise<number> {
     while (this.#isBlocked || this.#decodedTo < end) {
       if (this.#isBlocked) {
@@ -227,11 +229,10 @@ export class FrameReader {
     finishing.length = 0;
   }
 
-  // The next read of the transport begins when every reader that was served reads again, or else after one pass of the
-  // event loop: then the bytes of this one were used while they are in the cache, those of the next one are copied once
-  // and not twice, and all answers leave together.
+  // Waits until every reader that was served reads again, but at most one pass of the event loop. Then the next bytes
+  // are copied directly into the waiting reads, and the answers of all readers leave together.
   async #served(): Promise<void> {
-    // A pass that is awaited already will do: it comes after every microtask, and so after the readers have run.
+    // A pass that was requested before is late enough: it comes after all microtasks, so after the readers have run.
     this.#pass ??= clock.pass(this.#passed);
     await new Promise<void>((resolve) => this.#goOn = resolve);
     this.#serving = 0;
@@ -250,10 +251,10 @@ export class FrameReader {
     goOn();
   };
 
-  /** Yields, and makes a peer that floods wait; returns the time. */
+  /** Yields, or pauses reading from a flooding peer. Returns the time. */
   async #yield(now: number): Promise<number> {
     const flood = this.#flood;
-    // What the readers answer does not wait for that.
+    // First, so that the answers of the readers do not wait for the pause.
     if (this.#serving > 0) await this.#served();
     if (this.#host.hasEnded) return now;
     if (!flood.isExhausted) return await this.slice.yieldToEventLoop();

@@ -1,5 +1,5 @@
 /**
- * The receiving half of a stream: bytes that arrived, the read that waits for more, and the credit of the peer.
+ * The receiving half of a stream: its unread bytes, its waiting read, and the credit of the peer.
  *
  * @module
  */
@@ -11,74 +11,77 @@ import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 import type { ReadBuffer } from "./transport.ts";
 import { ReceiveWindow, type WindowPool } from "./_window.ts";
 
-// By how much a peer may overrun its credit, in bytes: in Go, concurrent writers on one stream do.
+// Bytes by which a peer may exceed its credit: concurrent writers on one stream of Go's smux do. Larger: a hostile peer
+// can store more; smaller: such streams are cut.
 const CREDIT_TOLERANCE = 1024 * 1024;
-// The buffer that `readLarge` waits with.
+// Size of the buffer of `readLarge`. Larger: more memory per waiting read; smaller: more chunks.
 const MAX_PULL_BYTES = 64 * 1024;
 
 /** What the half needs from its stream. */
 export interface ReceiveHost {
   /** Id on the wire. */
   readonly id: number;
-  /** The session's batch of finished reads in which this stream was last; 0 since it reads again. */
+  /** Number of the session's last batch of finished reads with this stream; 0 after the stream reads again. */
   readonly batch: number;
-  /** What the receive windows of the session share. */
+  /** State shared by the receive windows of the session. */
   readonly windows: WindowPool;
   /** Position of the frame that is being received, for errors. */
   readonly frameOffset: number;
-  /** Makes the error of an operation, once the stream has failed. */
+  /** Creates the error of an operation, after the stream has failed. */
   readonly failure: (() => Error) | undefined;
-  /** A UPD is due. */
+  /** Queues a UPD. */
   queueUpdate(): void;
-  /** No UPD is due any more. */
+  /** Cancels a queued UPD. */
   dropUpdate(): void;
-  /** Ends the stream both ways, for this reason. */
+  /** Ends both directions with this error. */
   cut(failure: () => Error): void;
-  /** `finishRead` is to be called when everything that has arrived is decoded. */
+  /** Requests a call of `finishRead` after everything that has arrived is decoded. */
   finishReadLater(): void;
-  /** A read waits again. */
+  /** Called when a read waits. */
   readWaits(): void;
-  /** Bytes that were received have been read or dropped. */
+  /** Called when `count` received bytes were read or dropped. */
   refund(count: number): void;
 }
 
-/** How a read that waits is settled: with a rejected promise where it fails, so that only one function is kept for it. */
+/**
+ * Settles a waiting read. A failed read resolves with a rejected promise, so that only one function is stored for it.
+ */
 type Resolve = (count: number | null | Promise<never>) => void;
 
-// One executor for the promises of all reads that wait: a closure for each would cost a tenth of a small frame.
+// One executor for the promises of all waiting reads. A closure for each slows down small frames.
 let parked: Resolve;
 const park = (resolve: Resolve): void => {
   parked = resolve;
 };
 
 /**
- * What happens to data that arrives:
+ * State of the half:
  *
- * - `open`: it is kept for readers;
- * - `discarding`: it is dropped as if it had been read, because `readable` was cancelled;
- * - `failed`: the session has ended; what arrived before stays readable;
- * - `cut`: the stream was ended and its unread data dropped, so that a FIN does not count as a clean end;
- * - `closed`: the stream was closed here.
+ * - `open`: received data is kept for readers;
+ * - `discarding`: `readable` was cancelled; received data is dropped, and counts as read;
+ * - `failed`: the session has ended; data received before stays readable;
+ * - `cut`: the stream was cut and its unread data dropped; a FIN does not count as a clean end;
+ * - `closed`: the stream was closed by `close()`.
  */
 type State = "open" | "discarding" | "failed" | "cut" | "closed";
 
 /** The receiving half of one stream. */
 export class ReceiveHalf {
   readonly #stream: ReceiveHost;
-  // Only in version 2.
+  // In version 2.
   readonly #window: ReceiveWindow | undefined;
   #state: State = "open";
   #isEndedByPeer = false;
   #consumed = 0;
-  // Most streams have none: a read waits.
+  // Created when data arrives that no read waits for.
   #chunks: ChunkQueue | undefined;
-  // The read that waits: its buffer, the bytes in it, how it is settled, and how it stops listening to its signal.
+  // The waiting read: its buffer, the number of bytes in it, and the functions that settle it and remove its listener.
   #into: Uint8Array | undefined;
   #filled = 0;
   #resolve: Resolve | undefined;
   #unlisten: (() => void) | undefined;
   #isFinishing = false;
-  // The lock of reading: held, and the queue for it, made when a read first waits for another.
+  // The lock of reading: whether it is held, and its queue, created when a read first waits for another.
   #isReading = false;
   #readQueue: Gate | undefined;
 
@@ -91,17 +94,17 @@ export class ReceiveHalf {
     this.#window = hasCredit ? new ReceiveWindow(stream.windows, this) : undefined;
   }
 
-  /** Bytes received and not read. */
+  /** Number of bytes received and not read. */
   get unread(): number {
     return this.#chunks === undefined ? 0 : this.#chunks.length;
   }
 
-  /** Bytes the application has read or dropped, ever. */
+  /** Total bytes that the application has read or dropped. */
   get consumed(): number {
     return this.#consumed;
   }
 
-  /** Whether the peer ever sent data. */
+  /** Whether the peer has sent data. */
   get hasData(): boolean {
     return this.#consumed > 0 || this.#filled > 0 || this.unread > 0;
   }
@@ -111,42 +114,42 @@ export class ReceiveHalf {
     return this.#isEndedByPeer;
   }
 
-  /** Whether everything that the peer sent has arrived, its FIN included, and nothing of it was dropped. */
+  /** Whether everything that the peer sent, including its FIN, has arrived, and nothing of it was dropped. */
   get isWhole(): boolean {
     return this.#isEndedByPeer && (this.#state === "open" || this.#state === "failed");
   }
 
-  /** Whether a read is under way. */
+  /** Whether a read is pending. */
   get isReading(): boolean {
     return this.#isReading;
   }
 
-  /** Why nothing more can be read, for good; `undefined` while something is unread, and after the peer's end. */
+  /** The error of all further reads; `undefined` while bytes are unread, and after the peer's FIN. */
   get error(): Error | undefined {
     if (this.#state === "closed") return new StreamClosedError("Cannot read from a closed stream");
     return this.#hasEnded || this.unread > 0 ? undefined : this.#stream.failure?.();
   }
 
-  /** What the window has to say in a UPD. */
+  /** The receive window, in version 2. */
   get window(): ReceiveWindow {
     return this.#window!;
   }
 
-  /** Whether the first window is smaller than what every peer starts from. */
+  /** Whether the first window is smaller than the peer assumes. */
   get hasSmallWindow(): boolean {
     return this.#window !== undefined && this.#window.isSmall;
   }
 
-  /** The window was made smaller because other streams need the room. */
+  /** Called when the window was reduced because other streams need the room. */
   onShrunk(): void {
     this.#stream.queueUpdate();
   }
 
-  // What arrives.
+  // Receiving.
 
-  /** Takes in data that arrived: the bytes of `buffer` from `start` to before `end`. */
+  /** Receives data: the bytes of `buffer` from `start` to before `end`. */
   receive(buffer: ReadBuffer, start: number, end: number): void {
-    // Data for a closed stream counts as dropped, so that the stream does not look as if it had been empty.
+    // Data for a closed stream counts as consumed, so that `hasData` is true.
     if (this.#state === "closed") this.#consumed += end - start;
     if (this.#isEndedByPeer || this.#state === "closed" || this.#stream.failure !== undefined) return;
     const window = this.#window;
@@ -166,7 +169,7 @@ export class ReceiveHalf {
     const length = end - start;
     const unread = this.unread + length;
     if (window !== undefined && unread > window.allowed + CREDIT_TOLERANCE) return this.#overrun(window, unread);
-    // A chunk that `readable` waits for is copied, so that the buffer of the transport stays in use.
+    // A chunk that `readable` waits for is copied, so that the read buffer can be reused.
     (this.#chunks ??= new ChunkQueue()).push(buffer, start, end, into === EMPTY_BYTES);
     this.#stream.windows.unread += length;
     if (window?.revoke(unread)) this.#stream.queueUpdate();
@@ -178,7 +181,7 @@ export class ReceiveHalf {
     this.#stream.cut(() => new ProtocolError(frameOffset, expected, `${unread} unread bytes on stream ${id}`));
   }
 
-  /** Takes in the peer's FIN; returns whether it counts. */
+  /** Receives the peer's FIN. Returns `false` if it has no effect. */
   receiveFin(): boolean {
     if (this.#isEndedByPeer || this.#stream.failure !== undefined) return false;
     this.#isEndedByPeer = true;
@@ -187,7 +190,7 @@ export class ReceiveHalf {
     return true;
   }
 
-  /** Settles the read that waits, if it can be. */
+  /** Settles the waiting read, if there is data, an end or a failure for it. */
   finishRead(): void {
     this.#isFinishing = false;
     if (this.#into === undefined) return;
@@ -207,20 +210,20 @@ export class ReceiveHalf {
 
   // Ends.
 
-  /** The session has ended: what arrived stays readable. */
+  /** The session has ended. Received data stays readable. */
   fail(): void {
     if (this.#state === "open") this.#state = "failed";
     this.#closeWindow();
   }
 
-  /** Drops what is unread, and what will arrive: it must not look like a whole stream. */
+  /** Drops unread and later data. Unread data was lost, so a FIN must not read as a clean end. */
   cut(): void {
     this.#drop();
     this.#state = "cut";
     this.#closeWindow();
   }
 
-  /** The stream was closed here. */
+  /** Closes the half: drops unread data and rejects the waiting read. */
   close(): void {
     this.#state = "closed";
     this.#drop();
@@ -228,7 +231,7 @@ export class ReceiveHalf {
     if (this.#into !== undefined) this.#rejectRead(new StreamClosedError("Cannot read from a closed stream"));
   }
 
-  /** Drops what is unread and what will arrive, as if it had been read. */
+  /** Drops unread and later data, which counts as read. */
   discard(): void {
     if (this.#state === "open") this.#state = "discarding";
     if (this.#into !== undefined) this.#endRead()(0);
@@ -237,9 +240,9 @@ export class ReceiveHalf {
 
   // Reading.
 
-  /** Reads what has arrived, or waits; see `Stream.read`. */
+  /** Implements `Stream.read`. */
   read(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
-    if (!(p instanceof Uint8Array)) return Promise.reject(notBytes("read into"));
+    if (!(p instanceof Uint8Array)) return Promise.reject(notBytes(p));
     if (p.length === 0) return Promise.resolve(0);
     if (signal?.aborted) return Promise.reject(signal.reason);
     if (this.#isReading) return this.#readInTurn(p, signal);
@@ -252,14 +255,14 @@ export class ReceiveHalf {
     return count === 0 ? this.#park(p, signal) : Promise.resolve(count);
   }
 
-  /** Reads what has arrived, at once; see `Stream.tryRead`. */
+  /** Implements `Stream.tryRead`. */
   tryRead(p: Uint8Array): number | null {
-    if (!(p instanceof Uint8Array)) throw notBytes("read into");
-    if (p.length === 0) throw new RangeError("tryRead needs room for at least 1 byte, received an empty array");
+    if (!(p instanceof Uint8Array)) throw notBytes(p);
+    if (p.length === 0) throw new RangeError("tryRead needs an array of at least 1 byte, received an empty one");
     return this.#isReading ? 0 : this.#poll(p);
   }
 
-  /** Waits for the next chunk with one buffer for all that comes at once; `null` after the peer's end. */
+  /** Reads up to MAX_PULL_BYTES; waits if nothing is unread. Returns `null` after the peer's FIN. */
   async readLarge(): Promise<Uint8Array | null> {
     const p = new Uint8Array(MAX_PULL_BYTES);
     const count = await this.read(p, undefined);
@@ -267,15 +270,15 @@ export class ReceiveHalf {
     return count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
   }
 
-  /** Calls `ready` when `tryReadChunk` need not wait. */
+  /** Calls `ready` once, when `tryReadChunk` will return a chunk, return `null` or throw. */
   whenReady(ready: () => void): void {
     this.#wait(EMPTY_BYTES, ready);
   }
 
   /**
-   * Removes the next chunk, whose buffer is then the caller's.
+   * Removes and returns the next chunk. The caller owns its buffer.
    *
-   * @returns The chunk; `null` after the peer's end; `undefined` while nothing is unread.
+   * @returns The chunk; `null` after the peer's FIN; `undefined` while nothing is unread.
    */
   tryReadChunk(): Uint8Array | null | undefined {
     if (this.#isReading) return undefined;
@@ -291,7 +294,7 @@ export class ReceiveHalf {
     return this.#isEndedByPeer && this.#state !== "cut";
   }
 
-  /** Whether the stream has ended; throws if it has failed. */
+  /** Returns whether the stream has ended. Throws if it has failed. */
   #atEnd(): boolean {
     if (this.#hasEnded) return true;
     const { failure } = this.#stream;
@@ -299,7 +302,7 @@ export class ReceiveHalf {
     return false;
   }
 
-  /** Bytes now, `null` at the end, 0 if it must wait. */
+  /** Reads without waiting. Returns the number of bytes, `null` at the end, or 0 if the caller must wait. */
   #poll(p: Uint8Array): number | null {
     if (this.#state === "closed") throw new StreamClosedError("Cannot read from a closed stream");
     const count = this.#chunks === undefined ? 0 : this.#chunks.read(p);
@@ -361,7 +364,7 @@ export class ReceiveHalf {
     return resolve;
   }
 
-  // Passes the lock on to the next read, if one waits.
+  // Passes the lock on to the next waiting read, if any.
   #unlock(): void {
     this.#isReading = this.#readQueue?.notifyOne() ?? false;
   }
@@ -378,7 +381,7 @@ export class ReceiveHalf {
     if (count > 0 && this.#window?.read(count, this.unread)) this.#stream.queueUpdate();
   }
 
-  /** Drops what is unread, and returns its length. */
+  /** Drops unread bytes, and returns their number. */
   #drop(): number {
     const count = this.#chunks?.clear() ?? 0;
     if (count > 0) this.#stream.refund(count);
@@ -391,7 +394,7 @@ export class ReceiveHalf {
   }
 }
 
-/** The error for an argument that is no `Uint8Array`. */
-export function notBytes(what: string): TypeError {
-  return new TypeError(`Only a Uint8Array can be ${what}`);
+/** Returns the error for an argument that is not a `Uint8Array`. */
+export function notBytes(value: unknown): TypeError {
+  return new TypeError(`Expected a Uint8Array, received ${value === null ? "null" : typeof value}`);
 }

@@ -1,5 +1,5 @@
 /**
- * The sending half of a stream: writes in turn, the credit that they spend, and the FIN behind them.
+ * The sending half of a stream: writes in the order of the calls, the credit that they need, and the FIN after them.
  *
  * @module
  */
@@ -14,10 +14,10 @@ import { StreamClosedError } from "./errors.ts";
 import { type Command, EMPTY_BYTES, ProtocolError, PSH, SYN } from "./frame.ts";
 import { SendWindow } from "./_window.ts";
 
-/** Makes the error of a stream that failed; for a write it gets the number of bytes encoded, 0 as well. */
+/** Creates the error of a failed stream. A write passes the number of its encoded bytes, also if it is 0. */
 export type Failure = (bytesWritten?: number) => Error;
 
-/** Where the half puts its frames. */
+/** Output for the frames of the half. */
 export interface FrameOutput {
   /** Encodes a frame if there is room. */
   tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean;
@@ -31,59 +31,61 @@ export interface FrameOutput {
 export interface SendHost {
   /** Id on the wire. */
   readonly id: number;
-  /** Most bytes in one frame. */
+  /** Maximum payload of one frame, in bytes. */
   readonly maxFrameSize: number;
   /** Milliseconds that a write waits for credit after the peer's FIN. */
   readonly timeout: number;
   /** Position of the frame that is being received, for errors. */
   readonly frameOffset: number;
-  /** The way out. */
+  /** Encodes the frames. */
   readonly output: FrameOutput;
-  /** Whether the stream was closed here. */
+  /** Whether the stream was closed by `close()`. */
   readonly isClosed: boolean;
   /** Whether the peer's FIN has arrived. */
   readonly isEndedByPeer: boolean;
-  /** Makes the error of an operation, once the stream has failed. */
+  /** Creates the error of an operation, after the stream has failed. */
   readonly failure: Failure | undefined;
-  /** A FIN is due. */
+  /** Queues a FIN. */
   queueFin(): void;
-  /** Writing has failed for good. */
+  /** Called when writing has failed for good. */
   report(): void;
 }
 
-/** How writing ends, where that is not in order. */
+/** How writing ends. */
 export interface EndOptions {
-  /** Something that the application has written is lost, so that no FIN may leave. */
+  /** Whether written data was lost, so that no FIN may be sent. */
   isCut?: boolean;
-  /** The FIN leaves even when writes have failed. */
+  /** Whether FIN is sent even if writes have failed. */
   isAborted?: boolean;
 }
 
 /**
- * What may still be sent:
+ * State of the half, by what may still be sent:
  *
  * - `open`: data;
  * - `closing`: data written before `closeWrite()`, then FIN;
- * - `ending`: the same without waiting for credit, because the session ends in order;
- * - `cut`: nothing, because the session's end has cut a write, which would look whole behind a FIN;
- * - `failed`: FIN, if writing is aborted: the peer broke a rule of credit;
- * - `finished`: nothing, FIN is encoded.
+ * - `ending`: the same without waiting for credit, because the session is closing;
+ * - `cut`: nothing, because the end of the session has cut a write, which a FIN would make look complete;
+ * - `failed`: only FIN, if writing is aborted: the peer has violated the rules of credit;
+ * - `finished`: nothing, because FIN is encoded.
  */
 type State = "open" | "closing" | "ending" | "cut" | "failed" | "finished";
 
-/** What writes of one stream wait for. Most streams never need it. */
+/**
+ * The waits of the writes of one stream. Created, like its fields, on first use, because thousands of writes may wait.
+ */
 class Waiting {
-  /** The queue for the lock of writing; made, as what follows, when first needed, since thousands of writes may wait. */
+  /** The queue of the lock of writing. */
   queue: Gate | undefined = undefined;
-  /** Credit; made anew when the write that waits for it is given up. */
+  /** The wait for credit. Replaced when the write that waits for it is aborted. */
   credit: Gate | undefined = undefined;
-  /** When credit was first missed, after the peer's end. */
+  /** When credit was first missing after the peer's FIN. */
   starvedFrom: number | undefined = undefined;
   /** The handle of frames that wait for room. */
   sender: Sender<PendingFrame> | undefined = undefined;
-  /** The signal of the write under way, if it is ended by `abortWrite`. */
+  /** The signal of the pending write, if `abortWrite` aborts it. */
   abortable: AbortSignal | undefined = undefined;
-  /** Settles when a FIN that found no room is encoded, or cannot be any more. */
+  /** Settles when a FIN that found no room is encoded or dropped. */
   finQueued: PromiseWithResolvers<void> | undefined = undefined;
 
   /** Ends the waits for credit and for room. */
@@ -95,13 +97,13 @@ class Waiting {
 
 /** The sending half of one stream. */
 export class SendHalf {
-  /** Chunks that wait in `writable`, not yet written. */
+  /** Number of chunks in the queue of `writable`. */
   queued = 0;
   readonly #stream: SendHost;
-  // Only in version 2.
+  // In version 2.
   readonly #window: SendWindow | undefined;
   #state: State = "open";
-  // Makes the error of a write, after a failure of this half or the session's end in order.
+  // Creates the error of a write, after a failure of this half or a graceful close of the session.
   #refusal: (() => Error) | undefined;
   // Whether the lock of writing is held.
   #isWriting = false;
@@ -122,20 +124,20 @@ export class SendHalf {
     return this.#state === "finished";
   }
 
-  /** Whether a write is under way. */
+  /** Whether a write is pending. */
   get isWriting(): boolean {
     return this.#isWriting;
   }
 
-  /** Why nothing more can be written, for good; `undefined` while it can, and after `closeWrite`. */
+  /** The error of all further writes; `undefined` while writing is possible, and after `closeWrite`. */
   get error(): Error | undefined {
     if (this.#stream.isClosed) return new StreamClosedError("Cannot write to a closed stream");
     return this.#stream.failure?.() ?? this.#refusal?.();
   }
 
-  // What the session does.
+  // Called by the session.
 
-  /** Takes in a UPD. */
+  /** Receives a UPD. */
   update(consumed: number, window: number): void {
     const change = this.#window!.update(consumed, window);
     const waiting = this.#waiting;
@@ -154,19 +156,21 @@ export class SendHalf {
     this.#stream.report();
   }
 
-  /** The peer has ended its half: a write that waits for credit must now do so against the clock. */
+  /** Called after the peer's FIN: from now on a write that waits for credit has a timeout. */
   peerEnded(): void {
     this.#waiting?.credit?.notifyOne();
   }
 
-  /** FIN is encoded, behind all data. */
+  /** Called when FIN is encoded, after all data. */
   finish(): void {
     this.#state = "finished";
     this.#waiting?.finQueued?.resolve();
     this.#waiting?.sender?.close();
   }
 
-  /** The session ends in order: writes that wait for room go on, those that wait for credit do not, then FIN leaves. */
+  /**
+   * Ends writing for a graceful close: writes that wait for room finish, those that wait for credit reject, then FIN.
+   */
   async end(failure: () => Error): Promise<void> {
     this.#refusal ??= failure;
     if (this.#state === "open" || this.#state === "closing") this.#state = "ending";
@@ -177,11 +181,11 @@ export class SendHalf {
     try {
       await closing;
     } catch {
-      // Without a FIN the peer learns that not all was sent.
+      // No FIN, so that the peer's read rejects instead of ending.
     }
   }
 
-  /** Settles what waits, after the stream has failed or was closed. */
+  /** Settles pending operations, after the stream has failed or was closed. */
   releaseWaiters(): void {
     this.#waiting?.close();
     if (this.#stream.failure !== undefined) this.#waiting?.finQueued?.resolve();
@@ -206,12 +210,12 @@ export class SendHalf {
   }
 
   /**
-   * Writes, and returns a number instead of a promise where all of `p` finds room at once.
+   * Implements `Stream.write`. Returns a number instead of a promise if all of `p` is encoded at once.
    *
-   * @param isListened The caller listens to the signal and calls `abortWrite`: a listener for each write costs much more.
+   * @param isListened Whether the caller listens to the signal and calls `abortWrite`. A listener per write is slower.
    */
   write(p: Uint8Array, signal: AbortSignal | undefined, isListened = false): Promise<number> | number {
-    if (!(p instanceof Uint8Array)) return Promise.reject(notBytes("written"));
+    if (!(p instanceof Uint8Array)) return Promise.reject(notBytes(p));
     const refusal = this.#refuse();
     if (refusal !== undefined) return Promise.reject(refusal);
     if (p.length === 0) return 0;
@@ -223,15 +227,15 @@ export class SendHalf {
     return this.#writeRest(p, count, signal, isListened, this.#begun);
   }
 
-  /** Writes what can be encoded at once; see `Stream.tryWrite`. */
+  /** Implements `Stream.tryWrite`. */
   tryWrite(p: Uint8Array): number {
-    if (!(p instanceof Uint8Array)) throw notBytes("written");
+    if (!(p instanceof Uint8Array)) throw notBytes(p);
     const refusal = this.#refuse();
     if (refusal !== undefined) throw refusal;
     return this.#isWriting ? 0 : this.#encode(p, 0);
   }
 
-  /** Ends the write under way if it was given this signal, which has aborted, and does not listen to it. */
+  /** Aborts the pending write, if it was called with this signal and `isListened`. */
   abortWrite(signal: AbortSignal): void {
     const waiting = this.#waiting;
     if (waiting === undefined || waiting.abortable !== signal) return;
@@ -239,7 +243,7 @@ export class SendHalf {
     waiting.sender = waiting.credit = undefined;
   }
 
-  /** Ends writing; see `Stream.closeWrite`. */
+  /** Implements `Stream.closeWrite`. */
   closeWrite(options: EndOptions = {}): Promise<void> {
     let closing = this.#closing;
     if (closing !== undefined) return closing;
@@ -247,18 +251,18 @@ export class SendHalf {
     const { failure } = this.#stream;
     if (failure !== undefined) closing = Promise.reject(failure());
     else closing = this.#closing = this.#closeInTurn(options);
-    // Later writes and `closed` report it too, so a caller need not await it.
+    // The caller need not await the promise: later writes and `closed` report the error, too.
     closing.catch(() => {});
     return closing;
   }
 
-  /** Why no write may begin. */
+  /** Returns the error of a new write; `undefined` if writing is possible. */
   #refuse(): Error | undefined {
     const isClosing = this.#closing !== undefined && this.#refusal === undefined;
     return this.#makeError(0, isClosing || this.#stream.isClosed);
   }
 
-  /** The error of a write of which this many bytes were encoded; `undefined` if nothing prevents writing. */
+  /** Returns the error of a write with `bytesWritten` encoded bytes; `undefined` if writing is possible. */
   #makeError(bytesWritten: number, isClosed: boolean): Error | undefined {
     const error = isClosed
       ? new StreamClosedError("Cannot write to a closed stream")
@@ -266,14 +270,14 @@ export class SendHalf {
     return error && Object.assign(error, { bytesWritten });
   }
 
-  /** Bytes that may go into the next frame. */
+  /** Returns the number of bytes for the next frame, 0 without credit. */
   #allowance(wanted: number): number {
     const { maxFrameSize } = this.#stream;
     if (wanted > maxFrameSize) wanted = maxFrameSize;
     return this.#window === undefined ? wanted : Math.min(wanted, this.#window.credit);
   }
 
-  /** Encodes what finds room and credit at once, from `at` on, and returns the position after it. */
+  /** Encodes bytes from `at` on while there is room and credit. Returns the position after the last encoded byte. */
   #encode(p: Uint8Array, at: number): number {
     const { output, id } = this.#stream;
     while (at < p.length) {
@@ -291,12 +295,12 @@ export class SendHalf {
     return this.#writeRest(p, 0, signal, isListened, begun);
   }
 
-  /** When a write begins, if that may matter: only after the peer's end its wait for credit has a limit. */
+  /** The start of a write, or 0 before the peer's FIN, when the wait for credit has no timeout. */
   get #begun(): number {
     return this.#stream.isEndedByPeer ? clock.now() : 0;
   }
 
-  /** Writes from `at` on, one frame a turn, with the lock held; unlocks at the end. */
+  /** Writes from `at` on, frame by frame, with the lock held. Releases the lock at the end. */
   async #writeRest(
     p: Uint8Array,
     at: number,
@@ -326,9 +330,9 @@ export class SendHalf {
         (Object.is(error, signal.reason) || (isListened && error instanceof ChannelClosedError));
       if (isAborted && at > 0) return at;
       if (isAborted) throw signal.reason;
-      // A closed channel is explained below; anything else is the timeout of credit.
+      // The reason for a closed channel is thrown below. Anything else is the credit timeout.
       if (!(error instanceof ChannelClosedError)) {
-        const message = `The peer gave no credit for ${this.#stream.timeout} ms after its end`;
+        const message = `The peer granted no credit for ${this.#stream.timeout} ms after its FIN`;
         throw Object.assign(new DOMException(message, "TimeoutError"), { bytesWritten: at });
       }
     } finally {
@@ -347,7 +351,8 @@ export class SendHalf {
   async #waitForCredit(waiting: Waiting, signal: AbortSignal | undefined, begun: number): Promise<void> {
     const credit = waiting.credit ??= new Gate();
     if (!this.#stream.isEndedByPeer) return await credit.wait({ signal });
-    // After its FIN a peer may be gone for good, and smux has no way to say so. A write that waited behind another has waited too.
+    // After its FIN the peer may have closed the stream for good, which smux cannot report. Time in the queue behind
+    // another write counts.
     const { timeout } = this.#stream;
     let now = clock.now();
     let since = waiting.starvedFrom ??= now;
@@ -359,14 +364,14 @@ export class SendHalf {
         now = clock.now();
         const isLate = now - due > TIMER_LAG_MS && !isExcused;
         if (!isLate || signal?.aborted || error instanceof ChannelClosedError) throw error;
-        // Credit came in this very step.
+        // Credit arrived in the same step.
         if (waiting.starvedFrom === undefined) return;
         since = waiting.starvedFrom = excuse(Math.max(begun, since), now - due, now, timeout);
       }
     }
   }
 
-  /** Encodes a frame of data, or waits until there is room for it. */
+  /** Encodes a frame of data; waits if there is no room. */
   #send(
     waiting: Waiting,
     p: Uint8Array,
@@ -410,7 +415,7 @@ export class SendHalf {
     return waiting.queue ??= new Gate();
   }
 
-  // Passes the lock on to the next write, if one waits.
+  // Passes the lock on to the next waiting write, if any.
   #unlock(): void {
     this.#isWriting = this.#waiting?.queue?.notifyOne() ?? false;
   }

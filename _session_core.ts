@@ -1,8 +1,7 @@
 /**
- * The engine of a session: the table of streams, what each frame does, opening, closing and the end.
+ * The core of a session: the table of streams, the effect of each frame, opening, closing and the end.
  *
- * Reading and decoding is the matter of `FrameReader`, encoding and writing that of `FrameWriter`; time is the matter of
- * `Deadlines`.
+ * `FrameReader` reads and decodes, `FrameWriter` encodes and writes, `Deadlines` has the timer.
  *
  * @module
  */
@@ -25,27 +24,28 @@ import { FrameTrace } from "./_trace.ts";
 import { adapt, isReset, type Link, type Transport } from "./transport.ts";
 import { WindowPool } from "./_window.ts";
 
-// Refusals that may wait for room; while there are more, the peer that causes them is not read.
+// Refusals that may wait for room; beyond this number reading pauses. Larger: more memory for a hostile peer; smaller:
+// pauses for an honest one.
 const MAX_WAITING_REFUSALS = 1024;
-// When a session ends the process yields after this many streams with waiting operations: what the application does about
-// one is done in the same step, and for ten thousand streams that are piped on that is half a second.
+// At the end of a session the process yields after notifying this many streams, because the application reacts to each
+// notification at once. Larger: the event loop is blocked longer; smaller: the end takes longer.
 const NOTIFY_BATCH = 64;
 const LAST_ID = 2 ** 32 - 1;
 
-/** The role of this end: the client's streams have odd ids. */
+/** The role of this end. The client opens streams with odd ids, the server with even ids. */
 export type Role = "client" | "server";
 
 /**
- * Where the session is:
+ * Phase of the session:
  *
  * - `open`: streams are opened and accepted;
- * - `closing`: no more of them; what is open may finish, and what was written leaves;
- * - `lingering`: everything of ours has left, and the peer's end is awaited;
- * - `ended`: nothing moves any more.
+ * - `closing`: no new streams; open ones may finish, and written data is sent;
+ * - `lingering`: everything was sent; the session waits for the peer's end;
+ * - `ended`: nothing is sent or received.
  */
 type Phase = "open" | "closing" | "lingering" | "ended";
 
-/** One session, as its streams, its reader, its writer and its deadlines see it. */
+/** One session, as its streams, its reader, its writer and its deadlines use it. */
 export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, StreamHost, WriterHost {
   readonly settings: Settings;
   readonly windows: WindowPool;
@@ -54,23 +54,23 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   readonly writer: FrameWriter;
   readonly reader: FrameReader;
   readonly acceptor: Acceptor;
-  /** Only where stalled streams are cut. */
+  /** `undefined` if `stalledStreamTimeout` is `Infinity`. */
   readonly stalled: StalledStreams | undefined;
   readonly deadlines: Deadlines;
-  /** Streams opened here, ever. */
+  /** Total number of streams opened by this end. */
   opened = 0;
-  /** Id of the next stream that is opened here. */
+  /** Id of the next stream that this end opens. */
   nextId: number;
   readonly #role: Role;
   #phase: Phase = "open";
   // The stream whose data is being decoded.
   #current: StreamCore | undefined;
-  // Each is made when first needed.
+  // Created on first use.
   #versionKnown: Gate | undefined;
   #drained: Gate | undefined;
   #closing: Promise<void> | undefined;
   readonly #closed = deferred<void>();
-  // What ended it, if that was no clean end.
+  // The error that ended the session, unless it ended cleanly.
   #failure: { error: unknown } | undefined;
 
   /** Starts the session. */
@@ -92,23 +92,23 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     }
     this.deadlines = new Deadlines(settings, this, this.writer);
     this.#closed.promise.catch(() => {});
-    // An "auto" server learns the version from it without waiting; Go ignores it.
+    // Lets an "auto" server learn the version at once. Go ignores it.
     if (role === "client") this.writer.tryControl(NOP, 0);
     this.deadlines.schedule();
     this.reader.run();
   }
 
-  /** The version in use; `undefined` until an "auto" server has seen the first frame. */
+  /** The version in use; `undefined` until an "auto" server has received the first frame. */
   get version(): Version | undefined {
     return this.decoder.version;
   }
 
-  /** Fulfils after a clean end, rejects with what ended the session otherwise. */
+  /** Resolves after a clean end; rejects with the error that ended the session otherwise. */
   get closed(): Promise<void> {
     return this.#closed.promise;
   }
 
-  // What streams need.
+  // Called by streams.
 
   get link(): Link {
     return this.reader.link;
@@ -155,7 +155,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
 
   // Opening.
 
-  /** Opens a stream; see `Session.openStream`. */
+  /** Implements `Session.openStream`. */
   async open(signal: AbortSignal | undefined): Promise<StreamCore> {
     signal?.throwIfAborted();
     if (this.version === undefined && this.#phase === "open") await this.#waitForVersion(signal);
@@ -163,7 +163,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     if (this.nextId > LAST_ID) throw new RangeError("Cannot open a stream: every stream id has been used");
     const stream = new StreamCore(this, this.nextId);
     this.nextId += 2;
-    // Before the SYN can leave, or the answer of a quick peer would find no stream.
+    // Before the SYN can leave: the answer of a fast peer must find the stream.
     this.streams.add(stream);
     const waiting = stream.sending.open(signal);
     if (waiting !== undefined) await this.#waitToOpen(stream, waiting);
@@ -184,13 +184,13 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     try {
       await waiting;
     } catch (error) {
-      this.#drop(stream, "The stream was never opened");
+      this.#drop(stream, "The stream was not opened");
       if (!(error instanceof ChannelClosedError)) throw error;
       throw this.closedError("Cannot open a stream on a closed session");
     }
   }
 
-  /** Removes a stream that never came to life. The peer may have sent something, which will not be read. */
+  /** Removes a stream that was not opened or accepted, and drops its received data. */
   #drop(stream: StreamCore, message: string): void {
     stream.fail(() => this.closedError(message));
     stream.receiving.discard();
@@ -238,9 +238,9 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   data(_bytes: Uint8Array, start: number, end: number): void {
     const stream = this.#current;
     if (stream === undefined) return;
-    // A stream of which data was dropped must not seem whole, even if its FIN still comes.
+    // While lingering, data is dropped. The stream fails, so that a later FIN does not make it look complete.
     if (this.#phase !== "lingering") return stream.receive(this.link.buffer, start, end);
-    const isFirst = stream.fail(() => this.closedError("Data came after the session was closed"));
+    const isFirst = stream.fail(() => this.closedError("Data arrived after the session was closed"));
     if (isFirst) stream.notifyWaiters();
   }
 
@@ -275,7 +275,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   #refuse(id: number): void {
     this.acceptor.refuse();
     this.flood.refusedStream();
-    // After our own end the peer gets no answer anyway.
+    // After the half-close nothing can be sent.
     if (this.#phase === "open" || this.#phase === "closing") this.writer.refuse(id);
   }
 
@@ -309,8 +309,8 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   }
 
   transportFailed(error: unknown): void {
-    // A peer that closes its socket with our last FINs unread in it resets the connection: Go's does so whenever it
-    // hangs up. With no open stream and no unsent data a reset loses nothing, and counts as a clean end.
+    // A peer that closes its socket while FINs of this end are unread in it resets the connection; Go's peers do so
+    // when they hang up. With no open stream and no unsent data a reset loses nothing, so it counts as a clean end.
     const isHangUp = isReset(error) && this.bytesReceived > 0 && this.streams.size === 0 &&
       !this.writer.hasUnsentData && this.decoder.isBetweenFrames;
     if (isHangUp) this.#end();
@@ -331,9 +331,8 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
 
   // Deadlines.
 
-  // A peer that is heard lives, even if it reads nothing: what waits for it here is bounded. While reading is paused it
-  // cannot be heard, and the progress of writes is the only sign: two sessions that hold each other back would otherwise
-  // never notice that the peer is gone.
+  // A peer that sends is alive, even if it reads nothing: what is held for it is bounded. While reading is paused, the
+  // progress of writes is the only sign of life: without it two sessions that block each other would never end.
   get silentSince(): number {
     if (this.#phase === "lingering") return Infinity;
     const { since } = this.deadlines.silence;
@@ -355,11 +354,11 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   silenceExpired(): void {
     const { timeout } = this.settings;
     if (this.reader.isPaused) {
-      return this.#timeOut(`A write of the transport made no progress for ${timeout} ms`);
+      return this.#timeOut(`A transport write made no progress for ${timeout} ms`);
     }
     const remedy = "if it sends no keepalive, raise `timeout` or set it to Infinity";
     const hint = this.bytesReceived === 0
-      ? "; not one byte ever came: the peer may speak version 1, which is Go's default"
+      ? "; no byte was ever received: the peer may speak version 1, which is Go's default"
       : "";
     this.#timeOut(`The peer was silent for ${timeout} ms: ${remedy}${hint}`);
   }
@@ -384,9 +383,9 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     this.stalled?.excuse(late, now);
   }
 
-  // The end.
+  // Closing.
 
-  /** Closes in order; see `Session.close`. */
+  /** Implements `Session.close`. */
   close(drain: boolean, timeout: number): Promise<void> {
     if (this.#closing === undefined) {
       this.#closing = this.#closed.promise.catch(() => {});
@@ -406,26 +405,26 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
       await Promise.all(this.streams.values().map((stream) => stream.sending.end(failure)));
       await this.writer.flushed();
       if (this.hasEnded) return;
-      // A socket closed while it holds unread bytes is reset, and the peer loses what it had not read: so read on.
+      // Keep reading: closing a socket that holds unread bytes resets the connection, and the peer loses unread data.
       this.#phase = "lingering";
       this.writer.end();
       this.reader.wake();
       this.link.closeWrite().catch(() => {});
       this.deadlines.startLinger();
     } catch {
-      // The end came first, and closed the gate that was waited at.
+      // The session ended first, and closed the gate.
     }
   }
 
-  /** Ends at once, with an error. */
+  /** Ends the session at once, with an error. */
   end(error: unknown): void {
     this.#end({ error });
   }
 
-  /** The one end, in whatever way it comes: with a failure it is unclean. */
+  /** Ends the session: cleanly, or with a failure. */
   #end(failure?: { error: unknown }): void {
     if (this.hasEnded) return;
-    // After everything of ours has left in order, errors of the connection are ignored.
+    // Errors after a complete graceful close are ignored.
     if (this.#phase !== "lingering") this.#failure = failure;
     this.#phase = "ended";
     this.deadlines.end();
@@ -445,8 +444,8 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     this.#notify(streams);
   }
 
-  // Waiters share errors: one is, with its stack, as large as a waiting stream, and thousands may wait. A write has its
-  // count stamped on its error, so writes never share with other operations.
+  // Waiters share errors, because an error with its stack is as large as a waiting stream, and thousands may wait.
+  // Writes do not share with other operations, because their errors have the property `bytesWritten`.
   #makeErrors(): (bytesWritten?: number) => Error {
     let shared: SessionClosedError | undefined;
     let sharedByWrites: SessionClosedError | undefined;
@@ -457,7 +456,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     };
   }
 
-  /** Settles what waits for room, for one of these streams, or for the end. */
+  /** Settles the pending operations of these streams, the frames that wait for room, and `closed`. */
   async #notify(streams: StreamCore[]): Promise<void> {
     const { slice } = this.reader;
     const pending = [slice.end(), this.writer.slice.end()];
@@ -471,7 +470,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     else this.#closed.reject(this.#failure.error);
   }
 
-  /** The error of an operation on a session that is closing or has ended. */
+  /** Returns the error of an operation on a session that is closing or has ended. */
   closedError(message: string): SessionClosedError {
     return new SessionClosedError(message, this.#failure && { cause: this.#failure.error });
   }

@@ -1,5 +1,5 @@
 /**
- * Streams that are not read, while what they hold leaves the other streams of their session without room.
+ * Detects and cuts stalled streams: streams whose unread bytes leave the other streams of the session without room.
  *
  * @module
  */
@@ -11,14 +11,15 @@ import type { StreamCore } from "./stream.ts";
 import { Table } from "./_table.ts";
 import type { WindowPool } from "./_window.ts";
 
-// In version 2 streams have stalled for good when less than this part of the receive buffer is free: the windows of those
-// that are read are then 8 KiB, and shrink further. In version 1 a full buffer is the only sign.
+// In version 2 the streams are watched while less than 1/TIGHT_PART of the receive buffer is free: with 16 MiB the
+// other streams then have windows of 8 KiB or less. In version 1 they are watched while the buffer is full. Larger:
+// other streams are slowed down more; smaller: streams are cut earlier.
 const TIGHT_PART = 8;
-// A stream that is read more slowly than this, in bytes per second, counts as stalled, too.
+// Bytes per second. A stream that is read more slowly counts as stalled where other streams wait.
 // Larger: other streams wait less; smaller: fewer slow readers are cut.
 const MIN_READ_RATE = 16 * 1024;
-// Streams that were opened together may have ten times the buffer on its way, of which each cut frees one. The time of
-// watching is halved for the next cut, at most this often: from 5000 ms to 313.
+// Data in flight may fill the buffer again after each cut, so each watch in a row is half as long as the last, up to
+// this many times: with 5000 ms down to 313. Larger: other streams wait less; smaller: more time for readers.
 const MAX_HALVINGS = 4;
 
 /** Watches the streams of one session, and cuts those that stall. */
@@ -29,19 +30,19 @@ export class StalledStreams {
   readonly #capacity: number;
   readonly #windows: WindowPool;
   readonly #open: Table<StreamCore>;
-  // Streams that have left the session with bytes unread.
+  // Streams that were removed from the session with unread bytes.
   readonly #left = new Table<StreamCore>();
-  // What had been read of each when watching began, and how long it lasts.
+  // The watched streams, with their consumed bytes at the start of the watch, and the deadline of the watch.
   #watched: Map<StreamCore, number> | undefined;
   readonly #watch = new Deadline(0, 0);
-  // How often in a row streams were cut, and when the last time was.
+  // Number of cuts in a row, and the time of the last one.
   #cuts = 0;
   #cutAt = -Infinity;
 
   /**
-   * @param timeout Milliseconds that a stream may go without being read.
-   * @param capacity Bytes that the session may hold unread.
-   * @param windows Counts those bytes.
+   * @param timeout Milliseconds after which an unread stream counts as stalled.
+   * @param capacity Maximum number of unread bytes of the session.
+   * @param windows Counts the unread bytes.
    * @param open The streams of the session.
    */
   constructor(timeout: number, capacity: number, windows: WindowPool, open: Table<StreamCore>) {
@@ -51,17 +52,17 @@ export class StalledStreams {
     this.#open = open;
   }
 
-  /** A stream leaves the session, perhaps with bytes unread. */
+  /** Called when a stream is removed from the session. It may have unread bytes. */
   leave(stream: StreamCore): void {
     if (stream.unread > 0) this.#left.add(stream);
   }
 
-  /** Bytes of a stream were read. */
+  /** Called when bytes of a stream were read. */
   read(stream: StreamCore): void {
     if (stream.unread === 0 && this.#left.size > 0) this.#left.delete(stream);
   }
 
-  /** Begins to watch if room is tight; returns when to check, by the clock. */
+  /** Starts a watch if room is tight. Returns when to check, by the clock. */
   watch(version: Version | undefined): number {
     if (this.#watched !== undefined || !this.#isTight(version)) return Infinity;
     this.#watched = new Map();
@@ -70,12 +71,12 @@ export class StalledStreams {
     const now = clock.now();
     if (now > this.#cutAt + this.#timeout) this.#cuts = 0;
     this.#watch.since = now;
-    // Less each time, while what is on its way fills the buffer again at once.
+    // Shorter each time while the buffer fills again at once.
     this.#watch.limit = Math.ceil(this.#timeout / 2 ** Math.min(this.#cuts, MAX_HALVINGS));
     return this.#watch.at;
   }
 
-  /** Cuts the streams that stalled, if it is time; returns when to check again. */
+  /** Cuts the stalled streams, if the watch is over. Returns when to check again. */
   check(now: number, version: Version | undefined): number {
     const watched = this.#watched;
     if (watched === undefined) return Infinity;
@@ -95,18 +96,18 @@ export class StalledStreams {
     return this.watch(version);
   }
 
-  /** The process stood still. */
+  /** Excludes time in which the process was blocked. */
   excuse(late: number, now: number): void {
     this.#watch.excuse(late, now);
   }
 
-  /** Forgets everything. */
+  /** Releases all streams, at the end of the session. */
   end(): void {
     for (const stream of this.#left.values()) this.#left.delete(stream);
     this.#watched = undefined;
   }
 
-  /** Whether unread bytes leave streams that are read without room (version 1) or with very small windows (version 2). */
+  /** Whether unread bytes leave the other streams without room (version 1) or with very small windows (version 2). */
   #isTight(version: Version | undefined): boolean {
     const room = version === 2 ? this.#capacity / TIGHT_PART : 0;
     return this.#windows.unread >= this.#capacity - room;
@@ -118,13 +119,13 @@ export class StalledStreams {
     const read = (stream: StreamCore) => stream.receiving.consumed - watched.get(stream)!;
     const isSlow = (stream: StreamCore) => stream.unread > 0 && read(stream) * 1000 < MIN_READ_RATE * limit;
     const slow = new Set(watched.keys().filter(isSlow));
-    // A slow reader may be slow while no other stream has to wait for it.
+    // A stream may be read slowly if no other stream waits for it.
     const isAlone = this.#open.values().every((stream) => slow.has(stream));
     const stalled = Array.from(slow).filter((stream) => !isAlone || read(stream) === 0);
     stalled.sort((a, b) => b.unread - a.unread);
-    // All that hold less than this hold less than half of the buffer together.
+    // Streams that hold less than this hold less than half of the buffer together.
     const share = this.#capacity / 2 / stalled.length;
-    // Those that are spared have no credit in version 2. In version 1 they would fill what was freed.
+    // In version 2 the remaining stalled streams have no credit. In version 1 they would fill the freed room again.
     const isGentle = version === 2 && this.#cuts === 0;
     for (const stream of stalled) {
       if (stream.unread < share || (isGentle && this.#windows.unread <= this.#capacity / 2)) break;

@@ -1,21 +1,21 @@
 /**
- * The streams of a session, each found by its id.
+ * Table of the streams of a session, by id.
  *
- * A `Map` does that too, but V8 makes its store anew as entries come and go, and the old store points to the new one.
- * Once a collection of all memory has found one of them, it counts as old, and the quick collections between that one
- * and the next keep every store after it with all that was in them. An object without a prototype has no such chain, and
- * hashes integers with a seed, so that a peer cannot choose ids that collide.
+ * An object without a prototype, not a `Map`. V8 replaces the store of a `Map` as entries are added and removed, and
+ * each old store refers to the next. If one of them is in the old generation of the heap, minor collections keep all
+ * stores after it, with their entries. An object has no such chain, and hashes integers with a seed, so a peer cannot
+ * choose ids that collide. See docs/decisions/003-table-without-a-prototype.md.
  *
  * @module
  */
 
-/** What a table can hold. */
+/** An entry of a table. */
 export interface Entry {
-  /** What it is found by: an integer from 0 to 2^32 - 1. */
+  /** The key: an integer from 0 to 2^32 - 1. */
   readonly id: number;
 }
 
-/** Entries by their ids. */
+/** Entries by id. */
 export class Table<T extends Entry> {
   readonly #entries: Record<number, T> = Object.create(null);
   #size = 0;
@@ -30,13 +30,13 @@ export class Table<T extends Entry> {
     return this.#entries[id];
   }
 
-  /** Adds an entry, whose id no other has. */
+  /** Adds an entry. Its id must not be in the table. */
   add(entry: T): void {
     this.#entries[entry.id] = entry;
     this.#size++;
   }
 
-  /** Removes an entry; returns whether it was in the table. */
+  /** Removes an entry. Returns whether it was in the table. */
   delete(entry: T): boolean {
     if (this.#entries[entry.id] !== entry) return false;
     delete this.#entries[entry.id];

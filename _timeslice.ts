@@ -1,8 +1,8 @@
 /**
  * Cooperative yielding for loops whose reads or writes never block.
  *
- * Deno settles a read or a write of a socket that need not wait without polling other sockets. A loop with always more to
- * read, or always room to write, would keep the process to itself for most of a second.
+ * Deno completes I/O that is ready without polling other sockets, so a loop that always has more to read, or room to
+ * write, would keep the event loop to itself.
  *
  * @module
  */
@@ -12,10 +12,10 @@ import { clock, type Pass, type Timer } from "./_clock.ts";
 // A loop that never blocks yields after this long. Larger: fewer yields; smaller: other connections are served earlier.
 const MAX_SLICE_MS = 2;
 
-// The yield under way: the process yields once for all loops that do so together.
+// The pending yield, shared by all loops that yield at the same time.
 let yielding: Promise<unknown> | undefined;
 
-/** The time slice of one loop. It starts anew when the loop has blocked, and after each yield. */
+/** The time slice of one loop. A new slice starts when the loop has blocked, and after each yield. */
 export class TimeSlice {
   #startedAt = 0;
   #hasSettled = false;
@@ -29,14 +29,14 @@ export class TimeSlice {
     this.#startedAt = now;
   }
 
-  /** Whether it is time to yield. */
+  /** Returns whether the loop must yield. */
   isExpired(now: number): boolean {
     if (this.#startedAt > now) this.#startedAt = now;
     return now - this.#startedAt >= MAX_SLICE_MS;
   }
 
   /**
-   * Observes an operation that the loop awaits. If it is still pending after one pass of the event loop, the loop has
+   * Observes an operation that the loop awaits. If it is pending after one pass of the event loop, the loop has
    * blocked, and the next call of `isExpired` starts a new slice.
    */
   observe(operation: Promise<unknown>): void {
@@ -45,14 +45,14 @@ export class TimeSlice {
     this.#pass ??= clock.pass(this.#passed);
   }
 
-  /** Yields until the runtime has polled its sockets; returns the time. */
+  /** Yields until the runtime has polled its sockets. Returns the time. */
   async yieldToEventLoop(): Promise<number> {
     await (this.#yielding = yielding ??= clock.yieldToEventLoop());
     yielding = this.#yielding = undefined;
     return this.#startedAt = clock.now();
   }
 
-  /** Pauses the loop; returns the time. */
+  /** Pauses the loop. Returns the time. */
   async sleep(milliseconds = 1): Promise<number> {
     await new Promise<void>((resolve) => {
       this.#resume = resolve;
@@ -61,7 +61,7 @@ export class TimeSlice {
     return this.#startedAt = clock.now();
   }
 
-  /** Ends a pause at once. Returns the yield under way, if there is any: it cannot be taken back. */
+  /** Ends a pause at once. Returns the pending yield, if any, because a yield cannot be cancelled. */
   end(): Promise<unknown> | undefined {
     clock.clearTimer(this.#timer);
     clock.clearPass(this.#pass);
@@ -75,7 +75,7 @@ export class TimeSlice {
 
   readonly #passed = (): void => {
     this.#pass = undefined;
-    // `isExpired` replaces it by the time of its call.
+    // `isExpired` replaces this by the time of its call.
     if (!this.#hasSettled) this.#startedAt = Infinity;
   };
 }

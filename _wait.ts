@@ -1,5 +1,5 @@
 /**
- * What every wait of a channel shares: its place in a queue, and the signal and the timeout that can end it.
+ * Waits of channel operations: their queue, and the signal and the timeout that can end them.
  *
  * @module
  */
@@ -7,34 +7,34 @@
 import { clock, MAX_DELAY_MS, type Timer } from "./_clock.ts";
 
 /**
- * What can end a wait early. An operation that is possible at once succeeds, whatever the options.
+ * Options of an operation that may wait. An operation that is possible without waiting ignores them and succeeds.
  *
- * @example A wait that gives up
+ * @example Limiting a wait
  * ```ts
  * import { Channel, type WaitOptions } from "@sluice/smux/channel";
  * import { assertRejects } from "@std/assert";
  *
- * const patience: WaitOptions = { timeout: 5 };
- * await assertRejects(() => new Channel<string>().receive(patience), DOMException, "5 ms");
+ * const options: WaitOptions = { timeout: 5 };
+ * await assertRejects(() => new Channel<string>().receive(options), DOMException, "5 ms");
  * ```
  */
 export interface WaitOptions {
-  /** Ends the wait: it rejects with the signal's `reason`. Listened to only while waiting. */
+  /** Aborts the wait, which then rejects with the signal's `reason`. A listener is registered only during the wait. */
   signal?: AbortSignal | undefined;
   /**
-   * The longest wait in milliseconds: 0 to 2 147 483 647, or `Infinity` for no limit. A wait that outlasts it rejects
-   * with a `DOMException` named `"TimeoutError"`; 0 means "at once or not at all". Default `Infinity`.
+   * Maximum wait in milliseconds, 0 to 2 147 483 647, or `Infinity` for no limit. A longer wait rejects with a
+   * `DOMException` named "TimeoutError". With 0 the operation never waits. Default `Infinity`.
    */
   timeout?: number | undefined;
 }
 
 /**
- * One operation that {@linkcode select} can wait for, made by `receiveCase()` or `sendCase(value)`. A case holds no
- * place in any queue until a select waits for it, and may be used again. Its two members are for select alone.
+ * One operation for {@linkcode select}, created by `receiveCase()` or `sendCase(value)`. It does not queue until a
+ * select waits for it, and may be used again. Its members are called by `select` only.
  *
- * @typeParam Outcome What happened: `done` is true if the channel was closed instead.
+ * @typeParam Outcome The outcome; `done` is `true` if the channel is closed.
  *
- * @example One case in a loop
+ * @example Using one case in a loop
  * ```ts
  * import { Channel, select, type SelectCase } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -51,27 +51,27 @@ export interface WaitOptions {
  * ```
  */
 export interface SelectCase<Outcome extends object> {
-  /** Does the operation if that is possible at once. */
+  /** Performs the operation if that is possible without waiting; otherwise returns `undefined`. */
   attempt(): Outcome | undefined;
-  /** Waits for the operation; calls `resolve` once, unless `leave` is called before that. */
+  /** Queues the operation. Calls `resolve` once with the outcome, unless `leave` is called before. */
   park(resolve: (outcome: Outcome) => void): { leave(): void };
 }
 
-/** The error for a timeout that no timer can hold. */
+/** Returns the error for a `timeout` that is negative, NaN or above 2^31 - 1; `undefined` for a valid one. */
 export function invalidTimeout(timeout: number | undefined): RangeError | undefined {
   if (timeout === undefined || timeout === Infinity) return undefined;
   if (typeof timeout === "number" && timeout >= 0 && timeout <= MAX_DELAY_MS) return undefined;
   return new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY_MS} ms or Infinity, received ${timeout}`);
 }
 
-/** The rejection of a wait whose signal has aborted or whose timeout is 0. */
+/** Returns a rejection if the signal has aborted or the timeout is 0; otherwise `undefined`. */
 export function rejectBeforeWait(options: WaitOptions | undefined): Promise<never> | undefined {
   if (options?.signal?.aborted) return Promise.reject(options.signal.reason);
   return options?.timeout === 0 ? Promise.reject(timeoutError(0)) : undefined;
 }
 
 function timeoutError(timeout: number): DOMException {
-  return new DOMException(`Gave up waiting after ${timeout} ms`, "TimeoutError");
+  return new DOMException(`The channel operation timed out after ${timeout} ms`, "TimeoutError");
 }
 
 /** A member of a {@linkcode Queue}. */
@@ -81,7 +81,7 @@ export interface QueueNode<P extends QueueNode<P>> {
   next: P | undefined;
 }
 
-/** A doubly linked list of waiters, oldest first, linked through the waiters themselves: each can leave in O(1). */
+/** A doubly linked list of waiters, oldest first. The waiters are its nodes, so each can be removed in O(1). */
 export class Queue<P extends QueueNode<P>> {
   first: P | undefined = undefined;
   last: P | undefined = undefined;
@@ -103,7 +103,7 @@ export class Queue<P extends QueueNode<P>> {
   }
 }
 
-/** What a signal or a timeout can end; its `fail` must call {@linkcode WaitLimit.stop}. */
+/** A wait that a signal or a timeout can end. Its `fail` must call {@linkcode WaitLimit.stop}. */
 interface Cancellable {
   fail(reason: unknown): void;
 }
@@ -129,12 +129,14 @@ export class WaitLimit implements QueueNode<WaitLimit> {
   }
 }
 
-/** A separate function, so that the constructor allocates no closure context without a timeout. */
+/** Starts a timer. A separate function, so that the constructor allocates no closure context without a timeout. */
 function setTimer(wait: Cancellable, timeout: number): Timer {
   return clock.setTimer(() => wait.fail(timeoutError(timeout)), timeout);
 }
 
-/** The waits of one signal, behind one listener: a signal searches all its listeners for each it adds or removes. */
+/**
+ * The waits with one signal, which share a listener: adding or removing a listener searches all listeners of a signal.
+ */
 class SignalWatch extends Queue<WaitLimit> {
   readonly signal: AbortSignal;
   readonly #slot: number;
@@ -162,7 +164,7 @@ class SignalWatch extends Queue<WaitLimit> {
   }
 }
 
-/** The recent signals. A map of all of them makes the first wait on a signal much slower. */
+/** Cache of the most recent signals. A map of all signals makes the first wait with a signal much slower. */
 const watches: (SignalWatch | undefined)[] = new Array(8).fill(undefined);
 let oldest = 0;
 

@@ -1,5 +1,5 @@
 /**
- * A stream's halves as web streams.
+ * Web streams over the halves of a stream.
  *
  * @module
  */
@@ -7,22 +7,22 @@
 import type { ReceiveHalf } from "./_receive_half.ts";
 import type { SendHalf } from "./_send_half.ts";
 
-// If more bytes than this came at once, a pull waits with one buffer for all of them, otherwise for a chunk of the size that
-// comes. It is more than a frame of the usual size.
+// After more bytes than this at once, a pull waits with one large buffer; otherwise for a chunk of the size that
+// arrives. Above the default frame size. Larger: more chunks under load; smaller: more memory for single frames.
 const LARGE_BATCH_BYTES = 40 * 1024;
 
-/** What both need from the stream. */
+/** What both web streams need from the stream. */
 interface Watched {
-  /** Calls `run` now, and each time when reading or writing has failed for good or the stream was closed here. */
+  /** Calls `run` now, and again each time when reading or writing has failed for good or the stream was closed here. */
   watch(run: () => void): void;
 }
 
-/** Makes a stream of what arrives. It reads nothing ahead. */
+/** Creates a readable stream of the received data. It reads nothing ahead. */
 export function makeReadable(stream: Watched, half: ReceiveHalf): ReadableStream<Uint8Array<ArrayBuffer>> {
   return new ReadableStream(new ReadableSource(stream, half), { highWaterMark: 0 });
 }
 
-/** Makes a stream of what is sent. */
+/** Creates a writable stream of the data to send. */
 export function makeWritable(stream: Watched, half: SendHalf): WritableStream<Uint8Array> {
   return new WritableStream(new WritableSink(stream, half), {
     highWaterMark: 1,
@@ -33,7 +33,7 @@ export function makeWritable(stream: Watched, half: SendHalf): WritableStream<Ui
   });
 }
 
-/** What `readable` reads from. */
+/** The source of `readable`. */
 class ReadableSource implements UnderlyingByteSource {
   readonly type = "bytes";
   readonly #stream: Watched;
@@ -42,7 +42,7 @@ class ReadableSource implements UnderlyingByteSource {
   #isPulling = false;
   #wasAskedAgain = false;
   #isCancelled = false;
-  // Bytes since the last wait.
+  // Bytes enqueued since the last wait.
   #received = 0;
 
   constructor(stream: Watched, half: ReceiveHalf) {
@@ -52,7 +52,7 @@ class ReadableSource implements UnderlyingByteSource {
 
   start(controller: ReadableByteStreamController): void {
     this.#controller = controller;
-    // An idle reader is to see in `closed` that nothing will come. An error drops what the stream has in its queue.
+    // Reports a failure to an idle reader through `closed`. Only with an empty queue, because an error drops the queue.
     this.#stream.watch(() => {
       if (this.#isPulling || controller.desiredSize !== 0) return;
       const { error } = this.#half;
@@ -60,7 +60,7 @@ class ReadableSource implements UnderlyingByteSource {
     });
   }
 
-  // It may be called while it waits, and does not wait itself, so that it is called for every read.
+  // Returns no promise, so that the stream calls it for every read, also while an earlier pull waits.
   pull(): void {
     this.#wasAskedAgain = this.#isPulling;
     if (this.#isPulling) return;
@@ -76,7 +76,7 @@ class ReadableSource implements UnderlyingByteSource {
     this.#isPulling = true;
     const isLarge = this.#received > LARGE_BATCH_BYTES;
     this.#received = 0;
-    // Behind another read it is served as one.
+    // Behind another read the pull must queue as a read.
     if (isLarge || half.isReading) half.readLarge().then(this.#enqueue).catch(this.#fail);
     else half.whenReady(this.#ready);
   }
@@ -86,7 +86,7 @@ class ReadableSource implements UnderlyingByteSource {
     this.#half.discard();
   }
 
-  // It is called in the middle of the session's own work.
+  // Called in the middle of a step of the session, so application code must run later.
   readonly #ready = (): void => queueMicrotask(this.#resume);
 
   readonly #resume = (): void => {
@@ -109,7 +109,7 @@ class ReadableSource implements UnderlyingByteSource {
       this.#isPulling = false;
       if (this.#isCancelled || count === 0) return;
       if (count === null) return this.#end();
-      // Perhaps asked again by a reader without a buffer that took over, which a response would not reach.
+      // A reader without a buffer may have replaced the first one, and a response would not reach it.
       if (this.#wasAskedAgain) this.#controller.enqueue(p.slice(0, count));
       else this.#controller.byobRequest!.respond(count);
     }).catch(this.#fail);
@@ -122,12 +122,12 @@ class ReadableSource implements UnderlyingByteSource {
 
   #end(): void {
     this.#controller.close();
-    // A request must be answered even at the end.
+    // A pending request must be answered at the end, too.
     this.#controller.byobRequest?.respond(0);
   }
 }
 
-/** What `writable` writes to. */
+/** The sink of `writable`. */
 class WritableSink implements UnderlyingSink<Uint8Array> {
   readonly #stream: Watched;
   readonly #half: SendHalf;
@@ -140,7 +140,7 @@ class WritableSink implements UnderlyingSink<Uint8Array> {
   start(controller: WritableStreamDefaultController): void {
     const { signal } = controller;
     signal.addEventListener("abort", () => this.#half.abortWrite(signal));
-    // A pipe that has nothing to write would not notice.
+    // Reports a failure to a pipe that has nothing to write.
     this.#stream.watch(() => {
       const { error } = this.#half;
       if (error === undefined) return;
@@ -149,7 +149,7 @@ class WritableSink implements UnderlyingSink<Uint8Array> {
     });
   }
 
-  // A promise costs more than a small chunk.
+  // Returns no promise if the chunk was encoded at once: a promise costs more than a small chunk.
   write(chunk: Uint8Array, controller: WritableStreamDefaultController): Promise<void> | undefined {
     this.#half.queued--;
     const written = this.#half.write(chunk, controller.signal, true);
@@ -168,7 +168,7 @@ class WritableSink implements UnderlyingSink<Uint8Array> {
     try {
       if (await writing < length) throw signal.reason;
     } catch (error) {
-      // Nothing more will be written, and nothing else would end it.
+      // No further chunk will be written, so end the writing direction here.
       this.abort();
       throw error;
     }

@@ -1,59 +1,67 @@
 /**
- * Credit, in version 2: how much a stream may still send, and how much it lets its peer send.
+ * Flow control of version 2: the send window and the receive window of a stream.
  *
- * Both ends count the bytes of a stream modulo 2^32. A UPD says how many the peer has read and how many more it accepts
- * beyond them, so the highest offset that may be sent, the limit, is their sum.
+ * Both ends count the bytes of a stream modulo 2^32. A UPD has the number of bytes consumed and the window beyond them;
+ * their sum is the limit, the offset up to which the peer may send.
  *
  * @module
  */
 
 import { clock } from "./_clock.ts";
 
-/** Bytes a stream may send before it has heard from its peer: every smux 2 peer starts from this figure. */
+/** Bytes that a stream may send before the first UPD. Fixed by the protocol. */
 export const INITIAL_WINDOW = 262_144;
 
-/** Largest window, in bytes: Go computes with signed integers, so a larger one would look negative. */
+/** Maximum window in bytes. Go computes with signed 32-bit integers, to which a larger one is negative. */
 export const MAX_WINDOW = 2 ** 31 - 1;
 
-// However large a window, an update is sent this often at least, in bytes, so that a sender never waits for one.
+// Bytes read after which an update is sent, however large the window. Larger: the sender may wait for an update;
+// smaller: more updates.
 const MAX_UPDATE_INTERVAL_BYTES = 1024 * 1024;
 
-// If the sender waits for credit during this part of a round trip at least, the window is what limits it. Larger: windows
-// stay too small; smaller: they grow by chance.
+// If the sender waits for credit during at least this part of a round trip, the window limits it. Larger: windows stay
+// too small; smaller: they grow by chance.
 const MIN_WAITED_PART = 1 / 4;
-// Such a window grows to this many times what the link carries in a round trip. Larger: more of it stands in queues; smaller:
+// Such a window grows to this multiple of what the link carries in a round trip. Larger: more bytes in queues; smaller:
 // the link has pauses.
 const HEADROOM = 1.25;
-// But at most by this factor in a round trip: bytes that a buffer held back come in faster than the link carries them.
+// Maximum growth in a round trip, because bytes released by a buffer arrive faster than the link carries them. Larger:
+// windows overshoot; smaller: a fast link is filled later.
 const MAX_GROWTH = 8;
-// By this factor once it had to shrink: a link that brings bytes in bursts looks like one that the window limits.
+// The same after a window had to shrink: a link that delivers in bursts looks like one that the window limits. Larger:
+// more bytes in queues; smaller: slow recovery.
 const MAX_CAREFUL_GROWTH = 1.1;
-// A round trip this much longer than the shortest, in milliseconds, in which the sender did not wait for credit, means that
-// its bytes stand in a queue, behind which those of all other streams wait. Larger: more latency under load; smaller: links
-// with jitter lose throughput.
+// Milliseconds. If a round trip exceeds the shortest one by more, and the sender did not wait for credit, its bytes are
+// queued on the link and delay all streams. Larger: more latency under load; smaller: links with jitter lose
+// throughput.
 const MAX_QUEUE_DELAY_MS = 30;
-// The window shrinks to what such a round trip should have carried, by a factor between these for each, and not below this
-// many bytes: at 10 Mbit/s they take 26 ms.
+// The window then shrinks to what such a round trip should carry, by a factor between these. Larger: the queue drains
+// more slowly; smaller: less throughput after one late byte.
 const MIN_SHRINK_FACTOR = 0.25;
 const MAX_SHRINK_FACTOR = 0.7;
+// Minimum of a shrinking window in bytes. Larger: more latency on slow links (26 ms at 10 Mbit/s); smaller: less
+// throughput.
 const MIN_WINDOW = 32 * 1024;
 
-// When all room for growth is taken, a stream that has received nothing for this long, in milliseconds, gives its own back.
+// Milliseconds without received data after which a stream returns its growth, if all room for growth is in use. Larger:
+// other streams grow later; smaller: bursts lose their window.
 const IDLE_MS = 1000;
 
-// Once half of the receive buffer is unread, one stream may hold at most this fraction of the rest. Larger: fewer updates;
-// smaller: more stalled streams fit in. 256: 32 KiB at first, and 386 stalled streams leave an eighth of the buffer free.
+// Once half of the receive buffer is unread, one stream may hold at most this fraction of the rest. Larger: fewer
+// updates; smaller: more stalled streams fit in. With 1/256 of 8 MiB: 32 KiB, and 386 stalled streams leave an eighth
+// of the buffer.
 const SCARCE_SHARE = 1 / 256;
-// Never less than this, in bytes, so that a stream that is read goes on: the head of an HTTP message fits.
+// Minimum of that share in bytes. Larger: fewer stalled streams fit in; smaller: a stream that is read gets too little
+// for the head of an HTTP message.
 const MIN_SHARE = 1024;
 
-/** How much a stream may still send. */
+/** The send window of a stream: what it may send. */
 export class SendWindow {
   #sent = 0;
   #consumed = 0;
   #window = INITIAL_WINDOW;
 
-  /** Bytes that may be sent now. */
+  /** Number of bytes that may be sent now. */
   get credit(): number {
     return Math.max(0, this.#window - ((this.#sent - this.#consumed) >>> 0));
   }
@@ -64,9 +72,9 @@ export class SendWindow {
   }
 
   /**
-   * Takes what a UPD says; one that goes back is ignored.
+   * Applies a UPD. One whose `consumed` goes back is ignored.
    *
-   * @returns Whether it moved the limit; `"invalid"` when the peer claims to have read what was never sent.
+   * @returns Whether the limit moved; `"invalid"` if `consumed` is more than was sent.
    */
   update(consumed: number, window: number): "moved" | "unchanged" | "invalid" {
     if (((this.#sent - consumed) | 0) < 0) return "invalid";
@@ -79,29 +87,29 @@ export class SendWindow {
   }
 }
 
-/** What the receive windows of one session share. */
+/** State shared by the receive windows of one session. */
 export class WindowPool {
-  /** Bytes received and not yet read, of all streams. */
+  /** Bytes received and not read, of all streams. */
   unread = 0;
-  /** The window of a stream while room is not scarce, in bytes, before it grows. */
+  /** The initial window of a stream in bytes. */
   readonly first: number;
-  /** The largest window of one stream, in bytes. */
+  /** The maximum window of one stream in bytes. */
   readonly largest: number;
-  /** The shortest round trip in which a sender waited for credit, in milliseconds; 0 before there was one. */
+  /** The shortest round trip in which a sender waited for credit, in milliseconds; 0 before the first one. */
   roundTrip = 0;
-  /** The window that the link needs, in bytes, as the stream that measured it last found: a new stream starts with it. */
+  /** The window that the link needs, in bytes, by the last measurement of any stream. New streams start with it. */
   learnt: number;
   readonly #capacity: number;
   #left: number;
   #granted = 0;
-  // Those that have grown, and how many bytes had arrived when room was last looked for. Few sessions have any.
+  // Windows that have grown, with their received bytes at the last search for room. Created on first use.
   #grown: Map<ReceiveWindow, number> | undefined;
   #lookedAt = -Infinity;
 
   /**
-   * @param largest The largest window of one stream, in bytes.
-   * @param growth Bytes by which all windows together may exceed the first window of each.
-   * @param capacity Bytes that may be unread in all; `Infinity` if room is never scarce.
+   * @param largest The maximum window of one stream in bytes.
+   * @param growth Bytes by which all windows together may exceed their initial windows.
+   * @param capacity Maximum number of unread bytes; `Infinity` if room is never scarce.
    */
   constructor(largest: number, growth: number, capacity = Infinity) {
     this.largest = largest;
@@ -111,8 +119,8 @@ export class WindowPool {
   }
 
   /**
-   * The most that one stream may hold, in bytes. No limit until half of the capacity is unread. Beyond that a fraction of
-   * what is left, so that streams that are not read cannot take the room of those that are.
+   * Maximum number of unread bytes of one stream. There is no limit until half of the capacity is unread. Beyond that
+   * it is a fraction of the rest, so that unread streams leave room for the others.
    */
   get share(): number {
     const left = this.#capacity - this.unread;
@@ -120,23 +128,23 @@ export class WindowPool {
     return Math.min(this.first, Math.max(MIN_SHARE, Math.floor(left * SCARCE_SHARE)));
   }
 
-  /** Bytes of all windows together. */
+  /** Sum of all windows in bytes. */
   get granted(): number {
     return this.#granted;
   }
 
-  /** A stream got its first window. */
+  /** Adds the initial window of a stream. */
   open(): void {
     this.#granted += this.first;
   }
 
-  /** A stream gives up all of its window. */
+  /** Removes the window of a stream. */
   close(window: number): void {
     this.#granted -= window;
     this.#left += this.#growth(window);
   }
 
-  /** Changes a window of this size to the `wanted` one, as far as there is room for growth, and returns its new size. */
+  /** Resizes a window to `wanted` bytes, or less if there is not enough room for growth. Returns the new size. */
   resize(window: number, wanted: number): number {
     const growth = Math.min(this.#growth(wanted) - this.#growth(window), this.#left);
     this.#left -= growth;
@@ -145,13 +153,13 @@ export class WindowPool {
     return size;
   }
 
-  /** Notes whether a window has grown beyond the first. */
+  /** Notes whether a window is larger than the initial one. */
   note(window: ReceiveWindow, size: number): void {
     if (size <= this.first) this.#grown?.delete(window);
     else if (!this.#grown?.has(window)) (this.#grown ??= new Map()).set(window, -1);
   }
 
-  /** All room for growth is taken: takes that of idle streams back, which could otherwise keep it for ever. */
+  /** Reclaims the growth of idle streams, when all room for growth is in use. */
   reclaim(): void {
     const now = clock.now();
     if (now - this.#lookedAt < IDLE_MS) return;
@@ -162,7 +170,7 @@ export class WindowPool {
     }
   }
 
-  // Bytes of a window that are rationed.
+  // Bytes beyond the initial window, which count against the room for growth.
   #growth(window: number): number {
     return Math.max(0, window - this.first);
   }
@@ -170,29 +178,29 @@ export class WindowPool {
 
 /** What a window needs from its stream. */
 export interface ReceiveWindowHost {
-  /** The peer must be sent an update because other streams need the room. */
+  /** Sends an update, because other streams need the room. */
   onShrunk(): void;
 }
 
-/** How much a stream lets its peer send. */
+/** The receive window of a stream: what the peer may send. */
 export class ReceiveWindow {
   readonly #pool: WindowPool;
   /** Bytes read since the stream was opened, modulo 2^32. */
   consumed = 0;
   #received = 0;
-  // The offset up to which the peer may send, and the highest it ever was: data may be on its way up to that.
+  // The limit, and the highest it ever was: data up to the latter may be in flight.
   #limit: number;
   #highest: number;
-  // What the pool counts, and the size that updates renew: less while a window shrinks, until what it promised is used.
+  // The size that the pool counts, and the size that updates grant, which is less while a window shrinks.
   #window: number;
   #renewed: number;
-  // Bytes read when an update last fell due, if one ever did.
+  // Bytes read when an update was last due; `undefined` before the first one.
   #reported: number | undefined;
-  // When the update was sent whose answer is awaited, the limit before it, and since when the sender waits there.
+  // The probe of the round trip: when its update was sent, the limit before it, and when the sender reached that limit.
   #probeSentAt: number | undefined;
   #probeLimit = 0;
   #waitsSince: number | undefined;
-  // When the last answer came, or the first byte, and how many bytes had arrived by then.
+  // When the last probe was answered (at first: when the first byte arrived), and the number of bytes received by then.
   #answeredAt: number | undefined;
   #answeredBytes = 0;
   #growth = MAX_GROWTH;
@@ -200,7 +208,7 @@ export class ReceiveWindow {
   readonly #host: ReceiveWindowHost | undefined;
 
   /**
-   * @param pool What the session's windows share.
+   * @param pool State shared by the windows of the session.
    * @param host The stream.
    */
   constructor(pool: WindowPool, host?: ReceiveWindowHost) {
@@ -214,34 +222,34 @@ export class ReceiveWindow {
     this.#highest = INITIAL_WINDOW;
   }
 
-  /** Bytes that may be unread at once by right: what the peer may have sent, its first guess included. */
+  /** Maximum number of unread bytes that the peer is entitled to send, including the window before the first UPD. */
   get allowed(): number {
     return Math.max(INITIAL_WINDOW, this.#window, (this.#highest - this.consumed) | 0);
   }
 
-  /** Whether it is smaller than what every peer starts from. */
+  /** Whether the window is smaller than the peer assumes before the first UPD. */
   get isSmall(): boolean {
     return this.#size < INITIAL_WINDOW;
   }
 
-  /** Bytes that have arrived, modulo 2^32. */
+  /** Bytes received, modulo 2^32. */
   get received(): number {
     return this.#received;
   }
 
-  /** Counts bytes that arrived. */
+  /** Counts received bytes. */
   arrived(count: number): void {
     this.#received = (this.#received + count) >>> 0;
     this.#answeredAt ??= clock.now();
     if (this.#probeSentAt === undefined) return;
     const beyond = (this.#received - this.#probeLimit) | 0;
-    // A sender that is out of credit ends a frame where its credit ends.
+    // A sender without credit has ended its last frame at the limit.
     if (beyond === 0) this.#waitsSince = clock.now();
     if (beyond > 0) this.#answered(this.#probeSentAt, clock.now());
   }
 
-  // The first byte beyond the old limit answers the update that moved it: smux has no other round trip to measure. It is
-  // one only if the sender had stopped there.
+  // The first byte beyond the old limit answers the update that moved it: smux has no other way to measure a round
+  // trip. It counts only if the sender had stopped at the limit.
   #answered(probedAt: number, now: number): void {
     const pool = this.#pool;
     const bytes = (this.#received - this.#answeredBytes) >>> 0;
@@ -275,7 +283,7 @@ export class ReceiveWindow {
     if (this.#window < window) this.#pool.reclaim();
   }
 
-  /** Falls back to the first window. The limit goes back, too, as by `revoke`. */
+  /** Shrinks to the initial window. Moves the limit back, as `revoke` does. */
   giveBack(): void {
     this.#limit = this.#received;
     this.#probeSentAt = undefined;
@@ -285,25 +293,25 @@ export class ReceiveWindow {
   }
 
   /**
-   * Takes back the credit of a stream that holds more than its share while room is scarce. The limit goes back to what has
-   * arrived; what is on its way up to the old one is still accepted.
+   * Revokes the credit of a stream that holds more than its share while room is scarce. Moves the limit back to what
+   * was received; data in flight up to the old limit is still accepted.
    *
-   * @param unread Bytes that are unread.
+   * @param unread Number of unread bytes.
    * @returns Whether an update is due.
    */
   revoke(unread: number): boolean {
     if (!this.#open || unread < this.#pool.share || ((this.#limit - this.#received) | 0) <= 0) return false;
     this.#limit = this.#received;
-    // The answer to an update that is taken back measures nothing.
+    // The answer to a revoked update is no measure of the round trip.
     this.#probeSentAt = undefined;
     return true;
   }
 
   /**
-   * Counts bytes the application read.
+   * Counts bytes that the application has read.
    *
-   * @param count How many.
-   * @param unread Bytes that are still unread.
+   * @param count Number of bytes.
+   * @param unread Number of bytes that are still unread.
    * @returns Whether an update is due.
    */
   read(count: number, unread: number): boolean {
@@ -318,7 +326,7 @@ export class ReceiveWindow {
     return isFirst || this.#nextLimit() !== this.#limit;
   }
 
-  /** Moves the limit, and gives the window that the update must name beside `consumed`. */
+  /** Moves the limit, and returns the window for the update, which the caller sends with `consumed`. */
   advertise(): number {
     const limit = this.#nextLimit();
     if (limit !== this.#limit && this.#probeSentAt === undefined) {
@@ -331,7 +339,7 @@ export class ReceiveWindow {
     return (limit - this.consumed) >>> 0;
   }
 
-  /** Gives the window up: no update will follow. */
+  /** Releases the window. No update is due after it. */
   close(): void {
     if (!this.#open) return;
     this.#open = false;
@@ -340,12 +348,12 @@ export class ReceiveWindow {
     this.#pool.close(this.#window);
   }
 
-  /** The window, as far as there is room for it. */
+  /** The window that the next update grants: less while room is scarce. */
   get #size(): number {
     return Math.min(this.#renewed, this.#pool.share);
   }
 
-  // A limit once advertised goes back only by `revoke` and `giveBack`.
+  // An advertised limit moves back only in `revoke` and `giveBack`.
   #nextLimit(): number {
     const limit = (this.consumed + this.#size) >>> 0;
     return ((limit - this.#limit) | 0) > 0 ? limit : this.#limit;
@@ -353,7 +361,7 @@ export class ReceiveWindow {
 
   #fallBack(unread: number): void {
     const { first, share } = this.#pool;
-    // The application does not hurry to read, or others need the room.
+    // The application reads slowly, or other streams need the room: shrink to the initial window.
     if (unread >= this.#renewed / 2 || share < this.#renewed) this.#renewed = Math.min(this.#renewed, first);
     const promised = (this.#limit - this.consumed) | 0;
     if (this.#renewed < this.#window) this.#resize(Math.min(this.#window, Math.max(this.#renewed, promised)));

@@ -1,5 +1,5 @@
 /**
- * Encoded frames, one behind the other, in memory that grows.
+ * A growing buffer of encoded frames.
  *
  * @module
  */
@@ -15,7 +15,9 @@ import {
 } from "./frame.ts";
 import { freeBuffer } from "./transport.ts";
 
-/** Bytes of memory that a session with little traffic needs; a fuller buffer doubles. */
+/**
+ * Initial size of a buffer, which doubles when it is full. Larger: more memory per idle session; smaller: more copying.
+ */
 export const MIN_BUFFER_BYTES = 16 * 1024;
 
 /** A buffer of encoded frames. */
@@ -25,27 +27,27 @@ export class WriteBuffer {
   #dataLength = 0;
   #frames = 0;
 
-  /** Encoded bytes. */
+  /** Number of encoded bytes. */
   get length(): number {
     return this.#length;
   }
 
-  /** Bytes of payload among them. */
+  /** Number of bytes of payload among them. */
   get dataLength(): number {
     return this.#dataLength;
   }
 
-  /** Encoded frames. */
+  /** Number of encoded frames. */
   get frames(): number {
     return this.#frames;
   }
 
-  /** Bytes of memory. */
+  /** Allocated memory in bytes. */
   get capacity(): number {
     return this.#memory.length;
   }
 
-  /** The encoded bytes, until the next change. */
+  /** The encoded bytes, as a view that is valid until the next change. */
   get bytes(): Uint8Array {
     return this.#memory.subarray(0, this.#length);
   }
@@ -68,12 +70,12 @@ export class WriteBuffer {
     this.#frames++;
   }
 
-  /** Drops what is encoded, and keeps the memory. */
+  /** Drops the encoded frames, and keeps the memory. */
   clear(): void {
     this.#length = this.#dataLength = this.#frames = 0;
   }
 
-  /** Drops what is encoded, and frees the memory. */
+  /** Drops the encoded frames, and frees the memory. */
   free(): void {
     this.clear();
     freeBuffer(this.#memory);

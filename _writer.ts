@@ -1,9 +1,9 @@
 /**
- * The write loop of a session: one buffer that fills, one that leaves, and a rendezvous behind them.
+ * The write loop of a session, with two buffers: one that is being filled, and one that is being written.
  *
- * While one write of the transport is under way, frames gather in the next buffer. A frame that fits is encoded into it
- * at once; one that does not waits in a channel of capacity 0 until the buffers change. So no payload is copied twice,
- * order is first come first served, and what is held is two buffers, however many streams write.
+ * During a transport write, frames are encoded into the other buffer if they fit. A frame that does not fit waits in a
+ * channel of capacity 0 until the buffers are swapped. So each payload is copied once, frames are sent first in, first
+ * out, and memory is limited to two buffers for any number of streams.
  *
  * @module
  */
@@ -18,14 +18,14 @@ import type { Link } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
 
 /**
- * From this length on data waits. Large enough that a write of the transport costs little beside its bytes; the last frame
- * let in, of the default size, ends at about 256 KiB.
+ * Length of the filling buffer from which on data waits. The last frame of the default size ends at about 256 KiB.
+ * Larger: fewer writes; smaller: less memory and less delay for other streams.
  */
 export const HIGH_WATER_MARK = 224 * 1024;
-/** Control frames find room up to this length: wherever data ended, 16 KiB are left for them. */
+/** Length from which on control frames wait: at least 16 KiB after the last data. */
 export const CONTROL_HIGH_WATER_MARK: number = HIGH_WATER_MARK + HEADER_LENGTH + MAX_PAYLOAD_LENGTH + 16 * 1024;
 
-// Shared, because an error for each of thousands of waiting frames would cost as much as their streams.
+// Shared, because one error for each of thousands of waiting frames takes as much memory as their streams.
 const ENDED = new ChannelClosedError("The frame was not sent: the session has ended");
 
 /** A frame that waits for room. */
@@ -34,16 +34,16 @@ export class PendingFrame {
   readonly command: Command;
   /** Id of the stream. */
   readonly id: number;
-  /** Where the payload is. */
+  /** The array that contains the payload. */
   readonly bytes: Uint8Array;
-  /** Position of its first byte. */
+  /** Position of the first byte of the payload. */
   readonly start: number;
-  /** Position after its last byte. */
+  /** Position after the last byte of the payload. */
   readonly end: number;
-  /** Set in the step that encodes it. */
+  /** Whether the frame is encoded. */
   isEncoded = false;
 
-  /** A frame whose payload is `bytes` from `start` to before `end`. */
+  /** Creates a frame whose payload is `bytes` from `start` to before `end`. */
   constructor(command: Command, id: number, bytes: Uint8Array, start: number, end: number) {
     this.command = command;
     this.id = id;
@@ -57,44 +57,44 @@ export class PendingFrame {
 export interface ControlSource {
   /** Id of the stream. */
   readonly id: number;
-  /** Whether it waits in the writer's queue; only the writer sets it. */
+  /** Whether the stream is in the writer's queue. Set by the writer only. */
   isQueued: boolean;
-  /** Whether a UPD is due; the writer resets it. */
+  /** Whether a UPD is due. Reset by the writer. */
   isUpdateDue: boolean;
-  /** Whether a FIN is due; the writer resets it. */
+  /** Whether a FIN is due. Reset by the writer. */
   isFinDue: boolean;
-  /** What the UPD says: bytes consumed, modulo 2^32. */
+  /** Bytes consumed for the UPD, modulo 2^32. */
   readonly consumed: number;
   /** Moves the limit of the window, and returns the window for the UPD. */
   advertise(): number;
-  /** The FIN is encoded. */
+  /** Called when the FIN is encoded. */
   finEncoded(): void;
 }
 
 /** What the writer needs from its session. */
 export interface WriterHost {
-  /** Refusals that waited for room were encoded. */
+  /** Called when refusals that waited for room were encoded. */
   refusalsEncoded(): void;
-  /** Everything was written, for now. */
+  /** Called when all encoded frames were written. */
   writerIdle(): void;
-  /** The transport failed. */
+  /** Called when a write of the transport failed. */
   writerFailed(error: unknown): void;
 }
 
 /** Encodes frames and writes them to the transport. */
 export class FrameWriter {
-  /** The time slice of its loop. */
+  /** The time slice of the write loop. */
   readonly slice = new TimeSlice();
-  /** Of every frame; set before the first one. */
+  /** The version of every frame. Set before the first frame. */
   version: Version;
   readonly #link: Link;
   readonly #host: WriterHost;
   readonly #trace: FrameTrace | undefined;
   readonly #coalescer: Coalescer;
-  // Frames that wait for room; each stream that has some clones the sender, and closes its clone to take them back.
+  // The channel of frames that wait for room. A stream clones the sender, and closes its clone to withdraw its frames.
   readonly #sender: Sender<PendingFrame>;
   readonly #waiting: Receiver<PendingFrame>;
-  // Streams whose control frames, and ids of refused streams whose FINs, found no room.
+  // Streams whose control frames found no room, and ids of refused streams whose FINs found none.
   #queued: ControlSource[] = [];
   #refused: number[] = [];
   #filling = new WriteBuffer();
@@ -109,8 +109,8 @@ export class FrameWriter {
   #progressAt = 0;
 
   /**
-   * @param link Where the bytes go.
-   * @param version Version of the session's frames.
+   * @param link The transport.
+   * @param version Version of the frames.
    * @param host The session.
    * @param trace Reports what is encoded, where that is wanted.
    */
@@ -125,47 +125,47 @@ export class FrameWriter {
     this.#waiting = receiver;
   }
 
-  /** Frames encoded so far. */
+  /** Total number of encoded frames. */
   get frames(): number {
     return this.#frames;
   }
 
-  /** Bytes the transport took so far. */
+  /** Total bytes written to the transport. */
   get bytes(): number {
     return this.#bytes;
   }
 
-  /** Bytes encoded that are not written. */
+  /** Number of encoded bytes that are not written yet. */
   get unsent(): number {
     return this.#filling.length + this.#leaving.length;
   }
 
-  /** Whether data of streams is among that. */
+  /** Whether these include data of streams. */
   get hasUnsentData(): boolean {
     return this.#filling.dataLength + this.#leaving.dataLength > 0;
   }
 
-  /** Refusals that wait for room. */
+  /** Number of refusals that wait for room. */
   get waitingRefusals(): number {
     return this.#refused.length;
   }
 
-  /** When the last write of the transport began, by the clock. */
+  /** When the last transport write began, by the clock. */
   get begunAt(): number {
     return this.#begunAt;
   }
 
-  /** Since when the write under way has made no progress, by the clock; `undefined` when none is. */
+  /** When the pending transport write last made progress, by the clock; `undefined` without a pending write. */
   get stalledSince(): number | undefined {
     return this.#isWriting ? this.#progressAt : undefined;
   }
 
-  /** Moves the start of the time without progress, as the function of the same name does. */
+  /** Excludes `late` milliseconds from the time without progress, because the process was blocked. */
   excuse(late: number, now: number): void {
     this.#progressAt = excuse(this.#progressAt, late, now);
   }
 
-  /** Encodes a frame if there is room, and returns whether there was. */
+  /** Encodes a frame if there is room. Returns whether it did. */
   tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean {
     // While there is room no frame waits for it, so none is overtaken here.
     if (this.#filling.length >= HIGH_WATER_MARK || this.#ended) return false;
@@ -176,7 +176,7 @@ export class FrameWriter {
     return true;
   }
 
-  /** Encodes a frame without payload in the room kept for control frames, if there is any, and returns whether there was. */
+  /** Encodes a frame without payload, also in the room reserved for control frames. Returns `false` without room. */
   tryControl(command: Command, id: number): boolean {
     if (this.#filling.length >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
     this.#encode(command, id, EMPTY_BYTES, 0, 0);
@@ -184,7 +184,7 @@ export class FrameWriter {
     return true;
   }
 
-  /** Encodes a UPD in the same way. */
+  /** Encodes a UPD, also in the room reserved for control frames. Returns `false` without room. */
   tryUpdate(id: number, consumed: number, window: number): boolean {
     if (this.#filling.length >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
     this.#filling.addUpdate(id, consumed, window);
@@ -194,7 +194,7 @@ export class FrameWriter {
     return true;
   }
 
-  /** Encodes the control frames that are due on a stream, now or when there is room. */
+  /** Encodes the due control frames of a stream, now or when there is room. */
   queueControl(source: ControlSource): void {
     if (source.isQueued || this.#ended || this.#encodeControl(source)) return;
     source.isQueued = true;
@@ -206,18 +206,18 @@ export class FrameWriter {
     if (this.#refused.length > 0 || !this.tryControl(FIN, id)) this.#refused.push(id);
   }
 
-  /** Returns a handle for the frames of one stream that wait for room. Closing it takes back those that still wait. */
+  /** Returns a handle for waiting frames of one stream. Closing it withdraws the frames that still wait. */
   openSender(): Sender<PendingFrame> {
     return this.#sender.clone();
   }
 
   /**
-   * Waits until a frame is encoded.
+   * Waits until a frame is encoded. If it rejects, the frame is not encoded.
    *
-   * @param frame The frame, for which there was no room.
-   * @param sender The stream's handle.
-   * @param signal Gives up the wait; then the frame is not encoded.
-   * @throws {ChannelClosedError} The handle was closed or the session has ended: the frame is not encoded.
+   * @param frame A frame for which there was no room.
+   * @param sender The handle of its stream.
+   * @param signal Aborts the wait.
+   * @throws {ChannelClosedError} The handle was closed, or the session has ended.
    */
   send(frame: PendingFrame, sender: Sender<PendingFrame>, signal?: AbortSignal): Promise<void> {
     // Not an async function, which takes 250 bytes more for each of thousands of writes that may wait.
@@ -226,23 +226,23 @@ export class FrameWriter {
     });
   }
 
-  /** Coalesces frames until `release`: the session knows better when its readers have answered. */
+  /** Suspends flushes until `release` or `awaitAnswer`, while readers answer what they were served. */
   hold(): void {
     this.#coalescer.hold();
   }
 
-  /** Ends what `hold` began. The next data leaves at once: it answers the one read that was served. */
+  /** Ends `hold`. The next data leaves at once, because it answers the only read that was served. */
   awaitAnswer(): void {
     this.#coalescer.awaitAnswer();
     if (this.#filling.length > 0) this.#schedule();
   }
 
-  /** Sends what was coalesced since `hold`. */
+  /** Ends `hold` and flushes. */
   release(): void {
     this.#coalescer.release();
   }
 
-  /** Settles when all that was encoded, and every frame that waited, was written, or the end came. */
+  /** Resolves when all encoded and all waiting frames are written, or the session has ended. */
   async flushed(): Promise<void> {
     while (!this.#ended && (this.#running !== undefined || this.#filling.length > 0)) {
       this.#flush();
@@ -250,18 +250,18 @@ export class FrameWriter {
     }
   }
 
-  /** Ends it: nothing more is encoded or written. Frames that wait go on waiting until `dismiss`. */
+  /** Stops encoding and writing. Waiting frames are withdrawn by `dismiss`. */
   end(): void {
     this.#ended = true;
     this.#coalescer.end();
     this.#filling.free();
     this.#queued = [];
     this.#refused = [];
-    // A write under way still needs its memory.
+    // A pending transport write still needs its memory.
     if (!this.#isWriting) this.#leaving.free();
   }
 
-  /** After the end: `send` rejects for at most `count` frames. Returns whether there may be others. */
+  /** Rejects `send` for up to `count` waiting frames, after `end`. Returns whether more may be waiting. */
   dismiss(count: number): boolean {
     for (let n = 0; n < count; n++) {
       if (this.#waiting.tryReceive().state !== "ok") {
@@ -273,12 +273,12 @@ export class FrameWriter {
     return true;
   }
 
-  /** Whether it holds more memory than an idle session needs. */
+  /** Whether the buffers are larger than an idle session needs. */
   get isLarge(): boolean {
     return this.#filling.capacity > MIN_BUFFER_BYTES || (!this.#isWriting && this.#leaving.capacity > 0);
   }
 
-  /** Frees the memory that an idle session does not need. */
+  /** Frees the memory of the buffers, if nothing is unsent. */
   trim(): void {
     if (this.unsent > 0) return;
     this.#filling.free();
@@ -305,7 +305,7 @@ export class FrameWriter {
     if (!this.#isBusy) slice.start(clock.now());
     try {
       do {
-        // Before the write, in which the transport may call back in: what is encoded then goes into the next buffer.
+        // Before the write, because the transport may call the session in it: frames then go into the other buffer.
         this.#swap();
         const { bytes } = this.#leaving;
         const { length } = bytes;
@@ -323,25 +323,25 @@ export class FrameWriter {
         if (length >= COALESCE_BYTES && slice.isExpired(clock.now())) await slice.yieldToEventLoop();
       } while (this.#filling.length >= COALESCE_BYTES);
     } catch (error) {
-      // If something else failed the write is under way still, and may fail too.
+      // If something else failed, the transport write is still pending, and may reject, too.
       writing?.catch(() => {});
       if (!this.#ended) this.#host.writerFailed(error);
     }
     this.#isWriting = false;
     this.#running = undefined;
     if (this.#ended) return this.#leaving.free();
-    // One buffer is enough for a session with little traffic.
+    // Reuses the memory, so that a session with little traffic needs only one buffer.
     if (this.#filling.capacity === 0) this.#swap();
     this.#isBusy = this.#filling.length > 0;
     if (this.#isBusy) this.#schedule();
     else this.#host.writerIdle();
   }
 
-  /** Writes what a partial write left, from `at` on: two writes under way at once would interleave. */
+  /** Writes the rest after a partial write, from `at` on. Never two writes at once, because they would interleave. */
   async #writeRest(bytes: Uint8Array, at: number): Promise<number> {
     for (let count = at; !this.#ended; at += count) {
       if (count > 0) this.#progressAt = clock.now();
-      // A transport that keeps taking nothing at once would keep the process to itself.
+      // A transport that keeps returning 0 synchronously would block the event loop.
       else await this.slice.sleep();
       if (this.#ended || at === bytes.length) break;
       count = checkCount(await this.#link.write(bytes.subarray(at)), bytes.length - at);
@@ -355,7 +355,7 @@ export class FrameWriter {
     this.#leaving = filling;
   }
 
-  // Control frames first: they unblock the peer, and frames that wait have waited for their turn anyway.
+  // Control frames first, because they unblock the peer.
   #refill(): void {
     this.#encodeQueued();
     while (this.#filling.length < HIGH_WATER_MARK) {
@@ -399,8 +399,8 @@ export class FrameWriter {
   }
 }
 
-/** Checks what a write of the transport returned. */
+/** Checks the result of a transport write. */
 function checkCount(count: number, limit: number): number {
   if (count >= 0 && count <= limit) return count;
-  throw new TypeError(`A transport's write must give 0 to ${limit} bytes as taken, received ${count}`);
+  throw new TypeError(`Transport write must return 0 to ${limit}, received ${count}`);
 }

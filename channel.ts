@@ -1,24 +1,29 @@
 /**
- * Channels: values handed from any number of tasks to any number of tasks, each value to exactly one, in order.
+ * Channels: queues between any number of sending and receiving tasks. Each value goes to exactly one receiver, in
+ * order.
  *
- * {@linkcode Channel} does all that `@std/async`'s `Channel` does, under the same names, and adds what that one lacks:
- * a `signal` and a `timeout` on every wait, `receiveMany` and `drain`, split ends that are counted
- * ({@linkcode bounded}, {@linkcode unbounded}), {@linkcode select} over several channels, `onDrop` for values that can
- * no longer be received, a `WritableStream` in, and a `ReadableStream` out that reads nothing ahead. A program written
- * for that class runs with this one when its import line is changed.
+ * {@linkcode Channel} has the interface of `Channel` of `@std/async`; a program written for that class runs with this
+ * one after its import line is changed. It adds:
  *
- * What holds everywhere:
+ * - a `signal` and a `timeout` on every operation that waits;
+ * - `receiveMany` and `drain`;
+ * - separate sending and receiving handles that are counted: {@linkcode bounded}, {@linkcode unbounded};
+ * - {@linkcode select} over several channels;
+ * - `onDrop` for values that can no longer be received;
+ * - a `WritableStream` into the channel, and a `ReadableStream` out of it that reads nothing ahead.
  *
- * - A value changes hands in one synchronous step. An abort or a timeout either comes before it, and the value has not
- *   moved, or after it, and the operation has succeeded. Nothing is both rejected and delivered, and nothing is lost: a
- *   value that cannot be sent comes back in {@linkcode ChannelClosedError}, one that can no longer be received goes to
- *   `onDrop`.
- * - First come, first served, for values, for waiting senders and for waiting receivers. `trySend` does not overtake.
- * - Closing lets what is buffered be received; waiting senders get their values back.
- * - `undefined` is a value like any other. A thenable is one too, but a promise of it adopts its state: `receive()` of
- *   a `Channel<Promise<X>>` resolves with the `X`. Iteration, `tryReceive`, `receiveMany`, `drain`, `select` and the
- *   stream return the thenable itself, and so does a channel of `{ value: thenable }`.
- * - Handles are closed by `close()` or `using`, never by garbage collection.
+ * Guarantees:
+ *
+ * - A value is transferred in one synchronous step. If an abort or a timeout comes before that step, the value has not
+ *   moved; after it, the operation has succeeded. No value is both rejected and delivered, and none is lost: an unsent
+ *   value is in {@linkcode ChannelClosedError}, and a value that can no longer be received is passed to `onDrop`.
+ * - Values, waiting senders and waiting receivers are first in, first out. `trySend` does not overtake waiting senders.
+ * - After a close, buffered values can still be received; waiting sends reject with their values.
+ * - `undefined` is a value like any other. A thenable is a value, too, but a promise of it adopts its state:
+ *   `receive()` of a `Channel<Promise<X>>` resolves with the `X`. Iteration, `tryReceive`, `receiveMany`, `drain`,
+ *   `select` and the readable stream return the thenable itself. So does `receive()` if the thenable is wrapped: `{
+ *   value: thenable }`.
+ * - Only `close()` and `using` close a handle, never garbage collection.
  *
  * @example Three workers, one queue
  * ```ts
@@ -59,11 +64,11 @@ export type { SelectCase, WaitOptions } from "./_wait.ts";
 export { select, type SelectCases, type SelectOptions, type SelectResult, trySelect } from "./select.ts";
 
 /**
- * What is done with values that can no longer be received.
+ * Options for values that can no longer be received.
  *
- * @typeParam T The channel's values.
+ * @typeParam T The type of the channel's values.
  *
- * @example Closing what is thrown away
+ * @example Closing dropped values
  * ```ts
  * import { bounded, type DropOptions } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -79,10 +84,10 @@ export { select, type SelectCases, type SelectOptions, type SelectResult, trySel
  */
 export interface DropOptions<T = unknown> {
   /**
-   * Called once for each buffered value, in order, when the last `Receiver` is closed. Its first error is thrown by
-   * that `close()`, after the call for the last value.
+   * Called once for each buffered value, in order, when the last {@linkcode Receiver} is closed. That `close()` throws
+   * the first error of these calls, after the last one.
    *
-   * An unsplit {@linkcode Channel} keeps its buffer receivable as long as it is held, so it never drops a value.
+   * A {@linkcode Channel} keeps its buffer receivable after `close()`, so it never drops a value.
    */
   onDrop?(value: T): void;
 }
@@ -90,9 +95,9 @@ export interface DropOptions<T = unknown> {
 /**
  * Options of the {@linkcode Channel} constructor.
  *
- * @typeParam T The channel's values.
+ * @typeParam T The type of the channel's values.
  *
- * @example Room for four
+ * @example A channel with a buffer
  * ```ts
  * import { Channel, type ChannelOptions } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -102,14 +107,16 @@ export interface DropOptions<T = unknown> {
  * ```
  */
 export interface ChannelOptions<T = unknown> extends DropOptions<T> {
-  /** How many values are buffered at most, an integer. 0 makes every send wait for its receive. Default 0. */
+  /**
+   * Maximum number of buffered values, an integer of at least 0. With 0 every send waits for its receive. Default 0.
+   */
   capacity?: number | undefined;
 }
 
 /**
- * Options of a send: what can end its wait.
+ * Options of a send: a signal and a timeout.
  *
- * @example At once or not at all
+ * @example Sending without waiting
  * ```ts
  * import { Channel, type ChannelSendOptions } from "@sluice/smux/channel";
  * import { assertRejects } from "@std/assert";
@@ -121,9 +128,9 @@ export interface ChannelOptions<T = unknown> extends DropOptions<T> {
 export type ChannelSendOptions = WaitOptions;
 
 /**
- * Options of a receive: what can end its wait.
+ * Options of a receive: a signal and a timeout.
  *
- * @example Given up before it began
+ * @example A receive with an aborted signal
  * ```ts
  * import { Channel, type ChannelReceiveOptions } from "@sluice/smux/channel";
  * import { assertRejects } from "@std/assert";
@@ -135,12 +142,12 @@ export type ChannelSendOptions = WaitOptions;
 export type ChannelReceiveOptions = WaitOptions;
 
 /**
- * A queue between tasks: any number may send, any number may receive, and each value goes to exactly one.
+ * A queue between any number of sending and receiving tasks. Each value goes to exactly one receiver.
  *
- * One object does both sides. Where the two sides have different owners, and each should notice the end of the other,
- * use {@linkcode bounded} or {@linkcode unbounded}.
+ * One object is both ends. If the ends have different owners, and each must notice that the other is closed, use
+ * {@linkcode bounded} or {@linkcode unbounded}.
  *
- * @typeParam T The values. `undefined` is allowed; of a thenable, see the module's text.
+ * @typeParam T The type of the values. `undefined` is allowed; for thenables see the documentation of the module.
  *
  * @example Sending and receiving
  * ```ts
@@ -165,14 +172,14 @@ export type ChannelReceiveOptions = WaitOptions;
  * await sent;
  * ```
  *
- * @example Not waiting for ever
+ * @example Receiving with a time limit
  * ```ts
  * import { Channel } from "@sluice/smux/channel";
  * import { assertEquals, assertRejects } from "@std/assert";
  *
  * const channel = new Channel<number>({ capacity: 1 });
  * await assertRejects(() => channel.receive({ timeout: 10 }), DOMException, "10 ms");
- * channel.trySend(7); // the receive that gave up does not steal it
+ * channel.trySend(7); // not consumed by the receive that timed out
  * assertEquals(await channel.receive(), 7);
  * ```
  */
@@ -180,9 +187,9 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   readonly #core: Core<T>;
 
   /**
-   * Makes a channel.
+   * Creates a channel.
    *
-   * @param options Its capacity, 0 if left out.
+   * @param options The capacity, by default 0.
    * @throws {RangeError} `capacity` is not an integer of at least 0.
    */
   constructor(options: ChannelOptions<T> = {}) {
@@ -190,33 +197,34 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * Sends a value, waiting for room or, at capacity 0, for the receive that takes it.
+   * Sends a value; waits for room in the buffer or, at capacity 0, for a receive.
    *
    * @param value The value.
-   * @param options What can end the wait early.
+   * @param options A signal and a timeout.
    * @returns A promise that resolves once the value is buffered or received.
-   * @throws {ChannelClosedError} The channel is or gets closed; `value` is in it.
+   * @throws {ChannelClosedError} The channel is or gets closed. Its property `value` is the unsent value.
    * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
-   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   * @throws {DOMException} "TimeoutError": the timeout expired.
+   * @throws The reason of the signal, when it aborts.
    */
   send(value: T, options?: ChannelSendOptions): Promise<void> {
     return this.#core.send(value, options);
   }
 
   /**
-   * Sends a value if that is possible without waiting and without overtaking.
+   * Sends a value if that is possible without waiting and without overtaking a waiting send.
    *
    * @param value The value.
-   * @returns Whether it was sent; if not, the channel is full or closed and the value is still the caller's.
+   * @returns `true` if it was sent; `false` if the channel is full or closed, and the caller keeps the value.
    */
   trySend(value: T): boolean {
     return this.#core.trySend(value);
   }
 
   /**
-   * A send as a case of a {@linkcode select}.
+   * Creates a case of a {@linkcode select} that sends a value.
    *
-   * @param value The value to send if this case is the one.
+   * @param value The value to send if this case is chosen.
    * @returns The case.
    */
   sendCase(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
@@ -226,41 +234,44 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   /**
    * Receives the oldest value; waits while the channel is empty.
    *
-   * @param options What can end the wait early.
+   * @param options A signal and a timeout.
    * @returns A promise of the value.
-   * @throws {ChannelClosedError} The channel is closed and drained. If it was closed with a reason, that is thrown.
+   * @throws {ChannelClosedError} The channel is closed without a reason and drained.
+   * @throws The reason of the close, if it had one, after the last value.
    * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
-   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   * @throws {DOMException} "TimeoutError": the timeout expired.
+   * @throws The reason of the signal, when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
     return this.#core.receive<T>(VALUE_RESULT, options);
   }
 
   /**
-   * Receives the oldest value if there is one.
+   * Receives the oldest value, without waiting.
    *
-   * @returns The value, `"empty"` while there is no value, or `"closed"` when there will be no more.
+   * @returns State `"ok"` with the value, `"empty"` if there is none now, or `"closed"` if there will be none.
    */
   tryReceive(): ChannelReceiveResult<T> {
     return this.#core.tryReceive();
   }
 
   /**
-   * Receives up to `max` values; waits for one while the channel is empty.
+   * Receives up to `max` values; waits for the first one while the channel is empty.
    *
-   * @param max How many values at most: an integer of at least 1, or `Infinity`.
-   * @param options What can end the wait early.
+   * @param max Maximum number of values: an integer of at least 1, or `Infinity`.
+   * @param options A signal and a timeout.
    * @returns A promise of the oldest values: at least one, or an empty array at the end of a closed channel.
    * @throws {RangeError} `max` is neither an integer of at least 1 nor `Infinity`, or `timeout` is out of range.
-   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
-   *   If the channel was closed with a reason, that is thrown once it is drained.
+   * @throws {DOMException} "TimeoutError": the timeout expired.
+   * @throws The reason of the signal, when it aborts.
+   * @throws The reason of the close, if it had one, after the last value.
    */
   receiveMany(max: number, options?: ChannelReceiveOptions): Promise<T[]> {
     return this.#core.receiveMany(max, options);
   }
 
   /**
-   * Receives all values that are there: the buffered ones and those of waiting senders, whose sends resolve.
+   * Receives all present values without waiting: the buffered ones, and those of waiting sends, which resolve.
    *
    * @returns The values, oldest first.
    */
@@ -269,7 +280,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * A receive as a case of a {@linkcode select}.
+   * Creates a case of a {@linkcode select} that receives a value.
    *
    * @returns The case.
    */
@@ -279,16 +290,16 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
 
   /**
    * Closes the channel. Waiting sends reject with their values. Buffered values can still be received; after the last
-   * one receives reject and iterations end. Closing again does nothing.
+   * one receives reject and iterations end. Closing again has no effect.
    *
-   * @param reason If given, even as `undefined`: what receives, iterations and streams fail with after the last value.
+   * @param reason If passed, even as `undefined`: the error of receives, iterations and streams after the last value.
    */
   close(...reason: [] | [reason: unknown]): void {
     this.#core.close(reason);
   }
 
   /**
-   * Whether the channel has been closed; values may be left in it.
+   * Whether the channel was closed. Buffered values may be left.
    *
    * @returns `true` after `close()`.
    */
@@ -306,17 +317,17 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * The largest number of buffered values.
+   * The maximum number of buffered values.
    *
-   * @returns The capacity given to the constructor.
+   * @returns The capacity that was passed to the constructor.
    */
   get capacity(): number {
     return this.#core.capacity;
   }
 
   /**
-   * Receives until the channel is closed and drained; if it was closed with a reason, fails with that. Breaking out of
-   * the loop leaves the channel open. Several loops share the values.
+   * Iterates over received values until the channel is closed and drained; rejects with the reason of the close, if it
+   * had one. Leaving the loop keeps the channel open. Concurrent iterations share the values.
    *
    * @returns An iterator.
    */
@@ -325,14 +336,16 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * The channel as a stream. It receives a value only for a read, and shares the values with other receivers. A read
-   * that `releaseLock()` cuts off still receives its value, for the stream's next reader; a cancel loses that value.
-   * Cancelling closes the channel, with the cancel's reason unless that is `undefined`; buffered values stay
+   * Returns a readable stream of the channel's values. It receives a value only for a read, and shares the values with
+   * other receivers.
+   *
+   * A read that `releaseLock()` interrupts still receives its value, for the next reader of the stream; a cancel loses
+   * that value. Cancelling closes the channel, with the cancel's reason unless it is `undefined`. Buffered values stay
    * receivable.
    *
-   * @returns A stream that ends, or fails, as an iteration does.
+   * @returns A stream that ends or fails as an iteration does.
    *
-   * @example All that is sent, as one text
+   * @example Joining all values to one text
    * ```ts
    * import { Channel } from "@sluice/smux/channel";
    * import { assertEquals } from "@std/assert";
@@ -350,12 +363,12 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 
   /**
-   * A stream into the channel; each chunk is sent when there is room. Closing it closes the channel, aborting it closes
-   * the channel with the reason.
+   * Returns a writable stream whose chunks are sent to the channel. Closing it closes the channel; aborting it closes
+   * the channel with the reason of the abort.
    *
-   * @returns A stream whose writes resolve as sends do.
+   * @returns A stream whose writes resolve and reject as sends do.
    *
-   * @example Lines for two workers
+   * @example Distributing lines to two workers
    * ```ts
    * import { Channel } from "@sluice/smux/channel";
    * import { assertEquals } from "@std/assert";
@@ -383,7 +396,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   /**
    * Closes the channel, for `await using`.
    *
-   * @returns A promise that is resolved.
+   * @returns A resolved promise.
    */
   [Symbol.asyncDispose](): Promise<void> {
     this.close();
@@ -396,11 +409,11 @@ let newReceiver: <T>(core: Core<T>) => Receiver<T>;
 let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
 
 /**
- * What a {@linkcode Sender} and a {@linkcode Receiver} have in common: a view of their channel's size and counts.
+ * Base class of {@linkcode Sender} and {@linkcode Receiver}, with the size and the counts of their channel.
  *
- * @typeParam T The channel's values.
+ * @typeParam T The type of the channel's values.
  *
- * @example Size and counts from either side
+ * @example Reading size and counts from either end
  * ```ts
  * import { bounded, type ChannelHandle } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -419,7 +432,7 @@ let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
 export class ChannelHandle<T> {
   readonly #core: Core<T>;
 
-  /** Handles are made in pairs, by {@linkcode bounded} and {@linkcode unbounded}. */
+  /** Not for direct use: {@linkcode bounded} and {@linkcode unbounded} return handles. */
   protected constructor(core: Core<T>) {
     this.#core = core;
   }
@@ -434,16 +447,16 @@ export class ChannelHandle<T> {
   }
 
   /**
-   * The largest number of buffered values.
+   * The maximum number of buffered values.
    *
-   * @returns The capacity, `Infinity` when unbounded.
+   * @returns The capacity; `Infinity` when unbounded.
    */
   get capacity(): number {
     return this.#core.capacity;
   }
 
   /**
-   * Whether nothing is buffered.
+   * Whether the buffer is empty.
    *
    * @returns Always `true` at capacity 0.
    */
@@ -452,9 +465,9 @@ export class ChannelHandle<T> {
   }
 
   /**
-   * Whether the buffer has no room.
+   * Whether the buffer is full.
    *
-   * @returns Always `true` at capacity 0, never when unbounded.
+   * @returns Always `true` at capacity 0, and always `false` when unbounded.
    */
   get isFull(): boolean {
     return this.#core.size >= this.#core.capacity;
@@ -463,7 +476,7 @@ export class ChannelHandle<T> {
   /**
    * The number of open senders, clones included.
    *
-   * @returns 0 once the last is closed.
+   * @returns 0 after the last one was closed.
    */
   get senderCount(): number {
     return this.#core.senderCount;
@@ -472,17 +485,17 @@ export class ChannelHandle<T> {
   /**
    * The number of open receivers, clones included.
    *
-   * @returns 0 once the last is closed.
+   * @returns 0 after the last one was closed.
    */
   get receiverCount(): number {
     return this.#core.receiverCount;
   }
 
   /**
-   * Whether another handle belongs to the same channel.
+   * Returns whether another handle belongs to the same channel.
    *
    * @param other A sender or a receiver.
-   * @returns `true` if it does.
+   * @returns `true` if both belong to one channel.
    */
   sameChannel(other: ChannelHandle<T>): boolean {
     return this.#core === other.#core;
@@ -493,10 +506,10 @@ export class ChannelHandle<T> {
  * A sending handle of a channel, closed by `close()` or `using`. Closing the last one closes the channel; buffered
  * values can still be received.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not. See {@linkcode ChannelHandle} for
- * size and counts.
+ * A handle that is never closed keeps the channel open, even if it is garbage-collected. See {@linkcode ChannelHandle}
+ * for size and counts.
  *
- * @typeParam T The channel's values.
+ * @typeParam T The type of the channel's values.
  *
  * @example Two producers
  * ```ts
@@ -518,7 +531,8 @@ export class ChannelHandle<T> {
  * ```
  */
 export class Sender<T> extends ChannelHandle<T> implements Disposable {
-  // Again, because a private field of the base class is out of reach here: an accessor would be a call per operation.
+  // Also in the base class, whose private field is not accessible here. Smaller without it, but one more call per
+  // operation.
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 
@@ -532,33 +546,35 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
   }
 
   /**
-   * Sends a value, waiting for room or, at capacity 0, for the receive that takes it.
+   * Sends a value; waits for room in the buffer or, at capacity 0, for a receive.
    *
    * @param value The value.
-   * @param options What can end the wait early.
+   * @param options A signal and a timeout.
    * @returns A promise that resolves once the value is buffered or received.
-   * @throws {ChannelClosedError} This handle is or gets closed, or no receiver is left; `value` is in it.
+   * @throws {ChannelClosedError} This handle is or gets closed, or no receiver is left. Its property `value` is the
+   *   unsent value.
    * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
-   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   * @throws {DOMException} "TimeoutError": the timeout expired.
+   * @throws The reason of the signal, when it aborts.
    */
   send(value: T, options?: ChannelSendOptions): Promise<void> {
     return this.#core.send(value, options, this.#handle);
   }
 
   /**
-   * Sends a value if that is possible without waiting and without overtaking.
+   * Sends a value if that is possible without waiting and without overtaking a waiting send.
    *
    * @param value The value.
-   * @returns Whether it was sent; if not, the value is still the caller's.
+   * @returns `true` if it was sent; `false` if the channel is full or closed, and the caller keeps the value.
    */
   trySend(value: T): boolean {
     return this.#core.trySend(value, this.#handle);
   }
 
   /**
-   * A send as a case of a {@linkcode select}.
+   * Creates a case of a {@linkcode select} that sends a value.
    *
-   * @param value The value to send if this case is the one.
+   * @param value The value to send if this case is chosen.
    * @returns The case.
    */
   sendCase(value: T): SelectCase<{ done: false; value?: undefined } | { done: true; value?: undefined }> {
@@ -566,10 +582,10 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
   }
 
   /**
-   * A stream into the channel, through a handle of its own: closing it closes that handle, aborting it closes it with
-   * the reason.
+   * Returns a writable stream whose chunks are sent to the channel. It has a handle of its own: closing the stream
+   * closes that handle; aborting it closes the handle with the reason of the abort.
    *
-   * @returns A stream whose writes resolve as sends do.
+   * @returns A stream whose writes resolve and reject as sends do.
    * @throws {ChannelClosedError} This handle is closed.
    */
   toWritableStream(): WritableStream<T> {
@@ -577,9 +593,9 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
   }
 
   /**
-   * Another handle on the same channel.
+   * Creates another sender of the same channel.
    *
-   * @returns A handle to be closed on its own.
+   * @returns A handle that must be closed, too.
    * @throws {ChannelClosedError} This handle is closed.
    */
   clone(): Sender<T> {
@@ -589,9 +605,9 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
   }
 
   /**
-   * A handle that does not hold the channel open.
+   * Creates a weak sender, which does not keep the channel open.
    *
-   * @returns The weak handle.
+   * @returns The weak sender.
    */
   downgrade(): WeakSender<T> {
     return newWeakSender(this.#core);
@@ -599,19 +615,19 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
 
   /**
    * Closes this handle: its waiting sends reject with their values. Closing the last one closes the channel. Closing
-   * again does nothing.
+   * again has no effect.
    *
-   * @param reason If given, even as `undefined`: what receives fail with after the last value, once all senders are
-   *   closed. Of several reasons the first stands.
+   * @param reason If passed, even as `undefined`: the error of receives after the last value, once all senders are
+   *   closed. Of several reasons the first one counts.
    */
   close(...reason: [] | [reason: unknown]): void {
     this.#core.closeSender(this.#handle, reason);
   }
 
   /**
-   * Reports that no receiver is left.
+   * A signal that aborts, with a {@linkcode ChannelClosedError}, when the last receiver is closed.
    *
-   * @returns A signal that aborts, with a {@linkcode ChannelClosedError}, when the last receiver is closed.
+   * @returns The same signal for all senders of the channel.
    */
   get signal(): AbortSignal {
     return this.#core.signal;
@@ -624,12 +640,11 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
 }
 
 /**
- * A handle on a channel's sending side that does not keep the channel open, for an owner that may send but whose end is
- * not waited for.
+ * A sending handle that does not keep its channel open. It must be upgraded to send.
  *
- * @typeParam T The channel's values.
+ * @typeParam T The type of the channel's values.
  *
- * @example An end that keeps nothing open
+ * @example Sending only while another sender is open
  * ```ts
  * import { unbounded } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -657,9 +672,9 @@ export class WeakSender<T> {
   }
 
   /**
-   * A sender of the same channel, to be closed on its own.
+   * Creates a sender of the same channel, unless all senders are closed.
    *
-   * @returns The sender, or `undefined` when all senders are closed.
+   * @returns A sender that must be closed, too, or `undefined`.
    */
   upgrade(): Sender<T> | undefined {
     if (this.#core.senderCount === 0) return undefined;
@@ -672,12 +687,12 @@ export class WeakSender<T> {
  * A receiving handle of a channel, closed by `close()` or `using`. Closing the last one rejects waiting sends with
  * their values, passes buffered values to `onDrop` and aborts {@linkcode Sender.signal}.
  *
- * A handle that is never closed keeps the channel open, collected as garbage or not. See {@linkcode ChannelHandle} for
- * size and counts.
+ * A handle that is never closed keeps the channel open, even if it is garbage-collected. See {@linkcode ChannelHandle}
+ * for size and counts.
  *
- * @typeParam T The channel's values.
+ * @typeParam T The type of the channel's values.
  *
- * @example Leaving early
+ * @example Closing before everything was received
  * ```ts
  * import { bounded } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -709,42 +724,44 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   /**
    * Receives the oldest value; waits while the channel is empty.
    *
-   * @param options What can end the wait early.
+   * @param options A signal and a timeout.
    * @returns A promise of the value.
-   * @throws {ChannelClosedError} This handle is or gets closed, or all senders are and the buffer is drained; if a
-   *   sender gave a reason, that is thrown.
+   * @throws {ChannelClosedError} This handle is or gets closed, or all senders are closed and the buffer is drained.
+   * @throws The reason of a sender's close, if there was one, after the last value.
    * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
-   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
+   * @throws {DOMException} "TimeoutError": the timeout expired.
+   * @throws The reason of the signal, when it aborts.
    */
   receive(options?: ChannelReceiveOptions): Promise<T> {
     return this.#core.receive<T>(VALUE_RESULT, options, this.#handle);
   }
 
   /**
-   * Receives the oldest value if there is one.
+   * Receives the oldest value, without waiting.
    *
-   * @returns The value, `"empty"` while there is no value, or `"closed"` when there will be no more.
+   * @returns State `"ok"` with the value, `"empty"` if there is none now, or `"closed"` if there will be none.
    */
   tryReceive(): ChannelReceiveResult<T> {
     return this.#core.tryReceive(this.#handle);
   }
 
   /**
-   * Receives up to `max` values; waits for one while the channel is empty.
+   * Receives up to `max` values; waits for the first one while the channel is empty.
    *
-   * @param max How many values at most: an integer of at least 1, or `Infinity`.
-   * @param options What can end the wait early.
+   * @param max Maximum number of values: an integer of at least 1, or `Infinity`.
+   * @param options A signal and a timeout.
    * @returns A promise of the oldest values: at least one, or an empty array at the end.
    * @throws {RangeError} `max` is neither an integer of at least 1 nor `Infinity`, or `timeout` is out of range.
-   * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
-   *   If a sender closed with a reason, that is thrown once the buffer is drained.
+   * @throws {DOMException} "TimeoutError": the timeout expired.
+   * @throws The reason of the signal, when it aborts.
+   * @throws The reason of a sender's close, if there was one, after the last value.
    */
   receiveMany(max: number, options?: ChannelReceiveOptions): Promise<T[]> {
     return this.#core.receiveMany(max, options, this.#handle);
   }
 
   /**
-   * Receives all values that are there: the buffered ones and those of waiting senders, whose sends resolve.
+   * Receives all present values without waiting: the buffered ones, and those of waiting sends, which resolve.
    *
    * @returns The values, oldest first; an empty array if this handle is closed.
    */
@@ -753,7 +770,7 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * A receive as a case of a {@linkcode select}.
+   * Creates a case of a {@linkcode select} that receives a value.
    *
    * @returns The case.
    */
@@ -762,8 +779,9 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * Receives until all senders are closed and the buffer is drained, or this handle is closed; if a sender gave a
-   * reason, fails with that. Breaking out of the loop leaves the handle open. Several loops share the values.
+   * Iterates over received values until all senders are closed and the buffer is drained, or until this handle is
+   * closed; rejects with the reason of a sender's close, if there was one. Leaving the loop keeps the handle open.
+   * Concurrent iterations share the values.
    *
    * @returns An iterator.
    */
@@ -772,11 +790,13 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * The channel as a stream, through a handle of its own, which is closed when the stream ends, fails or is cancelled.
-   * It receives a value only for a read, and shares the values with other receivers. A read that `releaseLock()` cuts
-   * off still receives its value, for the stream's next reader; a cancel loses that value.
+   * Returns a readable stream of the channel's values. It has a handle of its own, which is closed when the stream
+   * ends, fails or is cancelled. It receives a value only for a read, and shares the values with other receivers.
    *
-   * @returns A stream that ends, or fails, as an iteration does.
+   * A read that `releaseLock()` interrupts still receives its value, for the next reader of the stream; a cancel loses
+   * that value.
+   *
+   * @returns A stream that ends or fails as an iteration does.
    * @throws {ChannelClosedError} This handle is closed.
    */
   toReadableStream(): ReadableStream<T> {
@@ -784,9 +804,9 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   }
 
   /**
-   * Another handle on the same channel.
+   * Creates another receiver of the same channel.
    *
-   * @returns A handle to be closed on its own.
+   * @returns A handle that must be closed, too.
    * @throws {ChannelClosedError} This handle is closed.
    */
   clone(): Receiver<T> {
@@ -797,9 +817,9 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
 
   /**
    * Closes this handle: its waiting receives reject and its iterations end. Closing the last one rejects waiting sends,
-   * drops the buffered values and aborts {@linkcode Sender.signal}. Closing again does nothing.
+   * drops the buffered values and aborts {@linkcode Sender.signal}. Closing again has no effect.
    *
-   * @throws The first error of `onDrop`.
+   * @throws The first error thrown by `onDrop`.
    */
   close(): void {
     this.#core.closeReceiver(this.#handle);
@@ -812,16 +832,15 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
 }
 
 /**
- * Makes a channel of limited capacity, as two handles.
+ * Creates a channel of limited capacity, as two handles.
  *
- * @param capacity How many values are buffered at most: an integer of at least 0. 0 makes every send wait for its
- *   receive.
- * @param options What is done with values that can no longer be received.
+ * @param capacity Maximum number of buffered values, an integer of at least 0. With 0 every send waits for its receive.
+ * @param options A callback for values that can no longer be received.
  * @returns The first sender and the first receiver; each can be cloned.
  * @throws {RangeError} `capacity` is not an integer of at least 0.
- * @typeParam T The values.
+ * @typeParam T The type of the values.
  *
- * @example Room for one
+ * @example A channel with one place
  * ```ts
  * import { bounded } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -837,13 +856,13 @@ export function bounded<T>(capacity: number, options?: DropOptions<T>): { sender
 }
 
 /**
- * Makes a channel without a capacity limit, as two handles. Sends never wait, so memory is the only limit.
+ * Creates a channel without a capacity limit, as two handles. Sends never wait, so memory is the only limit.
  *
- * @param options What is done with values that can no longer be received.
+ * @param options A callback for values that can no longer be received.
  * @returns The first sender and the first receiver; each can be cloned.
- * @typeParam T The values.
+ * @typeParam T The type of the values.
  *
- * @example Room for all
+ * @example Buffering any number of values
  * ```ts
  * import { unbounded } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";

@@ -1,15 +1,15 @@
 /**
- * The errors of a session and its streams, beside `ProtocolError` of the frame module.
+ * The errors of a session and its streams. `ProtocolError` is in the frame module.
  *
  * @module
  */
 
 /**
- * The session has ended, so nothing can be done on it or its streams.
+ * Rejects an operation on a session that is closing or has ended, or on one of its streams.
  *
- * `cause` says why; it is absent when the session ended cleanly.
+ * `cause` is the reason of the end; it is absent when the session ended cleanly.
  *
- * @example Too late
+ * @example Opening a stream on a closed session
  * ```ts
  * import { Session, SessionClosedError } from "@sluice/smux";
  * import { assertRejects } from "@std/assert";
@@ -21,14 +21,14 @@
  * ```
  */
 export class SessionClosedError extends Error {
-  /** Of a write that this error refused or cut: how many of its bytes are on their way. Absent on other operations. */
+  /** Number of bytes of a rejected write that had been encoded. Absent on errors of other operations. */
   declare bytesWritten?: number;
 
   /**
-   * Says what could not be done.
+   * Creates the error.
    *
    * @param message What could not be done.
-   * @param options The cause, where the end was not clean.
+   * @param options The cause, unless the session ended cleanly.
    */
   constructor(message: string, options?: ErrorOptions) {
     super(message, options);
@@ -37,9 +37,9 @@ export class SessionClosedError extends Error {
 }
 
 /**
- * The stream was used after its own `close()`, or written to after its own `closeWrite()`.
+ * Rejects an operation on a stream after its local `close()`, or a write after its local `closeWrite()`.
  *
- * @example Writing after one's own end
+ * @example Writing after closeWrite()
  * ```ts
  * import { Session, StreamClosedError } from "@sluice/smux";
  * import { assertRejects } from "@std/assert";
@@ -53,11 +53,11 @@ export class SessionClosedError extends Error {
  * ```
  */
 export class StreamClosedError extends Error {
-  /** Of a write that this error refused or cut: how many of its bytes are on their way. Absent on other operations. */
+  /** Number of bytes of a rejected write that had been encoded. Absent on errors of other operations. */
   declare bytesWritten?: number;
 
   /**
-   * Says what could not be done.
+   * Creates the error.
    *
    * @param message What could not be done.
    */

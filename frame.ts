@@ -1,15 +1,14 @@
 /**
- * The wire of smux, versions 1 and 2: headers of eight bytes, little-endian, and what may follow them.
+ * Frames of smux, versions 1 and 2: encoding and incremental decoding. A header has eight bytes, little-endian:
  *
- * | bytes | what |
+ * | bytes | field |
  * |---|---|
  * | 0 | version, 1 or 2, the same in every frame of a session |
  * | 1 | command: SYN 0, FIN 1, PSH 2, NOP 3, UPD 4 (version 2 only) |
  * | 2–3 | length of the payload in bytes, the header not counted |
  * | 4–7 | id of the stream |
  *
- * Only PSH (data) and UPD (8 bytes: consumed, window) carry a payload. This module does no input or output and knows
- * nothing of streams.
+ * Only PSH (data) and UPD (8 bytes: consumed, window) have a payload. This module does no I/O.
  *
  * @module
  */
@@ -22,16 +21,16 @@ export const FIN = 1;
 export const PSH = 2;
 /** Keeps the session alive; no payload, any id, never answered. */
 export const NOP = 3;
-/** Gives credit back to the sender of a stream, in version 2: how much was read, and how much more may be sent. */
+/** Grants credit to the sender of a stream, in version 2: bytes consumed, and the window beyond them. */
 export const UPD = 4;
 
-/** One of the five commands. */
+/** A command of a frame. */
 export type Command = typeof SYN | typeof FIN | typeof PSH | typeof NOP | typeof UPD;
 
 /**
- * The versions of smux: 2 adds credit for each stream. Peers agree on one beforehand; nothing is negotiated.
+ * Version of smux. Version 2 adds credit for each stream. The version is not negotiated: both peers must use the same.
  *
- * @example What a client says first
+ * @example The first frame of a client
  * ```ts
  * import { Session, type Version } from "@sluice/smux";
  * import { assert } from "@std/assert";
@@ -45,21 +44,21 @@ export type Command = typeof SYN | typeof FIN | typeof PSH | typeof NOP | typeof
  *   return value!;
  * }
  *
- * // A NOP of either version differs in its first byte: by that a server learns the version of its client.
+ * // A NOP, whose first byte is the version: an "auto" server adopts it.
  * assert(equals(await firstFrame(1), concat([Uint8Array.of(1, 3), new Uint8Array(6)])));
  * assert(equals(await firstFrame(2), concat([Uint8Array.of(2, 3), new Uint8Array(6)])));
  * ```
  */
 export type Version = 1 | 2;
 
-/** Bytes of a header. */
+/** Length of a header in bytes. */
 export const HEADER_LENGTH = 8;
-/** Bytes of a UPD payload. */
+/** Length of a UPD payload in bytes. */
 export const UPDATE_LENGTH = 8;
-/** Most bytes one frame carries, since its length field has 16 bits. */
+/** Maximum length of a payload in bytes: the length field has 16 bits. */
 export const MAX_PAYLOAD_LENGTH = 65535;
 
-/** The payload of a frame that has none. */
+/** The payload of a frame without one. */
 export const EMPTY_BYTES: Uint8Array = new Uint8Array(0);
 
 /** The names of the commands. */
@@ -69,11 +68,11 @@ export const COMMAND_NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;
 export type CommandName = typeof COMMAND_NAMES[number];
 
 /**
- * What arrived is not smux, or breaks a rule of it.
+ * Reports received bytes that are not smux or violate the protocol.
  *
- * It ends the whole session, unless it was caused by the credit of one stream.
+ * It ends the session. A violation of credit ends only its stream.
  *
- * @example Telling a peer that speaks something else
+ * @example Recognizing a peer that does not speak smux
  * ```ts
  * import { ProtocolError, Session } from "@sluice/smux";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -89,20 +88,20 @@ export type CommandName = typeof COMMAND_NAMES[number];
  * ```
  */
 export class ProtocolError extends Error {
-  /** Position of the offending frame's first byte, counted in bytes from the start of the session. */
+  /** Position of the first byte of the invalid frame, counted in bytes from the start of the session. */
   readonly offset: number;
-  /** What smux allows there. */
+  /** What the protocol allows at that position, in words. */
   readonly expected: string;
-  /** What was there. */
+  /** What was received instead, in words. */
   readonly received: string;
 
   /**
-   * Says where, what was expected and what came.
+   * Creates the error.
    *
-   * @param offset Position of the offending frame's first byte in what was received.
-   * @param expected What smux allows there.
-   * @param received What was there.
-   * @param options The cause, where there is one.
+   * @param offset Position of the first byte of the invalid frame, from the start of the session.
+   * @param expected What the protocol allows at that position.
+   * @param received What was received instead.
+   * @param options The cause, if any.
    */
   constructor(offset: number, expected: string, received: string, options?: ErrorOptions) {
     super(`Not valid smux at byte ${offset}: expected ${expected}, received ${received}`, options);
@@ -114,9 +113,9 @@ export class ProtocolError extends Error {
 }
 
 /**
- * Writes a header.
+ * Encodes a header.
  *
- * @param target Where to, with at least eight bytes from `at` on.
+ * @param target The buffer, with at least eight bytes from `at` on.
  * @param at Position in `target`.
  * @param version Version of the session.
  * @param command The command.
@@ -140,13 +139,13 @@ export function encodeHeader(
 }
 
 /**
- * Writes a whole UPD frame, sixteen bytes.
+ * Encodes a UPD frame, sixteen bytes.
  *
- * @param target Where to.
+ * @param target The buffer.
  * @param at Position in `target`.
  * @param id Id of the stream.
- * @param consumed Bytes of the stream the receiver has read since it was opened, modulo 2^32.
- * @param window Bytes the peer may have under way beyond `consumed`.
+ * @param consumed Bytes of the stream that were read since it was opened, modulo 2^32.
+ * @param window Bytes that the peer may send beyond `consumed`.
  * @returns The position after the frame.
  */
 export function encodeUpdate(target: Uint8Array, at: number, id: number, consumed: number, window: number): number {
@@ -166,31 +165,31 @@ function decodeUint32(source: Uint8Array, at: number): number {
   return (source[at]! | source[at + 1]! << 8 | source[at + 2]! << 16 | source[at + 3]! << 24) >>> 0;
 }
 
-/** What a {@linkcode FrameDecoder} found, in the order in which it stood on the wire. */
+/** Callbacks of a {@linkcode FrameDecoder}, called in the order of the frames. */
 export interface FrameSink {
-  /** The first frame has come and fixes the version, where none was given. */
+  /** The first header of a decoder without a version, which adopts this one. */
   begin(version: Version): void;
-  /** The peer opened stream `id`. */
+  /** SYN: the peer opens stream `id`. */
   syn(id: number): void;
-  /** The peer ended its half of stream `id`. */
+  /** FIN: the peer ends its direction of stream `id`. */
   fin(id: number): void;
-  /** Data of stream `id` begins: `length` bytes, handed over by one or more calls of `data`. */
+  /** Header of PSH: `length` bytes of stream `id` follow, in one or more calls of `data`. */
   psh(id: number, length: number): void;
-  /** The next data of the frame that `psh` announced: `bytes` from `start` to before `end`, at least one byte. */
+  /** The next bytes of that payload: `bytes` from `start` to before `end`, at least one byte. */
   data(bytes: Uint8Array, start: number, end: number): void;
-  /** The peer shows that it lives. */
+  /** NOP: a keepalive. */
   nop(id: number): void;
-  /** The peer has read `consumed` bytes of stream `id` and accepts `window` beyond them. */
+  /** UPD: the peer has read `consumed` bytes of stream `id` and accepts `window` bytes beyond them. */
   upd(id: number, consumed: number, window: number): void;
 }
 
 /**
- * Turns bytes into frames. However the bytes are cut, the frames are the same; only data comes in the pieces in which
- * it arrived, so that nothing but a header or a UPD is ever held here.
+ * Decodes frames from bytes that arrive in any pieces. Data is passed on as it arrives; only an incomplete header or
+ * UPD payload is buffered.
  */
 export class FrameDecoder {
   #version: Version | undefined;
-  // Bytes of a header or of a UPD payload of which the rest has not come yet.
+  // An incomplete header or UPD payload.
   readonly #scratch = new Uint8Array(HEADER_LENGTH);
   #held = 0;
   #offset = 0;
@@ -202,38 +201,38 @@ export class FrameDecoder {
   #isInterrupted = false;
 
   /**
-   * @param version The version every frame must have; without it, the first frame's.
+   * @param version The version that every frame must have. Default: that of the first frame.
    */
   constructor(version?: Version) {
     this.#version = version;
   }
 
-  /** The version in force, `undefined` before the first header where none was given. */
+  /** The version; `undefined` until the first header if none was passed to the constructor. */
   get version(): Version | undefined {
     return this.#version;
   }
 
-  /** Headers completed so far. */
+  /** Number of complete headers. */
   get frames(): number {
     return this.#frames;
   }
 
-  /** Position, in bytes from the start, of the frame that began last, whole or not. */
+  /** Position of the last frame, complete or not, in bytes from the start. */
   get frameOffset(): number {
     return this.#remaining === 0 && this.#held > 0 ? this.#offset - this.#held : this.#frameOffset;
   }
 
-  /** Bytes decoded, without those of an unfinished header: they show that a peer makes progress. */
+  /** Bytes decoded, without those of an incomplete header. An increase is a sign of life. */
   get progress(): number {
     return this.#remaining > 0 ? this.#offset : this.#offset - this.#held;
   }
 
-  /** Whether the bytes decoded so far end with a whole frame. */
+  /** Whether the decoded bytes end with a complete frame. */
   get isBetweenFrames(): boolean {
     return this.#remaining === 0 && this.#held === 0;
   }
 
-  /** What must still come before the frame under way is whole, in words. */
+  /** The missing bytes of the incomplete frame, in words. */
   get missing(): string {
     const [count, whole] = this.#remaining === 0
       ? [HEADER_LENGTH - this.#held, "a header"]
@@ -242,14 +241,14 @@ export class FrameDecoder {
   }
 
   /**
-   * Decodes the next bytes and hands over what they complete. An error leaves the decoder useless.
+   * Decodes the next bytes and calls the sink for what they contain. The decoder must not be used after an error.
    *
-   * @param bytes What arrived; not kept.
-   * @param sink Gets what was found, during the call.
+   * @param bytes The received bytes. The decoder keeps no reference.
+   * @param sink Called synchronously.
    * @param end Position in `bytes` after the last byte.
    * @param at Position in `bytes` of the first byte.
-   * @returns The position reached: `end`, or less when the sink called `interrupt`.
-   * @throws {ProtocolError} A header breaks a rule: nothing of its frame has been handed over.
+   * @returns The position reached: `end`, or less after a call of `interrupt`.
+   * @throws {ProtocolError} A header is invalid. The sink was not called for its frame.
    */
   push(bytes: Uint8Array, sink: FrameSink, end: number = bytes.length, at = 0): number {
     const start = this.#offset - at;
@@ -279,7 +278,7 @@ export class FrameDecoder {
     return at;
   }
 
-  /** Makes the `push` under way return after the frame that the sink is being handed. */
+  /** Makes the running `push` return after the current frame. Called by the sink. */
   interrupt(): void {
     this.#isInterrupted = true;
   }

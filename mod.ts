@@ -1,17 +1,17 @@
 /**
- * Many independent streams over one connection: a TCP or TLS socket, a WebSocket, a child process, any pair of web
- * streams. The protocol is smux, versions 1 and 2, as Go's `xtaci/smux` speaks it.
+ * Carries many independent streams over one connection: a TCP or TLS socket, a WebSocket, a child process, or any pair
+ * of web streams. The protocol is smux, versions 1 and 2, compatible with Go's `xtaci/smux`.
  *
  * ```ts
  * import { serve, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
  * import { toText } from "@std/streams";
  *
- * // One end answers every stream that anybody opens.
+ * // The server echoes every stream.
  * const listener = Deno.listen({ port: 0 });
  * const server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
  *
- * // The other end has three conversations at once, over one connection.
+ * // The client has three requests in flight at once, over one connection.
  * const session = Session.client(await Deno.connect({ port: listener.addr.port }));
  * const answers = await Promise.all(["one", "two", "three"].map(async (word) => {
  *   const stream = await session.openStream();
@@ -25,22 +25,22 @@
  * await server.shutdown();
  * ```
  *
- * What is in the box:
+ * Contents:
  *
  * - {@linkcode serve} accepts connections and calls a handler for each stream. {@linkcode connections} is its accept
- *   loop alone, one that a failing peer does not end.
- * - {@linkcode Session} opens and accepts streams, from either end, over any {@linkcode Transport}. It keeps itself
- *   alive and within limits: {@linkcode SessionOptions} names them, {@linkcode SessionStats} shows how it fares.
- * - {@linkcode Stream} goes wherever a `Deno.Conn` goes: it has `read` and `write`, `readable` and `writable`, a
- *   `closeWrite` for one direction, and `using` closes it.
- * - {@linkcode join} ties two connections together, each direction's end included: a proxy in one call.
- * - {@linkcode Channel}, {@linkcode bounded}, {@linkcode unbounded} and {@linkcode select} are what all of it is made of,
- *   and a module of their own: `@sluice/smux/channel`.
- * - `@sluice/smux/tunnel` forwards ports over one connection, as `ssh -L`, `-R` and `-D` do: a command, and functions.
+ *   loop alone; a failing peer does not end it.
+ * - {@linkcode Session} opens and accepts streams, from either end, over any {@linkcode Transport}. It sends
+ *   keepalives and enforces limits: {@linkcode SessionOptions} lists them, {@linkcode SessionStats} has the counts.
+ * - {@linkcode Stream} has the shape of a `Deno.Conn`: `read` and `write`, `readable` and `writable`, `closeWrite` for
+ *   one direction; `using` closes it.
+ * - {@linkcode join} copies between two connections in both directions, half-close included: a proxy in one call.
+ * - {@linkcode Channel}, {@linkcode bounded}, {@linkcode unbounded} and {@linkcode select} pass values between tasks.
+ *   The package uses them itself; they are also exported alone, as `@sluice/smux/channel`.
+ * - `@sluice/smux/tunnel` forwards ports over one connection, as `ssh -L`, `-R` and `-D` do: a command and functions.
  * - {@linkcode ProtocolError}, {@linkcode SessionClosedError}, {@linkcode StreamClosedError} and
- *   {@linkcode ChannelClosedError} tell what went wrong, and where.
+ *   {@linkcode ChannelClosedError} are the errors.
  *
- * smux does not encrypt: where others can listen in, run it over TLS. The modules import nothing from outside.
+ * smux does not encrypt: use TLS as the transport where the network is not trusted. The modules have no dependencies.
  *
  * @module
  */

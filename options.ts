@@ -1,5 +1,5 @@
 /**
- * The options of sessions: their defaults, their bounds, and which go together.
+ * The options of sessions: defaults, bounds, and valid combinations.
  *
  * @module
  */
@@ -12,19 +12,19 @@ import type { FrameEvent } from "./_trace.ts";
 import { MAX_WINDOW } from "./_window.ts";
 
 /**
- * Options of a session, client or server. All sizes are in bytes, all times in milliseconds.
+ * Options of a session, for both roles. All sizes are in bytes, all times in milliseconds.
  *
- * @example Limits for clients one does not know
+ * @example Limits for untrusted clients
  * ```ts
  * import { Session, type SessionOptions } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
  *
  * const limits: SessionOptions = {
  *   maxStreams: 2, // open at once
- *   acceptBacklog: 2, // of them, not accepted yet
- *   maxReceiveBuffer: 1024 * 1024, // unread bytes of all its streams
- *   stalledStreamTimeout: 10_000, // how long a stream that is not read may hold up the others
- *   timeout: 20_000, // how long the client may be silent
+ *   acceptBacklog: 2, // not accepted yet
+ *   maxReceiveBuffer: 1024 * 1024, // unread bytes of all streams
+ *   stalledStreamTimeout: 10_000, // until an unread stream that blocks the others is cut
+ *   timeout: 20_000, // until a silent client is given up
  * };
  *
  * const listener = Deno.listen({ port: 0 });
@@ -32,66 +32,71 @@ import { MAX_WINDOW } from "./_window.ts";
  * await using server = Session.server(await listener.accept(), limits);
  * for (let n = 0; n < 2; n++) await client.openStream();
  * const third = await client.openStream();
- * assertEquals(await third.read(new Uint8Array(1)), null); // it is one too many: ended at once
+ * assertEquals(await third.read(new Uint8Array(1)), null); // refused: it ends at once
  * assertEquals(server.stats().refused, 1);
  * listener.close();
  * ```
  */
 export interface SessionOptions {
   /**
-   * A channel of the caller's for the streams that the peer opens, so that many sessions can feed one pool. The session
-   * owns this handle and closes it when it ends: pass a clone. A full channel refuses streams as `acceptBacklog` does.
-   * Not together with `acceptBacklog`.
+   * Channel that receives the streams opened by the peer, so that several sessions can feed one pool of workers. The
+   * session owns this handle and closes it when it ends: pass a clone. When the channel is full, further streams are
+   * refused, as with `acceptBacklog`. Cannot be combined with `acceptBacklog`. Default: a channel of the session's own.
    */
   incoming?: Sender<Stream> | undefined;
-  /** Milliseconds without a write after which a NOP is sent. `Infinity`: never. Default 10 000, as in Go. */
+  /** Milliseconds without a write after which a keepalive is sent. `Infinity`: never. Default 10 000, as in Go. */
   keepAliveInterval?: number | undefined;
   /**
    * Milliseconds before giving up on:
    *
    * - a silent peer: the session ends. An idle peer without keepalive is silent, such as Go's smux with
-   *   `KeepAliveDisabled` or AWS's session-manager-plugin: raise this, or set it to `Infinity`. A peer that sends but does
-   *   not read is not silent.
-   * - a write of the transport without progress, while `maxReceiveBuffer` is full so that the peer cannot be heard: the
-   *   session ends.
-   * - credit, in version 2, after the peer has ended its half of a stream: the write rejects.
+   *   `KeepAliveDisabled` or AWS's session-manager-plugin: raise this, or set it to `Infinity`. A peer that sends but
+   *   does not read is not silent.
+   * - a transport write without progress while reading is paused, because `maxReceiveBuffer` is full: the session ends.
+   * - a write that waits for credit after the peer has ended its half of a stream, in version 2: the write rejects.
    * - {@linkcode Session.close}: the session is aborted.
    *
-   * Time in which this process stood still does not count. `Infinity`: never. At least `keepAliveInterval`. Default
-   * 30 000, as in Go.
+   * Time in which this process was suspended or blocked does not count. `Infinity`: never. At least
+   * `keepAliveInterval`. Default 30 000, as in Go.
    */
   timeout?: number | undefined;
-  /** Most data in one frame that is sent, 1 to 65 535. Default 32 768, as in Go; any length is received. */
+  /**
+   * Maximum payload of a sent frame, 1 to 65 535 bytes. Received frames may have any length. Default 32 768, as in Go.
+   */
   maxFrameSize?: number | undefined;
   /**
-   * Unread bytes of all streams together at which the transport is not read any more, until some have been read. The
-   * memory held for them is at most twice this. Default 16 MiB.
+   * Maximum number of unread bytes of all streams together. At this number the session stops reading the transport
+   * until the application reads. The memory held for unread bytes is at most twice this. Default 16 MiB.
    */
   maxReceiveBuffer?: number | undefined;
   /**
-   * The largest window of one stream in version 2, in bytes: what its peer may send before the application reads. Default
+   * Maximum window of one stream in version 2, in bytes: what the peer may send before the application reads. Default
    * 8 MiB, or half of `maxReceiveBuffer` if that is less.
    *
-   * A window starts with 256 KiB (or this, if it is less), or with what earlier streams of the session have learnt. It
-   * grows while it limits the sender. It shrinks, to 32 KiB at least, while the sender's bytes stand in a queue that all
-   * streams of the connection wait behind. Windows that have grown take up at most half of `maxReceiveBuffer` together.
-   * Once half of `maxReceiveBuffer` is unread, a stream may hold at most 1/256 of the rest (at least 1 KiB); one that
-   * holds more loses its credit until it has been read. So streams that are not read leave room for the others.
+   * A window starts with 256 KiB (or this, if it is less), or with the size that earlier streams of the session found.
+   * It grows while it limits the sender. It shrinks, to not less than 32 KiB, while the sender's bytes are queued on
+   * the link and delay all streams of the connection. Growth of all windows together is at most half of
+   * `maxReceiveBuffer`. Once half of `maxReceiveBuffer` is unread, a stream may hold at most 1/256 of the rest (at
+   * least 1 KiB). A stream that holds more loses its credit until it is read, so that unread streams leave room for the
+   * others.
    */
   maxStreamBuffer?: number | undefined;
-  /** Streams of the peer that may be open at once; more are refused. Default 8192: 32 MiB, at less than 4 KiB each. */
+  /**
+   * Maximum number of open streams that the peer opened; more are refused. Default 8192: 32 MiB, at less than 4 KiB
+   * each.
+   */
   maxStreams?: number | undefined;
   /**
-   * Accepted streams that may wait in `incoming`. Further ones are refused, once the acceptors have run since it was full.
-   * Default 1024, as in Go.
+   * Maximum number of streams that wait in `incoming`. Further ones are refused, once the acceptors have run since the
+   * channel was full. Default 1024, as in Go.
    */
   acceptBacklog?: number | undefined;
   /**
-   * Milliseconds after which stalled streams are cut, if their unread bytes hold up all others: in version 1 when
-   * `maxReceiveBuffer` is full, in version 2 when less than an eighth of it is free. A stream has stalled when nothing of
-   * it was read in that time or, where other streams wait, less than 16 KiB per second. Those that hold most are cut:
-   * their reads and writes reject with a "TimeoutError" that names the stream, and the session goes on. Default
-   * `Infinity`: never; {@linkcode serve} has a default of 5000.
+   * Milliseconds after which stalled streams are cut, if their unread bytes block all others: in version 1 when
+   * `maxReceiveBuffer` is full, in version 2 when less than an eighth of it is free. A stream has stalled when nothing
+   * of it was read in that time or, where other streams wait, less than 16 KiB per second. The streams that hold most
+   * are cut first: their reads and writes reject with a "TimeoutError" that names the stream, and the session goes on.
+   * Default `Infinity`: never; {@linkcode serve} has a default of 5000.
    */
   stalledStreamTimeout?: number | undefined;
   /**
@@ -104,7 +109,7 @@ export interface SessionOptions {
 /**
  * Options of {@linkcode Session.client}.
  *
- * @example A client of a Go server as it comes
+ * @example Connecting to a Go server with its default options
  * ```ts
  * import { type ClientSessionOptions, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -115,19 +120,19 @@ export interface SessionOptions {
  * await using client = Session.client(await Deno.connect({ port: listener.addr.port }), likeGo);
  * await using server = Session.server(await listener.accept(), { version: 1 });
  * const [opened, accepted] = await Promise.all([client.openStream(), server.acceptStream()]);
- * assertEquals([opened.id, accepted.id], [3, 3]); // the first id of a client's, as in Go
+ * assertEquals([opened.id, accepted.id], [3, 3]); // the first id of a client, as in Go
  * listener.close();
  * ```
  */
 export interface ClientSessionOptions extends SessionOptions {
-  /** The version of smux, which the peer must speak too. Go's default is 1. Default 2. */
+  /** Version of smux; the peer must use the same. Go's default is 1. Default 2. */
   version?: Version | undefined;
 }
 
 /**
  * Options of {@linkcode Session.server}.
  *
- * @example Taking either version, or one
+ * @example Accepting either version, or one
  * ```ts
  * import { ProtocolError, type ServerSessionOptions, Session } from "@sluice/smux";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -140,7 +145,7 @@ export interface ClientSessionOptions extends SessionOptions {
  * }
  *
  * const either = await meet({ version: "auto" });
- * await either.openStream(); // it waits for the client's first frame
+ * await either.openStream(); // waits for the client's first frame
  * assertEquals(either.version, 1);
  *
  * const strict = await meet({ version: 2 });
@@ -151,14 +156,16 @@ export interface ClientSessionOptions extends SessionOptions {
  * ```
  */
 export interface ServerSessionOptions extends SessionOptions {
-  /** The version of smux; `"auto"` is that of the first frame that arrives, before which nothing is sent. Default "auto". */
+  /**
+   * Version of smux. `"auto"` adopts that of the first frame received, and sends nothing before it. Default `"auto"`.
+   */
   version?: Version | "auto" | undefined;
 }
 
 /**
  * Options of {@linkcode Session.close}.
  *
- * @example Finishing what is under way
+ * @example Letting open streams finish
  * ```ts
  * import { serve, Session, type SessionCloseOptions, SessionClosedError } from "@sluice/smux";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -169,10 +176,10 @@ export interface ServerSessionOptions extends SessionOptions {
  * const session = Session.client(await Deno.connect({ port: listener.addr.port }));
  * const stream = await session.openStream();
  *
- * const patient: SessionCloseOptions = { drain: true, timeout: 5000 };
- * const closing = session.close(patient);
- * await assertRejects(() => session.openStream(), SessionClosedError); // nothing new begins
- * await stream.write(new TextEncoder().encode("last words")); // what has begun goes on
+ * const options: SessionCloseOptions = { drain: true, timeout: 5000 };
+ * const closing = session.close(options);
+ * await assertRejects(() => session.openStream(), SessionClosedError); // no new streams
+ * await stream.write(new TextEncoder().encode("last words")); // open streams go on
  * await stream.closeWrite();
  * assertEquals(await toText(stream.readable), "last words");
  * await closing;
@@ -180,7 +187,7 @@ export interface ServerSessionOptions extends SessionOptions {
  * ```
  */
 export interface SessionCloseOptions {
-  /** Wait first until no stream is open. Default false. */
+  /** Whether to wait until no stream is open before closing. Default false. */
   drain?: boolean | undefined;
   /** Milliseconds after which the session is aborted instead. Default: the session's `timeout`. */
   timeout?: number | undefined;
@@ -188,11 +195,11 @@ export interface SessionCloseOptions {
 
 type Limits = { readonly [Name in keyof Omit<SessionOptions, "incoming" | "onFrame">]-?: number };
 
-/** The options with every default filled in. */
+/** Options with every default filled in. */
 export interface Settings extends Limits {
-  /** The version, or `"auto"`. */
+  /** Version of smux, or `"auto"`. */
   readonly version: Version | "auto";
-  /** The caller's channel. */
+  /** Channel of the caller for accepted streams; `undefined` for a channel of the session's own. */
   readonly incoming: Sender<Stream> | undefined;
   /** The caller's function for frames. */
   readonly onFrame: ((frame: FrameEvent) => void) | undefined;
@@ -202,7 +209,7 @@ export interface Settings extends Limits {
  * Checks options against their bounds and each other, and fills in the defaults.
  *
  * @throws {RangeError} A value is out of bounds.
- * @throws {TypeError} Options do not go together.
+ * @throws {TypeError} Options cannot be combined.
  */
 export function resolveOptions(options: ServerSessionOptions, role: "client" | "server"): Settings {
   const { version = role === "client" ? 2 : "auto", maxReceiveBuffer = 16 * 1024 * 1024, incoming, onFrame } = options;
@@ -210,10 +217,10 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
     throw new RangeError(`version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);
   }
   if (incoming !== undefined && !(incoming instanceof Sender)) {
-    throw new TypeError("incoming must be a Sender: the sending end that bounded() or unbounded() gives");
+    throw new TypeError("incoming must be a Sender, as returned by bounded() and unbounded()");
   }
   if (incoming !== undefined && options.acceptBacklog !== undefined) {
-    throw new TypeError("acceptBacklog is the bound of the session's own channel: it cannot go with incoming");
+    throw new TypeError("acceptBacklog cannot be combined with incoming: it limits the session's own channel");
   }
   if (onFrame !== undefined && typeof onFrame !== "function") {
     throw new TypeError(`onFrame must be a function, received ${typeof onFrame}`);
@@ -249,9 +256,9 @@ function integer(name: string, value: number, most: number, mostName = "", inste
 }
 
 /**
- * Checks milliseconds, or `Infinity`.
+ * Checks a duration in milliseconds, and returns it.
  *
- * @throws {RangeError} They are out of bounds.
+ * @throws {RangeError} It is neither an integer from 1 to 2 147 483 647 nor `Infinity`.
  */
 export function duration(name: string, value: number): number {
   if (value === Infinity) return value;

@@ -1,5 +1,5 @@
 /**
- * Waiting for the first of several channel operations.
+ * Waits for the first of several channel operations.
  *
  * @module
  */
@@ -7,9 +7,9 @@
 import { invalidTimeout, rejectBeforeWait, type SelectCase, WaitLimit, type WaitOptions } from "./_wait.ts";
 
 /**
- * The cases of one {@linkcode select} by name; one that is `undefined` is left out.
+ * The cases of one {@linkcode select} by name. A case that is `undefined` is skipped.
  *
- * @example A case switched off
+ * @example Switching a case off
  * ```ts
  * import { Channel, type SelectCases, trySelect } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -24,11 +24,12 @@ import { invalidTimeout, rejectBeforeWait, type SelectCase, WaitLimit, type Wait
 export type SelectCases = Record<string, SelectCase<object> | undefined>;
 
 /**
- * Which case it was, under `key`, and what it came to: a union that narrows by `key` and then by `done`.
+ * Result of a {@linkcode select}: the name of the case as `key`, and its outcome. The union narrows by `key`, then by
+ * `done`.
  *
- * @typeParam Cases The object given to {@linkcode select}.
+ * @typeParam Cases The type of the object passed to {@linkcode select}.
  *
- * @example Narrowing
+ * @example Narrowing a result
  * ```ts
  * import { Channel, select, type SelectResult } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -58,7 +59,7 @@ export type SelectResult<Cases extends SelectCases> = {
 /**
  * Options of {@linkcode select}.
  *
- * @example The first case first
+ * @example Giving the first case priority
  * ```ts
  * import { Channel, select, type SelectOptions } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -73,28 +74,29 @@ export type SelectResult<Cases extends SelectCases> = {
  */
 export interface SelectOptions extends WaitOptions {
   /**
-   * Chooses the first case that is ready, in the order they are written (keys that are integers
-   * come first, as in every object), instead of any of those that are. Default false.
+   * Whether to choose the first ready case in the order of the object's keys (integer keys come first) instead of a
+   * random one. Default false.
    */
   biased?: boolean | undefined;
 }
 
 /**
- * Waits for the first of several operations, and does exactly that one: nothing is received or sent by the others.
- * Among cases that are ready together one is chosen at random, so that no case starves, unless `biased`.
+ * Waits for the first of several channel operations, and performs only that one: the other cases send and receive
+ * nothing. If several cases are ready, one is chosen at random, so that no case starves, unless `biased` is set.
  *
- * A receive on a closed and drained channel and a send on a closed one are ready, with `done: true`; leave such a case
- * out (`undefined`) to go on with the rest. The channel's own `receive()` rejects with the reason of its close.
+ * A receive on a closed and drained channel, and a send on a closed channel, are ready with `done: true`. Replace such
+ * a case by `undefined` to go on with the others. To get the reason of the close, call the channel's own `receive()`.
  *
- * @param cases What to wait for, each under a name: `receiver.receiveCase()`, `sender.sendCase(value)` or `undefined`.
- * @param options What can end the wait early, and whether the first case goes first.
- * @returns The name of the case as `key`, `done`, and the `value` if one was received.
- * @throws {TypeError} There is nothing to wait for: no case, no signal, no timeout.
+ * @param cases The cases by name: `receiver.receiveCase()`, `sender.sendCase(value)` or `undefined`.
+ * @param options A signal, a timeout, and whether the first case has priority.
+ * @returns The name of the case as `key`, `done`, and the `value` of a receive.
+ * @throws {TypeError} There is no case, no signal and no timeout.
  * @throws {RangeError} `timeout` is negative, NaN, or finite and above 2 147 483 647.
- * @throws {DOMException} A "TimeoutError" when the timeout passes; the signal's reason when it aborts.
- * @typeParam Cases The cases by name.
+ * @throws {DOMException} "TimeoutError": the timeout expired.
+ * @throws The reason of the signal, when it aborts.
+ * @typeParam Cases The type of `cases`.
  *
- * @example Work, unless there is a reason to stop
+ * @example Receiving or sending, with a time limit
  * ```ts
  * import { Channel, select } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -109,7 +111,7 @@ export interface SelectOptions extends WaitOptions {
  *     if (!r.done) assertEquals(r.value, 20);
  *     break;
  *   case "out":
- *     throw new Error("no receiver was waiting");
+ *     throw new Error("not reached: no receiver waits");
  * }
  * ```
  */
@@ -147,14 +149,14 @@ export function select<Cases extends SelectCases>(
 }
 
 /**
- * Does one of several operations if that is possible at once, as {@linkcode select} would.
+ * Performs one of several channel operations if one is ready, without waiting.
  *
- * @param cases What to try, each under a name.
- * @param options Whether the first case goes first.
- * @returns As {@linkcode select}, or `undefined` when no case is ready.
- * @typeParam Cases The cases by name.
+ * @param cases The cases by name, as for {@linkcode select}.
+ * @param options Whether the first case has priority.
+ * @returns The result, as of {@linkcode select}, or `undefined` if no case is ready.
+ * @typeParam Cases The type of `cases`.
  *
- * @example Whichever is ready
+ * @example Receiving from the channel that has a value
  * ```ts
  * import { Channel, trySelect } from "@sluice/smux/channel";
  * import { assertEquals } from "@std/assert";
@@ -184,7 +186,7 @@ function entriesOf(cases: SelectCases): Entry[] {
   return entries;
 }
 
-/** Tries the cases one by one, in an order shuffled on the way, so that each ready case is equally likely. */
+/** Tries the cases in turn. Unless biased, the order is shuffled while trying, so each ready case is equally likely. */
 function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): SelectResult<Cases> | undefined {
   for (let i = 0; i < entries.length; i++) {
     const j = biased ? i : i + Math.floor(Math.random() * (entries.length - i));
@@ -197,7 +199,7 @@ function attempt<Cases extends SelectCases>(entries: Entry[], biased = false): S
   return undefined;
 }
 
-/** Names the outcome after its case. The outcome was made for this select, so it can be changed. */
+/** Adds the name of the case to its outcome. The outcome belongs to this select, so it may be changed. */
 function named<Cases extends SelectCases>(key: string, outcome: object & { key?: string }): SelectResult<Cases> {
   outcome.key = key;
   return outcome as unknown as SelectResult<Cases>;

@@ -1,5 +1,5 @@
 /**
- * The two programs everyone writes: a server of sessions, and two connections joined into one.
+ * A server of sessions, and a proxy between two connections.
  *
  * @module
  */
@@ -14,9 +14,9 @@ import { type AbortOptions, coreOf, Stream } from "./stream.ts";
 import { closeQuietly, type Connection } from "./transport.ts";
 
 /**
- * Where connections come from: what `Deno.listen` and `Deno.listenTls` return, by shape.
+ * A source of connections, in the shape of `Deno.Listener`: `Deno.listen` and `Deno.listenTls` return one.
  *
- * @example Turning callers away
+ * @example Closing connections from banned addresses
  * ```ts
  * import { type Listener, serve } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -35,31 +35,31 @@ import { closeQuietly, type Connection } from "./transport.ts";
  * };
  *
  * await using _server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
- * using stranger = await Deno.connect({ port: inner.addr.port });
- * assertEquals(await stranger.read(new Uint8Array(1)), null);
+ * using client = await Deno.connect({ port: inner.addr.port });
+ * assertEquals(await client.read(new Uint8Array(1)), null);
  * ```
  */
 export interface Listener<Accepted extends Connection = Connection> {
   /**
-   * The next connection. Rejecting with an error named "BadResource" or "Interrupted", as Deno's do, says that it was
-   * closed; after any other it is asked again.
+   * Waits for the next connection. An error named "BadResource" or "Interrupted", as Deno throws, means that the
+   * listener was closed; after any other error `accept` is called again.
    */
   accept(): Promise<Accepted>;
-  /** Ends listening; an `accept` that waits rejects. */
+  /** Stops listening; a pending `accept` rejects. */
   close(): void;
 }
 
-// What accept throws when the listener was closed, and when only one connection was lost before it was accepted.
+// Names of the errors of `accept` when the listener was closed, and when a connection was lost before it was accepted.
 const LISTENER_CLOSED = ["BadResource", "Interrupted"];
 const CONNECTION_LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
-// Other failures, such as too many open files, last: to try again at once would only keep the processor busy.
+// Pause after other errors, which may last (too many open files). Smaller: busy waiting; larger: later recovery.
 const MIN_PAUSE_MS = 5;
 const MAX_PAUSE_MS = 1000;
 
 /**
  * Options of {@linkcode connections}.
  *
- * @example A loop that ends with a signal
+ * @example Ending the loop with a signal
  * ```ts
  * import { connections, type ConnectionsOptions } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -79,23 +79,24 @@ const MAX_PAUSE_MS = 1000;
  * ```
  */
 export interface ConnectionsOptions {
-  /** Closes the listener when it aborts, and so ends the loop. */
+  /** Closes the listener and ends the loop when it aborts. */
   signal?: AbortSignal | undefined;
-  /** Gets every error of accepting, none of which ends the loop. Default: `console.error`. */
+  /** Called with each error of `accept`. The loop goes on. Default: `console.error`. */
   onError?: ((error: unknown) => void) | undefined;
 }
 
 /**
- * Accepts connections until the listener is closed, which leaving the loop does too.
+ * Accepts connections until the listener is closed. Leaving the loop closes the listener.
  *
- * Deno's own loop over a listener ends when a peer resets its connection before it was accepted. Here that is reported to
- * `onError`, and so is a failure that may last, such as too many open files, after which it pauses for 5 ms to 1 s.
+ * Deno's own iteration over a listener rejects when a peer resets its connection before it is accepted. This one passes
+ * the error to `onError` and continues. After an error that may last, such as too many open files, it pauses for 5 ms
+ * to 1 s.
  *
- * @param listener Where connections come from.
+ * @param listener The source of the connections.
  * @param options A signal, and a callback for errors.
- * @returns The connections, one by one.
+ * @returns An iterator over the connections.
  *
- * @example One connection, and no more
+ * @example Accepting one connection
  * ```ts
  * import { connections } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -148,15 +149,14 @@ export async function* connections<Accepted extends Connection>(
   }
 }
 
-// Longer than the pauses of a healthy network (a lost packet that is sent again, a phone that changes cells: up to 3 s).
-// Shorter than clients wait for an answer, and much shorter than the 30 s after which the peer, which cannot write
-// meanwhile, gives the connection up.
+// Larger: other streams wait longer, until the peer's timeout of 30 s ends the session. Smaller: cuts streams during
+// pauses of a healthy network (retransmission, change of a mobile cell: up to 3 s).
 const STALLED_STREAM_TIMEOUT_MS = 5000;
 
 /**
- * Options of {@linkcode serve}: those of every session, and three more. Streams go to the handler, so no `incoming`.
+ * Options of {@linkcode serve}: those of a server session without `incoming`, a signal, and callbacks.
  *
- * @example Limits, and a log
+ * @example Setting limits and logging
  * ```ts
  * import { serve, type ServeOptions, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -180,22 +180,22 @@ const STALLED_STREAM_TIMEOUT_MS = 5000;
  */
 export interface ServeOptions extends Omit<ServerSessionOptions, "incoming"> {
   /**
-   * As for a session, but finite by default, since the peers are strangers: 5000. `onError` gets the error when the
-   * handler does not settle with it at once.
+   * As in {@linkcode SessionOptions}, but with a default of 5000, because peers of a server are not trusted. The error
+   * is passed to `onError`, unless the handler rejects with it at once.
    */
   stalledStreamTimeout?: number | undefined;
-  /** Ends the server at once when it aborts: the listener is closed and every session aborted with its reason. */
+  /** Ends the server at once when it aborts: closes the listener and aborts every session with the signal's reason. */
   signal?: AbortSignal | undefined;
-  /** Gets every error of a connection, a session or a handler. Default: `console.error`. */
+  /** Called with each error of accepting, of a session or of a handler. Default: `console.error`. */
   onError?: ((error: unknown) => void) | undefined;
-  /** Called with every session when it begins. Default: none. */
+  /** Called with each session when it starts. */
   onSession?: ((session: Session) => void) | undefined;
 }
 
 /**
- * A server made by {@linkcode serve}.
+ * A running server, returned by {@linkcode serve}.
  *
- * @example Waiting for open streams, with a limit
+ * @example Shutting down with a timeout
  * ```ts
  * import { serve, type Server, Session, SessionClosedError } from "@sluice/smux";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -212,36 +212,37 @@ export interface ServeOptions extends Omit<ServerSessionOptions, "incoming"> {
  * const stream = await session.openStream();
  * const p = new Uint8Array(16);
  * assertEquals(await stream.read(p), 5);
- * await deadline(server.shutdown({ timeout: 50 }), 5000); // the client says nothing: after 50 ms it is dropped
+ * await deadline(server.shutdown({ timeout: 50 }), 5000); // the stream stays open: aborted after 50 ms
  * assertEquals(errors.map((error) => (error as Error).name), ["TimeoutError"]);
  * await assertRejects(() => stream.read(p), SessionClosedError);
  * ```
  */
 export interface Server extends AsyncDisposable {
-  /** Fulfils when nothing is accepted any more and every session has ended and every handler settled. It never rejects. */
+  /** Resolves when the listener is closed, every session has ended and every handler has settled. It never rejects. */
   readonly finished: Promise<void>;
   /**
-   * Stops accepting, waits until no stream is open, closes the sessions; when the handlers have settled `finished`
-   * fulfils.
+   * Stops accepting connections and streams, waits until no stream is open, and closes the sessions.
    *
-   * @param options Milliseconds after which sessions that are still open are aborted. Default: the sessions' `timeout`.
-   * @throws {RangeError} The timeout is out of bounds.
+   * @param options Milliseconds after which open sessions are aborted. Default: the `timeout` of the sessions.
+   * @returns The promise {@linkcode Server.finished}.
+   * @throws {RangeError} `timeout` is out of bounds.
    */
   shutdown(options?: { timeout?: number | undefined }): Promise<void>;
 }
 
 /**
- * Accepts connections, makes a server's session of each, and calls `handler` for every stream that its peer opens.
+ * Accepts connections, starts a server session on each, and calls `handler` for each stream that a peer opens.
  *
- * When the handler settles the stream is ended, in order if it fulfilled. A peer that vanishes, a handler that throws
- * and a listener that hiccups are reported to `onError`; none of them ends the server.
+ * When the handler resolves, the stream ends as by {@linkcode Stream.closeWrite} and is closed; when it rejects, the
+ * stream is closed at once. Errors of accepting, of a session or of a handler are passed to `onError` and do not end
+ * the server.
  *
- * @param listener Where connections come from; the server closes it.
- * @param handler What to do with a stream.
- * @param options Limits and times of the sessions, a signal, and callbacks.
- * @returns The server, at once.
+ * @param listener The source of the connections. The server closes it.
+ * @param handler Called with each stream and its session.
+ * @param options Limits and timeouts of the sessions, a signal, and callbacks.
+ * @returns The running server.
  * @throws {RangeError} An option is out of bounds.
- * @throws {TypeError} An `incoming` was given.
+ * @throws {TypeError} `options` has `incoming`.
  *
  * @example An echo server
  * ```ts
@@ -265,7 +266,7 @@ export function serve(
   options: ServeOptions = {},
 ): Server {
   if ((options as ServerSessionOptions).incoming !== undefined) {
-    throw new TypeError("serve gives every stream to its handler: it takes no incoming");
+    throw new TypeError("incoming cannot be used with serve: every stream is passed to the handler");
   }
   const server = new StreamServer(handler, options);
   const finished = server.run(listener);
@@ -273,7 +274,7 @@ export function serve(
   return { finished, shutdown, [Symbol.asyncDispose]: shutdown };
 }
 
-/** What `serve` runs: the sessions of one listener. */
+/** The sessions and handlers of one listener. */
 class StreamServer {
   readonly #handler: (stream: Stream, session: Session) => void | Promise<void>;
   readonly #onError: (error: unknown) => void;
@@ -295,14 +296,14 @@ class StreamServer {
     resolveOptions(this.#sessionOptions, "server");
   }
 
-  /** Serves until it is stopped and every session has ended. */
+  /** Accepts until the server is stopped. The promise resolves when every session has ended. */
   run(listener: Listener): Promise<void> {
     this.#signal?.addEventListener("abort", this.#abort);
     if (this.#signal?.aborted) this.#abort();
     return this.#finished = this.#accept(listener);
   }
 
-  /** Stops accepting, and closes every session in order. */
+  /** Stops accepting, and closes every session gracefully. */
   shutdown(options: { timeout?: number | undefined }): Promise<void> {
     if (options.timeout !== undefined) duration("timeout", options.timeout);
     this.#stopping.abort();
@@ -327,7 +328,7 @@ class StreamServer {
     const { signal } = this.#stopping;
     const running = new Set<Promise<void>>();
     for await (const connection of connections(listener, { signal, onError: this.#report })) {
-      // The server may have been stopped since this was accepted.
+      // The server may have been stopped after the connection was accepted.
       if (signal.aborted) {
         closeQuietly(connection);
         break;
@@ -345,7 +346,7 @@ class StreamServer {
     this.#sessions.add(session);
     const handling = new Map<Stream, Promise<void>>();
     reportStalled(session, async (stream, error) => {
-      // A handler that uses the stream rejects with the same error.
+      // A handler that is using the stream rejects with the same error, which `#handle` reports.
       await clock.yieldToEventLoop();
       if (handling.has(stream)) this.#report(error);
     });
@@ -374,23 +375,24 @@ class StreamServer {
       await stream[Symbol.asyncDispose]();
     } catch (error) {
       stream.close();
-      // The end of its session is reported once, by the session.
+      // The end of a session is reported once, by `#serveSession`.
       if (!(error instanceof SessionClosedError)) this.#report(error);
     }
   }
 }
 
 /**
- * A connection of which each direction ends on its own: `Deno.TcpConn`, `Deno.TlsConn`, `Deno.UnixConn`, a {@linkcode Stream}.
+ * A connection whose directions end independently: `Deno.TcpConn`, `Deno.TlsConn`, `Deno.UnixConn` or a
+ * {@linkcode Stream}.
  *
- * @example One function for sockets and streams
+ * @example Writing one function for sockets and streams
  * ```ts
  * import { type DuplexConnection, serve, Session } from "@sluice/smux";
  * import { assert } from "@std/assert";
  * import { concat, equals } from "@std/bytes";
  *
- * async function hear(connection: DuplexConnection): Promise<Uint8Array> {
- *   await connection.closeWrite(); // there is nothing to say from here
+ * async function readAll(connection: DuplexConnection): Promise<Uint8Array> {
+ *   await connection.closeWrite(); // this end sends nothing
  *   const parts: Uint8Array[] = [];
  *   const p = new Uint8Array(1024);
  *   for (let count; (count = await connection.read(p)) !== null;) parts.push(p.slice(0, count));
@@ -398,32 +400,32 @@ class StreamServer {
  *   return concat(parts);
  * }
  *
- * const speech = new Uint8Array(3000).fill(7);
+ * const data = new Uint8Array(3000).fill(7);
  * const listener = Deno.listen({ port: 0 });
- * await using _server = serve(listener, async (stream) => void await stream.write(speech));
+ * await using _server = serve(listener, async (stream) => void await stream.write(data));
  * await using session = Session.client(await Deno.connect({ port: listener.addr.port }));
- * assert(equals(await hear(await session.openStream()), speech));
+ * assert(equals(await readAll(await session.openStream()), data));
  * ```
  */
 export interface DuplexConnection extends Connection {
-  /** Ends writing; reading goes on. */
+  /** Ends the writing direction; reading goes on. */
   closeWrite(): Promise<void>;
 }
 
 /**
- * What {@linkcode join} carried, in bytes.
+ * Result of {@linkcode join}: the number of bytes copied in each direction.
  *
- * @example Keeping account
+ * @example Recording the bytes of each connection
  * ```ts
  * import { join, type JoinResult, serve, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
  * import { toText } from "@std/streams";
  *
- * const bills: JoinResult[] = [];
+ * const results: JoinResult[] = [];
  * const web = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
  * const listener = Deno.listen({ port: 0 });
  * const server = serve(listener, async (stream) => {
- *   bills.push(await join(stream, await Deno.connect({ port: web.addr.port })));
+ *   results.push(await join(stream, await Deno.connect({ port: web.addr.port })));
  * });
  *
  * const session = Session.client(await Deno.connect({ port: listener.addr.port }));
@@ -434,35 +436,36 @@ export interface DuplexConnection extends Connection {
  * const answer = await toText(stream.readable);
  * await session.close();
  * await server.shutdown();
- * assertEquals(bills, [{ sent: request.length, received: answer.length }]);
+ * assertEquals(results, [{ sent: request.length, received: answer.length }]);
  * await web.shutdown();
  * ```
  */
 export interface JoinResult {
-  /** From the first to the second. */
+  /** Bytes copied from the first connection to the second. */
   sent: number;
-  /** From the second to the first. */
+  /** Bytes copied from the second connection to the first. */
   received: number;
 }
 
-// A buffer of a direction that carries little, and of one that carries much.
+// The buffer of a direction doubles when a read fills it. Larger: fewer reads and writes; smaller: less memory.
 const MIN_COPY_BYTES = 8 * 1024;
 const MAX_COPY_BYTES = 64 * 1024;
 
 /**
- * Joins two connections: what arrives at one leaves by the other, both ways, each way's end included.
+ * Copies between two connections in both directions until both have ended, and closes them. The end of one direction is
+ * passed on while the other goes on.
  *
- * Two `pipeTo` are not this. Piping into the `writable` of one of Deno's connections closes all of it at the end, so
- * that a peer which had finished speaking first would never hear the answer.
+ * Two `pipeTo` calls do not do this: at its end, a pipe into the `writable` of a Deno connection closes both
+ * directions, so a peer that ends its direction first does not receive the answer.
  *
- * When a {@linkcode Stream} is lost, cut or closed the join fails at once, even while a write to the other side waits.
- * Only what its peer had sent whole, up to its end, goes on to the other side first, with that end.
+ * When a {@linkcode Stream} fails or is closed, the join rejects at once, even while a write to the other connection
+ * waits. If everything up to the peer's end had already arrived on that stream, it is copied before.
  *
- * @param a One connection. When the promise settles, both are closed.
- * @param b The other.
- * @param options A signal to end it with.
- * @returns How much was carried, when both ways have ended.
- * @throws What failed first, or the reason of the signal.
+ * @param a The first connection. Both are closed when the promise settles.
+ * @param b The second connection.
+ * @param options A signal that aborts the join.
+ * @returns The number of bytes copied in each direction.
+ * @throws The first error of either connection, or the reason of the signal.
  *
  * @example Forwarding every stream to a local service
  * ```ts
@@ -500,17 +503,19 @@ export async function join(
 
   let first: { error: unknown } | undefined;
   const fail = (error: unknown) => reject((first ??= { error }).error);
-  /** Nothing more can be written to `side`: the join fails as soon as `rest` has passed on what its peer sent whole. */
+  /**
+   * Fails the join, because `side` cannot be written. If everything from `side` has arrived, waits for `rest` first.
+   */
   async function lose(side: DuplexConnection, rest: Promise<number>, error: unknown): Promise<void> {
     const core = side instanceof Stream ? coreOf(side) : undefined;
-    // The count of a write is that of a piece which the caller does not know.
+    // Not the error of the write, whose `bytesWritten` counts an internal buffer.
     first ??= { error: core?.sending.error ?? error };
     if (core?.receiving.isWhole) await rest.catch(() => {});
     fail(error);
   }
   const there = copy(a, b, fail, (error) => lose(b, back, error));
   const back = copy(b, a, fail, (error) => lose(a, there, error));
-  // A write that is stuck would not notice that the other side is lost.
+  // A pending write does not notice that the other side has failed.
   const stopWatching = [
     watch(a, (error) => lose(a, there, error)),
     watch(b, (error) => lose(b, back, error)),
@@ -525,7 +530,7 @@ export async function join(
   }
 }
 
-/** Calls `lost` when a stream is lost; other connections report that only to a read or a write. */
+/** Calls `lost` when a stream fails. Other connections report a failure only to a read or a write. */
 function watch(connection: DuplexConnection, lost: (error: Error) => void): () => void {
   if (!(connection instanceof Stream)) return () => {};
   const core = coreOf(connection);
@@ -535,7 +540,7 @@ function watch(connection: DuplexConnection, lost: (error: Error) => void): () =
   });
 }
 
-/** Copies all that `from` sends, its end included. Before it rejects it reports which side failed. */
+/** Copies from `from` to `to`, its end included. Before it rejects, it calls the callback of the side that failed. */
 async function copy(
   from: DuplexConnection,
   to: DuplexConnection,

@@ -1,5 +1,5 @@
 /**
- * One connection that carries many streams: what its users hold.
+ * The public class of a session: one connection that carries many streams.
  *
  * @module
  */
@@ -18,9 +18,9 @@ import type { AbortOptions, Stream, StreamCore } from "./stream.ts";
 import type { Address, Transport } from "./transport.ts";
 
 /**
- * Figures of one session at one moment; see {@linkcode Session.stats}.
+ * Counts of one session at one moment, returned by {@linkcode Session.stats}.
  *
- * @example A stream that is not read
+ * @example Bytes of an unread stream
  * ```ts
  * import { Session, type SessionStats } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -32,7 +32,7 @@ import type { Address, Transport } from "./transport.ts";
  * await (await client.openStream()).write(new Uint8Array(1));
  *
  * const [_unread, read] = [await server.acceptStream(), await server.acceptStream()];
- * await read.read(new Uint8Array(1)); // this came last, so all is here
+ * await read.read(new Uint8Array(1)); // sent last, so everything has arrived
  * const { streams, accepted, bytesUnread, readPaused }: SessionStats = server.stats();
  * assertEquals({ streams, accepted, bytesUnread, readPaused }, {
  *   streams: 2,
@@ -44,47 +44,50 @@ import type { Address, Transport } from "./transport.ts";
  * ```
  */
 export interface SessionStats {
-  /** Streams open now, of both sides. */
+  /** Number of open streams, opened by either side. */
   streams: number;
-  /** Streams opened here, ever. */
+  /** Total number of streams opened by this end. */
   opened: number;
-  /** Streams opened by the peer and let in, ever. */
+  /** Total number of streams opened by the peer and accepted. */
   accepted: number;
-  /** Streams opened by the peer and refused, ever. */
+  /** Total number of streams opened by the peer and refused. */
   refused: number;
-  /** Accepted streams that wait in `incoming`; with a channel of the caller's, all that it holds. */
+  /** Number of streams that wait in `incoming`; with a channel of the caller, everything it holds. */
   pendingAccept: number;
-  /** Bytes the transport took, headers included. */
+  /** Total bytes written to the transport, headers included. */
   bytesSent: number;
-  /** Bytes the transport gave, headers included. */
+  /** Total bytes read from the transport, headers included. */
   bytesReceived: number;
-  /** Frames encoded. */
+  /** Total number of encoded frames. */
   framesSent: number;
-  /** Frames decoded. */
+  /** Total number of decoded frames. */
   framesReceived: number;
   /** Bytes of data received and not yet read. */
   bytesUnread: number;
-  /** Bytes in the session's buffers that are not written to the transport, headers included. */
+  /** Bytes encoded and not yet written to the transport, headers included. */
   bytesUnsent: number;
-  /** Windows of all open streams together, in version 2: what the peer may send without being read. */
+  /**
+   * Sum of the windows of all open streams in version 2, in bytes: what the peer may send before the application reads.
+   */
   creditGranted: number;
-  /** Whether the transport is not being read, because too much is unread or too many refusals wait to be sent. */
+  /** Whether reading the transport is paused, because too much is unread or too many refusals wait to be sent. */
   readPaused: boolean;
 }
 
-/** Has every stream of a session that `stalledStreamTimeout` cuts reported, with its error. */
+/** Sets the callback for streams that `stalledStreamTimeout` cuts. */
 export let reportStalled: (session: Session, report: (stream: Stream, error: Error) => void) => void;
 
-/** Sets the id of the next stream that a session opens: for tests, which cannot open two thousand million of them. */
+/** Sets the id of the next stream that a session opens. For tests, which cannot open 2^31 streams. */
 export let setNextId: (session: Session, id: number) => void;
 
 /**
- * Many independent streams over one connection, in the protocol smux.
+ * Carries many independent streams over one connection, with the protocol smux.
  *
  * Either side may open streams at any time, and any number of tasks may accept those of the peer at once. A session
- * ends by {@linkcode Session.close}, by {@linkcode Session.abort}, by the end of its transport or by any error of it.
+ * ends by {@linkcode Session.close}, by {@linkcode Session.abort}, by the end of its transport, or by an error of the
+ * transport or the protocol.
  *
- * @example There and back
+ * @example A client and a server in one process
  * ```ts
  * import { Session } from "@sluice/smux";
  * import { assert } from "@std/assert";
@@ -118,15 +121,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /**
-   * Starts the client's side of a session.
+   * Starts the client side of a session over a transport.
    *
-   * @param transport A connection, or a pair of web streams; it belongs to the session from here on.
-   * @param options Limits and times.
-   * @returns The session, at once: nothing is waited for.
+   * @param transport A connection or a pair of web streams. The session owns it and closes it at the end.
+   * @param options Version, limits and timeouts.
+   * @returns The session, without waiting for the peer.
    * @throws {RangeError} An option is out of bounds.
-   * @throws {TypeError} The transport is none, or options do not go together.
+   * @throws {TypeError} `transport` is not a transport, or options cannot be combined.
    *
-   * @example Connecting again when the connection is lost
+   * @example Reconnecting when the connection is lost
    * ```ts
    * import { serve, Session, type Stream } from "@sluice/smux";
    * import { assertEquals } from "@std/assert";
@@ -141,13 +144,13 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    *   const current = session;
    *   try {
    *     return await (await current).openStream();
-   *   } catch { // the first caller that notices connects again
+   *   } catch { // the first caller to fail reconnects
    *     if (session === current) session = retry(connect, { minTimeout: 100 });
    *     return await (await session).openStream();
    *   }
    * }
    *
-   * (await session).abort(); // as if the network went away
+   * (await session).abort(); // as if the connection were lost
    * const streams = await Promise.all([open(), open()]);
    * await streams[1]!.write(new Uint8Array(5));
    * assertEquals(await streams[1]!.read(new Uint8Array(8)), 5);
@@ -160,13 +163,13 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /**
-   * Starts the server's side of a session.
+   * Starts the server side of a session over a transport.
    *
-   * @param transport A connection, or a pair of web streams; it belongs to the session from here on.
-   * @param options Limits and times.
-   * @returns The session, at once: nothing is waited for.
+   * @param transport A connection or a pair of web streams. The session owns it and closes it at the end.
+   * @param options Version, limits and timeouts.
+   * @returns The session, without waiting for the peer.
    * @throws {RangeError} An option is out of bounds.
-   * @throws {TypeError} The transport is none, or options do not go together.
+   * @throws {TypeError} `transport` is not a transport, or options cannot be combined.
    */
   static server(transport: Transport, options: ServerSessionOptions = {}): Session {
     return new Session(new SessionCore(transport, resolveOptions(options, "server"), "server"));
@@ -176,47 +179,51 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     this.#core = core;
   }
 
-  /** The version of smux in use; `undefined` until an "auto" server has seen the first frame. */
+  /** The version of smux in use; `undefined` until an "auto" server has received the first frame. */
   get version(): Version | undefined {
     return this.#core.version;
   }
 
-  /** Where this end of the connection is; hostname "" and port 0 if the transport does not say. */
+  /** The local address of the connection; hostname "" and port 0 if the transport has none. */
   get localAddr(): Address {
     return this.#core.link.localAddr;
   }
 
-  /** Where the other end of the connection is; hostname "" and port 0 if the transport does not say. */
+  /** The remote address of the connection; hostname "" and port 0 if the transport has none. */
   get remoteAddr(): Address {
     return this.#core.link.remoteAddr;
   }
 
   /**
-   * The channel of the streams that the peer opened. Any number of tasks may receive from it at once: each stream goes
-   * to exactly one.
+   * The channel of streams opened by the peer. Any number of tasks may receive from it at once; each stream goes to
+   * exactly one.
    *
-   * @throws {TypeError} The streams go to a channel of the caller's.
+   * @throws {TypeError} The session was created with the option `incoming`.
    */
   get incoming(): Receiver<Stream> {
     const { incoming } = this.#core.acceptor;
     if (incoming !== undefined) return incoming;
-    throw new TypeError("The streams of this session go to the channel that options.incoming names: receive there");
+    throw new TypeError("Cannot accept from this session: its streams go to the channel of the option incoming");
   }
 
-  /** Fulfils after a clean end, rejects with what ended the session otherwise. Ignoring it is safe. */
+  /**
+   * Resolves when the session has ended cleanly, and rejects with the error that ended it otherwise. It may be ignored:
+   * a rejection is never reported as unhandled.
+   */
   get closed(): Promise<void> {
     return this.#core.closed;
   }
 
   /**
-   * Opens a stream. It can be written to at once: data written right after shares its transport write.
+   * Opens a stream. Data that is written directly after it resolves leaves in the same transport write.
    *
-   * It waits only for room in the buffer and, on an "auto" server, for the first frame.
+   * It waits only for room in the write buffer and, on an "auto" server, for the first frame of the client.
    *
-   * @param options A signal that gives up the wait.
-   * @returns The stream. Whether the peer accepts it is not known: smux has no reply.
+   * @param options A signal that aborts the wait.
+   * @returns The stream. Whether the peer accepts it is unknown: smux has no reply, and a refused stream ends at once.
    * @throws {SessionClosedError} The session is closing or has ended.
-   * @throws {RangeError} Every id has been used: for good, while all else goes on.
+   * @throws {RangeError} Every stream id has been used; no further stream can be opened.
+   * @throws The reason of the signal, when it aborts.
    */
   async openStream(options?: AbortOptions): Promise<Stream> {
     const { stream } = await this.#core.open(options?.signal);
@@ -224,14 +231,16 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /**
-   * Takes the next stream that the peer opened, or waits for one: `incoming.receive()`, but for the error at the end.
+   * Accepts the next stream that the peer opened; waits for one if there is none. It is `incoming.receive()` with a
+   * `SessionClosedError` at the end.
    *
-   * @param options A signal that gives up the wait.
+   * @param options A signal that aborts the wait.
    * @returns The stream.
-   * @throws {SessionClosedError} The session was closed or has ended, and every stream that had arrived was accepted.
-   * @throws {TypeError} The session was given a channel of the caller's: accept from that.
+   * @throws {SessionClosedError} The session is closing or has ended, and every stream that had arrived was accepted.
+   * @throws {TypeError} The session was created with the option `incoming`: receive from that channel.
+   * @throws The reason of the signal, when it aborts.
    *
-   * @example Not waiting for ever
+   * @example Accepting with a time limit
    * ```ts
    * import { Session } from "@sluice/smux";
    * import { assertEquals, assertRejects } from "@std/assert";
@@ -241,10 +250,10 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
    * await using server = Session.server(await listener.accept());
    *
-   * // A signal ends the wait: the next stream goes to another acceptor.
+   * // A signal withdraws the call: the next stream goes to another acceptor.
    * await assertRejects(() => server.acceptStream({ signal: AbortSignal.timeout(10) }), DOMException);
    *
-   * // A deadline leaves it waiting, which is as good where the session is given up too.
+   * // deadline() leaves the call pending, so it suits a program that then ends the session.
    * const opened = await client.openStream();
    * const accepted = await deadline(server.acceptStream(), 5000);
    * assertEquals(accepted.id, opened.id);
@@ -261,24 +270,28 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /**
-   * The streams that the peer opens, until the session is closed or has ended; when it ended with an error the iteration
-   * rejects. Breaking out of a loop leaves the session open.
+   * Iterates over the streams that the peer opens. The iteration ends when the session is closed or ends cleanly, and
+   * rejects with a {@linkcode SessionClosedError} when it ends with an error. Leaving the loop keeps the session open.
    */
   [Symbol.asyncIterator](): AsyncIterableIterator<Stream> {
     return this.incoming[Symbol.asyncIterator]();
   }
 
   /**
-   * Ends the session in order. New opens and streams of the peer are refused; with `drain` it waits until no stream is
-   * open; then writes are refused, what was written leaves, every stream whose writes all left is ended, and in the end
-   * the connection is, at once if the peer does so too, else when it has been quiet for a second. What had arrived stays
-   * readable. Of several calls the options of the first count.
+   * Closes the session gracefully:
    *
-   * @param options Whether to wait for the streams, and for how long.
-   * @returns Fulfils when the session has ended, in order or not; it never rejects. The same promise each time.
-   * @throws {RangeError} The timeout is out of bounds.
+   * 1. `openStream` rejects, and new streams of the peer are refused. With `drain`, it waits until no stream is open.
+   * 2. New writes reject. Data already written is sent.
+   * 3. Each stream whose writes were all sent ends with FIN.
+   * 4. The connection closes when the peer has closed it or has sent nothing for a second.
    *
-   * @example What was written arrives
+   * Received data stays readable. Later calls return the promise of the first and ignore their options.
+   *
+   * @param options Whether to wait for open streams, and a timeout after which the session is aborted.
+   * @returns A promise that resolves when the session has ended, cleanly or not. It never rejects.
+   * @throws {RangeError} `timeout` is out of bounds.
+   *
+   * @example Written data arrives
    * ```ts
    * import { Session } from "@sluice/smux";
    * import { assertEquals } from "@std/assert";
@@ -305,15 +318,15 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /**
-   * Ends the session at once: what has not left is lost. What had arrived stays readable.
+   * Ends the session at once. Unsent data is lost; received data stays readable.
    *
-   * @param reason What `closed` rejects with, and the `cause` of all errors that follow. Default: an "AbortError".
+   * @param reason What `closed` rejects with, and the `cause` of later errors. Default: a `DOMException` "AbortError".
    */
   abort(reason: unknown = new DOMException("The session was aborted", "AbortError")): void {
     this.#core.end(reason);
   }
 
-  /** Figures as they are now. */
+  /** Returns the current counts. */
   stats(): SessionStats {
     const { streams, opened, acceptor, reader, writer, windows, decoder } = this.#core;
     return {
@@ -333,19 +346,19 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
     };
   }
 
-  /** Keeps the process alive while the session is open, as it does from the start. */
+  /** Makes the open session keep the process alive, which is the default. */
   ref(): void {
     this.#core.link.ref();
     this.#core.deadlines.setRef(true);
   }
 
-  /** Lets the process end while the session is open, where the transport can: web streams cannot. */
+  /** Lets the process exit while the session is open, if the transport has `unref`; web streams do not. */
   unref(): void {
     this.#core.link.unref();
     this.#core.deadlines.setRef(false);
   }
 
-  /** Closes the session in order. */
+  /** Closes the session gracefully, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

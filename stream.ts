@@ -1,8 +1,6 @@
 /**
- * One logical stream: what users hold, and the same stream as its session sees it.
- *
- * {@linkcode Stream} is what users hold; {@linkcode StreamCore} joins its two halves for the session. What a stream
- * needs from its session is {@linkcode StreamHost}.
+ * One logical stream: the public {@linkcode Stream}, and the {@linkcode StreamCore} that joins its two halves for the
+ * session. {@linkcode StreamHost} is what a stream needs from its session.
  *
  * @module
  */
@@ -17,10 +15,10 @@ import type { Address, Link, ReadBuffer } from "./transport.ts";
 import type { WindowPool } from "./_window.ts";
 
 /**
- * Options of what may have to wait: {@linkcode Stream.read}, {@linkcode Stream.write}, `Session.openStream`,
- * `Session.acceptStream` and `join`.
+ * Options of operations that can be aborted: {@linkcode Stream.read}, {@linkcode Stream.write},
+ * {@linkcode Session.openStream}, {@linkcode Session.acceptStream} and {@linkcode join}.
  *
- * @example A read that gives up
+ * @example A read with a time limit
  * ```ts
  * import { Session, type AbortOptions } from "@sluice/smux";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -31,75 +29,75 @@ import type { WindowPool } from "./_window.ts";
  * const [asking, answering] = await Promise.all([client.openStream(), server.acceptStream()]);
  *
  * const p = new Uint8Array(16);
- * const patience: AbortOptions = { signal: AbortSignal.timeout(10) };
- * const error = await assertRejects(() => asking.read(p, patience), DOMException);
+ * const options: AbortOptions = { signal: AbortSignal.timeout(10) };
+ * const error = await assertRejects(() => asking.read(p, options), DOMException);
  * assertEquals(error.name, "TimeoutError");
  *
  * await answering.write(new Uint8Array(7));
- * assertEquals(await asking.read(p), 7); // nothing is lost to the read that gave up
+ * assertEquals(await asking.read(p), 7); // the aborted read has consumed nothing
  * listener.close();
  * ```
  */
 export interface AbortOptions {
   /**
-   * Gives up waiting: the operation rejects with the signal's `reason`. A read or a write that has moved bytes already
-   * fulfils with their number instead.
+   * Aborts the operation, which then rejects with the signal's `reason`. A read or a write that has already transferred
+   * bytes resolves with their number instead.
    */
   signal?: AbortSignal | undefined;
 }
 
 /** What a stream needs from its session. */
 export interface StreamHost {
-  /** Most bytes in one frame. */
+  /** Maximum payload of one frame, in bytes. */
   readonly maxFrameSize: number;
   /** Milliseconds that a write waits for credit after the peer's FIN. */
   readonly timeout: number;
-  /** What the receive windows share. */
+  /** State shared by the receive windows of the session. */
   readonly windows: WindowPool;
-  /** Where the two ends are. */
+  /** The addresses of the connection. */
   readonly link: Pick<Link, "localAddr" | "remoteAddr">;
   /** Position of the frame that is being received, for errors. */
   readonly decoder: { readonly frameOffset: number };
-  /** The way out. */
+  /** Encodes the stream's frames. */
   readonly writer: FrameOutput & {
     /** Version of the session. */
     readonly version: Version;
     /** Encodes the control frames that are due, now or when there is room. */
     queueControl(source: ControlSource): void;
   };
-  /** Bytes that were received have been read or dropped; what the stream still has is in its `unread`. */
+  /** Called when `count` received bytes were read or dropped. `stream.unread` does not include them any more. */
   refund(stream: StreamCore, count: number): void;
-  /** `finishRead` of this stream is to be called when everything that has arrived is decoded. */
+  /** Requests a call of the stream's `finishRead` after everything that has arrived is decoded. */
   finishReadLater(stream: StreamCore): void;
-  /** A read of this stream waits. */
+  /** Called when a read of the stream waits. */
   readWaits(stream: StreamCore): void;
-  /** The stream has left: its id may come again. */
+  /** Removes the stream from the session. The peer may reuse its id. */
   remove(stream: StreamCore): void;
 }
 
-/** One stream as its session sees it. */
+/** One stream, as its session uses it. */
 export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   /** Id on the wire. */
   readonly id: number;
-  /** The same stream as users hold it. */
+  /** The public object of this stream. */
   readonly stream: Stream;
-  /** What arrives. */
+  /** The receiving half. */
   readonly receiving: ReceiveHalf;
-  /** What is sent. */
+  /** The sending half. */
   readonly sending: SendHalf;
   isQueued = false;
   isUpdateDue = false;
   isFinDue = false;
-  /** The session's batch of finished reads in which this stream was last; 0 since it reads again. */
+  /** Number of the session's last batch of finished reads with this stream; 0 after the stream reads again. */
   batch = 0;
   readonly #host: StreamHost;
   #isClosed = false;
-  // Whether `closed` fulfils: it ended both ways or was closed here, before any failure.
+  // Whether `closed` resolves: both directions ended, or `close()` was called, before any failure.
   #isDone = false;
-  // Makes the error of an operation: each gets its own, with the stack of the caller.
+  // Creates the error of an operation, after the stream has failed.
   #failure: Failure | undefined;
   #closed: PromiseWithResolvers<void> | undefined;
-  // Most streams have none.
+  // Created on first use.
   #watchers: Set<() => void> | undefined;
 
   /**
@@ -115,7 +113,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     this.stream = makeStream(this);
   }
 
-  // What the halves need.
+  // Called by the halves.
 
   get maxFrameSize(): number {
     return this.#host.maxFrameSize;
@@ -179,7 +177,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     if (this.#watchers !== undefined) { for (const run of this.#watchers) run(); }
   }
 
-  // What the writer needs.
+  // Called by the writer.
 
   get consumed(): number {
     return this.receiving.window.consumed;
@@ -194,30 +192,30 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     if (this.isEndedByPeer || this.#isClosed || this.#failure !== undefined) this.#leave();
   }
 
-  // What the session does to a stream.
+  // Called by the session.
 
-  /** Where the two ends are. */
+  /** The addresses of the connection. */
   get link(): Pick<Link, "localAddr" | "remoteAddr"> {
     return this.#host.link;
   }
 
-  /** Bytes received and not read, charged to the session. */
+  /** Bytes received and not read, which count against the session's limit. */
   get unread(): number {
     return this.receiving.unread;
   }
 
-  /** Sends the peer the first window, where it is smaller than what every peer starts from. */
+  /** Sends a UPD with the first window, if that is smaller than the peer assumes. */
   announce(): void {
-    // An acceptor may have closed it at once.
+    // An acceptor may already have closed the stream.
     if (this.receiving.hasSmallWindow && !this.#isClosed && this.#failure === undefined) this.queueUpdate();
   }
 
-  /** Takes in data that arrived: the bytes of `buffer` from `start` to before `end`. */
+  /** Receives data: the bytes of `buffer` from `start` to before `end`. */
   receive(buffer: ReadBuffer, start: number, end: number): void {
     this.receiving.receive(buffer, start, end);
   }
 
-  /** Takes in the peer's FIN. */
+  /** Receives the peer's FIN. */
   receiveFin(): void {
     if (!this.receiving.receiveFin()) return;
     this.sending.peerEnded();
@@ -225,9 +223,10 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   }
 
   /**
-   * The session has ended: what arrived stays readable, all else fails. What waits is settled by `notifyWaiters`.
+   * Fails the stream: received data stays readable, everything else rejects. `notifyWaiters` settles pending
+   * operations.
    *
-   * @returns Whether it is the first failure.
+   * @returns `false` if the stream had failed before.
    */
   fail(failure: Failure): boolean {
     if (this.#failure !== undefined) return false;
@@ -238,9 +237,9 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   }
 
   /**
-   * Settles what waits on a stream that has failed.
+   * Settles the pending operations of a stream that has failed.
    *
-   * @returns Whether anything did.
+   * @returns Whether there were any.
    */
   notifyWaiters(): boolean {
     const isAwaited = this.receiving.isReading || this.sending.isWriting || this.#closed !== undefined ||
@@ -252,7 +251,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     return isAwaited;
   }
 
-  /** Ends both ways, with a FIN and for this reason; the session lives. */
+  /** Ends both directions with an error, and sends FIN. The session goes on. */
   cut(failure: () => Error): void {
     if (this.#failure !== undefined || this.#isClosed) return;
     this.receiving.cut();
@@ -264,9 +263,9 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   }
 
   /**
-   * Calls `run` now, and each time when reading or writing has failed for good or the stream was closed here.
+   * Calls `run` now, and again each time when reading or writing has failed for good or the stream was closed here.
    *
-   * @returns What stops that.
+   * @returns A function that stops the calls.
    */
   watch(run: () => void): () => void {
     (this.#watchers ??= new Set()).add(run);
@@ -274,7 +273,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     return () => void this.#watchers!.delete(run);
   }
 
-  // What users do to a stream, beside reading and writing.
+  // Called by `Stream`.
 
   close(): void {
     if (this.#isClosed) return;
@@ -314,23 +313,23 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
 
 let makeStream: (core: StreamCore) => Stream;
 
-/** The stream as its session sees it. */
+/** Returns the core of a stream. */
 export let coreOf: (stream: Stream) => StreamCore;
 
 /**
- * One of the many byte streams of a {@linkcode Session}.
+ * A bidirectional byte stream of a {@linkcode Session}, with the shape of a `Deno.Conn`.
  *
- * It is read and written as a `Deno.Conn` is, and can go wherever one goes: `read` and `write` for speed, `readable`
- * and `writable` for what speaks web streams, `tryRead` and `tryWrite` for what must not wait. The two directions end
- * on their own: {@linkcode Stream.closeWrite} ends ours, and `null` from {@linkcode Stream.read} is the peer's end.
+ * `read` and `write` are fastest, `readable` and `writable` are web streams, `tryRead` and `tryWrite` never wait. The
+ * two directions end independently: {@linkcode Stream.closeWrite} ends the local one, and {@linkcode Stream.read}
+ * returns `null` after the peer has ended the other.
  *
- * smux cannot say why a stream ended: refusal, `close()` in the middle and an abort all reach the peer as the same
- * end. A protocol that must know that all has arrived carries its own length.
+ * smux cannot report why a stream ended: a refusal, `close()` in the middle and an aborted pipe all look like a normal
+ * end to the peer. A protocol that must recognize a complete message has to send its length.
  *
- * A stream stays open until it has ended both ways, is closed, or its session ends. Dropping every reference to it does
- * not close it, and does not stop a pipe.
+ * A stream stays open until both directions have ended, it is closed, or its session ends. Garbage collection does not
+ * close it.
  *
- * @example From one end to the other
+ * @example Sending a text
  * ```ts
  * import { Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -366,34 +365,38 @@ export class Stream {
     this.#core = core;
   }
 
-  /** The stream's id on the wire: odd when the client opened it, even when the server did. */
+  /** The stream id on the wire: odd if the client opened the stream, even if the server did. */
   get id(): number {
     return this.#core.id;
   }
 
-  /** Where this end of the connection is. */
+  /** The local address of the session's connection. */
   get localAddr(): Address {
     return this.#core.link.localAddr;
   }
 
-  /** Where the other end of the connection is. */
+  /** The remote address of the session's connection. */
   get remoteAddr(): Address {
     return this.#core.link.remoteAddr;
   }
 
   /**
-   * Reads what has arrived, or waits until something has. Reads at the same time are served in the order of the calls.
+   * Reads received bytes into `p`; waits if there are none. Concurrent reads are served in the order of the calls.
    *
-   * `p` belongs to the stream until the promise settles. What arrived before the session ended stays readable.
+   * Do not access `p` until the promise has settled. Bytes received before the session ended can still be read.
    *
-   * @param p Where the bytes go.
-   * @param options A signal that gives up the wait.
-   * @returns The number of bytes, at most `p.length`; `null` after the peer's end, and only then. 0 for an empty `p`, at once.
+   * @param p The buffer to read into.
+   * @param options A signal that aborts the wait.
+   * @returns The number of bytes, from 1 to `p.length`; `null` only after the peer has ended its direction; 0 if `p` is
+   *   empty.
    * @throws {SessionClosedError} The session ended before the peer ended this stream.
-   * @throws {StreamClosedError} The stream was closed here.
-   * @throws {ProtocolError} The peer sent more than it had credit for.
+   * @throws {StreamClosedError} The stream was closed by {@linkcode Stream.close}.
+   * @throws {ProtocolError} The peer sent more than its credit allowed.
+   * @throws {DOMException} "TimeoutError": the stream was cut by `stalledStreamTimeout`.
+   * @throws {TypeError} `p` is not a `Uint8Array`.
+   * @throws The reason of the signal, when it aborts.
    *
-   * @example Up to a mark
+   * @example Reading up to a delimiter
    * ```ts
    * import { Session } from "@sluice/smux";
    * import { assertEquals } from "@std/assert";
@@ -405,15 +408,15 @@ export class Stream {
    * const [from, to] = await Promise.all([client.openStream(), server.acceptStream()]);
    * for (const part of ["HTTP/1.1 200 OK\r", "\n\r\nhello"]) await to.write(new TextEncoder().encode(part));
    *
-   * // What one write sent may come in several reads, and what several did in one.
-   * const mark = new TextEncoder().encode("\r\n\r\n");
+   * // Reads do not keep the boundaries of writes.
+   * const delimiter = new TextEncoder().encode("\r\n\r\n");
    * let head = new Uint8Array(0);
-   * for (const p = new Uint8Array(1024); indexOfNeedle(head, mark) === -1;) {
+   * for (const p = new Uint8Array(1024); indexOfNeedle(head, delimiter) === -1;) {
    *   const count = await from.read(p);
-   *   if (count === null) throw new Error("It ended too soon");
+   *   if (count === null) throw new Error("The stream ended before the delimiter");
    *   head = concat([head, p.subarray(0, count)]);
    * }
-   * assertEquals(indexOfNeedle(head, mark), "HTTP/1.1 200 OK".length);
+   * assertEquals(indexOfNeedle(head, delimiter), "HTTP/1.1 200 OK".length);
    * listener.close();
    * ```
    */
@@ -422,33 +425,39 @@ export class Stream {
   }
 
   /**
-   * Reads what has arrived, at once.
+   * Reads received bytes into `p` without waiting.
    *
-   * @param p Where the bytes go, at least one.
-   * @returns How many bytes; 0 when there are none now or another read waits; `null` after the peer's end.
+   * @param p The buffer to read into, not empty.
+   * @returns The number of bytes; 0 if there are none now or another read waits; `null` after the peer has ended its
+   *   direction.
    * @throws {RangeError} `p` is empty.
-   * @throws As {@linkcode Stream.read} rejects.
+   * @throws The errors of {@linkcode Stream.read}, except the reason of a signal.
    */
   tryRead(p: Uint8Array): number | null {
     return this.#core.receiving.tryRead(p);
   }
 
   /**
-   * Writes all of `p`. Writes at the same time leave whole, in the order of the calls.
+   * Writes all of `p`. Concurrent writes are sent in the order of the calls and are not interleaved.
    *
-   * It fulfils when the bytes are in the session's buffer, on their way but not yet delivered; until then `p` belongs
-   * to the stream. Nothing is sent for an empty `p`.
+   * It resolves when the bytes are in the session's write buffer, not when they are delivered. Do not change `p` until
+   * then. An empty `p` sends nothing.
    *
-   * @param p What to write.
-   * @param options A signal that gives up the wait.
+   * Its errors, except `TypeError` and the reason of a signal, have a property `bytesWritten`: the number of bytes of
+   * `p` that had been encoded.
+   *
+   * @param p The bytes to write.
+   * @param options A signal that aborts the wait.
    * @returns `p.length`, or less if the signal aborted after some bytes were encoded.
-   * @throws {SessionClosedError} The session ended; `bytesWritten` is the number of bytes that were encoded before.
-   * @throws {StreamClosedError} The stream, or its writing half, was closed here.
-   * @throws {ProtocolError} The peer acknowledged more than was sent.
-   * @throws {DOMException} "TimeoutError": in version 2, the peer has ended its half and gave no credit for
-   * the session's `timeout`.
+   * @throws {SessionClosedError} The session is closing or has ended.
+   * @throws {StreamClosedError} {@linkcode Stream.close} or {@linkcode Stream.closeWrite} was called before.
+   * @throws {ProtocolError} The peer acknowledged more than was sent, or sent more than its credit allowed.
+   * @throws {DOMException} "TimeoutError": the peer has ended its direction and granted no credit for the session's
+   *   `timeout` (version 2), or the stream was cut by `stalledStreamTimeout`.
+   * @throws {TypeError} `p` is not a `Uint8Array`.
+   * @throws The reason of the signal, when it aborts before a byte was encoded.
    *
-   * @example Writes at the same time
+   * @example Concurrent writes
    * ```ts
    * import { Session } from "@sluice/smux";
    * import { assert } from "@std/assert";
@@ -463,7 +472,7 @@ export class Stream {
    * const parts = [1, 2, 3].map((n) => new Uint8Array(100_000).fill(n));
    * const written = Promise.all([...parts.map((part) => from.write(part)), from.closeWrite()]);
    * const received = new Uint8Array(await toArrayBuffer(to.readable));
-   * assert(equals(received, concat(parts))); // none is mixed with another
+   * assert(equals(received, concat(parts))); // not interleaved
    * await written;
    * listener.close();
    * ```
@@ -474,13 +483,13 @@ export class Stream {
   }
 
   /**
-   * Writes the bytes of `p` for which there is room and credit, at once.
+   * Writes the bytes at the start of `p` for which there is room and credit, without waiting.
    *
-   * @param p What to write.
-   * @returns The number of bytes; 0 when it would have to wait, or another write waits.
-   * @throws As {@linkcode Stream.write} rejects.
+   * @param p The bytes to write.
+   * @returns The number of bytes written; 0 if there is no room or credit, or another write waits.
+   * @throws The errors of {@linkcode Stream.write}, except the reason of a signal.
    *
-   * @example Leaving out samples while the peer is slow
+   * @example Dropping samples while the peer is slow
    * ```ts
    * import { Session } from "@sluice/smux";
    * import { assertEquals, assertGreater } from "@std/assert";
@@ -490,7 +499,7 @@ export class Stream {
    * const sample = new Uint8Array(1000);
    * let written = 0;
    * for (let n = 0; n < 10_000; n++) {
-   *   if (stream.tryWrite(sample) < sample.length) break; // the part that was written will leave
+   *   if (stream.tryWrite(sample) < sample.length) break; // a part of the sample may have been written
    *   written++;
    * }
    * assertGreater(written, 0);
@@ -503,10 +512,12 @@ export class Stream {
   }
 
   /**
-   * What arrives, as a stream of bytes that reads nothing ahead. Cancelling it drops what is unread and what still
-   * arrives; writing goes on. When the session is lost, it fails after what is unread has been read.
+   * The received data as a readable byte stream, created on first use. It reads nothing ahead.
    *
-   * @example Lines of two streams at once
+   * Cancelling it drops unread and later data; writing goes on. When the session is lost, it fails after the received
+   * data was read.
+   *
+   * @example Reading lines of two streams at once
    * ```ts
    * import { serve, Session } from "@sluice/smux";
    * import { assertEquals } from "@std/assert";
@@ -532,11 +543,13 @@ export class Stream {
   }
 
   /**
-   * What is sent, as a stream. Closing it is {@linkcode Stream.closeWrite}; so is aborting it, after what was written, and
-   * so is a chunk that cannot be written. When the session is lost or the stream is closed, it fails at once, so that a
-   * pipe into it ends although its source is idle.
+   * The data to send as a writable stream, created on first use.
    *
-   * @example Sending what another stream gives
+   * Closing it calls {@linkcode Stream.closeWrite}. Aborting it, or a chunk that cannot be written, sends FIN after the
+   * data already encoded. When the session is lost or the stream is closed, it fails at once, so that a pipe into it
+   * ends even if its source is idle.
+   *
+   * @example Piping a readable stream
    * ```ts
    * import { Session } from "@sluice/smux";
    * import { assertEquals } from "@std/assert";
@@ -559,43 +572,43 @@ export class Stream {
   }
 
   /**
-   * Ends writing: writes that wait are finished, then FIN is sent. Reading goes on.
+   * Ends the writing direction: pending writes finish, then FIN is sent. Reading goes on.
    *
-   * @returns Fulfils when the end is in the session's buffer; the same promise each time.
-   * @throws {SessionClosedError} The session ended before.
+   * @returns A promise that resolves when FIN is in the session's write buffer. Later calls return the same promise.
+   * @throws {SessionClosedError} The session ended before FIN was encoded.
    */
   closeWrite(): Promise<void> {
     return this.#core.sending.closeWrite();
   }
 
   /**
-   * Ends both directions at once: reads and writes that wait reject, unread bytes are dropped, bytes that were encoded are
-   * still sent, and FIN follows unless it was sent before. Closing again does nothing.
+   * Closes both directions at once. Pending reads and writes reject with a {@linkcode StreamClosedError}, and unread
+   * bytes are dropped. Encoded bytes are still sent, then FIN unless it was sent before. Closing again has no effect.
    */
   close(): void {
     this.#core.close();
   }
 
   /**
-   * Fulfils when the stream has ended both ways or was closed here; rejects with the error that ended it otherwise.
-   * Ignoring it is safe.
+   * Resolves when both directions have ended or {@linkcode Stream.close} was called, and rejects with the error that
+   * ended the stream otherwise. It may be ignored: a rejection is never reported as unhandled.
    */
   get closed(): Promise<void> {
     return this.#core.closed;
   }
 
-  /** Does nothing: the connection is shared. See {@linkcode Session.ref}. */
+  /** Has no effect, because streams share their connection. See {@linkcode Session.ref}. */
   ref(): void {}
 
-  /** Does nothing: the connection is shared. See {@linkcode Session.unref}. */
+  /** Has no effect, because streams share their connection. See {@linkcode Session.unref}. */
   unref(): void {}
 
-  /** Closes the stream. */
+  /** Closes the stream, for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }
 
-  /** Ends writing in order, then closes the stream. */
+  /** Ends the writing direction with {@linkcode Stream.closeWrite}, then closes the stream, for `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       await this.closeWrite();

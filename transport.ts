@@ -1,5 +1,5 @@
 /**
- * What a session runs over, and the one shape in which the session sees it.
+ * Transports of a session, and the interface to which each is adapted.
  *
  * @module
  */
@@ -7,9 +7,9 @@
 import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 
 /**
- * Where one end of a connection is: what Deno's connections report, by shape.
+ * Address of one end of a connection, in the shape of `Deno.Addr`.
  *
- * @example Telling the kinds apart
+ * @example Formatting an address
  * ```ts
  * import { type Address, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -33,10 +33,10 @@ export type Address =
   | { transport: "vsock"; cid: number; port: number };
 
 /**
- * A byte connection as Deno has them: `Deno.TcpConn`, `Deno.TlsConn`, `Deno.UnixConn` and a {@linkcode Stream} of
- * another session are such.
+ * A byte connection in the shape of `Deno.Conn`. `Deno.TcpConn`, `Deno.TlsConn`, `Deno.UnixConn` and a
+ * {@linkcode Stream} of another session have it.
  *
- * @example Counting what passes
+ * @example Counting the bytes written
  * ```ts
  * import { type Connection, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -64,32 +64,36 @@ export type Address =
  */
 export interface Connection {
   /**
-   * Reads at most `p.length` bytes into `p`, and returns their number, or `null` at the end. It must not touch `p` after
-   * it has settled.
+   * Reads up to `p.length` bytes into `p`, and returns their number, or `null` at the end. It must not access `p` after
+   * the promise has settled.
    */
   read(p: Uint8Array): Promise<number | null>;
-  /** Writes the first bytes of `p`, and returns their number, which may be less than `p.length`. The same applies to `p`. */
+  /**
+   * Writes bytes from the start of `p`, and returns their number, which may be less than `p.length`. It must not access
+   * `p` after the promise has settled.
+   */
   write(p: Uint8Array): Promise<number>;
   /** Closes the connection at once. */
   close(): void;
-  /** Ends writing; reading goes on. */
+  /** Ends the writing direction; reading goes on. Without it a closing session cannot half-close the connection. */
   closeWrite?(): Promise<void>;
-  /** Where this end is. */
+  /** The local address. */
   readonly localAddr?: Address;
-  /** Where the other end is. */
+  /** The remote address. */
   readonly remoteAddr?: Address;
-  /** Turns off waiting for more data before a segment is sent. */
+  /** Sets TCP_NODELAY. The session turns it on, because it coalesces frames itself. */
   setNoDelay?(on?: boolean): void;
-  /** Keeps the process alive while the connection is open. */
+  /** Makes the open connection keep the process alive. */
   ref?(): void;
-  /** Lets the process end while the connection is open. */
+  /** Lets the process exit while the connection is open. */
   unref?(): void;
 }
 
 /**
- * What a session can run over: a {@linkcode Connection}, or a pair of web streams such as those of an open
+ * What a session runs over: a {@linkcode Connection}, or a pair of web streams such as those of an open
  * `WebSocketStream`, a child process (`{ readable: child.stdout, writable: child.stdin }`) or a WebTransport stream.
- * The transport must keep bytes whole and in order; where one write ends does not matter.
+ *
+ * The transport must deliver all bytes, in order. It need not keep the boundaries of writes.
  *
  * @example Both ends in one process, without a network
  * ```ts
@@ -113,7 +117,7 @@ export interface Connection {
 export type Transport =
   | Connection
   | {
-    // No more of either than is used: to a compiler that knows a browser's streams and Node's, neither is the other.
+    // Only the members in use, because the types of web streams differ between browsers and Node.
     readonly readable: {
       getReader(): {
         read(): Promise<{ done: boolean; value?: Uint8Array | string | undefined }>;
@@ -131,24 +135,24 @@ export type Transport =
     };
   };
 
-/** A transport as the session sees it: as few steps between a session and its connection as can be. */
+/** A transport as the session uses it. */
 export interface Link {
   /**
-   * Waits for the next bytes, puts them at the start of `buffer` and returns their number; `null` at the end.
+   * Waits for the next bytes, writes them to the start of `buffer` and returns their number; `null` at the end.
    *
-   * @param last The number that the previous read returned: the size of the buffer follows the traffic.
+   * @param last The number that the previous read returned. The buffer grows and shrinks with it.
    * @param isShared Whether those bytes served several readers.
    */
   read(last: number, isShared: boolean): Promise<number | null>;
-  /** The buffer of the last `read`. Its bytes stay as they are until the next one, and while it is retained. */
+  /** The buffer of the last `read`. Its bytes do not change until the next `read`, nor while it is retained. */
   readonly buffer: ReadBuffer;
-  /** Writes the first of `bytes`, and returns their number. The bytes are free again when it settles. */
+  /** Writes bytes from the start of `bytes`, and returns their number. `bytes` may be reused when it has settled. */
   write(bytes: Uint8Array): Promise<number>;
-  /** Ends writing; reading goes on. */
+  /** Ends the writing direction; reading goes on. */
   closeWrite(): Promise<void>;
-  /** Gives the transport up, at once and without an error. */
+  /** Closes the transport at once. It never throws. */
   close(): void;
-  /** Nothing more is read: releases the buffer. */
+  /** Releases the buffer, after the last read. */
   free(): void;
   readonly localAddr: Address;
   readonly remoteAddr: Address;
@@ -158,23 +162,23 @@ export interface Link {
 
 const NO_ADDRESS: Address = { transport: "tcp", hostname: "", port: 0 };
 
-// A session that carries little costs little; 64 KiB is where a loopback socket stops gaining from larger reads. One less,
-// so that a frame of 32 KiB, the usual size, is more than half of it: then it can be kept as it is.
+// Larger minimum: more memory per idle session. Larger maximum: no faster on loopback. Below 64 KiB, so that a frame of
+// the default 32 KiB is more than half of the buffer and can be kept as a view.
 const MIN_READ_BYTES = 8 * 1024;
 const MAX_READ_BYTES = 63 * 1024;
 /**
- * The largest read after a full one that served several readers: fewer frames are cut in two. A single reader keeps the
- * smaller limit, because bytes beyond its own buffer are copied twice. Larger: faster with 100 streams, but the allocator
- * then maps and unmaps the buffer each time it changes.
+ * The limit after a full read that served several readers. A single reader keeps the smaller limit, because bytes
+ * beyond its own buffer are copied twice. Larger: fewer split frames with 100 streams, but the allocator then maps and
+ * unmaps the buffer each time its size changes.
  */
 export const MAX_SHARED_READ_BYTES = 127 * 1024;
-// At 2 KB/s this still passes within the default timeout of 30 s.
+// Larger: a slow link (2 KB/s) makes no visible progress within the default timeout. Smaller: more writes.
 const MAX_STREAM_WRITE_BYTES = 64 * 1024;
 
 /**
- * Brings a transport into the shape the session sees.
+ * Adapts a transport to the interface of the session.
  *
- * @throws {TypeError} It is none of the kinds a session can run over.
+ * @throws {TypeError} `transport` is neither a connection nor a pair of web streams.
  */
 export function adapt(transport: Transport): Link {
   if (typeof transport === "object" && transport !== null) {
@@ -183,28 +187,28 @@ export function adapt(transport: Transport): Link {
     }
     if ("readable" in transport && "writable" in transport) return new StreamsLink(transport);
   }
-  throw new TypeError("A transport has read, write and close, or readable and writable streams");
+  throw new TypeError("Cannot use transport: expected read, write and close, or readable and writable");
 }
 
 /**
- * Gives the memory of a buffer back, which is of no use after that. To a collector a buffer is a hundred bytes on its
- * heap: left to it, sessions that come and go have gathered 64 MiB of buffers before it looks.
+ * Frees the memory of a buffer, which must not be used afterwards. The garbage collector sees only the small object of
+ * a buffer, so unreferenced buffers accumulate before a collection.
  */
 export function freeBuffer(bytes: Uint8Array): void {
-  // Not every runtime of today can do it; and what is shared or gone already has no length.
+  // Node 20 has no `transfer`. A buffer that was transferred already has no length.
   if (bytes.length > 0 && "transfer" in bytes.buffer) bytes.buffer.transfer(0);
 }
 
-/** The bytes of one read. References are held by the link until its next read, and by each chunk that is a view. */
+/** The buffer of one read, with a count of references: one of the link until its next read, one of each view in use. */
 export class ReadBuffer {
-  /** All of the buffer. */
+  /** The whole buffer. */
   readonly bytes: Uint8Array;
   readonly #isOwned: boolean;
   #references = 1;
 
   /**
    * @param bytes The memory.
-   * @param isOwned Whether it is ours, to be freed or given away; what a web stream delivers is not.
+   * @param isOwned Whether it may be freed or handed to the application; a chunk of a web stream may not.
    */
   constructor(bytes: Uint8Array, isOwned = true) {
     this.bytes = bytes;
@@ -221,18 +225,18 @@ export class ReadBuffer {
     this.#references++;
   }
 
-  /** Removes a reference. The last one frees the memory, so that the bytes must not be used afterwards. */
+  /** Removes a reference. Removing the last one frees the memory: do not use the bytes afterwards. */
   release(): void {
     if (--this.#references === 0 && this.#isOwned) freeBuffer(this.bytes);
   }
 
-  /** Hands the memory over to the holder of the only reference; returns whether that was possible. */
+  /** Returns whether the holder of the only reference may keep the memory. */
   giveAway(): boolean {
     return this.#isOwned && this.#references === 1;
   }
 }
 
-/** Whether the other side has reset the connection, by the names that Deno has for that error. */
+/** Returns whether the error means that the peer has reset the connection, by the names of Deno's errors. */
 export function isReset(error: unknown): boolean {
   return error instanceof Error && ["ConnectionReset", "ConnectionAborted", "BrokenPipe"].includes(error.name);
 }
@@ -241,14 +245,14 @@ export function isReset(error: unknown): boolean {
 export function closeQuietly(open: { close(): void }): void {
   try {
     const closing: unknown = open.close();
-    // A `close` that returns a promise fits the type of one that returns nothing.
+    // An async `close` is assignable to the type, too.
     if (closing instanceof Promise) closing.catch(() => {});
   } catch {
-    // It was closed already.
+    // Closed already.
   }
 }
 
-/** A link over `read` and `write`. */
+/** Link over a {@linkcode Connection}. */
 class ConnectionLink implements Link {
   readonly #connection: Connection;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES);
@@ -257,10 +261,10 @@ class ConnectionLink implements Link {
   constructor(connection: Connection) {
     this.#connection = connection;
     try {
-      // Frames are gathered here already; a small one must not wait for the peer's acknowledgement.
+      // The writer coalesces frames; a small one must not wait for the peer's acknowledgement, too.
       connection.setNoDelay?.(true);
     } catch {
-      // A connection that is dead already says so when it is read.
+      // A dead connection fails its first read.
     }
   }
 
@@ -274,7 +278,7 @@ class ConnectionLink implements Link {
 
   read(last: number, isShared: boolean): Promise<number | null> {
     if (last === this.#size) this.#size = Math.min(last * 2, isShared ? MAX_SHARED_READ_BYTES : MAX_READ_BYTES);
-    // The transport was emptied: the next read may wait for a long time, with its buffer.
+    // A short read has emptied the transport: the next read may wait long and hold its buffer.
     else if (this.#size > MAX_READ_BYTES) this.#size = MAX_READ_BYTES;
     else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, MIN_READ_BYTES);
     if (this.buffer.bytes.length !== this.#size || this.buffer.isRetained) {
@@ -312,12 +316,13 @@ class ConnectionLink implements Link {
 
 type Streams = Exclude<Transport, Connection>;
 
-/** A link over web streams. */
+/** Link over a pair of web streams. */
 class StreamsLink implements Link {
   readonly #reader: ReturnType<Streams["readable"]["getReader"]>;
   readonly #writer: ReturnType<Streams["writable"]["getWriter"]>;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
-  // What is left of a chunk. It may be as large as its sender likes, a WebSocket message say, and is read in parts.
+  // The unread part of a chunk. Chunks have no maximum size (a WebSocket message, for example), so they are read in
+  // parts.
   #rest: Uint8Array = EMPTY_BYTES;
   #received = 0;
   readonly localAddr = NO_ADDRESS;
@@ -326,7 +331,7 @@ class StreamsLink implements Link {
   constructor(transport: Streams) {
     this.#reader = transport.readable.getReader();
     this.#writer = transport.writable.getWriter();
-    // `read` and `write` report the end; these two would be unhandled rejections.
+    // `read` and `write` report failures. Without these handlers the rejections would be unhandled.
     this.#reader.closed.catch(() => {});
     this.#writer.closed.catch(() => {});
   }
@@ -348,7 +353,8 @@ class StreamsLink implements Link {
   }
 
   async write(bytes: Uint8Array): Promise<number> {
-    // A sink may keep its chunk after the write has settled, so it gets a copy. A large one would hide progress.
+    // A copy, because a sink may keep its chunk after the write has settled. Limited, because a large one hides
+    // progress.
     const part = bytes.slice(0, MAX_STREAM_WRITE_BYTES);
     await this.#writer.write(part);
     return part.length;
@@ -360,7 +366,7 @@ class StreamsLink implements Link {
 
   close(): void {
     this.#reader.cancel().catch(() => {});
-    // Aborting a writer that was closed does nothing.
+    // Has no effect on a closed writer.
     this.#writer.abort().catch(() => {});
   }
 

@@ -606,7 +606,7 @@ Deno.test("transport: a count out of range ends the session with a TypeError tha
     for (const way of ["read", "write"] as const) {
       const { connection, closes } = scripted({ [way]: () => Promise.resolve(wrong) });
       const session = Session.client(connection);
-      const error = await assertRejects(() => session.closed, TypeError, `A transport's ${way} must give 0 to `);
+      const error = await assertRejects(() => session.closed, TypeError, `Transport ${way} must return 0 to `);
       assert(error.message.endsWith(`received ${wrong}`), error.message);
       assertEquals(closes(), 1);
     }

@@ -205,7 +205,7 @@ Deno.test("Session.client() and Session.server(): a value that is not a transpor
       assertThrows(
         () => start(value as unknown as Transport),
         TypeError,
-        "A transport has read, write and close, or readable and writable streams",
+        "Cannot use transport: expected read, write and close, or readable and writable",
       );
     }
   }
