@@ -15,7 +15,7 @@ import {
   type Version,
 } from "../frame.ts";
 import { type ClientSessionOptions, type Connection, type ServerSessionOptions, Session } from "../mod.ts";
-import { MAX_SHARED_READ_BYTES } from "../transport.ts";
+import { MAX_SHARED_READ_BYTES } from "../_adapt.ts";
 
 // Processes that are measured import this module: it loads no more than they need, so not `@std/assert`.
 

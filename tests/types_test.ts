@@ -205,7 +205,7 @@ Deno.test("what is no transport at run time is a TypeError that says what one ha
       assertThrows(
         () => start(value as unknown as Transport),
         TypeError,
-        "A transport has read, write and close, or readable and writable streams",
+        "Cannot use transport: expected read, write and close, or readable and writable streams, or a stream of Node",
       );
     }
   }

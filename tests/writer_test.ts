@@ -10,7 +10,8 @@ import { ChannelClosedError } from "../channel.ts";
 import { clock } from "../_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, NOP, PSH, SYN } from "../frame.ts";
 
-import { adapt, type Connection, type Link, ReadBuffer } from "../transport.ts";
+import { adapt } from "../_adapt.ts";
+import { type Connection, type Link, ReadBuffer } from "../transport.ts";
 import { decode } from "./decode_helpers.ts";
 import { pattern, turn } from "./support.ts";
 
@@ -18,6 +19,7 @@ const NOWHERE = { transport: "tcp", hostname: "", port: 0 } as const;
 
 /** A transport whose writes settle when the test says so. */
 class FakeLink implements Link {
+  readonly failed = undefined;
   /** A copy of what each write was given. */
   readonly writes: Uint8Array[] = [];
   readonly #pending: { settle: PromiseWithResolvers<number>; given: Uint8Array }[] = [];
