@@ -21,7 +21,8 @@ import type { Settings } from "./options.ts";
 import { StreamCore, type StreamHost } from "./stream.ts";
 import { Table } from "./_table.ts";
 import { FrameTrace } from "./_trace.ts";
-import { adapt, isReset, type Link, type Transport } from "./transport.ts";
+import { adapt } from "./_adapt.ts";
+import { isReset, type Link, type Transport } from "./transport.ts";
 import { WindowPool } from "./_window.ts";
 
 // Refusals that may wait for room; beyond this number reading pauses. Larger: more memory for a hostile peer; smaller:
@@ -96,6 +97,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     if (role === "client") this.writer.tryControl(NOP, 0);
     this.deadlines.schedule();
     this.reader.run();
+    adapted.failed?.catch((error) => this.transportFailed(error));
   }
 
   /** The version in use; `undefined` until an "auto" server has received the first frame. */

@@ -66,3 +66,38 @@ export class StreamClosedError extends Error {
     this.name = "StreamClosedError";
   }
 }
+
+/**
+ * A WebSocket failed to open, or was closed with any other code than 1000, the normal one, or 1005, none at all.
+ *
+ * `cause` is the error that the runtime reported, where it reported one.
+ *
+ * @example A server that is not there
+ * ```ts
+ * import { connectWebSocket, WebSocketClosedError } from "@sluice/smux/websocket";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const error = await assertRejects(() => connectWebSocket("ws://127.0.0.1:9/"), WebSocketClosedError);
+ * assertEquals(error.code, 1006); // the connection ended without a code
+ * ```
+ */
+export class WebSocketClosedError extends Error {
+  /** The code of RFC 6455, section 7.4. 1006: the connection failed or was cut. 1009: too much was unread. */
+  readonly code: number;
+  /** What the end that closed it had to say. */
+  readonly reason: string;
+
+  /**
+   * Says with which code it was closed.
+   *
+   * @param code The code.
+   * @param reason The reason.
+   * @param options The cause, where there is one.
+   */
+  constructor(code: number, reason: string, options?: ErrorOptions) {
+    super(`The WebSocket was closed with code ${code}${reason && `: ${reason}`}`, options);
+    this.name = "WebSocketClosedError";
+    this.code = code;
+    this.reason = reason;
+  }
+}

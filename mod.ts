@@ -84,4 +84,4 @@ export {
 } from "./serve.ts";
 export { Session, type SessionStats } from "./session.ts";
 export { type AbortOptions, Stream } from "./stream.ts";
-export type { Address, Connection, Transport } from "./transport.ts";
+export type { Address, Connection, NodeStream, Transport } from "./transport.ts";

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
 import { Channel } from "./channel.ts";
 import { clock } from "./_clock.ts";
@@ -11,7 +12,7 @@ import { SessionClosedError } from "./errors.ts";
 import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { reportStalled, Session } from "./session.ts";
 import { type AbortOptions, coreOf, Stream } from "./stream.ts";
-import { closeQuietly, type Connection } from "./transport.ts";
+import { closeQuietly, type Connection, type Transport } from "./transport.ts";
 
 /**
  * A source of connections, in the shape of `Deno.Listener`: `Deno.listen` and `Deno.listenTls` return one.
@@ -39,7 +40,7 @@ import { closeQuietly, type Connection } from "./transport.ts";
  * assertEquals(await client.read(new Uint8Array(1)), null);
  * ```
  */
-export interface Listener<Accepted extends Connection = Connection> {
+export interface Listener<Accepted extends Transport = Transport> {
   /**
    * Waits for the next connection. An error named "BadResource" or "Interrupted", as Deno throws, means that the
    * listener was closed; after any other error `accept` is called again.
@@ -109,7 +110,7 @@ export interface ConnectionsOptions {
  * }
  * ```
  */
-export async function* connections<Accepted extends Connection>(
+export async function* connections<Accepted extends Transport>(
   listener: Listener<Accepted>,
   options: ConnectionsOptions = {},
 ): AsyncIterableIterator<Accepted> {
@@ -139,7 +140,7 @@ export async function* connections<Accepted extends Connection>(
         await stopped.receive({ timeout: pause }).catch(() => {});
         continue;
       }
-      if (stopped.closed) return closeQuietly(connection);
+      if (stopped.closed) return adapt(connection).close();
       pause = 0;
       yield connection;
     }
@@ -242,7 +243,7 @@ export interface Server extends AsyncDisposable {
  * @param options Limits and timeouts of the sessions, a signal, and callbacks.
  * @returns The running server.
  * @throws {RangeError} An option is out of bounds.
- * @throws {TypeError} `options` has `incoming`.
+ * @throws {TypeError} `options` has `incoming`, or the listener lacks `accept` or `close`.
  *
  * @example An echo server
  * ```ts
@@ -267,6 +268,9 @@ export function serve(
 ): Server {
   if ((options as ServerSessionOptions).incoming !== undefined) {
     throw new TypeError("incoming cannot be used with serve: every stream is passed to the handler");
+  }
+  if (typeof listener?.accept !== "function" || typeof listener.close !== "function") {
+    throw new TypeError("Cannot serve: expected a listener with accept and close");
   }
   const server = new StreamServer(handler, options);
   const finished = server.run(listener);
@@ -330,7 +334,7 @@ class StreamServer {
     for await (const connection of connections(listener, { signal, onError: this.#report })) {
       // The server may have been stopped after the connection was accepted.
       if (signal.aborted) {
-        closeQuietly(connection);
+        adapt(connection).close();
         break;
       }
       const ran = this.#serveSession(connection).catch(this.#report);
@@ -341,7 +345,7 @@ class StreamServer {
     this.#signal?.removeEventListener("abort", this.#abort);
   }
 
-  async #serveSession(connection: Connection): Promise<void> {
+  async #serveSession(connection: Transport): Promise<void> {
     const session = Session.server(connection, this.#sessionOptions);
     this.#sessions.add(session);
     const handling = new Map<Stream, Promise<void>>();

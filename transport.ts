@@ -4,7 +4,7 @@
  * @module
  */
 
-import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
+import { WebSocketClosedError } from "./errors.ts";
 
 /**
  * Address of one end of a connection, in the shape of `Deno.Addr`.
@@ -81,12 +81,63 @@ export interface Connection {
   readonly localAddr?: Address;
   /** The remote address. */
   readonly remoteAddr?: Address;
+  /** Rejects when the connection fails while it is not read. Not every connection can notice. */
+  readonly failed?: Promise<never>;
   /** Sets TCP_NODELAY. The session turns it on, because it coalesces frames itself. */
   setNoDelay?(on?: boolean): void;
   /** Makes the open connection keep the process alive. */
   ref?(): void;
   /** Lets the process exit while the connection is open. */
   unref?(): void;
+}
+
+/**
+ * A `stream.Duplex` of Node by shape: a `net.Socket`, a `tls.TLSSocket`, or any other of bytes. It may still be connecting.
+ * Its `read` and `write` are used, too, but are not listed, because they differ from those of a {@linkcode Connection}.
+ *
+ * @example A client in Node, or in Deno on Node's modules
+ * ```ts
+ * import { type NodeStream, serve, Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ * import { connect } from "node:net";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * await using _server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
+ *
+ * const socket: NodeStream = connect(listener.addr.port);
+ * const session = Session.client(socket);
+ * const stream = await session.openStream();
+ * await stream.write(new Uint8Array(5));
+ * assertEquals(await stream.read(new Uint8Array(8)), 5);
+ * stream.close();
+ * await session.close();
+ * ```
+ */
+export interface NodeStream {
+  /** Bytes that can be read at once. */
+  readonly readableLength: number;
+  /** Ends writing, and calls `callback` when everything is written or cannot be. */
+  end(callback: (error?: Error | null) => void): unknown;
+  /** Closes the stream at once. */
+  destroy(): unknown;
+  /** Listens to `readable`, `end`, `error` and `close`. */
+  on(event: string, listener: (error: unknown) => void): unknown;
+  /** Turns off waiting for more data before a segment is sent. */
+  setNoDelay?(on?: boolean): unknown;
+  /** Keeps the process alive while the connection is open. */
+  ref?(): unknown;
+  /** Lets the process end while the connection is open. */
+  unref?(): unknown;
+  /** Whether values other than bytes are read: such a stream is refused. */
+  readonly readableObjectMode?: boolean;
+  /** The host of this end. */
+  readonly localAddress?: string | undefined;
+  /** The port of this end. */
+  readonly localPort?: number | undefined;
+  /** The host of the other end. */
+  readonly remoteAddress?: string | undefined;
+  /** The port of the other end. */
+  readonly remotePort?: number | undefined;
 }
 
 /**
@@ -116,6 +167,7 @@ export interface Connection {
  */
 export type Transport =
   | Connection
+  | NodeStream
   | {
     // Only the members in use, because the types of web streams differ between browsers and Node.
     readonly readable: {
@@ -156,38 +208,10 @@ export interface Link {
   free(): void;
   readonly localAddr: Address;
   readonly remoteAddr: Address;
+  /** As that of a connection. */
+  readonly failed: Promise<never> | undefined;
   ref(): void;
   unref(): void;
-}
-
-const NO_ADDRESS: Address = { transport: "tcp", hostname: "", port: 0 };
-
-// Larger minimum: more memory per idle session. Larger maximum: no faster on loopback. Below 64 KiB, so that a frame of
-// the default 32 KiB is more than half of the buffer and can be kept as a view.
-const MIN_READ_BYTES = 8 * 1024;
-const MAX_READ_BYTES = 63 * 1024;
-/**
- * The limit after a full read that served several readers. A single reader keeps the smaller limit, because bytes
- * beyond its own buffer are copied twice. Larger: fewer split frames with 100 streams, but the allocator then maps and
- * unmaps the buffer each time its size changes.
- */
-export const MAX_SHARED_READ_BYTES = 127 * 1024;
-// Larger: a slow link (2 KB/s) makes no visible progress within the default timeout. Smaller: more writes.
-const MAX_STREAM_WRITE_BYTES = 64 * 1024;
-
-/**
- * Adapts a transport to the interface of the session.
- *
- * @throws {TypeError} `transport` is neither a connection nor a pair of web streams.
- */
-export function adapt(transport: Transport): Link {
-  if (typeof transport === "object" && transport !== null) {
-    if ("read" in transport && "write" in transport && typeof transport.read === "function") {
-      return new ConnectionLink(transport);
-    }
-    if ("readable" in transport && "writable" in transport) return new StreamsLink(transport);
-  }
-  throw new TypeError("Cannot use transport: expected read, write and close, or readable and writable");
 }
 
 /**
@@ -236,9 +260,15 @@ export class ReadBuffer {
   }
 }
 
-/** Returns whether the error means that the peer has reset the connection, by the names of Deno's errors. */
+// Deno's names and Node's codes of the failures of a connection whose peer has hung up.
+const RESETS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe", "ECONNRESET", "ECONNABORTED", "EPIPE"];
+
+/** Returns whether the error means that the peer has hung up. */
 export function isReset(error: unknown): boolean {
-  return error instanceof Error && ["ConnectionReset", "ConnectionAborted", "BrokenPipe"].includes(error.name);
+  if (!(error instanceof Error)) return false;
+  const { code } = error as { code?: unknown };
+  if (error instanceof WebSocketClosedError) return code === 1000;
+  return RESETS.includes(error.name) || RESETS.includes(`${code}`);
 }
 
 /** Closes a connection or a listener that may be closed already. */
@@ -250,129 +280,4 @@ export function closeQuietly(open: { close(): void }): void {
   } catch {
     // Closed already.
   }
-}
-
-/** Link over a {@linkcode Connection}. */
-class ConnectionLink implements Link {
-  readonly #connection: Connection;
-  buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES);
-  #size = MIN_READ_BYTES;
-
-  constructor(connection: Connection) {
-    this.#connection = connection;
-    try {
-      // The writer coalesces frames; a small one must not wait for the peer's acknowledgement, too.
-      connection.setNoDelay?.(true);
-    } catch {
-      // A dead connection fails its first read.
-    }
-  }
-
-  get localAddr(): Address {
-    return this.#connection.localAddr ?? NO_ADDRESS;
-  }
-
-  get remoteAddr(): Address {
-    return this.#connection.remoteAddr ?? NO_ADDRESS;
-  }
-
-  read(last: number, isShared: boolean): Promise<number | null> {
-    if (last === this.#size) this.#size = Math.min(last * 2, isShared ? MAX_SHARED_READ_BYTES : MAX_READ_BYTES);
-    // A short read has emptied the transport: the next read may wait long and hold its buffer.
-    else if (this.#size > MAX_READ_BYTES) this.#size = MAX_READ_BYTES;
-    else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, MIN_READ_BYTES);
-    if (this.buffer.bytes.length !== this.#size || this.buffer.isRetained) {
-      this.buffer.release();
-      this.buffer = new ReadBuffer(new Uint8Array(this.#size));
-    }
-    return this.#connection.read(this.buffer.bytes);
-  }
-
-  write(bytes: Uint8Array): Promise<number> {
-    return this.#connection.write(bytes);
-  }
-
-  async closeWrite(): Promise<void> {
-    await this.#connection.closeWrite?.();
-  }
-
-  close(): void {
-    closeQuietly(this.#connection);
-  }
-
-  free(): void {
-    this.buffer.release();
-    this.buffer = new ReadBuffer(EMPTY_BYTES);
-  }
-
-  ref(): void {
-    this.#connection.ref?.();
-  }
-
-  unref(): void {
-    this.#connection.unref?.();
-  }
-}
-
-type Streams = Exclude<Transport, Connection>;
-
-/** Link over a pair of web streams. */
-class StreamsLink implements Link {
-  readonly #reader: ReturnType<Streams["readable"]["getReader"]>;
-  readonly #writer: ReturnType<Streams["writable"]["getWriter"]>;
-  buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
-  // The unread part of a chunk. Chunks have no maximum size (a WebSocket message, for example), so they are read in
-  // parts.
-  #rest: Uint8Array = EMPTY_BYTES;
-  #received = 0;
-  readonly localAddr = NO_ADDRESS;
-  readonly remoteAddr = NO_ADDRESS;
-
-  constructor(transport: Streams) {
-    this.#reader = transport.readable.getReader();
-    this.#writer = transport.writable.getWriter();
-    // `read` and `write` report failures. Without these handlers the rejections would be unhandled.
-    this.#reader.closed.catch(() => {});
-    this.#writer.closed.catch(() => {});
-  }
-
-  async read(): Promise<number | null> {
-    if (this.#rest.length === 0) {
-      const { done, value } = await this.#reader.read();
-      if (done) return null;
-      if (!(value instanceof Uint8Array)) {
-        throw new ProtocolError(this.#received, "bytes", `a chunk of type ${typeof value}`);
-      }
-      this.#received += value.length;
-      this.#rest = value;
-    }
-    const bytes = this.#rest.subarray(0, MAX_READ_BYTES);
-    this.#rest = this.#rest.subarray(MAX_READ_BYTES);
-    this.buffer = new ReadBuffer(bytes, false);
-    return bytes.length;
-  }
-
-  async write(bytes: Uint8Array): Promise<number> {
-    // A copy, because a sink may keep its chunk after the write has settled. Limited, because a large one hides
-    // progress.
-    const part = bytes.slice(0, MAX_STREAM_WRITE_BYTES);
-    await this.#writer.write(part);
-    return part.length;
-  }
-
-  async closeWrite(): Promise<void> {
-    await this.#writer.close();
-  }
-
-  close(): void {
-    this.#reader.cancel().catch(() => {});
-    // Has no effect on a closed writer.
-    this.#writer.abort().catch(() => {});
-  }
-
-  free(): void {}
-
-  ref(): void {}
-
-  unref(): void {}
 }

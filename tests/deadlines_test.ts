@@ -7,7 +7,7 @@ import { assertEquals } from "@std/assert";
 import { Deadline, type DeadlineHost, Deadlines } from "../_deadlines.ts";
 import { FrameWriter } from "../_writer.ts";
 import { clock } from "../_clock.ts";
-import { adapt } from "../transport.ts";
+import { adapt } from "../_adapt.ts";
 import { ManualClock } from "./support.ts";
 
 /** Deadlines with an idle writer, and the events that they reported, each with its time in milliseconds. */

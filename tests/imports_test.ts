@@ -13,6 +13,7 @@ const ENTRYPOINTS = Object.values(config.exports).map((path) => path.slice("./".
 // Every module, and all it imports, types included.
 const ARROWS: Record<string, string[]> = {
   "_acceptor.ts": ["channel.ts", "options.ts", "stream.ts"],
+  "_adapt.ts": ["_node_stream.ts", "frame.ts", "transport.ts"],
   "_channel_core.ts": ["_wait.ts"],
   "_chunks.ts": ["channel.ts", "frame.ts", "transport.ts"],
   "_clock.ts": [],
@@ -21,6 +22,7 @@ const ARROWS: Record<string, string[]> = {
   "_deferred.ts": [],
   "_flood.ts": ["_window.ts", "frame.ts"],
   "_gate.ts": ["channel.ts"],
+  "_node_stream.ts": ["_deferred.ts", "transport.ts"],
   "_reader.ts": [
     "_clock.ts",
     "_flood.ts",
@@ -45,6 +47,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "_session_core.ts": [
     "_acceptor.ts",
+    "_adapt.ts",
     "_deadlines.ts",
     "_deferred.ts",
     "_flood.ts",
@@ -67,6 +70,7 @@ const ARROWS: Record<string, string[]> = {
   "_timeslice.ts": ["_clock.ts"],
   "_trace.ts": ["frame.ts", "transport.ts"],
   "_wait.ts": ["_clock.ts"],
+  "_web_socket.ts": ["_clock.ts", "_deferred.ts", "channel.ts", "errors.ts", "frame.ts", "transport.ts"],
   "_web_streams.ts": ["_receive_half.ts", "_send_half.ts"],
   "_window.ts": ["_clock.ts"],
   "_write_buffer.ts": ["frame.ts", "transport.ts"],
@@ -97,6 +101,7 @@ const ARROWS: Record<string, string[]> = {
   "options.ts": ["_clock.ts", "_trace.ts", "_window.ts", "channel.ts", "frame.ts", "stream.ts"],
   "select.ts": ["_wait.ts"],
   "serve.ts": [
+    "_adapt.ts",
     "_clock.ts",
     "_deferred.ts",
     "channel.ts",
@@ -117,7 +122,7 @@ const ARROWS: Record<string, string[]> = {
     "frame.ts",
     "transport.ts",
   ],
-  "transport.ts": ["frame.ts"],
+  "transport.ts": ["errors.ts"],
   "tunnel.ts": ["tunnel/cli.ts", "tunnel/client.ts", "tunnel/options.ts", "tunnel/server.ts"],
   "tunnel/activity.ts": ["mod.ts", "tunnel/errors.ts", "tunnel/options.ts", "tunnel/wait.ts"],
   "tunnel/address.ts": [],
@@ -187,6 +192,18 @@ const ARROWS: Record<string, string[]> = {
   "tunnel/socket.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
   "tunnel/socks5.ts": ["mod.ts", "tunnel/address.ts", "tunnel/bytes.ts", "tunnel/options.ts", "tunnel/wait.ts"],
   "tunnel/wait.ts": ["mod.ts"],
+  "websocket.ts": [
+    "_clock.ts",
+    "_deferred.ts",
+    "_web_socket.ts",
+    "channel.ts",
+    "errors.ts",
+    "options.ts",
+    "serve.ts",
+    "session.ts",
+    "stream.ts",
+    "transport.ts",
+  ],
 };
 
 /** What `deno info --json` says, as far as it matters here. */

@@ -15,7 +15,7 @@ import {
   type Version,
 } from "../frame.ts";
 import { type ClientSessionOptions, type Connection, type ServerSessionOptions, Session } from "../mod.ts";
-import { MAX_SHARED_READ_BYTES } from "../transport.ts";
+import { MAX_SHARED_READ_BYTES } from "../_adapt.ts";
 
 // Measured processes import this module too, so it does not import `@std/assert`.
 

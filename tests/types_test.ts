@@ -205,7 +205,7 @@ Deno.test("Session.client() and Session.server(): a value that is not a transpor
       assertThrows(
         () => start(value as unknown as Transport),
         TypeError,
-        "Cannot use transport: expected read, write and close, or readable and writable",
+        "Cannot use transport: expected read, write and close, or readable and writable streams, or a stream of Node",
       );
     }
   }

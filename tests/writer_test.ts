@@ -10,7 +10,8 @@ import { ChannelClosedError } from "../channel.ts";
 import { clock } from "../_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, NOP, PSH, SYN } from "../frame.ts";
 
-import { adapt, type Connection, type Link, ReadBuffer } from "../transport.ts";
+import { adapt } from "../_adapt.ts";
+import { type Connection, type Link, ReadBuffer } from "../transport.ts";
 import { decode } from "./decode_helpers.ts";
 import { pattern, turn } from "./support.ts";
 
@@ -18,6 +19,7 @@ const NO_ADDRESS = { transport: "tcp", hostname: "", port: 0 } as const;
 
 /** A transport whose writes settle when the test calls a method. */
 class FakeLink implements Link {
+  readonly failed = undefined;
   /** A copy of the bytes of each write. */
   readonly writes: Uint8Array[] = [];
   readonly #pending: { settle: PromiseWithResolvers<number>; p: Uint8Array }[] = [];

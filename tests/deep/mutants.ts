@@ -389,8 +389,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a connection accepted during shutdown becomes a session",
     file: "serve.ts",
-    from: "      if (signal.aborted) {\n        closeQuietly(connection);",
-    to: "      if (!signal) {\n        closeQuietly(connection);",
+    from: "      if (signal.aborted) {\n        adapt(connection).close();",
+    to: "      if (!signal) {\n        adapt(connection).close();",
     tests: ["serve_test.ts"],
   },
   {

@@ -1,0 +1,188 @@
+/**
+ * Brings every kind of transport into the shape that a session sees.
+ *
+ * @module
+ */
+
+import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
+import { isNodeStream, NodeConnection } from "./_node_stream.ts";
+import {
+  type Address,
+  closeQuietly,
+  type Connection,
+  type Link,
+  type NodeStream,
+  ReadBuffer,
+  type Transport,
+} from "./transport.ts";
+
+const NO_ADDRESS: Address = { transport: "tcp", hostname: "", port: 0 };
+
+// Larger minimum: more memory per idle session. Larger maximum: no faster on loopback. Below 64 KiB, so that a frame of
+// the default 32 KiB is more than half of the buffer and can be kept as a view.
+const MIN_READ_BYTES = 8 * 1024;
+const MAX_READ_BYTES = 63 * 1024;
+/**
+ * The limit after a full read that served several readers. A single reader keeps the smaller limit, because bytes
+ * beyond its own buffer are copied twice. Larger: fewer split frames with 100 streams, but the allocator then maps and
+ * unmaps the buffer each time its size changes.
+ */
+export const MAX_SHARED_READ_BYTES = 127 * 1024;
+// Larger: a slow link (2 KB/s) makes no visible progress within the default timeout. Smaller: more writes.
+const MAX_STREAM_WRITE_BYTES = 64 * 1024;
+
+/**
+ * Adapts a transport to the interface of the session.
+ *
+ * @throws {TypeError} `transport` is no connection, no pair of web streams and no stream of Node.
+ */
+export function adapt(transport: Transport): Link {
+  if (typeof transport === "object" && transport !== null) {
+    if (isNodeStream(transport)) return new ConnectionLink(new NodeConnection(transport));
+    if (isConnection(transport)) return new ConnectionLink(transport);
+    if (isStreams(transport)) return new StreamsLink(transport);
+  }
+  throw new TypeError(
+    "Cannot use transport: expected read, write and close, or readable and writable streams, or a stream of Node",
+  );
+}
+
+function isConnection(transport: Transport): transport is Connection {
+  return ["read", "write", "close"].every((name) => typeof (transport as never)[name] === "function");
+}
+
+function isStreams(transport: Transport): transport is Streams {
+  const { readable, writable } = transport as { readable?: object; writable?: object };
+  return typeof readable === "object" && "getReader" in readable && typeof writable === "object" &&
+    "getWriter" in writable;
+}
+
+/** Link over a {@linkcode Connection}. */
+class ConnectionLink implements Link {
+  readonly #connection: Connection;
+  buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES);
+  #size = MIN_READ_BYTES;
+
+  constructor(connection: Connection) {
+    this.#connection = connection;
+    try {
+      // The writer coalesces frames; a small one must not wait for the peer's acknowledgement, too.
+      connection.setNoDelay?.(true);
+    } catch {
+      // A dead connection fails its first read.
+    }
+  }
+
+  get localAddr(): Address {
+    return this.#connection.localAddr ?? NO_ADDRESS;
+  }
+
+  get remoteAddr(): Address {
+    return this.#connection.remoteAddr ?? NO_ADDRESS;
+  }
+
+  get failed(): Promise<never> | undefined {
+    return this.#connection.failed;
+  }
+
+  read(last: number, isShared: boolean): Promise<number | null> {
+    if (last === this.#size) this.#size = Math.min(last * 2, isShared ? MAX_SHARED_READ_BYTES : MAX_READ_BYTES);
+    // A short read has emptied the transport: the next read may wait long and hold its buffer.
+    else if (this.#size > MAX_READ_BYTES) this.#size = MAX_READ_BYTES;
+    else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, MIN_READ_BYTES);
+    if (this.buffer.bytes.length !== this.#size || this.buffer.isRetained) {
+      this.buffer.release();
+      this.buffer = new ReadBuffer(new Uint8Array(this.#size));
+    }
+    return this.#connection.read(this.buffer.bytes);
+  }
+
+  write(bytes: Uint8Array): Promise<number> {
+    return this.#connection.write(bytes);
+  }
+
+  async closeWrite(): Promise<void> {
+    await this.#connection.closeWrite?.();
+  }
+
+  close(): void {
+    closeQuietly(this.#connection);
+  }
+
+  free(): void {
+    this.buffer.release();
+    this.buffer = new ReadBuffer(EMPTY_BYTES);
+  }
+
+  ref(): void {
+    this.#connection.ref?.();
+  }
+
+  unref(): void {
+    this.#connection.unref?.();
+  }
+}
+
+type Streams = Exclude<Transport, Connection | NodeStream>;
+
+/** Link over a pair of web streams. */
+class StreamsLink implements Link {
+  readonly #reader: ReturnType<Streams["readable"]["getReader"]>;
+  readonly #writer: ReturnType<Streams["writable"]["getWriter"]>;
+  buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
+  // The unread part of a chunk. Chunks have no maximum size (a WebSocket message, for example), so they are read in
+  // parts.
+  #rest: Uint8Array = EMPTY_BYTES;
+  #received = 0;
+  readonly localAddr = NO_ADDRESS;
+  readonly remoteAddr = NO_ADDRESS;
+  readonly failed = undefined;
+
+  constructor(transport: Streams) {
+    this.#reader = transport.readable.getReader();
+    this.#writer = transport.writable.getWriter();
+    // `read` and `write` report failures. Without these handlers the rejections would be unhandled.
+    this.#reader.closed.catch(() => {});
+    this.#writer.closed.catch(() => {});
+  }
+
+  async read(): Promise<number | null> {
+    if (this.#rest.length === 0) {
+      const { done, value } = await this.#reader.read();
+      if (done) return null;
+      if (!(value instanceof Uint8Array)) {
+        throw new ProtocolError(this.#received, "bytes", `a chunk of type ${typeof value}`);
+      }
+      this.#received += value.length;
+      this.#rest = value;
+    }
+    const bytes = this.#rest.subarray(0, MAX_READ_BYTES);
+    this.#rest = this.#rest.subarray(MAX_READ_BYTES);
+    this.buffer = new ReadBuffer(bytes, false);
+    return bytes.length;
+  }
+
+  async write(bytes: Uint8Array): Promise<number> {
+    // A copy, because a sink may keep its chunk after the write has settled. Limited, because a large one hides
+    // progress.
+    const part = bytes.slice(0, MAX_STREAM_WRITE_BYTES);
+    await this.#writer.write(part);
+    return part.length;
+  }
+
+  async closeWrite(): Promise<void> {
+    await this.#writer.close();
+  }
+
+  close(): void {
+    this.#reader.cancel().catch(() => {});
+    // Has no effect on a closed writer.
+    this.#writer.abort().catch(() => {});
+  }
+
+  free(): void {}
+
+  ref(): void {}
+
+  unref(): void {}
+}

@@ -1,0 +1,121 @@
+/**
+ * A stream of Node, such as a `net.Socket` or a `tls.TLSSocket`, in the shape of a connection.
+ *
+ * @module
+ */
+
+import { deferred } from "./_deferred.ts";
+import type { Address, Connection, NodeStream } from "./transport.ts";
+
+/** What is used of a stream, besides what its type lists. */
+interface ReadWriteStream extends NodeStream {
+  /** Returns the next bytes, at most `size`; `null` when there are none now. */
+  read(size?: number): unknown;
+  /** Writes bytes, and calls `callback` when they are written or cannot be. */
+  write(chunk: Uint8Array, callback: (error?: Error | null) => void): unknown;
+}
+
+// A larger write would hide from a session that it makes progress.
+const MAX_WRITE_BYTES = 64 * 1024;
+
+/** Whether a value has the shape of a stream of Node. */
+export function isNodeStream(value: object): value is ReadWriteStream {
+  return ["on", "read", "write", "end", "destroy"].every((name) =>
+    typeof (value as Record<string, unknown>)[name] === "function"
+  );
+}
+
+/** A connection over a stream of Node. */
+export class NodeConnection implements Connection {
+  readonly #stream: ReadWriteStream;
+  #failure: unknown;
+  #hasEnded = false;
+  #hasClosed = false;
+  #changed: PromiseWithResolvers<void> | undefined;
+
+  /**
+   * Takes over a stream.
+   *
+   * @throws {TypeError} It is one of values other than bytes.
+   */
+  constructor(stream: ReadWriteStream) {
+    if (stream.readableObjectMode) throw new TypeError("Cannot use a stream of Node in object mode");
+    this.#stream = stream;
+    stream.on("readable", () => this.#wake());
+    stream.on("end", () => {
+      this.#hasEnded = true;
+      this.#wake();
+    });
+    stream.on("error", (error) => {
+      this.#failure ??= error;
+      this.#wake();
+    });
+    stream.on("close", () => {
+      this.#hasClosed = true;
+      this.#wake();
+    });
+  }
+
+  get localAddr(): Address {
+    return address(this.#stream.localAddress, this.#stream.localPort);
+  }
+
+  get remoteAddr(): Address {
+    return address(this.#stream.remoteAddress, this.#stream.remotePort);
+  }
+
+  async read(p: Uint8Array): Promise<number | null> {
+    for (;;) {
+      const { readableLength } = this.#stream;
+      // Asked for more than there is, it returns nothing.
+      const chunk = this.#stream.read(readableLength === 0 ? undefined : Math.min(readableLength, p.length));
+      if (chunk instanceof Uint8Array) {
+        p.set(chunk);
+        return chunk.length;
+      }
+      if (chunk !== null) throw new TypeError(`Cannot use a stream of Node that reads a ${typeof chunk}, not bytes`);
+      if (this.#failure !== undefined) throw this.#failure;
+      if (this.#hasEnded) return null;
+      if (this.#hasClosed) throw new Error("The stream of Node was destroyed before its end");
+      await (this.#changed = deferred()).promise;
+    }
+  }
+
+  write(p: Uint8Array): Promise<number> {
+    const { promise, resolve, reject } = deferred<number>();
+    const part = p.subarray(0, MAX_WRITE_BYTES);
+    this.#stream.write(part, (error) => error ? reject(error) : resolve(part.length));
+    return promise;
+  }
+
+  closeWrite(): Promise<void> {
+    const { promise, resolve, reject } = deferred<void>();
+    this.#stream.end((error) => error ? reject(error) : resolve());
+    return promise;
+  }
+
+  close(): void {
+    this.#stream.destroy();
+  }
+
+  setNoDelay(on: boolean): void {
+    this.#stream.setNoDelay?.(on);
+  }
+
+  ref(): void {
+    this.#stream.ref?.();
+  }
+
+  unref(): void {
+    this.#stream.unref?.();
+  }
+
+  #wake(): void {
+    this.#changed?.resolve();
+    this.#changed = undefined;
+  }
+}
+
+function address(hostname = "", port = 0): Address {
+  return { transport: "tcp", hostname, port };
+}

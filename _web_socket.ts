@@ -1,0 +1,297 @@
+/**
+ * A WebSocket in the shape of a connection.
+ *
+ * @module
+ */
+
+import { unbounded } from "./channel.ts";
+import { clock } from "./_clock.ts";
+import { deferred } from "./_deferred.ts";
+import { WebSocketClosedError } from "./errors.ts";
+import { ProtocolError } from "./frame.ts";
+import type { Address, Connection } from "./transport.ts";
+
+/**
+ * A WebSocket, by shape: the one of browsers, Deno, Node 22, Bun and workerd, and that of `npm:ws`.
+ *
+ * @example A server on `node:http` with `npm:ws`
+ * ```ts ignore
+ * import { serve, WebSocketListener, type WebSocketLike } from "@sluice/smux/websocket";
+ * import { WebSocketServer } from "ws";
+ *
+ * const sockets = new WebSocketListener();
+ * new WebSocketServer({ port: 9000 }).on("connection", (socket: WebSocketLike) => sockets.add(socket));
+ * serve(sockets, (stream) => stream.readable.pipeTo(stream.writable));
+ * ```
+ */
+export interface WebSocketLike {
+  /** Set to `"arraybuffer"`. */
+  binaryType: string;
+  /** 0 connecting, 1 open, 2 closing, 3 closed. */
+  readonly readyState: number;
+  /** Bytes that `send` has queued. Where it is missing, as in workerd, writes never wait. */
+  readonly bufferedAmount?: number;
+  /** Sends a message. */
+  send(data: Uint8Array<ArrayBuffer>): unknown;
+  /** Starts to close. */
+  close(code?: number, reason?: string): unknown;
+  /** Listens to events: `open`, `message`, `error`, `close`. */
+  addEventListener(type: string, listener: (event: object) => void): unknown;
+  /** Stops reading from the network, where a socket can: that of `npm:ws`. */
+  pause?(): unknown;
+  /** Reads from the network again. */
+  resume?(): unknown;
+}
+
+/**
+ * Options of {@linkcode webSocketConnection}.
+ *
+ * @example A page that receives little
+ * ```ts
+ * import { Session } from "@sluice/smux";
+ * import { webSocketConnection, type WebSocketOptions } from "@sluice/smux/websocket";
+ *
+ * const options: WebSocketOptions = { maxReceiveBuffer: 1024 * 1024 };
+ * const connect = (url: string) => Session.client(webSocketConnection(new WebSocket(url), options), options);
+ * ```
+ */
+export interface WebSocketOptions {
+  /**
+   * Bytes of messages that may wait to be read. A WebSocket cannot be asked to wait, so when more arrive it is closed with
+   * code 1009, or 4009 where the runtime does not allow that. Default 16 MiB. Pass a session's `maxReceiveBuffer`: the
+   * session holds as much again.
+   */
+  maxReceiveBuffer?: number | undefined;
+  /** Where the other end is, if that is known. */
+  remoteAddr?: Address | undefined;
+}
+
+/** The most in one message. Larger: less cost for each byte; smaller: others get their turn earlier. It is one read of a session. */
+const MAX_MESSAGE_BYTES = 63 * 1024;
+// Writes wait while more than this is queued. Larger: the socket never idles; smaller: less delay for the next small frame.
+const MAX_QUEUED_BYTES = 512 * 1024;
+// What a message costs beside its bytes, so that many tiny ones are bounded, too.
+const MESSAGE_OVERHEAD_BYTES = 256;
+// No event reports that the queue has become shorter. It is looked at after each turn of the event loop at first, then less
+// and less often.
+const BUSY_WAIT_MS = 4;
+const MAX_PAUSE_MS = 16;
+const DEFAULT_RECEIVE_BUFFER = 16 * 1024 * 1024;
+
+const [CONNECTING, OPEN] = [0, 1];
+const NORMAL = 1000;
+const UNSUPPORTED = 1003;
+const NO_STATUS = 1005;
+const ABNORMAL = 1006;
+const TOO_BIG = 1009;
+// A page and Deno may send 1000 and 3000 to 4999 only.
+const PRIVATE_CODES = 3000;
+
+/** A connection over a WebSocket. */
+export class WebSocketConnection implements Connection {
+  readonly remoteAddr?: Address;
+  readonly #socket: WebSocketLike;
+  readonly #maxReceiveBuffer: number;
+  // Whether `send` has copied its bytes when it returns, as the standard demands.
+  readonly #isStandard: boolean;
+  readonly #messages = unbounded<Uint8Array>();
+  // What is left of the message that is being read.
+  #rest: Uint8Array | undefined;
+  // Bytes that wait to be read, and the overhead of their messages.
+  #queued = 0;
+  #received = 0;
+  #isPaused = false;
+  #isClosing = false;
+  #failure: Error | undefined;
+  #lastError: unknown;
+  readonly #opened = deferred<void>();
+  readonly #closed = deferred<void>();
+  readonly #overflowed = deferred<never>();
+  #hasClosed = false;
+  // Ends the pause of a write.
+  #wake: (() => void) | undefined;
+
+  /** Takes over an open or connecting socket. */
+  constructor(socket: WebSocketLike, options: WebSocketOptions) {
+    const { maxReceiveBuffer = DEFAULT_RECEIVE_BUFFER, remoteAddr } = options;
+    if (!(maxReceiveBuffer > 0)) {
+      throw new RangeError(`maxReceiveBuffer must be a number above 0, received ${maxReceiveBuffer}`);
+    }
+    if (!(socket?.readyState <= OPEN)) {
+      throw new TypeError("Cannot use a WebSocket that is not open or connecting");
+    }
+    const { WebSocket } = globalThis as { WebSocket?: new (url: string) => object };
+    this.#isStandard = WebSocket !== undefined && socket instanceof WebSocket;
+    this.#socket = socket;
+    this.#maxReceiveBuffer = maxReceiveBuffer;
+    if (remoteAddr !== undefined) this.remoteAddr = remoteAddr;
+    this.#opened.promise.catch(() => {});
+    this.#overflowed.promise.catch(() => {});
+    socket.binaryType = "arraybuffer";
+    socket.addEventListener("open", () => this.#opened.resolve());
+    socket.addEventListener("message", ({ data }: { data?: unknown }) => this.#receive(data));
+    socket.addEventListener("error", (event: { error?: unknown; message?: string }) => this.#failed(event));
+    socket.addEventListener(
+      "close",
+      ({ code = ABNORMAL, reason = "" }: { code?: number; reason?: string }) => this.#end(code, reason),
+    );
+    if (socket.readyState === OPEN) this.#opened.resolve();
+  }
+
+  /** Settles when the socket is open, rejects when it never will be. */
+  get opened(): Promise<void> {
+    return this.#opened.promise;
+  }
+
+  /** Rejects when too much has arrived: a session that holds as much as it may does not read, and would not notice. */
+  get failed(): Promise<never> {
+    return this.#overflowed.promise;
+  }
+
+  async read(p: Uint8Array): Promise<number | null> {
+    const message = this.#rest ?? await this.#next();
+    if (message === null) return null;
+    const count = Math.min(p.length, message.length);
+    if (count < message.length) {
+      p.set(message.subarray(0, count));
+      this.#rest = message.subarray(count);
+      this.#queued -= count;
+    } else {
+      p.set(message);
+      this.#rest = undefined;
+      this.#queued -= count + MESSAGE_OVERHEAD_BYTES;
+    }
+    if (this.#isPaused && this.#queued < this.#maxReceiveBuffer / 2) {
+      this.#isPaused = false;
+      this.#socket.resume?.();
+    }
+    return count;
+  }
+
+  async write(p: Uint8Array): Promise<number> {
+    if (this.#socket.readyState === CONNECTING) await this.#opened.promise;
+    if (this.#isFull) await this.#drained();
+    if (this.#failure !== undefined) throw this.#failure;
+    // The socket drops what is sent from then on.
+    if (this.#socket.readyState > OPEN) {
+      await this.#closed.promise;
+      throw this.#failure ?? new WebSocketClosedError(NORMAL, "");
+    }
+    const part = p.subarray(0, MAX_MESSAGE_BYTES) as Uint8Array<ArrayBuffer>;
+    this.#socket.send(this.#isStandard ? part : part.slice());
+    return part.length;
+  }
+
+  /** A WebSocket cannot end one direction: this closes it behind what was written. */
+  async closeWrite(): Promise<void> {
+    if (this.#socket.readyState === CONNECTING) await this.#opened.promise;
+    this.#close(NORMAL);
+    await this.#closed.promise;
+  }
+
+  close(): void {
+    this.#close(NORMAL);
+    this.#messages.receiver.close();
+  }
+
+  /** The next message; `null` after the last one. */
+  async #next(): Promise<Uint8Array | null> {
+    const next = this.#messages.receiver.tryReceive();
+    if (next.state === "ok") return next.value;
+    try {
+      return await this.#messages.receiver.receive();
+    } catch {
+      if (this.#failure !== undefined) throw this.#failure;
+      return null;
+    }
+  }
+
+  get #isFull(): boolean {
+    return (this.#socket.bufferedAmount ?? 0) > MAX_QUEUED_BYTES && this.#socket.readyState === OPEN &&
+      !this.#isClosing;
+  }
+
+  async #drained(): Promise<void> {
+    const since = clock.now();
+    while (this.#isFull) {
+      const waited = clock.now() - since;
+      if (waited < BUSY_WAIT_MS) await clock.yieldToEventLoop();
+      else await this.#pause(Math.min(waited / 4, MAX_PAUSE_MS));
+    }
+  }
+
+  async #pause(milliseconds: number): Promise<void> {
+    const { promise, resolve } = deferred<void>();
+    this.#wake = resolve;
+    const timer = clock.sleep(resolve, milliseconds);
+    await promise;
+    clock.clearTimer(timer);
+  }
+
+  #receive(data: unknown): void {
+    if (this.#failure !== undefined || this.#isClosing) return;
+    if (!(data instanceof ArrayBuffer || data instanceof Uint8Array)) {
+      const received = typeof data === "string" ? "text" : Object.prototype.toString.call(data);
+      this.#fail(
+        new ProtocolError(this.#received, "a binary message", received),
+        UNSUPPORTED,
+        "expected binary messages",
+      );
+      return;
+    }
+    const chunk = data instanceof Uint8Array ? data : new Uint8Array(data);
+    this.#received += chunk.length;
+    if (chunk.length === 0) return;
+    const cost = chunk.length + MESSAGE_OVERHEAD_BYTES;
+    if (this.#queued + cost > this.#maxReceiveBuffer) {
+      const message = `More than ${this.#maxReceiveBuffer} bytes arrived before they were read`;
+      this.#fail(new WebSocketClosedError(TOO_BIG, message), TOO_BIG, "maxReceiveBuffer exceeded");
+      return this.#overflowed.reject(this.#failure);
+    }
+    this.#queued += cost;
+    this.#messages.sender.trySend(chunk);
+    if (this.#socket.pause !== undefined && !this.#isPaused && this.#queued >= this.#maxReceiveBuffer / 2) {
+      this.#isPaused = true;
+      this.#socket.pause();
+    }
+  }
+
+  /** Fails here, and closes the socket for it. */
+  #fail(error: Error, code: number, reason: string): void {
+    this.#failure = error;
+    this.#close(code, reason);
+    this.#messages.sender.close();
+  }
+
+  #failed({ error, message }: { error?: unknown; message?: string }): void {
+    this.#lastError = error ?? (message ? new Error(message) : undefined);
+    // The code comes with `close`, which follows; not all runtimes send it after each error.
+    clock.pass(() => clock.pass(() => this.#end(ABNORMAL, "")));
+  }
+
+  #end(code: number, reason: string): void {
+    if (this.#hasClosed) return;
+    this.#hasClosed = true;
+    const isOwnEnd = this.#isClosing && (code === NORMAL || code === NO_STATUS || code === ABNORMAL || code === 0);
+    if (code !== NORMAL && code !== NO_STATUS && !isOwnEnd) {
+      const cause = this.#lastError;
+      // Deno reports 0 where the standard has 1006.
+      this.#failure ??= new WebSocketClosedError(code || ABNORMAL, reason, cause === undefined ? undefined : { cause });
+    }
+    this.#opened.reject(this.#failure ?? new WebSocketClosedError(code, reason));
+    this.#closed.resolve();
+    this.#wake?.();
+    this.#messages.sender.close();
+  }
+
+  #close(code: number, reason = ""): void {
+    if (this.#isClosing) return;
+    this.#isClosing = true;
+    this.#wake?.();
+    try {
+      this.#socket.close(code, reason);
+    } catch {
+      this.#socket.close(PRIVATE_CODES + code, reason);
+    }
+  }
+}

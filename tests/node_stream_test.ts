@@ -1,0 +1,179 @@
+/**
+ * Streams of Node as transports: what they carry, and how they end.
+ *
+ * @module
+ */
+
+import { assertEquals, assertInstanceOf, assertRejects, assertThrows } from "@std/assert";
+import { once } from "node:events";
+import { connect, createServer, type Server, type Socket } from "node:net";
+import { Duplex, duplexPair, PassThrough } from "node:stream";
+import { connect as connectTls, createServer as createTlsServer } from "node:tls";
+import type { Version } from "../frame.ts";
+import { type Listener, serve, Session, type Stream, type Transport } from "../mod.ts";
+import { LOOPBACK, pattern, readAll, sha256, turn, writeAll } from "./support.ts";
+
+const tls = (name: string) => Deno.readTextFileSync(new URL(`fixtures/tls/${name}`, import.meta.url));
+const echo = (stream: Stream) => stream.readable.pipeTo(stream.writable);
+
+/** Starts a server of Node on a free port. */
+async function listen(server: Server): Promise<number> {
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return (server.address() as { port: number }).port;
+}
+
+async function exchange(session: Session, count: number): Promise<void> {
+  await Promise.all(Array.from({ length: count }, async (_, n) => {
+    const sent = pattern(Math.round(1.25 ** n), n + 1);
+    const stream = await session.openStream();
+    const received = readAll(stream);
+    await writeAll(stream, sent);
+    await stream.closeWrite();
+    assertEquals(await sha256(await received), await sha256(sent));
+    await stream.closed;
+  }));
+}
+
+for (const version of [1, 2] as const satisfies Version[]) {
+  Deno.test(`net.Socket carries 50 streams whole as either end of a session in version ${version}`, async () => {
+    const sessions: Promise<void>[] = [];
+    const server = createServer((socket) => {
+      const session = Session.server(socket);
+      sessions.push((async () => {
+        for await (const stream of session) echo(stream);
+        await session.closed;
+      })());
+    });
+    const port = await listen(server);
+    // It is still connecting.
+    const session = Session.client(connect(port), { version });
+    await exchange(session, 50);
+    assertEquals((session.remoteAddr as Deno.NetAddr).port, port);
+    await session.close();
+    await session.closed;
+    await Promise.all(sessions);
+    assertEquals(sessions.length, 1);
+    await new Promise((resolve) => server.close(resolve));
+  });
+}
+
+Deno.test("tls.TLSSocket carries streams", async () => {
+  const [cert, key, ca] = [tls("localhost.pem"), tls("localhost.key"), tls("ca.pem")];
+  const server = createTlsServer({ cert, key }, async (socket) => {
+    for await (const stream of Session.server(socket)) echo(stream);
+  });
+  const port = await listen(server);
+  const session = Session.client(connectTls({ port, ca, host: "127.0.0.1", servername: "localhost" }));
+  await exchange(session, 30);
+  await session.close();
+  await new Promise((resolve) => server.close(resolve));
+});
+
+Deno.test("a stream.Duplex of Node carries streams", async () => {
+  const [near, far] = duplexPair();
+  const client = Session.client(near);
+  const server = Session.server(far);
+  const serving = (async () => {
+    for await (const stream of server) await echo(stream);
+  })();
+  await exchange(client, 30);
+  await client.close();
+  await serving;
+});
+
+Deno.test("net.Socket that is refused ends its session with the error of Node", async () => {
+  const session = Session.client(connect(9, "127.0.0.1"));
+  const error = await assertRejects(() => session.closed, Error);
+  assertEquals((error as Error & { code: string }).code, "ECONNREFUSED");
+});
+
+Deno.test("net.Socket that is reset with a stream open ends its session with the error of Node", async () => {
+  const listener = Deno.listen(LOOPBACK);
+  const session = Session.client(connect(listener.addr.port));
+  const stream = await session.openStream();
+  await stream.write(new Uint8Array(100));
+  // Closed with bytes unread, a socket is reset.
+  (await listener.accept()).close();
+  listener.close();
+  await assertRejects(() => stream.read(new Uint8Array(1)));
+  const error = await session.closed.then(() => undefined, (error) => error);
+  if (error !== undefined) assertInstanceOf(error, Error);
+});
+
+Deno.test("the end of a net.Socket between frames ends its session in order, in half-open mode too", async () => {
+  for (const allowHalfOpen of [false, true]) {
+    const sockets: Socket[] = [];
+    const server = createServer({ allowHalfOpen }, (socket) => void sockets.push(socket));
+    const port = await listen(server);
+    const peer = await Deno.connect({ ...LOOPBACK, port });
+    while (sockets.length === 0) await turn();
+    const session = Session.server(sockets[0]!);
+    await peer.closeWrite();
+    await session.closed;
+    peer.close();
+    await new Promise((resolve) => server.close(resolve));
+  }
+});
+
+Deno.test("closing the session ends a net.Socket behind what was written", async () => {
+  const server = createServer();
+  const port = await listen(server);
+  const connection = once(server, "connection");
+  const peer = await Deno.connect({ ...LOOPBACK, port });
+  const [socket] = await connection as [Socket];
+  const session = Session.server(socket, { version: 1 });
+  const stream = await session.openStream();
+  const sent = pattern(3_000_000);
+  const received = readAll(peer);
+  await writeAll(stream, sent);
+  const closing = session.close();
+  assertEquals((await received).length > sent.length, true);
+  peer.close();
+  await closing;
+  assertEquals(socket.destroyed, true);
+  await new Promise((resolve) => server.close(resolve));
+});
+
+Deno.test("a stream of Node in object mode, or one that reads text, is a TypeError", async () => {
+  const objects = new Duplex({ objectMode: true, read() {}, write() {} });
+  assertThrows(() => Session.client(objects), TypeError, "object mode");
+  const words = new PassThrough({ encoding: "utf8" });
+  const session = Session.server(words);
+  words.push("hello");
+  await assertRejects(() => session.closed, TypeError, "reads a string, not bytes");
+});
+
+Deno.test("a stream of Node that is destroyed before its end ends its session with an error", async () => {
+  const stream = new PassThrough();
+  const session = Session.server(stream);
+  stream.destroy();
+  await assertRejects(() => session.closed, Error, "destroyed before its end");
+});
+
+Deno.test("serve() throws for what is no listener, such as a server of Node", () => {
+  const server = createServer();
+  for (const value of [server, {}, undefined, { accept: 5, close() {} }]) {
+    assertThrows(() => serve(value as unknown as Listener, echo), TypeError, "listener");
+  }
+});
+
+Deno.test("serve() accepts a listener of any transports", async () => {
+  const there = new TransformStream<Uint8Array, Uint8Array>();
+  const back = new TransformStream<Uint8Array, Uint8Array>();
+  const [near, far] = duplexPair();
+  const transports: Transport[] = [{ readable: there.readable, writable: back.writable }, far];
+  const listener: Listener<Transport> = {
+    accept() {
+      const next = transports.shift();
+      if (next !== undefined) return Promise.resolve(next);
+      return Promise.reject(Object.assign(new Error("No more"), { name: "Interrupted" }));
+    },
+    close() {},
+  };
+  const server = serve(listener, echo);
+  const sessions = [Session.client({ readable: back.readable, writable: there.writable }), Session.client(near)];
+  await Promise.all(sessions.map((session) => exchange(session, 10)));
+  await Promise.all(sessions.map((session) => session.close()));
+  await server.finished;
+});

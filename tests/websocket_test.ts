@@ -1,0 +1,497 @@
+/**
+ * WebSockets as transports: what they carry, how they end, and what bounds them; the rest of a session does not know them.
+ *
+ * @module
+ */
+
+import {
+  assert,
+  assertEquals,
+  assertInstanceOf,
+  assertLess,
+  assertLessOrEqual,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
+import { delay } from "@std/async";
+import { ProtocolError, SYN, type Version } from "../frame.ts";
+import { serve, Session, SessionClosedError, type Stream } from "../mod.ts";
+import {
+  connectWebSocket,
+  upgradeWebSocket,
+  WebSocketClosedError,
+  webSocketConnection,
+  type WebSocketLike,
+  WebSocketListener,
+} from "../websocket.ts";
+import { frame, KiB, LOOPBACK, MiB, pattern, readAll, sha256, turn, writeAll } from "./support.ts";
+
+/** A socket of which the test is the runtime. */
+class FakeSocket implements WebSocketLike {
+  binaryType = "blob";
+  readyState = 1;
+  bufferedAmount = 0;
+  readonly sent: Uint8Array[] = [];
+  readonly closes: [code: number | undefined, reason: string | undefined][] = [];
+  readonly #listeners = new Map<string, (event: object) => void>();
+
+  send(data: Uint8Array<ArrayBuffer>): void {
+    this.sent.push(data);
+    this.bufferedAmount += data.length;
+  }
+
+  close(code?: number, reason?: string): void {
+    this.readyState = Math.max(this.readyState, 2);
+    this.closes.push([code, reason]);
+  }
+
+  addEventListener(type: string, listener: (event: object) => void): void {
+    assert(!this.#listeners.has(type), `two listeners for ${type}`);
+    this.#listeners.set(type, listener);
+  }
+
+  emit(type: "open" | "message" | "error" | "close", event: object = {}): void {
+    if (type === "open") this.readyState = 1;
+    if (type === "close") this.readyState = 3;
+    this.#listeners.get(type)!(event);
+  }
+
+  receive(bytes: Uint8Array<ArrayBuffer>): void {
+    this.emit("message", { data: bytes.slice().buffer });
+  }
+}
+
+/** A server that answers upgrades, with what it was given for each stream. */
+function serveUpgrades(upgrade: (request: Request) => Response | Promise<Response>) {
+  const server = Deno.serve({ ...LOOPBACK, onListen() {} }, upgrade);
+  return { url: `ws://127.0.0.1:${server.addr.port}/`, [Symbol.asyncDispose]: () => server.shutdown() };
+}
+
+const echo = (stream: Stream) => stream.readable.pipeTo(stream.writable);
+
+/** Upgrades, and closes the socket with this code when it is open. */
+function closing(code: number | undefined, reason?: string): (request: Request) => Response {
+  return (request) => {
+    const { socket, response } = Deno.upgradeWebSocket(request);
+    socket.onopen = () => socket.close(code, reason);
+    return response;
+  };
+}
+
+for (const version of [1, 2] as const satisfies Version[]) {
+  Deno.test(`connectWebSocket() and upgradeWebSocket() carry 50 streams whole in version ${version}`, async () => {
+    const errors: unknown[] = [];
+    const sessions: Session[] = [];
+    await using server = serveUpgrades((request) =>
+      upgradeWebSocket(request, echo, {
+        onError: (error) => errors.push(error),
+        onSession: (session) => sessions.push(session),
+      })
+    );
+    const session = await connectWebSocket(server.url, { version });
+    await Promise.all(Array.from({ length: 50 }, async (_, n) => {
+      const sent = pattern(Math.round(1.25 ** n), n + 1);
+      const stream = await session.openStream();
+      const received = readAll(stream);
+      await writeAll(stream, sent);
+      await stream.closeWrite();
+      assertEquals(await sha256(await received), await sha256(sent));
+      await stream.closed;
+    }));
+    await session.close();
+    await session.closed;
+    await sessions[0]!.closed;
+    assertEquals([sessions.length, sessions[0]!.version, errors], [1, version, []]);
+  });
+}
+
+Deno.test("connectWebSocket() works with a server that opens streams", async () => {
+  await using server = serveUpgrades((request) =>
+    upgradeWebSocket(request, () => {}, {
+      async onSession(session) {
+        const stream = await session.openStream();
+        await stream.write(new TextEncoder().encode("news"));
+        await stream.closeWrite();
+      },
+    })
+  );
+  const session = await connectWebSocket(server.url);
+  const stream = await session.acceptStream();
+  assertEquals(await new Response(stream.readable).text(), "news");
+  await session.close();
+});
+
+// How connecting fails.
+
+for (const status of [401, 404, 502]) {
+  Deno.test(`connectWebSocket() rejects when the server answers ${status} with HTML`, async () => {
+    await using server = serveUpgrades(() =>
+      new Response("<h1>no</h1>", { status, headers: { "content-type": "text/html" } })
+    );
+    const error = await assertRejects(() => connectWebSocket(server.url), WebSocketClosedError);
+    assertEquals(error.code, 1006);
+    assertInstanceOf(error.cause, Error);
+  });
+}
+
+Deno.test("connectWebSocket() rejects when the connection is refused", async () => {
+  const error = await assertRejects(() => connectWebSocket("ws://127.0.0.1:9/"), WebSocketClosedError);
+  assertEquals(error.code, 1006);
+  assertInstanceOf(error.cause, Error);
+});
+
+Deno.test("connectWebSocket() rejects after the timeout when the server accepts and stays silent", async () => {
+  using silent = Deno.listen(LOOPBACK);
+  const connecting = connectWebSocket(`ws://127.0.0.1:${silent.addr.port}/`, { timeout: 50, keepAliveInterval: 50 });
+  using _accepted = await silent.accept();
+  const error = await assertRejects(() => connecting, DOMException, "did not open within 50 ms");
+  assertEquals(error.name, "TimeoutError");
+});
+
+Deno.test("connectWebSocket() rejects with the reason of its signal, before and while it connects", async () => {
+  using silent = Deno.listen(LOOPBACK);
+  const url = `ws://127.0.0.1:${silent.addr.port}/`;
+  const reason = new Error("Not needed any more");
+  assertEquals(await assertRejects(() => connectWebSocket(url, { signal: AbortSignal.abort(reason) })), reason);
+  const controller = new AbortController();
+  const connecting = connectWebSocket(url, { signal: controller.signal });
+  using _accepted = await silent.accept();
+  controller.abort(reason);
+  assertEquals(await assertRejects(() => connecting), reason);
+});
+
+Deno.test("connectWebSocket() checks its options before it connects", async () => {
+  await assertRejects(() => connectWebSocket("ws://127.0.0.1:9/", { maxFrameSize: 0 }), RangeError, "maxFrameSize");
+  await assertRejects(() => connectWebSocket("nowhere"), DOMException);
+});
+
+// How a connection ends.
+
+for (const code of [1000, undefined]) {
+  Deno.test(`a WebSocket closed with code ${code ?? "1005, none,"} between frames ends its session in order`, async () => {
+    await using server = serveUpgrades(closing(code));
+    const session = Session.client(webSocketConnection(new WebSocket(server.url)));
+    await session.closed;
+    const error = await assertRejects(() => session.openStream(), SessionClosedError);
+    assertEquals(error.cause, undefined);
+  });
+}
+
+for (const [code, reason] of [[3000, "unauthorized"], [4001, ""], [4999, "try later"]] as const) {
+  Deno.test(`a WebSocket closed with code ${code} ends its session with the code and reason "${reason}"`, async () => {
+    await using server = serveUpgrades(closing(code, reason));
+    const session = Session.client(webSocketConnection(new WebSocket(server.url)));
+    const error = await assertRejects(() => session.closed, WebSocketClosedError);
+    assertEquals({ code: error.code, reason: error.reason }, { code, reason });
+    const { cause } = await assertRejects(() => session.openStream(), SessionClosedError);
+    assertEquals(cause, error);
+  });
+}
+
+Deno.test("a WebSocket closed with any other code than 1000 and 1005 ends its session with an error", async () => {
+  for (const code of [0, 1001, 1002, 1003, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1015, 3000, 4999]) {
+    const socket = new FakeSocket();
+    const session = Session.client(webSocketConnection(socket));
+    socket.emit("close", { code, reason: "why" });
+    const error = await assertRejects(() => session.closed, WebSocketClosedError, "why");
+    // Deno reports 0 where the standard has 1006.
+    assertEquals(error.code, code === 0 ? 1006 : code);
+  }
+});
+
+Deno.test("a WebSocket closed with 1000 in the middle of a frame ends its session with a ProtocolError", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket));
+  socket.receive(frame(1, SYN, 3).slice(0, 5));
+  socket.emit("close", { code: 1000, reason: "" });
+  await assertRejects(() => session.closed, ProtocolError, "3 more bytes of a header");
+});
+
+Deno.test("a WebSocket whose error event is not followed by a close event ends its session with the error", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket));
+  const cause = new Error("Network down");
+  socket.emit("error", { error: cause });
+  const error = await assertRejects(() => session.closed, WebSocketClosedError);
+  assertEquals([error.code, error.cause], [1006, cause]);
+});
+
+Deno.test("a WebSocket that is cut by its network ends its session with code 1006", async () => {
+  using listener = Deno.listen(LOOPBACK);
+  const connecting = connectWebSocket(`ws://127.0.0.1:${listener.addr.port}/`);
+  const connection = await listener.accept();
+  const p = new Uint8Array(2000);
+  const request = new TextDecoder().decode(p.subarray(0, (await connection.read(p))!));
+  const [, key] = /sec-websocket-key: (\S+)/i.exec(request)!;
+  const accept = await crypto.subtle.digest(
+    "SHA-1",
+    new TextEncoder().encode(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`),
+  );
+  const head =
+    "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: ";
+  await writeAll(connection, new TextEncoder().encode(`${head}${new Uint8Array(accept).toBase64()}\r\n\r\n`));
+  const session = await connecting;
+  connection.close();
+  const error = await assertRejects(() => session.closed, WebSocketClosedError);
+  assertEquals(error.code, 1006);
+});
+
+Deno.test("a text message ends the session with a ProtocolError and closes the socket with code 1003", async () => {
+  const { promise: closed, resolve } = Promise.withResolvers<CloseEvent>();
+  await using server = serveUpgrades((request) => {
+    const { socket, response } = Deno.upgradeWebSocket(request);
+    socket.onopen = () => socket.send("hello");
+    socket.onclose = resolve;
+    return response;
+  });
+  const session = await connectWebSocket(server.url);
+  await assertRejects(() => session.closed, ProtocolError, "expected a binary message, received text");
+  // Deno lets a program send 1000 and 3000 to 4999 only.
+  assertEquals((await closed).code, 4003);
+});
+
+Deno.test("what arrived before the close stays readable, and each byte is delivered once", async () => {
+  const socket = new FakeSocket();
+  const connection = webSocketConnection(socket);
+  socket.receive(pattern(100));
+  socket.receive(new Uint8Array(0));
+  socket.receive(pattern(50, 2));
+  socket.emit("close", { code: 4001, reason: "gone" });
+  socket.receive(pattern(10, 3));
+  const p = new Uint8Array(70);
+  const read: number[] = [];
+  for (const length of [70, 30, 50]) {
+    assertEquals(await connection.read(p), length);
+    read.push(...p.subarray(0, length));
+  }
+  assertEquals(Uint8Array.from(read), new Uint8Array([...pattern(100), ...pattern(50, 2)]));
+  await assertRejects(() => connection.read(p), WebSocketClosedError, "gone");
+  await assertRejects(() => connection.write(p), WebSocketClosedError, "gone");
+});
+
+Deno.test("closing the session closes the socket with 1000 behind what was written, before it was open too", async () => {
+  const socket = new FakeSocket();
+  socket.readyState = 0;
+  const session = Session.client(webSocketConnection(socket));
+  const stream = await session.openStream();
+  await stream.write(new Uint8Array(5));
+  const closing = session.close();
+  await turn();
+  assertEquals([socket.sent.length, socket.closes], [0, []]);
+  socket.emit("open");
+  await turn();
+  const sent = socket.sent.reduce((sum, { length }) => sum + length, 0);
+  assertEquals(sent, 4 * 8 + 5); // NOP, SYN, PSH, FIN
+  assertEquals(socket.closes, [[1000, ""]]);
+  socket.emit("close", { code: 1000, reason: "" });
+  await closing;
+});
+
+Deno.test("aborting a session whose socket is not open yet closes the socket", async () => {
+  const socket = new FakeSocket();
+  socket.readyState = 0;
+  const session = Session.client(webSocketConnection(socket));
+  session.abort();
+  assertEquals(socket.closes, [[1000, ""]]);
+  socket.emit("error");
+  socket.emit("close", { code: 1006, reason: "" });
+  await assertRejects(() => session.closed, DOMException, "aborted");
+});
+
+Deno.test("webSocketConnection() refuses what is no open WebSocket, and a bound that is none", () => {
+  for (const readyState of [2, 3]) {
+    const socket = Object.assign(new FakeSocket(), { readyState });
+    assertThrows(() => webSocketConnection(socket), TypeError, "not open or connecting");
+  }
+  for (const socket of [undefined, null, {}, "ws://localhost"]) {
+    assertThrows(() => webSocketConnection(socket as WebSocketLike), TypeError, "not open or connecting");
+  }
+  for (const maxReceiveBuffer of [0, -1, NaN]) {
+    assertThrows(() => webSocketConnection(new FakeSocket(), { maxReceiveBuffer }), RangeError, "maxReceiveBuffer");
+  }
+});
+
+// What is bounded.
+
+Deno.test("messages hold at most 63 KiB, and a socket that is not the runtime's gets copies", async () => {
+  const socket = new FakeSocket();
+  const connection = webSocketConnection(socket);
+  const data = pattern(200 * KiB);
+  for (let at = 0; at < data.length;) at += await connection.write(data.subarray(at));
+  const sent = socket.sent.slice();
+  data.fill(0);
+  assertEquals(sent.map(({ length }) => length), [63 * KiB, 63 * KiB, 63 * KiB, 11 * KiB]);
+  assertEquals(new Uint8Array(await new Blob(sent as Uint8Array<ArrayBuffer>[]).arrayBuffer()), pattern(200 * KiB));
+});
+
+Deno.test("a write waits while more than 512 KiB are queued, and goes on or rejects", async () => {
+  for (const outcome of ["drained", "closed"] as const) {
+    const socket = new FakeSocket();
+    const connection = webSocketConnection(socket);
+    const p = new Uint8Array(60 * KiB);
+    let written = 0;
+    const writing = (async () => {
+      for (;;) written += await connection.write(p);
+    })();
+    await delay(20);
+    assertLessOrEqual(socket.bufferedAmount, 512 * KiB + p.length);
+    const before = written;
+    assertLess(512 * KiB, before);
+    if (outcome === "drained") {
+      socket.bufferedAmount = 0;
+      await delay(40);
+      assertLess(before, written);
+    }
+    socket.emit("close", { code: 1011, reason: "broken" });
+    await assertRejects(() => writing, WebSocketClosedError, "1011: broken");
+  }
+});
+
+Deno.test("a socket is closed with 1009 when more has arrived than maxReceiveBuffer, tiny messages included", async () => {
+  for (const [length, most] of [[10_000, 7], [1, 300], [2_000_000, 0]] as const) {
+    const socket = new FakeSocket();
+    const connection = webSocketConnection(socket, { maxReceiveBuffer: 77_100 });
+    while (socket.closes.length === 0) socket.receive(new Uint8Array(length));
+    socket.receive(new Uint8Array(length));
+    assertEquals(socket.closes, [[1009, "maxReceiveBuffer exceeded"]]);
+    // What was accepted before is not lost.
+    const p = new Uint8Array(length);
+    for (let n = 0; n < most; n++) assertEquals(await connection.read(p), length);
+    const error = await assertRejects(() => connection.read(p), WebSocketClosedError, "77100 bytes");
+    assertEquals(error.code, 1009);
+  }
+});
+
+Deno.test("a socket that can pause is paused at half of maxReceiveBuffer, and resumed when less is unread", async () => {
+  const calls: string[] = [];
+  const socket = Object.assign(new FakeSocket(), {
+    pause: () => calls.push("pause"),
+    resume: () => calls.push("resume"),
+  });
+  const connection = webSocketConnection(socket, { maxReceiveBuffer: 100_000 });
+  for (let n = 0; n < 6; n++) socket.receive(new Uint8Array(10_000));
+  assertEquals(calls, ["pause"]);
+  const p = new Uint8Array(10_000);
+  for (let n = 0; n < 6; n++) await connection.read(p);
+  assertEquals(calls, ["pause", "resume"]);
+});
+
+Deno.test("version 1: a stream that is not read ends the session with code 1009, and holds no more than its bounds", async () => {
+  const errors: unknown[] = [];
+  const sessions: Session[] = [];
+  await using server = serveUpgrades((request) =>
+    upgradeWebSocket(request, (stream) => stream.closed, {
+      maxReceiveBuffer: MiB,
+      stalledStreamTimeout: Infinity,
+      onSession: (session) => sessions.push(session),
+      onError: (error) => errors.push(error),
+    })
+  );
+  const session = await connectWebSocket(server.url, { version: 1 });
+  const stream = await session.openStream();
+  const p = new Uint8Array(64 * KiB);
+  await assertRejects(async () => {
+    for (;;) await stream.write(p);
+  });
+  const error = await assertRejects(() => session.closed, WebSocketClosedError);
+  // A client that goes on writing may find the connection cut before it has read the code.
+  assert(error.code === 1009 || error.code === 1006, `${error.code}`);
+  const reason = await assertRejects(() => sessions[0]!.closed, WebSocketClosedError);
+  assertEquals([reason.code, errors], [1009, [reason]]);
+  const { bytesUnread, bytesReceived } = sessions[0]!.stats();
+  assertLessOrEqual(bytesUnread, MiB + 128 * KiB);
+  assertLessOrEqual(bytesReceived, MiB + 128 * KiB);
+});
+
+Deno.test("version 2: a stream that is not read does not stop another one of its session", async () => {
+  let unread: Stream | undefined;
+  await using server = serveUpgrades((request) =>
+    upgradeWebSocket(request, async (stream) => {
+      if (unread === undefined) await (unread = stream).closed;
+      else await echo(stream);
+    })
+  );
+  const session = await connectWebSocket(server.url);
+  const stalled = await session.openStream();
+  const p = new Uint8Array(64 * KiB);
+  const writing = (async () => {
+    for (;;) await stalled.write(p);
+  })().catch(() => {});
+  const stream = await session.openStream();
+  const sent = pattern(5 * MiB);
+  const received = readAll(stream);
+  await writeAll(stream, sent);
+  await stream.closeWrite();
+  assertEquals(await sha256(await received), await sha256(sent));
+  unread!.close();
+  session.abort();
+  await writing;
+});
+
+// The server.
+
+Deno.test("upgradeWebSocket() answers 426 to a request that is no upgrade, and 400 to one that is malformed", async () => {
+  await using server = serveUpgrades((request) => upgradeWebSocket(request, echo));
+  const url = server.url.replace("ws:", "http:");
+  const response = await fetch(url);
+  assertEquals([response.status, response.headers.get("upgrade")], [426, "websocket"]);
+  assertEquals(await response.text(), "Expected a WebSocket");
+  const malformed = upgradeWebSocket(new Request(url, { headers: { upgrade: "websocket" } }), echo);
+  assertEquals(malformed.status, 400);
+});
+
+Deno.test("upgradeWebSocket() throws for options out of bounds", () => {
+  const request = new Request("http://localhost/", { headers: { upgrade: "websocket" } });
+  assertThrows(() => upgradeWebSocket(request, echo, { maxStreams: 0 }), RangeError, "maxStreams");
+});
+
+Deno.test("upgradeWebSocket() with a signal that aborts ends the session at once", async () => {
+  const controller = new AbortController();
+  const began = Promise.withResolvers<void>();
+  await using server = serveUpgrades((request) =>
+    upgradeWebSocket(request, echo, { signal: controller.signal, onSession: () => began.resolve() })
+  );
+  const session = await connectWebSocket(server.url);
+  await began.promise;
+  controller.abort();
+  await session.closed;
+});
+
+Deno.test("WebSocketListener with serve: shutdown waits for open streams, and later requests get 503", async () => {
+  const sockets = new WebSocketListener();
+  const peers: unknown[] = [];
+  const streams = serve(sockets, echo, { onSession: ({ remoteAddr }) => peers.push(remoteAddr) });
+  const http = Deno.serve({ ...LOOPBACK, onListen() {} }, (request, info) => sockets.upgrade(request, info));
+  const session = await connectWebSocket(`ws://127.0.0.1:${http.addr.port}/`);
+  const stream = await session.openStream();
+  const p = new Uint8Array(3);
+  await stream.write(p);
+  await stream.read(p);
+  assertEquals((peers[0] as Deno.NetAddr).hostname, "127.0.0.1");
+  const stopped = streams.shutdown();
+  await turn();
+  const refused = await fetch(`http://127.0.0.1:${http.addr.port}/`, { headers: { upgrade: "websocket" } });
+  await refused.body?.cancel();
+  assert(refused.status === 503 || refused.status === 426, `${refused.status}`);
+  await stream.write(p);
+  assertEquals(await stream.read(p), 3);
+  await stream.closeWrite();
+  assertEquals(await stream.read(p), null);
+  await stopped;
+  await session.closed;
+  await http.shutdown();
+});
+
+Deno.test("WebSocketListener.close() closes sockets that wait to be accepted, and accept rejects", async () => {
+  const sockets = new WebSocketListener();
+  const [first, second, late] = [new FakeSocket(), new FakeSocket(), new FakeSocket()];
+  sockets.add(first);
+  sockets.add(second);
+  const accepted = await sockets.accept();
+  sockets.close();
+  sockets.add(late);
+  assertEquals([first.closes.length, second.closes.length, late.closes.length], [0, 1, 1]);
+  const error = await assertRejects(() => sockets.accept(), Error, "closed");
+  assertEquals(error.name, "Interrupted");
+  accepted.close();
+});
