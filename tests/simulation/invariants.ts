@@ -107,7 +107,7 @@ interface SeenFrame {
 const SYN = 0, FIN = 1, PSH = 2, NOP = 3, UPD = 4;
 const INITIAL_WINDOW = 262_144;
 const HEADER = 8;
-// Far beyond what a session of a plan ever grants.
+// Larger than any window of a plan.
 const FORGED_WINDOW = 2 ** 31 - 1;
 /** At most this many bytes in flight count as idle. */
 export const FEW = 64;

@@ -46,7 +46,7 @@ export interface Watch {
   asked(): void;
   /** The other session received these bytes. */
   delivered(bytes: Uint8Array): void;
-  /** A fault happened. */
+  /** The fault occurred. */
   broke(fault: Fault): void;
 }
 
