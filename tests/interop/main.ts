@@ -153,7 +153,7 @@ function close(resource: { close(): void } | undefined): void {
   try {
     resource?.close();
   } catch {
-    // It is closed already.
+    // It was closed before.
   }
 }
 

@@ -390,7 +390,7 @@ func (p *peer) answer(s stream) (op byte, err error) {
 				}
 			}
 			_, err = s.Write(data)
-			return 0, err // our close is the FIN
+			return 0, err // Close sends the FIN
 		case 'Q', 'X':
 			return header[0], nil
 		default:

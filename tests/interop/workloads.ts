@@ -308,7 +308,7 @@ class Peer {
       case "keepalive":
         return await this.#on(async (wire) => {
           await wire.exchange("E", message(this.#workload, 0));
-          await new Promise((resolve) => setTimeout(resolve, idle)); // the silence is what is tested
+          await new Promise((resolve) => setTimeout(resolve, idle)); // the idle session is under test
           await wire.exchange("E", message(this.#workload, 1));
         });
     }
@@ -353,7 +353,7 @@ async function answer(wire: Wire, hold = 0): Promise<"Q" | "X" | null> {
         await wire.echo(length);
         break;
       case "U":
-        if (hold > 0) await new Promise((resolve) => setTimeout(resolve, hold)); // not reading is what is tested
+        if (hold > 0) await new Promise((resolve) => setTimeout(resolve, hold)); // the unread session is under test
         await wire.download(length);
         break;
       case "D":
