@@ -46,7 +46,7 @@ Deno.test("fuzz: a decoder that loses a byte between two chunks is detected", as
 
 /** A fault of a session, as seen by its user or its peer. */
 interface Fault {
-  /** Runs when the session is made. */
+  /** Runs when the session is created. */
   start?(): void;
   /** Replaces the connection of the session. */
   connection?(real: Connection): Connection;

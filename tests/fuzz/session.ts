@@ -44,7 +44,7 @@ const payload = pattern(65_535);
 const broken = new Error("The connection is broken");
 const givenUp = new Error("The caller has given up");
 
-/** Makes the session that is fuzzed. */
+/** Creates the session under test. */
 export interface SessionMaker {
   client(connection: Connection, options: ClientSessionOptions): FuzzedSession;
   server(connection: Connection, options: ServerSessionOptions): FuzzedSession;
