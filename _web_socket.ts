@@ -14,14 +14,30 @@ import type { Address, Connection } from "./transport.ts";
 /**
  * A WebSocket, by shape: the one of browsers, Deno, Node 22, Bun and workerd, and that of `npm:ws`.
  *
- * @example A server on `node:http` with `npm:ws`
- * ```ts ignore
- * import { serve, WebSocketListener, type WebSocketLike } from "@sluice/smux/websocket";
- * import { WebSocketServer } from "ws";
+ * @example Sockets that another server has accepted
+ * ```ts
+ * import { serve } from "@sluice/smux";
+ * import { connectWebSocket, type WebSocketLike, WebSocketListener } from "@sluice/smux/websocket";
+ * import { assertEquals } from "@std/assert";
  *
  * const sockets = new WebSocketListener();
- * new WebSocketServer({ port: 9000 }).on("connection", (socket: WebSocketLike) => sockets.add(socket));
- * serve(sockets, (stream) => stream.readable.pipeTo(stream.writable));
+ * await using _streams = serve(sockets, (stream) => stream.readable.pipeTo(stream.writable));
+ *
+ * // As with npm:ws: server.on("connection", onConnection)
+ * const onConnection = (socket: WebSocketLike) => sockets.add(socket);
+ * const server = Deno.serve({ port: 0, onListen() {} }, (request) => {
+ *   const { socket, response } = Deno.upgradeWebSocket(request);
+ *   onConnection(socket);
+ *   return response;
+ * });
+ *
+ * const session = await connectWebSocket(`ws://localhost:${server.addr.port}`);
+ * const stream = await session.openStream();
+ * await stream.write(new Uint8Array(3));
+ * assertEquals(await stream.read(new Uint8Array(8)), 3);
+ * stream.close();
+ * await session.close();
+ * await server.shutdown();
  * ```
  */
 export interface WebSocketLike {
@@ -49,10 +65,17 @@ export interface WebSocketLike {
  * @example A page that receives little
  * ```ts
  * import { Session } from "@sluice/smux";
- * import { webSocketConnection, type WebSocketOptions } from "@sluice/smux/websocket";
+ * import { upgradeWebSocket, webSocketConnection, type WebSocketOptions } from "@sluice/smux/websocket";
+ * import { assertEquals } from "@std/assert";
  *
+ * const server = Deno.serve({ port: 0, onListen() {} }, (request) => upgradeWebSocket(request, () => {}));
  * const options: WebSocketOptions = { maxReceiveBuffer: 1024 * 1024 };
- * const connect = (url: string) => Session.client(webSocketConnection(new WebSocket(url), options), options);
+ * const socket = new WebSocket(`ws://localhost:${server.addr.port}`);
+ * const session = Session.client(webSocketConnection(socket, options), options);
+ * const stream = await session.openStream();
+ * assertEquals(await stream.read(new Uint8Array(1)), null); // the server ends each stream at once
+ * await session.close();
+ * await server.shutdown();
  * ```
  */
 export interface WebSocketOptions {

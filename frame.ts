@@ -64,7 +64,25 @@ export const EMPTY_BYTES: Uint8Array = new Uint8Array(0);
 /** The names of the commands. */
 export const COMMAND_NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;
 
-/** The name of a command. */
+/**
+ * The name of a command, as `onFrame` reports it.
+ *
+ * @example Counting frames by command
+ * ```ts
+ * import { type CommandName, Session } from "@sluice/smux";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const counts: Record<CommandName, number> = { SYN: 0, FIN: 0, PSH: 0, NOP: 0, UPD: 0 };
+ * const { writable } = new TransformStream<Uint8Array, Uint8Array>();
+ * const session = Session.client({ readable: new ReadableStream(), writable }, {
+ *   onFrame: ({ command }) => counts[command]++,
+ * });
+ * await session.openStream();
+ * await session.openStream();
+ * assertEquals(counts, { SYN: 2, FIN: 0, PSH: 0, NOP: 1, UPD: 0 });
+ * session.abort();
+ * ```
+ */
 export type CommandName = typeof COMMAND_NAMES[number];
 
 /**

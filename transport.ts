@@ -95,7 +95,7 @@ export interface Connection {
  * A `stream.Duplex` of Node by shape: a `net.Socket`, a `tls.TLSSocket`, or any other of bytes. It may still be connecting.
  * Its `read` and `write` are used, too, but are not listed, because they differ from those of a {@linkcode Connection}.
  *
- * @example A client in Node, or in Deno on Node's modules
+ * @example A client in Node, or in Deno with the modules of Node
  * ```ts
  * import { type NodeStream, serve, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";

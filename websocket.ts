@@ -62,11 +62,13 @@ export { WebSocketClosedError, type WebSocketLike, type WebSocketOptions };
  * ```ts
  * import { Session } from "@sluice/smux";
  * import { upgradeWebSocket, webSocketConnection } from "@sluice/smux/websocket";
+ * import { assertEquals } from "@std/assert";
  *
  * const server = Deno.serve({ port: 0, onListen() {} }, (request) => upgradeWebSocket(request, () => {}));
  * const socket = new WebSocket(`ws://localhost:${server.addr.port}`, "smux");
  * const session = Session.client(webSocketConnection(socket));
- * await session.openStream();
+ * const stream = await session.openStream();
+ * assertEquals(await stream.read(new Uint8Array(1)), null); // the server ends each stream at once
  * await session.close();
  * await server.shutdown();
  * ```
@@ -107,6 +109,20 @@ export interface ConnectWebSocketOptions extends ClientSessionOptions {
  * that is none.
  * @throws {RangeError} An option is out of bounds.
  * @throws {TypeError} The runtime has no `WebSocket`, as Node 20.
+ *
+ * @example Reading what a server has to say
+ * ```ts
+ * import { connectWebSocket, upgradeWebSocket } from "@sluice/smux/websocket";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const server = Deno.serve({ port: 0, onListen() {} }, (request) =>
+ *   upgradeWebSocket(request, async (stream) => void await stream.write(new TextEncoder().encode("hello"))));
+ *
+ * await using session = await connectWebSocket(`ws://localhost:${server.addr.port}`, { maxStreams: 100 });
+ * const stream = await session.openStream();
+ * assertEquals(await new Response(stream.readable).text(), "hello");
+ * await server.shutdown();
+ * ```
  */
 export async function connectWebSocket(url: string | URL, options: ConnectWebSocketOptions = {}): Promise<Session> {
   const { protocols = [], signal, ...sessionOptions } = options;
@@ -150,6 +166,7 @@ interface Runtime {
  * ```ts
  * import { serve } from "@sluice/smux";
  * import { connectWebSocket, WebSocketListener } from "@sluice/smux/websocket";
+ * import { assertEquals } from "@std/assert";
  *
  * const sockets = new WebSocketListener();
  * const streams = serve(sockets, (stream) => stream.readable.pipeTo(stream.writable));
@@ -158,6 +175,7 @@ interface Runtime {
  * const session = await connectWebSocket(`ws://localhost:${http.addr.port}`);
  * await streams.shutdown(); // waits for open streams, then closes each session
  * await session.closed;
+ * assertEquals(session.stats().streams, 0);
  * await http.shutdown();
  * ```
  */

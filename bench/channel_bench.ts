@@ -1,4 +1,4 @@
-/** Our channel beside its peers. `deno task deep channel` measures the same in rounds, and tells the ratios. */
+/** The channel beside its peers. `deno task deep channel` measures the same in rounds, and prints the ratios. */
 
 import { Runner } from "./channel_runner.ts";
 import { scenarios } from "./channel_scenarios.ts";
@@ -18,7 +18,7 @@ for (const scenario of scenarios) {
       group: scenario.name,
       baseline: runner.name === "ours",
       n: 20,
-      warmup: 20, // so that it is all compiled
+      warmup: 20, // so that all code is compiled
       async fn(b) {
         await runner.prepare(scenario, count);
         b.start();

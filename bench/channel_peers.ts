@@ -1,5 +1,5 @@
 /**
- * Who is measured: ours, std's where the real one is linked, what npm has, and the platform's own.
+ * The measured peers: this channel, that of std where JSR is reachable, those of npm, and the platform's streams.
  *
  * @module
  */
@@ -7,10 +7,10 @@
 import { Channel, select } from "../channel.ts";
 import type { Peer } from "./channel_scenarios.ts";
 
-/** Our class, as far as std has it too. */
+/** The part of this class that std has, too. */
 type ChannelClass = new (options: { capacity: number }) => Omit<Channel<number>, "receiveCase" | "sendCase">;
 
-/** What our class and std's have in common. */
+/** The peer of this class or of std's. */
 function channel<C extends InstanceType<ChannelClass>>(Class: new (options: { capacity: number }) => C) {
   return {
     open: (capacity) => new Class({ capacity }),
@@ -57,7 +57,7 @@ async function asyncChannel() {
 async function thing() {
   const { Channel, select } = await import("npm:@thi.ng/csp@3.2.44");
   return {
-    // It has no capacity of 0, but its write resolves when the value is received, which is a rendezvous.
+    // Its smallest capacity is 1, but write() resolves when the value is received, as on a rendezvous.
     open: (capacity) => new Channel<number>(Math.max(capacity, 1)),
     send: (queue, value) => queue.write(value),
     receive: (queue) => queue.read(),
@@ -78,7 +78,7 @@ async function thing() {
 async function queueable() {
   const { Channel } = await import("npm:queueable@5.3.2");
   return {
-    // Its limit drops the oldest value, so it gets none; its push resolves when the value is received.
+    // Without a limit, because at the limit it drops the oldest value; push() resolves when the value is received.
     open: () => new Channel<number>(),
     send: (queue, value) => queue.push(value),
     receive: (queue) => queue.next(),
@@ -107,7 +107,7 @@ async function effect() {
     receiveUntil: (queue, signal) => Effect.runPromise(Queue.take(queue), { signal }),
     select: (a, b, c) => Effect.runPromise(Effect.raceAllFirst([Queue.take(a), Queue.take(b), Queue.take(c)])),
     readSelected: (value) => value,
-    // To an iteration, one fiber sends faster than a promise each; to receives it is slower.
+    // One fiber sends faster to an iteration than a promise for each value, and slower to single receives.
     sendAll: (queue, count) =>
       Effect.runPromise(Effect.gen(function* () {
         for (let value = 1; value <= count; value++) yield* Queue.offer(queue, value);
@@ -115,7 +115,7 @@ async function effect() {
   } satisfies Peer<NumberQueue, number, number>;
 }
 
-/** The two ends of a TransformStream; its reader is made when one is needed, since an iteration takes its own. */
+/** The two ends of a TransformStream; the reader is made on demand, because an iteration locks the stream itself. */
 interface Ends {
   readable: ReadableStream<number>;
   writer: WritableStreamDefaultWriter<number>;
@@ -136,7 +136,7 @@ function transformStream() {
   } satisfies Peer<Ends, ReadableStreamReadResult<number>>;
 }
 
-/** Makes each of them; who cannot be had rejects. */
+/** Creates each peer; rejects for one that is not available. */
 export const peers: Readonly<Record<string, () => Peer<unknown, unknown> | Promise<Peer<unknown, unknown>>>> = {
   "ours": ours,
   "@std/async": std,

@@ -1,6 +1,6 @@
 /**
- * Runs the scenarios for one peer in a worker of its own, where no other peer's values have passed through the code that
- * is measured, nor does another's garbage wait to be collected.
+ * Runs the scenarios of one peer in a worker of its own, so that neither the types nor the garbage of another peer
+ * affect the measured code.
  *
  * @module
  */
@@ -8,12 +8,12 @@
 import { peers } from "./channel_peers.ts";
 import { type Peer, type Run, type Scenario, scenarios } from "./channel_scenarios.ts";
 
-/** What is asked of the worker: to get ready, to set a run up, or to run what is set up. */
+/** A request to the worker: start, prepare a run, or run the prepared one. */
 type Request = { start: true } | { prepare: string; count: number } | { run: true };
-/** How long the run took in milliseconds; nothing for the rest; or what went wrong. */
+/** The duration of a run, or nothing for other requests, or an error. */
 type Reply = { milliseconds?: number } | { error: string };
 
-/** One peer, ready to run. */
+/** One peer in its worker. */
 export class Runner {
   readonly #worker: Worker;
 
@@ -21,7 +21,7 @@ export class Runner {
     this.#worker = new Worker(import.meta.url, { type: "module", name });
   }
 
-  /** Starts all that can be had; `leftOut` is told of the others. */
+  /** Starts the available peers; `leftOut` is called for each of the others. */
   static async startAll(leftOut: (name: string, why: string) => void): Promise<Runner[]> {
     const runners: Runner[] = [];
     for (const [name, make] of Object.entries(peers)) {
@@ -36,18 +36,18 @@ export class Runner {
     return runners;
   }
 
-  /** What the peer lacks for a scenario, if anything. */
+  /** Returns the methods that the peer lacks for a scenario, if any. */
   lacks(scenario: Scenario): string | undefined {
     const missing = scenario.needs.filter((method) => this.peer[method] === undefined);
     return missing.length > 0 ? `no ${missing.join(", no ")}` : undefined;
   }
 
-  /** Sets a run up. */
+  /** Prepares a run. */
   async prepare(scenario: Scenario, count: number): Promise<void> {
     await this.#ask({ prepare: scenario.name, count });
   }
 
-  /** Runs what was set up; resolves with the milliseconds it took. */
+  /** Executes the prepared run; resolves with its duration in milliseconds. */
   async run(): Promise<number> {
     return (await this.#ask({ run: true })).milliseconds ?? NaN;
   }
@@ -67,7 +67,7 @@ export class Runner {
   }
 }
 
-/** The worker's side. */
+/** Serves the requests in the worker. */
 function serve(peer: Promise<Peer<unknown, unknown>>): void {
   let prepared: { run: Run; count: number } | undefined;
 

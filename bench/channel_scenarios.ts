@@ -1,24 +1,24 @@
 /**
- * What is measured of a queue: a small common shape for those under test, and the scenarios over it.
+ * A common interface for the queues under test, and the scenarios over it.
  *
- * Every scenario adds up what it received, so that a peer that loses, repeats or swaps for another a value is found out.
+ * Every scenario sums up the received values, so that a lost, repeated or changed value is detected.
  *
  * @module
  */
 
 /**
- * A kind of queue under test. What it cannot do is absent, and leaves it out of the scenarios that need it.
+ * An implementation under test. A missing method excludes it from the scenarios that need it.
  *
- * `Q` is its queue, `R` what a promised receive gives, `S` what a promised select gives. The number inside is read from
- * them on the spot, so that no peer pays for a promise that its users would not need.
+ * `Q` is its queue, `R` the result of a receive, `S` that of a select. `read` and `readSelected` extract the number
+ * synchronously, so that no peer needs an additional promise.
  */
 export interface Peer<Q, R = number, S = unknown> {
-  /** A queue that holds so many values; 0 for a rendezvous. */
+  /** Creates a queue for `capacity` values; 0: a rendezvous. */
   open(capacity: number): Q;
   send(queue: Q, value: number): Promise<unknown>;
   receive(queue: Q): Promise<R>;
   read(received: R): number;
-  /** Ends the queue; what was sent stays receivable. */
+  /** Ends the queue; values sent before stay receivable. */
   close(queue: Q): unknown;
   values(queue: Q): AsyncIterable<number>;
   trySend?(queue: Q, value: number): boolean;
@@ -26,18 +26,18 @@ export interface Peer<Q, R = number, S = unknown> {
   receiveUntil?(queue: Q, signal: AbortSignal): Promise<R>;
   select?(a: Q, b: Q, c: Q): Promise<S>;
   readSelected?(selected: S): number;
-  /** Sends 1 to `count` to an iteration, where awaiting a promise for each is not the fastest it can do. */
+  /** Sends 1 to `count` to an iteration, for peers with a faster way than a promise for each value. */
   sendAll?(queue: Q, count: number): Promise<unknown>;
 }
 
-/** One thing to measure. */
+/** A measured scenario. */
 export interface Scenario {
   name: string;
-  /** How many operations one run does, unless told otherwise. */
+  /** Default number of operations of a run. */
   count: number;
-  /** What a peer must be able to do for it. */
+  /** Methods that a peer must have. */
   needs: ("trySend" | "tryReceive" | "receiveUntil" | "select")[];
-  /** Sets a run up; what comes back is the run, to be timed, which gives the sum of 1 to `count`. */
+  /** Prepares a run; the returned function is timed, and returns the sum of 1 to `count`. */
   prepare<Q, R, S>(peer: Peer<Q, R, S>, count: number): Run | Promise<Run>;
 }
 
@@ -50,7 +50,7 @@ async function sendAll<Q, R, S>(peer: Peer<Q, R, S>, queue: Q, first: number, la
   for (let value = first; value <= last; value++) await peer.send(queue, value);
 }
 
-/** Puts 1 to `count` into a queue that has room for them. */
+/** Sends 1 to `count` to a queue with enough capacity. */
 export function fill<Q, R, S>(peer: Peer<Q, R, S>, queue: Q, count: number): void {
   for (let value = 1; value <= count; value++) {
     if (peer.trySend === undefined) peer.send(queue, value);
@@ -64,7 +64,7 @@ async function receiveAll<Q, R, S>(peer: Peer<Q, R, S>, queue: Q, count: number)
   return sum;
 }
 
-/** Some tasks send and as many receive, each its share. */
+/** `pairs` tasks send and `pairs` tasks receive, each an equal share. */
 function between<Q, R, S>(pairs: number, capacity: number, peer: Peer<Q, R, S>, count: number): Run {
   const queue = peer.open(capacity);
   const share = count / pairs;
@@ -82,7 +82,7 @@ async function iterate<Q, R, S>(peer: Peer<Q, R, S>, queue: Q): Promise<number> 
   return sum;
 }
 
-/** The same order at every call, in which no two neighbours follow each other. */
+/** Shuffles a copy, into the same order at every call. */
 function shuffled<T>(items: T[]): T[] {
   const result = [...items];
   let state = 1;
@@ -94,11 +94,11 @@ function shuffled<T>(items: T[]): T[] {
   return result;
 }
 
-/** As many waiting receives as controllers, given up in an order that is not theirs. */
+/** One waiting receive for each controller, aborted in shuffled order. */
 function abortAll<Q, R, S>(peer: Peer<Q, R, S>, controllers: AbortController[]): Run {
   const queue = peer.open(CAPACITY);
   const order = shuffled(controllers);
-  const reason = new Error("no longer wanted"); // to make one for each would take most of the time
+  const reason = new Error("no longer wanted"); // shared: one error for each abort would take most of the time
   return async () => {
     const ends = controllers.map(({ signal }, i) => peer.receiveUntil!(queue, signal).then(() => NaN, () => i + 1));
     for (const controller of order) controller.abort(reason);
@@ -106,7 +106,7 @@ function abortAll<Q, R, S>(peer: Peer<Q, R, S>, controllers: AbortController[]):
   };
 }
 
-/** What is measured, in the order of the table. */
+/** The scenarios, in the order of the table. */
 export const scenarios: readonly Scenario[] = [
   {
     name: "try/try",
@@ -114,7 +114,7 @@ export const scenarios: readonly Scenario[] = [
     needs: ["trySend", "tryReceive"],
     prepare(peer, count) {
       const queue = peer.open(CAPACITY);
-      for (let i = 0; i < CAPACITY / 2; i++) peer.trySend!(queue, 0); // so that it goes round
+      for (let i = 0; i < CAPACITY / 2; i++) peer.trySend!(queue, 0); // so that the buffer wraps
       return () => {
         let sum = 0;
         for (let value = 1; value <= count; value++) {
@@ -164,13 +164,13 @@ export const scenarios: readonly Scenario[] = [
   },
   {
     name: "for await, all there",
-    count: 20_000, // some peers take a time that grows with its square
+    count: 20_000, // for some peers the time is quadratic in this
     needs: [],
     async prepare(peer, count) {
       const queue = peer.open(count);
       fill(peer, queue, count);
       peer.close(queue);
-      await new Promise((resolve) => setTimeout(resolve)); // a stream takes its time to take what is written
+      await new Promise((resolve) => setTimeout(resolve)); // a stream accepts its chunks asynchronously
       return () => iterate(peer, queue);
     },
   },

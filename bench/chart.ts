@@ -1,5 +1,5 @@
 /**
- * Draws what was measured: charts as SVG text, the same for the same numbers, that read on light and dark pages alike.
+ * Draws measurements as charts in SVG, the same text for the same numbers, readable on light and dark pages.
  *
  * @module
  */
@@ -11,23 +11,22 @@ import { SVGRenderer } from "npm:echarts@6.1.0/renderers";
 
 use([BarChart, LineChart, GridComponent, LegendComponent, MarkLineComponent, TitleComponent, SVGRenderer]);
 
-/** What the values of one thing are; `undefined` where there is none. */
+/** A named series of values; `undefined` where one is missing. */
 export interface Series {
-  /** What the legend calls it. */
+  /** Name in the legend. */
   name: string;
-  /** One for each category or place on the x axis. */
+  /** One for each category or position on the x axis. */
   values: (number | undefined)[];
 }
 
-/** What every chart says. */
+/** The texts of a chart. */
 interface Labels {
-  /** What it shows. */
   title: string;
-  /** On what machine, and the like. */
+  /** The conditions of the measurement. */
   subtitle?: string;
-  /** What the y axis counts. */
+  /** Name of the y axis. */
   y: string;
-  /** A value of the y axis with a line right across: 1 where the values are ratios. */
+  /** A value of the y axis marked with a line: 1 for ratios. */
   line?: number;
 }
 
@@ -37,7 +36,7 @@ const TEXT = "#24292f";
 const FAINT = "#57606a";
 const GRID = "#d8dee4";
 const FONT = "sans-serif";
-// Ten that stay apart side by side.
+// Ten colours that are distinguishable side by side.
 const COLOURS = [
   "#0969da",
   "#54aeff",
@@ -52,10 +51,10 @@ const COLOURS = [
 ];
 const SYMBOLS = ["circle", "rect", "triangle", "diamond"];
 
-/** Groups of bars, one group for each category. On a logarithmic axis they stand on 1, or hang from it. */
+/** Draws groups of bars, one for each category. On a logarithmic axis they start at 1. */
 export function bars(
   options: Labels & {
-    /** What is below each group. */
+    /** The labels below the groups. */
     categories: string[];
     /** The bars of each group. */
     series: Series[];
@@ -105,12 +104,12 @@ export function bars(
   });
 }
 
-/** Lines over a numeric x axis, each with a mark at every value. With `log`, that axis, or both, is logarithmic. */
+/** Draws lines over a numeric x axis, with a mark at every value. */
 export function lines(
   options: Labels & {
-    /** What the x axis counts. */
+    /** Name of the x axis. */
     x: string;
-    /** Where on the x axis the values are. */
+    /** The values' positions on the x axis. */
     xs: number[];
     /** The lines. */
     series: Series[];
@@ -147,7 +146,7 @@ export function lines(
   });
 }
 
-/** Charts below each other, in one image. */
+/** Combines charts into one image, one below the other. */
 export function stack(...charts: string[]): string {
   const inner = charts.map((chart, n) =>
     chart.trimEnd().replace("<svg ", `<svg y="${n * HEIGHT}" `).replaceAll("zr-", `zr${n}-`)
@@ -190,7 +189,7 @@ function render({ title, subtitle }: Labels, series: Series[], option: EChartsCo
         ...one,
       })),
     });
-    // It is an image, with nothing to point at; and names count on from one chart to the next.
+    // A static image needs no hover styles. ECharts numbers its names across charts: make them the same each time.
     return chart.renderToSVGString()
       .replace(/<style[^]*<\/style>\n?/, "")
       .replaceAll(/ (class|pointer-events|ecmeta_\w+)="[^"]*"/g, "")
@@ -200,7 +199,7 @@ function render({ title, subtitle }: Labels, series: Series[], option: EChartsCo
   }
 }
 
-/** How much the legend leaves. */
+/** The width left by the legend. */
 function plotWidth(series: Series[]): number {
   const longest = Math.max(...series.map(({ name }) => name.length));
   return WIDTH - 76 - (series.length > 1 ? 56 + longest * 7 : 28);
@@ -215,14 +214,14 @@ function yAxis(name: string, values: number[], log: boolean): Record<string, unk
     nameTextStyle: { color: TEXT, fontSize: 13 },
     axisLabel: { color: TEXT, fontSize: 12, formatter: short },
     splitLine: { lineStyle: { color: GRID } },
-    // Whole decades, which it would take of itself, leave much of the image empty. Labels need some room.
+    // The default, whole decades, leaves much of the image empty. The labels need a margin.
     ...log && values.length > 0
       ? { min: round(Math.min(...values) / 1.7, Math.floor), max: round(Math.max(...values) * 1.7, Math.ceil) }
       : {},
   };
 }
 
-/** The next number with one digit. */
+/** Rounds to one significant digit. */
 function round(value: number, how: (value: number) => number): number {
   const power = 10 ** Math.floor(Math.log10(value));
   return Number((how(value / power) * power).toPrecision(1));
@@ -241,12 +240,12 @@ function markLine(at: number | undefined): Record<string, unknown> {
   };
 }
 
-/** A logarithm has no place for what is not above 0. */
+/** Replaces values that cannot be drawn: missing ones, and on a logarithmic axis those up to 0. */
 function drawable(values: (number | undefined)[], log: boolean): (number | "-")[] {
   return values.map((value) => value === undefined || !Number.isFinite(value) || log && value <= 0 ? "-" : value);
 }
 
-/** Three digits, grouped by thousands. */
+/** Formats with three significant digits, grouped by thousands. */
 function short(value: number): string {
   return Number(value.toPrecision(3)).toLocaleString("en-GB", { maximumFractionDigits: 6 }).replaceAll(",", "\u2009");
 }

@@ -1,6 +1,6 @@
 /**
- * The ways to let something else run, from the cheapest to the surest: what one costs, and how long two sockets take to
- * meet beside a loop that works for a millisecond between two of them. `MACROTASKS_PER_YIELD` in `_clock.ts` is chosen by these.
+ * Ways to yield to the event loop: the cost of one yield, and the time two sockets need to connect beside a loop that
+ * works for a millisecond between two yields. `MACROTASKS_PER_YIELD` in `_clock.ts` is chosen by these benchmarks.
  */
 
 import { clock } from "../_clock.ts";
@@ -15,13 +15,13 @@ const WAYS: Record<string, () => Promise<unknown>> = {
 for (const [name, yieldToEventLoop] of Object.entries(WAYS)) {
   Deno.bench(
     name,
-    { group: "giving way once", baseline: name.startsWith("clock") },
+    { group: "yield once", baseline: name.startsWith("clock") },
     async () => void await yieldToEventLoop(),
   );
 }
 
 for (const [name, yieldToEventLoop] of Object.entries(WAYS)) {
-  const options = { group: "two sockets meet beside a busy loop", baseline: name.startsWith("clock"), n: 50 };
+  const options = { group: "connect two sockets beside a busy loop", baseline: name.startsWith("clock"), n: 50 };
   Deno.bench(name, options, async () => {
     using listener = Deno.listen(LOOPBACK);
     let isDone = false;

@@ -1,6 +1,6 @@
 /**
- * Headers and frames, without any session. An iteration is a thousand frames, so its microseconds are nanoseconds a
- * frame; the megabytes in the name over its milliseconds are gigabytes a second.
+ * Headers and frames, without a session. An iteration is a thousand frames, so its microseconds are nanoseconds per
+ * frame; the megabytes in the name divided by its milliseconds are gigabytes per second.
  */
 
 import { concat } from "@std/bytes";
@@ -33,7 +33,7 @@ const sink: FrameSink = {
   },
 };
 
-// As large as a session's write buffer, and as often begun anew.
+// The size of a session's write buffer, and reused as often.
 const target = new Uint8Array(256 * 1024);
 
 Deno.bench(`encode ${COUNT} headers (${megabytes(COUNT * HEADER_LENGTH)})`, { group: "encode", baseline: true }, () => {

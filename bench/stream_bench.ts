@@ -1,7 +1,7 @@
 /**
- * Streams beside the bare connection that they run over, both ends in this process: in memory, where nothing but our own
- * work is left, and over TCP on the loopback. There a bare read finds in the kernel what this process has just written,
- * which flatters its exchanges: `deno task deep peers` measures them between two processes.
+ * Streams beside the bare connection below them, both ends in this process: in memory, where only the library's work is
+ * measured, and over TCP on the loopback. In one process a bare read finds its data in the kernel at once, which
+ * favours the exchanges of the bare socket: `deno task deep peers` measures between two processes.
  */
 
 import { type Connection, Session, type Stream } from "../mod.ts";
@@ -47,12 +47,12 @@ async function exchange([near, far]: Ends, times: number): Promise<void> {
   }
 }
 
-/** Sends a little, and waits until it has come back. */
+/** Sends 64 bytes, and waits until they have come back. */
 async function visit(to: Connection & { closeWrite(): Promise<void> }): Promise<void> {
   await to.write(new Uint8Array(64));
   await to.closeWrite();
   const { length } = await readAll(to);
-  if (length !== 64) throw new Error(`${length} of 64 bytes came back`);
+  if (length !== 64) throw new Error(`received ${length} of 64 bytes`);
   to.close();
 }
 
@@ -61,14 +61,14 @@ async function echo(from: Connection): Promise<void> {
   from.close();
 }
 
-/** Sends back what comes on each stream, and closes it. */
+/** Echoes and closes each stream. */
 async function answer(server: Session): Promise<void> {
   for await (const stream of server) {
     echo(stream);
   }
 }
 
-// A pipe that fills takes a part of a write, and what waits in it falls into ever smaller pieces, which no socket does.
+// Large enough to never fill: a full pipe accepts parts of writes and splits its content ever further, unlike a socket.
 const pipePair = () => MemoryConnection.pair(2 * BULK);
 
 for (const [where, pair] of [["memory", pipePair], ["socket", socketPair]] as const) {
@@ -91,7 +91,7 @@ for (const [where, pair] of [["memory", pipePair], ["socket", socketPair]] as co
     });
   }
 
-  // A pipe in memory costs nothing to make, so it is no yardstick for opening.
+  // Opening a pipe in memory has no cost to compare with.
   const group = `${where}, open`;
   if (where === "socket") {
     const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });

@@ -1,8 +1,8 @@
 /**
- * The main job, as `deno task demo [FILES]`: a folder of files is served over HTTP, fetched through a tunnel with 100
- * requests in flight, and every byte is checked.
+ * The demonstration, `deno task demo [FILES]`: serves a folder of files over HTTP, fetches them through a tunnel with
+ * 100 requests in flight, and checks every byte.
  *
- * Four processes take part: this one fetches, one serves the files, and two are the ends of the tunnel, with one TCP
+ * There are four processes: this one fetches, one serves the files, and two are the ends of the tunnel, with one TCP
  * connection between them. Every request has a connection of its own, and so a stream of its own.
  *
  * @module
@@ -14,25 +14,25 @@ const SMALLEST = 5;
 const LARGEST = 20_000_000;
 const IN_FLIGHT = 100;
 
-/** A file that is served. */
+/** A served file. */
 interface File {
   name: string;
   size: number;
-  /** SHA-256 of what is on disk, in hexadecimal. */
+  /** SHA-256 of the file on disk, in hexadecimal. */
   hash: string;
 }
 
-/** A process of ours that listens. */
+/** A child process that listens. */
 interface Listening {
   port: number;
-  /** Ends it in order and gives what it has printed. */
+  /** Terminates the process; resolves with its output. */
   end(): Promise<string>;
 }
 
-/** Writes files of 5 bytes to 20 MB, the same each time, and reads each again to see what is on disk. */
+/** Writes files of 5 bytes to 20 MB, the same each time, and hashes them as they are on disk. */
 async function makeFiles(count: number, folder: string, signal: AbortSignal): Promise<File[]> {
   const sizes = Array.from({ length: count }, (_, n) => {
-    // Small and large ones take turns; each size stands to the next as every other does.
+    // Sizes grow exponentially; small and large files alternate.
     const rank = n % 2 === 0 ? n / 2 : count - (n + 1) / 2;
     return Math.round(SMALLEST * (LARGEST / SMALLEST) ** (rank / (count - 1)));
   });
@@ -52,7 +52,7 @@ async function makeFiles(count: number, folder: string, signal: AbortSignal): Pr
   return files;
 }
 
-/** Fills with what xorshift makes of a seed. */
+/** Fills words with random numbers of a seed, by xorshift. */
 function fillRandomly(words: Uint32Array, seed: number): void {
   let state = seed;
   for (let at = 0; at < words.length; at++) {
@@ -63,7 +63,7 @@ function fillRandomly(words: Uint32Array, seed: number): void {
   }
 }
 
-/** What the process that serves the files runs. */
+/** Serves the files, in a process of its own. */
 function serveFiles(folder: string): void {
   const onListen = ({ hostname, port }: Deno.NetAddr) => console.log(`listening on ${hostname}:${port}`);
   Deno.serve({ hostname: "127.0.0.1", port: 0, onListen }, async (request) => {
@@ -72,7 +72,7 @@ function serveFiles(folder: string): void {
   });
 }
 
-/** What the process with the server of the tunnel runs: it prints its events, and at the end its figures. */
+/** Runs the tunnel's server, in a process of its own; prints its events, and its statistics at the end. */
 function serveTarget(target: string): void {
   const server = serveTunnel({ listen: "0", target, onEvent: (event) => console.log(JSON.stringify(event)) });
   console.log(`listening on ${server.serverAddr}`);
@@ -84,7 +84,7 @@ function serveTarget(target: string): void {
   });
 }
 
-/** Starts `deno run -A` and waits until that listens; what it complains of is shown until we are interrupted. */
+/** Starts `deno run -A`, and waits until the process listens; shows its error output until `signal` aborts. */
 async function start(signal: AbortSignal, script: string, ...args: string[]): Promise<Listening> {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", new URL(script, import.meta.url).href, ...args],
@@ -92,7 +92,7 @@ async function start(signal: AbortSignal, script: string, ...args: string[]): Pr
     stdout: "piped",
     stderr: "piped",
   }).spawn();
-  const complaining = (async () => {
+  const forwardingErrors = (async () => {
     for await (const bytes of child.stderr) if (!signal.aborted) Deno.stderr.writeSync(bytes);
   })();
   const listening = Promise.withResolvers<number>();
@@ -103,22 +103,22 @@ async function start(signal: AbortSignal, script: string, ...args: string[]): Pr
       const port = /^listening on .*:(\d+)$/m.exec(printed)?.[1];
       if (port !== undefined) listening.resolve(Number(port));
     }
-    listening.reject(new Error(`${script} ${args[0]} ended before it listened`));
+    listening.reject(new Error(`${script} ${args[0]} exited before it listened`));
   })();
   const port = await listening.promise;
   const end = async () => {
     try {
       child.kill("SIGTERM");
     } catch {
-      // It has ended already.
+      // The process has exited already.
     }
-    await Promise.all([reading, complaining, child.status]);
+    await Promise.all([reading, forwardingErrors, child.status]);
     return printed;
   };
   return { port, end };
 }
 
-/** Fetches all files, checks them, and gives the bytes per second. */
+/** Fetches all files and checks them; resolves with the bytes per second. */
 async function fetchAll(what: string, files: File[], port: number, signal: AbortSignal): Promise<number> {
   const total = sum(files.map((file) => file.size));
   const progress = new Progress(what, total);
@@ -127,16 +127,18 @@ async function fetchAll(what: string, files: File[], port: number, signal: Abort
 
   async function fetchOne(file: File): Promise<void> {
     const response = await fetch(`http://127.0.0.1:${port}/${file.name}`, { client, signal });
-    if (!response.ok) throw new Error(`${file.name} came with status ${response.status}`);
+    if (!response.ok) throw new Error(`${file.name}: HTTP status ${response.status}`);
     const hash = createHash("sha256");
     for await (const chunk of response.body!) {
       hash.update(chunk);
       progress.add(chunk.length);
     }
-    if (hash.digest("hex") !== file.hash) throw new Error(`${file.name} is not what is on disk: another SHA-256`);
+    if (hash.digest("hex") !== file.hash) {
+      throw new Error(`${file.name}: SHA-256 differs from that of the file on disk`);
+    }
   }
 
-  // All workers take from one iterator.
+  // All workers share one iterator.
   const waiting = files.values();
   const workers = Array.from({ length: IN_FLIGHT }, async () => {
     for (const file of waiting) await fetchOne(file).catch((error) => failures.push(error));
@@ -148,7 +150,7 @@ async function fetchAll(what: string, files: File[], port: number, signal: Abort
   return total / seconds;
 }
 
-/** A bar on a terminal, else a line now and then. */
+/** Shows progress: a bar on a terminal, otherwise a line for each quarter. */
 class Progress {
   readonly #what: string;
   readonly #total: number;
@@ -174,7 +176,7 @@ class Progress {
     }
   }
 
-  /** Gives the seconds it took. */
+  /** Shows the end; returns the duration in seconds. */
   end(): number {
     const seconds = (performance.now() - this.#begun) / 1000;
     if (this.#isTerminal) {
@@ -208,7 +210,7 @@ function sum(numbers: number[]): number {
   return numbers.reduce((sum, number) => sum + number, 0);
 }
 
-/** Does it all; whatever happens, nothing is left behind. */
+/** Runs the demonstration, and removes its files and processes at the end. */
 async function main(count: number, signal: AbortSignal): Promise<void> {
   await using cleanup = new AsyncDisposableStack();
   const folder = await Deno.makeTempDir({ prefix: "sluice-demo-" });
@@ -231,7 +233,7 @@ async function main(count: number, signal: AbortSignal): Promise<void> {
   const printed = await server.end();
   const direct = await fetchAll("directly", files, web.port, signal);
 
-  // The server has printed an event for each client, and its figures last.
+  // The server printed an event for each client, and its statistics at the end.
   const reports: (TunnelEvent | TunnelStats)[] = printed.match(/^\{.*\}$/gm)?.map((line) => JSON.parse(line)) ?? [];
   const connections = reports.filter((report) => "type" in report && report.type === "connected").length;
   const streams = reports.find((report) => "streams" in report)?.streams ?? "an unknown number";
@@ -239,12 +241,14 @@ async function main(count: number, signal: AbortSignal): Promise<void> {
   console.log(`
 files        ${files.length}, of ${SMALLEST} bytes to 20 MB; every SHA-256 is that of the file on disk
 bytes        ${bytes.toLocaleString("en")}
-streams      ${streams}, as the tunnel's server counted them
-connections  ${connections} between the tunnel's two ends, as its server counted
+streams      ${streams}, counted by the tunnel's server
+connections  ${connections} between the two ends of the tunnel, counted by its server
 speed        ${megabytes(tunnelled)}/s through the tunnel, ${megabytes(direct)}/s directly: ratio ${
     (tunnelled / direct).toFixed(2)
   }`);
-  if (connections !== 1) throw new Error(`There were ${connections} connections between client and server, not 1`);
+  if (connections !== 1) {
+    throw new Error(`expected 1 connection between the tunnel's client and server, counted ${connections}`);
+  }
 }
 
 const [what = "400", argument = ""] = Deno.args;
@@ -253,7 +257,7 @@ if (what === "serve-files") {
 } else if (what === "serve-tunnel") {
   serveTarget(argument);
 } else if (!/^([2-9]|[1-9]\d+)$/.test(what)) {
-  console.error("usage: deno task demo [FILES], of which there must be two at least");
+  console.error("usage: deno task demo [FILES], a number of at least 2");
   Deno.exitCode = 2;
 } else {
   const interrupted = new AbortController();

@@ -1,6 +1,6 @@
 /**
- * HTTP by `node:http` over the streams of one session: a server whose connections are streams, and a client that makes
- * all its requests at once. What handles the requests of such a server, Express for one, need not know.
+ * HTTP by `node:http` over the streams of one session: a server whose connections are streams, and a client that sends
+ * all its requests at the same time. Request handlers, such as an Express app, work unchanged.
  *
  * ```sh
  * deno run --allow-net examples/http.ts server 9000
@@ -15,36 +15,48 @@ import { text } from "node:stream/consumers";
 import { finished } from "node:stream/promises";
 import { serve, Session, type Stream } from "@sluice/smux";
 
-/** Gives a stream to an HTTP server as a connection, and waits until that is over. */
+/** Serves a stream as a connection of an HTTP server; resolves when the connection has ended. */
 export async function serveHttp(stream: Stream, web: Server): Promise<void> {
   const socket = Duplex.fromWeb(stream);
   web.emit("connection", socket);
-  // What goes wrong is told by the HTTP server, by "clientError" and to the requests.
+  // The HTTP server reports errors itself, by "clientError" and to the requests.
   await finished(socket).catch(() => {});
 }
 
-/** Makes a request over a stream of its own, which is cheaper than to keep a connection alive. */
+/** Sends a request over a stream of its own, which is cheaper than keeping a connection alive. */
 export async function requestOver(session: Session, options: RequestOptions, body = ""): Promise<IncomingMessage> {
   const socket = Duplex.fromWeb(await session.openStream());
   return await new Promise((resolve, reject) => {
-    request({ ...options, createConnection: () => socket }, resolve).on("error", reject).end(body);
+    const outgoing = request({ ...options, createConnection: () => socket }, resolve);
+    outgoing.on("error", reject).end(body);
   });
+}
+
+/** Serves HTTP over the streams of every connection; each response is the body of its request. */
+function runServer(port: number): void {
+  const web = createServer((incoming, response) => void incoming.pipe(response));
+  const listener = Deno.listen({ hostname: "127.0.0.1", port });
+  serve(listener, (stream) => serveHttp(stream, web));
+  console.log(`listening on 127.0.0.1:${listener.addr.port}`);
+}
+
+/** Requests all paths at the same time, over one connection. */
+async function runClient(port: number, paths: string[]): Promise<void> {
+  await using session = Session.client(await Deno.connect({ hostname: "127.0.0.1", port }));
+  await Promise.all(paths.map(async (path) => {
+    const response = await requestOver(session, { method: "POST", path }, `hello from ${path}`);
+    console.log(`${path}: ${response.statusCode} ${await text(response)}`);
+  }));
 }
 
 if (import.meta.main) {
   const [command, port = "", ...paths] = Deno.args;
   const isPort = /^\d{1,5}$/.test(port) && Number(port) < 65536;
+
   if (command === "server" && isPort) {
-    const web = createServer((incoming, response) => void incoming.pipe(response));
-    const listener = Deno.listen({ hostname: "127.0.0.1", port: Number(port) });
-    serve(listener, (stream) => serveHttp(stream, web));
-    console.log(`listening on 127.0.0.1:${listener.addr.port}`);
+    runServer(Number(port));
   } else if (command === "client" && isPort && paths.length > 0) {
-    await using session = Session.client(await Deno.connect({ hostname: "127.0.0.1", port: Number(port) }));
-    await Promise.all(paths.map(async (path) => {
-      const response = await requestOver(session, { method: "POST", path }, `hello from ${path}`);
-      console.log(`${path}: ${response.statusCode} ${await text(response)}`);
-    }));
+    await runClient(Number(port), paths);
   } else {
     console.error("usage: http.ts server PORT, or http.ts client PORT PATH…");
     Deno.exitCode = 2;

@@ -1,8 +1,8 @@
 /**
- * The example for browsers, in one: streams over a WebSocket, of which one is held back and holds up no other. Ignored
- * without Chromium.
+ * The browser example in Chromium: streams over a WebSocket, one of which is paused without blocking the others.
+ * Ignored without Chromium.
  *
- * With a file's name in `SLUICE_SCREENSHOT` it leaves a picture of the page there, with one transfer paused.
+ * `SLUICE_SCREENSHOT` names a file for a screenshot of the page with one transfer paused.
  *
  * @module
  */
@@ -12,16 +12,15 @@ import { chromium } from "npm:playwright-core@1.65.1";
 import { findProgram, watch } from "./programs.ts";
 
 const SERVER = `${import.meta.dirname}/../examples/browser/server.ts`;
-// All of the page's 84 MB take 8 seconds, in the first of which one of them is to be paused.
+// The page's 84 MB take 8 seconds at this rate; one transfer is paused within the first.
 const MEGABYTES_PER_SECOND = "10";
 const TRANSFERS = 8;
-// Each of the page's 5000 chunks waits for a timer, and a busy machine is late for every one: 8 seconds become 30. Only
-// what hangs takes this many milliseconds.
+// In milliseconds. Generous, because each of the page's 5000 chunks waits for a timer, which a busy machine fires late.
 const LIMIT = 5 * 60_000;
 
 const executablePath = findProgram("chromium", "chromium-browser", "google-chrome") ?? "";
 
-/** Starts the example's server, ready when it says where. */
+/** Starts the example's server, and waits until it prints its address. */
 async function startServer() {
   const options = { stdin: "null", stdout: "piped", stderr: "piped" } as const;
   const args = ["run", "--quiet", "-A", SERVER, "0", MEGABYTES_PER_SECOND];
@@ -30,7 +29,7 @@ async function startServer() {
   return { ...watched, url: url! };
 }
 
-Deno.test("a browser: eight streams over one WebSocket, one of them held back", {
+Deno.test("browser: eight streams share one WebSocket, and a paused stream does not block the others", {
   ignore: executablePath === "",
 }, async () => {
   await using server = await startServer();
@@ -57,13 +56,13 @@ Deno.test("a browser: eight streams over one WebSocket, one of them held back", 
 
   const done = page.locator("li[data-state=done]");
   await done.nth(TRANSFERS - 2).waitFor();
-  // The page shows its figures all at once, now and then.
+  // The page updates all its figures together, at intervals.
   await page.locator("#streams:text-is('1')").waitFor();
   assertEquals(await received(), before);
   assertEquals(await held.getAttribute("data-state"), "paused");
-  // What its window let through, and no more of its 14 MB, waits in the page.
+  // Of the 14 MB only what the window allowed waits in the page.
   const unread = parseInt(await page.locator("#unread").textContent() ?? "");
-  // An update is due when half of a window was read, and the smallest window is 32 KiB (rule 10).
+  // An update is sent after half a window was read, and the smallest window is 32 KiB (rule 10).
   assertGreater(unread, 15);
   assertLess(before + unread * 1000, 13_000_000);
 
@@ -78,13 +77,13 @@ Deno.test("a browser: eight streams over one WebSocket, one of them held back", 
   await page.setViewportSize({ width: 360, height: 800 });
   assertEquals(await page.evaluate("document.documentElement.scrollWidth"), 360);
 
-  // The same session carries as many again.
+  // The same session carries all transfers once more.
   await page.getByRole("button", { name: "Start again" }).click();
   await moving.nth(TRANSFERS - 1).waitFor();
   await browser.close();
   await server.end();
   assertEquals(errors, []);
   assertEquals(server.printed.stderr, "");
-  const told = server.printed.stdout.trim().split("\n").slice(1).map((line) => line.replace(/^stream \d+: /, ""));
-  assertEquals(told.slice(0, TRANSFERS).sort(), sums.sort());
+  const logged = server.printed.stdout.trim().split("\n").slice(1).map((line) => line.replace(/^stream \d+: /, ""));
+  assertEquals(logged.slice(0, TRANSFERS).sort(), sums.sort());
 });

@@ -1,5 +1,5 @@
 /**
- * docs/channel.md and the tests cite the same rows.
+ * The rows of docs/channel.md and those that the tests cite are the same.
  *
  * @module
  */
@@ -21,7 +21,7 @@ function numbers(text: string, pattern: RegExp): number[] {
   return Array.from(text.matchAll(pattern), ([, number]) => Number(number));
 }
 
-Deno.test("docs/channel.md: each row is there once, and the tests cite each row and no other", async () => {
+Deno.test("docs/channel.md has each row once, and the tests cite each row and no other", async () => {
   const cited = new Set<number>();
   for await (const source of sources(TESTS)) for (const row of numbers(source, /\brow (\d+)/g)) cited.add(row);
   const rows = numbers(await Deno.readTextFile(CONTRACT), /^\| +(\d+) \|/gm);

@@ -1,6 +1,6 @@
 /**
- * What Rust's flume checks of its channels, said of ours: the flavours array (bounded), list (unbounded) and zero
- * (rendezvous), then iteration, tasks and streams.
+ * The checks of Rust's flume, applied to this channel: the flavours array (bounded), list (unbounded) and zero
+ * (rendezvous), iteration, tasks and streams.
  *
  * @module
  */
@@ -35,7 +35,7 @@ const flavours: { name: string; capacity: number; make: <T>(options?: DropOption
   { name: "zero", capacity: 0, make: (options) => bounded(0, options) },
 ];
 
-/** One test for each flavour. */
+/** Defines a test for each flavour. */
 function each(
   what: string,
   test: (flavour: { make: <T>(options?: DropOptions<T>) => Ends<T>; capacity: number }) => void | Promise<void>,
@@ -49,7 +49,7 @@ async function unsent(sent: Promise<void>): Promise<unknown> {
   return error.value;
 }
 
-/** Numbers that look random and are the same in every run. */
+/** Generates pseudo-random numbers, the same for the same seed. */
 function* random(seed: number): Generator<number, never> {
   for (;;) {
     seed = Math.imul(seed ^ (seed >>> 15), 0x2c1b3c6d) + 0x9e3779b9 | 0;
@@ -57,12 +57,12 @@ function* random(seed: number): Generator<number, never> {
   }
 }
 
-/** Lets other tasks run, a random number of times. */
+/** Yields to other tasks, a random number of times. */
 async function dawdle(numbers: Generator<number, never>): Promise<void> {
   for (let turns = numbers.next().value % 4; turns > 0; turns--) await undefined;
 }
 
-each("smoke - what is sent is received, then there is nothing", async ({ make }) => {
+each("a sent value is received once, and the channel is empty afterwards", async ({ make }) => {
   const { sender, receiver } = make<number>();
   const sent = sender.send(7);
   assertEquals(await receiver.receive(), 7);
@@ -73,12 +73,12 @@ each("smoke - what is sent is received, then there is nothing", async ({ make })
   assertEquals(receiver.tryReceive(), { state: "empty" });
 });
 
-each("capacity - is what was asked for, at both ends", ({ make, capacity }) => {
+each("capacity is the requested one at both ends", ({ make, capacity }) => {
   const { sender, receiver } = make<number>();
   assertEquals([sender.capacity, receiver.capacity], [capacity, capacity]);
 });
 
-each("len, empty, full - follow what is buffered", async ({ make, capacity }) => {
+each("size, isEmpty and isFull follow the number of buffered values", async ({ make, capacity }) => {
   const { sender, receiver } = make<number>();
   const expect = (size: number) => {
     for (const end of [sender, receiver]) {
@@ -102,7 +102,7 @@ each("len, empty, full - follow what is buffered", async ({ make, capacity }) =>
   expect(0);
 });
 
-each("sameChannel, counts - tell which ends belong together and how many there are", ({ make }) => {
+each("sameChannel() is true for the handles of one channel only, and the counts follow clones", ({ make }) => {
   const one = make<number>();
   const two = make<number>();
   for (const end of [one.sender, one.receiver]) {
@@ -124,7 +124,7 @@ each("sameChannel, counts - tell which ends belong together and how many there a
 });
 
 each(
-  "try_send - false when full, true when a receiver waits, false when receivers are gone",
+  "trySend() returns false when full, true when a receive waits, and false when the receivers have closed",
   async ({ make, capacity }) => {
     const { sender, receiver } = make<number>();
     if (capacity !== Infinity) {
@@ -140,7 +140,7 @@ each(
   },
 );
 
-each("try_recv - empty, then a value, then closed only when drained", ({ make, capacity }) => {
+each("tryReceive() returns empty, then the value, then closed only when drained", ({ make, capacity }) => {
   const { sender, receiver } = make<number>();
   assertEquals(receiver.tryReceive(), { state: "empty" });
   if (capacity > 0) sender.trySend(7);
@@ -149,22 +149,25 @@ each("try_recv - empty, then a value, then closed only when drained", ({ make, c
   assertEquals(receiver.tryReceive(), { state: "closed" });
 });
 
-each("recv_timeout - times out, gets a value that comes in time, and ends when senders are gone", async ({ make }) => {
-  const { sender, receiver } = make<number>();
-  await assertTimeout(receiver.receive({ timeout: 1 }));
-  const received = receiver.receive({ timeout: 60_000 });
-  assert(sender.trySend(7));
-  assertEquals(await received, 7);
-  const ended = receiver.receive({ timeout: 60_000 });
-  sender.close();
-  await assertRejects(() => ended, ChannelClosedError);
-});
+each(
+  "receive({ timeout }) times out, resolves with a value sent in time, and rejects when the senders close",
+  async ({ make }) => {
+    const { sender, receiver } = make<number>();
+    await assertTimeout(receiver.receive({ timeout: 1 }));
+    const received = receiver.receive({ timeout: 60_000 });
+    assert(sender.trySend(7));
+    assertEquals(await received, 7);
+    const ended = receiver.receive({ timeout: 60_000 });
+    sender.close();
+    await assertRejects(() => ended, ChannelClosedError);
+  },
+);
 
 each(
-  "send_timeout - times out when full, succeeds when room comes in time, and fails when receivers are gone",
+  "send({ timeout }) times out when full, resolves when there is room in time, and rejects when the receivers close",
   async ({ make, capacity }) => {
     const { sender, receiver } = make<number>();
-    if (capacity === Infinity) return await sender.send(1, { timeout: 1 }); // there always is room
+    if (capacity === Infinity) return await sender.send(1, { timeout: 1 }); // always has room
     for (let n = 0; n < capacity; n++) sender.trySend(n);
     await assertTimeout(sender.send(100, { timeout: 1 }));
     const sent = sender.send(101, { timeout: 60_000 });
@@ -177,16 +180,19 @@ each(
   },
 );
 
-each("recv after disconnect - what was sent before it still comes", async ({ make, capacity }) => {
-  const { sender, receiver } = make<number>();
-  const count = Math.min(capacity, 5);
-  for (let n = 0; n < count; n++) sender.trySend(n);
-  sender.close();
-  for (let n = 0; n < count; n++) assertEquals(await receiver.receive(), n);
-  await assertRejects(() => receiver.receive(), ChannelClosedError);
-});
+each(
+  "receive() after the senders closed resolves with the buffered values, then rejects",
+  async ({ make, capacity }) => {
+    const { sender, receiver } = make<number>();
+    const count = Math.min(capacity, 5);
+    for (let n = 0; n < count; n++) sender.trySend(n);
+    sender.close();
+    for (let n = 0; n < count; n++) assertEquals(await receiver.receive(), n);
+    await assertRejects(() => receiver.receive(), ChannelClosedError);
+  },
+);
 
-each("disconnect wakes senders - all that wait get their values back", async ({ make, capacity }) => {
+each("closing the receiver rejects all waiting sends with their values", async ({ make, capacity }) => {
   const { sender, receiver } = make<number>();
   if (capacity === Infinity) {
     receiver.close();
@@ -198,7 +204,7 @@ each("disconnect wakes senders - all that wait get their values back", async ({ 
   assertEquals(await Promise.all(waiting.map(unsent)), [1, 2, 3]);
 });
 
-each("disconnect wakes receivers - all that wait end", async ({ make }) => {
+each("closing the sender rejects all waiting receives", async ({ make }) => {
   const { sender, receiver } = make<number>();
   const handles = [receiver, receiver.clone(), receiver.clone()];
   const waiting = handles.map((handle) => handle.receive());
@@ -206,7 +212,7 @@ each("disconnect wakes receivers - all that wait end", async ({ make }) => {
   for (const wait of waiting) assertInstanceOf(await wait.catch((error: unknown) => error), ChannelClosedError);
 });
 
-each("spsc - 100 000 values arrive in order", async ({ make }) => {
+each("one sender and one receiver: 100 000 values arrive in order", async ({ make }) => {
   const count = 100_000;
   const { sender, receiver } = make<number>();
   const producing = (async () => {
@@ -214,12 +220,12 @@ each("spsc - 100 000 values arrive in order", async ({ make }) => {
     for (let n = 0; n < count; n++) await mine.send(n);
   })();
   let expected = 0;
-  for await (const n of receiver) if (n !== expected++) throw new Error(`${n} in the place of ${expected - 1}`);
+  for await (const n of receiver) if (n !== expected++) throw new Error(`received ${n}, expected ${expected - 1}`);
   assertEquals(expected, count);
   await producing;
 });
 
-each("mpmc 4x4 - each value arrives once", async ({ make }) => {
+each("four senders and four receivers: each value arrives once", async ({ make }) => {
   const count = 5_000;
   const { sender, receiver } = make<number>();
   const seen = new Uint8Array(count);
@@ -238,7 +244,7 @@ each("mpmc 4x4 - each value arrives once", async ({ make }) => {
 });
 
 each(
-  "mpmc with signals, timeouts, tries and selects mixed - nothing is lost and nothing comes twice",
+  "four senders and four receivers with signals, tries and selects: no value is lost or received twice",
   async ({ make }) => {
     const { sender, receiver } = make<string>();
     const delivered: string[] = [];
@@ -296,7 +302,7 @@ each(
   },
 );
 
-each("oneshot - a thousand channels for one value each, whichever side comes first", async ({ make }) => {
+each("a thousand channels carry one value each, with the sender or the receiver first", async ({ make }) => {
   const numbers = random(1);
   await Promise.all(Array.from({ length: 1000 }, async (_, n) => {
     const { sender, receiver } = make<number>();
@@ -315,7 +321,7 @@ each("oneshot - a thousand channels for one value each, whichever side comes fir
   }));
 });
 
-each("drops - each value is received, returned or dropped, exactly once", async ({ make, capacity }) => {
+each("each value is received, returned or dropped, exactly once", async ({ make, capacity }) => {
   const numbers = random(2);
   for (let round = 0; round < 50; round++) {
     const [received, returned, dropped]: [number[], number[], number[]] = [[], [], []];
@@ -331,10 +337,10 @@ each("drops - each value is received, returned or dropped, exactly once", async 
   }
 });
 
-each("linearizable - a try after a send sees the value, by whatever tasks", async ({ make, capacity }) => {
+each("tryReceive() after a send of any task finds a value", async ({ make, capacity }) => {
   const { sender, receiver } = make<number>();
   if (capacity === 0) {
-    // At a rendezvous the send is over when, and not before, somebody has received.
+    // On a rendezvous a send resolves when its value is received, and not before.
     for (let n = 0; n < 1000; n++) {
       const sent = sender.send(n);
       assertEquals(receiver.tryReceive(), { state: "ok", value: n });
@@ -349,7 +355,7 @@ each("linearizable - a try after a send sees the value, by whatever tasks", asyn
       await sender.send(task);
       present++;
       await dawdle(numbers);
-      // Everyone sends before trying to receive, so there must be one.
+      // Each task sends before it tries to receive, so a value must be present.
       assertEquals(receiver.tryReceive().state, "ok");
       present--;
       await dawdle(numbers);
@@ -358,7 +364,7 @@ each("linearizable - a try after a send sees the value, by whatever tasks", asyn
   assertEquals([present, receiver.size], [0, 0]);
 });
 
-each("channel through channel - a thousand of them, each sent through the one before", async ({ make }) => {
+each("a thousand channels, each sent through the one before, are all received", async ({ make }) => {
   type Link = { receiver: Receiver<Link> };
   const { sender: first, receiver: start } = make<Link>();
   const producing = (async () => {
@@ -383,7 +389,7 @@ each("channel through channel - a thousand of them, each sent through the one be
   await producing;
 });
 
-each("ring of 32 - a token goes round 1000 times, and the rest of the ring with it", async ({ make }) => {
+each("a token passes a ring of 32 channels 1000 times, and all of them close", async ({ make }) => {
   const ring = Array.from({ length: 32 }, () => make<number>());
   const tasks = ring.map(async ({ receiver }, i) => {
     using next = ring[(i + 1) % 32]!.sender;
@@ -397,7 +403,7 @@ each("ring of 32 - a token goes round 1000 times, and the rest of the ring with 
   assertEquals(ring.map(({ receiver }) => receiver.senderCount), ring.map(() => 0));
 });
 
-each("250 waiting receivers - are served in the order they came", async ({ make }) => {
+each("250 waiting receives resolve in the order of their calls", async ({ make }) => {
   const { sender, receiver } = make<number>();
   const order: number[] = [];
   const waiting = Array.from({ length: 250 }, async (_, i) => {
@@ -410,7 +416,7 @@ each("250 waiting receivers - are served in the order they came", async ({ make 
   assertEquals(order, [...Array(250).keys()]);
 });
 
-each("a timed-out receive steals nothing - the value goes to the one behind it", async ({ make }) => {
+each("a timed-out receive consumes no value, which goes to the next receive", async ({ make }) => {
   const { sender, receiver } = make<number>();
   const timedOut = [1, 2, 3].map((timeout) => receiver.receive({ timeout }));
   const patient = receiver.receive();
@@ -420,7 +426,7 @@ each("a timed-out receive steals nothing - the value goes to the one behind it",
   assertEquals(receiver.tryReceive(), { state: "empty" });
 });
 
-each("a timed-out send sends nothing - the one behind it takes its place", async ({ make, capacity }) => {
+each("the value of a timed-out send is not delivered, and the next send is admitted", async ({ make, capacity }) => {
   if (capacity === Infinity) return;
   const { sender, receiver } = make<number>();
   for (let n = 0; n < capacity; n++) sender.trySend(n);
@@ -432,7 +438,7 @@ each("a timed-out send sends nothing - the one behind it takes its place", async
 });
 
 each(
-  "iter - ends at the disconnect, try_iter stops at empty, drain takes what is there",
+  "iteration ends when the senders close, and drain() returns the present values",
   async ({ make, capacity }) => {
     const { sender, receiver } = make<number>();
     const sends = Promise.all([0, 1, 2].map((n) => sender.send(n)));
@@ -448,7 +454,7 @@ each(
   },
 );
 
-each("iter - an iterator that is dropped while it waits gives its turn away", async ({ make }) => {
+each("return() of a waiting iterator leaves the value to the next receive", async ({ make }) => {
   const { sender, receiver } = make<number>();
   const iterator = receiver[Symbol.asyncIterator]();
   const next = iterator.next();
@@ -460,7 +466,7 @@ each("iter - an iterator that is dropped while it waits gives its turn away", as
 });
 
 each(
-  "async - a send that is given up leaves no value behind, and the next is not held up",
+  "an aborted send leaves no value behind and does not delay the next",
   async ({ make, capacity }) => {
     if (capacity === Infinity) return;
     const { sender, receiver } = make<number>();
@@ -474,7 +480,7 @@ each(
   },
 );
 
-each("stream - all that is sent into one end comes out of the other, in order", async ({ make }) => {
+each("web streams carry all values, in order", async ({ make }) => {
   const { sender, receiver } = make<number>();
   const piped = ReadableStream.from(Array(1000).keys()).pipeTo(sender.toWritableStream());
   sender.close();
@@ -484,7 +490,7 @@ each("stream - all that is sent into one end comes out of the other, in order", 
   await piped;
 });
 
-each("stream - several streams of one channel share its values", async ({ make }) => {
+each("several readable streams of one channel share its values", async ({ make }) => {
   const { sender, receiver } = make<number>();
   const streams = [1, 2, 3, 4, 5].map(() => Array.fromAsync(receiver.toReadableStream()));
   receiver.close();
@@ -494,11 +500,11 @@ each("stream - several streams of one channel share its values", async ({ make }
   assertEquals(values.flat().sort((a, b) => a - b), [...Array(1000).keys()]);
   for (const mine of values) {
     assertEquals(mine, mine.toSorted((a, b) => a - b));
-    assertLess(mine.length, 1000); // all of them waited, so none got everything
+    assertLess(mine.length, 1000); // all of them waited, so none received all values
   }
 });
 
-each("stream - cancelled or failed, it closes its own handle and no other", async ({ make }) => {
+each("a cancelled or aborted web stream closes its own handle and no other", async ({ make }) => {
   const { sender, receiver } = make<number>();
   const reason = new Error("enough");
   await receiver.toReadableStream().cancel();
@@ -511,7 +517,7 @@ each("stream - cancelled or failed, it closes its own handle and no other", asyn
   assertStrictEquals(await receiver.receive().catch((error: unknown) => error), reason);
 });
 
-Deno.test("flume: a clone of a closed end is an error, and a channel is not a thenable that await would consume from", async () => {
+Deno.test("flume: clone() of a closed handle throws, and await on a channel or receiver consumes no value", async () => {
   const { sender, receiver } = bounded<number>(1);
   sender.close();
   assertThrows(() => sender.clone(), ChannelClosedError);

@@ -1,7 +1,5 @@
 /**
- * Handles and what they receive at once: rows 26 to 34 of docs/channel.md.
- *
- * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
+ * Handles, `receiveMany` and `drain`: rows 26 to 34 of docs/channel.md.
  *
  * @module
  */
@@ -20,7 +18,7 @@ import { assertEnded, assertUnsent, filled, REASON, stateOf, untilCollected } fr
 import { reasonOf } from "./errors.ts";
 import { microtasks } from "./support.ts";
 
-Deno.test("row 26: last handle collected without close - nothing happens: handles are given up by close() or `using`; documented", async () => {
+Deno.test("row 26: a Sender collected as garbage without close() still counts as open", async () => {
   const { sender, receiver } = bounded<number>(1);
   const handle = (() => {
     using _ = sender;
@@ -32,7 +30,7 @@ Deno.test("row 26: last handle collected without close - nothing happens: handle
   assertEquals(receiver.tryReceive(), { state: "empty" });
 });
 
-Deno.test("row 27: two senders - one closes - open, senderCount 1; the closed handle's send rejects CCE(value)", async () => {
+Deno.test("row 27: Sender.close() rejects the sends of its own handle, and the channel stays open for the other sender", async () => {
   const { sender, receiver } = bounded<string>(1);
   const other = sender.clone();
   assertEquals([sender.senderCount, other.senderCount, receiver.senderCount], [2, 2, 2]);
@@ -53,7 +51,7 @@ Deno.test("row 27: two senders - one closes - open, senderCount 1; the closed ha
   assertEquals(await receiver.receive(), "g");
 });
 
-Deno.test("row 28: two senders close, one with a reason - last close - the first reason given stands", async () => {
+Deno.test("row 28: when the last Sender closes, receives fail with the first reason that was passed", async () => {
   const reasons = [[], [REASON], [new Error("second")]] as const;
   for (const [first, second, expected] of [[1, 0, REASON], [0, 1, REASON], [1, 2, REASON]] as const) {
     const { sender, receiver } = bounded<number>(1);
@@ -70,7 +68,7 @@ Deno.test("row 28: two senders close, one with a reason - last close - the first
   }
 });
 
-Deno.test("row 29: Ws=[x], n=cap - last receiver closes - x rejects CCE(x); buffer dropped in order through onDrop; sender.signal aborts, once", async () => {
+Deno.test("row 29: closing the last Receiver rejects waiting sends, drops the buffer through onDrop and aborts Sender.signal once", async () => {
   const events: unknown[] = [];
   const { sender, receiver } = bounded<string>(3, { onDrop: (value) => events.push(value) });
   const { signal } = sender;
@@ -98,7 +96,7 @@ Deno.test("row 29: Ws=[x], n=cap - last receiver closes - x rejects CCE(x); buff
   assertInstanceOf(late.sender.signal.reason, ChannelClosedError);
 });
 
-Deno.test("row 29: the last sender first, then the last receiver - what is left goes to onDrop, and what onDrop throws comes out last", () => {
+Deno.test("row 29: closing the last Receiver after the last Sender drops all buffered values before it throws the first error of onDrop", () => {
   const dropped: number[] = [];
   const { sender, receiver } = unbounded<number>({
     onDrop(value) {
@@ -117,7 +115,7 @@ Deno.test("row 29: the last sender first, then the last receiver - what is left 
   assertEquals(dropped.length, 4);
 });
 
-Deno.test("row 30: two receivers, one waiting - that handle closes - its wait rejects CCE; the other unaffected; nothing consumed", async () => {
+Deno.test("row 30: Receiver.close() ends the waits of its own handle, consumes no value and does not affect the other receiver", async () => {
   const { sender, receiver } = bounded<number>(2);
   const other = receiver.clone();
   const waiting = receiver.receive();
@@ -140,7 +138,7 @@ Deno.test("row 30: two receivers, one waiting - that handle closes - its wait re
   assertEquals(other.drain(), [2, 3]);
 });
 
-Deno.test("row 31: clone of a closed handle - clone() - throws CCE", () => {
+Deno.test("row 31: clone() and the web streams of a closed handle throw ChannelClosedError", () => {
   const { sender, receiver } = bounded<number>(1);
   const { sender: openSender, receiver: openReceiver } = { sender: sender.clone(), receiver: receiver.clone() };
   sender.close();
@@ -152,7 +150,7 @@ Deno.test("row 31: clone of a closed handle - clone() - throws CCE", () => {
   assertEquals([openSender.senderCount, openReceiver.receiverCount], [1, 1]);
 });
 
-Deno.test("row 32: weak only - receivers - see the end: weak does not hold the channel open; upgrade() undefined", async () => {
+Deno.test("row 32: a WeakSender does not keep the channel open, and upgrade() returns undefined after the last Sender closed", async () => {
   const { sender, receiver } = bounded<number>(2);
   const weak = sender.downgrade();
   assertEquals(receiver.senderCount, 1);
@@ -169,7 +167,7 @@ Deno.test("row 32: weak only - receivers - see the end: weak does not hold the c
   assertEquals(await Array.fromAsync(receiver), [1]);
 });
 
-Deno.test("row 33: n=5 - receiveMany(3) / (10) / (0) - 3 oldest / 5 without waiting / RangeError", async () => {
+Deno.test("row 33: Channel.receiveMany() resolves with up to max buffered values without waiting, or rejects with RangeError", async () => {
   const channel = filled(5, 1, 2, 3, 4, 5);
   assertEquals(await channel.receiveMany(3), [1, 2, 3]);
   for (const value of [6, 7, 8]) channel.trySend(value);
@@ -185,7 +183,7 @@ Deno.test("row 33: n=5 - receiveMany(3) / (10) / (0) - 3 oldest / 5 without wait
   assertEquals(channel.drain(), [11]);
 });
 
-Deno.test("row 34: cap 2, n=2, Ws=[c,d] - receiveMany(4) / drain() - [a,b,c,d], both sends resolve", async () => {
+Deno.test("row 34: receiveMany() and drain() include the values of waiting sends, which resolve", async () => {
   for (const take of [(c: Channel<string>) => c.receiveMany(4), (c: Channel<string>) => c.drain()]) {
     const channel = filled(2, "a", "b");
     const sent = [channel.send("c"), channel.send("d")];
@@ -200,7 +198,7 @@ Deno.test("row 34: cap 2, n=2, Ws=[c,d] - receiveMany(4) / drain() - [a,b,c,d], 
   await Promise.all(sent);
 });
 
-Deno.test("onDrop belongs to its options: a class's may use them", () => {
+Deno.test("channel: onDrop is called with its options object as this", () => {
   class Bin {
     readonly dropped: number[] = [];
     onDrop(value: number): void {

@@ -1,7 +1,5 @@
 /**
- * Many values, waiters and tasks at once: rows 49 to 53 of docs/channel.md.
- *
- * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
+ * A channel under load: rows 49 to 53 of docs/channel.md.
  *
  * @module
  */
@@ -19,7 +17,7 @@ import { bounded, Channel, type Receiver, unbounded } from "../channel.ts";
 import { assertUnsent, REASON, shuffle } from "./channel_support.ts";
 import { collectGarbage } from "./garbage.ts";
 
-Deno.test("row 49: 1M queued, then drained - memory - the ring shrinks back", () => {
+Deno.test("row 49: the buffer of a channel shrinks after 1 000 000 values were received", () => {
   const heap = () => {
     collectGarbage();
     return Deno.memoryUsage().heapUsed;
@@ -32,7 +30,7 @@ Deno.test("row 49: 1M queued, then drained - memory - the ring shrinks back", ()
   const drain = (values: number) => {
     for (let n = 0; n < values; n++) receiver.tryReceive();
   };
-  // What the engine compiles on the way is on the heap, too: so it goes this way once before.
+  // Warm up: compiled code is on the heap, too.
   queue();
   drain(count);
   const empty = heap();
@@ -42,12 +40,12 @@ Deno.test("row 49: 1M queued, then drained - memory - the ring shrinks back", ()
   drain(count - 1);
   const drained = heap();
   assertEquals(receiver.tryReceive(), { state: "ok", value: count - 1 });
-  assertLessOrEqual((full - empty) / count, 10); // bytes per small integer, which is in the slot itself
-  assertGreaterOrEqual((full - empty) / count, 4); // so it was measured
+  assertLessOrEqual((full - empty) / count, 10); // bytes per value: a small integer is stored in its slot
+  assertGreaterOrEqual((full - empty) / count, 4); // the heap did grow
   assertLess(drained - empty, 200_000);
 });
 
-Deno.test("row 50: 20 000 waiters aborted in random order - listeners - one per signal, and no waiter is left (the time: deep channel)", async () => {
+Deno.test("row 50: 20 000 receives aborted in random order reject, with one listener per signal and no wait left", async () => {
   const channel = new Channel<number>();
   for (const signals of [20_000, 1]) {
     const controllers = Array.from({ length: signals }, () => new AbortController());
@@ -74,8 +72,8 @@ Deno.test("row 50: 20 000 waiters aborted in random order - listeners - one per 
   }
 });
 
-Deno.test("row 51: onDrop or an abort listener calls back in - queue - consistent, nothing twice", async () => {
-  // An earlier listener of the same signal sends to the very receiver that is about to be aborted.
+Deno.test("row 51: a channel stays consistent when onDrop, an abort listener or a getter named then calls it", async () => {
+  // A listener of the same signal sends to the receive that is about to be aborted, before or after it is.
   for (const first of [true, false]) {
     const channel = new Channel<number>({ capacity: 4 });
     const controller = new AbortController();
@@ -113,7 +111,7 @@ Deno.test("row 51: onDrop or an abort listener calls back in - queue - consisten
   assertEquals(events, [1, false, 0, "closed", 0, 2, false, 0, "closed", 0, "signal", 0]);
   await assertUnsent(waiting, 3);
 
-  // A promise looks up `then` of what it is resolved with, at once: the value's owner is called in the middle of a send.
+  // Resolving a promise reads `then` of its value at once, so a getter runs in the middle of a send.
   const channel = new Channel<unknown>({ capacity: 2 });
   const seen: unknown[] = [];
   const curious = {
@@ -130,7 +128,7 @@ Deno.test("row 51: onDrop or an abort listener calls back in - queue - consisten
   assertEquals(seen.slice(0, 3), [0, "empty", true]);
 });
 
-Deno.test("row 52: 4 senders, 4 receivers, cap 3, 25k each - each value exactly once; per sender in order at each receiver", async () => {
+Deno.test("row 52: 4 senders and 4 receivers move 100 000 values, each once and in order per sender", async () => {
   const each = 25_000;
   const { sender, receiver } = bounded<[from: number, value: number]>(3);
   const sending = [0, 1, 2, 3].map(async (from) => {
@@ -154,7 +152,7 @@ Deno.test("row 52: 4 senders, 4 receivers, cap 3, 25k each - each value exactly 
   assertEquals([sender.senderCount, receiver.receiverCount, receiver.size], [0, 0, 0]);
 });
 
-Deno.test("row 53: ring of 32 channels; channels sent through channels x1000; 250 waiting receivers - all complete", async () => {
+Deno.test("row 53: a ring of 32 channels, 1000 channels sent through a channel and 250 waiting receivers complete", async () => {
   const ring = Array.from({ length: 32 }, () => new Channel<number>());
   const nodes = ring.map(async (channel, i) => {
     const next = ring[(i + 1) % 32]!;

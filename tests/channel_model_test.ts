@@ -1,8 +1,9 @@
 /**
- * The channel against a model of plain arrays: fast-check makes up commands, both do them, and after each the settled
- * promises and everything visible must agree. In the second test its scheduler decides which of several tasks goes on.
+ * The channel against a model of plain arrays: fast-check generates commands, both execute them, and after each the
+ * settled promises and the visible state must agree. In the second test its scheduler chooses which of several tasks
+ * continues.
  *
- * `CHANNEL_RUNS` says how many cases are run (default 300), `CHANNEL_SEED` with what seed; a failure prints both.
+ * `CHANNEL_RUNS` is the number of cases (default: 300), `CHANNEL_SEED` the seed; a failure prints both.
  *
  * @module
  */
@@ -23,21 +24,22 @@ import { microtasks } from "./support.ts";
 const runs = Number(Deno.env.get("CHANNEL_RUNS") ?? 300);
 const seed = Number(Deno.env.get("CHANNEL_SEED") ?? 20_250_711);
 
-/** What came of an operation, as text; an operation that still waits has none. */
+/** The outcome of an operation, as text. */
 type Outcome = string;
 
-/** What an operation that waits is at, in the model. */
+/** A waiting operation of the model. */
 interface Waiting {
   id: number;
-  /** The value of a send; a receive has none. */
+  /** The value of a send. */
   value?: number;
   handle: number;
-  /** What the operation comes to: with a value, sent, or at a clean end. */
+  /** The outcome once a value is sent or received. */
   taken(value: number): Outcome;
+  /** The outcome when the channel or the handle closes. */
   ended(channel: ModelChannel): Outcome;
 }
 
-/** One channel as its contract has it, in the plainest way. */
+/** The contract of one channel, implemented with plain arrays. */
 class ModelChannel {
   buffer: number[] = [];
   senders: Waiting[] = [];
@@ -104,7 +106,7 @@ class ModelChannel {
     this.dropped.push(...this.buffer.splice(0));
   }
 
-  /** What fails a receive through this handle, if more than the end does. */
+  /** The error of a receive through this handle after a close with a reason. */
   failure(handle: number): string | undefined {
     return this.openReceivers.includes(handle) ? this.reason : undefined;
   }
@@ -131,7 +133,7 @@ class Model {
   }
 }
 
-/** The channels themselves, and what has come of their operations. */
+/** The real channels, and the outcomes of their operations. */
 class Real {
   readonly channels: {
     senders: Sender<number>[];
@@ -141,7 +143,7 @@ class Real {
     aborted: number;
   }[];
   readonly outcomes = new Map<number, Outcome>();
-  /** What can end which operation. */
+  /** The limit of each operation, by its number. */
   readonly limits = new Map<number, Limit>();
   readonly timers = new Map<unknown, () => void>();
   readonly controllers = [new AbortController(), new AbortController(), new AbortController()];
@@ -167,13 +169,13 @@ class Real {
   }
 }
 
-/** What can end a wait: nothing, a timeout, or one of a few signals. */
+/** The limit of a wait: none, a timeout, or the number of a signal. */
 type Limit = "none" | "timeout" | number;
 
-/** Each timeout is this and the number of its operation, so that its timer can be found. */
+/** The timeout of operation n is this plus n, so that its timer can be found. */
 const FIRST_TIMEOUT = 1000;
 
-/** A command as data; the numbers pick a handle, an earlier operation or a size among those there are. */
+/** A command as data; the numbers select a handle, an earlier operation or a size. */
 interface Command {
   kind: (typeof KINDS)[number];
   channel: number;
@@ -215,7 +217,7 @@ const arbitraryCommand: fc.Arbitrary<Command> = fc.record({
   }),
 });
 
-/** Does one command to both; a promise if the operation may wait. */
+/** Executes a command on both; returns a promise if the operation may wait. */
 function perform(command: Command, model: Model, real: Real): Promise<void> | void {
   const { kind, channel: index, size, limit } = command;
   const id = real.operations++;
@@ -226,7 +228,7 @@ function perform(command: Command, model: Model, real: Real): Promise<void> | vo
   const sender = channel.senders[senderAt]!;
   const receiver = channel.receivers[receiverAt]!;
 
-  /** The options of a wait, which the command "end" knows of. */
+  /** Returns the options of a wait, and records its limit for the command "end". */
   const options = () => {
     if (limit === "none") return undefined;
     real.limits.set(id, limit);
@@ -369,7 +371,7 @@ function perform(command: Command, model: Model, real: Real): Promise<void> | vo
   }
 }
 
-/** Everything that can be seen of both agrees. */
+/** Asserts that the visible state of both is equal. */
 function compare(model: Model, real: Real): void {
   const byId = (outcomes: Map<number, Outcome>) => [...outcomes].sort(([a], [b]) => a - b);
   assertEquals(byId(real.outcomes), byId(model.outcomes));
@@ -388,7 +390,7 @@ function compare(model: Model, real: Real): void {
   }
 }
 
-/** Time stands still, and each timer fires when it is told to. */
+/** Runs with a clock that does not advance: each timer fires only when a command calls it. */
 async function withoutTime(real: Real, run: () => Promise<void>): Promise<void> {
   const { setTimer, clearTimer } = clock;
   clock.setTimer = (fire, delay) => {
@@ -403,7 +405,7 @@ async function withoutTime(real: Real, run: () => Promise<void>): Promise<void> 
   }
 }
 
-/** Closes everything: then nothing waits, and no timer is left. */
+/** Closes all handles, and asserts that no wait and no timer is left. */
 async function finish(model: Model, real: Real): Promise<void> {
   for (const [i, { senders, receivers }] of real.channels.entries()) {
     for (const [at, sender] of senders.entries()) {
@@ -441,7 +443,7 @@ class Step implements fc.AsyncCommand<Model, Real> {
   }
 }
 
-Deno.test(`model: two channels do what plain arrays do, command by command (${runs} cases, seed ${seed})`, async () => {
+Deno.test(`channel model: two channels and plain arrays agree after each command (${runs} cases, seed ${seed})`, async () => {
   const steps = fc.commands([arbitraryCommand.map((command) => new Step(command))], { size: "+1", maxCommands: 60 });
   const property = fc.asyncProperty(arbitraryCapacities, steps, async (capacities, commands) => {
     const model = new Model(capacities);
@@ -454,7 +456,7 @@ Deno.test(`model: two channels do what plain arrays do, command by command (${ru
   await fc.assert(property, { numRuns: runs, seed });
 });
 
-Deno.test(`model: tasks that wait for their operations, in whatever order the scheduler lets them go on (${runs} cases, seed ${seed})`, async () => {
+Deno.test(`channel model: two channels and plain arrays agree for concurrent tasks in any order (${runs} cases, seed ${seed})`, async () => {
   const tasks = fc.array(fc.array(arbitraryCommand, { maxLength: 12 }), { minLength: 2, maxLength: 5 });
   const property = fc.asyncProperty(
     arbitraryCapacities,
@@ -474,7 +476,7 @@ Deno.test(`model: tasks that wait for their operations, in whatever order the sc
         await microtasks(12);
         compare(model, real);
         await finish(model, real);
-        await scheduler.waitIdle(); // tasks that were waiting go on, on closed channels
+        await scheduler.waitIdle(); // waiting tasks continue, on closed channels
         await Promise.all(running);
         compare(model, real);
       });

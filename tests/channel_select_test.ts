@@ -1,7 +1,5 @@
 /**
- * Select: rows 40 to 48 of docs/channel.md.
- *
- * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
+ * `select` and `trySelect`: rows 40 to 48 of docs/channel.md.
  *
  * @module
  */
@@ -11,7 +9,7 @@ import { bounded, Channel, select, trySelect } from "../channel.ts";
 import { assertNobodyWaits, filled, REASON, stateOf } from "./channel_support.ts";
 import { assertTimeout, reasonOf } from "./errors.ts";
 
-Deno.test("row 40: select, two ready - 10 000 rounds - each >= 40 %; biased: always the first", async () => {
+Deno.test("row 40: select() chooses each of two ready cases at least 40 % of the time, and with biased always the first", async () => {
   const a = filled(1, 0);
   const b = filled(1, 0);
   const never = new Channel<number>();
@@ -37,7 +35,7 @@ Deno.test("row 40: select, two ready - 10 000 rounds - each >= 40 %; biased: alw
   }
 });
 
-Deno.test("row 41: select, none ready, one sends later - that case; the other channels' waiters are gone at once", async () => {
+Deno.test("row 41: select() completes the first case that becomes ready and ends its other waits in the same step", async () => {
   const [a, b, c] = [new Channel<number>({ capacity: 1 }), new Channel<number>(), new Channel<number>()];
   const selected = select({ a: a.receiveCase(), b: b.receiveCase(), out: c.sendCase(9) });
   assert(b.trySend(1));
@@ -50,7 +48,7 @@ Deno.test("row 41: select, none ready, one sends later - that case; the other ch
   assertEquals(await sending, { key: "out", done: false });
 });
 
-Deno.test("row 42: select - abort / timeout - rejects; nothing consumed or sent anywhere", async () => {
+Deno.test("row 42: select() rejects on abort and on timeout without receiving or sending", async () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
   const controller = new AbortController();
   const aborted = select({ a: a.receiveCase(), b: b.sendCase(1) }, { signal: controller.signal });
@@ -61,14 +59,14 @@ Deno.test("row 42: select - abort / timeout - rejects; nothing consumed or sent 
   assertNobodyWaits(a, b);
 });
 
-Deno.test("row 43: select on closed and drained / send on closed - ready with { key, done: true }", async () => {
+Deno.test("row 43: select() resolves with done: true for a closed channel or handle, also while it waits", async () => {
   const channel = filled(1, 1);
   channel.close(REASON);
   assertEquals(await select({ in: channel.receiveCase() }), { key: "in", done: false, value: 1 });
   assertEquals(await select({ in: channel.receiveCase() }), { key: "in", done: true });
   assertEquals(await select({ out: channel.sendCase(1) }), { key: "out", done: true });
 
-  // The same for one that waits while the channel, or its own handle, is closed.
+  // The same when the channel or its own handle closes while the select waits.
   const { sender, receiver } = bounded<number>(0);
   const others = new Channel<number>();
   const receives = [
@@ -91,7 +89,7 @@ Deno.test("row 43: select on closed and drained / send on closed - ready with { 
   assertNobodyWaits(others);
 });
 
-Deno.test("row 44: select with send and receive on one cap-0 channel, alone - no match with itself", async () => {
+Deno.test("row 44: select() with a send and a receive on one rendezvous channel does not match itself", async () => {
   const channel = new Channel<number>();
   const selected = select({ out: channel.sendCase(1), in: channel.receiveCase() });
   assertEquals(await stateOf(selected), "pending");
@@ -108,7 +106,7 @@ Deno.test("row 44: select with send and receive on one cap-0 channel, alone - no
   assertEquals((await closed).done, true);
 });
 
-Deno.test("row 45: two selects, send against receive, cap 0 - both complete with one value", async () => {
+Deno.test("row 45: a sending and a receiving select() on a rendezvous channel complete with one value", async () => {
   const channel = new Channel<number>();
   const [idle, other] = [new Channel<number>(), new Channel<number>()];
   for (const senderFirst of [true, false]) {
@@ -122,7 +120,7 @@ Deno.test("row 45: two selects, send against receive, cap 0 - both complete with
   }
 });
 
-Deno.test("row 45: two selects that both send and receive on one channel meet, and neither meets itself", async () => {
+Deno.test("row 45: two selects with a send and a receive on one channel each match the other and not themselves", async () => {
   const channel = new Channel<string>();
   const both = (value: string) => select({ out: channel.sendCase(value), in: channel.receiveCase() });
   const results = await Promise.all([both("a"), both("b")]);
@@ -132,7 +130,7 @@ Deno.test("row 45: two selects that both send and receive on one channel meet, a
   assertEquals(channel.tryReceive(), { state: "empty" });
 });
 
-Deno.test("row 46: `{ a: undefined }` beside another case - select - ignored; all undefined without timeout or signal: TypeError", async () => {
+Deno.test("row 46: select() ignores undefined cases and rejects with TypeError when no case, signal or timeout is left", async () => {
   const channel = filled(1, 1);
   const on = Math.random() < 2;
   const cases = { a: on ? undefined : channel.sendCase(0), b: channel.receiveCase() };
@@ -151,7 +149,7 @@ Deno.test("row 46: `{ a: undefined }` beside another case - select - ignored; al
   assertEquals(trySelect({ a: undefined }), undefined);
 });
 
-Deno.test("row 47: trySelect, none ready - undefined, no waiter left", () => {
+Deno.test("row 47: trySelect() returns undefined and leaves no wait when no case is ready", () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
   assertEquals(trySelect({ a: a.receiveCase(), b: b.sendCase(1) }), undefined);
   assertNobodyWaits(a, b);
@@ -159,7 +157,7 @@ Deno.test("row 47: trySelect, none ready - undefined, no waiter left", () => {
   assertEquals(trySelect({ a: a.receiveCase(), b: b.sendCase(1) }), { key: "a", done: false, value: 1 });
 });
 
-Deno.test("row 48: select with timeout 0, none ready - TimeoutError, no waiter left", async () => {
+Deno.test("row 48: select() with timeout 0 rejects with a TimeoutError and leaves no wait when no case is ready", async () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
   const selected = select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 0 });
   assertNobodyWaits(a, b);

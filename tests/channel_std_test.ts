@@ -1,6 +1,6 @@
 /**
- * Where `@std/async` speaks, its `Channel` decides: one suite, run over our class and, where the real one can be had,
- * over theirs. A program that runs with one runs with the other.
+ * Conformance with the `Channel` of `@std/async`: one suite over this class and, where JSR is reachable, over that of
+ * std. A program that runs with one runs with the other.
  *
  * @module
  */
@@ -16,10 +16,10 @@ import {
 import * as ours from "../channel.ts";
 import { reasonOf } from "./errors.ts";
 
-/** What the suite needs of an implementation: the part of our module that std has too. */
+/** An implementation under test: the exports that this module and std have in common. */
 type Implementation = Pick<typeof ours, "Channel" | "ChannelClosedError">;
 
-// Not literals in an import: the stand-in of `@std/async` has no channel. Older versions export it as unstable.
+// Not literals in an import, because the stand-in of `@std/async` has no channel. Older versions export it as unstable.
 const [stable, unstable] = ["@std/async/channel", "@std/async/unstable-channel"];
 const theirs: Implementation | undefined = await import(stable!).catch(() => import(unstable!)).catch(() => undefined);
 
@@ -33,12 +33,12 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
       fn: () => fn(implementation!),
     });
 
-  test("the constructor takes no options, none set, or a capacity", ({ Channel }) => {
+  test("the constructor accepts no options, empty options or a capacity, and throws RangeError for an invalid one", ({ Channel }) => {
     assertEquals([new Channel().capacity, new Channel({}).capacity, new Channel({ capacity: 5 }).capacity], [0, 0, 5]);
     for (const capacity of [-1, 0.5, NaN, Infinity]) assertThrows(() => new Channel({ capacity }), RangeError);
   });
 
-  test("values keep their order, buffered, wrapped around and waiting", async ({ Channel }) => {
+  test("values keep their order in the buffer, across its wrap and from waiting sends", async ({ Channel }) => {
     const channel = new Channel<number>({ capacity: 3 });
     const received: number[] = [];
     const sends: Promise<void>[] = [];
@@ -51,7 +51,7 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     assertEquals(received, [...Array(40).keys()]);
   });
 
-  test("size counts what is buffered, and never those who wait", async ({ Channel }) => {
+  test("size counts buffered values and not waiting sends", async ({ Channel }) => {
     const channel = new Channel<string>({ capacity: 2 });
     const sends = ["a", "b", "c"].map((value) => channel.send(value));
     assertEquals(channel.size, 2);
@@ -65,7 +65,7 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     await sent;
   });
 
-  test("trySend says whether it was sent, tryReceive what there is, in results that are shared", ({ Channel }) => {
+  test("trySend() returns whether the value was sent, and tryReceive() returns shared results without a value", ({ Channel }) => {
     const channel = new Channel<undefined>({ capacity: 1 });
     assertStrictEquals(channel.tryReceive(), channel.tryReceive());
     assertEquals(channel.tryReceive(), { state: "empty" });
@@ -78,7 +78,7 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     assertStrictEquals(channel.tryReceive(), channel.tryReceive());
   });
 
-  test("a send that fails carries its value, a receive that fails carries none", async ({ Channel, ChannelClosedError }) => {
+  test("ChannelClosedError has a value from send() and none from receive()", async ({ Channel, ChannelClosedError }) => {
     const channel = new Channel<object>();
     const value = {};
     const waiting = channel.send(value);
@@ -93,10 +93,10 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     const error = await assertRejects(() => channel.receive(), ChannelClosedError);
     assertFalse("value" in error);
     assertEquals(error.message, "Cannot receive from a closed channel");
-    assertStrictEquals(await reasonOf(channel.receive()), error); // made once
+    assertStrictEquals(await reasonOf(channel.receive()), error); // the same error each time
   });
 
-  test("a ChannelClosedError can be made by hand", ({ ChannelClosedError }) => {
+  test("ChannelClosedError can be constructed with and without a value", ({ ChannelClosedError }) => {
     const bare = new ChannelClosedError("bare");
     assertInstanceOf(bare, Error);
     assertEquals([bare.name, bare.message, "value" in bare], ["ChannelClosedError", "bare", false]);
@@ -104,7 +104,7 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     assertEquals(["value" in loaded, loaded.value], [true, undefined]);
   });
 
-  test("close keeps the buffer, close(reason) is what receives fail with, the first close stands", async ({ Channel, ChannelClosedError }) => {
+  test("close(reason) keeps the buffer and rejects receives with the first reason", async ({ Channel, ChannelClosedError }) => {
     const channel = new Channel<number>({ capacity: 1 });
     await channel.send(1);
     const waiting = channel.send(2);
@@ -120,7 +120,7 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     assertStrictEquals(await reasonOf(received), undefined);
   });
 
-  test("a signal ends a wait with its reason, and matters only to those who wait", async ({ Channel }) => {
+  test("an abort rejects waits with the signal's reason and does not affect an operation possible at once", async ({ Channel }) => {
     const channel = new Channel<number>({ capacity: 1 });
     const controller = new AbortController();
     const { signal } = controller;
@@ -139,7 +139,7 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     assertFalse(channel.closed);
   });
 
-  test("iteration ends at the close, or fails with its reason, once", async ({ Channel }) => {
+  test("iteration ends after close(), or fails once with the reason of the close", async ({ Channel }) => {
     const channel = new Channel<number>({ capacity: 2 });
     const producing = (async () => {
       for (let n = 0; n < 10; n++) await channel.send(n);
@@ -156,14 +156,14 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     assertEquals(await iterator.next(), { done: true, value: undefined });
   });
 
-  test("breaking out of a loop leaves the channel as it is", async ({ Channel }) => {
+  test("break in a for await loop leaves the channel open with its values", async ({ Channel }) => {
     const channel = new Channel<number>({ capacity: 3 });
     for (const n of [1, 2, 3]) channel.trySend(n);
     for await (const n of channel) if (n === 1) break;
     assertEquals([channel.closed, channel.size], [false, 2]);
   });
 
-  test("a stream gives the values and ends as the channel does; cancelling it closes the channel", async ({ Channel, ChannelClosedError }) => {
+  test("the readable stream delivers the values and ends like the channel, and cancel() closes the channel", async ({ Channel, ChannelClosedError }) => {
     const channel = new Channel<number>({ capacity: 2 });
     for (const n of [1, 2]) channel.trySend(n);
     channel.close();
@@ -179,7 +179,7 @@ for (const [name, implementation] of [["ours", ours], ["std's", theirs]] as cons
     await assertRejects(() => left.receive(), ChannelClosedError);
   });
 
-  test("using and await using close it", async ({ Channel }) => {
+  test("using and await using close the channel", async ({ Channel }) => {
     const channels = [new Channel(), new Channel()];
     {
       using one = channels[0]!;

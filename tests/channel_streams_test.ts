@@ -1,7 +1,5 @@
 /**
- * Web streams and loops over a channel: rows 35 to 39 of docs/channel.md.
- *
- * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
+ * Web streams and iterations of a channel: rows 35 to 39 of docs/channel.md.
  *
  * @module
  */
@@ -19,7 +17,7 @@ import { assertEnded, assertUnsent, filled, REASON, stateOf } from "./channel_su
 import { reasonOf } from "./errors.ts";
 import { microtasks } from "./support.ts";
 
-Deno.test("row 35: n=4 - toReadableStream(), nothing read - size still 4 (highWaterMark 0); cancel loses nothing already counted", async () => {
+Deno.test("row 35: Channel.toReadableStream() consumes no value without a read, and cancel() consumes none", async () => {
   const channel = filled(4, 1, 2, 3, 4);
   const reader = channel.toReadableStream().getReader();
   await microtasks();
@@ -31,7 +29,7 @@ Deno.test("row 35: n=4 - toReadableStream(), nothing read - size still 4 (highWa
   assertEquals(channel.drain(), [2, 3, 4]);
 });
 
-Deno.test("row 35: a value that comes just before the cancel is read, one that comes just after it is not taken", async () => {
+Deno.test("row 35: a readable stream delivers a value sent just before cancel() and does not consume one sent just after", async () => {
   const { sender, receiver } = bounded<number>(2);
   const reader = receiver.toReadableStream().getReader();
   const first = reader.read();
@@ -51,11 +49,11 @@ Deno.test("row 35: a value that comes just before the cancel is read, one that c
   const read = other.read();
   await microtasks();
   value.sender.trySend(3);
-  await other.cancel(); // in the very turn in which the value changed hands
+  await other.cancel(); // in the same tick in which the value was received
   assertEquals(await read, { done: false, value: 3 });
 });
 
-Deno.test("row 36: Receiver.toReadableStream().cancel() - others - go on; only the stream's own clone closes. Channel.toReadableStream().cancel(r) closes the channel, with r unless undefined (as std); buffered values stay receivable", async () => {
+Deno.test("row 36: cancel() of a Receiver's stream closes only the stream's handle, that of a Channel's stream closes the channel", async () => {
   const { sender, receiver } = bounded<number>(2);
   const stream = receiver.toReadableStream();
   assertEquals(sender.receiverCount, 2);
@@ -96,7 +94,7 @@ Deno.test("row 36: Receiver.toReadableStream().cancel() - others - go on; only t
   }
 });
 
-Deno.test("row 36: a stream that ends or fails gives its handle up too", async () => {
+Deno.test("row 36: a Receiver's stream closes its own handle when it ends or fails", async () => {
   for (const reason of [[], [REASON]] as const) {
     for (const waiting of [true, false]) {
       const { sender, receiver } = bounded<number>(1);
@@ -115,7 +113,7 @@ Deno.test("row 36: a stream that ends or fails gives its handle up too", async (
   }
 });
 
-Deno.test("row 37: cap 1 - toWritableStream(), two writes - second `ready` waits for a receive; abort(e) closes with e", async () => {
+Deno.test("row 37: Channel.toWritableStream() applies backpressure, and abort() closes the channel with its error", async () => {
   const channel = new Channel<number>({ capacity: 1 });
   const writer = channel.toWritableStream().getWriter();
   await writer.ready;
@@ -130,7 +128,7 @@ Deno.test("row 37: cap 1 - toWritableStream(), two writes - second `ready` waits
   assertEquals(channel.size, 1);
   const third = writer.write(3);
   await microtasks();
-  const aborted = writer.abort(REASON); // heard of by the write that waits
+  const aborted = writer.abort(REASON); // also rejects the write that waits
   assertStrictEquals(await reasonOf(third), REASON);
   await aborted;
   assert(channel.closed);
@@ -145,7 +143,7 @@ Deno.test("row 37: cap 1 - toWritableStream(), two writes - second `ready` waits
   assertEquals(await Array.fromAsync(ending), [1]);
 });
 
-Deno.test("row 37: Sender.toWritableStream() - its own clone closes, and a write without receivers fails with the value", async () => {
+Deno.test("row 37: Sender.toWritableStream() closes only its own handle, and a write without receivers rejects with its value", async () => {
   const { sender, receiver } = bounded<number>(1);
   const writer = sender.toWritableStream().getWriter();
   assertEquals(receiver.senderCount, 2);
@@ -170,7 +168,7 @@ Deno.test("row 37: Sender.toWritableStream() - its own clone closes, and a write
   await pipe;
 });
 
-Deno.test("row 37: Sender.toWritableStream() - a stream that fails gives its clone up", async () => {
+Deno.test("row 37: Sender.toWritableStream() closes its own handle when a write fails", async () => {
   const { sender, receiver } = bounded<number>(1);
   const piped = ReadableStream.from([1, 2, 3]).pipeTo(sender.toWritableStream());
   assertEquals(await receiver.receive(), 1);
@@ -181,7 +179,7 @@ Deno.test("row 37: Sender.toWritableStream() - a stream that fails gives its clo
   assertEquals([sender.senderCount, weak.upgrade()], [0, undefined]);
 });
 
-Deno.test("row 38: for await, break - after - channel open, nothing lost", async () => {
+Deno.test("row 38: break in a for await loop leaves the channel open and loses no value", async () => {
   const channel = filled(4, 1, 2, 3, 4);
   for await (const value of channel) if (value === 2) break;
   assertFalse(channel.closed);
@@ -194,7 +192,7 @@ Deno.test("row 38: for await, break - after - channel open, nothing lost", async
   assertEquals(receiver.drain(), [2, 3]);
 });
 
-Deno.test("row 38: an iterator given up while it waits takes nothing; throw() is handed back", async () => {
+Deno.test("row 38: return() of a waiting iterator consumes no value, and throw() rejects with its argument", async () => {
   const channel = new Channel<number>({ capacity: 2 });
   const iterator = channel[Symbol.asyncIterator]();
   assertStrictEquals(iterator[Symbol.asyncIterator](), iterator);
@@ -211,7 +209,7 @@ Deno.test("row 38: an iterator given up while it waits takes nothing; throw() is
   assertEquals(await thrown.next(), { done: true, value: undefined });
   assertEquals(channel.drain(), [2]);
 
-  // The library of streams gives an iterator up in just this way.
+  // ReadableStream.from() calls return() in the same way.
   const stream = ReadableStream.from(channel).getReader();
   const read = stream.read();
   await microtasks();
@@ -221,7 +219,7 @@ Deno.test("row 38: an iterator given up while it waits takes nothing; throw() is
   assertEquals(channel.size, 1);
 });
 
-Deno.test("row 39: two loops on one channel - 1000 sends - disjoint, together complete, each in order", async () => {
+Deno.test("row 39: two iterations of one channel share 1000 values, none missing, each in order", async () => {
   const channel = new Channel<number>({ capacity: 3 });
   const loops = [0, 1].map(() => Array.fromAsync(channel));
   for (let value = 0; value < 1000; value++) await channel.send(value);

@@ -1,5 +1,5 @@
 /**
- * What the tests of the channel's rows share.
+ * Helpers for the tests of docs/channel.md's rows.
  *
  * @module
  */
@@ -10,10 +10,10 @@ import { reasonOf } from "./errors.ts";
 import { collectGarbage } from "./garbage.ts";
 import { microtasks } from "./support.ts";
 
-/** Why a signal aborts or a channel closes. */
+/** The reason of an abort or a close. */
 export const REASON = new Error("the reason");
 
-/** Whether a promise is settled by now, and how. */
+/** Returns the state of a promise after pending microtasks. */
 export async function stateOf(promise: Promise<unknown>): Promise<"pending" | "resolved" | "rejected"> {
   let state: "pending" | "resolved" | "rejected" = "pending";
   promise.then(() => state = "resolved", () => state = "rejected");
@@ -21,16 +21,16 @@ export async function stateOf(promise: Promise<unknown>): Promise<"pending" | "r
   return state;
 }
 
-/** Resolves when nothing holds these any more. */
+/** Resolves when all of these objects are collected. */
 export async function untilCollected(...refs: WeakRef<object>[]): Promise<void> {
   for (let tries = 0; refs.some((ref) => ref.deref() !== undefined); tries++) {
-    assertLess(tries, 100, "something still holds them");
-    await new Promise((resolve) => setTimeout(resolve)); // a WeakRef holds what it gave until the turn is over
+    assertLess(tries, 100, "objects are still referenced");
+    await new Promise((resolve) => setTimeout(resolve)); // deref() keeps its target alive until the end of the tick
     collectGarbage();
   }
 }
 
-/** The promise rejects with a CCE that carries this value. */
+/** Asserts that the promise rejects with a `ChannelClosedError` with this `value`. */
 export async function assertUnsent(promise: Promise<unknown>, value: unknown): Promise<void> {
   const reason = await reasonOf(promise);
   assertInstanceOf(reason, ChannelClosedError);
@@ -38,7 +38,7 @@ export async function assertUnsent(promise: Promise<unknown>, value: unknown): P
   assertStrictEquals(reason.value, value);
 }
 
-/** The promise rejects with a CCE without a value. */
+/** Asserts that the promise rejects with a `ChannelClosedError` without `value`. */
 export async function assertEnded(promise: Promise<unknown>): Promise<void> {
   const reason = await reasonOf(promise);
   assertInstanceOf(reason, ChannelClosedError);
@@ -46,14 +46,14 @@ export async function assertEnded(promise: Promise<unknown>): Promise<void> {
   assertFalse("value" in reason);
 }
 
-/** A channel with values in it. */
+/** Creates a channel with values in its buffer. */
 export function filled<T>(capacity: number, ...values: T[]): Channel<T> {
   const channel = new Channel<T>({ capacity });
   for (const value of values) assert(channel.trySend(value));
   return channel;
 }
 
-/** The channels are empty, with no receiver waiting (a value sent would stay) and no sender. */
+/** Asserts that the channels are empty and that no operation waits; a waiting receive would consume the value sent. */
 export function assertNobodyWaits(...channels: Channel<number>[]): void {
   for (const channel of channels) {
     assertEquals(channel.tryReceive(), { state: "empty" });
@@ -64,7 +64,7 @@ export function assertNobodyWaits(...channels: Channel<number>[]): void {
   }
 }
 
-/** Puts the items into a random order, the same in every run. */
+/** Shuffles the items, into the same order in every run. */
 export function shuffle(items: unknown[]): void {
   for (let i = items.length - 1, random = 1; i > 0; i--) {
     random = Math.imul(random, 48271) >>> 1;

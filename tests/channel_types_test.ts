@@ -1,6 +1,5 @@
 /**
- * What the compiler has to know about channels. Most of it is checked before anything runs: a line marked
- * `@ts-expect-error` that is no error is one.
+ * Types of the channel. Most of these tests run in the compiler: an unused `@ts-expect-error` is an error.
  *
  * @module
  */
@@ -20,7 +19,7 @@ import {
   unbounded,
 } from "../channel.ts";
 
-/** The public shape of `@std/async`'s `Channel`, written down because the real one may not be at hand. */
+/** The public shape of `@std/async`'s `Channel`, copied because JSR may not be reachable. */
 interface StdChannel<T> {
   send(value: T, options?: { signal?: AbortSignal }): Promise<void>;
   receive(options?: { signal?: AbortSignal }): Promise<T>;
@@ -41,7 +40,7 @@ type Equal<A, B> = (<X>() => X extends A ? 1 : 2) extends <X>() => X extends B ?
 /** Fails to compile unless the two types are the same. */
 function assertType<_ extends true>(): void {}
 
-Deno.test("types: a Channel goes where std's shape is asked for", async () => {
+Deno.test("channel types: a Channel is assignable to the shape of std's Channel", async () => {
   async function program(channel: Pick<StdChannel<number>, keyof StdChannel<number>>): Promise<number> {
     const options: { signal?: AbortSignal } = {};
     await channel.send(1, options);
@@ -53,7 +52,7 @@ Deno.test("types: a Channel goes where std's shape is asked for", async () => {
   }
   assertEquals(await program(new Channel<number>({ capacity: 2 })), 3);
 
-  // The names std exports beside the class.
+  // The names that std exports beside the class.
   const options: ChannelOptions = { capacity: 1 };
   const sending: ChannelSendOptions = { signal: AbortSignal.abort() };
   const receiving: ChannelReceiveOptions = { signal: AbortSignal.abort() };
@@ -64,12 +63,12 @@ Deno.test("types: a Channel goes where std's shape is asked for", async () => {
   assertEquals(await channel.send("b").then(() => channel.receive(receiving)), "b");
 });
 
-Deno.test("types: select narrows by key, then by done, and the compiler sees that every case is dealt with", async () => {
+Deno.test("channel types: select() narrows by key and then by done, and a missing case is an error", async () => {
   const jobs = new Channel<{ id: number }>({ capacity: 1 });
   const outbox = new Channel<string>();
   const { receiver: ticks } = unbounded<Date>();
 
-  function tell(r: SelectResult<ReturnType<typeof cases>>): string {
+  function describe(r: SelectResult<ReturnType<typeof cases>>): string {
     switch (r.key) {
       case "job":
         if (r.done) {
@@ -83,7 +82,7 @@ Deno.test("types: select narrows by key, then by done, and the compiler sees tha
         assertType<Equal<typeof r.value, undefined>>();
         return `out ${r.done}`;
       case "tick":
-        // @ts-expect-error whether there is a value has to be asked first
+        // @ts-expect-error r.done must be checked first
         void (() => r.value.getTime());
         return r.done ? "end" : `tick ${r.value.getTime()}`;
       default:
@@ -95,19 +94,19 @@ Deno.test("types: select narrows by key, then by done, and the compiler sees tha
   }
 
   jobs.trySend({ id: 7 });
-  assertEquals(tell(await select(cases())), "job 7");
+  assertEquals(describe(await select(cases())), "job 7");
   const received = outbox.receive();
-  assertEquals(tell(await select(cases())), "out false");
+  assertEquals(describe(await select(cases())), "out false");
   assertEquals(await received, "x");
   assertEquals(trySelect(cases()), undefined);
   jobs.close();
-  assertEquals(tell(await select(cases())), "end");
+  assertEquals(describe(await select(cases())), "end");
 
   const r = await select(cases());
   assertType<Equal<typeof r.key, "job" | "out" | "tick">>();
-  // @ts-expect-error there is no such case
+  // @ts-expect-error not a key of the cases
   assert(r.key !== "nothing");
-  // @ts-expect-error a case is left out: nothing is returned for it
+  // @ts-expect-error a case is missing: no string is returned for it
   const incomplete = (r: SelectResult<ReturnType<typeof cases>>): string => {
     switch (r.key) {
       case "job":
@@ -118,7 +117,7 @@ Deno.test("types: select narrows by key, then by done, and the compiler sees tha
   void incomplete;
 });
 
-Deno.test("types: a case that may be undefined keeps its key", async () => {
+Deno.test("channel types: select() keeps the key of a case that may be undefined", async () => {
   const channel = new Channel<number>({ capacity: 1 });
   const paused: boolean = Math.random() > 2;
   channel.trySend(1);
@@ -126,12 +125,12 @@ Deno.test("types: a case that may be undefined keeps its key", async () => {
   assertType<Equal<typeof r.key, "a">>();
   if (!r.done) assertType<Equal<typeof r.value, number>>();
   assertEquals(r, { key: "a", done: false, value: 1 });
-  // @ts-expect-error a channel is no case
+  // @ts-expect-error a channel is not a case
   const wrong = () => select({ a: channel });
   void wrong;
 });
 
-Deno.test("types: undefined is a value like any other", async () => {
+Deno.test("channel types: undefined is a value of Channel<undefined>", async () => {
   const channel = new Channel<undefined>({ capacity: 1 });
   channel.trySend(undefined);
   const result = channel.tryReceive();
@@ -145,12 +144,12 @@ Deno.test("types: undefined is a value like any other", async () => {
   maybe.trySend(undefined);
   const received: number | undefined = await maybe.receive();
   assertStrictEquals(received, undefined);
-  // @ts-expect-error a value must be given even if it may be undefined
+  // @ts-expect-error the argument is required even if it may be undefined
   const wrong = () => maybe.trySend();
   void wrong;
 });
 
-Deno.test("types: a thenable is unwrapped by promises and by nothing else", async () => {
+Deno.test("channel types: receive() unwraps a thenable, and every other way to receive returns it", async () => {
   const promise = Promise.resolve("later");
   const channel = new Channel<Promise<string>>({ capacity: 8 });
   for (let i = 0; i < 6; i++) channel.trySend(promise);
@@ -164,7 +163,7 @@ Deno.test("types: a thenable is unwrapped by promises and by nothing else", asyn
   assertStrictEquals((await channel.toReadableStream().getReader().read()).value, promise);
   assertStrictEquals(channel.drain()[0], promise);
 
-  // The same for those who waited.
+  // The same for operations that waited.
   const next = channel[Symbol.asyncIterator]().next();
   const many = channel.receiveMany(1);
   const selected = select({ a: channel.receiveCase() });
@@ -176,28 +175,28 @@ Deno.test("types: a thenable is unwrapped by promises and by nothing else", asyn
   assertStrictEquals((await read).value, promise);
 });
 
-Deno.test("types: options are checked, ends are not made by hand, and each side has its own methods", () => {
+Deno.test("channel types: options are checked, handles have no public constructor, and each side has only its own methods", () => {
   const { sender, receiver } = bounded<number>(1, { onDrop: (value) => void value.toFixed() });
   assertType<Equal<typeof sender, Sender<number>>>();
   assertType<Equal<typeof receiver, Receiver<number>>>();
   const wrong = () => {
-    // @ts-expect-error a string is no number
+    // @ts-expect-error a string is not a number
     sender.trySend("a");
     // @ts-expect-error a sender does not receive
     sender.receive();
     // @ts-expect-error a receiver does not send
     receiver.trySend(1);
-    // @ts-expect-error ends come from bounded() and unbounded()
+    // @ts-expect-error handles are made by bounded() and unbounded()
     new Sender();
     // @ts-expect-error no such option
     bounded(1, { onDropped() {} });
-    // @ts-expect-error a capacity is a number
+    // @ts-expect-error a capacity must be a number
     bounded("1");
-    // @ts-expect-error biased is for selects
+    // @ts-expect-error biased is an option of select()
     receiver.receive({ biased: true });
   };
   void wrong;
-  // Options that may be undefined can be passed on as they are.
+  // Options may be undefined.
   const options: { signal?: AbortSignal; timeout?: number } = {};
   void (() => receiver.receive({ signal: options.signal, timeout: options.timeout }));
 });

@@ -1,8 +1,6 @@
 /**
  * Sending, receiving and closing: rows 1 to 16, 24 and 25 of docs/channel.md.
  *
- * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
- *
  * @module
  */
 
@@ -12,7 +10,7 @@ import { assertEnded, assertUnsent, filled, REASON, stateOf } from "./channel_su
 import { reasonOf } from "./errors.ts";
 import { microtasks } from "./support.ts";
 
-Deno.test("row 1: construct with capacity -1, 1.5, NaN, Infinity (as std) - RangeError; the same from `bounded`: say `unbounded`", () => {
+Deno.test("row 1: Channel and bounded() throw RangeError for capacity -1, 1.5, NaN and Infinity, and bounded() names unbounded", () => {
   for (const capacity of [-1, 1.5, NaN, Infinity]) {
     assertThrows(() => new Channel({ capacity }), RangeError, String(capacity));
     const error = assertThrows(() => bounded(capacity), RangeError, String(capacity));
@@ -24,14 +22,14 @@ Deno.test("row 1: construct with capacity -1, 1.5, NaN, Infinity (as std) - Rang
   assertEquals(unbounded().receiver.capacity, Infinity);
 });
 
-Deno.test("row 2: cap 2, n=1, Wr=0 - send - resolves, n=2", async () => {
+Deno.test("row 2: Channel.send() resolves at once while the buffer has room", async () => {
   const channel = filled(2, "a");
   await channel.send("b");
   assertEquals(channel.size, 2);
   assertEquals(channel.drain(), ["a", "b"]);
 });
 
-Deno.test("row 3: cap 2, n=2 - send / trySend - pending, size stays 2 / false, nothing stored", async () => {
+Deno.test("row 3: on a full channel send() waits and trySend() returns false", async () => {
   const channel = filled(2, "a", "b");
   const sent = channel.send("c");
   assertEquals(await stateOf(sent), "pending");
@@ -41,7 +39,7 @@ Deno.test("row 3: cap 2, n=2 - send / trySend - pending, size stays 2 / false, n
   await sent;
 });
 
-Deno.test("row 4: cap 0, Wr=0 - trySend / send - false / pending until a receive takes it, size 0", async () => {
+Deno.test("row 4: on a rendezvous without a receive trySend() returns false and send() waits", async () => {
   const channel = new Channel<string>();
   assertFalse(channel.trySend("lost?"));
   const sent = channel.send("a");
@@ -52,7 +50,7 @@ Deno.test("row 4: cap 0, Wr=0 - trySend / send - false / pending until a receive
   assertEquals(channel.tryReceive(), { state: "empty" });
 });
 
-Deno.test("row 5: cap 0, Wr=1 - trySend - true, that receiver gets it", async () => {
+Deno.test("row 5: on a rendezvous trySend() passes its value to a waiting receive", async () => {
   const channel = new Channel<string>();
   const received = channel.receive();
   assert(channel.trySend("a"));
@@ -60,7 +58,7 @@ Deno.test("row 5: cap 0, Wr=1 - trySend - true, that receiver gets it", async ()
   assertEquals(await received, "a");
 });
 
-Deno.test("row 6: cap 0, Ws=1 - tryReceive - ok, that send resolves", async () => {
+Deno.test("row 6: on a rendezvous tryReceive() returns the value of a waiting send, which resolves", async () => {
   const channel = new Channel<string>();
   const sent = channel.send("a");
   assertEquals(channel.tryReceive(), { state: "ok", value: "a" });
@@ -68,7 +66,7 @@ Deno.test("row 6: cap 0, Ws=1 - tryReceive - ok, that send resolves", async () =
   assertEquals(await sent, undefined);
 });
 
-Deno.test("row 7: Wr=[r1,r2] - send a, send b - r1=a, r2=b", async () => {
+Deno.test("row 7: waiting receives resolve in the order of their calls", async () => {
   for (const capacity of [0, 1]) {
     const channel = new Channel<string>({ capacity });
     const r1 = channel.receive();
@@ -79,7 +77,7 @@ Deno.test("row 7: Wr=[r1,r2] - send a, send b - r1=a, r2=b", async () => {
   }
 });
 
-Deno.test("row 8: Wr=1, cap 4 - send - direct hand-off, size stays 0", async () => {
+Deno.test("row 8: Channel.send() passes its value to a waiting receive without buffering it", async () => {
   const channel = new Channel<string>({ capacity: 4 });
   const received = channel.receive();
   const sent = channel.send("a");
@@ -88,7 +86,7 @@ Deno.test("row 8: Wr=1, cap 4 - send - direct hand-off, size stays 0", async () 
   assertEquals(await received, "a");
 });
 
-Deno.test("row 9: cap 1, n=1, Ws=[b,c] - receive - buffered a; b enters and its send resolves; c waits", async () => {
+Deno.test("row 9: on a full channel receive() resolves with the oldest value and admits only the first waiting send", async () => {
   const channel = filled(1, "a");
   const b = channel.send("b");
   const c = channel.send("c");
@@ -99,7 +97,7 @@ Deno.test("row 9: cap 1, n=1, Ws=[b,c] - receive - buffered a; b enters and its 
   await c;
 });
 
-Deno.test("row 10: cap 1, n=1, Ws=1 - trySend - false: cannot overtake", async () => {
+Deno.test("row 10: Channel.trySend() returns false while a send waits", async () => {
   const channel = filled(1, "a");
   const b = channel.send("b");
   assertFalse(channel.trySend("c"));
@@ -107,7 +105,7 @@ Deno.test("row 10: cap 1, n=1, Ws=1 - trySend - false: cannot overtake", async (
   await b;
 });
 
-Deno.test('row 11: n=0 - send undefined, null, NaN - delivered unchanged, tryReceive "ok"', async () => {
+Deno.test("row 11: a channel delivers undefined, null and NaN unchanged", async () => {
   for (const value of [undefined, null, NaN]) {
     const channel = new Channel<unknown>({ capacity: 1 });
     await channel.send(value);
@@ -124,7 +122,7 @@ Deno.test('row 11: n=0 - send undefined, null, NaN - delivered unchanged, tryRec
   }
 });
 
-Deno.test("row 12: n=3 - close() - three receives succeed, the fourth rejects CCE without value", async () => {
+Deno.test("row 12: after close() buffered values are received, then receive() rejects with ChannelClosedError without value", async () => {
   const channel = filled(3, 1, 2, 3);
   channel.close();
   assert(channel.closed);
@@ -135,7 +133,7 @@ Deno.test("row 12: n=3 - close() - three receives succeed, the fourth rejects CC
   assertEquals(channel.drain(), []);
 });
 
-Deno.test("row 13: n=0, Wr=2 - close() - both reject CCE; iterations end; receiveMany gives []", async () => {
+Deno.test("row 13: Channel.close() rejects waiting receives and ends iterations, streams and receiveMany()", async () => {
   const channel = new Channel<number>();
   const first = channel.receive();
   const second = channel.receive();
@@ -152,7 +150,7 @@ Deno.test("row 13: n=0, Wr=2 - close() - both reject CCE; iterations end; receiv
   assertEquals<unknown>(await read, { done: true, value: undefined });
 });
 
-Deno.test("row 14: n=2 - close(reason) - two values, then receive / iteration / stream fail with reason itself", async () => {
+Deno.test("row 14: after close(reason) buffered values are received, then receive(), iterations and streams fail with the reason", async () => {
   const use: ((channel: Channel<number>, values: unknown[]) => Promise<unknown>)[] = [
     async (channel, values) => {
       for (;;) values.push(await channel.receive());
@@ -175,7 +173,7 @@ Deno.test("row 14: n=2 - close(reason) - two values, then receive / iteration / 
       assertStrictEquals(await reasonOf(receive(channel, values)), reason);
       assertEquals(values, [1, 2]);
     }
-    // The same for those who wait already.
+    // The same for a receive that already waits.
     const channel = new Channel<number>();
     const failed = reasonOf(receive(channel, []));
     await microtasks();
@@ -184,7 +182,7 @@ Deno.test("row 14: n=2 - close(reason) - two values, then receive / iteration / 
   }
 });
 
-Deno.test("row 14: an iteration fails once and is over then, as a generator's", async () => {
+Deno.test("row 14: an iteration fails once with the reason of the close and is then done", async () => {
   const channel = new Channel<number>();
   const iterator = channel[Symbol.asyncIterator]();
   const first = iterator.next();
@@ -196,7 +194,7 @@ Deno.test("row 14: an iteration fails once and is over then, as a generator's", 
   assertStrictEquals(await reasonOf(channel[Symbol.asyncIterator]().next()), REASON);
 });
 
-Deno.test("row 15: Ws=[x,y] - close() or close(reason) - both reject CCE carrying their own value", async () => {
+Deno.test("row 15: Channel.close() rejects each waiting send with ChannelClosedError and its own value", async () => {
   for (const reason of [[], [REASON]] as const) {
     const channel = new Channel<object>();
     const [x, y] = [{}, {}];
@@ -212,7 +210,7 @@ Deno.test("row 15: Ws=[x,y] - close() or close(reason) - both reject CCE carryin
   await assertUnsent(sent, undefined);
 });
 
-Deno.test("row 16: closed - close() again, dispose - nothing; the first reason stays", async () => {
+Deno.test("row 16: Channel.close() and dispose have no effect on a closed channel, and the first reason stays", async () => {
   const failing = new Channel<number>();
   failing.close(REASON);
   failing.close(new Error("too late"));
@@ -241,7 +239,7 @@ Deno.test("row 16: closed - close() again, dispose - nothing; the first reason s
   assert(awaited.closed);
 });
 
-Deno.test("row 24: closed - trySend - false, the value stays with the caller (as std)", () => {
+Deno.test("row 24: Channel.trySend() returns false when the channel is closed", () => {
   const channel = new Channel<number>({ capacity: 1 });
   channel.close();
   assertFalse(channel.trySend(1));
@@ -249,7 +247,7 @@ Deno.test("row 24: closed - trySend - false, the value stays with the caller (as
   assertEquals(channel.tryReceive(), { state: "closed" });
 });
 
-Deno.test("row 25: close(undefined) - receive - a reason was given: rejects undefined (as std)", async () => {
+Deno.test("row 25: Channel.receive() rejects with undefined after close(undefined)", async () => {
   const channel = filled(1, 1);
   channel.close(undefined);
   assertEquals(await channel.receive(), 1);

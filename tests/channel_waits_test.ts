@@ -1,7 +1,5 @@
 /**
- * What ends a wait: rows 17 to 23 of docs/channel.md.
- *
- * Each test is named after its row: n = buffered, Ws/Wr = waiting senders/receivers, CCE = `ChannelClosedError`.
+ * Abort and timeout of a wait: rows 17 to 23 of docs/channel.md.
  *
  * @module
  */
@@ -21,7 +19,7 @@ import {
 import { assertTimeout, reasonOf } from "./errors.ts";
 import { countListeners, NO_SIGNAL } from "./support.ts";
 
-Deno.test("row 17: Wr=1 - abort its signal - rejects signal.reason itself; the next send is buffered, not lost", async () => {
+Deno.test("row 17: Channel.receive() rejects with signal.reason when aborted, and the next value sent is buffered", async () => {
   const channel = new Channel<string>({ capacity: 1 });
   const controller = new AbortController();
   const received = channel.receive({ signal: controller.signal });
@@ -33,7 +31,7 @@ Deno.test("row 17: Wr=1 - abort its signal - rejects signal.reason itself; the n
   assertEquals(channel.drain(), ["a"]);
 });
 
-Deno.test("row 18: Wr=[r1 with signal, r2] - abort r1, then send v - r2=v: no wake-up is lost", async () => {
+Deno.test("row 18: after an abort a value goes to the first receive that still waits", async () => {
   for (const position of [0, 1, 2]) {
     const channel = new Channel<string>();
     const controller = new AbortController();
@@ -48,7 +46,7 @@ Deno.test("row 18: Wr=[r1 with signal, r2] - abort r1, then send v - r2=v: no wa
   }
 });
 
-Deno.test("row 19: Ws=[v1 with signal, v2], full - abort v1, receive twice - v1 never delivered; v2 admitted", async () => {
+Deno.test("row 19: the value of an aborted send is never delivered, and the next waiting send is admitted", async () => {
   for (const capacity of [0, 1]) {
     const channel = new Channel<string>({ capacity });
     if (capacity === 1) channel.trySend("v0");
@@ -64,7 +62,7 @@ Deno.test("row 19: Ws=[v1 with signal, v2], full - abort v1, receive twice - v1 
   }
 });
 
-Deno.test("row 20: any - signal already aborted - succeeds if it can at once, else rejects with the reason (as std)", async () => {
+Deno.test("row 20: with an aborted signal an operation succeeds if possible at once, otherwise it rejects with the reason", async () => {
   const signal = AbortSignal.abort(REASON);
   const channel = new Channel<number>({ capacity: 1 });
   assertStrictEquals(await reasonOf(channel.receive({ signal })), REASON);
@@ -83,7 +81,7 @@ Deno.test("row 20: any - signal already aborted - succeeds if it can at once, el
   await assertUnsent(channel.send(5, { signal }), 5);
 });
 
-Deno.test("row 21: a parked operation settles - listeners on its signal - none left (10k operations on one signal: no growth)", async () => {
+Deno.test("row 21: settled waits leave no listener on their signal, after 10 000 operations on one signal", async () => {
   const controller = new AbortController();
   const { signal } = controller;
   const listeners = countListeners(signal);
@@ -96,7 +94,7 @@ Deno.test("row 21: a parked operation settles - listeners on its signal - none l
     assertEquals(await received, i);
   }
   const parked = Array.from({ length: 10_000 }, () => channel.receive({ signal }));
-  assertEquals(listeners(), 1); // all behind one: a signal's list is searched for each change
+  assertEquals(listeners(), 1); // one listener for all: adding or removing one searches the signal's list
   for (let i = 0; i < 10_000; i++) channel.trySend(i);
   assertEquals(listeners(), 0);
   assertEquals(await Promise.all(parked), parked.map((_, i) => i));
@@ -121,7 +119,7 @@ Deno.test("row 21: a parked operation settles - listeners on its signal - none l
   await assertEnded(ended);
 });
 
-Deno.test("row 21: waits on a few signals by turns - each signal has one listener, however many wait", async () => {
+Deno.test("row 21: 600 waits that use six signals in turn add one listener to each signal", async () => {
   const controllers = Array.from({ length: 6 }, () => new AbortController());
   const counts = controllers.map(({ signal }) => countListeners(signal));
   const channel = new Channel<number>();
@@ -132,7 +130,7 @@ Deno.test("row 21: waits on a few signals by turns - each signal has one listene
   assertEquals(await Promise.all(waits), waits.map((_, i) => i));
 });
 
-Deno.test("row 21: a parked operation settles - neither its signal nor its value is held on to", async () => {
+Deno.test("row 21: a settled wait holds neither its signal nor its value", async () => {
   const channel = new Channel<object>({ capacity: 4 });
   const held: WeakRef<object>[] = [];
   for (const handOver of [true, false]) {
@@ -148,7 +146,7 @@ Deno.test("row 21: a parked operation settles - neither its signal nor its value
   await untilCollected(...held);
 });
 
-Deno.test("row 21: waits on many signals by turns - each signal ends its own and no other", async () => {
+Deno.test("row 21: each of 40 signals, used in turn, ends its own waits and no other", async () => {
   const channel = new Channel<number>();
   const controllers = Array.from({ length: 40 }, () => new AbortController());
   const counts = controllers.map(({ signal }) => countListeners(signal));
@@ -171,8 +169,8 @@ Deno.test("row 21: waits on many signals by turns - each signal ends its own and
   assertEquals(counts.map((count) => count()), counts.map(() => 0));
 });
 
-Deno.test('row 22: n=0 - receive({timeout:10}) - DOMException "TimeoutError"; a later value is not stolen; no timer left behind', async () => {
-  const timers = new Map<unknown, () => void>(); // by delay, which is the timer itself too
+Deno.test("row 22: Channel.receive({ timeout }) rejects with a TimeoutError, consumes no later value and leaves no timer", async () => {
+  const timers = new Map<unknown, () => void>(); // by delay, which is also the timer's handle
   const { setTimer, clearTimer } = clock;
   clock.setTimer = (run, delay) => {
     timers.set(delay, run);
@@ -205,7 +203,7 @@ Deno.test('row 22: n=0 - receive({timeout:10}) - DOMException "TimeoutError"; a 
     await assertTimeout(many);
     assertEquals(timers.size, 0);
 
-    // With both limits, the one that comes first takes the other with it.
+    // With a signal and a timeout, the first to end the wait removes the other.
     const controller = new AbortController();
     const listeners = countListeners(controller.signal);
     const first = channel.receive({ signal: controller.signal, timeout: 14 });
@@ -222,7 +220,7 @@ Deno.test('row 22: n=0 - receive({timeout:10}) - DOMException "TimeoutError"; a 
   await assertTimeout(new Channel<number>().receive({ timeout: 10 }));
 });
 
-Deno.test("row 23: timeout negative, NaN, or finite above 2 147 483 647 - any - RangeError; Infinity = none; 0 = succeeds if it can at once, else TimeoutError", async () => {
+Deno.test("row 23: an invalid timeout rejects with RangeError, Infinity is no limit, and 0 rejects with a TimeoutError instead of waiting", async () => {
   for (const timeout of [-1, NaN, 2_147_483_648, -Infinity, "10" as unknown as number]) {
     const channel = filled(2, 1);
     const { sender, receiver } = bounded<number>(1);
@@ -253,7 +251,7 @@ Deno.test("row 23: timeout negative, NaN, or finite above 2 147 483 647 - any - 
   }
 });
 
-Deno.test("null for a signal is none, on every wait", async () => {
+Deno.test("channel: null as the signal counts as no signal in each waiting operation", async () => {
   const channel = new Channel<number>();
   const sent = channel.send(1, NO_SIGNAL);
   assertEquals(await channel.receive(NO_SIGNAL), 1);

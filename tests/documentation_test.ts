@@ -1,7 +1,7 @@
 /**
- * That whoever looks a symbol up finds an example of it, and that the examples are worth running.
+ * Each exported symbol has an example, and each example asserts.
  *
- * They run with the tests (`deno test --doc`), so here it is only asked whether they are there.
+ * The examples run with the tests (`deno test --doc`); this file checks that they exist.
  *
  * @module
  */
@@ -14,10 +14,10 @@ const ROOT = new URL("../", import.meta.url);
 const ENTRYPOINTS = Object.values(config.exports);
 const PACKAGES = Object.keys(config.imports).filter((name) => name.startsWith("@std/"));
 const COUNTED = ["class", "function", "interface", "typeAlias", "variable"];
-// `deno doc` gives the text of a comment without its stars and their indentation.
+// `deno doc` prints a comment without its stars and their indentation.
 const EXAMPLE = /^```ts\n(.*?)^```$/gms;
 
-/** What `deno doc --json` prints, as far as it matters here. */
+/** The used part of the output of `deno doc --json`. */
 interface Doc {
   nodes: Record<string, { symbols: { name: string; declarations: Declaration[] }[] }>;
 }
@@ -28,7 +28,7 @@ interface Declaration {
   jsDoc?: { doc?: string; tags?: { kind: string; doc?: string }[] };
 }
 
-/** Runs this Deno's `doc` on modules of the repository, or on one at an absolute path. */
+/** Runs `deno doc` on modules of the repository, or on one at an absolute path. */
 async function documentation(...paths: string[]): Promise<Doc> {
   return JSON.parse(await deno("doc", "--json", ...paths));
 }
@@ -37,7 +37,7 @@ function examples(text: string): string[] {
   return Array.from(text.matchAll(EXAMPLE), ([, code]) => code!);
 }
 
-/** Whether a symbol counts: not what a module only hands on, which is documented where it is, nor what it keeps. */
+/** Whether a symbol needs an example: not a private symbol, nor a re-export, which has one in its own module. */
 function isCounted({ kind, declarationKind }: Declaration): boolean {
   return declarationKind === "export" && COUNTED.includes(kind);
 }
@@ -52,13 +52,13 @@ function symbols({ nodes }: Doc): { name: string; declarations: Declaration[] }[
     .filter(({ declarations }) => declarations.length > 0);
 }
 
-/** The names of exported symbols without an example; of an overloaded function one of its declarations must have one. */
+/** Returns the names of exported symbols without an example; of an overloaded function one declaration needs one. */
 function withoutExample(doc: Doc): string[] {
   const missing = symbols(doc).filter(({ declarations }) => !declarations.some(hasExample));
   return [...new Set(missing.map(({ name }) => name))].sort();
 }
 
-/** Every example there is, of modules and of members too. */
+/** Returns all examples, including those of modules and members. */
 function allExamples(doc: unknown): string[] {
   if (typeof doc === "string") return examples(doc);
   if (typeof doc !== "object" || doc === null) return [];
@@ -83,7 +83,7 @@ Deno.test("every exported symbol has an example", async () => {
   assertEquals(withoutExample(doc), []);
 });
 
-Deno.test("every example asserts, and between them they use each of the @std packages", async () => {
+Deno.test("every example asserts, and together they use each of the @std packages", async () => {
   const found = allExamples(await documentation(...ENTRYPOINTS));
   assert(found.length > ENTRYPOINTS.length, `${found.length}`);
   assertEquals(found.filter((example) => !imports(example, "@std/assert")), []);
@@ -91,7 +91,7 @@ Deno.test("every example asserts, and between them they use each of the @std pac
   assertEquals(PACKAGES.filter((name) => !found.some((example) => imports(example, name))), []);
 });
 
-Deno.test("a symbol without an example would be found, whatever it is, and only if it is exported here", async () => {
+Deno.test("withoutExample() reports each kind of symbol without an example, only if the module exports it", async () => {
   const source = `
     /** Has none. */ export class Class { /** A member's is not its own.\n * @example\n * \`\`\`ts\n * 1;\n * \`\`\`\n */ m = 1; }
     /** Has none. */ export function call(): void {}
@@ -103,13 +103,13 @@ Deno.test("a symbol without an example would be found, whatever it is, and only 
     /** Is not exported. */ interface Private { b: 1 }
     export { Elsewhere } from "./elsewhere.ts";`;
   await withModule(source, (doc) => {
-    // What is handed on from another module is a symbol of this one, unless that one is asked for too.
+    // A re-export is a symbol of this module, unless its own module is documented in the same run.
     const expected = ["Alias", "Class", "Elsewhere", "Interface", "Undocumented", "call", "variable"];
     assertEquals(withoutExample(doc), expected);
   });
 });
 
-Deno.test("an example of a member or of the module is found, and one that does not assert is seen", async () => {
+Deno.test("allExamples() finds the examples of a member and of the module, and detects one that does not assert", async () => {
   const source = `
     /** Module.\n * \`\`\`ts\n * import { equals } from "@std/bytes";\n * \`\`\`\n * @module\n */
     /** Class. */ export class Class {
@@ -127,14 +127,14 @@ Deno.test("an example of a member or of the module is found, and one that does n
   });
 });
 
-/** Reads every file in a folder of the repository with one of these endings; with `recursive`, in its folders too. */
+/** Reads the files with one of these endings in a folder of the repository; with `recursive`, in subfolders, too. */
 function textsIn(folder: string, endings: string[], recursive: boolean): string[] {
   const names = readdirSync(new URL(folder, ROOT), { recursive }) as string[];
   return names.filter((name) => endings.some((ending) => name.endsWith(ending)))
     .map((name) => Deno.readTextFileSync(new URL(`${folder}${name}`, ROOT)));
 }
 
-/** The numbers in a pattern's captures, each once, in ascending order. */
+/** Returns the numbers in a pattern's captures, each once, in ascending order. */
 function numbers(texts: string[], pattern: RegExp): number[] {
   const found = texts.flatMap((text) => Array.from(text.matchAll(pattern), ([, list]) => list!.match(/\d+/g)!)).flat();
   return [...new Set(found.map(Number))].sort((a, b) => a - b);

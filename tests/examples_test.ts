@@ -1,5 +1,5 @@
 /**
- * The examples, run as their own comments say, in processes of their own; the demonstration with a few of its files.
+ * The examples, run as separate processes with the permissions in their comments; the demonstration with fewer files.
  *
  * @module
  */
@@ -15,11 +15,11 @@ import { bytes as encode, LOOPBACK, pattern, readAll, sha256, text as decode, wr
 const EXAMPLES = new URL("../examples/", import.meta.url);
 const ROOT = new URL("../", import.meta.url);
 
-/** A process of an example, with the permissions that its comment gives for this command. */
+/** Starts a process of an example, with the permissions that its comment names for this command. */
 async function spawn(script: string, ...args: string[]): Promise<Deno.ChildProcess> {
   const source = await Deno.readTextFile(new URL(script, EXAMPLES));
   const permissions = new RegExp(`^ \\* deno run (--.+) examples/${script} ${args[0] ?? ""}`, "m").exec(source)?.[1];
-  assert(permissions !== undefined, `the comment of ${script} does not say how to run ${args[0]}`);
+  assert(permissions !== undefined, `the comment of ${script} has no command line for ${args[0]}`);
   return new Deno.Command(Deno.execPath(), {
     args: ["run", ...permissions.split(" "), `examples/${script}`, ...args],
     cwd: ROOT,
@@ -38,7 +38,7 @@ async function run(script: string, args: string[], input = "") {
   return { code, stdout: decode(stdout), stderr: decode(stderr) };
 }
 
-/** Starts an example that listens, ready when it says where. */
+/** Starts an example that listens, and waits until it prints its address. */
 async function start(script: string, ...args: string[]) {
   const watched = watch(await spawn(script, ...args));
   await watched.child.stdin.close();
@@ -46,10 +46,10 @@ async function start(script: string, ...args: string[]) {
   return { ...watched, port: Number(port) };
 }
 
-/** A session of this process with an example. */
+/** Opens a session from this process to an example. */
 const connect = async (port: number) => Session.client(await Deno.connect({ ...LOOPBACK, port }));
 
-Deno.test("examples/echo.ts: every line comes back, in order", async () => {
+Deno.test("examples/echo.ts: the client prints every line of stdin, in order", async () => {
   await using server = await start("echo.ts", "server", "0");
   const lines = ["hello", "", "wörld 🌊", "x".repeat(300_000), "the last, without an end"];
   const { code, stdout, stderr } = await run("echo.ts", ["client", `${server.port}`], lines.join("\n"));
@@ -57,7 +57,7 @@ Deno.test("examples/echo.ts: every line comes back, in order", async () => {
   assertEquals(stdout, lines.map((line) => `${line}\n`).join(""));
 });
 
-Deno.test("examples/tunnel.ts: downloads at once through it are whole, and it ends with its server", async () => {
+Deno.test("examples/tunnel.ts: concurrent downloads are complete, and the client ends with its server", async () => {
   await using web = Deno.serve({ ...LOOPBACK, onListen() {} }, (request) => {
     const size = Number(new URL(request.url).pathname.slice(1));
     return new Response(pattern(size, size));
@@ -73,7 +73,7 @@ Deno.test("examples/tunnel.ts: downloads at once through it are whole, and it en
   assertEquals([ended.code, ended.stderr], [0, ""]);
 });
 
-/** Sends the receiver of files one as given, and gives its answer. */
+/** Sends a file with this header and content to the receiver, and returns its answer. */
 async function offer(session: Session, header: string, content: Uint8Array): Promise<string> {
   await using stream = await session.openStream();
   await writeAll(stream, encode(header.padEnd(1024)));
@@ -82,7 +82,7 @@ async function offer(session: Session, header: string, content: Uint8Array): Pro
   return decode(await readAll(stream));
 }
 
-Deno.test("examples/file_transfer.ts: files come whole, and what does not is not taken for it", async () => {
+Deno.test("examples/file_transfer.ts: complete files are received, and incomplete or misnamed ones are rejected", async () => {
   await using folder = await makeFolder("files");
   const files = new Map([["empty", 0], ["one byte", 1], ["größer.bin", 100_000], ["a", 5_000_000], ["b", 5_000_001]]);
   for (const name of ["from", "to"]) await Deno.mkdir(`${folder.path}/${name}`);
@@ -126,33 +126,33 @@ Deno.test("examples/file_transfer.ts: files come whole, and what does not is not
   assertEquals(whole, [...files.keys(), "good"].sort());
   assertEquals(await inFolder(folder.path), ["from", "to"]);
 
-  const told = await receiver.end();
+  const printed = await receiver.end();
   for (const [name, size] of files) {
     assertStringIncludes(
-      told.stdout,
+      printed.stdout,
       `received ${name}: ${size} bytes, SHA-256 ${await sha256(pattern(size, size))}`,
     );
   }
-  assertEquals(told.stderr.match(/did not come whole/g)?.length, 3);
-  assertStringIncludes(told.stderr, "the stream ended after 5 bytes of its header");
+  assertEquals(printed.stderr.match(/is incomplete/g)?.length, 3);
+  assertStringIncludes(printed.stderr, "the stream ended after 5 bytes of its header");
 });
 
-Deno.test("examples/file_transfer.ts: a receiver that refuses in the middle is not waited for", async () => {
+Deno.test("examples/file_transfer.ts: the sender fails at once when the receiver refuses a file before its end", async () => {
   await using folder = await makeFolder("files");
   await Deno.writeFile(`${folder.path}/refused`, pattern(3_000_000));
   const listener = Deno.listen(LOOPBACK);
   await using _refusing = serve(listener, async (stream) => void await stream.read(new Uint8Array(1)));
   const args = ["send", `localhost:${listener.addr.port}`, `${folder.path}/refused`, `${folder.path}/missing`];
-  const begun = performance.now();
+  const started = performance.now();
   const { code, stderr } = await run("file_transfer.ts", args);
   assertEquals(code, 1);
-  // A write that waits for credit which never comes would take the session's timeout of 30 s.
-  assertLess(performance.now() - begun, 25_000);
+  // A write that waits in vain for credit would reject after the session's timeout of 30 s.
+  assertLess(performance.now() - started, 25_000);
   assertStringIncludes(stderr, `${folder.path}/refused: not confirmed`);
   assertStringIncludes(stderr, `open '${folder.path}/missing'`);
 });
 
-Deno.test("examples/http.ts: requests at once are answered, each by its own", async () => {
+Deno.test("examples/http.ts: concurrent requests each get their own response", async () => {
   await using server = await start("http.ts", "server", "0");
   const paths = Array.from({ length: 20 }, (_, n) => `/${n}`);
   const { code, stdout, stderr } = await run("http.ts", ["client", `${server.port}`, ...paths]);
@@ -169,7 +169,7 @@ Deno.test("examples/http.ts: requests at once are answered, each by its own", as
   assertEquals((await server.end()).stderr, "");
 });
 
-Deno.test("examples/http.ts: a response that is cut is an error, though its stream has just ended", async () => {
+Deno.test("examples/http.ts: a truncated response rejects, although its stream ended without an error", async () => {
   const listener = Deno.listen(LOOPBACK);
   await using _cutting = serve(listener, async (stream) => {
     await stream.read(new Uint8Array(1000));
@@ -180,8 +180,8 @@ Deno.test("examples/http.ts: a response that is cut is an error, though its stre
   await assertRejects(() => text(response), Error, "aborted");
 });
 
-Deno.test("examples/pool.ts: sessions share the workers, a slow peer is given up, and it ends in order", {
-  // Nothing sends a signal there: it kills.
+Deno.test("examples/pool.ts: sessions share the workers, a slow stream times out, and SIGINT ends the server cleanly", {
+  // Windows has no signals: kill() terminates the process.
   ignore: Deno.build.os === "windows",
 }, async () => {
   await using server = await start("pool.ts", "server", "0");
@@ -209,7 +209,7 @@ Deno.test("examples/pool.ts: sessions share the workers, a slow peer is given up
   await session.closed;
 });
 
-Deno.test("examples/demo.ts: every byte comes through one connection", async () => {
+Deno.test("examples/demo.ts: all files pass one connection with the right SHA-256", async () => {
   const demo = async (files: string) => {
     const args = [...config.tasks.demo.command.split(" ").slice(1), files];
     const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
@@ -223,7 +223,7 @@ Deno.test("examples/demo.ts: every byte comes through one connection", async () 
   assertEquals((await demo("none")).code, 2);
 });
 
-/** The examples that lie directly in the folder, but for the demonstration. */
+/** Returns the examples directly in the folder, without the demonstration. */
 async function names(): Promise<string[]> {
   const entries = await Array.fromAsync(Deno.readDir(EXAMPLES));
   return entries.filter(({ isFile, name }) => isFile && name.endsWith(".ts") && name !== "demo.ts").map(({ name }) =>
@@ -236,7 +236,7 @@ Deno.test("examples: each has a test here", async () => {
   for (const name of await names()) assertStringIncludes(tests, `Deno.test("examples/${name}: `);
 });
 
-Deno.test("examples: wrong arguments get one line that says how, and exit code 2", async () => {
+Deno.test("examples: wrong arguments print a usage line and exit with code 2", async () => {
   for (const name of await names()) {
     const { code, stdout, stderr } = await run(name, []);
     assertEquals([code, stdout], [2, ""], name);

@@ -1,5 +1,5 @@
 /**
- * What fuzzing has found to be worth keeping, run again; and proof that fuzzing would find what is wrong.
+ * Runs the kept fuzz inputs, and checks that they detect planted faults.
  *
  * @module
  */
@@ -15,9 +15,9 @@ import { type FuzzedSession, session, type SessionMaker } from "./fuzz/session.t
 import { collector, frame, type RawFrame, writeAll } from "./support.ts";
 
 for (const [name, target] of Object.entries(TARGETS)) {
-  Deno.test(`every kept input of the fuzzed ${name} runs without a failure`, async () => {
+  Deno.test(`fuzz: every kept input of the ${name} passes`, async () => {
     const inputs = await read(name);
-    assert(inputs.length > 10, `${inputs.length} inputs are kept`);
+    assert(inputs.length > 10, `only ${inputs.length} inputs are kept`);
     for (const input of inputs) {
       try {
         await target(input);
@@ -28,7 +28,7 @@ for (const [name, target] of Object.entries(TARGETS)) {
   });
 }
 
-/** Runs kept inputs until one fails, with the error it has to fail with. */
+/** Asserts that a kept input fails with this message. */
 async function find(target: (input: Uint8Array) => Promise<void>, name: string, message: string): Promise<void> {
   const all = async () => {
     for (const input of await read(name)) await target(input);
@@ -36,7 +36,7 @@ async function find(target: (input: Uint8Array) => Promise<void>, name: string, 
   await assertRejects(all, Error, message);
 }
 
-Deno.test("a decoder that loses a byte where two pieces meet is found", async () => {
+Deno.test("fuzz: a decoder that loses a byte between two chunks is detected", async () => {
   const losing: typeof decode = (chunks, version) => {
     let left = 3;
     return decode(Array.from(chunks, (chunk) => --left === 0 ? chunk.subarray(1) : chunk), version);
@@ -44,25 +44,25 @@ Deno.test("a decoder that loses a byte where two pieces meet is found", async ()
   await find((input) => Promise.resolve().then(() => decoder(input, losing)), "decoder", "cut into pieces");
 });
 
-/** What is wrong with a session, as its user and its peer see it. */
+/** A fault of a session, as seen by its user or its peer. */
 interface Fault {
-  /** Runs when the session is made. */
+  /** Runs when the session is created. */
   start?(): void;
-  /** What the session gets in the place of its connection. */
+  /** Replaces the connection of the session. */
   connection?(real: Connection): Connection;
-  /** What stands in the place of members of its streams. */
+  /** Replaces members of the session's streams. */
   stream?(real: Stream): Partial<Stream>;
 }
 
-/** Faults, each with what shows it. */
+/** Faults, each with the message of the failure that it must cause. */
 const FAULTS: { name: string; message: string; fault: Fault }[] = [
   {
-    name: "a stream that throws what is not declared",
+    name: "a stream that rejects with an undeclared error",
     message: "An undeclared error",
     fault: { stream: () => ({ read: () => Promise.reject(new TypeError("planted")) }) },
   },
   {
-    name: "a stream that leaves its reads waiting when the session ends",
+    name: "a stream whose reads never settle when the session ends",
     message: "never settle",
     fault: {
       stream: (real) => ({
@@ -75,23 +75,23 @@ const FAULTS: { name: string; message: string; fault: Fault }[] = [
     },
   },
   {
-    name: "a stream that ends twice",
+    name: "a stream that sends two FINs",
     message: "must not",
     fault: { connection: repeatFins },
   },
   {
-    name: "a session that leaves its timer behind",
+    name: "a session that leaves a timer set",
     message: "timers",
     fault: { start: () => void clock.setTimer(() => {}, 10 ** 9) },
   },
   {
-    name: "a stream that keeps its unread bytes when it is closed",
+    name: "a stream that keeps its unread bytes after close()",
     message: "still holds",
     fault: { stream: () => ({ close() {} }) },
   },
 ];
 
-/** The connection, which sends each FIN that ends a write once more. */
+/** Wraps a connection so that it sends each FIN at the end of a write twice. */
 function repeatFins(real: Connection): Connection {
   const frames: RawFrame[] = [];
   const decoder = new FrameDecoder();
@@ -106,7 +106,7 @@ function repeatFins(real: Connection): Connection {
   });
 }
 
-/** Makes sessions with a fault. */
+/** Creates sessions with a fault. */
 function makeFaulty({ start = () => {}, connection = (real) => real, stream = () => ({}) }: Fault): SessionMaker {
   const spoil = async (opened: Promise<Stream>) => {
     const real = await opened;
@@ -125,7 +125,7 @@ function makeFaulty({ start = () => {}, connection = (real) => real, stream = ()
   };
 }
 
-/** An object that behaves as another, but for some members. */
+/** Wraps an object so that some members are replaced. */
 function replace<T extends object>(real: T, members: Partial<T>): T {
   return new Proxy(real, {
     get(_, name) {
@@ -137,7 +137,7 @@ function replace<T extends object>(real: T, members: Partial<T>): T {
 }
 
 for (const { name, message, fault } of FAULTS) {
-  Deno.test(`${name} is found`, async () => {
+  Deno.test(`fuzz: ${name} is detected`, async () => {
     await find((input) => session(input, makeFaulty(fault)), "session", message);
   });
 }

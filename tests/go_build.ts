@@ -1,5 +1,5 @@
 /**
- * Builds the Go programs that tests and benchmarks talk to, from what Debian packages.
+ * Builds the Go peers of tests and benchmarks from Debian's Go packages.
  *
  * @module
  */
@@ -9,19 +9,19 @@ import { basename } from "node:path";
 
 const PATH = "/usr/share/gocode";
 
-/** A file of what every program does that is measured. */
+/** The Go file that all measured programs include. */
 export const MEASURED = `${import.meta.dirname}/measured.go`;
 
-/** Whether a package is there: `github.com/xtaci/smux`. */
+/** Whether a Go package is installed, such as `github.com/xtaci/smux`. */
 export function hasGoPackage(name: string): boolean {
   return existsSync(`${PATH}/src/${name}`);
 }
 
 /**
- * Builds a program in `folder`, which keeps the cache too, and gives its path; `undefined` without Go. The files may come
- * from anywhere, where Go wants all of a program in one place: they are copied.
+ * Builds a program in `folder`, and returns its path; `undefined` without Go. The files are copied into the folder,
+ * because Go requires all files of a program in one place. The build cache is there, too.
  *
- * @throws {Error} What the compiler said.
+ * @throws {Error} With the compiler's output.
  */
 export async function buildGo(folder: string, files: string[]): Promise<string | undefined> {
   const program = `${folder}/peer`;

@@ -1,5 +1,5 @@
 /**
- * Which module knows which: the arrows of the design, none of them back, and nothing from outside.
+ * The imports between modules: those listed here, without a cycle, and none from outside the package.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { deno } from "./programs.ts";
 const ROOT = new URL("../", import.meta.url);
 const ENTRYPOINTS = Object.values(config.exports).map((path) => path.slice("./".length));
 
-// Every module, and all it imports, types included.
+// Every module and its imports, types included.
 const ARROWS: Record<string, string[]> = {
   "_acceptor.ts": ["channel.ts", "options.ts", "stream.ts"],
   "_adapt.ts": ["_node_stream.ts", "frame.ts", "transport.ts"],
@@ -206,7 +206,7 @@ const ARROWS: Record<string, string[]> = {
   ],
 };
 
-/** What `deno info --json` says, as far as it matters here. */
+/** The used part of the output of `deno info --json`. */
 interface Graph {
   modules: {
     specifier: string;
@@ -218,7 +218,7 @@ interface Graph {
 const inform = async (...args: string[]): Promise<unknown> => JSON.parse(await deno(...args));
 const graphs = async () => await Promise.all(ENTRYPOINTS.map((path) => inform("info", "--json", path))) as Graph[];
 
-/** The arrows of the code: between modules by their path from the root, to anything else by its whole name. */
+/** Returns the imports in the code: modules by their path from the root, anything else by its full specifier. */
 async function arrows(): Promise<Record<string, string[]>> {
   const found = new Map<string, Set<string>>();
   const name = (specifier: string) => specifier.startsWith(ROOT.href) ? specifier.slice(ROOT.href.length) : specifier;
@@ -227,7 +227,7 @@ async function arrows(): Promise<Record<string, string[]>> {
       assertEquals(error, undefined);
       if (specifier.startsWith("node:")) continue;
       const imports = dependencies.map(({ specifier, code, type }) =>
-        code?.specifier ?? type?.specifier ?? `${specifier}, which is not found`
+        code?.specifier ?? type?.specifier ?? `${specifier} (not found)`
       );
       found.set(name(specifier), new Set([...found.get(name(specifier)) ?? [], ...imports.map(name)]));
     }
@@ -235,7 +235,7 @@ async function arrows(): Promise<Record<string, string[]>> {
   return Object.fromEntries([...found].map(([from, to]) => [from, [...to].sort()]));
 }
 
-/** The modules a module can reach, itself only by a circle. */
+/** Returns the modules that a module imports directly or indirectly; itself only in a cycle. */
 function reach(arrows: Record<string, string[]>, from: string): Set<string> {
   const reached = new Set<string>();
   const open = [...arrows[from] ?? []];
@@ -247,14 +247,14 @@ function reach(arrows: Record<string, string[]>, from: string): Set<string> {
   return reached;
 }
 
-Deno.test("modules import each other as the design's table has it, and nothing else", async () => {
+Deno.test("imports: each module has the imports listed here and no other", async () => {
   assertEquals(await arrows(), ARROWS);
 });
 
-/** Whether a module is of the tunnel. */
+/** Whether a module belongs to the tunnel. */
 const isOfTunnel = (module: string) => module === "tunnel.ts" || module.startsWith("tunnel/");
 
-/** What is imported from outside the package against the rule: the tunnel may import `node:`, the library nothing. */
+/** Returns forbidden imports from outside the package: the tunnel may import `node:` modules, the library none. */
 function outsiders(arrows: Record<string, string[]>): [from: string, to: string][] {
   const isAllowed = (from: string, to: string) => !to.includes(":") || (isOfTunnel(from) && to.startsWith("node:"));
   return Object.entries(arrows).flatMap(([from, all]) =>
@@ -262,8 +262,8 @@ function outsiders(arrows: Record<string, string[]>): [from: string, to: string]
   );
 }
 
-Deno.test("the library imports nothing from outside the package, and the tunnel only what node: names", async () => {
-  // That others would be found:
+Deno.test("imports: the library imports nothing from outside the package, and the tunnel only node: modules", async () => {
+  // Forbidden imports are detected:
   const sample = { "mod.ts": ["node:util"], "tunnel/cli.ts": ["mod.ts", "node:util", "npm:a", "https://a/b.ts"] };
   assertEquals(outsiders(sample), [
     ["mod.ts", "node:util"],
@@ -273,20 +273,20 @@ Deno.test("the library imports nothing from outside the package, and the tunnel 
   assertEquals(outsiders(await arrows()), []);
 });
 
-Deno.test("no module imports itself by a circle", async () => {
-  // That a circle would be found:
+Deno.test("imports: no module imports itself in a cycle", async () => {
+  // A cycle is detected:
   assert(reach({ a: ["b"], b: ["c"], c: ["a"] }, "a").has("a"));
   const found = await arrows();
   assertEquals(Object.keys(found).filter((module) => reach(found, module).has(module)), []);
 });
 
-Deno.test("the channel and the wire know nothing of each other, nor of streams", async () => {
+Deno.test("imports: channel.ts and frame.ts import neither each other nor the stream", async () => {
   const found = await arrows();
   assertEquals([...reach(found, "frame.ts")], []);
   assertEquals([...reach(found, "channel.ts")].sort(), ["_channel_core.ts", "_clock.ts", "_wait.ts", "select.ts"]);
 });
 
-Deno.test("a stream does not know its session, by whatever way", async () => {
+Deno.test("imports: stream.ts does not import the session, directly or indirectly", async () => {
   const found = await arrows();
   assertEquals(
     [...reach(found, "stream.ts")].filter((module) => ["session.ts", "serve.ts", "mod.ts"].includes(module)),
@@ -294,15 +294,15 @@ Deno.test("a stream does not know its session, by whatever way", async () => {
   );
 });
 
-Deno.test("the tunnel is an application: it imports the public face only", async () => {
+Deno.test("imports: of the library the tunnel imports only mod.ts", async () => {
   const found = Object.entries(await arrows());
   const known = found.filter(([from]) => isOfTunnel(from)).flatMap(([, to]) => to);
   assertEquals([...new Set(known.filter((module) => !isOfTunnel(module) && !module.startsWith("node:")))], ["mod.ts"]);
-  // Nor does any other module know it.
+  // No module of the library imports the tunnel.
   assertEquals(found.filter(([from, to]) => !isOfTunnel(from) && to.some(isOfTunnel)), []);
 });
 
-/** Every mention of `Deno` in what `deno doc --json` prints, but for prose, examples and where a file lies. */
+/** Returns all mentions of `Deno` in the output of `deno doc --json`, except in prose, examples and locations. */
 function mentions(doc: unknown): string[] {
   if (typeof doc === "string") return /\bDeno\b/.test(doc) ? [doc] : [];
   if (typeof doc !== "object" || doc === null) return [];
@@ -311,11 +311,11 @@ function mentions(doc: unknown): string[] {
     .flatMap(([, value]) => mentions(value));
 }
 
-Deno.test("no exported signature names a type of Deno's, so the package runs wherever its transport runs", async () => {
+Deno.test("imports: no exported signature names a type of the Deno namespace", async () => {
   assertEquals(mentions(await inform("doc", "--json", ...ENTRYPOINTS)), []);
 });
 
-Deno.test("a signature that named one would be found, and prose that does would not", async () => {
+Deno.test("imports: a signature that names a type of the Deno namespace is detected, and prose is not", async () => {
   const path = await Deno.makeTempFile({ suffix: ".ts" });
   try {
     await Deno.writeTextFile(

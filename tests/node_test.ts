@@ -1,6 +1,6 @@
 /**
- * The package outside Deno: packed as for npm it runs under Node, alone and with Deno at the other end, and TypeScript's
- * own compiler accepts its types. Ignored without Node and npm.
+ * The package outside Deno: packed for npm it runs in Node, with Node or Deno as the peer, and TypeScript's compiler
+ * accepts its types. Ignored without Node and npm.
  *
  * @module
  */
@@ -14,12 +14,12 @@ const ROOT = `${import.meta.dirname}/../`;
 const FIXTURES = `${ROOT}tests/fixtures/node`;
 const VERSIONS: Version[] = [1, 2];
 const HASH_LENGTH = 64;
-// What peer.js sends in each version: a hundred streams of 1.15 ** n bytes.
+// peer.js sends in each version a hundred streams of 1.15 ** n bytes.
 const SENT = "100 streams, 7828755 bytes there and back, closed";
 
 const ignore = !hasPrograms("node", "npm");
 
-/** Puts the fixtures into a folder, and installs the package as `deno pack` makes it and other packages. */
+/** Copies the fixtures into a folder, and installs the package made by `deno pack` and other packages. */
 async function fill(folder: string, ...packages: string[]): Promise<void> {
   await run(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], { cwd: ROOT });
   for (const { name } of Deno.readDirSync(FIXTURES)) await Deno.copyFile(`${FIXTURES}/${name}`, `${folder}/${name}`);
@@ -79,7 +79,7 @@ async function runServer(folder: string): Promise<void> {
   assertEquals(stdout.trim().split("\n").slice(1).sort(), expected);
 }
 
-// What is compiled, and with whose types.
+// The files to compile, and the types in scope.
 const COMPILATIONS = [
   { whose: "a browser's", files: ["consumer.ts"], lib: ["es2024", "esnext.disposable", "dom"], types: [] },
   { whose: "Node's", files: ["consumer.ts", "sockets.ts"], lib: ["es2024", "esnext.disposable"], types: ["node"] },
@@ -101,11 +101,11 @@ async function compileUses(folder: string, test: Deno.TestContext): Promise<void
     return { code, printed: text(stdout) };
   };
   for (const { whose, files, lib, types } of COMPILATIONS) {
-    await test.step(`is silent about ${files.join(" and ")} with ${whose} types`, async () => {
+    await test.step(`TypeScript accepts ${files.join(" and ")} with ${whose} types`, async () => {
       assertEquals(await compile(files, lib, types), { code: 0, printed: "" });
     });
   }
-  await test.step("would find a wrong use", async () => {
+  await test.step("TypeScript rejects a wrong use", async () => {
     const source = `import { Session } from "@sluice/smux"; Session.client({}, { version: 2 });`;
     await Deno.writeTextFile(`${folder}/wrong.ts`, source);
     const { lib, types } = COMPILATIONS[0]!;
@@ -115,12 +115,12 @@ async function compileUses(folder: string, test: Deno.TestContext): Promise<void
   });
 }
 
-Deno.test("npm: what is packed for it", { ignore }, async (test) => {
+Deno.test("npm: the packed package", { ignore }, async (test) => {
   await using project = await makeFolder("node");
   const { path: folder } = project;
   await fill(folder, "typescript@5.9.3", "@types/node@20.19.43");
-  await test.step("runs in Node at both ends, and the process ends by itself", () => runBothEnds(folder));
-  await test.step("is a client of Deno's server, in both versions", () => runClient(folder));
-  await test.step("is a server of Deno's client, in both versions", () => runServer(folder));
-  await test.step("compiles without Deno's types", (test) => compileUses(folder, test));
+  await test.step("runs in Node at both ends, and the process exits by itself", () => runBothEnds(folder));
+  await test.step("connects as a client to a server in Deno, in both versions", () => runClient(folder));
+  await test.step("serves a client in Deno, in both versions", () => runServer(folder));
+  await test.step("compiles without the types of Deno", (test) => compileUses(folder, test));
 });

@@ -1,5 +1,5 @@
 /**
- * Programs that tests and measurements start, and where they put their files.
+ * Starts programs for tests and measurements, and creates folders for their files.
  *
  * @module
  */
@@ -7,18 +7,18 @@
 import { TextLineStream } from "@std/streams";
 import { existsSync } from "node:fs";
 
-/** Where the first of these programs is that there is. */
+/** Returns the path of the first of these programs that is installed. */
 export function findProgram(...names: string[]): string | undefined {
   const folders = (Deno.env.get("PATH") ?? "").split(":").concat("/usr/sbin");
   return names.flatMap((name) => folders.map((folder) => `${folder}/${name}`)).find((path) => existsSync(path));
 }
 
-/** Whether all of these programs are there. */
+/** Whether all of these programs are installed. */
 export function hasPrograms(...names: string[]): boolean {
   return names.every((name) => findProgram(name) !== undefined);
 }
 
-/** Runs a program to its end, which must be a good one, and gives what it printed. */
+/** Runs a program to its end, and returns its output; rejects if its exit code is not 0. */
 export async function run(
   name: string,
   args: string[],
@@ -27,45 +27,45 @@ export async function run(
   const child = new Deno.Command(name, { args, ...options, stdin: "piped", stdout: "piped", stderr: "piped" }).spawn();
   const writing = new Blob(input === undefined ? [] : [input.slice()]).stream().pipeTo(child.stdin);
   const [{ code, stdout, stderr }] = await Promise.all([child.output(), writing.catch(() => {})]);
-  const complaint = () => [stderr, stdout].map((bytes) => new TextDecoder().decode(bytes)).join("");
-  if (code !== 0) throw new Error(`${name} ${args.join(" ")} ended with code ${code}: ${complaint()}`);
+  const output = () => [stderr, stdout].map((bytes) => new TextDecoder().decode(bytes)).join("");
+  if (code !== 0) throw new Error(`${name} ${args.join(" ")} exited with code ${code}: ${output()}`);
   return stdout;
 }
 
-/** What a run of this Deno in the repository prints. */
+/** Runs this Deno in the repository, and returns its output. */
 export async function deno(...args: string[]): Promise<string> {
   const options = { cwd: new URL("../", import.meta.url), env: { NO_COLOR: "1" } };
   return new TextDecoder().decode(await run(Deno.execPath(), args, options));
 }
 
-/** The lines that a process prints. */
+/** Splits the output of a process into lines. */
 export function lines(output: ReadableStream<Uint8Array<ArrayBuffer>>): ReadableStream<string> {
   return output.pipeThrough(new TextDecoderStream()).pipeThrough(new TextLineStream());
 }
 
-/** Kills a process that may have ended by itself. */
+/** Kills a process that may have exited already. */
 export function kill(child: Deno.ChildProcess, signal: Deno.Signal = "SIGKILL"): void {
   try {
     child.kill(signal);
   } catch {
-    // It has ended.
+    // It has exited.
   }
 }
 
-/** What a child prints, as it does, and how it ends. */
+/** The output of a child process so far, and its end. */
 export interface Watched extends AsyncDisposable {
   child: Deno.ChildProcess;
-  /** What it has printed. */
+  /** The output so far. */
   printed: { stdout: string; stderr: string };
-  /** Waits until it has printed something. */
+  /** Waits until the output matches; rejects if the process exits before. */
   until(what: RegExp, name?: "stdout" | "stderr"): Promise<RegExpExecArray>;
-  /** Waits until it has ended. */
+  /** Waits until the process has exited. */
   ended(): Promise<{ code: number; signal: Deno.Signal | null; stdout: string; stderr: string }>;
-  /** Ends it, if it has not ended by itself. */
+  /** Kills the process unless it has exited, and waits for its end. */
   end(signal?: Deno.Signal): ReturnType<Watched["ended"]>;
 }
 
-/** Reads all that a child prints; disposing of this kills it. */
+/** Collects the output of a child process; disposing kills the process. */
 export function watch(child: Deno.ChildProcess): Watched {
   const printed = { stdout: "", stderr: "" };
   let seen = Promise.withResolvers<void>();
@@ -81,7 +81,7 @@ export function watch(child: Deno.ChildProcess): Watched {
     for (let hasEnded = false;;) {
       const found = what.exec(printed[name]);
       if (found !== null) return found;
-      if (hasEnded) throw new Error(`It ended without ${what}: ${printed.stdout}${printed.stderr}`);
+      if (hasEnded) throw new Error(`The process exited without printing ${what}: ${printed.stdout}${printed.stderr}`);
       await Promise.race([seen.promise, printing.then(() => hasEnded = true)]);
     }
   };
@@ -97,11 +97,11 @@ export function watch(child: Deno.ChildProcess): Watched {
   return { child, printed, until, ended, end, [Symbol.asyncDispose]: async () => void await end() };
 }
 
-/** A process that says in lines what it has to say, and does not outlive this. */
+/** A process that prints lines; disposing kills it. */
 export class Process implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly #lines: ReadableStreamDefaultReader<string>;
-  readonly #complaint: Promise<string>;
+  readonly #stderr: Promise<string>;
 
   constructor([command, ...args]: string[]) {
     this.#child = new Deno.Command(command!, {
@@ -112,19 +112,19 @@ export class Process implements AsyncDisposable {
       stderr: "piped",
     }).spawn();
     this.#lines = lines(this.#child.stdout).getReader();
-    this.#complaint = new Response(this.#child.stderr).text();
+    this.#stderr = new Response(this.#child.stderr).text();
   }
 
-  /** The next line it prints. */
+  /** Reads the next line; rejects with the process's error output if it has exited. */
   async line(): Promise<string> {
     const { done, value } = await this.#lines.read();
     if (!done) return value;
     const { code } = await this.#child.status;
-    const [complaint] = (await this.#complaint).trim().split("\n");
-    throw new Error(`it ended with code ${code}${complaint && `: ${complaint}`}`);
+    const [line] = (await this.#stderr).trim().split("\n");
+    throw new Error(`process exited with code ${code}${line && `: ${line}`}`);
   }
 
-  /** The next line as JSON; rejects with the error that it tells of. */
+  /** Reads the next line as JSON; rejects with its `error`, if it has one. */
   async result<Result extends { error?: string }>(): Promise<Result> {
     const result: Result = JSON.parse(await this.line());
     if (result.error !== undefined) throw new Error(result.error);
@@ -135,12 +135,12 @@ export class Process implements AsyncDisposable {
     kill(this.#child);
     await this.#child.stdin.close().catch(() => {});
     await this.#lines.cancel().catch(() => {});
-    await this.#complaint.catch(() => {});
+    await this.#stderr.catch(() => {});
     await this.#child.status;
   }
 }
 
-/** A folder that is gone afterwards, and when this process is interrupted. */
+/** Creates a temporary folder; disposing, SIGINT and SIGTERM remove it. */
 export async function makeFolder(name: string): Promise<AsyncDisposable & { path: string }> {
   const path = await Deno.makeTempDir({ prefix: `sluice-${name}-` });
   const interrupted = () => {
@@ -156,7 +156,7 @@ export async function makeFolder(name: string): Promise<AsyncDisposable & { path
   return { path, [Symbol.asyncDispose]: dispose };
 }
 
-/** Puts into a folder what an SSH server and its user need: keys, and a configuration named `config`. */
+/** Writes the keys of an SSH server and its user into a folder, and a configuration named `config`. */
 export async function prepareSsh(folder: string): Promise<void> {
   for (const key of ["host", "user"]) {
     const args = ["-q", "-t", "ed25519", "-N", "", "-f", `${folder}/${key}`];

@@ -1,6 +1,6 @@
 /**
- * What the texts say can be done: every command in them is a real one, every path and link leads somewhere, and the
- * commands of the tunnel in the README are run word by word.
+ * The texts of the repository: each command, path and link is valid, and the README's programs and tunnel commands run
+ * verbatim.
  *
  * @module
  */
@@ -24,7 +24,7 @@ const TEXTS = [
   ...textsIn("docs/decisions"),
 ];
 const WORKFLOWS = ["ci", "publish", "weekly"].map((name) => `.github/workflows/${name}.yml`);
-// What looks like a path, and is the name of a repository or of a file of the reader.
+// These match the patterns below, but are a repository and files of the reader.
 const NOT_PATHS = ["xtaci/smux", "server.ts", "client.ts"];
 const PATH = /^\.?[\w-]+(\.[\w-]+)*(\/[\w.-]+)*\/?$/;
 const FILE = /\/|\.(go|json|md|pem|sh|svg|ts|yml)$/;
@@ -40,18 +40,18 @@ const ci = once(() => read(".ci/run"));
 const tunnelHelp = once(() => deno("run", "tunnel.ts", "--help"));
 const deepTests = once(() => deno("run", "-A", "tests/deep/main.ts"));
 
-/** The paths of the texts in a folder. */
+/** Returns the paths of the texts in a folder. */
 function textsIn(folder: string): string[] {
   const names = readdirSync(new URL(`${folder}/`, ROOT)).filter((name) => name.endsWith(".md"));
   return names.sort().map((name) => `${folder}/${name}`);
 }
 
-/** Every capture of a pattern in a text. */
+/** Returns all captures of a pattern in a text. */
 function captures(text: string, all: RegExp): string[] {
   return Array.from(text.matchAll(all), ([, captured]) => captured!);
 }
 
-/** The commands of the blocks marked `sh`, without their comments. */
+/** Returns the commands of the blocks marked `sh`, without their comments. */
 function commandsOfBlocks(markdown: string): string[] {
   return captures(markdown, /^```sh\n(.*?)^```$/gms)
     .flatMap((block) => block.split("\n"))
@@ -59,28 +59,28 @@ function commandsOfBlocks(markdown: string): string[] {
     .filter((line) => line !== "");
 }
 
-/** What stands in backticks outside of blocks. */
+/** Returns the texts in backticks outside of blocks. */
 function codeSpans(markdown: string): string[] {
   return captures(markdown.replace(/^```.*?^```$/gms, ""), /`([^`]+)`/g).map((span) => span.replace(/\s+/g, " "));
 }
 
-/** The words of a command, as a shell would pass them on. */
+/** Splits a command into words, as a shell does. */
 function words(command: string): string[] {
   return (command.match(/'[^']*'|"[^"]*"|\S+/g) ?? []).map((word) => word.replace(/^(['"])(.*)\1$/, "$2"));
 }
 
-/** The options among these words that a description does not name. */
+/** Returns the options among these words that a description does not name. */
 function unknownOptions(args: string[], description: string): string[] {
   return args.filter((word) => word.startsWith("--")).map((word) => word.replace(/=.*/, ""))
     .filter((option) => !new RegExp(`(?<![\\w-])${option}(?![\\w-])`).test(description));
 }
 
-/** The package itself, or one of its entrypoints. */
+/** Whether a name is the package or one of its entrypoints. */
 function isEntrypoint(name: string): boolean {
   return name.startsWith(config.name) && Object.hasOwn(config.exports, name.replace(config.name, "."));
 }
 
-/** Where a task says which options it knows. */
+/** Returns the text that lists the options of a task. */
 async function describe(task: string, args: string[]): Promise<string | undefined> {
   if (task === "deep") {
     const name = args.find((word) => !word.startsWith("--")) ?? "";
@@ -96,22 +96,22 @@ async function describe(task: string, args: string[]): Promise<string | undefine
 async function taskProblem([task, ...args]: string[]): Promise<string | undefined> {
   if (task === undefined) return undefined;
   if (!Object.hasOwn(config.tasks, task)) return "no such task";
-  // Without an argument, or with one that stands for many, there is no more to know.
+  // Only arguments are checked, and `NAME` is a placeholder.
   if (args.length === 0 || args.join("") === "NAME") return undefined;
   const description = await describe(task, args);
-  if (description === undefined) return task === "deep" ? "no such long test" : "a task that takes no arguments";
+  if (description === undefined) return task === "deep" ? "no such long test" : "a task without arguments";
   const [unknown] = unknownOptions(args, description);
   if (unknown !== undefined) return `no option ${unknown}`;
   return args.some((word) => word.includes("/") && !exists(word)) ? "no such file" : undefined;
 }
 
-/** Says what is wrong with a command, if anything is. */
+/** Returns the problem of a command, if it has one. */
 async function commandProblem(command: string): Promise<string | undefined> {
   const [program, ...rest] = words(command);
   switch (program) {
     case "npx": {
       const [yes, version, ...args] = rest;
-      // How JSR says it for Node.
+      // The form that JSR documents for Node.
       if (yes === "jsr" && version === "add" && isEntrypoint(args.join(" "))) return undefined;
       if (yes !== "-y" || !(await ci()).includes(`npx ${yes} ${version} `)) return "another Deno than that of .ci/run";
       return args.length === 0 ? undefined : await commandProblem(`deno ${args.join(" ")}`);
@@ -136,7 +136,7 @@ async function commandProblem(command: string): Promise<string | undefined> {
   }
 }
 
-/** Says what is wrong with something in backticks, if anything is. */
+/** Returns the problem of a text in backticks, if it has one. */
 async function spanProblem(span: string): Promise<string | undefined> {
   if (/^(npx|deno task|task|apt-get|sluice) /.test(span)) return await commandProblem(span);
   if (span.startsWith("--")) {
@@ -149,7 +149,7 @@ async function spanProblem(span: string): Promise<string | undefined> {
   return exists(span) ? undefined : "no such file";
 }
 
-/** Says what is wrong with a link of the text at `path`, if anything is. */
+/** Returns the problem of a link of the text at `path`, if it has one. */
 async function linkProblem(target: string, markdown: string, path: string): Promise<string | undefined> {
   if (/^[a-z]+:/.test(target)) return undefined;
   const [file, anchor] = target.split("#");
@@ -161,7 +161,7 @@ async function linkProblem(target: string, markdown: string, path: string): Prom
   return headings.includes(anchor) ? undefined : "no such heading";
 }
 
-/** All that is wrong in the text at `path`. */
+/** Returns all problems of the text at `path`. */
 async function problems(markdown: string, path: string): Promise<string[]> {
   const found: string[] = [];
   const note = (what: string, problem: string | undefined) => problem && found.push(`${what}: ${problem}`);
@@ -172,14 +172,14 @@ async function problems(markdown: string, path: string): Promise<string[]> {
 }
 
 for (const path of TEXTS) {
-  Deno.test(`texts: every command, path and link of ${path} is real`, async () => {
+  Deno.test(`texts: every command, path and link of ${path} is valid`, async () => {
     const markdown = await read(path);
-    assert(codeSpans(markdown).length > 0, "nothing was found in it");
+    assert(codeSpans(markdown).length > 0, "no text in backticks found");
     assertEquals(await problems(markdown, path), []);
   });
 }
 
-Deno.test("texts: a command, path or link that is not real would be found", async () => {
+Deno.test("texts: an invalid command, path or link is reported", async () => {
   const markdown = `
 # A heading
 
@@ -209,7 +209,7 @@ make
     "deno task test --filters x tests/readme_test.ts: no option --filters",
     "deno task test tests/nowhere_test.ts: no such file",
     "deno task interop --themselves: no option --themselves",
-    "deno task check --again: a task that takes no arguments",
+    "deno task check --again: a task without arguments",
     "deno add jsr:@sluice/smux/nowhere: not what is published",
     "sluice server --listen 9000 --allow '*:*': not run by this test",
     "make: a command this test does not know",
@@ -238,17 +238,17 @@ Deno.test("texts: every task that a workflow runs is real", async () => {
   assertEquals(found, []);
 });
 
-Deno.test("texts: the same version of Deno is asked for everywhere", async () => {
+Deno.test("texts: all files require the same version of Deno", async () => {
   const found: Record<string, string[]> = {};
   for (const path of [".ci/run", "README.md", "CONTRIBUTING.md", ...WORKFLOWS]) {
     const versions = captures(await read(path), /deno(?:@|-version: v)(\d+\.\d+\.\d+)/g);
-    assert(versions.length > 0, `${path} asks for none`);
+    assert(versions.length > 0, `${path} names no version of Deno`);
     for (const version of versions) (found[version] ??= []).push(path);
   }
   assertEquals(Object.keys(found).length, 1, JSON.stringify(found));
 });
 
-Deno.test("texts: the change log has the version that would be published", async () => {
+Deno.test("texts: the newest version in the change log is that of deno.json", async () => {
   const versions = captures(await read("CHANGELOG.md"), /^## \[(.+?)\] - (?:unreleased|\d{4}-\d\d-\d\d)$/gm);
   assertEquals(versions[0], config.version);
 });
@@ -257,17 +257,17 @@ Deno.test("texts: the change log has the version that would be published", async
 
 const MODULE = new URL("mod.ts", ROOT).href;
 
-/** The blocks of the README that are marked `ts ignore`, because they would run for ever or are no whole programs. */
+/** The blocks of the README marked `ts ignore`: they run without end, or are parts of programs. */
 const snippets = once(async () => captures(await read("README.md"), /^```ts ignore\n(.*?)^```$/gms));
 
-/** The one snippet that has this text. */
+/** Returns the one snippet that contains this text. */
 async function snippet(part: string): Promise<string> {
   const found = (await snippets()).filter((text) => text.includes(part));
   assertEquals(found.length, 1, `snippets with ${part}`);
   return found[0]!;
 }
 
-/** Starts a program, with the package and its port in place of those of the README. */
+/** Starts a program of the README, with this repository as the package and another port. */
 async function startProgram(folder: string, name: string, text: string, port: number): Promise<Watched> {
   const path = `${folder}/${name}`;
   await Deno.writeTextFile(path, text.replaceAll('"@sluice/smux"', `"${MODULE}"`).replaceAll("9000", `${port}`));
@@ -283,7 +283,7 @@ async function startProgram(folder: string, name: string, text: string, port: nu
   );
 }
 
-Deno.test("texts: server.ts and client.ts of the README print what it shows, and the server stays up", async () => {
+Deno.test("texts: server.ts and client.ts of the README print the output shown, and the server stays up", async () => {
   await using resources = new AsyncDisposableStack();
   const { path: folder } = resources.use(await makeFolder("readme"));
   const port = freePort();
@@ -294,14 +294,13 @@ Deno.test("texts: server.ts and client.ts of the README print what it shows, and
   await server.until(new RegExp(`^${listening!.replace("9000", `${port}`)}`));
   for (let times = 0; times < 2; times++) {
     const client = resources.use(await startProgram(folder, "client.ts", await snippet("const echoes"), port));
-    // The second one finds the server still up.
     const { code, stdout, stderr } = await client.ended();
     assertEquals([code, stdout, stderr], [0, answers, ""]);
   }
   assertEquals(server.printed.stderr, "");
 });
 
-Deno.test("texts: each job of the README does what it says", async () => {
+Deno.test("texts: each snippet of the README runs as described", async () => {
   await using resources = new AsyncDisposableStack();
   const { path: folder } = resources.use(await makeFolder("readme"));
   await Deno.writeFile(`${folder}/film.mp4`, pattern(1_000_000));
@@ -349,20 +348,20 @@ Deno.test("texts: each job of the README does what it says", async () => {
     await (by === "server" ? serving : asking).until(new RegExp(`${printed}$`));
     assertEquals([serving.printed.stderr, asking.printed.stderr], ["", ""]);
   }
-  assertEquals((await snippets()).length, 6, "a snippet that is not tested here");
+  assertEquals((await snippets()).length, 6, "a snippet of the README is not tested here");
 });
 
 // The tunnel.
 
-/** What stands in the README for what a test must have for itself. */
+/** Replacements for the README's folder and ports. */
 interface Stage {
-  /** Where the commands find their files. */
+  /** The working directory of the commands. */
   folder: string;
-  /** By the port in the README, the one in its stead. */
+  /** The port in use, by the port in the README. */
   ports: Record<string, number>;
 }
 
-/** Commands of the README that work together, in their order, and what proves that they do. */
+/** Commands of the README that belong together, in their order, and a check that they carry data. */
 interface Tunnel {
   name: string;
   commands: string[];
@@ -410,7 +409,7 @@ const TUNNELS: Tunnel[] = [
 ];
 
 for (const { name, commands, check } of TUNNELS) {
-  Deno.test(`texts: the tunnel's commands of the README, ${name}, carry data`, async () => {
+  Deno.test(`texts: the README's tunnel commands, ${name}, carry data`, async () => {
     await using resources = new AsyncDisposableStack();
     const { path: folder } = resources.use(await makeFolder("readme"));
     await Deno.copyFile(new URL("localhost.pem", FIXTURES), `${folder}/cert.pem`);
@@ -431,12 +430,12 @@ for (const { name, commands, check } of TUNNELS) {
   });
 }
 
-Deno.test("texts: no command of the tunnel is tested that the README does not have", async () => {
+Deno.test("texts: the tested tunnel commands are those of the README", async () => {
   const inReadme = commandsOfBlocks(await read("README.md")).filter((command) => command.startsWith("sluice "));
   assertEquals(TUNNELS.flatMap(({ commands }) => commands), inReadme);
 });
 
-/** A service that answers with its name and all it got. */
+/** Starts a service that answers with its name and all bytes received. */
 function startService(name: string, hostname: string): AsyncDisposable & { port: number } {
   const listener = Deno.listen({ hostname, port: 0 });
   const answer = async (connection: Deno.TcpConn) => {
@@ -455,7 +454,7 @@ function startService(name: string, hostname: string): AsyncDisposable & { port:
   return { port: listener.addr.port, [Symbol.asyncDispose]: dispose };
 }
 
-/** Runs a command of the tunnel, and waits until it listens wherever it was told to. */
+/** Runs a tunnel command, and waits until it listens on all its addresses. */
 async function start(command: string, { folder, ports }: Stage) {
   const [, ...args] = words(command).map((word) =>
     word.replace(/\d+/g, (digits) => `${ports[digits] ?? digits}`).replace("example.com", LOOPBACK)
@@ -466,7 +465,7 @@ async function start(command: string, { folder, ports }: Stage) {
     new Deno.Command(Deno.execPath(), {
       args: ["run", "--no-config", "-A", SCRIPT, ...args],
       cwd: folder,
-      // The certificate is good for who trusts its authority, as the world trusts others.
+      // The test certificate is signed by the fixtures' own authority.
       env: { NO_COLOR: "1", SLUICE_SECRET: "", DENO_CERT: fileURLToPath(new URL("ca.pem", FIXTURES)) },
       stdin: "null",
       stdout: "piped",
@@ -481,14 +480,14 @@ function dial(port: number): Promise<Deno.TcpConn> {
   return Deno.connect({ hostname: LOOPBACK, port });
 }
 
-/** Connects by SOCKS 5, to a name that the proxy resolves. */
+/** Connects by SOCKS 5 to a name that the proxy resolves. */
 async function dialSocks(proxy: number, hostname: string, port: number): Promise<Deno.TcpConn> {
   const connection = await dial(proxy);
   const receive = async (length: number) => {
     const received = new Uint8Array(length);
     for (let at = 0; at < length;) {
       const count = await connection.read(received.subarray(at));
-      assert(count !== null, "The proxy hung up");
+      assert(count !== null, "The proxy closed the connection");
       at += count;
     }
     return received;
@@ -498,7 +497,7 @@ async function dialSocks(proxy: number, hostname: string, port: number): Promise
     assertEquals(await receive(2), Uint8Array.of(5, 0));
     const name = new TextEncoder().encode(hostname);
     await writeAll(connection, Uint8Array.of(5, 1, 0, 3, name.length, ...name, port >> 8, port & 255));
-    assertEquals((await receive(10))[1], 0, "The proxy refused");
+    assertEquals((await receive(10))[1], 0, "The proxy refused the request");
     return connection;
   } catch (error) {
     connection.close();
@@ -506,7 +505,7 @@ async function dialSocks(proxy: number, hostname: string, port: number): Promise
   }
 }
 
-/** Sends a lot through a connection, whose other end must be the service with this name. */
+/** Sends 300 000 bytes through a connection, whose other end must be the service with this name. */
 async function exchange(
   connection: Required<Pick<Connection, "read" | "write" | "closeWrite" | "close">>,
   name: string,

@@ -1,5 +1,5 @@
 /**
- * A few seeds of the simulation; `deno task deep simulate` runs as many as there is time for.
+ * A few seeds of the simulation; `deno task deep simulate` runs seeds for a given time.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { report, simulate } from "./simulation/simulate.ts";
 
-Deno.test("simulation: 300 seeds of two sessions over a connection that splits, delays, breaks and corrupts", async () => {
+Deno.test("simulation: two sessions keep all invariants in 300 seeds, over a connection that splits, delays, breaks and corrupts", async () => {
   let bytes = 0;
   let faults = 0;
   for (let seed = 0; seed < 300; seed++) {
@@ -16,11 +16,11 @@ Deno.test("simulation: 300 seeds of two sessions over a connection that splits, 
     bytes += outcome.bytes;
     faults += outcome.faults.length;
   }
-  // A simulation in which nothing happens would find nothing.
+  // Guards against runs without traffic or faults.
   assert(bytes > 100_000 && faults > 30, `${bytes} bytes, ${faults} faults`);
 });
 
-Deno.test("simulation: the same seed gives the same run", async () => {
+Deno.test("simulation: a seed produces the same trace each time", async () => {
   for (let seed = 1000; seed < 1020; seed++) {
     const [one, other] = [await simulate(seed), await simulate(seed)];
     assertEquals(other.trace, one.trace);

@@ -1,5 +1,5 @@
 /**
- * Habits of the source that no other test can see.
+ * Patterns that the source of the library must not contain.
  *
  * @module
  */
@@ -8,8 +8,8 @@ import { assertEquals } from "@std/assert";
 const ROOT = new URL("../", import.meta.url);
 const FUNCTION_ASSIGNED = /\w\.#?\w+ (\?\?)?= (async )?(function|(\(.*\)(: [^=]+)?|\w+) =>)/;
 
-// V8 would keep what the function refers to until its next full collection: see docs/tuning.md.
-Deno.test("no module of the library assigns a function literal to a property", async () => {
+// V8 keeps whatever such a function refers to until the next full collection: see docs/tuning.md.
+Deno.test("source: no module of the library assigns a function literal to a property", async () => {
   const found: string[] = [];
   for await (const { name } of Deno.readDir(ROOT)) {
     if (!name.endsWith(".ts")) continue;

@@ -1,7 +1,7 @@
 /**
- * What this repository needs of `@std`. Each case holds for the original and for the stand-ins in `tools/std`, so it
- * asks for nothing but what the documentation and the tests of the original promise. `node:assert` judges, because
- * `@std/assert` cannot judge itself.
+ * The parts of `@std` that this repository uses. Each case passes for the original and for the stand-ins in
+ * `tools/std`, so it asserts only what the documentation and the tests of the original promise. It asserts with
+ * `node:assert`, because `@std/assert` is under test.
  *
  * @module
  */
@@ -34,7 +34,7 @@ const bytes = (...values: number[]) => Uint8Array.from(values);
 const fails = (fn: () => void) => judge.throws(fn, FAILURE);
 const never = () => new Promise<never>(() => {});
 
-Deno.test("@std/assert: what holds passes, what does not throws an AssertionError", () => {
+Deno.test("@std/assert: each assertion passes, or throws an AssertionError", () => {
   assert(1);
   fails(() => assert(0));
   assertFalse("");
@@ -49,7 +49,7 @@ Deno.test("@std/assert: what holds passes, what does not throws an AssertionErro
   fails(() => assertStringIncludes("abc", "cb"));
 });
 
-Deno.test("@std/assert: comparisons of numbers hold up to their bounds", () => {
+Deno.test("@std/assert: comparisons of numbers include or exclude their bounds", () => {
   assertGreater(2, 1);
   fails(() => assertGreater(1, 1));
   assertGreaterOrEqual(1, 1);
@@ -64,7 +64,7 @@ Deno.test("@std/assert: comparisons of numbers hold up to their bounds", () => {
   fails(() => assertAlmostEquals(0.1, 0.2, 0.09));
 });
 
-Deno.test("@std/assert: every failure shows the message passed to the assertion", async () => {
+Deno.test("@std/assert: every failure contains the message passed to the assertion", async () => {
   const failing: ((msg: string) => void)[] = [
     (msg) => assert(false, msg),
     (msg) => assertAlmostEquals(0, 1, 0, msg),
@@ -116,8 +116,8 @@ Deno.test("@std/assert: assertEquals and assertNotEquals compare deeply", () => 
   }
 });
 
-Deno.test("the stand-in's assertEquals is never laxer than the original", () => {
-  // To the original, instances of a class can be equal and their getters decide. To the stand-in they never are.
+Deno.test("@std/assert: assertEquals of the stand-in is never laxer than the original", () => {
+  // The original compares instances of a class by their properties. The stand-in treats them as different.
   class Class {}
   const pairs = [
     [new Class(), new Class()],
@@ -135,7 +135,7 @@ Deno.test("the stand-in's assertEquals is never laxer than the original", () => 
   }
 });
 
-Deno.test("@std/assert: assertThrows returns the error and judges its class and message", () => {
+Deno.test("@std/assert: assertThrows returns the error and checks its class and message", () => {
   const thrown = new RangeError("too far");
   const throwing = () => {
     throw thrown;
@@ -153,7 +153,7 @@ Deno.test("@std/assert: assertThrows returns the error and judges its class and 
   fails(() => assertThrows(odd, Error));
 });
 
-Deno.test("@std/assert: assertRejects does the same for promises, and fails when the function itself throws", async () => {
+Deno.test("@std/assert: assertRejects resolves with the error, checks its class and message, and fails when the function throws", async () => {
   const reason = new RangeError("too far");
   const rejecting = () => Promise.reject(reason);
   judge.equal(await assertRejects(rejecting), reason);
@@ -171,20 +171,20 @@ Deno.test("@std/assert: assertRejects does the same for promises, and fails when
   for (const fn of failing) await judge.rejects(fn, FAILURE);
 });
 
-Deno.test("@std/async: delay resolves after its time", async () => {
+Deno.test("@std/async: delay resolves after the delay", async () => {
   const start = performance.now();
   await delay(30);
   judge.ok(performance.now() - start >= 25);
 });
 
-Deno.test("@std/async: deadline settles as the promise does, and rejects with a TimeoutError when that is late", async () => {
+Deno.test("@std/async: deadline settles like the promise, or rejects with a TimeoutError after the timeout", async () => {
   judge.equal(await deadline(Promise.resolve(1), 10_000), 1);
   await judge.rejects(deadline(Promise.reject(new RangeError()), 10_000), RangeError);
   const error = await assertRejects(() => deadline(never(), 10), DOMException);
   judge.equal(error.name, "TimeoutError");
 });
 
-Deno.test("@std/async: retry calls until it succeeds, five times at most", async () => {
+Deno.test("@std/async: retry calls until success, at most five times", async () => {
   let calls = 0;
   const third = () => {
     if (++calls < 3) throw new Error("not yet");
@@ -198,7 +198,7 @@ Deno.test("@std/async: retry calls until it succeeds, five times at most", async
   judge.ok(error.cause instanceof Error && error.cause.message === "not yet");
 });
 
-Deno.test("@std/async: pooledMap keeps the order and its limit", async () => {
+Deno.test("@std/async: pooledMap keeps the order and the limit of concurrent calls", async () => {
   let running = 0;
   let most = 0;
   const results = pooledMap(2, [30, 1, 20, 1], async (ms) => {
@@ -211,7 +211,7 @@ Deno.test("@std/async: pooledMap keeps the order and its limit", async () => {
   judge.equal(most, 2);
 });
 
-Deno.test("@std/async: pooledMap gathers the errors and starts nothing after them", async () => {
+Deno.test("@std/async: pooledMap throws an AggregateError with all errors and starts no call after them", async () => {
   const started: number[] = [];
   const seen: number[] = [];
   const error = await assertRejects(async () => {
@@ -240,7 +240,7 @@ Deno.test("@std/bytes: concat and repeat copy bytes into a new array", () => {
   judge.deepEqual(copies, [bytes(1, 2), bytes(1, 2)]);
 });
 
-Deno.test("@std/bytes: equals and indexOfNeedle compare bytes, views of a larger buffer too", () => {
+Deno.test("@std/bytes: equals and indexOfNeedle compare bytes, also in views of a larger buffer", () => {
   judge.ok(equals(bytes(1, 2), bytes(0, 1, 2).subarray(1)));
   judge.ok(!equals(bytes(1, 2), bytes(1, 3)));
   judge.ok(!equals(bytes(1, 2), bytes(1, 2, 3)));
@@ -249,7 +249,7 @@ Deno.test("@std/bytes: equals and indexOfNeedle compare bytes, views of a larger
   judge.equal(indexOfNeedle(source, bytes(2, 9)), -1);
 });
 
-Deno.test("@std/streams: toText joins text, and bytes cut in the middle of a character", async () => {
+Deno.test("@std/streams: toText joins text, and bytes split within a character", async () => {
   judge.equal(await toText(ReadableStream.from(["Grü", "ße"])), "Grüße");
   const encoded = new TextEncoder().encode("Grüße");
   judge.equal(await toText(ReadableStream.from([encoded.subarray(0, 3), encoded.subarray(3)])), "Grüße");
@@ -261,13 +261,13 @@ Deno.test("@std/streams: toArrayBuffer joins bytes", async () => {
   judge.deepEqual(new Uint8Array(buffer), bytes(1, 2, 3));
 });
 
-Deno.test("@std/streams: TextLineStream splits at line ends that span chunks too", async () => {
+Deno.test("@std/streams: TextLineStream splits at line ends, also across chunks", async () => {
   const lines = (...chunks: string[]) => Array.fromAsync(ReadableStream.from(chunks).pipeThrough(new TextLineStream()));
   judge.deepEqual(await lines("a", "b\nc\r", "\n\nd\re"), ["ab", "c", "", "d\re"]);
   judge.deepEqual(await lines("a\n", "b\n"), ["a", "b"]);
 });
 
-Deno.test("@std/streams: mergeReadableStreams passes on every chunk", async () => {
+Deno.test("@std/streams: mergeReadableStreams delivers every chunk", async () => {
   const merged = mergeReadableStreams(ReadableStream.from([1, 2]), ReadableStream.from([3]), ReadableStream.from([4]));
   judge.deepEqual((await Array.fromAsync(merged)).toSorted(), [1, 2, 3, 4]);
 });
@@ -277,7 +277,7 @@ const PACKAGES = Object.keys(config.imports).filter((name) => name.startsWith("@
 const IMPORT = /\bimport\s+(?:type\s+)?\{([^}]*)\}\s*from\s+["'](@std\/[^"']+)["']/g;
 const ANY_IMPORT = /\b(?:from|import)\s*\(?\s*["'](?:jsr:)?@std\//g;
 
-/** What a text imports of `@std`, as `@std/bytes concat`; of an import that is not a list of names, nothing. */
+/** Returns the imports of `@std` in a text, such as `@std/bytes concat`; only those that are lists of names. */
 function imported(text: string): string[] {
   return Array.from(text.matchAll(IMPORT)).flatMap(([, list, from]) =>
     list!.split(",")
@@ -287,12 +287,12 @@ function imported(text: string): string[] {
   );
 }
 
-/** How many imports of `@std` in a text are not lists of names. */
+/** Counts the imports of `@std` in a text that are not lists of names. */
 function notLists(text: string): number {
   return Array.from(text.matchAll(ANY_IMPORT)).length - Array.from(text.matchAll(IMPORT)).length;
 }
 
-/** The paths of all modules and texts below a folder of the repository. */
+/** Returns the paths of all modules and texts below a folder of the repository. */
 function paths(folder = ""): string[] {
   return Array.from(Deno.readDirSync(new URL(folder, ROOT)))
     .filter(({ name }) => !name.startsWith(".") && !["coverage", "node_modules"].includes(name))
@@ -300,7 +300,7 @@ function paths(folder = ""): string[] {
     .filter((path) => /\.(js|md|ts)$/.test(path));
 }
 
-/** What a stand-in exports, types among it. */
+/** Returns the exports of a stand-in, types included. */
 async function exported(name: string): Promise<string[]> {
   const url = new URL(`tools/${name.slice(1)}/mod.ts`, ROOT);
   const types = Deno.readTextFileSync(url).matchAll(/^export (?:interface|type) (\w+)/gm);
@@ -308,7 +308,7 @@ async function exported(name: string): Promise<string[]> {
     .map((symbol) => `${name} ${symbol}`);
 }
 
-Deno.test("the stand-ins for @std export what the repository imports outside of this test, all of it and no more", async () => {
+Deno.test("@std: the stand-ins export exactly what the repository imports outside of this test", async () => {
   const read = (path: string) => Deno.readTextFileSync(new URL(path, ROOT));
   const others = paths().filter((path) => new URL(path, ROOT).href !== import.meta.url);
   assert(others.includes("README.md") && others.includes("session.ts") && others.includes("bench/peers/end.ts"));
@@ -321,7 +321,7 @@ Deno.test("the stand-ins for @std export what the repository imports outside of 
   assertEquals(others.filter((path) => notLists(read(path)) > 0), []);
 });
 
-Deno.test("imports of @std are found wherever they stand, and those that are not lists of names are counted", () => {
+Deno.test("@std: imports are found in code, comments and strings, and those that are not lists of names are counted", () => {
   const lists = `
     import { assert } from "@std/assert";
      * import {

@@ -140,7 +140,7 @@ Deno.test("tunnel command: --trace logs each frame on stderr, and nothing more o
     assertMatch(frame, new RegExp(`^(to|from) ${peer}: (NOP 0|SYN 3|PSH 3, \\d+ bytes?|FIN 3)$`));
   }
   for (const frame of ["to", "from"]) assertStringIncludes(stderr, `${frame} ${server.addr}: PSH 3, 5 bytes\n`);
-  assertMatch(stdout, /^listening on .+\nshutting down .+\ncarried 1 stream over 1 connection\n$/);
+  assertMatch(stdout, /^listening on .+\nshutting down .+\nforwarded 1 stream over 1 connection\n$/);
 });
 
 Deno.test("tunnel command: the first signal waits for open connections, the second ends the process", async () => {

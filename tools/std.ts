@@ -1,8 +1,8 @@
 /**
- * Makes `@std` importable: from JSR where it can be reached, else from the stand-ins in `tools/std`.
+ * Makes `@std` importable: from JSR if it is reachable, otherwise from the stand-ins in `tools/std`.
  *
- * Every task depends on this one. It points `.std` (which deno.json links) at the stand-ins, or removes it, and says in
- * one line which `@std` is in use. Run it with `--no-config`, or deno.json would answer with the links themselves.
+ * Every task depends on this one. It links `.std` (a link of deno.json) to the stand-ins or removes it, and prints
+ * which `@std` is in use. Run it with `--no-config`: with deno.json the imports would resolve to the stand-ins.
  *
  * @module
  */
@@ -14,14 +14,14 @@ const packages = Object.values(config.imports).filter((specifier) => specifier.s
 const link = fileURLToPath(new URL("../.std", import.meta.url));
 const standIns = fileURLToPath(new URL("./std", import.meta.url));
 
-/** Whether JSR answers: within 3 s, or half a second when it did not answer the last time. */
+/** Whether JSR answers, within 3 s, or within 500 ms when it did not answer the last time. */
 async function reachable(): Promise<boolean> {
   const answer = import(packages[0] ?? "").then(() => true, () => false);
-  const patience = new Promise<boolean>((resolve) => setTimeout(resolve, existsSync(link) ? 500 : 3000, false));
-  return await Promise.race([answer, patience]);
+  const timeout = new Promise<boolean>((resolve) => setTimeout(resolve, existsSync(link) ? 500 : 3000, false));
+  return await Promise.race([answer, timeout]);
 }
 
-/** What JSR chose, as `assert 1.0.19`; it also fetches what is not cached yet, and is empty when that fails. */
+/** Fetches all packages from JSR; returns their versions, such as `assert 1.0.19`, or an empty array on failure. */
 async function fetchAll(): Promise<string[]> {
   const source = packages.map((specifier) => `import "${specifier}";`).join("");
   const args = ["info", "--json", "--no-config", `data:text/javascript,${encodeURIComponent(source)}`];
@@ -37,7 +37,7 @@ async function fetchAll(): Promise<string[]> {
 function useStandIns() {
   try {
     symlinkSync("tools/std", link, "dir");
-  } catch { // it is there already, or this system refuses symbolic links: then a copy, made anew each time
+  } catch { // the link exists, or the system refuses symbolic links: then make a copy, anew each time
     if (!lstatSync(link, { throwIfNoEntry: false })?.isSymbolicLink()) cpSync(standIns, link, { recursive: true });
   }
 }
@@ -50,4 +50,4 @@ if (chosen.length > 0) {
   useStandIns();
   console.log("@std: local stand-ins (JSR not reachable)");
 }
-Deno.exit(); // an import that still waits for the network would keep this process alive
+Deno.exit(); // a pending import would keep this process alive

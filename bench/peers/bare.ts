@@ -1,5 +1,5 @@
 /**
- * The yardstick: Deno's own socket, one for each stream.
+ * The baseline: Deno's socket, one for each stream.
  *
  * @module
  */

@@ -1,5 +1,5 @@
 /**
- * Runs one cell of the comparison: a client and a server, each a process of its own.
+ * Runs one cell of the comparison: a client process and a server process.
  *
  * @module
  */
@@ -10,16 +10,16 @@ import { Process } from "../../tests/programs.ts";
 import type { Plan, Result } from "./shape.ts";
 
 const HERE = `${import.meta.dirname}/`;
-// What Go's peers are named after, and the file and package of each.
+// The prefix of the Go peers' names, and their files and packages.
 const GO = "go";
 const GO_FILES = [
   { file: "smux.go", needs: "github.com/xtaci/smux", peers: ["go1", "go2"] },
   { file: "yamux.go", needs: "github.com/hashicorp/yamux", peers: ["goyamux"] },
 ];
-// A cell takes a second or a few; the bound is for one that hangs, in milliseconds.
+// Time limit of a cell in milliseconds; a cell normally takes a few seconds.
 const BOUND = 20_000;
 
-/** On which core each of the two processes runs. */
+/** The cores of the two processes. */
 export interface Cores {
   /** The client's. */
   client: number;
@@ -27,17 +27,17 @@ export interface Cores {
   server: number;
 }
 
-/** Go's peers as far as they are there. */
+/** The available Go peers. */
 export interface GoPeers {
-  /** The program. */
+  /** Path of the program. */
   path: string;
-  /** The peers that it has. */
+  /** Names of its peers. */
   names: string[];
-  /** Packages that it was built without. */
+  /** Packages that are not installed. */
   missing: string[];
 }
 
-/** Runs one cell; whatever goes wrong is its result. */
+/** Runs one cell; a failure is returned as its result. */
 export async function cell(peer: string, plan: Plan, cores?: Cores, go?: GoPeers): Promise<Result> {
   await using processes = new AsyncDisposableStack();
   const start = (role: "client" | "server", plan: Plan) => {
@@ -52,12 +52,12 @@ export async function cell(peer: string, plan: Plan, cores?: Cores, go?: GoPeers
     const server = start("server", plan);
     const port = Number(await server.line());
     const client = start("client", { ...plan, port });
-    // A server that only answers has nothing to say, but that it failed.
+    // A server that only answers prints a result only if it fails.
     const results = [server.result<Result>(), client.result<Result>()] as const;
     if (plan.kind !== "bulk" && plan.kind !== "accept") return await Promise.race(results);
-    // A side that fails may leave the other waiting.
+    // Rejects when one side fails, because the other may then wait without end.
     const [received, sent] = await Promise.all(results);
-    if (received.bytes !== sent.bytes) throw new Error(`lost data: ${received.bytes} of ${sent.bytes} arrived`);
+    if (received.bytes !== sent.bytes) throw new Error(`lost data: received ${received.bytes} of ${sent.bytes}`);
     return received;
   };
   try {
@@ -68,7 +68,7 @@ export async function cell(peer: string, plan: Plan, cores?: Cores, go?: GoPeers
   }
 }
 
-/** Builds Go's peers in `folder`; `undefined` without Go or any of them. */
+/** Builds the Go peers in `folder`; `undefined` without Go or without any of the packages. */
 export async function buildGoPeers(folder: string): Promise<GoPeers | undefined> {
   const there = GO_FILES.filter(({ needs }) => hasGoPackage(needs));
   if (there.length === 0) return undefined;
@@ -81,7 +81,7 @@ export async function buildGoPeers(folder: string): Promise<GoPeers | undefined>
   };
 }
 
-/** Whether processes can be tied to cores here, of which there must be two. */
+/** Whether processes can be pinned to two cores. */
 export async function canTie(): Promise<boolean> {
   if (navigator.hardwareConcurrency < 2) return false;
   try {

@@ -1,5 +1,5 @@
 /**
- * Node's streams as pipes.
+ * Adapts Node's streams to pipes.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import type { Duplex } from "node:stream";
 import { Inbox } from "./inbox.ts";
 import type { Pipe } from "./shape.ts";
 
-/** A pipe that is this stream. */
+/** Wraps a stream as a pipe. */
 export function fromDuplex(duplex: Duplex, close: () => void): Pipe {
   const inbox = new Inbox(() => duplex.pause(), () => duplex.resume());
   duplex.on("data", (chunk: Uint8Array) => inbox.push(chunk));
@@ -19,7 +19,7 @@ export function fromDuplex(duplex: Duplex, close: () => void): Pipe {
     new Promise<void>((resolve, reject) => {
       const settle = () => {
         duplex.off("drain", settle).off("close", settle);
-        if (duplex.destroyed) reject(new Error("the stream was closed before it took all"));
+        if (duplex.destroyed) reject(new Error("the stream was closed before all data was written"));
         else resolve();
       };
       duplex.on("drain", settle).on("close", settle);
@@ -27,7 +27,7 @@ export function fromDuplex(duplex: Duplex, close: () => void): Pipe {
   return {
     read: (p) => inbox.read(p),
     async write(p) {
-      // A copy, since Node keeps what it is given until it has left.
+      // A copy, because Node keeps the chunk until it is sent.
       if (!duplex.write(p.slice())) await drained();
       return p.length;
     },

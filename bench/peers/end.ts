@@ -1,6 +1,6 @@
 /**
- * One process of one cell: `end.ts client|server PEER PLAN`. A server prints its port first; both print a
- * {@linkcode Result} when they have one, and stay until they are ended.
+ * One process of a cell: `end.ts client|server PEER PLAN`. A server prints its port first. Both print a
+ * {@linkcode Result} when they have one, and run until they are killed.
  *
  * @module
  */
@@ -13,11 +13,11 @@ import { floor } from "./floor.ts";
 import { ours } from "./ours.ts";
 import type { Line, Peer, Pipe, Plan, Result } from "./shape.ts";
 
-// Each KiB of a bulk stream begins with its number, so that what is lost, doubled or out of place shows.
+// Each KiB of a bulk stream begins with its number, so that lost, repeated or misplaced data is detected.
 const BLOCK = 1024;
-// Senders go on for so long after the receiver has measured, in milliseconds.
+// Senders continue for this long after the receiver has measured, in milliseconds.
 const SLACK = 150;
-// By how they are loaded, so that a process has only its own.
+// Loaded on demand, so that a process has only its own peer.
 const PEERS: Record<string, () => Peer | Promise<Peer>> = {
   bare: () => bare,
   floor: () => floor,
@@ -34,7 +34,7 @@ const PEERS: Record<string, () => Peer | Promise<Peer>> = {
 
 const now = () => performance.now();
 
-/** Takes the snapshots between which a rate is measured, by a timer: nothing of it is on the hot path. */
+/** Measures a rate between two snapshots taken by timers, off the hot path. */
 class Meter {
   count = 0;
   readonly rate: Promise<number>;
@@ -52,7 +52,7 @@ class Meter {
   }
 }
 
-/** Lets microtasks pass, as what stands between a program and its streams does. */
+/** Waits for a number of microtasks, as an adapter between a program and its streams does. */
 async function spend(microtasks: number): Promise<void> {
   for (let n = 0; n < microtasks; n++) await null;
 }
@@ -65,7 +65,7 @@ async function writeAll(pipe: Pipe, p: Uint8Array): Promise<void> {
 async function fill(pipe: Pipe, p: Uint8Array): Promise<void> {
   for (let at = 0; at < p.length;) {
     const count = await pipe.read(at === 0 ? p : p.subarray(at));
-    if (count === null) throw new Error(`the end came after ${at} of ${p.length} bytes`);
+    if (count === null) throw new Error(`end of stream after ${at} of ${p.length} bytes`);
     at += count;
   }
 }
@@ -93,7 +93,7 @@ class Drain {
     this.#open = plan.connections * plan.streams;
   }
 
-  /** Bytes a second, once they were measured. */
+  /** Bytes per second; resolves when measured. */
   get rate(): Promise<number> {
     return this.#begun.promise.then((meter) => meter.rate);
   }
@@ -119,7 +119,7 @@ class Drain {
         if (microtasks > 0) await spend(microtasks);
       }
     }
-    // A connection whose web stream ended is closed.
+    // A connection closes itself at the end of its web stream.
     if (web === undefined) pipe.close();
     if (--this.#open > 0) return;
     report({ bytes: this.#meter?.count ?? 0, rate: await this.#meter?.rate ?? 0 });
@@ -144,13 +144,13 @@ class Drain {
   }
 }
 
-/** How far a stream is drained, and the number it began with. */
+/** The position in a drained stream, and its first block number. */
 interface Place {
   position: number;
   first?: number;
 }
 
-/** Sees that each stream of a cell comes to one acceptor, once, and that every acceptor has its share. */
+/** Checks that each stream of a cell is accepted once, and that every acceptor accepts streams. */
 class Tally {
   readonly #plan: Plan;
   readonly #ids = new Set<number>();
@@ -169,13 +169,13 @@ class Tally {
     this.#byAcceptor[acceptor]!++;
     pipe.close();
     if (this.#ids.size < this.#plan.messages) return;
-    if (this.#byAcceptor.includes(0)) throw new Error(`an acceptor got nothing: ${this.#byAcceptor}`);
+    if (this.#byAcceptor.includes(0)) throw new Error(`an acceptor received no stream: ${this.#byAcceptor}`);
     const bytes = this.#byAcceptor.reduce((sum, count) => sum + count);
     report({ bytes, rate: bytes / (now() - this.#start) * 1000 });
   }
 }
 
-/** Sends to each connection until it is closed; gives the port. */
+/** Starts a server that sends to each connection until it is closed; returns the port. */
 function origin(plan: Plan): number {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   (async () => {
@@ -197,7 +197,7 @@ async function server(peer: Peer, plan: Plan): Promise<void> {
       } else if (plan.kind === "accept") tally.take(pipe, acceptor);
       else await echo(pipe, plan.size);
     } catch (error) {
-      // A client that has its result is ended, which breaks its connections.
+      // A client is killed when it has its result, which breaks its connections.
       if (plan.kind === "bulk" || plan.kind === "accept") report({ error: `server: ${error}` });
     }
   };
@@ -206,7 +206,7 @@ async function server(peer: Peer, plan: Plan): Promise<void> {
 
 // The client.
 
-/** Opens so many streams on each of so many sessions. */
+/** Opens the plan's streams on each of its sessions. */
 async function openAll(peer: Peer, { connections, streams, port }: Plan): Promise<Pipe[]> {
   const pipes: Pipe[] = [];
   for (let n = 0; n < connections; n++) {
@@ -238,7 +238,7 @@ async function send(pipe: Pipe, first: number, plan: Plan, state: { stop: boolea
   return bytes;
 }
 
-/** The same from a source of web streams, whose chunks are new as everybody's. */
+/** Like {@linkcode send}, with web streams and a new chunk for each write. */
 async function sendWeb(pipe: Pipe, first: number, { size, web }: Plan, state: { stop: boolean }): Promise<number> {
   const words = new Uint32Array(size / 4).fill(0x5a5a5a5a);
   let bytes = 0;
@@ -288,12 +288,12 @@ async function joined(peer: Peer, plan: Plan): Promise<Result> {
   return { rate: await drain.rate };
 }
 
-/** A message there and back. */
+/** Sends a message and checks its echo. */
 async function exchange(pipe: Pipe, p: Uint32Array, q: Uint32Array): Promise<void> {
   const first = p[0] = p.at(-1)! + 1;
   await writeAll(pipe, new Uint8Array(p.buffer));
   await fill(pipe, new Uint8Array(q.buffer));
-  if (q[0] !== first || q.at(-1) !== p.at(-1)) throw new Error("the wrong message came back");
+  if (q[0] !== first || q.at(-1) !== p.at(-1)) throw new Error("wrong data in an echo");
   p[p.length - 1] = first;
 }
 
@@ -301,7 +301,7 @@ function messages(size: number, seed: number): [Uint32Array, Uint32Array] {
   return [new Uint32Array(size / 4).fill(seed), new Uint32Array(size / 4)];
 }
 
-/** So many messages on every stream: sockets that race against time feed a few of them and starve the others. */
+/** Measures a fixed number of messages on every stream: in a fixed time, sockets starve some of them. */
 async function equalEchoes(pipes: Pipe[], { size, messages: count }: Plan): Promise<Result> {
   const works = pipes.map((pipe, n) => ({ pipe, pair: messages(size, n << 16) }));
   const run = (count: number) =>
@@ -328,7 +328,7 @@ async function echoes(peer: Peer, plan: Plan): Promise<Result> {
       meter.count++;
     }
   }));
-  // The first quarter warms.
+  // The first quarter is warm-up.
   const sorted = times.slice(times.length / 4).sort((a, b) => a - b);
   const at = (part: number) => sorted[Math.floor(sorted.length * part)] ?? NaN;
   return { rate: await meter.rate, p50: at(0.5), p99: at(0.99) };
@@ -357,7 +357,7 @@ async function accept(peer: Peer, plan: Plan): Promise<Result> {
   await Promise.all(Array.from({ length: plan.streams }, async () => {
     while (left-- > 0) {
       const pipe = await line.open();
-      if (await pipe.read(p) !== null) throw new Error("bytes came that nobody sent");
+      if (await pipe.read(p) !== null) throw new Error("received bytes that were never sent");
       pipe.close();
       ended++;
     }
@@ -369,7 +369,7 @@ async function memory(count: number, work: () => Promise<unknown>): Promise<Resu
   const before = await usedMemory();
   const kept = await work();
   const after = await usedMemory();
-  if (kept === undefined) throw new Error("nothing was kept");
+  if (kept === undefined) throw new Error("no object was kept");
   return { resident: (after.rss - before.rss) / count, heap: (after.heapUsed - before.heapUsed) / count };
 }
 
@@ -377,7 +377,7 @@ function streams(peer: Peer, plan: Plan): Promise<Result> {
   return memory(plan.streams, async () => {
     const pipes = await openAll(peer, plan);
     for (const pipe of pipes) await exchange(pipe, ...messages(plan.size, 1));
-    // Idle means that somebody waits for what comes next.
+    // An idle stream has a waiting read.
     for (const pipe of pipes) pipe.read(new Uint8Array(plan.size)).catch(() => {});
     return pipes;
   });
@@ -393,7 +393,7 @@ function sessions(peer: Peer, plan: Plan): Promise<Result> {
       if (!peer.streamIsConnection) pipe.close();
       kept.push(peer.streamIsConnection ? [line, pipe] : [line]);
     }
-    // Idle is what has been so for a while.
+    // Wait until the sessions are idle.
     await delay(1500);
     return kept;
   });
@@ -403,7 +403,9 @@ const CLIENTS = { bulk, join: joined, echo: echoes, churn, accept, streams, sess
 
 const [role, name, json] = Deno.args;
 const load = PEERS[name ?? ""];
-if (load === undefined || json === undefined) throw new TypeError(`end.ts client|server PEER PLAN, not ${Deno.args}`);
+if (load === undefined || json === undefined) {
+  throw new TypeError(`expected: end.ts client|server PEER PLAN, received: ${Deno.args}`);
+}
 const plan: Plan = JSON.parse(json);
 endWithInput();
 const peer = await load();

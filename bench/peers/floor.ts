@@ -1,6 +1,6 @@
 /**
- * The smallest program that carries streams over a connection in JavaScript: what the runtime and the kernel leave to
- * be reached. It speaks smux 1 without credit, limits, fairness, errors or an end in order, and is no library.
+ * The smallest multiplexer in JavaScript, a lower bound for the cost of streams over a connection. It speaks smux 1
+ * without credit, limits, fairness, error handling or a clean end.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { Line, Peer, Pipe } from "./shape.ts";
 
 const [SYN, FIN, PSH] = [0, 1, 2];
 const HEADER = 8;
-// The sizes with which it was fastest.
+// The fastest sizes.
 const FULL = 224 * 1024;
 const READ = 64 * 1024;
 const MOST_PAYLOAD = 32 * 1024;
@@ -147,7 +147,7 @@ class FloorLine implements Line {
         for (let at = 0; at < length;) at += await this.#conn.write(bytes.subarray(at, length));
       }
     } catch {
-      // Whoever measures it sees what is missing.
+      // The measurement detects missing data.
     }
     this.#isWriting = false;
   }

@@ -1,5 +1,5 @@
 /**
- * HTTP/2 as Deno has it of Node: a POST is a stream, its two bodies are the two directions.
+ * HTTP/2 by `node:http2`: a POST is a stream, and its two bodies are the two directions.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { AddressInfo } from "node:net";
 import { fromDuplex } from "./duplex.ts";
 import type { Peer, Pipe } from "./shape.ts";
 
-/** HTTP/2 with its own window of 64 KiB, or with this one for each stream and connection. */
+/** HTTP/2 with this window for each stream and connection (default: 64 KiB). */
 export function overHttp2(window?: number): Peer {
   const options = window === undefined ? {} : { settings: { initialWindowSize: window } };
   const widen = (session: http2.Http2Session) => {

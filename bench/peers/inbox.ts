@@ -1,13 +1,13 @@
 /**
- * What a stream that pushes its chunks needs to be read.
+ * A queue that makes a stream of pushed chunks readable.
  *
  * @module
  */
 
-// Beyond so many bytes unread the source is told to pause.
-const ENOUGH = 256 * 1024;
+// Above this many unread bytes the source is paused.
+const HIGH_WATER_MARK = 256 * 1024;
 
-/** Where a stream puts what arrives, for one reader. */
+/** The received chunks of a stream, for one reader. */
 export class Inbox {
   readonly #chunks: Uint8Array[] = [];
   readonly #pause: () => void;
@@ -24,24 +24,24 @@ export class Inbox {
     this.#resume = resume;
   }
 
-  /** Takes a chunk, which stays as it is. */
+  /** Appends a chunk, which must not be modified afterwards. */
   push(chunk: Uint8Array): void {
     this.#chunks.push(chunk);
     this.#size += chunk.length;
-    if (this.#size > ENOUGH && !this.#paused) {
+    if (this.#size > HIGH_WATER_MARK && !this.#paused) {
       this.#paused = true;
       this.#pause();
     }
     this.#wake?.();
   }
 
-  /** Nothing comes any more, or nothing good. */
+  /** Ends the stream, with an error if one is passed. */
   end(over: { error?: unknown } = {}): void {
     this.#over ??= over;
     this.#wake?.();
   }
 
-  /** As `Pipe.read`. */
+  /** Implements `Pipe.read`. */
   async read(p: Uint8Array): Promise<number | null> {
     while (this.#size === 0) {
       if (this.#over !== undefined) {

@@ -13,10 +13,10 @@ import { concat } from "@std/bytes";
 import { Inbox } from "./inbox.ts";
 import type { Peer, Pipe } from "./shape.ts";
 
-// As much as ours gathers for one write.
+// The size of Sluice's write buffer.
 const WRITE_BUFFER = 256 * 1024;
 
-/** A socket as libp2p wants it: what is sent while a write is under way leaves together with the next. */
+/** Adapts a socket to libp2p: data sent during a pending write is sent together with the next. */
 class Connection extends AbstractMessageStream {
   readonly #conn: Deno.TcpConn;
   #parts: Uint8Array[] = [];
@@ -57,7 +57,7 @@ class Connection extends AbstractMessageStream {
   async #read(): Promise<void> {
     try {
       for (;;) {
-        // A new one each time, since libp2p keeps views of it.
+        // A new buffer each time, because libp2p keeps views of it.
         const p = new Uint8Array(64 * 1024);
         const count = await this.#conn.read(p);
         if (count === null) return this.onTransportClosed();
@@ -71,7 +71,7 @@ class Connection extends AbstractMessageStream {
   async #write(): Promise<void> {
     this.#isWriting = true;
     try {
-      // Sending goes on when there is nothing left, or while the last of it leaves.
+      // "drain" is dispatched when nothing is left, or during the last write.
       while (this.#size > 0) {
         let bytes = concat(this.#parts);
         this.#parts = [];
@@ -87,7 +87,7 @@ class Connection extends AbstractMessageStream {
   }
 }
 
-/** A stream of libp2p's as a pipe. */
+/** Wraps a stream of libp2p as a pipe. */
 class StreamPipe implements Pipe {
   readonly #stream: Stream;
   readonly #inbox: Inbox;
@@ -116,9 +116,9 @@ class StreamPipe implements Pipe {
   }
 
   async write(p: Uint8Array): Promise<number> {
-    // A copy, since libp2p keeps what it is given until it has left.
+    // A copy, because libp2p keeps the chunk until it is sent.
     this.#stream.send(p.slice());
-    // Not `onDrain()`: it waits but once.
+    // Not `onDrain()`, which waits only once.
     while (this.#stream.writableNeedsDrain) {
       this.#writer = Promise.withResolvers();
       await this.#writer.promise;
@@ -154,8 +154,8 @@ const overLibp2p = (factory: () => StreamMuxerFactory): Peer => ({
   },
 });
 
-/** Yamux; its limits of 1000 streams are what a workload exceeds. */
+/** Yamux, with its limits raised: a workload exceeds the default of 1000 streams. */
 export const libp2pYamux: Peer = overLibp2p(yamux({ maxInboundStreams: 16_384, maxOutboundStreams: 16_384 }));
 
-/** Mplex, which has no flow control; it breaks a connection that opens more than five streams in a second. */
+/** Mplex, which has no flow control; by default it closes a connection that opens more than five streams per second. */
 export const libp2pMplex: Peer = overLibp2p(mplex({ disconnectThreshold: Infinity }));

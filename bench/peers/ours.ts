@@ -1,5 +1,5 @@
 /**
- * Sluice, with the options that everybody gets.
+ * Sluice, with its default options.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { Session, SessionClosedError, type Stream } from "../../mod.ts";
 import type { Peer } from "./shape.ts";
 
-/** Sluice in this version of smux; `locked`: with a lock round accepting, as if only one at a time could. */
+/** Sluice in this version of smux; `locked`: with a lock around accepting, so that only one task accepts at a time. */
 export const ours = (version: 1 | 2, locked = false): Peer => ({
   streamIsConnection: false,
   async connect(port) {
@@ -25,7 +25,7 @@ export const ours = (version: 1 | 2, locked = false): Peer => ({
     };
     (async () => {
       for await (const conn of listener) {
-        // The limits that a workload exceeds: ten thousand streams opened in one go.
+        // Raised, because a workload opens ten thousand streams at once.
         const session = Session.server(conn, { version, maxStreams: 16_384, acceptBacklog: 16_384 });
         const accept = () => session.acceptStream();
         const next = locked ? oneByOne(accept) : accept;
@@ -36,12 +36,12 @@ export const ours = (version: 1 | 2, locked = false): Peer => ({
   },
 });
 
-/** The cheapest of locks: each call begins when the one before it is done. */
+/** Serializes calls: each begins when the one before has settled. */
 function oneByOne<T>(call: () => Promise<T>): () => Promise<T> {
   let last: Promise<unknown> = Promise.resolve();
   return () => {
     const mine = last.then(call);
-    // A failed call is its caller's, and frees the lock too.
+    // A failed call rejects for its caller, and releases the lock, too.
     last = mine.catch(() => {});
     return mine;
   };

@@ -1,5 +1,5 @@
-// Go's peers beside the others: `peer client|server NAME PLAN`, the same as end.ts, each with its own default options.
-// A file beside this one is one of them.
+// The Go peers of the comparison: `peer client|server NAME PLAN`, like end.ts, each with its own default options. Each
+// peer has a file beside this one.
 package main
 
 import (
@@ -22,25 +22,25 @@ import (
 // stream is a stream of any peer.
 type stream = io.ReadWriteCloser
 
-// session is what streams come from.
+// session opens and accepts streams.
 type session interface {
 	open() (stream, error)
 	accept() (stream, error)
 }
 
-// muxer makes sessions of connections.
+// muxer creates sessions over connections.
 type muxer struct {
 	client func(net.Conn) (session, error)
 	server func(net.Conn) (session, error)
 }
 
-// muxers are the peers by their names; each adds itself.
+// muxers are the peers by name; each registers itself.
 var muxers = map[string]muxer{}
 
 // Each KiB of a bulk stream begins with its number.
 const block = 1024
 
-// Senders go on for so long after the receiver has measured.
+// Senders continue for this long after the receiver has measured.
 const slack = 150 * time.Millisecond
 
 type plan struct {
@@ -57,7 +57,7 @@ type plan struct {
 func (p plan) warm() time.Duration { return time.Duration(p.Warm) * time.Millisecond }
 func (p plan) time() time.Duration { return time.Duration(p.Time) * time.Millisecond }
 
-// meter takes the snapshots between which a rate is measured.
+// meter measures a rate between two snapshots.
 type meter struct {
 	count int64
 	over  int32
@@ -176,7 +176,7 @@ func openAll(m muxer, p plan) (streams []stream) {
 	return streams
 }
 
-// each runs work once for every number at the same time.
+// each runs work for the numbers below count, all at the same time.
 func each(count int, work func(n int)) {
 	var all sync.WaitGroup
 	for n := 0; n < count; n++ {
@@ -211,7 +211,7 @@ func bulk(m muxer, p plan) result {
 	return result{"bytes": bytes}
 }
 
-// exchange sends a message and checks what comes back.
+// exchange sends a message and checks the echo.
 func exchange(s stream, b, back []byte, number uint32) {
 	binary.LittleEndian.PutUint32(b, number)
 	binary.LittleEndian.PutUint32(b[len(b)-4:], ^number)
@@ -220,11 +220,11 @@ func exchange(s stream, b, back []byte, number uint32) {
 	_, err = io.ReadFull(s, back)
 	check(err)
 	if binary.LittleEndian.Uint32(back) != number || binary.LittleEndian.Uint32(back[len(b)-4:]) != ^number {
-		check(fmt.Errorf("the wrong message came back"))
+		check(fmt.Errorf("wrong data in an echo"))
 	}
 }
 
-// equalEchoes sends so many messages on every stream.
+// equalEchoes sends the same number of messages on every stream.
 func equalEchoes(streams []stream, p plan) result {
 	run := func(count int) {
 		each(len(streams), func(n int) {
@@ -311,7 +311,7 @@ func streams(m muxer, p plan) result {
 		streams := openAll(m, p)
 		for _, s := range streams {
 			exchange(s, make([]byte, p.Size), make([]byte, p.Size), 1)
-			// As in end.ts: without a reader it would be forgotten, not idle.
+			// As in end.ts: an idle stream has a waiting read.
 			go s.Read(make([]byte, p.Size))
 		}
 		return streams

@@ -1,5 +1,5 @@
 /**
- * Shows what the comparison measured: Markdown tables and a chart.
+ * Formats the results of the comparison as Markdown tables and a chart.
  *
  * @module
  */
@@ -8,32 +8,32 @@ import { conditions, median, short, spread, table as markdown } from "../../test
 import { bars } from "../chart.ts";
 import type { Result } from "./shape.ts";
 
-/** What is measured of a workload. */
+/** A measured figure. */
 export type Figure = "rate" | "p50" | "p99" | "resident" | "heap";
 
-/** What a workload's table needs. */
+/** The table of a workload. */
 export interface Row {
   /** Its short name. */
   name: string;
-  /** What is done. */
+  /** What it does. */
   what: string;
-  /** What its rate counts: bytes, shown in millions, or things. */
+  /** The unit of its rate; default: operations per second. */
   unit?: "MB/s";
-  /** What is measured. */
+  /** Its figures. */
   figures: Figure[];
-  /** With whom each peer is compared. */
+  /** The peer that each peer is compared with. */
   against: Record<string, string>;
-  /** Whether it belongs in the chart. */
+  /** Whether the chart includes it. */
   isCharted?: boolean;
 }
 
-/** All that was measured. */
+/** The results of the comparison. */
 export interface Report {
-  /** Where. */
+  /** The machine. */
   machine: string;
-  /** How many rounds were asked for. */
+  /** Number of rounds requested. */
   rounds: number;
-  /** What every peer gave for a workload, one of each round in which it had its turn. */
+  /** Results by workload and peer, one for each round in which the peer ran. */
   results: Record<string, Record<string, Result[]>>;
 }
 
@@ -41,7 +41,7 @@ const isMemory = (figure: Figure) => figure === "resident" || figure === "heap";
 const label = (figure: Figure, unit = "/s") =>
   isMemory(figure) ? `${figure}, KiB each` : figure === "rate" ? unit : `${figure}, µs`;
 
-/** Medians of all, then a table for each workload. `peers` are the lines, with what each is. */
+/** Formats the medians, then a table for each workload. `peers` describes each peer by name. */
 export function text(report: Report, rows: Row[], peers: Record<string, string>): string {
   const { machine, rounds, results } = report;
   const shown = rows.filter(({ name }) => results[name] !== undefined);
@@ -75,7 +75,7 @@ export function text(report: Report, rows: Row[], peers: Record<string, string>)
           spread(shownOf(row, byPeer, peer, figure)),
           ...ratioOf(figure).map(() => spread(ratios(row, byPeer, peer, figure))),
         ]),
-        complaint(byPeer[peer]!),
+        failure(byPeer[peer]!),
       ]);
     }
     blocks.push(`### ${row.name}: ${row.what}\n\n${markdown(table)}`);
@@ -88,15 +88,15 @@ ${markdown(medians)}
 
 ${names.map((peer) => `- ${peer}: ${peers[peer]}`).join("\n")}
 
-A ratio is to the peer that it is compared with, in the same round: of rates more is better, of latencies less. Memory
-is the client's.
+A ratio is relative to the peer of comparison in the same round: for rates higher is better, for latencies lower.
+Memory is that of the client.
 
-## Median, and least to most
+## Median, minimum and maximum
 
 ${blocks.join("\n\n")}`;
 }
 
-/** Bars of the ratios of rates. */
+/** Draws the ratios of rates as bars. */
 export function chart(report: Report, rows: Row[], peers: Record<string, string>): string {
   const { machine, rounds, results } = report;
   const shown = rows.filter(({ name, isCharted }) => isCharted && results[name] !== undefined);
@@ -124,11 +124,11 @@ type ByPeer = Record<string, Result[]>;
 
 const ratioOf = (figure: Figure) => isMemory(figure) ? [] : ["ratio"];
 
-/** From milliseconds, bytes or things a second to what is shown. */
+/** The divisor from a figure to the unit that is shown. */
 const scale = (figure: Figure, unit?: string) =>
   isMemory(figure) ? 1024 : figure !== "rate" ? 1 / 1000 : unit === undefined ? 1 : 1e6;
 
-/** What a peer gave, in the unit that is shown. */
+/** Returns the results of a peer in the unit that is shown. */
 function shownOf({ unit }: Row, byPeer: ByPeer, peer: string, figure: Figure): number[] {
   return byPeer[peer]?.flatMap((result) => result[figure] ?? []).map((value) => value / scale(figure, unit)) ?? [];
 }
@@ -141,9 +141,9 @@ function ratios({ against }: Row, byPeer: ByPeer, peer: string, figure: Figure):
   }) ?? [];
 }
 
-/** What went wrong, if anything did. */
-function complaint(results: Result[]): string {
+/** Returns the first error, if there was one. */
+function failure(results: Result[]): string {
   const [error] = results.flatMap(({ error }) => error ?? []);
-  // Neither may break the table.
+  // These characters would break the table.
   return error === undefined ? "" : `turn ${results.length}: ${error.replaceAll("|", "/").replaceAll("\n", " ")}`;
 }

@@ -1,101 +1,101 @@
 /**
- * What every peer of the comparison looks like, so that one set of workloads runs over all of them.
+ * The interface of the compared peers, so that the same workloads run over all of them.
  *
  * @module
  */
 
 /** A byte stream of a peer. */
 export interface Pipe {
-  /** Which of its session's streams this is, where the peer says so. */
+  /** The stream's id, if the peer has one. */
   readonly id?: number;
-  /** Where the peer has web streams: what arrives. */
+  /** The readable web stream, if the peer has one. */
   readonly readable?: ReadableStream<Uint8Array>;
-  /** Where the peer has web streams: what leaves. */
+  /** The writable web stream, if the peer has one. */
   readonly writable?: WritableStream<Uint8Array>;
   /** Reads at most `p.length` bytes; `null` at the end. */
   read(p: Uint8Array): Promise<number | null>;
-  /** Writes from `p`, which is the caller's again afterwards; gives how many bytes were taken. */
+  /** Writes bytes of `p`, which may be reused afterwards; resolves with their number. */
   write(p: Uint8Array): Promise<number>;
-  /** Writes what can be taken at once, where the peer has such. */
+  /** Writes the bytes of `p` that need not wait, if the peer supports it; returns their number. */
   tryWrite?(p: Uint8Array): number;
   /** Ends writing. */
   closeWrite(): Promise<void>;
-  /** Gives the stream up. */
+  /** Closes the stream. */
   close(): void;
 }
 
-/** What streams are opened on: a session, or nothing where each stream is a connection. */
+/** Opens streams: a session, or a target of connections where each stream is a connection. */
 export interface Line {
   /** Opens a stream. */
   open(): Promise<Pipe>;
 }
 
-/** Takes a stream that came, from the acceptor of this number. */
+/** Handles an accepted stream, from the acceptor of this number. */
 export type Handle = (pipe: Pipe, acceptor?: number) => void;
 
 /** A way to carry streams over TCP on the loopback. */
 export interface Peer {
-  /** Whether each stream is a connection of its own, so that there is no session to be idle without one. */
+  /** Whether each stream is a connection of its own, so that no session exists without a stream. */
   readonly streamIsConnection: boolean;
   /** Connects to a server. */
   connect(port: number): Promise<Line>;
   /**
-   * Serves every stream that comes, for as long as the process lives, and gives the port; with so many acceptors a
-   * session, where the peer can have several.
+   * Serves every accepted stream until the process ends, and returns the port. Each session has `acceptors` tasks that
+   * accept, if the peer supports several.
    */
   serve(handle: Handle, acceptors: number): number | Promise<number>;
 }
 
-/** One cell's work, as both processes get it: as JSON, in Go too. */
+/** The work of one cell, passed to both processes as JSON, also to Go. */
 export interface Plan {
   /**
-   * - bulk: each stream is written to until the time is over, and drained
-   * - join: each stream is joined to a connection at both ends, and what a server behind it sends is drained at the other
-   * - echo: on each stream a message goes and comes back, again and again
-   * - churn: so many times at once, again and again: open, one message there and back, close
-   * - accept: so many times at once, until there were so many messages: open, wait for the end, close
+   * - bulk: each stream is written until the time is over, and drained
+   * - join: each stream is joined to a connection at both ends; a server behind one end sends, the other end drains
+   * - echo: each stream repeats a message and its echo
+   * - churn: `streams` tasks repeat: open, one message and its echo, close
+   * - accept: `streams` tasks repeat, `messages` times in all: open, wait for the end, close
    * - streams: memory of open streams
    * - sessions: memory of sessions
    */
   kind: "bulk" | "join" | "echo" | "churn" | "accept" | "streams" | "sessions";
-  /** How many sessions. */
+  /** Number of sessions. */
   connections: number;
-  /** How many streams on each. */
+  /** Number of streams on each session. */
   streams: number;
-  /** Bytes of a write or a message. */
+  /** Size of a write or a message in bytes. */
   size: number;
   /** Whether to use `tryWrite` first. */
   eager: boolean;
-  /** bulk: whether both sides use web streams: by `pipeTo`, or by a reader and a writer. */
+  /** bulk: both sides use web streams, with `pipeTo` or with a reader and a writer. */
   web?: "pipe" | "locked";
-  /** bulk: how many microtasks pass between two calls of a reader or a writer, as adapters spend them. */
+  /** bulk: number of microtasks between two reads or writes, as in adapters. */
   microtasks: number;
-  /** echo: how many messages each stream sends, so that none is left behind; 0: as many as the time allows. */
+  /** echo: number of messages on each stream; 0: limited by time. */
   messages: number;
-  /** How many tasks take the streams of a session that come. */
+  /** Number of tasks that accept the streams of a session. */
   acceptors: number;
-  /** Milliseconds that are not measured. */
+  /** Milliseconds of warm-up. */
   warm: number;
-  /** Milliseconds that are. */
+  /** Milliseconds of measurement. */
   time: number;
-  /** Where the server listens. */
+  /** The server's port. */
   port: number;
 }
 
-/** What one process has to say at its end; a line of JSON. */
+/** The result of one process; a line of JSON. */
 export interface Result {
-  /** Bytes sent or received, all of them; of accept: streams. */
+  /** Total of bytes sent or received; accept: of streams. */
   bytes?: number;
-  /** Bytes, messages or streams a second. */
+  /** Bytes, messages or streams per second. */
   rate?: number;
-  /** Milliseconds of the median message. */
+  /** Median latency of a message in milliseconds. */
   p50?: number;
-  /** Milliseconds of the 99th percentile. */
+  /** 99th percentile of the latency in milliseconds. */
   p99?: number;
-  /** Resident bytes for each stream or session. */
+  /** Resident memory per stream or session in bytes. */
   resident?: number;
-  /** Bytes on the heap for each. */
+  /** Heap memory per stream or session in bytes. */
   heap?: number;
-  /** What went wrong. */
+  /** The error, if the process failed. */
   error?: string;
 }

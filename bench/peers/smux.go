@@ -11,7 +11,7 @@ type smuxSession struct{ *smux.Session }
 func (s smuxSession) open() (stream, error)   { return s.OpenStream() }
 func (s smuxSession) accept() (stream, error) { return s.AcceptStream() }
 
-// Both versions of smux, named by their numbers.
+// Registers both versions of smux, named by their numbers.
 func init() {
 	for name, version := range map[string]int{"1": 1, "2": 2} {
 		config := smux.DefaultConfig()

@@ -12,10 +12,10 @@ type yamuxSession struct{ *yamux.Session }
 func (s yamuxSession) open() (stream, error)   { return s.OpenStream() }
 func (s yamuxSession) accept() (stream, error) { return s.AcceptStream() }
 
-// Hashicorp's yamux.
+// Registers HashiCorp's yamux.
 func init() {
 	config := yamux.DefaultConfig()
-	// It logs what ends a session, as the end of a cell does.
+	// It would log the end of every session.
 	config.LogOutput = io.Discard
 	muxers["yamux"] = muxer{
 		client: func(conn net.Conn) (session, error) {

@@ -1,8 +1,7 @@
 /**
- * npm's yamux-js over Node's sockets, as its readme has it: `socket.pipe(session).pipe(socket)`.
+ * yamux-js of npm over Node's sockets, used as its readme shows: `socket.pipe(session).pipe(socket)`.
  *
- * It keeps nothing of a frame that arrives in two pieces, nor does it see a FIN, so workloads that do more than single
- * small messages fail.
+ * It loses a frame that arrives in two pieces and ignores FIN, so only workloads of single small messages succeed.
  *
  * @module
  */
@@ -14,13 +13,13 @@ import { fromDuplex } from "./duplex.ts";
 import type { Peer } from "./shape.ts";
 
 const OPTIONS = {
-  // The limit that a workload exceeds: it counts open streams.
+  // Raised, because it limits open streams and a workload exceeds the default.
   acceptBacklog: 16_384,
-  // It logs to the standard output, which carries the results.
+  // By default it logs to stdout, which carries the results.
   logger: () => {},
 };
 
-/** A stream of its own kind has a method that ends it, which it does not do by `end()`. */
+/** Wraps a stream, which only its own method `close()` ends, not `end()`. */
 const pipe = (stream: Duplex & { close?: () => void }) => {
   const close = () => stream.close?.();
   return { ...fromDuplex(stream, close), closeWrite: () => Promise.resolve(close()) };
@@ -43,7 +42,7 @@ export const yamuxJs: Peer = {
   serve(handle) {
     const server = createServer({ noDelay: true }, (socket) => {
       const session = new Server((stream) => handle(pipe(stream)), OPTIONS);
-      // A client that has its result is ended, which resets its connections.
+      // A client is killed when it has its result, which resets its connections.
       socket.on("error", () => {});
       socket.pipe(session).pipe(socket);
     });

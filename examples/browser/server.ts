@@ -1,7 +1,7 @@
 /**
- * Serves a page that makes eight transfers over one WebSocket: `deno run -A examples/browser/server.ts [PORT] [MB/S]`.
+ * Serves a page with eight transfers over one WebSocket: `deno run -A examples/browser/server.ts [PORT] [MB/S]`.
  *
- * The page imports the modules of this repository as they are, with their types taken out on the way.
+ * The page imports the modules of this repository; the server strips their types.
  *
  * @module
  */
@@ -10,18 +10,23 @@ import { serveSession } from "./transfers.ts";
 
 const [port = "8000", megabytesPerSecond = "6"] = Deno.args;
 
-const source = (path: string) => Deno.readTextFile(new URL(path, import.meta.url));
+const readSource = (path: string) => Deno.readTextFile(new URL(path, import.meta.url));
 const onListen = ({ port }: Deno.NetAddr) => console.log(`http://localhost:${port}/`);
+
 Deno.serve({ hostname: "127.0.0.1", port: Number(port), onListen }, async (request) => {
   const { pathname } = new URL(request.url);
-  if (pathname === "/") return new Response(await source("index.html"), { headers: { "content-type": "text/html" } });
+  if (pathname === "/") {
+    return new Response(await readSource("index.html"), { headers: { "content-type": "text/html" } });
+  }
   if (pathname === "/smux") {
     const { socket, response } = Deno.upgradeWebSocket(request);
     serveSession(socket, Number(megabytesPerSecond));
     return response;
   }
+
   const [, folder, name] = /^\/(sluice\/)?([a-z_]+\.ts)$/.exec(pathname) ?? [];
   if (name === undefined) return new Response("Not found", { status: 404 });
-  const code = stripTypeScriptTypes(await source(folder === undefined ? name : `../../${name}`), { mode: "transform" });
+  const path = folder === undefined ? name : `../../${name}`;
+  const code = stripTypeScriptTypes(await readSource(path), { mode: "transform" });
   return new Response(code, { headers: { "content-type": "text/javascript" } });
 });

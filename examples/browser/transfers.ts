@@ -1,5 +1,5 @@
 /**
- * The transfers of the page: streams over a WebSocket, on a line that is slow enough to watch them.
+ * The server's side of the transfers: streams over a WebSocket, at a limited rate.
  *
  * @module
  */
@@ -10,28 +10,29 @@ import { webSocketStreams } from "./websocket.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** Answers a stream that asks, in 4 bytes, for so many: with as many random ones, and then 4 with their CRC-32. */
+/** Answers a stream whose 4 bytes are a count: sends this many random bytes, then 4 bytes with their CRC-32. */
 async function answer(stream: Stream): Promise<void> {
-  const asked = new DataView(await new Response(stream.readable).arrayBuffer()).getUint32(0);
+  const count = new DataView(await new Response(stream.readable).arrayBuffer()).getUint32(0);
   let sum = 0;
-  for (let left = asked; left > 0;) {
+  for (let left = count; left > 0;) {
     const bytes = crypto.getRandomValues(new Uint8Array(Math.min(left, 16_384)));
     sum = crc32(bytes, sum);
     left -= await stream.write(bytes);
   }
-  const end = new DataView(new ArrayBuffer(4));
-  end.setUint32(0, sum);
-  await stream.write(new Uint8Array(end.buffer));
-  // Before its end, so that whoever has seen that finds it written.
-  console.log(`stream ${stream.id}: ${asked} bytes, sum ${sum.toString(16).padStart(8, "0")}`);
+
+  const trailer = new DataView(new ArrayBuffer(4));
+  trailer.setUint32(0, sum);
+  await stream.write(new Uint8Array(trailer.buffer));
+  // Logged before the end of the stream, so that the line exists when the page has seen the end.
+  console.log(`stream ${stream.id}: ${count} bytes, sum ${sum.toString(16).padStart(8, "0")}`);
   await stream.closeWrite();
 }
 
-/** A line of that many megabytes a second, shared by all streams: over the loopback there would be nothing to watch. */
-function slow(writable: WritableStream<Bytes>, megabytesPerSecond: number): WritableStream<Bytes> {
-  // When the line is free again. A timer that fires late delays what follows only once.
+/** Limits the rate of all streams together: over the loopback the transfers would be too fast to watch. */
+function limitRate(writable: WritableStream<Bytes>, megabytesPerSecond: number): WritableStream<Bytes> {
+  // The time at which the next chunk may be sent. A late timer delays the following chunks only once.
   let freeAt = 0;
-  const line = new TransformStream<Bytes, Bytes>({
+  const limiter = new TransformStream<Bytes, Bytes>({
     async transform(chunk, controller) {
       controller.enqueue(chunk);
       const now = performance.now();
@@ -39,22 +40,22 @@ function slow(writable: WritableStream<Bytes>, megabytesPerSecond: number): Writ
       if (freeAt > now) await setTimeout(freeAt - now);
     },
   });
-  line.readable.pipeTo(writable).catch(() => {});
-  return line.writable;
+  limiter.readable.pipeTo(writable).catch(() => {});
+  return limiter.writable;
 }
 
-/** The end of a session, which is that of its page, is no error here. */
-const tell = (error: unknown) => error instanceof SessionClosedError || console.error(error);
+/** Logs an error, except the end of the session, which is that of the page. */
+const logError = (error: unknown) => error instanceof SessionClosedError || console.error(error);
 
 /** Serves one page. */
 export async function serveSession(socket: WebSocket, megabytesPerSecond: number): Promise<void> {
   const { readable, writable } = webSocketStreams(socket);
-  // A browser may run the timers of a page that nobody sees only once a minute, and those send its signs of life.
+  // Browsers throttle the timers of background pages to once a minute, which delays the keepalives of the peer.
   const options = { version: 2, timeout: 150_000 } as const;
-  const session = Session.server({ readable, writable: slow(writable, megabytesPerSecond) }, options);
+  const session = Session.server({ readable, writable: limitRate(writable, megabytesPerSecond) }, options);
   try {
-    for await (const stream of session) answer(stream).catch(tell);
+    for await (const stream of session) answer(stream).catch(logError);
   } catch (error) {
-    tell(error);
+    logError(error);
   }
 }

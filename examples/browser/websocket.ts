@@ -1,19 +1,19 @@
 /**
- * A WebSocket as the pair of streams that a session runs over, for the server and for every browser: `WebSocketStream`,
- * which would need none of this, is in Chromium and in Deno only.
+ * Adapts a WebSocket to the pair of streams that a session runs over, on the server and in any browser. Chromium and
+ * Deno also have `WebSocketStream`, which needs no adapter.
  *
  * @module
  */
 
-/** Makes the streams; the session that gets them closes the socket. */
+/** Creates the streams; the session that uses them closes the socket. */
 export function webSocketStreams(socket: WebSocket) {
   socket.binaryType = "arraybuffer";
   return {
-    // A WebSocket cannot be asked to wait, so this stream takes whatever comes. What bounds it are the windows of the
-    // session's streams: a peer that speaks version 2 sends no more of a stream than was read of it and its window.
+    // A WebSocket has no backpressure, so this stream queues every message. The windows of the session's streams bound
+    // the queue: a peer of version 2 sends at most a window of unread bytes on each stream.
     readable: new ReadableStream<Uint8Array | string>({
       start(controller) {
-        // Text, which no session sends, ends this one with an error.
+        // A text message, which no session sends, fails the session.
         socket.onmessage = ({ data }) => controller.enqueue(typeof data === "string" ? data : new Uint8Array(data));
         socket.onclose = () => controller.close();
       },

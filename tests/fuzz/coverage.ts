@@ -1,5 +1,5 @@
 /**
- * Which code of the core has run, by the block coverage of V8.
+ * The block coverage of the library's modules, as V8 reports it.
  *
  * @module
  */
@@ -19,7 +19,7 @@ interface Script {
 
 const ROOT = new URL("../../", import.meta.url).href;
 
-/** Remembers for each character of the core's code, as V8 has it, whether it ever ran. */
+/** Records for each character of the modules, as V8 compiles them, whether it ran. */
 export class Coverage implements Disposable {
   readonly #session = new Session();
   readonly #modules = new Map<string, { ran: Uint8Array; known: Uint8Array }>();
@@ -28,7 +28,7 @@ export class Coverage implements Disposable {
     this.#session.connect();
   }
 
-  /** Starts to count. */
+  /** Starts the coverage of V8. */
   static async start(): Promise<Coverage> {
     const coverage = new Coverage();
     await coverage.#session.post("Profiler.enable");
@@ -36,7 +36,7 @@ export class Coverage implements Disposable {
     return coverage;
   }
 
-  /** Adds what ran since the last call; says how much of it had not run before. */
+  /** Adds the code that ran since the last call; returns the number of characters that ran for the first time. */
   async take(): Promise<number> {
     const { result } = await this.#session.post("Profiler.takePreciseCoverage") as unknown as { result: Script[] };
     let added = 0;
@@ -47,12 +47,12 @@ export class Coverage implements Disposable {
     return added;
   }
 
-  /** What has run so far, for {@linkcode Coverage.restore}. */
+  /** Copies the record, for {@linkcode Coverage.restore}. */
   snapshot(): [string, Uint8Array][] {
     return Array.from(this.#modules, ([url, { ran }]) => [url, ran.slice()]);
   }
 
-  /** Forgets what ran after a snapshot was taken. */
+  /** Resets the record to a snapshot. */
   restore(snapshot: [string, Uint8Array][]): void {
     const before = new Map(snapshot);
     for (const [url, { ran }] of this.#modules) {
@@ -61,7 +61,7 @@ export class Coverage implements Disposable {
     }
   }
 
-  /** The share of each module's functions that has run, of those that V8 has told of. */
+  /** The share of each module that ran, of the functions that V8 reported. */
   get shares(): { module: string; share: number }[] {
     const count = (flags: Uint8Array) => flags.reduce((sum, flag) => sum + flag, 0);
     return Array.from(this.#modules, ([url, { ran, known }]) => ({
@@ -75,7 +75,7 @@ export class Coverage implements Disposable {
   }
 
   #add(url: string, ranges: Range[]): number {
-    // An inner range says more than the one around it.
+    // An inner range overrides the range around it.
     ranges.sort((a, b) => a.startOffset - b.startOffset || b.endOffset - a.endOffset);
     const length = Math.max(...ranges.map(({ endOffset }) => endOffset));
     const now = new Uint8Array(length);

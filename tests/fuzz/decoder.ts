@@ -1,5 +1,5 @@
 /**
- * Fuzzing the decoder: the input says into what pieces its rest is cut, which must make no difference.
+ * The fuzz target of the decoder: splitting the input into chunks must not change the result.
  *
  * @module
  */
@@ -7,20 +7,20 @@
 import { assert, assertEquals } from "@std/assert";
 import { decode, type Decoded } from "../decode_helpers.ts";
 
-/** Runs one input; throws when the decoder is wrong. A test can give another way to decode, which has to be found out. */
+/** Runs one input; throws when the decoder fails. A test can pass a faulty `inPieces` to check its detection. */
 export function decoder(input: Uint8Array, inPieces: typeof decode = decode): Promise<void> {
   const [mode = 0, step = 0] = input;
   const version = ([undefined, 1, 2] as const)[mode % 3];
   const bytes = input.subarray(2);
   const whole = decode([bytes], version);
   const cut = inPieces(pieces(bytes, step), version);
-  assertEquals(account(cut), account(whole), "cut into pieces it decodes to something else");
+  assertEquals(account(cut), account(whole), "cut into pieces it decodes differently");
   const { offset } = whole.error ?? { offset: whole.decoder.progress };
   assert(offset <= bytes.length, `position ${offset} of ${bytes.length}`);
   return Promise.resolve();
 }
 
-/** Pieces of sizes that the bytes themselves decide, empty ones among them. */
+/** Cuts bytes into pieces, some empty; the bytes decide their sizes. */
 function* pieces(bytes: Uint8Array, step: number): Generator<Uint8Array> {
   for (let at = 0; at < bytes.length;) {
     const size = 1 + ((bytes[at]! ^ step) + at) % 11;

@@ -1,5 +1,5 @@
 /**
- * Makes new inputs of old ones.
+ * Mutates inputs.
  *
  * @module
  */
@@ -7,15 +7,15 @@
 import { concat } from "@std/bytes";
 import { xorshift } from "../support.ts";
 
-/** Longest input, in bytes: what an input can find, a short one can. */
+/** Longest input, in bytes. */
 export const LONGEST = 512;
 
 const BOUNDS = [0, 1, 2, 3, 4, 7, 8, 127, 128, 240, 247, 248, 254, 255];
 
-/** A number from 0 to below `below`, the same sequence for the same seed. */
+/** Returns an integer from 0 to below `below`. */
 export type Random = (below: number) => number;
 
-/** Numbers by xorshift. */
+/** Creates a generator by xorshift: the same sequence for the same seed. */
 export function random(seed: number): Random {
   let state = Math.imul(seed, 0x9e3779b1) >>> 0 || 1;
   return (below) => {
@@ -24,7 +24,7 @@ export function random(seed: number): Random {
   };
 }
 
-/** Changes an input in a few places; `other` may lend a part. */
+/** Changes an input in a few places; a part may be copied from `other`. */
 export function mutate(input: Uint8Array, other: Uint8Array, random: Random): Uint8Array {
   let bytes: Uint8Array = input.slice();
   for (let times = 1 + random(4); times > 0; times--) bytes = change(bytes, other, random);
@@ -60,7 +60,7 @@ function change(bytes: Uint8Array, other: Uint8Array, random: Random): Uint8Arra
   }
 }
 
-/** A header that is right, or nearly, as the decoder takes it; behind a step of a session that sends raw bytes. */
+/** A frame header, valid or nearly valid: as it is, or behind the session target's step that sends raw bytes. */
 function header(random: Random): Uint8Array {
   const command = random(6);
   const length = command === 4 ? 8 : command === 2 ? random(16) : random(20) === 0 ? 1 : 0;

@@ -1,10 +1,10 @@
 /**
- * Fuzzing a whole session: the input is what its peer sends and also when what happens, how much the transport moves at
- * a time, and what the application does meanwhile.
+ * The fuzz target of a whole session: the input decides the bytes of the peer, the order of events, the sizes of the
+ * transport's reads and writes, and the calls of the application.
  *
  * The first byte chooses the role, the version and the limits. Each byte after it is a step, whose arguments are the
- * bytes that follow. Then the session is closed and time goes on: everything must have come to its end, whatever the
- * input was.
+ * bytes that follow. At the end the session is closed and time passes: whatever the input was, every operation must
+ * have settled and no resource may be left.
  *
  * @module
  */
@@ -35,28 +35,28 @@ import {
 
 const TIMEOUT = 5000;
 const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
-// Streams that a script can name; it can use only the last so many.
+// A script can use this many streams, the last ones opened or accepted.
 const STREAMS = 8;
-// What an operation may wait for is at most a chain of a few microtasks a frame.
+// An operation settles within a few microtasks for each frame.
 const HOPS = 40;
 
 const payload = pattern(65_535);
 const broken = new Error("The connection is broken");
 const givenUp = new Error("The caller has given up");
 
-/** Makes the session that is fuzzed. */
+/** Creates the session under test. */
 export interface SessionMaker {
   client(connection: Connection, options: ClientSessionOptions): FuzzedSession;
   server(connection: Connection, options: ServerSessionOptions): FuzzedSession;
 }
 
-/** What is used of the session. */
+/** The members of a session that the target uses. */
 export type FuzzedSession = Pick<
   Session,
   "abort" | "acceptStream" | "close" | "closed" | "incoming" | "openStream" | "stats" | "version"
 >;
 
-/** Runs one input; throws when the session breaks a promise. A test can make a faulty one, which has to be found out. */
+/** Runs one input; throws when the session fails. A test can pass a faulty `maker` to check its detection. */
 export async function session(input: Uint8Array, maker: SessionMaker = Session): Promise<void> {
   using clock = new ManualClock();
   const run = new Run(new Script(input), maker);
@@ -64,7 +64,7 @@ export async function session(input: Uint8Array, maker: SessionMaker = Session):
   await run.end(clock);
 }
 
-/** The input, byte by byte; zeros after its end. */
+/** Reads the input byte by byte; zeros after its end. */
 class Script {
   readonly #input: Uint8Array;
   #at = 0;
@@ -87,13 +87,13 @@ class Script {
     return this.#input.slice(start, this.#at);
   }
 
-  /** A number that is small, at a bound of smux, or large. */
+  /** Reads a number that is small, at a limit of smux, or large. */
   size(): number {
     const byte = this.next();
     return byte < 240 ? byte : [4096, 32_768, 65_535, 262_143, 262_144, 262_145, 2 ** 20, 2 ** 31 - 1][byte % 8]!;
   }
 
-  /** The same, with what does not fit 31 bits. */
+  /** Like {@linkcode Script.size}, including numbers above 31 bits. */
   word(): number {
     const byte = this.next();
     return byte < 240
@@ -102,7 +102,7 @@ class Script {
   }
 }
 
-/** One session and all that is asked of it. */
+/** One session and the operations on it. */
 class Run {
   readonly #script: Script;
   readonly #connection: ScriptedConnection;
@@ -139,7 +139,7 @@ class Run {
     this.#watch(this.#session.closed, true);
   }
 
-  /** Follows the script. */
+  /** Executes the script. */
   async steps(clock: ManualClock): Promise<void> {
     while (!this.#script.isAtEnd) {
       const more = this.#step(clock);
@@ -148,7 +148,7 @@ class Run {
     }
   }
 
-  /** Closes what is open, gives it time, and sees that nothing is left. */
+  /** Closes the session, advances the clock, and asserts that no operation, timer or byte is left. */
   async end(clock: ManualClock): Promise<void> {
     const session = this.#session;
     this.#watch(session.close());
@@ -253,7 +253,7 @@ class Run {
     }
   }
 
-  /** The same stream as web streams, whose locks are given back at once. */
+  /** Uses the web streams of a stream, and releases their locks at once. */
   #useWeb(stream: Stream, choice: number): void {
     const { readable, writable } = stream;
     if (choice % 3 === 0) {
@@ -267,14 +267,14 @@ class Run {
     }
   }
 
-  /** A frame of the peer; what the arguments make of it may well break a rule. */
+  /** Builds a frame of the peer, which may violate the protocol. */
   #frame(): Uint8Array {
     const script = this.#script;
     const choice = script.next();
-    // Data twice as often as each of the others.
+    // PSH is the most frequent.
     const command = [0, 1, 2, 2, 3, 4, 2, 0][choice % 8] as Command;
     const version = choice >= 248 ? 1 : this.#session.version ?? (choice & 8 ? 1 : 2);
-    // Those that the peer may open, those that we did, and any.
+    // Ids that the peer may open, small ids of both sides, or large ones.
     const small = script.next();
     const id = small < 128 ? (small % 12) * 2 + (this.#isClient ? 2 : 3) : small < 240 ? small % 16 : 2 ** 32 - small;
     if (command === UPD) {
@@ -306,7 +306,7 @@ class Run {
     }
   }
 
-  /** Counts a promise until it settles, and sees that it rejects with nothing but what is declared. */
+  /** Counts a promise until it settles, and checks that it rejects only with a declared error. */
   #watch(promise: Promise<unknown>, mayBeBroken = false, other?: typeof TypeError): void {
     this.#waiting++;
     promise.then(() => this.#waiting--, (error) => {
@@ -315,7 +315,7 @@ class Run {
     });
   }
 
-  /** Declared are the library's own errors, timeouts, the caller's reason, and as a cause that of the transport. */
+  /** Declared: the library's own errors, timeouts, the caller's reason, and the transport's error as a cause. */
   #judge(error: unknown, mayBeBroken: boolean): void {
     if (error === givenUp || error instanceof ProtocolError || error instanceof StreamClosedError) return;
     if (error instanceof DOMException && error.name === "TimeoutError") return;
@@ -324,7 +324,7 @@ class Run {
       if (error.cause !== undefined) this.#judge(error.cause, true);
       return;
     }
-    this.#problem ??= error ?? new Error("Something rejected without a reason");
+    this.#problem ??= error ?? new Error("A promise rejected with undefined");
   }
 
   #check(): void {
@@ -338,9 +338,9 @@ class Run {
   }
 }
 
-/** A connection that moves what the script lets it, and reads what the session sends. */
+/** A connection that moves bytes as the script decides, and checks the frames that the session sends. */
 class ScriptedConnection implements Connection {
-  /** The most that one read gives. */
+  /** Most bytes that one read returns. */
   readAtMost = Infinity;
   isClosed = false;
   readonly #peer = new Peer();
@@ -394,32 +394,32 @@ class ScriptedConnection implements Connection {
     this.break();
   }
 
-  /** Bytes of the peer. */
+  /** Adds bytes from the peer. */
   arrive(bytes: Uint8Array): void {
     if (bytes.length === 0 || this.#hasEnded || this.#error !== undefined) return;
     this.#arrived.push(bytes);
     this.#change();
   }
 
-  /** Lets so many more bytes be written. */
+  /** Accepts `count` more bytes of writes. */
   mayWrite(count: number): void {
     this.#room += count;
     this.#change();
   }
 
-  /** The peer ends its half. */
+  /** Ends the peer's half. */
   endReading(): void {
     this.#hasEnded = true;
     this.#change();
   }
 
-  /** The connection fails, both ways. */
+  /** Fails both directions of the connection. */
   break(): void {
     this.#error ??= broken;
     this.#change();
   }
 
-  /** Throws when the session has sent what is no valid smux. */
+  /** Throws when the session has sent invalid smux frames. */
   check(isClient: boolean, version: number | undefined): void {
     this.#peer.check(isClient, version);
   }
@@ -430,7 +430,7 @@ class ScriptedConnection implements Connection {
   }
 }
 
-/** What the session sends, as its peer sees it. */
+/** Checks the frames that the session sends. */
 class Peer {
   readonly #decoder = new FrameDecoder();
   readonly #opened = new Set<number>();
@@ -444,12 +444,12 @@ class Peer {
     },
     fin: (id) => {
       if (!this.#opened.has(id)) return;
-      if (this.#finished.has(id)) this.#say(`stream ${id} was ended twice`);
+      if (this.#finished.has(id)) this.#say(`stream ${id} sent two FINs`);
       this.#finished.add(id);
     },
     psh: (id, length) => {
-      if (this.#finished.has(id)) this.#say(`data of stream ${id} came after its end`);
-      if (length === 0) this.#say(`a frame of stream ${id} carries no data`);
+      if (this.#finished.has(id)) this.#say(`data of stream ${id} after its FIN`);
+      if (length === 0) this.#say(`an empty PSH on stream ${id}`);
     },
     data: () => {},
     nop: () => {},
@@ -465,7 +465,9 @@ class Peer {
   }
 
   check(isClient: boolean, version: number | undefined): void {
-    if (this.#problem !== undefined) throw new Error("The session sent what it must not", { cause: this.#problem });
+    if (this.#problem !== undefined) {
+      throw new Error("The session sent frames that it must not send", { cause: this.#problem });
+    }
     const { version: sent } = this.#decoder;
     assert(sent === undefined || sent === version, `version ${version} sent frames of version ${sent}`);
     for (const id of this.#opened) {

@@ -1,5 +1,5 @@
 /**
- * Ends the process when an input loops for ever without awaiting anything, and says which input it was.
+ * Kills the process when an input runs too long without yielding, and prints the command that runs it again.
  *
  * @module
  */
@@ -8,11 +8,11 @@ import { workerData } from "node:worker_threads";
 import { delay } from "@std/async";
 import { keepFailure, TARGETS } from "./corpus.ts";
 
-/** What the watchdog is given. */
+/** The data of the watchdog's worker. */
 export interface Watched {
-  /** The number of the input that runs, its length, the index of its target, and its bytes. */
+  /** The number of the running input, its length, the index of its target, and its bytes. */
   shared: SharedArrayBuffer;
-  /** Milliseconds that one input may take. */
+  /** Time limit of one input, in milliseconds. */
   patience: number;
 }
 

@@ -2,8 +2,8 @@
  * `deno task interop [filter]`: Sluice against Go's smux, both roles, both versions, every workload.
  *
  * Each cell is one session over TCP between a Go process and this one. The opener checks every hash, both sides check
- * how the session ends, and what one side sent must be what the other received. With `--self` Go's smux runs against
- * itself, which shows that the Go side of the workloads is right.
+ * how the session ends, and the bytes sent by one side must equal those received by the other. With `--self` Go's smux
+ * runs against itself, which validates the Go side of the workloads.
  *
  * @module
  */
@@ -46,32 +46,32 @@ const WORKLOADS: Workload[] = [
   { ...DEFAULTS, name: "bulk both ways", kind: "bulk", size: 64 * MiB },
   { ...CHURN, name: "churn, 1 at a time" },
   { ...CHURN, name: "churn, 32 at a time", parallel: 32 },
-  // 64 streams of 64 KiB fit Go's receive buffer: were it full, Go would not see the credit its echoes wait for.
+  // 64 streams of 64 KiB fit Go's receive buffer: with a full one, Go would not read the credit for its echoes.
   { ...SOME, name: "stream buffer 1 KiB", size: 64 * 1024, options: { maxStreamBuffer: 1024 } },
-  // More than half of our buffer is unread at first, so that streams of Go's lose their credit and get it back.
+  // More than half of Sluice's buffer is unread at first, so Go's streams lose credit and regain it.
   { ...SOME, name: "scarce room", large: 2 * MiB, ours: { maxReceiveBuffer: 4 * MiB }, held: 2.1 * MiB },
   { ...SOME, name: "frame size 1", size: 1024, options: { maxFrameSize: 1 } },
   { ...SOME, name: "frame size 1024", options: { maxFrameSize: 1024 } },
   { ...SOME, name: "frame size 65535", large: 2 * MiB, options: { maxFrameSize: 65535 } },
-  // Below smux's first credit of 262144 bytes: Go 1.5.16 cannot wait for more after our FIN.
+  // Below smux's initial window of 262144 bytes: smux 1.5.16 cannot wait for more credit after the peer's FIN.
   { ...SOME, name: "half-close", kind: "half-close", parallel: 16, size: 200_000 },
   { ...SOME, name: "both ends open", kind: "both", parallel: 16 },
   { ...SOME, name: "hang-up", kind: "hang-up", size: 10_000 },
   { ...DEFAULTS, name: "keepalive", kind: "keepalive", idle: 2500, options: { keepAliveInterval: 200, timeout: 600 } },
-  // More than both ends' sockets and Go's receive buffer take, and not read for longer than the timeout.
+  // More than both sockets and Go's receive buffer hold, and unread for longer than the timeout.
   {
     ...DEFAULTS,
     name: "not read for 3 timeouts",
     kind: "hold",
     size: 64 * MiB,
     idle: 3000,
-    // Go's own timeout is long: it ends a session whose NOPs wait behind data, if it looks before it has read them.
+    // Go's timeout is long, because Go ends a session whose NOPs are behind unread data.
     options: { keepAliveInterval: 300, timeout: 30_000 },
     ours: { timeout: 1000 },
   },
 ];
 
-/** Our options under the names of the Go peer's flags. */
+/** The Go peer's flag for each option. */
 const FLAGS = {
   maxFrameSize: "frame",
   maxStreamBuffer: "buffer",
@@ -80,7 +80,7 @@ const FLAGS = {
   timeout: "timeout",
 } as const;
 
-/** One end of a cell: what it will have measured, and how to cut it short. */
+/** One end of a cell: its counts at the end, and a way to stop it. */
 interface Side {
   readonly tally: Promise<Tally>;
   stop(): void;
@@ -153,7 +153,7 @@ function close(resource: { close(): void } | undefined): void {
   try {
     resource?.close();
   } catch {
-    // It is closed already.
+    // It was closed before.
   }
 }
 
@@ -190,7 +190,7 @@ function cells(peer: string, self: boolean): Cell[] {
   ];
 }
 
-/** Runs one cell; throws what each side says if it failed. */
+/** Runs one cell; throws the errors of its sides if it failed. */
 async function run(cell: Cell): Promise<Tally> {
   const sides: Side[] = [];
   const reasons: string[] = [];
@@ -206,8 +206,8 @@ async function run(cell: Cell): Promise<Tally> {
     start(client);
     const both = [server.tally, client.tally] as const;
     const [ofServer, ofClient] = await deadline(Promise.all(both), CELL_TIMEOUT).catch(async (error) => {
-      if (reasons.length === 0) throw new Error(`no end within ${CELL_TIMEOUT / 1000} s`);
-      // A side that failed has cut the other, which then says why, too.
+      if (reasons.length === 0) throw new Error(`not ended within ${CELL_TIMEOUT / 1000} s`);
+      // A side that failed breaks the other, whose error may follow.
       await deadline(Promise.allSettled(both), 1000).catch(() => {});
       throw error;
     });

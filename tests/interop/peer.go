@@ -1,22 +1,22 @@
 // The Go side of `deno task interop`: one smux peer, client or server, over TCP on the loopback.
 //
-// A server prints its port first. Either role prints what it measured as one line of JSON at its end and exits with 0
-// or 1. Nothing here waits without bound: -bound ends the process.
+// A server prints its port first. At its end either role prints its counts as one line of JSON, and exits with 0 or 1.
+// -bound limits the time of the process.
 //
-// A stream carries messages, and its opener ends it. A message is an op byte and a length (8 bytes, big-endian), then
+// A stream carries messages, and its opener ends it. A message is an op byte and a length (8 bytes, big-endian), then:
 //
 //	E  echo          length bytes; the same bytes come back
 //	U  upload        length bytes and their SHA-256; the SHA-256 the acceptor computed comes back
-//	D  download      length bytes and their SHA-256 come; the opener answers with the SHA-256 it computed
+//	D  download      the acceptor sends length bytes and their SHA-256; the opener answers with the SHA-256 it computed
 //	H  half-closed   length bytes and the opener's FIN; the same bytes come back, then FIN
 //	A  answered      length bytes; the same bytes come back, then FIN, then the opener's FIN
-//	Q  quit          FIN comes when every other stream is done
-//	X  hang up       FIN comes at once: the session ends with the other streams open
+//	Q  quit          the acceptor sends FIN when every other stream is done
+//	X  hang up       the acceptor sends FIN at once: the session ends with the other streams open
 //
-// Q and X leave nothing under way when the session ends: a Go client that closes over frames it has not read yet makes
-// the kernel reset the connection, and no server can tell that from a failure.
+// Q and X make sure that no frame is in flight when the session ends: a Go client that closes with unread frames makes
+// the kernel reset the connection, which a server cannot distinguish from a failure.
 //
-// The acceptor never speaks first: smux.OpenStream loses what comes before it returns.
+// The acceptor never sends first: smux.OpenStream loses data that arrives before it returns.
 package main
 
 import (
@@ -47,24 +47,24 @@ var (
 	receive  = flag.Int("receive", 4194304, "MaxReceiveBuffer")
 	interval = flag.Int("interval", 10000, "KeepAliveInterval in milliseconds")
 	timeout  = flag.Int("timeout", 30000, "KeepAliveTimeout in milliseconds")
-	workload = flag.String("workload", "echo", "what a client does: echo, both (the server does it, too), bulk, half-close, keepalive, hold or hang-up")
-	streams  = flag.Int("streams", 1, "how many streams, where it is open")
-	parallel = flag.Int("parallel", 1, "how many of them at a time")
-	size     = flag.Int("size", 1024, "the most a message carries; bulk: exactly that each way")
-	large    = flag.Int("large", 0, "echo: what every 200th message carries instead, 0 = as the others")
-	idle     = flag.Int("idle", 0, "keepalive: milliseconds of silence; hold: before an upload is read")
+	workload = flag.String("workload", "echo", "workload of a client: echo, both (also run by the server), bulk, half-close, keepalive, hold or hang-up")
+	streams  = flag.Int("streams", 1, "number of streams, for workloads that have several")
+	parallel = flag.Int("parallel", 1, "number of concurrent streams")
+	size     = flag.Int("size", 1024, "largest message in bytes; bulk: exact size in each direction")
+	large    = flag.Int("large", 0, "echo: size of every 200th message; 0: as the others")
+	idle     = flag.Int("idle", 0, "keepalive: idle time in milliseconds; hold: delay before an upload is read")
 	seed     = flag.Int64("seed", 1, "seed of sizes and contents")
-	bound    = flag.Int("bound", 50000, "milliseconds after which the process gives up")
+	bound    = flag.Int("bound", 50000, "time limit of the process in milliseconds")
 )
 
-// peer is one end of the session and what it has measured.
+// peer is one end of the session and its counts.
 type peer struct {
 	session  *smux.Session
 	streams  int64
 	sent     int64
 	received int64
 	busy     sync.WaitGroup // accepted streams that are not done
-	opened   chan struct{}  // closed when a server has done its own part of the workload
+	opened   chan struct{}  // closed when the server's own part of the workload is done
 	quit     int32          // 1 = the client has announced the end
 	failed   chan error     // the first failure of any stream
 }
@@ -95,13 +95,13 @@ func (s stream) send(op byte, length int) error {
 	return err
 }
 
-// ended checks that the peer's FIN comes next.
+// ended checks that the peer's FIN is next.
 func (s stream) ended() error {
 	n, err := s.Read(make([]byte, 1))
 	if n == 0 && err == io.EOF {
 		return nil
 	}
-	return fmt.Errorf("expected the peer's FIN, got %d bytes, error %v", n, err)
+	return fmt.Errorf("expected the peer's FIN, received %d bytes, error %v", n, err)
 }
 
 // upload sends random bytes and their hash, and checks the hash that comes back.
@@ -159,7 +159,7 @@ func (s stream) exchange(op byte, data []byte) error {
 		return fmt.Errorf("stream %d: writing: %w", s.s.ID(), err)
 	}
 	if sent, back := sha256.Sum256(data), sha256.Sum256(got); sent != back {
-		return fmt.Errorf("stream %d: sent %d bytes with hash %x, got hash %x", s.s.ID(), len(data), sent, back)
+		return fmt.Errorf("stream %d: sent %d bytes with hash %x, received hash %x", s.s.ID(), len(data), sent, back)
 	}
 	return nil
 }
@@ -185,7 +185,7 @@ func (p *peer) on(work func(stream) error) error {
 	return s.s.Close()
 }
 
-// each calls work for 0 to count-1, so many at a time, and returns the first error.
+// each calls work for 0 to count-1, at most parallel at a time, and returns the first error.
 func each(count, parallel int, work func(i int) error) error {
 	next, results := int64(-1), make(chan error, parallel)
 	for w := 0; w < parallel; w++ {
@@ -223,7 +223,7 @@ func message(i int) []byte {
 	return data
 }
 
-// work does what the opener of streams has to do.
+// work runs the workload as the opener of streams.
 func (p *peer) work() error {
 	switch *workload {
 	case "echo", "both":
@@ -282,7 +282,7 @@ func (p *peer) work() error {
 	return errors.New("unknown workload " + *workload)
 }
 
-// client does the workload, announces the end and ends the session.
+// client runs the workload, announces the end and ends the session.
 func (p *peer) client() error {
 	go p.accept()
 	if err := p.work(); err != nil {
@@ -359,7 +359,7 @@ func (p *peer) accepted(s stream) {
 	s.s.Close()
 }
 
-// answer serves the messages of one stream until its end, or until the op that announces the end of all.
+// answer serves the messages of one stream until its end, or until the op that announces the end of the session.
 func (p *peer) answer(s stream) (op byte, err error) {
 	header := make([]byte, 9)
 	for {
@@ -390,7 +390,7 @@ func (p *peer) answer(s stream) (op byte, err error) {
 				}
 			}
 			_, err = s.Write(data)
-			return 0, err // our close is the FIN
+			return 0, err // Close sends the FIN
 		case 'Q', 'X':
 			return header[0], nil
 		default:
@@ -456,12 +456,12 @@ func main() {
 	select {
 	case err = <-done:
 		select {
-		case err = <-p.failed: // what a stream met says more than how the session ended
+		case err = <-p.failed: // more specific than the error of the session
 		default:
 		}
 	case err = <-p.failed:
 	case <-time.After(time.Duration(*bound) * time.Millisecond):
-		err = errors.New("no end within the bound")
+		err = errors.New("not ended within the time limit")
 	}
 	result := map[string]interface{}{
 		"streams":  atomic.LoadInt64(&p.streams),

@@ -1,6 +1,5 @@
 /**
- * Our side of every interop workload, on the public API only. The messages inside the streams are described at the top
- * of `peer.go`, the Go side of the same.
+ * Sluice's side of the interop workloads, over the public API only. `peer.go`, the Go side, describes the messages.
  *
  * @module
  */
@@ -11,29 +10,29 @@ import { createHash, type Hash } from "node:crypto";
 import { Session, SessionClosedError, type SessionOptions, type Stream } from "../../mod.ts";
 import { KiB, sha256, xorshift } from "../support.ts";
 
-/** One workload, given to both sides alike. */
+/** One workload, the same for both sides. */
 export interface Workload {
   readonly name: string;
-  /** "both": the server does the client's echo, too, at the same time. */
+  /** "both": client and server both run "echo", at the same time. */
   readonly kind: "echo" | "both" | "bulk" | "half-close" | "keepalive" | "hold" | "hang-up";
-  /** How many streams, where it is open, and how many of them at a time. */
+  /** Number of streams, for kinds that have several, and of concurrent ones. */
   readonly streams: number;
   readonly parallel: number;
-  /** The most a message carries; bulk: exactly that each way. */
+  /** Largest message in bytes; bulk: exact size in each direction. */
   readonly size: number;
-  /** What every 200th message carries instead; 0 = as the others. */
+  /** Size of every 200th message; 0: as the others. */
   readonly large: number;
-  /** keepalive: milliseconds of silence; hold: before an upload is read. */
+  /** keepalive: idle time in milliseconds; hold: delay before an upload is read. */
   readonly idle: number;
-  /** The same for both sides; what is not given is each side's own default. */
+  /** Options of both sides; the others have each side's own default. */
   readonly options: SessionOptions;
-  /** Beside those, for ours alone. */
+  /** Additional options of Sluice's side. */
   readonly ours?: SessionOptions;
-  /** Bytes that are unread at ours before its server answers the first stream. */
+  /** Bytes that must be unread at Sluice's server before it answers the first stream. */
   readonly held?: number;
 }
 
-/** What one side has measured: streams, and bytes carried inside streams. */
+/** The counts of one side: streams, and bytes inside streams. */
 export interface Tally {
   streams: number;
   sent: number;
@@ -47,7 +46,7 @@ const CHUNK_SIZE = 64 * KiB;
 
 const digest = (hash: Hash): Message => new Uint8Array(hash.digest());
 
-/** Seeded random bytes (xorshift), the same for the same seed. */
+/** Pseudo-random bytes (xorshift), the same for the same seed. */
 class Random {
   #state: number;
 
@@ -67,14 +66,14 @@ class Random {
   }
 }
 
-/** The contents of the `i`-th message. */
+/** Returns the content of the `i`-th message. */
 function message(workload: Workload, i: number): Message {
   const random = new Random(i);
   const length = workload.large > 0 && i % 200 === 100 ? workload.large : random.next() % (workload.size + 1);
   return random.bytes(length);
 }
 
-/** A stream that counts its bytes and knows the messages. */
+/** A stream with the messages of the workloads, which counts its bytes. */
 class Wire {
   readonly stream: Stream;
   readonly #tally: Tally;
@@ -93,10 +92,10 @@ class Wire {
   async write(p: Message): Promise<void> {
     const n = await this.stream.write(p);
     this.#tally.sent += n;
-    if (n !== p.length) throw this.error(`write took ${n} of ${p.length} bytes`);
+    if (n !== p.length) throw this.error(`wrote ${n} of ${p.length} bytes`);
   }
 
-  /** Fills `p`; false when the stream ended before its first byte. */
+  /** Fills `p`; returns `false` when the stream ended before its first byte. */
   async fill(p: Message): Promise<boolean> {
     let filled = 0;
     while (filled < p.length) {
@@ -114,10 +113,10 @@ class Wire {
     return p;
   }
 
-  /** Checks that the peer's FIN comes next. */
+  /** Checks that the peer's FIN is next. */
   async ended(): Promise<void> {
     const n = await this.read(new Uint8Array(1));
-    if (n !== null) throw this.error(`expected the peer's FIN, got ${n} bytes`);
+    if (n !== null) throw this.error(`expected the peer's FIN, received ${n} bytes`);
   }
 
   async send(op: string, length: number): Promise<void> {
@@ -127,7 +126,7 @@ class Wire {
     await this.write(new Uint8Array(header.buffer));
   }
 
-  /** The next message's op and length; null when the stream ended. */
+  /** Reads the next message's op and length; `null` when the stream ended. */
   async header(): Promise<[op: string, length: number] | null> {
     const p = new Uint8Array(9);
     if (!await this.fill(p)) return null;
@@ -140,7 +139,7 @@ class Wire {
     const chunk = new Uint8Array(CHUNK_SIZE);
     while (length > 0) {
       const n = await this.read(chunk.subarray(0, Math.min(length, CHUNK_SIZE)));
-      if (n === null) throw this.error(`ended with ${length} bytes of an echo to come`);
+      if (n === null) throw this.error(`ended ${length} bytes before the end of an echo`);
       await this.write(chunk.subarray(0, n));
       length -= n;
     }
@@ -167,7 +166,7 @@ class Wire {
     const chunk = new Uint8Array(CHUNK_SIZE);
     while (length > 0) {
       const n = await this.read(chunk.subarray(0, Math.min(length, CHUNK_SIZE)));
-      if (n === null) throw this.error(`ended with ${length} bytes of a download to come`);
+      if (n === null) throw this.error(`ended ${length} bytes before the end of a download`);
       hash.update(chunk.subarray(0, n));
       length -= n;
     }
@@ -185,7 +184,7 @@ class Wire {
     };
     const [, back] = await Promise.all([write(), this.exactly(data.length)]);
     const [sent, got] = [await sha256(data), await sha256(back)];
-    if (sent !== got) throw this.error(`sent ${data.length} bytes with hash ${sent}, got hash ${got}`);
+    if (sent !== got) throw this.error(`sent ${data.length} bytes with hash ${sent}, received hash ${got}`);
   }
 
   async #expect(sum: Message): Promise<void> {
@@ -198,15 +197,15 @@ class Wire {
   }
 }
 
-/** One end of a session, and what it has measured. */
+/** One end of a session and its counts. */
 class Peer {
   readonly #tally: Tally = { streams: 0, sent: 0, received: 0 };
   readonly #errors: unknown[] = [];
   readonly #session: Session;
   readonly #workload: Workload;
-  /** Accepted streams, in their order: when each was done. */
+  /** The work on each accepted stream, in order. */
   readonly #accepted: Promise<void>[] = [];
-  /** When a server has done its own part of the workload. */
+  /** Resolves when the server's own part of the workload is done. */
   #opened: Promise<void> = Promise.resolve();
   /** Whether the client has announced the end. */
   #quit = false;
@@ -217,7 +216,7 @@ class Peer {
     this.#workload = workload;
   }
 
-  /** Does the workload, announces the end and ends the session. */
+  /** Runs the workload, announces the end and ends the session. */
   async client(): Promise<void> {
     const accepting = this.#accept();
     try {
@@ -268,7 +267,7 @@ class Peer {
     if (this.#workload.kind !== "hang-up") wire.stream.close();
   }
 
-  /** Calls `work` with a stream for every message, so many at a time. */
+  /** Calls `work` with a stream for each message, at most `parallel` at a time. */
   async #each(work: (wire: Wire, data: Message) => Promise<void>): Promise<void> {
     const { parallel, streams } = this.#workload;
     const numbers = Array.from({ length: streams }, (_, i) => i);
@@ -309,7 +308,7 @@ class Peer {
       case "keepalive":
         return await this.#on(async (wire) => {
           await wire.exchange("E", message(this.#workload, 0));
-          await new Promise((resolve) => setTimeout(resolve, idle)); // the silence is what is tested
+          await new Promise((resolve) => setTimeout(resolve, idle)); // the idle session is under test
           await wire.exchange("E", message(this.#workload, 1));
         });
     }
@@ -338,14 +337,14 @@ class Peer {
     this.#session.abort(error);
   }
 
-  /** What was measured; throws the first failure, since those after it follow from it. */
+  /** Returns the counts; throws the first failure, which may have caused later ones. */
   result(): Tally {
     if (this.#errors.length > 0) throw this.#errors[0];
     return this.#tally;
   }
 }
 
-/** Serves the messages of one stream until its end (null), or until the op that announces the end of all. */
+/** Serves the messages of one stream until its end (`null`), or until the op that announces the end of the session. */
 async function answer(wire: Wire, hold = 0): Promise<"Q" | "X" | null> {
   for (let next = await wire.header(); next !== null; next = await wire.header()) {
     const [op, length] = next;
@@ -354,7 +353,7 @@ async function answer(wire: Wire, hold = 0): Promise<"Q" | "X" | null> {
         await wire.echo(length);
         break;
       case "U":
-        if (hold > 0) await new Promise((resolve) => setTimeout(resolve, hold)); // not reading is what is tested
+        if (hold > 0) await new Promise((resolve) => setTimeout(resolve, hold)); // the unread session is under test
         await wire.download(length);
         break;
       case "D":
@@ -381,7 +380,7 @@ async function answer(wire: Wire, hold = 0): Promise<"Q" | "X" | null> {
   return null;
 }
 
-/** As {@linkcode answer}, of a client that hangs up: no FIN came, so reading must not say that the stream ended. */
+/** Like {@linkcode answer}, for a client that hangs up without FIN: reading must not report an end of stream. */
 async function answerCut(wire: Wire): Promise<"Q" | "X" | null> {
   const op = await answer(wire).catch((error) => {
     if (error instanceof SessionClosedError && error.cause === undefined) return undefined;
@@ -391,14 +390,14 @@ async function answerCut(wire: Wire): Promise<"Q" | "X" | null> {
   return op ?? null;
 }
 
-/** Does the workload as the client, and ends the session. */
+/** Runs the workload as the client, and ends the session. */
 export async function runClient(conn: Deno.Conn, version: 1 | 2, workload: Workload): Promise<Tally> {
   const peer = new Peer(Session.client(conn, { ...workload.options, ...workload.ours, version }), workload);
   await peer.client();
   return peer.result();
 }
 
-/** Answers the client as the server, until it ends the session cleanly. */
+/** Answers the client as the server, until the client ends the session cleanly. */
 export async function runServer(conn: Deno.Conn, version: 1 | 2 | "auto", workload: Workload): Promise<Tally> {
   const peer = new Peer(Session.server(conn, { ...workload.options, ...workload.ours, version }), workload);
   await peer.server();

@@ -1,7 +1,7 @@
 /**
- * What must hold whatever happens: of the bytes on the wire, and of those that the users of a stream see.
+ * Invariants of a run: of the frames on the wire, and of the bytes that the users of a stream write and read.
  *
- * Nothing here uses the package's own knowledge of the format, or one mistake could hide another.
+ * Frames are parsed here without the package's code, so that an error in it cannot hide itself.
  *
  * @module
  */
@@ -13,10 +13,10 @@ import type { Fault, Watch } from "./wire.ts";
 /** The two ends. */
 export type SideName = "client" | "server";
 
-/** The other one. */
+/** Returns the other end. */
 export const other = (side: SideName): SideName => side === "client" ? "server" : "client";
 
-// What every stream carries is a part of this. Its length is prime, so that no piece of a usual size fits elsewhere.
+// Every stream carries a part of this. The period is prime, so that a misplaced piece of a common size differs.
 const PERIOD = 65_521;
 const CONTENT = (() => {
   const random = new Random(1);
@@ -26,27 +26,27 @@ const CONTENT = (() => {
   return content;
 })();
 
-/** Most bytes of content that can be had at once. */
+/** Most bytes that one call of `Half.content` can return. */
 export const MOST_CONTENT = 2 * PERIOD;
 
-/** One direction of one stream, as its users see it. */
+/** One direction of one stream, as seen by its users. */
 export class Half {
   readonly #key: number;
-  /** Who writes. */
+  /** The side that writes. */
   readonly side: SideName;
-  /** In the trace. */
+  /** The name in the trace. */
   readonly name: string;
-  /** Bytes that were taken for sure, and those that may have been. */
+  /** Bytes that were certainly written, and the most that may have been. */
   taken = 0;
   most = 0;
   received = 0;
-  /** Whether the writer ended it, or its session did so for it. */
+  /** Whether the writer, or the writer's session, ended this direction. */
   isEnding = false;
-  /** Whether the session's close cut a write that had begun before: then it makes no end. */
+  /** Whether the session's close interrupted a write that had begun before: then no FIN is sent. */
   wasCut = false;
-  /** Whether its user has stopped writing, in whatever way. */
+  /** Whether the writing user has finished, with or without an error. */
   isDone = false;
-  /** Whether one of several writes at once gave up in the middle. */
+  /** Whether one of several concurrent writes timed out after some of its bytes. */
   hasGap = false;
   /** Whether the writing user closed the whole stream. */
   isClosed = false;
@@ -59,24 +59,24 @@ export class Half {
     this.name = `${side} ${id}`;
   }
 
-  /** What stands `length` bytes long at `at`; not to be changed. */
+  /** Returns the `length` bytes at offset `at`; callers must not modify them. */
   content(at: number, length: number): Uint8Array {
     const start = (at + this.#key) % PERIOD;
     return CONTENT.subarray(start, start + length);
   }
 
-  /** Whether `bytes` are what comes next. */
+  /** Whether `bytes` are the next ones to be received. */
   isNext(bytes: Uint8Array): boolean {
     return equals(bytes, this.content(this.received, bytes.length));
   }
 }
 
-/** One stream as both of its users see it. */
+/** One stream, as seen by both of its users. */
 export class StreamRecord {
   readonly id: number;
   readonly client: Half;
   readonly server: Half;
-  /** Whether its opener and its acceptor got it. */
+  /** Whether the opener and the acceptor have received the stream. */
   isOpened = false;
   isAccepted = false;
 
@@ -86,7 +86,7 @@ export class StreamRecord {
     this.server = new Half(id, "server");
   }
 
-  /** Who opened it. */
+  /** The side that opened it. */
   get opener(): SideName {
     return this.id % 2 === 1 ? "client" : "server";
   }
@@ -107,9 +107,9 @@ interface SeenFrame {
 const SYN = 0, FIN = 1, PSH = 2, NOP = 3, UPD = 4;
 const INITIAL_WINDOW = 262_144;
 const HEADER = 8;
-// Far beyond what a session of a plan ever grants.
+// Larger than any window of a plan.
 const FORGED_WINDOW = 2 ** 31 - 1;
-/** Bytes under way that do not mean that something is going on. */
+/** At most this many bytes in flight count as idle. */
 export const FEW = 64;
 
 /** Cuts bytes into frames. */
@@ -123,12 +123,12 @@ class Frames {
     this.#onFrame = onFrame;
   }
 
-  /** Whether a frame has just ended. */
+  /** Whether the position is between two frames. */
   get isBetween(): boolean {
     return this.#skip === 0 && this.#held.length === 0;
   }
 
-  /** Takes bytes up to the end of a frame, and gives how many. */
+  /** Consumes bytes up to the end of a frame, and returns their number. */
   take(bytes: Uint8Array, from: number): number {
     let at = from;
     do {
@@ -172,32 +172,32 @@ interface Flow {
   hasSyn: boolean;
   hasFin: boolean;
   sent: number;
-  /** The highest offset that an update on the wire allows, and that one which has come to the sender allows. */
+  /** The highest offset allowed by an update on the wire, and by an update that has reached the sender. */
   promised: number | undefined;
   allowed: number | undefined;
   consumed: number;
-  /** From this position of the sender's bytes on, only `allowed` counts, not the first guess. */
+  /** From this position of the sender's bytes on, `allowed` is the limit, not the initial window. */
   strictFrom: number;
   wasLate: boolean;
-  /** Position from which on the sender may send no UPD: its user closed the stream, or it has seen the other's FIN. */
+  /** From this position on the side may send no UPD: its user closed the stream, or the peer's FIN arrived. */
   noUpdateFrom: number;
 }
 
-/** What a rule needs to know of a session. */
+/** The state and the callbacks that the rules need. */
 export interface Observed {
-  /** Bytes it has encoded so far; where the next frame will begin. */
+  /** Bytes that the session has encoded so far: the position of its next frame. */
   encoded(side: SideName): number;
-  /** The most bytes that may be unread there. */
+  /** The session's limit of unread bytes. */
   maxReceiveBuffer(side: SideName): number;
-  /** Called with what is wrong. */
+  /** Reports a violation. */
   fail(message: string): void;
-  /** Called with what was done to the bytes. */
+  /** Reports a fault or a forged frame. */
   fault(kind: string): void;
-  /** Called when the whole of a forged frame has come. */
+  /** Called when a forged frame has arrived completely. */
   forged(): void;
 }
 
-/** What else may be put on the wire, between two frames. */
+/** A forged frame between two frames of a session. */
 export interface Forgery {
   readonly kind:
     | "again SYN"
@@ -210,24 +210,24 @@ export interface Forgery {
     | "wrong parity"
     | "UPD in version 1";
   readonly side: SideName;
-  /** After so many bytes, at the next end of a frame that suits. */
+  /** Inserted after this many bytes, at the next suitable end of a frame. */
   readonly at: number;
 }
 
-/** The forgeries that a session must bear; every other one must end it. */
+/** The forgeries that a session must ignore; every other one must end it. */
 export const HARMLESS = ["again SYN", "unknown stream", "old UPD"] as const satisfies Forgery["kind"][];
 
-/** The rules for what two sessions send each other. */
+/** Checks the bytes that two sessions send to each other. */
 export class WireRules {
   readonly #observed: Observed;
   readonly #version: number;
   readonly #flows = { client: new Map<number, Flow>(), server: new Map<number, Flow>() };
   readonly #lastId = { client: 1, server: 0 };
-  /** Bytes each side has handed to the connection. */
+  /** Bytes that each side has written to the connection. */
   readonly sent = { client: 0, server: 0 };
-  /** Bytes each side got from it. */
+  /** Bytes that each side has read from it. */
   readonly delivered = { client: 0, server: 0 };
-  /** Whether the bytes are as they were sent; a corrupted session may do what it likes. */
+  /** Whether no byte was changed; the rules do not apply to a corrupted session. */
   isWhole = true;
   forgery: Forgery | undefined;
   #forgedId = 0;
@@ -240,18 +240,18 @@ export class WireRules {
     this.forgery = forgery;
   }
 
-  /** Id of a stream whose SYN came again, which may have given it another life by right. */
+  /** Id of a stream with a repeated SYN, which may have opened it a second time. */
   get forgedId(): number {
     return this.#forgedId;
   }
 
-  /** Whether all that was sent has arrived, but for a few signs of life. */
+  /** Whether all sent bytes have arrived, except keepalives. */
   get isQuiet(): boolean {
     const { sent, delivered } = this;
     return !this.isWhole || (sent.server - delivered.client <= FEW && sent.client - delivered.server <= FEW);
   }
 
-  /** Sees one direction. */
+  /** Creates the watch of one direction. */
   watch(side: SideName): Watch {
     const outbound = new Frames((frame) => this.#sent(side, frame));
     const inbound = new Frames((frame) => this.#delivered(side, frame));
@@ -300,7 +300,7 @@ export class WireRules {
     return bytes;
   }
 
-  /** The user of one end closed a stream: what it encodes from here on may hold no update for it. */
+  /** Records that the user of a side closed a stream: frames encoded from here on may not include its UPD. */
   closed(side: SideName, id: number): void {
     const flow = this.#flow(side, id);
     flow.noUpdateFrom = Math.min(flow.noUpdateFrom, this.#observed.encoded(side));
@@ -325,28 +325,28 @@ export class WireRules {
     return flow;
   }
 
-  // A frame as a session sent it.
+  // Checks a frame that a session sent.
   #sent(side: SideName, frame: SeenFrame): void {
     const { command, id, length } = frame;
     const fail = (what: string) =>
       this.#observed.fail(`The ${side} sent command ${command} of length ${length} on stream ${id}: ${what}`);
     if (frame.version !== this.#version && this.#version !== 0) fail(`version ${frame.version}`);
-    if (command > UPD || (command === UPD && frame.version === 1)) fail("unknown");
+    if (command > UPD || (command === UPD && frame.version === 1)) fail("unknown command");
     if (command !== PSH && length !== (command === UPD ? HEADER : 0)) fail("wrong length");
-    // A SYN that came again after the stream was left has begun another life, of which the rest knows nothing.
+    // A repeated SYN after close() opens the stream a second time, which these rules do not model.
     if (command === NOP || id === this.#forgedId) return;
     const flow = this.#flow(side, id);
     const isOwn = id % 2 === (side === "client" ? 1 : 0);
     if (command === SYN) {
-      if (!isOwn) fail("not its own id");
+      if (!isOwn) fail("an id of the other side");
       if (id <= this.#lastId[side]) fail("ids must rise");
       this.#lastId[side] = id;
       flow.hasSyn = true;
       return;
     }
-    if (isOwn ? !flow.hasSyn : !this.#flow(other(side), id).hasSyn) fail("no SYN was before it");
+    if (isOwn ? !flow.hasSyn : !this.#flow(other(side), id).hasSyn) fail("no SYN before it");
     if (command === UPD) return this.#sentUpdate(side, frame, fail);
-    if (flow.hasFin) fail("a FIN was before it");
+    if (flow.hasFin) fail("a FIN before it");
     if (command === FIN) {
       flow.hasFin = true;
       return;
@@ -355,7 +355,7 @@ export class WireRules {
     if (frame.version !== 2) return;
     const { allowed = INITIAL_WINDOW } = flow;
     if (flow.sent <= allowed) return;
-    // One frame may have waited for room since before it was known that the first guess was too high.
+    // One frame may have been waiting since before the update that lowered the initial window.
     const isLate = frame.start >= flow.strictFrom;
     if (flow.sent > INITIAL_WINDOW || (isLate && flow.wasLate)) fail(`${flow.sent} bytes sent, ${allowed} allowed`);
     flow.wasLate ||= isLate;
@@ -364,21 +364,21 @@ export class WireRules {
   #sentUpdate(side: SideName, { id, consumed, window, start }: SeenFrame, fail: (what: string) => void): void {
     const flow = this.#flow(other(side), id);
     const limit = consumed + window;
-    if (consumed < flow.consumed) fail(`consumed goes back from ${flow.consumed} to ${consumed}`);
-    if (consumed > flow.sent) fail(`${consumed} consumed of ${flow.sent}`);
+    if (consumed < flow.consumed) fail(`consumed decreases from ${flow.consumed} to ${consumed}`);
+    if (consumed > flow.sent) fail(`${consumed} bytes consumed, ${flow.sent} sent`);
     if (limit < (flow.promised ?? 0)) {
-      // Only where room is scarce, and all that was sent may be unread.
+      // Allowed only when the receive buffer is scarce; all sent bytes may be unread.
       let unread = 0;
       for (const { sent, consumed } of this.#flows[other(side)].values()) unread += sent - consumed;
       const isScarce = unread * 2 >= this.#observed.maxReceiveBuffer(side);
-      if (!isScarce) fail(`the limit goes back from ${flow.promised} to ${limit} with ${unread} bytes unread`);
+      if (!isScarce) fail(`the limit decreases from ${flow.promised} to ${limit} with ${unread} bytes unread`);
     }
-    if (start >= this.#flow(side, id).noUpdateFrom) fail("too late: the stream is closed, or its peer has ended it");
+    if (start >= this.#flow(side, id).noUpdateFrom) fail("UPD after close() or after the peer's FIN");
     flow.promised = limit;
     flow.consumed = consumed;
   }
 
-  // A frame that came to the other session. What follows from it holds when that session has dealt with it.
+  // A frame that the other session received. It takes effect when that session reads again, so has processed it.
   #delivered(from: SideName, { command, id, consumed, window }: SeenFrame): void {
     const to = other(from);
     if (command !== UPD && command !== FIN) return;
@@ -421,7 +421,7 @@ export class WireRules {
     switch (kind) {
       case "again SYN":
         for (const [id, flow] of own) {
-          // Only where the stream must still be in the other's table: neither end has been sent.
+          // Only a stream that must still be open at the peer: neither side has sent FIN.
           if (!flow.hasSyn || flow.hasFin || this.#flow(other(side), id).hasFin) continue;
           this.#forgedId = id;
           return make(header(SYN, 0, id));

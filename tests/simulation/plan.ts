@@ -1,5 +1,5 @@
 /**
- * What a seed stands for: the options of both sessions, the connection, what goes wrong, and how it ends.
+ * The plan of a seed: the options of both sessions, the connection, the faults, and the end.
  *
  * @module
  */
@@ -9,34 +9,34 @@ import { type Forgery, HARMLESS, other, type SideName } from "./invariants.ts";
 import type { Random } from "./random.ts";
 import type { Fault, Travel } from "./wire.ts";
 
-/** How the sessions end, if nothing goes wrong before. */
+/** How the sessions end, unless a fault ends them before. */
 export interface Ending {
   readonly side: SideName;
   readonly how: "close" | "drain" | "abort" | "both close";
-  /** Milliseconds after the start; `undefined`: when all is done. */
+  /** Milliseconds after the start; `undefined`: when all streams are done. */
   readonly after: number | undefined;
 }
 
-/** All that a seed decides before it begins. */
+/** The decisions of a seed before its run. */
 export interface Plan {
   readonly version: 1 | 2;
   readonly serverVersion: 1 | 2 | "auto";
-  /** Of both sessions, but for the version. */
+  /** The options of each session, without the version. */
   readonly options: { readonly [Side in SideName]: Limits };
-  /** What the bytes that this side sends go through. */
+  /** How the bytes sent by a side travel. */
   readonly travel: { readonly [Side in SideName]: Travel };
   readonly fault: (Fault & { readonly side: SideName }) | undefined;
   readonly forgery: Forgery | undefined;
-  /** When, in milliseconds, the process stands still for a while. */
+  /** When the process is suspended, and how long, in milliseconds. */
   readonly freeze: { readonly after: number; readonly milliseconds: number } | undefined;
   readonly streams: { readonly [Side in SideName]: number };
-  /** Bytes of the largest transfer of one stream, and of one read or write. */
+  /** Most bytes of one direction of a stream, and of one read or write. */
   readonly mostBytes: number;
   readonly mostPiece: number;
-  /** Milliseconds that one user of a stream may hold it up in all. */
+  /** Milliseconds that one user of a stream may pause in total. */
   readonly patience: number;
   readonly ending: Ending;
-  /** Whose end of the connection is a pair of web streams. */
+  /** Which ends of the connection are web streams. */
   readonly overStreams: { readonly [Side in SideName]: boolean };
 }
 
@@ -58,13 +58,14 @@ export function makePlan(random: Random): Plan {
   const version = random.pick([1, 2, 2] as const);
   const piece = random.pick([1, 9, 120, 2000, 40_000, 100_000]);
   const frames = 40 + random.below(160);
-  // A writer of version 2 whose peer is gone ends by a timeout alone; and one without keepalive dies of the other's.
+  // Version 2 needs a timeout, because only a timeout ends a write to a stream that the peer has closed. Both ends have
+  // the same keepalive interval, because a session without keepalive exceeds the timeout of its peer.
   const keepAliveInterval = random.pick(version === 1 ? [200, 10_000, Infinity] : [200, 2000, 10_000]);
   const timeout = keepAliveInterval === Infinity ? Infinity : Math.max(keepAliveInterval * random.pick([3, 4]), 3000);
   const client = makeOptions(random, keepAliveInterval, timeout);
   const server = random.oneIn(2) ? client : makeOptions(random, keepAliveInterval, timeout);
   const frame = Math.min(client.maxFrameSize, server.maxFrameSize);
-  // Bytes a round trip, and so what can be moved in a time that is worth while.
+  // Bytes for each round trip, which bounds the size of a transfer.
   const window = Math.min(
     client.maxReceiveBuffer,
     server.maxReceiveBuffer,
@@ -101,7 +102,7 @@ export function makePlan(random: Random): Plan {
     serverVersion: random.oneIn(40) ? (version === 1 ? 2 : 1) : random.oneIn(2) ? version : "auto",
     options: { client, server },
     travel,
-    // What waits for ever can only be told from what is slow by a timeout.
+    // Without a timeout a stall cannot be distinguished from a slow connection.
     fault: kind === undefined || (kind === "stall" && timeout === Infinity) ? undefined : {
       kind,
       side,
@@ -125,7 +126,7 @@ export function makePlan(random: Random): Plan {
   };
 }
 
-// Of a chunk of web streams nobody sees any progress, so that none may take as long as a timeout.
+// A session sees no progress within a chunk of a web stream, so no chunk may last as long as a timeout.
 function isWide({ rate, capacity, jitter, mostRead, mostWrite }: Travel): boolean {
   return rate === Infinity && capacity >= 65_536 && (jitter === 0 || mostRead >= 500) && mostWrite >= 500;
 }
@@ -150,7 +151,7 @@ function makeOptions(random: Random, keepAliveInterval: number, timeout: number)
 function makeTravel(random: Random, mostRead: number, grain: number, longest: number): Travel {
   const latency = random.pick([0, 0, 1, 25, 80]);
   const jitter = random.pick([0, 0, 3, 40]);
-  // A line of a byte in a tenth of a second has no room for signs of life and an end.
+  // A connection of a byte in 100 ms has no capacity for keepalives and a FIN.
   const leastCapacity = Math.max(mostRead, Math.ceil((latency + jitter) / 5));
   return {
     latency,
@@ -166,14 +167,14 @@ function makeTravel(random: Random, mostRead: number, grain: number, longest: nu
   };
 }
 
-/** Whether everything that is begun must come to its proper end, at least until the sessions are told to end. */
+/** Whether every operation must succeed until the sessions are closed. */
 export function isCalm(plan: Plan): boolean {
   const { fault, forgery, serverVersion, version } = plan;
   return fault === undefined && (forgery === undefined || HARMLESS.some((kind) => kind === forgery.kind)) &&
     (serverVersion === "auto" || serverVersion === version);
 }
 
-/** Ends a session as the plan says. */
+/** Ends a session as planned. */
 export function end(session: Session, how: Ending["how"]): void {
   if (how === "abort") session.abort(new Error("The plan aborts"));
   else session.close({ drain: how === "drain" });

@@ -1,18 +1,18 @@
 /**
- * Chance that comes from a seed: the same seed, the same chances.
+ * Seeded random numbers: the same seed produces the same sequence.
  *
  * @module
  */
 
 import { xorshift } from "../support.ts";
 
-/** A source of seeded chance; xorshift, which is enough to choose by. */
+/** A random number generator by xorshift. */
 export class Random {
   #state: number;
 
   /** @param seed Any integer. */
   constructor(seed: number) {
-    // Neighbouring seeds must not begin alike, and the state must never be 0.
+    // Adjacent seeds must differ from the first number on, and the state must never be 0.
     this.#state = (Math.imul(seed + 1, 0x9e3779b1) ^ 0x5bd1e995) >>> 0 || 1;
     for (let i = 0; i < 8; i++) this.#next();
   }
@@ -21,27 +21,27 @@ export class Random {
     return this.#state = xorshift(this.#state) >>> 0;
   }
 
-  /** An integer from 0 to below `end`. */
+  /** Returns an integer from 0 to below `end`. */
   below(end: number): number {
     return Math.floor(this.#next() / 2 ** 32 * end);
   }
 
-  /** An integer from `least` to `most`, both included. */
+  /** Returns an integer from `least` to `most`, both included. */
   between(least: number, most: number): number {
     return least + this.below(most - least + 1);
   }
 
-  /** An integer from 1 to `most`, a small one as likely as a large one. */
+  /** Returns an integer from 1 to `most`, skewed towards small ones. */
   skewed(most: number): number {
     return this.between(1, Math.max(1, Math.ceil(most / 2 ** this.below(Math.log2(most) + 1))));
   }
 
-  /** True once in `times`. */
+  /** Returns `true` with a probability of 1 in `times`. */
   oneIn(times: number): boolean {
     return this.below(times) === 0;
   }
 
-  /** One of several. */
+  /** Returns one of several. */
   pick<T>(choices: readonly [T, ...T[]]): T {
     return choices[this.below(choices.length)]!;
   }

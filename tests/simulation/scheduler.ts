@@ -1,5 +1,5 @@
 /**
- * Time that a seed decides: what is due at the same time happens in an order chosen by it, and nothing happens otherwise.
+ * Virtual time: events due at the same time run in an order that the seed decides.
  *
  * @module
  */
@@ -16,7 +16,7 @@ interface Event {
   run: (() => void) | undefined;
 }
 
-/** The one source of events, and the package's clock until it is disposed of. */
+/** The only source of events, and the package's clock until it is disposed. */
 export class Scheduler implements Disposable {
   readonly #random: Random;
   readonly #real = { ...clock };
@@ -24,12 +24,12 @@ export class Scheduler implements Disposable {
   readonly #heap: Event[] = [];
   #order = 0;
   #timers = 0;
-  /** Events that have happened. */
+  /** Number of events run. */
   steps = 0;
-  /** Milliseconds. */
+  /** Virtual time in milliseconds. */
   now = 1000;
 
-  /** @param random Chooses. */
+  /** @param random Decides the order of events. */
   constructor(random: Random) {
     this.#random = random;
     clock.now = () => this.now;
@@ -37,43 +37,43 @@ export class Scheduler implements Disposable {
     clock.clearTimer = (timer) => this.#cancel(timer as unknown as Event | undefined);
     clock.pass = (run) => this.#add(run, 0, false);
     clock.clearPass = (pass) => this.#cancel(pass as Event | undefined);
-    // It settles even when nothing happens any more: the package keeps one for all sessions.
+    // Settles without an event: the package shares one pending yield among sessions, which must not outlive a run.
     clock.yieldToEventLoop = () => Promise.resolve();
     clock.sleep = (run, milliseconds) => clock.setTimer(run, milliseconds);
   }
 
-  /** Timers of the package that are set. */
+  /** Number of timers that the package has set. */
   get timers(): number {
     return this.#timers;
   }
 
-  /** Calls `run` so many milliseconds from now. */
+  /** Calls `run` after `delay` milliseconds. */
   after(delay: number, run: () => void): void {
     this.#add(run, delay, false);
   }
 
-  /** Settles so many milliseconds from now. */
+  /** Resolves after `delay` milliseconds. */
   sleep(delay: number): Promise<void> {
     return new Promise((resolve) => this.after(delay, resolve));
   }
 
-  /** Lets time pass in which nothing can happen: all that was due meanwhile is late. */
+  /** Advances the time without running events: those due meanwhile run late. */
   freeze(milliseconds: number): void {
     this.now += milliseconds;
   }
 
   /**
-   * Lets things happen until `isDone` says so or nothing is left to happen.
+   * Runs events until `isDone` returns `true` or no event is left.
    *
-   * @param isDone Asked after each step.
-   * @param until The time beyond which nothing happens.
-   * @returns Whether it was done.
+   * @param isDone Called before each event.
+   * @param until The time after which no event runs.
+   * @returns Whether `isDone` returned `true`.
    */
   async run(isDone: () => boolean, until: number): Promise<boolean> {
     for (;;) {
       const next = this.#heap[0];
-      // Every reaction is a microtask, and one turn of the event loop begins only when no microtask is left. Events due
-      // at the same time may also meet reactions half done: after a number of microtasks that the seed chooses.
+      // Every reaction is a microtask, and setImmediate() resolves after all of them. An event due at the same time may
+      // also run while reactions are pending: after a number of microtasks that the seed decides.
       if (next === undefined || next.at > this.now || this.#random.oneIn(2)) await setImmediate();
       else for (let hops = this.#random.below(20); hops > 0; hops--) await null;
       if (isDone()) return true;

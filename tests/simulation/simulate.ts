@@ -1,5 +1,5 @@
 /**
- * One seed: two sessions, their users and the connection between them, from the first byte to the last timer.
+ * The run of one seed: two sessions, their users and the connection, from the first byte to the last timer.
  *
  * @module
  */
@@ -15,35 +15,35 @@ import { Scheduler } from "./scheduler.ts";
 import { asStreams, connect, Pipe } from "./wire.ts";
 import { Workload, type World } from "./workload.ts";
 
-/** What became of a seed. */
+/** The outcome of a seed. */
 export interface Outcome {
   readonly seed: number;
   readonly plan: Plan;
-  /** What was wrong; empty when all held. */
+  /** Violated invariants; empty if all held. */
   readonly failures: string[];
-  /** The last of what happened. */
+  /** The last events. */
   readonly trace: string[];
-  /** SHA-256 of all that happened. */
+  /** SHA-256 of all events. */
   readonly hash: string;
   readonly milliseconds: number;
   readonly steps: number;
   readonly streams: number;
   /** Bytes that users read. */
   readonly bytes: number;
-  /** Faults that happened, by kind. */
+  /** Kinds of the faults that occurred. */
   readonly faults: string[];
 }
 
 const SIDES = ["client", "server"] as const;
-// However slow the connection, in virtual milliseconds: what is not done by then hangs.
+// In virtual milliseconds, above the duration of any run: an operation still pending then is taken to be blocked.
 const LONGEST = 3_600_000;
 const TRACE_LENGTH = 400;
 
 /**
  * Runs a seed.
  *
- * @param seed Decides everything.
- * @param traceLength How many of the last lines of the trace to keep.
+ * @param seed Any integer.
+ * @param traceLength The number of trace lines to keep, the last ones.
  */
 export async function simulate(seed: number, traceLength: number = TRACE_LENGTH): Promise<Outcome> {
   const random = new Random(seed);
@@ -76,7 +76,7 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
       if (error?.name !== "SessionClosedError") fail(`${name}: ${describe(error)}`);
     }).finally(() => waiting.delete(key));
   };
-  const listening = onUnhandled((reason) => fail(`A rejection that nobody handles: ${describe(reason)}`));
+  const listening = onUnhandled((reason) => fail(`Unhandled rejection: ${describe(reason)}`));
 
   // The connection and the sessions.
   const fault = (kind: string) => {
@@ -142,7 +142,7 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
     track(`${side} session`, sessions[side].closed.then(clean, (error) => ended(`failed: ${error}`, error)));
   }
 
-  // The end, as the plan has it.
+  // The planned end.
   const finish = () => {
     const { side, how } = plan.ending;
     trace(`${side}: ${how}`);
@@ -188,7 +188,7 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
         : now.framesReceived < before.framesReceived
         ? "framesReceived"
         : undefined;
-      if (wrong !== undefined) fail(`The ${side}'s ${wrong} cannot be: ${JSON.stringify(now)}`);
+      if (wrong !== undefined) fail(`The ${side}'s ${wrong} is out of range: ${JSON.stringify(now)}`);
     }
   };
   const isOver = () => {
@@ -210,16 +210,16 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
     isDone = await scheduler.run(isOver, scheduler.now + LONGEST);
   }
   if (!isDone && !rules.isWhole) {
-    // Bytes that were never sent may keep a stream waiting for ever, and no rule of smux can tell.
-    trace("both give up");
+    // Lost or changed bytes may keep a stream waiting without end, which smux cannot detect.
+    trace("both abort");
     for (const side of SIDES) sessions[side].abort();
     isDone = await scheduler.run(isOver, scheduler.now + LONGEST);
   }
 
   if (!isDone) {
-    fail(`These wait for ever: ${[...waiting.values()].join(", ")}; ${JSON.stringify([last.client, last.server])}`);
+    fail(`These never settled: ${[...waiting.values()].join(", ")}; ${JSON.stringify([last.client, last.server])}`);
   } else if (failures.length === 0) {
-    // A turn of its own for what a rejection that nobody handles needs to be told.
+    // One more pass of the event loop, in which an unhandled rejection is reported.
     await scheduler.run(() => false, scheduler.now);
     if (scheduler.timers > 0) fail(`${scheduler.timers} timers are left`);
     for (const side of SIDES) {
@@ -228,15 +228,15 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
       if (bytesUnread !== 0) fail(`${bytesUnread} bytes are left unread at the ${side}`);
       if (creditGranted !== 0) fail(`${creditGranted} bytes of credit are left at the ${side}`);
     }
-    if (!ends.every((end) => end.isClosed)) fail("A session ended, but its connection was not closed");
+    if (!ends.every((end) => end.isClosed)) fail("A session ended without closing its connection");
     workload.finish();
     judgeEnd({ plan, rules, endings, faultAt, wasForged, fail });
     if (isMismatch(plan) && SIDES.some((side) => last[side].accepted > 0)) {
-      fail("A stream of another version was let in");
+      fail("A stream of another version was accepted");
     }
   }
   isJudged = true;
-  // What a failure has left must not live on by the real clock.
+  // After a failure nothing may be left to run on the real clock.
   for (const side of SIDES) sessions[side].abort();
   await scheduler.run(() => false, scheduler.now);
   listening[Symbol.dispose]();
@@ -271,7 +271,7 @@ function isEmpty(session: Session): boolean {
   return streams === 0 && pendingAccept === 0 && bytesUnsent <= FEW;
 }
 
-/** Whether both sessions ended as they had to. */
+/** Reports sessions that did not end as they had to. */
 function judgeEnd({ plan, rules, endings, faultAt, wasForged, fail }: {
   plan: Plan;
   rules: WireRules;
@@ -281,24 +281,26 @@ function judgeEnd({ plan, rules, endings, faultAt, wasForged, fail }: {
   fail: (message: string) => void;
 }): void {
   const { client, server } = endings;
-  if (client === undefined || server === undefined) return fail("A session never ended");
+  if (client === undefined || server === undefined) return fail("A session did not end");
   if (plan.ending.after !== undefined) return;
   if (isMismatch(plan)) return;
   if (faultAt !== Infinity && !isCalm(plan)) {
     if (plan.forgery !== undefined && wasForged) {
       const { error } = endings[other(plan.forgery.side)]!;
-      if (!(error instanceof ProtocolError)) fail(`${plan.forgery.kind} was taken; the session ended with ${error}`);
+      if (!(error instanceof ProtocolError)) {
+        fail(`${plan.forgery.kind} was not rejected; the session ended with ${error}`);
+      }
     }
     if (plan.fault === undefined || !rules.isWhole) return;
     const longest = 2 * plan.options.client.timeout + plan.patience + 60_000;
     const took = Math.max(client.at, server.at) - faultAt;
-    if (took > longest) fail(`A session outlived its connection by ${took} ms`);
+    if (took > longest) fail(`A session ended ${took} ms after its connection`);
     return;
   }
   if (plan.ending.how === "abort") return;
   for (const side of SIDES) {
     const { error } = endings[side]!;
-    if (error !== undefined) fail(`Nothing was wrong, but the ${side}'s session failed: ${describe(error)}`);
+    if (error !== undefined) fail(`The ${side}'s session failed without a fault: ${describe(error)}`);
   }
 }
 
@@ -306,7 +308,7 @@ function describe(error: unknown): string {
   return error instanceof Error ? error.stack ?? error.message : `${error}`;
 }
 
-/** What was wrong with a seed, what led to it, and how to see it again. */
+/** Formats the failures of a seed, with its trace and the command that runs it again. */
 export function report({ seed, plan, failures, trace }: Outcome): string {
   const shown = JSON.stringify(plan, (_, value) => value === Infinity ? "Infinity" : value);
   return [

@@ -1,5 +1,5 @@
 /**
- * The connection between two sessions, with everything that real ones do to bytes and some things they should not.
+ * The connection between two sessions: it splits and delays bytes as real connections do, and can fail or corrupt them.
  *
  * @module
  */
@@ -10,47 +10,47 @@ import { PipedConnection } from "../support.ts";
 import type { Random } from "./random.ts";
 import type { Scheduler } from "./scheduler.ts";
 
-// More than a session reads at once.
+// Larger than a read of a session.
 const LARGEST_CHUNK = 100_000;
 
-/** How bytes travel in one direction. */
+/** The properties of one direction. */
 export interface Travel {
-  /** Milliseconds that every byte takes. */
+  /** Delay of every byte, in milliseconds. */
   readonly latency: number;
-  /** Milliseconds more, at most, that some take; order is kept. */
+  /** Largest additional delay, in milliseconds; the order is kept. */
   readonly jitter: number;
-  /** Bytes a millisecond. */
+  /** Bytes per millisecond. */
   readonly rate: number;
-  /** Bytes that one read gives at most, and one write takes. */
+  /** Most bytes that one read returns, and one write consumes. */
   readonly mostRead: number;
   readonly mostWrite: number;
-  /** Bytes that may be under way. */
+  /** Most bytes in flight. */
   readonly capacity: number;
-  /** Where nothing moves for some milliseconds. */
+  /** Positions at which the direction pauses. */
   readonly pauses: { at: number; milliseconds: number }[];
 }
 
-/** What goes wrong, and with which byte of one direction. */
+/** A fault, at a byte of one direction. */
 export interface Fault {
   readonly kind: "end" | "reset" | "stall" | "flip" | "duplicate" | "drop";
   readonly at: number;
-  /** Bytes concerned, for those that concern several. */
+  /** Number of bytes affected, for kinds that affect several. */
   readonly length: number;
 }
 
-/** Sees the bytes of one direction. */
+/** Observes the bytes of one direction. */
 export interface Watch {
-  /** A session handed these to the connection; gives what goes on instead, where something is put in between. */
+  /** A session wrote these bytes; returns the bytes to send, which include a forged frame if one is due. */
   sent(bytes: Uint8Array): Uint8Array;
-  /** The other session asks for more: it has dealt with all it got so far. */
+  /** The other session reads again: it has processed all bytes delivered so far. */
   asked(): void;
-  /** The other session got these. */
+  /** The other session received these bytes. */
   delivered(bytes: Uint8Array): void;
-  /** A fault happened. */
+  /** The fault occurred. */
   broke(fault: Fault): void;
 }
 
-/** An error as Deno's connections have them: known by its name. */
+/** Creates an error like those of Deno's connections, which are identified by name. */
 function broken(name: string, message: string): Error {
   return Object.assign(new Error(message), { name });
 }
@@ -68,7 +68,7 @@ export class Pipe {
   readonly #travel: Travel;
   readonly #fault: Fault | undefined;
   readonly #watch: Watch;
-  /** Breaks both directions, as the pair of pipes knows how to. */
+  /** Breaks both directions; set by {@linkcode connect}. */
   breakBoth: (how: "end" | "reset") => void = () => {};
   readonly #flying: Uint8Array[] = [];
   readonly #arrived: Uint8Array[] = [];
@@ -93,17 +93,17 @@ export class Pipe {
     this.#watch = watch;
   }
 
-  /** Whether bytes under way will take longer than a peer waits that closes in order. */
+  /** Whether the bytes in flight arrive later than the linger time of a closing peer. */
   get isHeldUp(): boolean {
     return this.#lastArrival > this.#scheduler.now + 500;
   }
 
-  /** From here on nothing pauses. */
+  /** Skips the remaining pauses. */
   hurry(): void {
     this.#pauses = this.#travel.pauses.length;
   }
 
-  /** Whether bytes arrived that nobody has read. */
+  /** Whether bytes have arrived that are unread. */
   get hasUnread(): boolean {
     return this.#arrived.length > 0;
   }
@@ -123,14 +123,14 @@ export class Pipe {
     }) as Promise<number>;
   }
 
-  /** No more will be written. */
+  /** Ends the direction after the bytes written so far. */
   end(): void {
     if (this.#isEnding) return;
     this.#isEnding = true;
     if (!this.#isStalled) this.#arrive(() => this.#finish());
   }
 
-  /** The reader has gone; what still arrives tells the writer so. */
+  /** Closes the reading end; bytes that still arrive reset the connection. */
   deafen(): void {
     this.#isDeaf = true;
     this.#reader?.reject(broken("Interrupted", "The connection was closed here"));
@@ -139,14 +139,14 @@ export class Pipe {
     this.#give();
   }
 
-  /** The writer has gone. */
+  /** Closes the writing end. */
   silence(): void {
     this.#writer?.reject(broken("BadResource", "The connection was closed here"));
     this.#writer = undefined;
     this.end();
   }
 
-  /** What has not been read is lost. */
+  /** Resets the direction; unread bytes are lost. */
   fail(): void {
     if (this.#error !== undefined) return;
     this.#error = broken("ConnectionReset", "Connection reset by peer");
@@ -167,7 +167,7 @@ export class Pipe {
     this.#give();
   }
 
-  // Lets a read that waits have what has arrived.
+  // Completes a waiting read with the bytes that have arrived.
   #give(): void {
     const { p, resolve, reject } = this.#reader ?? {};
     if (p === undefined) return;
@@ -187,7 +187,7 @@ export class Pipe {
     this.#take();
   }
 
-  // Takes from a write that waits what there is room for.
+  // Completes a waiting write with as many bytes as the capacity allows.
   #take(): void {
     const { p, resolve, reject } = this.#writer ?? {};
     if (p === undefined) return;
@@ -201,7 +201,7 @@ export class Pipe {
     const count = Math.min(p.length, capacity - this.#held, this.#random.skewed(mostWrite));
     this.#held += count;
     this.#carry(p.slice(0, count));
-    // A socket may say late what it took, when the peer may have answered already.
+    // A socket may complete a write late, when the peer may have answered already.
     const delay = rate === Infinity ? this.#random.pick([0, 0, 0, 1, 5]) : Math.ceil(count / rate);
     if (delay === 0 && this.#random.oneIn(2)) return resolve!(count);
     this.#scheduler.after(delay, () => this.#error === undefined ? resolve!(count) : reject!(this.#error));
@@ -249,7 +249,7 @@ export class Pipe {
     this.#arrive(() => {
       const next = this.#flying.shift();
       if (next === undefined) return;
-      // To a reader that has closed the connection, the kernel's answer is a reset.
+      // Data for a closed socket makes the kernel reset the connection.
       if (this.#isDeaf) return this.breakBoth("reset");
       this.#arrived.push(next);
       this.#give();
@@ -267,7 +267,7 @@ export class Pipe {
     if (rate !== Infinity) at += Math.ceil(length / rate);
     this.#lastArrival = at;
     this.#arrivals.push(run);
-    // What is due at the same time must still arrive in order: each arrival lets the oldest one in.
+    // Arrivals due at the same time must keep their order: each event delivers the oldest.
     this.#scheduler.after(at - this.#scheduler.now, () => this.#arrivals.shift()!());
   }
 
@@ -279,7 +279,7 @@ export class WireEnd extends PipedConnection<Pipe> {
   close(): void {
     if (this.isClosed) throw broken("BadResource", "Bad resource ID");
     this.isClosed = true;
-    // A kernel resets a connection that is closed with bytes in it that were not read.
+    // A kernel resets a connection that is closed with unread bytes.
     const isReset = this.inbound.hasUnread;
     this.inbound.deafen();
     this.outbound.silence();
@@ -301,7 +301,7 @@ export function connect(there: Pipe, back: Pipe): [WireEnd, WireEnd] {
   return [new WireEnd(back, there), new WireEnd(there, back)];
 }
 
-/** The same end as a pair of web streams, which read nothing ahead, and close it when both have ended or it broke. */
+/** Wraps an end as a pair of web streams, which do not read ahead and close it when both have ended or it failed. */
 export function asStreams(end: WireEnd): Transport {
   let left = 2;
   const close = () => {
@@ -326,7 +326,7 @@ export function asStreams(end: WireEnd): Transport {
       cancel: close,
     }, { highWaterMark: 0 }),
     writable: new WritableStream<Uint8Array>({
-      // Aborting the stream itself waits for the write that is under way.
+      // Aborting the stream itself waits for the pending write.
       start: ({ signal }) => signal.addEventListener("abort", close),
       async write(chunk) {
         for (let at = 0; at < chunk.length;) at += await end.write(chunk.subarray(at)).catch(broke);

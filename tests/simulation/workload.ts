@@ -1,5 +1,5 @@
 /**
- * What the users of two sessions do, as the seed chooses: every way to use a stream, and to leave it.
+ * The users of two sessions: they read, write and close streams in each possible way, as the seed decides.
  *
  * @module
  */
@@ -10,22 +10,22 @@ import type { Plan } from "./plan.ts";
 import type { Random } from "./random.ts";
 import type { Scheduler } from "./scheduler.ts";
 
-/** What the users know of the run. */
+/** The state of the run that the users share. */
 export interface World {
   readonly plan: Plan;
   readonly random: Random;
   readonly scheduler: Scheduler;
   readonly rules: WireRules;
   readonly sessions: { readonly [Side in SideName]: Session };
-  /** Whether nothing may fail but what its own user has ended. */
+  /** Whether only operations on streams that their own user closed or aborted may fail. */
   isCalm: boolean;
-  /** Whether what users see may not be what was written. */
+  /** Whether received bytes may differ from those written. */
   isCorrupt(): boolean;
-  /** Whether a session was told to end in order. */
+  /** Whether `close()` of a session was called. */
   readonly isClosing: { readonly [Side in SideName]: boolean };
   trace(line: string): void;
   fail(message: string): void;
-  /** Waits for it before the run is over. */
+  /** Makes the run wait for this promise. */
   track(name: string, work: Promise<void>): void;
 }
 
@@ -33,21 +33,21 @@ export interface World {
 export class Workload {
   readonly #world: World;
   readonly #records = new Map<number, StreamRecord>();
-  /** Ends of streams that are used now, and opens that are under way. */
+  /** Number of ends of streams in use, and of opens in progress. */
   active = 0;
-  /** Ends seen by openers whose stream never reached an acceptor. */
+  /** Ends of stream seen by openers whose stream was never accepted. */
   readonly unaccepted = { client: 0, server: 0 };
 
   constructor(world: World) {
     this.#world = world;
   }
 
-  /** Every stream there was. */
+  /** Every stream of the run. */
   get records(): Iterable<StreamRecord> {
     return this.#records.values();
   }
 
-  /** Begins. */
+  /** Starts opening and accepting streams. */
   start(): void {
     const { plan, random, scheduler } = this.#world;
     for (const side of ["client", "server"] as const) {
@@ -61,7 +61,7 @@ export class Workload {
     }
   }
 
-  /** What must hold when all is over. */
+  /** Checks the invariants of the end of the run. */
   finish(): void {
     const { sessions, fail, plan } = this.#world;
     if (this.#world.isCorrupt()) return;
@@ -69,13 +69,13 @@ export class Workload {
       if (record.id === this.#world.rules.forgedId) continue;
       for (const half of [record.client, record.server]) {
         if (half.hasEnded && half.received !== half.taken) {
-          fail(`Stream ${record.id} ended after ${half.received} bytes of the ${half.side}, who wrote ${half.taken}`);
+          fail(`Stream ${record.id} ended after ${half.received} bytes of the ${half.side}, which wrote ${half.taken}`);
         }
       }
     }
     for (const side of ["client", "server"] as const) {
       const { refused } = sessions[other(side)].stats();
-      // One that stalled its session may have been cut before it was accepted.
+      // A stalled stream may have been reset before it was accepted.
       const mayBeCut = plan.options[other(side)].stalledStreamTimeout !== Infinity;
       if (this.unaccepted[side] > refused && !mayBeCut && !this.#world.isClosing[other(side)]) {
         fail(`${this.unaccepted[side]} streams of the ${side} ended unaccepted, but ${refused} were refused`);
@@ -112,7 +112,7 @@ export class Workload {
         const isAgain = record.isAccepted;
         record.isAccepted = true;
         if (isAgain) {
-          // A SYN that comes again after the stream was left, or cut, is a new stream by right.
+          // A repeated SYN after close(), or after a reset of a stalled stream, opens a new stream.
           const mayBeCut = this.#world.plan.options[side].stalledStreamTimeout !== Infinity;
           if (!record[side].isClosed && !mayBeCut && !this.#world.isCorrupt()) {
             this.#world.fail(`Stream ${stream.id} was accepted twice`);
@@ -139,7 +139,7 @@ export class Workload {
   #signal(): AbortSignal {
     const { random, scheduler } = this.#world;
     const controller = new AbortController();
-    scheduler.after(random.below(20), () => controller.abort(new DOMException("The user gave up", "AbortError")));
+    scheduler.after(random.below(20), () => controller.abort(new DOMException("The user aborted", "AbortError")));
     return controller.signal;
   }
 
@@ -154,7 +154,7 @@ export class Workload {
       const writing = this.#write(side, stream, record);
       const reading = this.#read(side, stream, record);
       const [wrote, read] = await Promise.all([writing, reading]);
-      // A stream that has ended both ways needs no close.
+      // A stream that has ended in both directions needs no close().
       if (wrote && read && random.oneIn(2)) return;
     }
     this.#close(side, stream, record);
@@ -167,7 +167,7 @@ export class Workload {
     stream.close();
   }
 
-  // Writing: gives whether it was ended in order.
+  // Writes; returns whether it ended with closeWrite().
   async #write(side: SideName, stream: Stream, record: StreamRecord): Promise<boolean> {
     const { plan, random } = this.#world;
     const half = record[side];
@@ -188,7 +188,7 @@ export class Workload {
         } else if (way === "together") {
           const writes: Promise<void>[] = [];
           for (let left = length; left > 0;) {
-            // In version 2 each may wait for the timeout of the one before it: not too many.
+            // At most four: in version 2 each may have to wait for the timeout of the one before it.
             const part = writes.length === 3 ? left : random.skewed(left);
             left -= part;
             const p = half.content(half.most, part);
@@ -200,7 +200,7 @@ export class Workload {
         } else {
           const p = half.content(half.most, length);
           if (half.most + length === total && random.oneIn(2)) {
-            // Ended while the last write may still wait.
+            // Ends while the last write may still be waiting.
             const last = this.#writing(half, length, () => stream.write(p));
             half.isEnding = true;
             const closing = stream.closeWrite();
@@ -222,20 +222,20 @@ export class Workload {
         }
       }
       if (random.oneIn(8)) {
-        // Leaving without an end is close(): a reader would wait for ever.
+        // A user that does not end its direction must call close(), or the reader would wait without end.
         if (random.oneIn(2)) await this.#pause(patience);
         this.#close(side, stream, record);
         return false;
       }
       half.isEnding = true;
-      // Of a stream that has failed meanwhile only `closed` rejects with the error.
+      // After a failure only `closed` rejects with the stream's error.
       if (writer !== undefined) await writer.close().catch(() => writer.closed);
       else await stream.closeWrite();
       this.#world.trace(`${side} ended ${stream.id} after ${half.taken}`);
       return true;
     } catch (error) {
       this.#judge(side, record, "write", error);
-      // Not closed at once: its session must not make an end of its own.
+      // Not closed at once: the session itself must not send a FIN.
       if (half.wasCut) await this.#pause(plan.patience);
       return false;
     } finally {
@@ -254,7 +254,7 @@ export class Workload {
     } catch (error) {
       count = bytesWritten(error);
       if (error instanceof SessionClosedError && isClosing[half.side] && !wasClosing) half.wasCut = true;
-      // A write that waited behind this one goes on, and nobody can say where its bytes stand.
+      // The write that waited behind this one continues, at an offset that is unknown here.
       if (error instanceof DOMException && error.name === "TimeoutError") half.hasGap = true;
       trace(`${half.name} wrote ${count} of ${length}: ${error}`);
       throw error;
@@ -274,7 +274,7 @@ export class Workload {
     if (count === 0) await this.#writing(half, length, () => stream.write(p));
   }
 
-  // Reading: gives whether the end was seen.
+  // Reads; returns whether it reached the end of stream.
   async #read(side: SideName, stream: Stream, record: StreamRecord): Promise<boolean> {
     const { plan, random } = this.#world;
     const half = record[other(side)];
@@ -329,7 +329,7 @@ export class Workload {
       }
       if (reader !== undefined) await reader.cancel();
       else await stream.readable.cancel();
-      // What is dropped must not hold up whoever writes it.
+      // Dropped data must not block its writer.
       if (record.isOpened && record.isAccepted) {
         while (!half.isDone) await this.#world.scheduler.sleep(50);
       }
@@ -363,15 +363,15 @@ export class Workload {
     half.hasEnded = true;
     if (this.#world.isCorrupt() || record.id === this.#world.rules.forgedId) return;
     if (half.wasCut && !half.isClosed) {
-      fail(`The ${side} saw stream ${record.id} end as if it were whole, but the close of the session had cut a write`);
+      fail(`The ${side} saw a clean end of stream ${record.id}, but the close of the session had interrupted a write`);
     }
     if (record.opener === side && !record.isAccepted) {
       this.unaccepted[side]++;
-      if (half.received > 0) fail(`Stream ${record.id} was not accepted, yet ${half.received} bytes came`);
+      if (half.received > 0) fail(`Stream ${record.id} was not accepted, but ${half.received} bytes were received`);
     } else if (
       !half.isEnding && !isClosing[other(side)] && plan.options[other(side)].stalledStreamTimeout === Infinity
     ) {
-      fail(`The ${side} saw an end of stream ${record.id} that the ${other(side)} never made`);
+      fail(`The ${side} saw an end of stream ${record.id} that the ${other(side)} never sent`);
     }
   }
 
@@ -383,7 +383,7 @@ export class Workload {
     return patience - milliseconds;
   }
 
-  // Whether an operation had a reason to fail.
+  // Reports an operation that failed without a reason.
   #judge(side: SideName, record: StreamRecord | undefined, what: string, error: unknown): void {
     const { plan, trace, fail, isClosing } = this.#world;
     const name = error instanceof Error ? error.name : typeof error;
@@ -393,11 +393,11 @@ export class Workload {
     const isEnding = isClosing.client || isClosing.server || !this.#world.isCalm;
     if (error instanceof SessionClosedError && isEnding) return;
     if (name === "TimeoutError" && record !== undefined) {
-      // Cut for holding up its session, or written to after a peer that has gone for good.
+      // A reset of a stalled stream, or a write to a stream that the peer has closed.
       const { stalledStreamTimeout } = plan.options[side];
       if (stalledStreamTimeout !== Infinity) return;
       if (what === "write" && plan.version === 2 && (record[other(side)].isEnding || !record.isAccepted)) return;
-      // Its peer may have been cut.
+      // The peer may have reset it as stalled.
       if (what === "write" && plan.options[other(side)].stalledStreamTimeout !== Infinity) return;
     }
     if (this.#world.isCorrupt() && name === "ProtocolError") return;

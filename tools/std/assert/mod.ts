@@ -1,5 +1,5 @@
 /**
- * Stand-in for `@std/assert` where JSR cannot be reached: only what this repository uses.
+ * Stand-in for `@std/assert` when JSR is not reachable: only the exports that this repository uses.
  *
  * `assertEquals` is stricter than the original, never laxer: 0 differs from -0, and an object of any class but
  * `Object`, `Array` and `Uint8Array` equals only itself.
@@ -7,7 +7,7 @@
  * @module
  */
 
-/** A class, whatever its constructor takes. */
+/** A class with any constructor. */
 type Class<T> = abstract new (...args: never) => T;
 
 /** Thrown by every assertion that fails. */
@@ -35,7 +35,7 @@ function equal(a: unknown, b: unknown): boolean {
     keys.every((key) => Object.hasOwn(b, key) && equal(Reflect.get(a, key), Reflect.get(b, key)));
 }
 
-/** Where two byte arrays part: printed whole, megabytes would not help. */
+/** Describes the first difference of two byte arrays, which may be too long to print. */
 function difference(a: unknown, b: unknown): string {
   if (!(a instanceof Uint8Array && b instanceof Uint8Array)) return "";
   const at = a.findIndex((byte, i) => byte !== b[i]);
@@ -106,7 +106,7 @@ export function assertLessOrEqual<T>(actual: T, expected: T, msg?: string): void
   check(actual <= expected, () => `Expected ${show(actual)} <= ${show(expected)}`, msg);
 }
 
-/** Asserts that two numbers are close; without a tolerance, to a ten-millionth of the expected one. */
+/** Asserts that two numbers are close; default tolerance: a ten-millionth of the expected one. */
 export function assertAlmostEquals(actual: number, expected: number, tolerance?: number, msg?: string): void {
   const bound = tolerance ?? Math.abs(expected * 1e-7);
   const close = Math.abs(expected - actual) <= bound;
@@ -164,7 +164,7 @@ export async function assertRejects<E extends Error = Error>(
   let promise: PromiseLike<unknown> | undefined;
   try {
     promise = fn();
-  } catch { // fails below, as a function does that returned no promise
+  } catch { // fails below, like a function that returned no promise
   }
   check(typeof promise?.then === "function", () => "Function throws when expected to reject", messageOf(args));
   try {

@@ -1,16 +1,15 @@
 /**
- * Stand-in for `@std/async` where JSR cannot be reached: only what this repository uses, without the options that it
- * does not.
+ * Stand-in for `@std/async` when JSR is not reachable: only the exports and options that this repository uses.
  *
  * @module
  */
 
-/** Resolves after some milliseconds. */
+/** Resolves after a delay in milliseconds. */
 export function delay(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
-/** Settles as the promise does, or rejects with a `DOMException` named "TimeoutError" after some milliseconds. */
+/** Settles like the promise, or rejects with a `DOMException` named "TimeoutError" after a time in milliseconds. */
 export async function deadline<T>(p: Promise<T>, ms: number): Promise<T> {
   const signal = AbortSignal.timeout(ms);
   const expired = Promise.withResolvers<never>();
@@ -19,7 +18,7 @@ export async function deadline<T>(p: Promise<T>, ms: number): Promise<T> {
   try {
     return await Promise.race([p, expired.promise]);
   } finally {
-    signal.removeEventListener("abort", expire); // with no listener the timeout does not keep the process alive
+    signal.removeEventListener("abort", expire); // without a listener the timeout does not keep the process alive
   }
 }
 
@@ -28,25 +27,25 @@ class RetryError extends Error {
   override name = "RetryError";
 }
 
-/** Calls a function up to 5 times, until it succeeds, with a wait of random length between two calls. */
+/** Calls a function until it succeeds, at most 5 times, with a random delay between two calls. */
 export async function retry<T>(
   fn: (() => Promise<T>) | (() => T),
-  /** Milliseconds: the first wait is at most this long; each later one at most twice the one before, and a minute. */
+  /** Limit of the first delay in milliseconds; it doubles with each attempt, up to a minute. */
   { minTimeout = 1000 }: { minTimeout?: number } = {},
 ): Promise<T> {
   for (let attempt = 1;; attempt++) {
     try {
       return await fn();
     } catch (cause) {
-      if (attempt === 5) throw new RetryError("gave up after 5 attempts", { cause });
+      if (attempt === 5) throw new RetryError("Failed after 5 attempts", { cause });
     }
     await delay(Math.random() * Math.min(60_000, minTimeout * 2 ** (attempt - 1)));
   }
 }
 
 /**
- * Maps values with at most `poolLimit` calls at a time; results come in the order of the values. After an error no new
- * call begins, those under way finish, and iteration ends with an `AggregateError`.
+ * Maps values with at most `poolLimit` concurrent calls; yields results in the order of the values. After an error no
+ * new call begins, pending ones finish, and the iteration throws an `AggregateError`.
  */
 export function pooledMap<T, R>(
   poolLimit: number,

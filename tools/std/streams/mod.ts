@@ -1,10 +1,10 @@
 /**
- * Stand-in for `@std/streams` where JSR cannot be reached: only what this repository uses.
+ * Stand-in for `@std/streams` when JSR is not reachable: only the exports that this repository uses.
  *
  * @module
  */
 
-/** Reads a stream to its end, as text. */
+/** Reads a stream to its end as text. */
 export async function toText(stream: ReadableStream<string> | ReadableStream<Uint8Array>): Promise<string> {
   const decoder = new TextDecoder();
   let text = "";
@@ -12,12 +12,12 @@ export async function toText(stream: ReadableStream<string> | ReadableStream<Uin
   return text + decoder.decode();
 }
 
-/** Reads a stream to its end, as bytes. */
+/** Reads a stream to its end as bytes. */
 export async function toArrayBuffer(readableStream: ReadableStream<Uint8Array>): Promise<ArrayBuffer> {
   return await new Response(readableStream as ReadableStream<Uint8Array<ArrayBuffer>>).arrayBuffer();
 }
 
-/** Passes on the chunks of all streams as they come; ends when all have ended. */
+/** Merges streams: forwards chunks as they arrive, and ends when all streams have ended. */
 export function mergeReadableStreams<T>(...streams: ReadableStream<T>[]): ReadableStream<T> {
   return new ReadableStream<T>({
     async start(controller) {
