@@ -7,7 +7,8 @@
 import { clock, MAX_DELAY_MS, type Timer } from "./_clock.ts";
 
 /**
- * Options of an operation that may wait. An operation that is possible without waiting ignores them and succeeds.
+ * Options of an operation that may wait. An operation that need not wait succeeds, even if the signal has aborted or
+ * the timeout is 0.
  *
  * @example Limiting a wait
  * ```ts

@@ -531,8 +531,7 @@ export class ChannelHandle<T> {
  * ```
  */
 export class Sender<T> extends ChannelHandle<T> implements Disposable {
-  // Also in the base class, whose private field is not accessible here. Smaller without it, but one more call per
-  // operation.
+  // Also in the base class, whose private field is not accessible here: an accessor would add a call to each operation.
   readonly #core: Core<T>;
   readonly #handle = new Handle();
 

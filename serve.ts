@@ -463,7 +463,7 @@ const MAX_COPY_BYTES = 64 * 1024;
  * directions, so a peer that ends its direction first does not receive the answer.
  *
  * When a {@linkcode Stream} fails or is closed, the join rejects at once, even while a write to the other connection
- * waits. If everything up to the peer's end had already arrived on that stream, it is copied before.
+ * waits. If everything up to the peer's end had already arrived on that stream, it is copied first.
  *
  * @param a The first connection. Both are closed when the promise settles.
  * @param b The second connection.

@@ -365,7 +365,7 @@ export class Stream {
     this.#core = core;
   }
 
-  /** The stream id on the wire: odd if the client opened the stream, even if the server did. */
+  /** The stream id on the wire: odd for a stream that the client opened, even for one that the server opened. */
   get id(): number {
     return this.#core.id;
   }
@@ -443,8 +443,8 @@ export class Stream {
    * It resolves when the bytes are in the session's write buffer, not when they are delivered. Do not change `p` until
    * then. An empty `p` sends nothing.
    *
-   * Its errors, except `TypeError` and the reason of a signal, have a property `bytesWritten`: the number of bytes of
-   * `p` that had been encoded.
+   * Errors, except `TypeError` and the reason of a signal, have a property `bytesWritten`: the number of bytes of `p`
+   * that had been encoded.
    *
    * @param p The bytes to write.
    * @param options A signal that aborts the wait.

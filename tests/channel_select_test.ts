@@ -6,7 +6,7 @@
 
 import { assert, assertEquals, assertGreaterOrEqual, assertRejects, assertStrictEquals } from "@std/assert";
 import { bounded, Channel, select, trySelect } from "../channel.ts";
-import { assertNobodyWaits, filled, REASON, stateOf } from "./channel_support.ts";
+import { assertNoWaits, filled, REASON, stateOf } from "./channel_support.ts";
 import { assertTimeout, reasonOf } from "./errors.ts";
 
 Deno.test("row 40: select() chooses each of two ready cases at least 40 % of the time, and with biased always the first", async () => {
@@ -39,12 +39,12 @@ Deno.test("row 41: select() completes the first case that becomes ready and ends
   const [a, b, c] = [new Channel<number>({ capacity: 1 }), new Channel<number>(), new Channel<number>()];
   const selected = select({ a: a.receiveCase(), b: b.receiveCase(), out: c.sendCase(9) });
   assert(b.trySend(1));
-  assertNobodyWaits(a, b, c);
+  assertNoWaits(a, b, c);
   assertEquals(await selected, { key: "b", done: false, value: 1 });
 
   const sending = select({ a: a.receiveCase(), b: b.receiveCase(), out: c.sendCase(9) });
   assertEquals(c.tryReceive(), { state: "ok", value: 9 });
-  assertNobodyWaits(a, b, c);
+  assertNoWaits(a, b, c);
   assertEquals(await sending, { key: "out", done: false });
 });
 
@@ -53,10 +53,10 @@ Deno.test("row 42: select() rejects on abort and on timeout without receiving or
   const controller = new AbortController();
   const aborted = select({ a: a.receiveCase(), b: b.sendCase(1) }, { signal: controller.signal });
   controller.abort(REASON);
-  assertNobodyWaits(a, b);
+  assertNoWaits(a, b);
   assertStrictEquals(await reasonOf(aborted), REASON);
   await assertTimeout(select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 1 }));
-  assertNobodyWaits(a, b);
+  assertNoWaits(a, b);
 });
 
 Deno.test("row 43: select() resolves with done: true for a closed channel or handle, also while it waits", async () => {
@@ -76,7 +76,7 @@ Deno.test("row 43: select() resolves with done: true for a closed channel or han
   receiver.close();
   sender.close(REASON);
   for (const r of receives) assertEquals(await r, { key: "in", done: true });
-  assertNobodyWaits(others);
+  assertNoWaits(others);
 
   const full = bounded<number>(0);
   const mine = select({ out: full.sender.sendCase(1), other: others.receiveCase() });
@@ -86,7 +86,7 @@ Deno.test("row 43: select() resolves with done: true for a closed channel or han
   assertEquals(await stateOf(yours), "pending");
   full.receiver.close();
   assertEquals(await yours, { key: "out", done: true });
-  assertNobodyWaits(others);
+  assertNoWaits(others);
 });
 
 Deno.test("row 44: select() with a send and a receive on one rendezvous channel does not match itself", async () => {
@@ -96,7 +96,7 @@ Deno.test("row 44: select() with a send and a receive on one rendezvous channel 
   assertEquals(channel.size, 0);
   assert(channel.trySend(2));
   assertEquals(await selected, { key: "in", done: false, value: 2 });
-  assertNobodyWaits(channel);
+  assertNoWaits(channel);
 
   const again = select({ in: channel.receiveCase(), out: channel.sendCase(1) });
   assertEquals(channel.drain(), [1]);
@@ -116,7 +116,7 @@ Deno.test("row 45: a sending and a receiving select() on a rendezvous channel co
     const second = senderFirst ? receive() : send();
     const results = senderFirst ? [await first, await second] : [await second, await first];
     assertEquals<unknown>(results, [{ key: "out", done: false }, { key: "in", done: false, value: 1 }]);
-    assertNobodyWaits(channel, idle, other);
+    assertNoWaits(channel, idle, other);
   }
 });
 
@@ -152,7 +152,7 @@ Deno.test("row 46: select() ignores undefined cases and rejects with TypeError w
 Deno.test("row 47: trySelect() returns undefined and leaves no wait when no case is ready", () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
   assertEquals(trySelect({ a: a.receiveCase(), b: b.sendCase(1) }), undefined);
-  assertNobodyWaits(a, b);
+  assertNoWaits(a, b);
   a.trySend(1);
   assertEquals(trySelect({ a: a.receiveCase(), b: b.sendCase(1) }), { key: "a", done: false, value: 1 });
 });
@@ -160,7 +160,7 @@ Deno.test("row 47: trySelect() returns undefined and leaves no wait when no case
 Deno.test("row 48: select() with timeout 0 rejects with a TimeoutError and leaves no wait when no case is ready", async () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
   const selected = select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 0 });
-  assertNobodyWaits(a, b);
+  assertNoWaits(a, b);
   await assertTimeout(selected);
   a.trySend(1);
   assertEquals(await select({ a: a.receiveCase(), b: b.sendCase(1) }, { timeout: 0 }), {

@@ -54,7 +54,7 @@ export function filled<T>(capacity: number, ...values: T[]): Channel<T> {
 }
 
 /** Asserts that the channels are empty and that no operation waits; a waiting receive would consume the value sent. */
-export function assertNobodyWaits(...channels: Channel<number>[]): void {
+export function assertNoWaits(...channels: Channel<number>[]): void {
   for (const channel of channels) {
     assertEquals(channel.tryReceive(), { state: "empty" });
     const before = channel.size;

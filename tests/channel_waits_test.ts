@@ -9,7 +9,7 @@ import { bounded, Channel, select } from "../channel.ts";
 import { clock, type Timer } from "../_clock.ts";
 import {
   assertEnded,
-  assertNobodyWaits,
+  assertNoWaits,
   assertUnsent,
   filled,
   REASON,
@@ -75,7 +75,7 @@ Deno.test("row 20: with an aborted signal an operation succeeds if possible at o
   assertEquals(await channel.receiveMany(2, { signal }), [3]);
   await channel.send(4);
   assertEquals(await select({ a: channel.receiveCase() }, { signal }), { key: "a", done: false, value: 4 });
-  assertNobodyWaits(channel);
+  assertNoWaits(channel);
   channel.close();
   await assertEnded(channel.receive({ signal }));
   await assertUnsent(channel.send(5, { signal }), 5);
@@ -243,7 +243,7 @@ Deno.test("row 23: an invalid timeout rejects with RangeError, Infinity is no li
   await channel.send(1, { timeout: 0 });
   await assertTimeout(channel.send(2, { timeout: 0 }));
   assertEquals(await channel.receive({ timeout: 0 }), 1);
-  assertNobodyWaits(channel);
+  assertNoWaits(channel);
   for (const timeout of [Infinity, 2_147_483_647]) {
     const received = channel.receive({ timeout });
     channel.trySend(1);
