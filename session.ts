@@ -203,7 +203,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   get incoming(): Receiver<Stream> {
     const { incoming } = this.#core.acceptor;
     if (incoming !== undefined) return incoming;
-    throw new TypeError("Cannot accept from this session: its streams go to the channel of the option incoming");
+    throw new TypeError("Cannot accept from this session: its streams go to the channel in options.incoming");
   }
 
   /**
