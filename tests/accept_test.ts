@@ -228,7 +228,7 @@ Deno.test("accepting: a session that ends uncleanly closes its sender, and the p
 Deno.test("accepting: with the caller's channel, incoming, iteration and acceptStream() are a TypeError", async () => {
   const { sender, receiver } = bounded<Stream>(1);
   const { client, server } = sessionPair({ server: { incoming: sender } });
-  assertThrows(() => server.incoming, TypeError, "the option incoming");
+  assertThrows(() => server.incoming, TypeError, "options.incoming");
   assertThrows(() => server[Symbol.asyncIterator](), TypeError);
   await assertRejects(() => server.acceptStream(), TypeError);
   await client.openStream();
