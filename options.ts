@@ -24,7 +24,7 @@ import { MAX_WINDOW } from "./_window.ts";
  *   acceptBacklog: 2, // not accepted yet
  *   maxReceiveBuffer: 1024 * 1024, // unread bytes of all streams
  *   stalledStreamTimeout: 10_000, // until an unread stream that blocks the others is cut
- *   timeout: 20_000, // until a silent client is given up
+ *   timeout: 20_000, // until the session of a silent client ends
  * };
  *
  * const listener = Deno.listen({ port: 0 });

@@ -146,7 +146,7 @@ Deno.test("examples/file_transfer.ts: the sender fails at once when the receiver
   const started = performance.now();
   const { code, stderr } = await run("file_transfer.ts", args);
   assertEquals(code, 1);
-  // A write that waits in vain for credit would reject after the session's timeout of 30 s.
+  // A write that never receives credit would reject after the session's timeout of 30 s.
   assertLess(performance.now() - started, 25_000);
   assertStringIncludes(stderr, `${folder.path}/refused: not confirmed`);
   assertStringIncludes(stderr, `open '${folder.path}/missing'`);

@@ -29,7 +29,7 @@ func check(err error) {
 	}
 }
 
-// endWithInput ends this process when its input ends: whoever started it holds that open.
+// endWithInput ends this process when its input ends, which the parent process keeps open.
 func endWithInput() {
 	go func() {
 		io.Copy(io.Discard, os.Stdin)

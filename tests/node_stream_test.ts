@@ -151,7 +151,7 @@ Deno.test("a stream of Node that is destroyed before its end ends its session wi
   await assertRejects(() => session.closed, Error, "destroyed before its end");
 });
 
-Deno.test("serve() throws for what is no listener, such as a server of Node", () => {
+Deno.test("serve() throws a TypeError for a value without accept and close, such as a server of Node", () => {
   const server = createServer();
   for (const value of [server, {}, undefined, { accept: 5, close() {} }]) {
     assertThrows(() => serve(value as unknown as Listener, echo), TypeError, "listener");

@@ -270,7 +270,9 @@ async function snippet(part: string): Promise<string> {
 /** Starts a program of the README, with this repository as the package and another port. */
 async function startProgram(folder: string, name: string, text: string, port: number): Promise<Watched> {
   const path = `${folder}/${name}`;
-  await Deno.writeTextFile(path, text.replaceAll('"@sluice/smux"', `"${MODULE}"`).replaceAll("9000", `${port}`));
+  const local = text.replaceAll('"@sluice/smux"', `"${MODULE}"`)
+    .replaceAll('"@sluice/smux/websocket"', `"${new URL("websocket.ts", ROOT)}"`);
+  await Deno.writeTextFile(path, local.replaceAll("9000", `${port}`));
   return watch(
     new Deno.Command(Deno.execPath(), {
       args: ["run", "--no-config", "-A", path],
@@ -313,6 +315,9 @@ Deno.test("texts: each snippet of the README runs as described", async () => {
     console.log(await new Response(stream.readable).text());
     await session.close();\n`;
   const [server, client] = (await snippet("onSession(session)")).split("// The client:\n");
+  const [upgrades, connects] = (await snippet("upgradeWebSocket(")).split("// The client:\n");
+  const [imports] = upgrades!.split("\n");
+  const [inNode] = captures(await read("README.md"), /`(const session = Session\.client\(connect\(9000\)\))`/g);
   const service = resources.use(startService("8080: ", LOOPBACK));
   const measure = "serve(listener, async (s) => console.log((await new Response(s.readable).bytes()).length));\n";
   const echo = "serve(listener, (stream) => stream.readable.pipeTo(stream.writable));\n";
@@ -332,21 +337,22 @@ Deno.test("texts: each snippet of the README runs as described", async () => {
     [listen + measure, connect + await snippet("film.mp4") + "await session.close();\n", "1000000\n", "server"],
     [
       listen + echo,
-      `${name}import { connect } from "node:net";\nimport { Duplex } from "node:stream";\n` +
-      await snippet("Duplex.toWeb") + say,
+      `${name}import { connect } from "node:net";\n${inNode}\n` + say,
       "ping\n",
       "client",
     ],
+    [upgrades!, `${imports}\n${connects}` + say, "ping\n", "client"],
   ];
   for (const [n, [server, client, printed, by]] of jobs.entries()) {
     const port = freePort();
     const serving = resources.use(
       await startProgram(folder, `server${n}.ts`, `${server}console.log("ready");\n`, port),
     );
-    await serving.until(/^ready\n/);
+    await serving.until(/^ready\n/m);
     const asking = resources.use(await startProgram(folder, `client${n}.ts`, client, port));
     await (by === "server" ? serving : asking).until(new RegExp(`${printed}$`));
-    assertEquals([serving.printed.stderr, asking.printed.stderr], ["", ""]);
+    const errors = serving.printed.stderr.replace(/^Listening on http.*\n/, ""); // Deno.serve
+    assertEquals([errors, asking.printed.stderr], ["", ""]);
   }
   assertEquals((await snippets()).length, 6, "a snippet of the README is not tested here");
 });

@@ -121,8 +121,8 @@ Deno.test("rule 9: frames in the same read as the frame that exceeds the credit 
 Deno.test("rule 10: a window below 262144 is sent at once after the SYN and on accepting", async () => {
   const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 1000 });
   await peer.send(SYN, 3);
-  const told = await peer.next();
-  assertEquals([told!.command, told!.id, told!.consumed, told!.window], [UPD, 3, 0, 1000]);
+  const granted = await peer.next();
+  assertEquals([granted!.command, granted!.id, granted!.consumed, granted!.window], [UPD, 3, 0, 1000]);
   const stream = await session.openStream();
   assertEquals((await peer.next())!.command, SYN);
   const mine = await peer.next();
@@ -176,17 +176,17 @@ Deno.test("rule 10: over a slow link the window grows to the bandwidth-delay pro
   const { session, peer } = withPeer("server", 2, { timeout: Infinity, keepAliveInterval: Infinity }, 64 << 20);
   await peer.send(SYN, 3);
   const stream = await session.acceptStream();
-  let told = 262_144;
+  let granted = 262_144;
   const windows: number[] = [];
   const listening = (async () => {
     for (let frame = await peer.next(); frame !== null; frame = await peer.next()) {
       if (frame.command !== UPD) continue;
-      told = frame.consumed + frame.window;
+      granted = frame.consumed + frame.window;
       windows.push(frame.window);
     }
   })();
   const p = new Uint8Array(1 << 20);
-  for (let trip = 0, sent = 0, limit = told; trip < 20; trip++, limit = told) {
+  for (let trip = 0, sent = 0, limit = granted; trip < 20; trip++, limit = granted) {
     while (sent < limit) {
       const count = Math.min(limit - sent, 65_535);
       await peer.send(PSH, 3, p.subarray(0, count));

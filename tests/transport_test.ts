@@ -4,10 +4,11 @@
  * @module
  */
 
-import { connect } from "node:net";
+import { once } from "node:events";
+import { connect, createServer, type Socket } from "node:net";
+import { connect as connectTls, createServer as createTlsServer } from "node:tls";
 import { concat } from "@std/bytes";
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
-import { webSocketStreams } from "../examples/browser/websocket.ts";
 import {
   type Address,
   type Connection,
@@ -21,6 +22,7 @@ import {
 } from "../mod.ts";
 import { FIN, NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
+import { webSocketConnection } from "../websocket.ts";
 import { makeFolder } from "./programs.ts";
 import {
   bytes,
@@ -83,6 +85,18 @@ const kinds: Kind[] = [
     },
   },
   {
+    name: "sockets of Node",
+    connect: () => nodeSockets(createServer(), "connection", (port) => connect(port, "127.0.0.1")),
+  },
+  {
+    name: "TLS sockets of Node",
+    async connect() {
+      const { ca, cert, key } = await certificates();
+      const dial = (port: number) => connectTls({ port, host: "127.0.0.1", ca });
+      return await nodeSockets(createTlsServer({ cert, key }), "secureConnection", dial);
+    },
+  },
+  {
     name: "a Unix socket",
     async connect() {
       const folder = await makeFolder("transport");
@@ -116,7 +130,7 @@ const kinds: Kind[] = [
       const socket = new WebSocketStream(url);
       const client = await socket.opened;
       return {
-        ...await withoutAddresses(client, webSocketStreams(await accepted)),
+        ...await withoutAddresses(client, webSocketConnection(await accepted)),
         async end() {
           await socket.closed;
           await end();
@@ -127,11 +141,11 @@ const kinds: Kind[] = [
     },
   },
   {
-    name: "a WebSocket wrapped in streams",
+    name: "a WebSocket",
     async connect() {
       const { url, accepted, end } = webSocketServer();
       const client = new WebSocket(url);
-      return { ...await withoutAddresses(webSocketStreams(client), webSocketStreams(await accepted)), end };
+      return { ...await withoutAddresses(webSocketConnection(client), webSocketConnection(await accepted)), end };
     },
   },
   {
@@ -247,6 +261,27 @@ async function nested(client: Connection, server: Connection, tcp: Deno.TcpConn)
   };
 }
 
+/** Two sockets of Node, of which the client's may still be connecting. */
+async function nodeSockets(
+  server: ReturnType<typeof createServer>,
+  event: string,
+  dial: (port: number) => Socket,
+): Promise<Wire> {
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const accepted = once(server, event);
+  const client = dial((server.address() as { port: number }).port);
+  const [socket] = await accepted as [Socket];
+  const address = (hostname = "", port = 0): Address => ({ transport: "tcp", hostname, port });
+  return {
+    client,
+    server: socket,
+    local: address(socket.remoteAddress, socket.remotePort),
+    remote: address(socket.localAddress, socket.localPort),
+    end: () => new Promise((resolve) => server.close(() => resolve())),
+  };
+}
+
 /** A server that accepts one WebSocket. */
 function webSocketServer(): { url: string; accepted: Promise<WebSocket>; end: () => Promise<void> } {
   const accepted = Promise.withResolvers<WebSocket>();
@@ -354,7 +389,7 @@ for (const kind of kinds) {
 
     test("megabytes from the server arrive unchanged", async (client) => {
       const { bytes, hash } = await bulk(kind.bulk ?? BULK);
-      const stream = await ask(client, `give ${bytes.length}`);
+      const stream = await ask(client, `send ${bytes.length}`);
       assertEquals(await sha256(await readAll(stream)), hash);
       await stream.closeWrite();
     });

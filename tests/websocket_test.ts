@@ -298,7 +298,7 @@ Deno.test("aborting a session whose socket is not open yet closes the socket", a
   await assertRejects(() => session.closed, DOMException, "aborted");
 });
 
-Deno.test("webSocketConnection() refuses what is no open WebSocket, and a bound that is none", () => {
+Deno.test("webSocketConnection() throws for a socket that is not open or connecting, and for an invalid bound", () => {
   for (const readyState of [2, 3]) {
     const socket = Object.assign(new FakeSocket(), { readyState });
     assertThrows(() => webSocketConnection(socket), TypeError, "not open or connecting");
@@ -430,7 +430,7 @@ Deno.test("version 2: a stream that is not read does not stop another one of its
 
 // The server.
 
-Deno.test("upgradeWebSocket() answers 426 to a request that is no upgrade, and 400 to one that is malformed", async () => {
+Deno.test("upgradeWebSocket() answers 426 to a request without an upgrade, and 400 to a malformed one", async () => {
   await using server = serveUpgrades((request) => upgradeWebSocket(request, echo));
   const url = server.url.replace("ws:", "http:");
   const response = await fetch(url);

@@ -5,10 +5,8 @@
  */
 import { setTimeout } from "node:timers/promises";
 import { crc32 } from "node:zlib";
-import { Session, SessionClosedError, type Stream } from "@sluice/smux";
-import { webSocketStreams } from "./websocket.ts";
-
-type Bytes = Uint8Array<ArrayBuffer>;
+import { type Connection, Session, SessionClosedError, type Stream } from "@sluice/smux";
+import { webSocketConnection } from "@sluice/smux/websocket";
 
 /** Answers a stream whose 4 bytes are a count: sends this many random bytes, then 4 bytes with their CRC-32. */
 async function answer(stream: Stream): Promise<void> {
@@ -29,19 +27,21 @@ async function answer(stream: Stream): Promise<void> {
 }
 
 /** Limits the rate of all streams together: over the loopback the transfers would be too fast to watch. */
-function limitRate(writable: WritableStream<Bytes>, megabytesPerSecond: number): WritableStream<Bytes> {
-  // The time at which the next chunk may be sent. A late timer delays the following chunks only once.
+function limitRate(connection: Connection, megabytesPerSecond: number): Connection {
+  // The time at which the next bytes may be sent. A late timer delays them only once.
   let freeAt = 0;
-  const limiter = new TransformStream<Bytes, Bytes>({
-    async transform(chunk, controller) {
-      controller.enqueue(chunk);
+  return {
+    read: (p) => connection.read(p),
+    async write(p) {
       const now = performance.now();
-      freeAt = Math.max(freeAt, now - 100) + chunk.length / megabytesPerSecond / 1000;
       if (freeAt > now) await setTimeout(freeAt - now);
+      const count = await connection.write(p.subarray(0, 16_384));
+      freeAt = Math.max(freeAt, now - 100) + count / megabytesPerSecond / 1000;
+      return count;
     },
-  });
-  limiter.readable.pipeTo(writable).catch(() => {});
-  return limiter.writable;
+    closeWrite: async () => await connection.closeWrite?.(),
+    close: () => connection.close(),
+  };
 }
 
 /** Logs an error, except the end of the session, which is that of the page. */
@@ -49,10 +49,9 @@ const logError = (error: unknown) => error instanceof SessionClosedError || cons
 
 /** Serves one page. */
 export async function serveSession(socket: WebSocket, megabytesPerSecond: number): Promise<void> {
-  const { readable, writable } = webSocketStreams(socket);
   // Browsers throttle the timers of background pages to once a minute, which delays the keepalives of the peer.
   const options = { version: 2, timeout: 150_000 } as const;
-  const session = Session.server({ readable, writable: limitRate(writable, megabytesPerSecond) }, options);
+  const session = Session.server(limitRate(webSocketConnection(socket), megabytesPerSecond), options);
   try {
     for await (const stream of session) answer(stream).catch(logError);
   } catch (error) {
