@@ -6,12 +6,14 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { serve, Session, type Version } from "../mod.ts";
+import { serve, type ServeOptions, Session, type Stream, type Version } from "../mod.ts";
+import { connectWebSocket, upgradeWebSocket } from "../websocket.ts";
 import { hasPrograms, makeFolder, run, watch } from "./programs.ts";
 import { LOOPBACK, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
 const ROOT = `${import.meta.dirname}/../`;
 const FIXTURES = `${ROOT}tests/fixtures/node`;
+const CERTIFICATES = `${ROOT}tests/fixtures/tls`;
 const VERSIONS: Version[] = [1, 2];
 const HASH_LENGTH = 64;
 // peer.js sends in each version a hundred streams of 1.15 ** n bytes.
@@ -22,14 +24,16 @@ const ignore = !hasPrograms("node", "npm");
 /** Copies the fixtures into a folder, and installs the package made by `deno pack` and other packages. */
 async function fill(folder: string, ...packages: string[]): Promise<void> {
   await run(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], { cwd: ROOT });
-  for (const { name } of Deno.readDirSync(FIXTURES)) await Deno.copyFile(`${FIXTURES}/${name}`, `${folder}/${name}`);
+  for (const fixtures of [FIXTURES, CERTIFICATES]) {
+    for (const { name } of Deno.readDirSync(fixtures)) await Deno.copyFile(`${fixtures}/${name}`, `${folder}/${name}`);
+  }
   await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
   const quietly = ["--no-audit", "--no-fund", "--silent"];
   await run("npm", ["install", ...quietly, "./smux.tgz", ...packages], { cwd: folder });
 }
 
-async function runBothEnds(folder: string): Promise<void> {
-  const printed = text(await run("node", ["peer.js", "both"], { cwd: folder }));
+async function runBothEnds(folder: string, kind: string): Promise<void> {
+  const printed = text(await run("node", ["peer.js", "both", kind], { cwd: folder }));
   const expected = VERSIONS.flatMap((version) => [
     `client of version ${version}: ${SENT}`,
     `server of version ${version}: 100 streams accepted, 0 left, closed`,
@@ -37,29 +41,48 @@ async function runBothEnds(folder: string): Promise<void> {
   assertEquals(printed.trim().split("\n").sort(), expected.sort());
 }
 
-async function runClient(folder: string): Promise<void> {
+async function answer(stream: Stream): Promise<void> {
+  const received = await readAll(stream);
+  await writeAll(stream, new TextEncoder().encode(await sha256(received)));
+  await writeAll(stream, received);
+}
+
+/** A server in Deno that answers streams as peer.js does. */
+function startServer(kind: string, options: ServeOptions): { port: number; shutdown(): Promise<void> } {
+  if (kind === "net") {
+    const listener = Deno.listen(LOOPBACK);
+    const server = serve(listener, answer, options);
+    return { port: listener.addr.port, shutdown: () => server.shutdown() };
+  }
+  const server = Deno.serve({ ...LOOPBACK, onListen() {} }, (request) => upgradeWebSocket(request, answer, options));
+  return { port: server.addr.port, shutdown: () => server.shutdown() };
+}
+
+async function runClient(folder: string, kind: string): Promise<void> {
   const errors: unknown[] = [];
-  const listener = Deno.listen(LOOPBACK);
-  const versions: unknown[] = [];
-  const server = serve(listener, async (stream, session) => {
-    const received = await readAll(stream);
-    await writeAll(stream, new TextEncoder().encode(await sha256(received)));
-    await writeAll(stream, received);
-    versions.push(session.version);
-  }, { onError: (error) => errors.push(error) });
-  const printed = text(await run("node", ["peer.js", "client", `${listener.addr.port}`], { cwd: folder }));
+  const sessions: Session[] = [];
+  const server = startServer(kind, {
+    onError: (error) => errors.push(error),
+    onSession: (session) => sessions.push(session),
+  });
+  const printed = text(await run("node", ["peer.js", "client", kind, `${server.port}`], { cwd: folder }));
   await server.shutdown();
   assertEquals(printed.trim().split("\n"), VERSIONS.map((version) => `client of version ${version}: ${SENT}`));
-  assertEquals(VERSIONS.map((version) => versions.filter((used) => used === version).length), [100, 100]);
+  assertEquals(sessions.map((session) => [session.version, session.stats().accepted]), [[1, 100], [2, 100]]);
   assertEquals(errors, []);
 }
 
-async function runServer(folder: string): Promise<void> {
+async function connect(kind: string, port: number, version: Version): Promise<Session> {
+  if (kind === "ws") return await connectWebSocket(`ws://127.0.0.1:${port}/`, { version });
+  return Session.client(await Deno.connect({ ...LOOPBACK, port }), { version });
+}
+
+async function runServer(folder: string, kind: string): Promise<void> {
   const options = { cwd: folder, stdin: "null", stdout: "piped", stderr: "piped" } as const;
-  await using server = watch(new Deno.Command("node", { args: ["peer.js", "server"], ...options }).spawn());
+  await using server = watch(new Deno.Command("node", { args: ["peer.js", "server", kind], ...options }).spawn());
   const [port] = await server.until(/^\d+\n/);
   for (const version of VERSIONS) {
-    const session = Session.client(await Deno.connect({ ...LOOPBACK, port: Number(port) }), { version });
+    const session = await connect(kind, Number(port), version);
     await Promise.all(Array.from({ length: 100 }, async (_, n) => {
       const sent = pattern(Math.round(1.15 ** n), n + 1);
       const stream = await session.openStream();
@@ -118,9 +141,13 @@ async function compileUses(folder: string, test: Deno.TestContext): Promise<void
 Deno.test("npm: the packed package", { ignore }, async (test) => {
   await using project = await makeFolder("node");
   const { path: folder } = project;
-  await fill(folder, "typescript@5.9.3", "@types/node@20.19.43");
-  await test.step("runs in Node at both ends, and the process exits by itself", () => runBothEnds(folder));
-  await test.step("connects as a client to a server in Deno, in both versions", () => runClient(folder));
-  await test.step("serves a client in Deno, in both versions", () => runServer(folder));
+  await fill(folder, "typescript@5.9.3", "@types/node@20.19.43", "ws@8.18.3", "@types/ws@8.18.1");
+  for (const kind of ["net", "tls", "web", "ws"]) {
+    await test.step(`runs in Node at both ends over ${kind}, and the process exits`, () => runBothEnds(folder, kind));
+  }
+  for (const kind of ["net", "ws"]) {
+    await test.step(`connects over ${kind} to a server in Deno, in both versions`, () => runClient(folder, kind));
+    await test.step(`serves over ${kind} a client in Deno, in both versions`, () => runServer(folder, kind));
+  }
   await test.step("compiles without the types of Deno", (test) => compileUses(folder, test));
 });
