@@ -12,6 +12,7 @@ import {
   type Connection,
   type Link,
   type NodeStream,
+  type PushedConnection,
   ReadBuffer,
   type Transport,
 } from "./transport.ts";
@@ -39,7 +40,9 @@ const MAX_STREAM_WRITE_BYTES = 64 * 1024;
 export function adapt(transport: Transport): Link {
   if (typeof transport === "object" && transport !== null) {
     if (isNodeStream(transport)) return new ConnectionLink(new NodeConnection(transport));
-    if (isConnection(transport)) return new ConnectionLink(transport);
+    if (isConnection(transport)) {
+      return "isBehind" in transport ? new PushedLink(transport as PushedConnection) : new ConnectionLink(transport);
+    }
     if (isStreams(transport)) return new StreamsLink(transport);
   }
   throw new TypeError(
@@ -60,6 +63,7 @@ function isStreams(transport: Transport): transport is Streams {
 /** Link over a {@linkcode Connection}. */
 class ConnectionLink implements Link {
   readonly #connection: Connection;
+  readonly pushed = undefined;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES);
   #size = MIN_READ_BYTES;
 
@@ -79,10 +83,6 @@ class ConnectionLink implements Link {
 
   get remoteAddr(): Address {
     return this.#connection.remoteAddr ?? NO_ADDRESS;
-  }
-
-  get failed(): Promise<never> | undefined {
-    return this.#connection.failed;
   }
 
   read(last: number, isShared: boolean): Promise<number | null> {
@@ -125,6 +125,59 @@ class ConnectionLink implements Link {
 
 type Streams = Exclude<Transport, Connection | NodeStream>;
 
+/** Link over a connection of messages, which are read without copying them. */
+class PushedLink implements Link {
+  readonly pushed: PushedConnection;
+  buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
+  // The unread part of a message, which may be larger than a read.
+  #rest: Uint8Array = EMPTY_BYTES;
+
+  constructor(connection: PushedConnection) {
+    this.pushed = connection;
+  }
+
+  get localAddr(): Address {
+    return this.pushed.localAddr ?? NO_ADDRESS;
+  }
+
+  get remoteAddr(): Address {
+    return this.pushed.remoteAddr ?? NO_ADDRESS;
+  }
+
+  async read(): Promise<number | null> {
+    if (this.#rest.length === 0) {
+      const message = await this.pushed.next();
+      if (message === null) return null;
+      this.#rest = message;
+    }
+    const bytes = this.#rest.subarray(0, MAX_READ_BYTES);
+    this.#rest = this.#rest.subarray(MAX_READ_BYTES);
+    this.buffer = new ReadBuffer(bytes, false);
+    return bytes.length;
+  }
+
+  write(bytes: Uint8Array): Promise<number> {
+    return this.pushed.write(bytes);
+  }
+
+  async closeWrite(): Promise<void> {
+    await this.pushed.closeWrite?.();
+  }
+
+  close(): void {
+    closeQuietly(this.pushed);
+  }
+
+  free(): void {
+    this.buffer = new ReadBuffer(EMPTY_BYTES, false);
+    this.#rest = EMPTY_BYTES;
+  }
+
+  ref(): void {}
+
+  unref(): void {}
+}
+
 /** Link over a pair of web streams. */
 class StreamsLink implements Link {
   readonly #reader: ReturnType<Streams["readable"]["getReader"]>;
@@ -136,7 +189,7 @@ class StreamsLink implements Link {
   #received = 0;
   readonly localAddr = NO_ADDRESS;
   readonly remoteAddr = NO_ADDRESS;
-  readonly failed = undefined;
+  readonly pushed = undefined;
 
   constructor(transport: Streams) {
     this.#reader = transport.readable.getReader();

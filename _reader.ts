@@ -5,12 +5,13 @@
  */
 
 import type { FloodGuard } from "./_flood.ts";
+import { deferred } from "./_deferred.ts";
 import { Gate } from "./_gate.ts";
 import type { FrameWriter } from "./_writer.ts";
 import { clock, type Pass } from "./_clock.ts";
 import { FrameDecoder, type FrameSink, type Version } from "./frame.ts";
 import type { StreamCore } from "./stream.ts";
-import type { Link } from "./transport.ts";
+import type { Link, PushListener } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
 
 // A read of fewer bytes has emptied the transport, so the next one blocks, and the loop need not check whether to
@@ -42,7 +43,7 @@ export interface ReaderHost extends FrameSink {
 }
 
 /** Reads the transport and decodes frames. */
-export class FrameReader {
+export class FrameReader implements PushListener {
   /** The decoder of the session. */
   readonly decoder: FrameDecoder;
   /** The time slice of the read loop. */
@@ -68,6 +69,8 @@ export class FrameReader {
   // The pass of the event loop after which the loop stops waiting for them, and the function that resumes the loop.
   #pass: Pass | undefined;
   #goOn: (() => void) | undefined;
+  // Ends a yield early.
+  #hurried: PromiseWithResolvers<void> | undefined;
 
   /**
    * @param link The transport.
@@ -91,6 +94,7 @@ export class FrameReader {
     this.#sink = sink;
     this.#writer = writer;
     this.#flood = flood;
+    link.pushed?.listen(this);
   }
 
   /** Total bytes read from the transport. */
@@ -128,6 +132,19 @@ export class FrameReader {
     this.#resume();
   }
 
+  fellBehind(): void {
+    this.#resume();
+    this.#hurried?.resolve();
+  }
+
+  overflowed(error: Error): void {
+    this.#host.transportFailed(error);
+  }
+
+  get #isBehind(): boolean {
+    return this.link.pushed !== undefined && this.link.pushed.isBehind;
+  }
+
   /** Reads until the transport or the session ends. */
   async run(): Promise<void> {
     const { link, slice } = this;
@@ -144,7 +161,8 @@ export class FrameReader {
         const reading = link.read(count, isShared);
         // After a small read the next one probably blocks, so it is observed only once in a time slice.
         const isWatched = count >= LARGE_READ_BYTES || slice.isExpired(now);
-        const isServing = this.#serving > 1 || (this.#serving > 0 && count >= LARGE_READ_BYTES);
+        // What a transport holds that receives without being read must not grow while this waits.
+        const isServing = !this.#isBehind && (this.#serving > 1 || (this.#serving > 0 && count >= LARGE_READ_BYTES));
         if (isWatched || isServing) slice.observe(reading);
         if (isServing) await this.#served();
         else if (this.#serving > 0) this.#writer.awaitAnswer();
@@ -166,7 +184,7 @@ export class FrameReader {
         // Before the wait for the readers, which resets `#serving`.
         isShared = this.#serving > 1;
         host.readDone();
-        const isLong = isWatched && slice.isExpired(now);
+        const isLong = isWatched && !this.#isBehind && slice.isExpired(now);
         if (isLong || this.#flood.isExhausted) now = await this.#yield(now);
       }
     } catch (error) {
@@ -251,13 +269,23 @@ export class FrameReader {
     goOn();
   };
 
+  /** Yields, until much has arrived: Deno delivers the messages of a WebSocket in microtasks, before any other task. */
+  async #yieldUnlessBehind(): Promise<number> {
+    const yielding = this.slice.yieldToEventLoop();
+    if (this.link.pushed === undefined) return await yielding;
+    this.#hurried = deferred<void>();
+    await Promise.race([yielding, this.#hurried.promise]);
+    this.#hurried = undefined;
+    return clock.now();
+  }
+
   /** Yields, or pauses reading from a flooding peer. Returns the time. */
   async #yield(now: number): Promise<number> {
     const flood = this.#flood;
     // First, so that the answers of the readers do not wait for the pause.
     if (this.#serving > 0) await this.#served();
     if (this.#host.hasEnded) return now;
-    if (!flood.isExhausted) return await this.slice.yieldToEventLoop();
+    if (!flood.isExhausted) return await this.#yieldUnlessBehind();
     const since = now;
     now = await this.slice.sleep(flood.startPause());
     const more = flood.furtherPause(now - since);

@@ -97,7 +97,6 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     if (role === "client") this.writer.tryControl(NOP, 0);
     this.deadlines.schedule();
     this.reader.run();
-    adapted.failed?.catch((error) => this.transportFailed(error));
   }
 
   /** The version in use; `undefined` until an "auto" server has received the first frame. */

@@ -9,7 +9,7 @@ import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
 import { ProtocolError } from "./frame.ts";
-import type { Address, Connection } from "./transport.ts";
+import type { Address, PushedConnection, PushListener } from "./transport.ts";
 
 /**
  * A WebSocket, by shape: the one of browsers, Deno, Node 22, Bun and workerd, and that of `npm:ws`.
@@ -93,6 +93,8 @@ export interface WebSocketOptions {
 const MAX_MESSAGE_BYTES = 63 * 1024;
 // Writes wait while more than this is queued. Larger: the socket never idles; smaller: less delay for the next small frame.
 const MAX_QUEUED_BYTES = 512 * 1024;
+// Reading does not pause while more than this is held. Larger: other sessions wait less; smaller: fewer messages are held.
+const BEHIND_BYTES = 1024 * 1024;
 // What a message costs beside its bytes, so that many tiny ones are bounded, too.
 const MESSAGE_OVERHEAD_BYTES = 256;
 // No event reports that the queue has become shorter. It is looked at after each turn of the event loop at first, then less
@@ -111,14 +113,15 @@ const TOO_BIG = 1009;
 const PRIVATE_CODES = 3000;
 
 /** A connection over a WebSocket. */
-export class WebSocketConnection implements Connection {
+export class WebSocketConnection implements PushedConnection {
   readonly remoteAddr?: Address;
   readonly #socket: WebSocketLike;
   readonly #maxReceiveBuffer: number;
-  // Whether `send` has copied its bytes when it returns, as the standard demands.
-  readonly #isStandard: boolean;
+  // Whether `send` has copied its bytes when it returns, as the standard demands. The socket of npm:ws does not, nor does
+  // that of workerd, which lacks `bufferedAmount`.
+  readonly #isCopying: boolean;
   readonly #messages = unbounded<Uint8Array>();
-  // What is left of the message that is being read.
+  // The unread part of the message that `read` has begun.
   #rest: Uint8Array | undefined;
   // Bytes that wait to be read, and the overhead of their messages.
   #queued = 0;
@@ -129,7 +132,7 @@ export class WebSocketConnection implements Connection {
   #lastError: unknown;
   readonly #opened = deferred<void>();
   readonly #closed = deferred<void>();
-  readonly #overflowed = deferred<never>();
+  #listener: PushListener | undefined;
   #hasClosed = false;
   // Ends the pause of a write.
   #wake: (() => void) | undefined;
@@ -144,12 +147,11 @@ export class WebSocketConnection implements Connection {
       throw new TypeError("Cannot use a WebSocket that is not open or connecting");
     }
     const { WebSocket } = globalThis as { WebSocket?: new (url: string) => object };
-    this.#isStandard = WebSocket !== undefined && socket instanceof WebSocket;
+    this.#isCopying = WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined;
     this.#socket = socket;
     this.#maxReceiveBuffer = maxReceiveBuffer;
     if (remoteAddr !== undefined) this.remoteAddr = remoteAddr;
     this.#opened.promise.catch(() => {});
-    this.#overflowed.promise.catch(() => {});
     socket.binaryType = "arraybuffer";
     socket.addEventListener("open", () => this.#opened.resolve());
     socket.addEventListener("message", ({ data }: { data?: unknown }) => this.#receive(data));
@@ -166,29 +168,32 @@ export class WebSocketConnection implements Connection {
     return this.#opened.promise;
   }
 
-  /** Rejects when too much has arrived: a session that holds as much as it may does not read, and would not notice. */
-  get failed(): Promise<never> {
-    return this.#overflowed.promise;
+  get isBehind(): boolean {
+    return this.#queued > BEHIND_BYTES;
+  }
+
+  listen(listener: PushListener): void {
+    this.#listener = listener;
   }
 
   async read(p: Uint8Array): Promise<number | null> {
-    const message = this.#rest ?? await this.#next();
+    const message = this.#rest ?? await this.next();
     if (message === null) return null;
     const count = Math.min(p.length, message.length);
-    if (count < message.length) {
-      p.set(message.subarray(0, count));
-      this.#rest = message.subarray(count);
-      this.#queued -= count;
-    } else {
-      p.set(message);
-      this.#rest = undefined;
-      this.#queued -= count + MESSAGE_OVERHEAD_BYTES;
-    }
+    p.set(message.subarray(0, count));
+    this.#rest = count < message.length ? message.subarray(count) : undefined;
+    return count;
+  }
+
+  async next(): Promise<Uint8Array | null> {
+    const message = await this.#receiveMessage();
+    if (message === null) return null;
+    this.#queued -= message.length + MESSAGE_OVERHEAD_BYTES;
     if (this.#isPaused && this.#queued < this.#maxReceiveBuffer / 2) {
       this.#isPaused = false;
       this.#socket.resume?.();
     }
-    return count;
+    return message;
   }
 
   async write(p: Uint8Array): Promise<number> {
@@ -201,7 +206,7 @@ export class WebSocketConnection implements Connection {
       throw this.#failure ?? new WebSocketClosedError(NORMAL, "");
     }
     const part = p.subarray(0, MAX_MESSAGE_BYTES) as Uint8Array<ArrayBuffer>;
-    this.#socket.send(this.#isStandard ? part : part.slice());
+    this.#socket.send(this.#isCopying ? part : part.slice());
     return part.length;
   }
 
@@ -217,12 +222,12 @@ export class WebSocketConnection implements Connection {
     this.#messages.receiver.close();
   }
 
-  /** The next message; `null` after the last one. */
-  async #next(): Promise<Uint8Array | null> {
-    const next = this.#messages.receiver.tryReceive();
-    if (next.state === "ok") return next.value;
+  async #receiveMessage(): Promise<Uint8Array | null> {
+    const { receiver } = this.#messages;
+    const received = receiver.tryReceive();
+    if (received.state === "ok") return received.value;
     try {
-      return await this.#messages.receiver.receive();
+      return await receiver.receive();
     } catch {
       if (this.#failure !== undefined) throw this.#failure;
       return null;
@@ -269,10 +274,11 @@ export class WebSocketConnection implements Connection {
     if (this.#queued + cost > this.#maxReceiveBuffer) {
       const message = `More than ${this.#maxReceiveBuffer} bytes arrived before they were read`;
       this.#fail(new WebSocketClosedError(TOO_BIG, message), TOO_BIG, "maxReceiveBuffer exceeded");
-      return this.#overflowed.reject(this.#failure);
+      return this.#listener?.overflowed(this.#failure!);
     }
     this.#queued += cost;
     this.#messages.sender.trySend(chunk);
+    if (this.isBehind) this.#listener?.fellBehind();
     if (this.#socket.pause !== undefined && !this.#isPaused && this.#queued >= this.#maxReceiveBuffer / 2) {
       this.#isPaused = true;
       this.#socket.pause();

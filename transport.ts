@@ -81,8 +81,6 @@ export interface Connection {
   readonly localAddr?: Address;
   /** The remote address. */
   readonly remoteAddr?: Address;
-  /** Rejects when the connection fails while it is not read. Not every connection can notice. */
-  readonly failed?: Promise<never>;
   /** Sets TCP_NODELAY. The session turns it on, because it coalesces frames itself. */
   setNoDelay?(on?: boolean): void;
   /** Makes the open connection keep the process alive. */
@@ -187,6 +185,24 @@ export type Transport =
     };
   };
 
+/** A connection that receives although it is not read, such as a WebSocket, and so has to hold what arrives. */
+export interface PushedConnection extends Connection {
+  /** Whether it holds so much that reading should not wait for anything. */
+  readonly isBehind: boolean;
+  /** Reads the next message, which is not used again; `null` at the end. Not together with `read`. */
+  next(): Promise<Uint8Array | null>;
+  /** Registers the reader of the connection. */
+  listen(listener: PushListener): void;
+}
+
+/** Notified by a pushed connection, also while it is not read. */
+export interface PushListener {
+  /** `isBehind` has become true. */
+  fellBehind(): void;
+  /** More has arrived than the connection may hold: it has failed. */
+  overflowed(error: Error): void;
+}
+
 /** A transport as the session uses it. */
 export interface Link {
   /**
@@ -208,8 +224,8 @@ export interface Link {
   free(): void;
   readonly localAddr: Address;
   readonly remoteAddr: Address;
-  /** As that of a connection. */
-  readonly failed: Promise<never> | undefined;
+  /** The connection, if it receives although it is not read. */
+  readonly pushed: PushedConnection | undefined;
   ref(): void;
   unref(): void;
 }

@@ -25,6 +25,7 @@ const ARROWS: Record<string, string[]> = {
   "_node_stream.ts": ["_deferred.ts", "transport.ts"],
   "_reader.ts": [
     "_clock.ts",
+    "_deferred.ts",
     "_flood.ts",
     "_gate.ts",
     "_timeslice.ts",

@@ -141,7 +141,7 @@ async function compileUses(folder: string, test: Deno.TestContext): Promise<void
 Deno.test("npm: the packed package", { ignore }, async (test) => {
   await using project = await makeFolder("node");
   const { path: folder } = project;
-  await fill(folder, "typescript@5.9.3", "@types/node@20.19.43", "ws@8.18.3", "@types/ws@8.18.1");
+  await fill(folder, "typescript@5.9.3", "@types/node@20.19.43", "ws@8.23.0", "@types/ws@8.18.1");
   for (const kind of ["net", "tls", "web", "ws"]) {
     await test.step(`runs in Node at both ends over ${kind}, and the process exits`, () => runBothEnds(folder, kind));
   }
