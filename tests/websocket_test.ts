@@ -14,7 +14,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { delay } from "@std/async";
-import { ProtocolError, SYN, type Version } from "../frame.ts";
+import { FIN, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
 import { serve, Session, SessionClosedError, type Stream } from "../mod.ts";
 import {
   connectWebSocket,
@@ -402,6 +402,34 @@ Deno.test("version 1: a stream that is not read ends the session with code 1009,
   assertLessOrEqual(bytesUnread, MiB + 128 * KiB);
   assertLessOrEqual(bytesReceived, MiB + 128 * KiB);
 });
+
+for (const readers of [1, 2]) {
+  Deno.test(`version 1: a session keeps up with messages that arrive in microtasks, of ${readers === 1 ? "one reader" : "two readers"}`, async () => {
+    const socket = new FakeSocket();
+    const session = Session.server(webSocketConnection(socket, { maxReceiveBuffer: 2 * MiB }));
+    const counts = Array.from({ length: readers }, async (_, n) => {
+      const stream = await session.acceptStream();
+      let count = 0;
+      for (const p = new Uint8Array(64 * KiB);;) {
+        const read = await stream.read(p);
+        if (read === null) return [n, count];
+        count += read;
+      }
+    });
+    const ids = Array.from({ length: readers }, (_, n) => 3 + 2 * n);
+    const payload = new Uint8Array(60 * KiB);
+    for (const id of ids) socket.receive(frame(1, SYN, id) as Uint8Array<ArrayBuffer>);
+    // As Deno does while its socket has more, for 30 MiB.
+    for (let n = 0; n < 500; n++) {
+      for (const id of ids) socket.receive(frame(1, PSH, id, payload) as Uint8Array<ArrayBuffer>);
+      for (let m = 0; m < 8 * readers; m++) await undefined;
+    }
+    for (const id of ids) socket.receive(frame(1, FIN, id) as Uint8Array<ArrayBuffer>);
+    assertEquals(await Promise.all(counts), ids.map((_, n) => [n, 500 * payload.length]));
+    assertEquals(socket.closes, []);
+    session.abort();
+  });
+}
 
 Deno.test("version 2: a stream that is not read does not stop another one of its session", async () => {
   let unread: Stream | undefined;

@@ -537,7 +537,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a peer that always has data to read starves the event loop",
     file: "_reader.ts",
-    from: "    if (!flood.isExhausted) return await this.slice.yieldToEventLoop();\n",
+    from: "    if (!flood.isExhausted) return await this.#yieldUnlessBehind();\n",
     to: "    if (!flood.isExhausted) return now;\n",
     tests: ["session_test.ts"],
   },
