@@ -8,6 +8,7 @@ import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 import { isNodeStream, NodeConnection } from "./_node_stream.ts";
 import {
   type Address,
+  type ChunkConnection,
   closeQuietly,
   type Connection,
   type Link,
@@ -39,9 +40,9 @@ const MAX_STREAM_WRITE_BYTES = 64 * 1024;
  */
 export function adapt(transport: Transport): Link {
   if (typeof transport === "object" && transport !== null) {
-    if (isNodeStream(transport)) return new ConnectionLink(new NodeConnection(transport));
+    if (isNodeStream(transport)) return new ChunkLink(new NodeConnection(transport));
     if (isConnection(transport)) {
-      return "isBehind" in transport ? new PushedLink(transport as PushedConnection) : new ConnectionLink(transport);
+      return "readChunk" in transport ? new ChunkLink(transport as ChunkConnection) : new ConnectionLink(transport);
     }
     if (isStreams(transport)) return new StreamsLink(transport);
   }
@@ -125,30 +126,33 @@ class ConnectionLink implements Link {
 
 type Streams = Exclude<Transport, Connection | NodeStream>;
 
-/** Link over a connection of messages, which are read without copying them. */
-class PushedLink implements Link {
-  readonly pushed: PushedConnection;
+/** Link over a connection of chunks. */
+class ChunkLink implements Link {
+  readonly pushed: PushedConnection | undefined;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
-  // The unread part of a message, which may be larger than a read.
+  readonly #connection: ChunkConnection;
+  // The unread part of a chunk, which may be larger than a read.
   #rest: Uint8Array = EMPTY_BYTES;
 
-  constructor(connection: PushedConnection) {
-    this.pushed = connection;
+  constructor(connection: ChunkConnection) {
+    this.#connection = connection;
+    this.pushed = "isBehind" in connection ? connection as PushedConnection : undefined;
+    connection.setNoDelay?.(true);
   }
 
   get localAddr(): Address {
-    return this.pushed.localAddr ?? NO_ADDRESS;
+    return this.#connection.localAddr ?? NO_ADDRESS;
   }
 
   get remoteAddr(): Address {
-    return this.pushed.remoteAddr ?? NO_ADDRESS;
+    return this.#connection.remoteAddr ?? NO_ADDRESS;
   }
 
   async read(): Promise<number | null> {
     if (this.#rest.length === 0) {
-      const message = await this.pushed.next();
-      if (message === null) return null;
-      this.#rest = message;
+      const chunk = await this.#connection.readChunk();
+      if (chunk === null) return null;
+      this.#rest = chunk;
     }
     const bytes = this.#rest.subarray(0, MAX_READ_BYTES);
     this.#rest = this.#rest.subarray(MAX_READ_BYTES);
@@ -157,15 +161,15 @@ class PushedLink implements Link {
   }
 
   write(bytes: Uint8Array): Promise<number> {
-    return this.pushed.write(bytes);
+    return this.#connection.write(bytes);
   }
 
   async closeWrite(): Promise<void> {
-    await this.pushed.closeWrite?.();
+    await this.#connection.closeWrite?.();
   }
 
   close(): void {
-    closeQuietly(this.pushed);
+    closeQuietly(this.#connection);
   }
 
   free(): void {
@@ -173,9 +177,13 @@ class PushedLink implements Link {
     this.#rest = EMPTY_BYTES;
   }
 
-  ref(): void {}
+  ref(): void {
+    this.#connection.ref?.();
+  }
 
-  unref(): void {}
+  unref(): void {
+    this.#connection.unref?.();
+  }
 }
 
 /** Link over a pair of web streams. */

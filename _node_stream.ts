@@ -5,7 +5,7 @@
  */
 
 import { deferred } from "./_deferred.ts";
-import type { Address, Connection, NodeStream } from "./transport.ts";
+import type { Address, ChunkConnection, NodeStream } from "./transport.ts";
 
 /** What is used of a stream, besides what its type lists. */
 interface ReadWriteStream extends NodeStream {
@@ -26,7 +26,7 @@ export function isNodeStream(value: object): value is ReadWriteStream {
 }
 
 /** A connection over a stream of Node. */
-export class NodeConnection implements Connection {
+export class NodeConnection implements ChunkConnection {
   readonly #stream: ReadWriteStream;
   #failure: unknown;
   #hasEnded = false;
@@ -64,15 +64,10 @@ export class NodeConnection implements Connection {
     return address(this.#stream.remoteAddress, this.#stream.remotePort);
   }
 
-  async read(p: Uint8Array): Promise<number | null> {
+  async readChunk(): Promise<Uint8Array | null> {
     for (;;) {
-      const { readableLength } = this.#stream;
-      // Asked for more than there is, it returns nothing.
-      const chunk = this.#stream.read(readableLength === 0 ? undefined : Math.min(readableLength, p.length));
-      if (chunk instanceof Uint8Array) {
-        p.set(chunk);
-        return chunk.length;
-      }
+      const chunk = this.#stream.read();
+      if (chunk instanceof Uint8Array) return chunk;
       if (chunk !== null) throw new TypeError(`Cannot use a stream of Node that reads a ${typeof chunk}, not bytes`);
       if (this.#failure !== undefined) throw this.#failure;
       if (this.#hasEnded) return null;

@@ -9,7 +9,7 @@ import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
 import { ProtocolError } from "./frame.ts";
-import type { Address, PushedConnection, PushListener } from "./transport.ts";
+import type { Address, Connection, PushedConnection, PushListener } from "./transport.ts";
 
 /**
  * A WebSocket, by shape: the one of browsers, Deno, Node 22, Bun and workerd, and that of `npm:ws`.
@@ -113,7 +113,7 @@ const TOO_BIG = 1009;
 const PRIVATE_CODES = 3000;
 
 /** A connection over a WebSocket. */
-export class WebSocketConnection implements PushedConnection {
+export class WebSocketConnection implements Connection, PushedConnection {
   readonly remoteAddr?: Address;
   readonly #socket: WebSocketLike;
   readonly #maxReceiveBuffer: number;
@@ -177,7 +177,7 @@ export class WebSocketConnection implements PushedConnection {
   }
 
   async read(p: Uint8Array): Promise<number | null> {
-    const message = this.#rest ?? await this.next();
+    const message = this.#rest ?? await this.readChunk();
     if (message === null) return null;
     const count = Math.min(p.length, message.length);
     p.set(message.subarray(0, count));
@@ -185,7 +185,8 @@ export class WebSocketConnection implements PushedConnection {
     return count;
   }
 
-  async next(): Promise<Uint8Array | null> {
+  /** Not together with `read`. */
+  async readChunk(): Promise<Uint8Array | null> {
     const message = await this.#receiveMessage();
     if (message === null) return null;
     this.#queued -= message.length + MESSAGE_OVERHEAD_BYTES;

@@ -185,12 +185,16 @@ export type Transport =
     };
   };
 
+/** A connection that has its bytes in chunks, which can be read without copying them. */
+export interface ChunkConnection extends Omit<Connection, "read"> {
+  /** Reads the next chunk, which is not used again; `null` at the end. */
+  readChunk(): Promise<Uint8Array | null>;
+}
+
 /** A connection that receives although it is not read, such as a WebSocket, and so has to hold what arrives. */
-export interface PushedConnection extends Connection {
+export interface PushedConnection extends ChunkConnection {
   /** Whether it holds so much that reading should not wait for anything. */
   readonly isBehind: boolean;
-  /** Reads the next message, which is not used again; `null` at the end. Not together with `read`. */
-  next(): Promise<Uint8Array | null>;
   /** Registers the reader of the connection. */
   listen(listener: PushListener): void;
 }
