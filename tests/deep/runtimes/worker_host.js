@@ -4,8 +4,11 @@
  * @module
  */
 
+import { createRequire } from "node:module";
 import process from "node:process";
-import { Miniflare } from "miniflare";
+
+// Not an import, because Deno checks those of this file too.
+const { Miniflare } = createRequire(import.meta.url)("miniflare");
 
 const miniflare = new Miniflare({
   modules: true,
