@@ -139,7 +139,7 @@ export class FrameTrace implements FrameSink {
   ): void {
     const remoteAddr = this.#remoteAddr;
     // After the step, because the application's code must not run while frames are encoded or decoded.
-    if (this.#events.push({ direction, command: COMMAND_NAMES[command], id, length, ...update, remoteAddr }) === 1) {
+    if (this.#events.push({ direction, command: COMMAND_NAMES[command]!, id, length, ...update, remoteAddr }) === 1) {
       queueMicrotask(this.#report);
     }
   }

@@ -62,7 +62,7 @@ export const MAX_PAYLOAD_LENGTH = 65535;
 export const EMPTY_BYTES: Uint8Array = new Uint8Array(0);
 
 /** The names of the commands. */
-export const COMMAND_NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;
+export const COMMAND_NAMES: readonly CommandName[] = ["SYN", "FIN", "PSH", "NOP", "UPD"];
 
 /**
  * The name of a command, as `onFrame` reports it.
@@ -83,7 +83,7 @@ export const COMMAND_NAMES = ["SYN", "FIN", "PSH", "NOP", "UPD"] as const;
  * session.abort();
  * ```
  */
-export type CommandName = typeof COMMAND_NAMES[number];
+export type CommandName = "SYN" | "FIN" | "PSH" | "NOP" | "UPD";
 
 /**
  * Reports received bytes that are not smux or violate the protocol.
