@@ -193,7 +193,7 @@ export interface ChunkConnection extends Omit<Connection, "read"> {
 
 /** A connection that receives although it is not read, such as a WebSocket, and so has to hold what arrives. */
 export interface PushedConnection extends ChunkConnection {
-  /** Whether it holds so much that reading should not wait for anything. */
+  /** Whether it holds enough that reading should not wait for anything. */
   readonly isBehind: boolean;
   /** Registers the reader of the connection. */
   listen(listener: PushListener): void;
