@@ -189,7 +189,7 @@ async function pageCells(folder: string, resources: AsyncDisposableStack): Promi
   resources.defer(() => server.shutdown());
   const cells: Cell[] = [];
   for (
-    const [runtime, browser, ...names] of [["Chromium", "chrome", "chromium"], [
+    const [runtime, browser, ...names] of [["Chromium", "chrome", "chromium", "google-chrome"], [
       "Firefox",
       "firefox",
       "firefox-esr",
