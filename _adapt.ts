@@ -131,8 +131,6 @@ class ChunkLink implements Link {
   readonly pushed: PushedConnection | undefined;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
   readonly #connection: ChunkConnection;
-  // The unread part of a chunk, which may be larger than a read.
-  #rest: Uint8Array = EMPTY_BYTES;
 
   constructor(connection: ChunkConnection) {
     this.#connection = connection;
@@ -149,13 +147,8 @@ class ChunkLink implements Link {
   }
 
   async read(): Promise<number | null> {
-    if (this.#rest.length === 0) {
-      const chunk = await this.#connection.readChunk();
-      if (chunk === null) return null;
-      this.#rest = chunk;
-    }
-    const bytes = this.#rest.subarray(0, MAX_READ_BYTES);
-    this.#rest = this.#rest.subarray(MAX_READ_BYTES);
+    const bytes = await this.#connection.readChunk();
+    if (bytes === null) return null;
     this.buffer = new ReadBuffer(bytes, false);
     return bytes.length;
   }
@@ -174,7 +167,6 @@ class ChunkLink implements Link {
 
   free(): void {
     this.buffer = new ReadBuffer(EMPTY_BYTES, false);
-    this.#rest = EMPTY_BYTES;
   }
 
   ref(): void {

@@ -1,0 +1,86 @@
+/**
+ * Sessions over WebSockets: speed beside TCP and beside a WebSocket without a session, and memory with a stalled peer.
+ *
+ * @module
+ */
+
+import { Process } from "../programs.ts";
+import { conditions, machine, median, spread, table } from "../stats.ts";
+import { integer, parse } from "./shared/options.ts";
+
+/** One line for the list of long tests. */
+export const description = "Sessions over WebSockets beside TCP and a bare WebSocket, and a stalled peer: [--rounds 5]";
+
+const END = new URL("websocket/end.ts", import.meta.url).pathname;
+const KINDS = ["bare", "ws1", "ws2", "tcp1", "tcp2"];
+const LABELS: Record<string, string> = {
+  bare: "WebSocket without a session",
+  ws1: "WebSocket, version 1",
+  ws2: "WebSocket, version 2",
+  tcp1: "TCP, version 1",
+  tcp2: "TCP, version 2",
+};
+
+/** Result of a job; which fields it has depends on the job. */
+interface Result {
+  error?: string;
+  /** In MB/s. */
+  bulk: number;
+  /** In microseconds. */
+  echo: number;
+  /** Megabytes written to the stream that is not read. */
+  written: number;
+  /** How the session ended, where it did. */
+  ended?: string;
+  /** Of the stream beside the stalled one: MB/s, and the peak memory of its reader in MB. */
+  beside?: number[];
+  /** Peak memory of the writer, in MB. */
+  resident: number;
+}
+
+/** Measures in rounds, each with every kind once. */
+export async function run(args: string[]): Promise<void> {
+  const { rounds } = parse(args, { rounds: integer(5, 1) });
+  const figures = new Map(KINDS.map((kind) => [kind, { bulk: [] as number[], echo: [] as number[] }]));
+  for (let round = 0; round < rounds; round++) {
+    for (const kind of KINDS) {
+      for (const job of ["bulk", "echo"] as const) figures.get(kind)![job].push((await measure(kind, job))[job]);
+    }
+  }
+  const bare = figures.get("bare")!;
+  const ratio = (own: number[], base: number[]) => own.map((value, round) => value / base[round]!);
+  console.log(conditions(machine(), rounds));
+  console.log(table([
+    ["transport", "MB/s", "to bare", "round trip, µs", "to bare"],
+    ...KINDS.map((kind) => {
+      const { bulk, echo } = figures.get(kind)!;
+      return [
+        LABELS[kind]!,
+        spread(bulk),
+        spread(ratio(bulk, bare.bulk)),
+        spread(echo),
+        spread(ratio(echo, bare.echo)),
+      ];
+    }),
+  ]));
+  for (const kind of ["ws1", "ws2"]) {
+    const { written, ended, beside, resident } = await measure(kind, "stall");
+    const other = beside === undefined
+      ? `the session ended: ${ended}`
+      : `another stream moved at ${median([beside[0]!]).toFixed(0)} MB/s, resident memory of the reader ${
+        beside[1]!.toFixed(0)
+      } MB`;
+    console.log(
+      `${LABELS[kind]}, a stream that is not read: ${written.toFixed(1)} MB written, resident memory of the writer ` +
+        `${resident.toFixed(0)} MB; ${other}`,
+    );
+  }
+}
+
+async function measure(kind: string, job: string): Promise<Result> {
+  const end = (...args: string[]) => new Process([Deno.execPath(), "run", "-A", "--no-check", END, ...args]);
+  await using server = end("server", kind);
+  const port = await server.line();
+  await using client = end("client", kind, job, port);
+  return await client.result<Result>();
+}

@@ -1,0 +1,172 @@
+/**
+ * One end of a measurement, in a process of its own: `server KIND` prints its port, `client KIND JOB PORT` a result.
+ *
+ * KIND is `bare`, a WebSocket without a session; or `tcp` or `ws` with a version, as `ws2`. JOB is `bulk`, `echo` or
+ * `stall`.
+ *
+ * @module
+ */
+
+import { serve, Session, type Stream, type Version } from "../../../mod.ts";
+import { connectWebSocket, upgradeWebSocket } from "../../../websocket.ts";
+import { LOOPBACK } from "../../support.ts";
+
+const CHUNK = 64 * 1024;
+// Bytes of a bulk transfer, and of the stream that passes a stalled one.
+const BULK = 500_000_000;
+const BESIDE = 200_000_000;
+// Bytes and number of the messages that are echoed.
+const PING = 64;
+const PINGS = 3000;
+// Bytes that a bare WebSocket has queued at most, as a session over one has.
+const QUEUED = 512 * 1024;
+// Bytes that are written to a peer that does not read, unless a limit ends that.
+const STALLED = 1_000_000_000;
+const [role, kind, job, port] = Deno.args as [string, string, string | undefined, string | undefined];
+
+const megabytesPerSecond = (bytes: number, since: number) => bytes / 1000 / (performance.now() - since);
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+/** The highest resident memory, in MB, looked at every 10 ms. */
+function watchMemory(): { peak: number } {
+  const memory = { peak: 0 };
+  const look = () => memory.peak = Math.max(memory.peak, Deno.memoryUsage().rss / 1e6);
+  look();
+  Deno.unrefTimer(setInterval(look, 10) as unknown as number);
+  return memory;
+}
+
+/** Answers a stream whose first byte names its job. */
+async function answer(stream: Stream): Promise<void> {
+  const p = new Uint8Array(CHUNK);
+  await stream.read(p.subarray(0, 1));
+  if (p[0] === "e".charCodeAt(0)) return await stream.readable.pipeTo(stream.writable);
+  if (p[0] === "s".charCodeAt(0)) return await stream.closed;
+  let count = 0;
+  const since = performance.now();
+  for (let read; (read = await stream.read(p)) !== null;) count += read;
+  await stream.write(new TextEncoder().encode(`${megabytesPerSecond(count, since)} ${memory.peak}`));
+}
+
+function answerBare(request: Request): Response {
+  const { socket, response } = Deno.upgradeWebSocket(request);
+  socket.binaryType = "arraybuffer";
+  let count = 0;
+  let since = 0;
+  socket.onmessage = ({ data }: MessageEvent<ArrayBuffer>) => {
+    if (data.byteLength === PING) return socket.send(data);
+    if (count === 0) since = performance.now();
+    count += data.byteLength;
+    if (count >= BULK) socket.send(`${megabytesPerSecond(count, since)}`);
+  };
+  return response;
+}
+
+function startServer(): void {
+  const options = {
+    stalledStreamTimeout: Infinity,
+    onError(e: unknown) {
+      console.error("SRV", e);
+    },
+  };
+  if (kind.startsWith("tcp")) {
+    const listener = Deno.listen(LOOPBACK);
+    serve(listener, answer, options);
+    return console.log(listener.addr.port);
+  }
+  Deno.serve(
+    { ...LOOPBACK, onListen: ({ port }) => console.log(port) },
+    (request) => kind === "bare" ? answerBare(request) : upgradeWebSocket(request, answer, options),
+  );
+}
+
+async function connect(): Promise<Session> {
+  const version = Number(kind.at(-1)) as Version;
+  if (kind.startsWith("ws")) return await connectWebSocket(`ws://127.0.0.1:${port}/`, { version });
+  return Session.client(await Deno.connect({ ...LOOPBACK, port: Number(port) }), { version });
+}
+
+async function open(session: Session, job: string): Promise<Stream> {
+  const stream = await session.openStream();
+  await stream.write(new TextEncoder().encode(job));
+  return stream;
+}
+
+async function runBulk(stream: Stream, bytes: number): Promise<number[]> {
+  const p = new Uint8Array(CHUNK);
+  for (let sent = 0; sent < bytes; sent += p.length) await stream.write(p);
+  await stream.closeWrite();
+  return (await new Response(stream.readable).text()).split(" ").map(Number);
+}
+
+/** The median round trip in microseconds, of messages one after the other. */
+async function measureEcho(send: (p: Uint8Array<ArrayBuffer>) => Promise<unknown>): Promise<number> {
+  const times: number[] = [];
+  for (let n = 0; n < PINGS; n++) {
+    const since = performance.now();
+    await send(new Uint8Array(PING));
+    times.push((performance.now() - since) * 1000);
+  }
+  return times.sort((a, b) => a - b)[PINGS / 2]!;
+}
+
+/** Writes to a stream that is not read, and then moves another one beside it, if the session lives. */
+async function runStall(session: Session) {
+  const stalled = await open(session, "s");
+  let written = 0;
+  const writing = (async () => {
+    for (const p = new Uint8Array(CHUNK); written < STALLED; written += p.length) await stalled.write(p);
+  })();
+  const ended = writing.then(() => "all was written", (error) => `${error.cause ?? error}`);
+  const beside = open(session, "b").then((stream) => runBulk(stream, BESIDE)).catch(() => undefined);
+  const figures = await beside;
+  session.abort();
+  return { written: written / 1e6, ended: figures === undefined ? await ended : undefined, beside: figures };
+}
+
+async function runBare(): Promise<Record<string, number>> {
+  const socket = new WebSocket(`ws://127.0.0.1:${port}/`);
+  socket.binaryType = "arraybuffer";
+  let received = (_: unknown) => {};
+  socket.onmessage = ({ data }) => received(data);
+  await new Promise((resolve) => socket.onopen = resolve);
+  const next = () => new Promise((resolve) => received = resolve);
+  if (job === "echo") {
+    return {
+      echo: await measureEcho((p) => {
+        socket.send(p);
+        return next();
+      }),
+    };
+  }
+  const result = next();
+  const p = new Uint8Array(CHUNK);
+  for (let sent = 0; sent < BULK; sent += p.length) {
+    socket.send(p);
+    while (socket.bufferedAmount > QUEUED) await turn();
+  }
+  return { bulk: Number(await result) };
+}
+
+async function runClient(): Promise<unknown> {
+  if (kind === "bare") return await runBare();
+  const session = await connect();
+  if (job === "stall") return { ...await runStall(session), resident: memory.peak };
+  if (job === "bulk") return { bulk: (await runBulk(await open(session, "b"), BULK))[0] };
+  const stream = await open(session, "e");
+  const p = new Uint8Array(PING);
+  return {
+    echo: await measureEcho(async (sent) => {
+      await stream.write(sent);
+      for (let at = 0; at < PING;) at += (await stream.read(p.subarray(at)))!;
+    }),
+  };
+}
+
+const memory = watchMemory();
+if (role === "server") {
+  startServer();
+} else {
+  console.log(JSON.stringify(await runClient()));
+  Deno.exit();
+}
