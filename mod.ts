@@ -36,6 +36,7 @@
  * - {@linkcode join} copies between two connections in both directions, half-close included: a proxy in one call.
  * - {@linkcode Channel}, {@linkcode bounded}, {@linkcode unbounded} and {@linkcode select} pass values between tasks.
  *   The package uses them itself; they are also exported alone, as `@sluice/smux/channel`.
+ * - `@sluice/smux/websocket` has WebSockets as transports: for pages, for Deno Deploy, for any server.
  * - `@sluice/smux/tunnel` forwards ports over one connection, as `ssh -L`, `-R` and `-D` do: a command and functions.
  * - {@linkcode ProtocolError}, {@linkcode SessionClosedError}, {@linkcode StreamClosedError} and
  *   {@linkcode ChannelClosedError} are the errors.
