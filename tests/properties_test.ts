@@ -22,7 +22,7 @@ import {
   type Version,
 } from "../frame.ts";
 import { type Entry, Table } from "../_table.ts";
-import { INITIAL_WINDOW, MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
+import { INITIAL_WINDOW, MAX_WINDOW, MIN_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
 import { decode, recorder } from "./decode_helpers.ts";
 import { collector, frame, pattern, type RawFrame, updateFrame, withFakeTime } from "./support.ts";
 
@@ -333,8 +333,8 @@ Deno.test("ReceiveWindow: limits never decrease, updates have at least the small
       (largest, room, beginnings, steps) => {
         withFakeTime((time) => {
           const pool = new WindowPool(largest, room);
-          // No measurement makes a window smaller than 32 KiB, or than the largest window if that is less.
-          const least = Math.min(32 * 1024, largest);
+          // No measurement makes a window smaller than the minimum, or than the largest window if that is less.
+          const least = Math.min(MIN_WINDOW, largest);
           const streams = beginnings.map((beginning) => new Inbound(pool, beginning));
           for (const { stream: index, kind, share, time: elapsed } of steps) {
             const stream = streams[index % streams.length]!;

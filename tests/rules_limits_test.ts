@@ -4,6 +4,7 @@ import { assert, assertEquals, assertGreater, assertRejects, assertStringInclude
 import { concat } from "@std/bytes";
 import { FIN, PSH, SYN, UPD } from "../frame.ts";
 import { Session, type Stream } from "../mod.ts";
+import { MAX_WINDOW } from "../_window.ts";
 import { bytes, frame, ManualClock, pattern, readText, sessionPair, state, text, turn, withPeer } from "./support.ts";
 
 Deno.test("rule 11: at maxReceiveBuffer reading stops, what was read is decoded, and writing continues", async () => {
@@ -332,7 +333,7 @@ async function withFullBuffers() {
   const [noisy, ...others] = streams;
   const writing = Array.from({ length: 10 }, (_, i) => noisy!.write(pattern(60_000, i)).catch(() => {}));
   await turn();
-  await peer.update(3, 0, 2 ** 31 - 1);
+  await peer.update(3, 0, MAX_WINDOW);
   let consumed = 0;
   for (let before = -1; before < session.stats().framesSent;) {
     before = session.stats().framesSent;
@@ -405,7 +406,7 @@ for (const version of [1, 2] as const) {
     const [bulk, small] = [await session.openStream(), await session.openStream()];
     await peer.nextOf(SYN);
     await peer.nextOf(SYN);
-    if (version === 2) { for (const id of [3, 5]) await peer.update(id, 0, 2 ** 31 - 1); }
+    if (version === 2) { for (const id of [3, 5]) await peer.update(id, 0, MAX_WINDOW); }
     await turn();
     const writing = bulk.write(pattern(4 << 20)).catch(() => {});
     await turn();

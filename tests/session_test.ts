@@ -21,6 +21,7 @@ import { clock } from "../_clock.ts";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { resolveOptions } from "../options.ts";
+import { INITIAL_WINDOW } from "../_window.ts";
 import {
   frame,
   ManualClock,
@@ -208,7 +209,7 @@ for (const version of [1, 2] as const) {
 
     // Beside the data one header for each frame: NOP, SYN, and a PSH for every 32 768 bytes.
     const sent = { frames: 2 + 4, bytes: 8 * 6 + 100_000 };
-    const credit = version === 2 ? 262_144 : 0;
+    const credit = version === 2 ? INITIAL_WINDOW : 0;
     const nothing = {
       streams: 1,
       opened: 0,

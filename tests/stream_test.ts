@@ -5,6 +5,7 @@ import { concat } from "@std/bytes";
 import { mergeReadableStreams, TextLineStream, toText } from "@std/streams";
 import { FIN, PSH, SYN, UPD } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, StreamClosedError } from "../mod.ts";
+import { INITIAL_WINDOW } from "../_window.ts";
 import { collectGarbage } from "./garbage.ts";
 import {
   bytes,
@@ -362,7 +363,7 @@ Deno.test("Stream.write(): the reason of a signal or of an abort receives no byt
 Deno.test("Stream.tryWrite() encodes as much as room and credit allow, and returns 0 while a write waits", async () => {
   using all = await streamPair({ version: 2, capacity: 1000 });
   const written = all.near.tryWrite(pattern(1 << 20));
-  assert(written > 0 && written <= 262_144);
+  assert(written > 0 && written <= INITIAL_WINDOW);
   const writing = all.near.write(pattern(1 << 20).subarray(written));
   assertEquals(all.near.tryWrite(bytes("x")), 0);
   const ended = all.near.closeWrite();
@@ -374,7 +375,7 @@ Deno.test("Stream.tryWrite() encodes as much as room and credit allow, and retur
 Deno.test("Stream.write(): in version 2 data arrives unchanged through windows of 1 to 1000 bytes", async () => {
   for (const maxStreamBuffer of [1, 2, 7, 1000]) {
     using all = await streamPair({ version: 2, maxStreamBuffer, maxReceiveBuffer: 1 << 20 });
-    const data = pattern(Math.min(maxStreamBuffer * 200 + 262_144, 300_000));
+    const data = pattern(Math.min(maxStreamBuffer * 200 + INITIAL_WINDOW, 300_000));
     const writing = all.near.write(data).then(() => all.near.closeWrite());
     assertEquals(await readAll(all.far), data);
     await writing;
@@ -670,7 +671,7 @@ Deno.test("Stream.read(): a UPD is sent after the application has read", async (
   assertEquals(all.session.stats().framesSent, 0);
   await all.stream.read(new Uint8Array(10));
   const update = await all.peer.nextOf(UPD);
-  assertEquals([update.consumed, update.window], [10, 262_144]);
+  assertEquals([update.consumed, update.window], [10, INITIAL_WINDOW]);
 });
 
 Deno.test("MemoryConnection.close() throws when it is called twice", () => {

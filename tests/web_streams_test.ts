@@ -5,6 +5,7 @@ import { concat } from "@std/bytes";
 import { clock } from "../_clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
+import { INITIAL_WINDOW } from "../_window.ts";
 import { deno } from "./programs.ts";
 import {
   bytes,
@@ -558,10 +559,10 @@ Deno.test("Stream.writable: the error of a chunk that was cut has bytesWritten, 
   const stream = await client.openStream();
   const writing = stream.writable.getWriter().write(pattern(300_000));
   const accepted = await server.acceptStream();
-  while (server.stats().bytesUnread < 262_144) await turn(1);
+  while (server.stats().bytesUnread < INITIAL_WINDOW) await turn(1);
   client.abort();
   const error = await assertRejects(() => writing, SessionClosedError);
-  assertEquals(error.bytesWritten, 262_144);
+  assertEquals(error.bytesWritten, INITIAL_WINDOW);
   accepted.close();
   server.abort();
 });

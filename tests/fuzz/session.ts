@@ -21,6 +21,7 @@ import {
   type Stream,
   StreamClosedError,
 } from "../../mod.ts";
+import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
 import {
   frame,
   ManualClock,
@@ -40,6 +41,7 @@ const STREAMS = 8;
 // An operation settles within a few microtasks for each frame.
 const HOPS = 40;
 
+const aroundWindow = [INITIAL_WINDOW - 1, INITIAL_WINDOW, INITIAL_WINDOW + 1];
 const payload = pattern(65_535);
 const broken = new Error("The connection is broken");
 const givenUp = new Error("The caller has given up");
@@ -90,7 +92,7 @@ class Script {
   /** Reads a number that is small, at a limit of smux, or large. */
   size(): number {
     const byte = this.next();
-    return byte < 240 ? byte : [4096, 32_768, 65_535, 262_143, 262_144, 262_145, 2 ** 20, 2 ** 31 - 1][byte % 8]!;
+    return byte < 240 ? byte : [4096, 32_768, 65_535, ...aroundWindow, 2 ** 20, MAX_WINDOW][byte % 8]!;
   }
 
   /** Like {@linkcode Script.size}, including numbers above 31 bits. */
@@ -98,7 +100,7 @@ class Script {
     const byte = this.next();
     return byte < 240
       ? byte
-      : [256, 32_768, 65_535, 262_144, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 2, 2 ** 32 - 1][byte % 8]!;
+      : [256, 32_768, 65_535, INITIAL_WINDOW, MAX_WINDOW, MAX_WINDOW + 1, 2 ** 32 - 2, 2 ** 32 - 1][byte % 8]!;
   }
 }
 
