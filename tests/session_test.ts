@@ -20,7 +20,7 @@ import { setImmediate } from "node:timers/promises";
 import { clock } from "../_clock.ts";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
-import { resolveOptions } from "../options.ts";
+import { DEFAULTS, resolveOptions } from "../options.ts";
 import { INITIAL_WINDOW } from "../_window.ts";
 import {
   frame,
@@ -110,9 +110,14 @@ Deno.test("options: timeout is at least keepAliveInterval, except with Infinity"
   construct({ keepAliveInterval: 500, timeout: 500 });
   construct({ keepAliveInterval: Infinity, timeout: 1 });
   construct({ keepAliveInterval: MOST, timeout: Infinity });
-  for (const options of [{ keepAliveInterval: 500, timeout: 499 }, { keepAliveInterval: 30_001 }, { timeout: 9_999 }]) {
+  const invalid = [
+    { keepAliveInterval: 500, timeout: 499 },
+    { keepAliveInterval: DEFAULTS.timeout + 1 },
+    { timeout: DEFAULTS.keepAliveInterval - 1 },
+  ];
+  for (const options of invalid) {
     const { message } = assertThrows(() => construct(options), RangeError);
-    const { keepAliveInterval = 10_000, timeout = 30_000 } = options;
+    const { keepAliveInterval = DEFAULTS.keepAliveInterval, timeout = DEFAULTS.timeout } = options;
     for (const part of ["timeout", "keepAliveInterval", `${keepAliveInterval}`, `${timeout}`]) {
       assertStringIncludes(message, part);
     }

@@ -10,7 +10,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { type Command, FrameDecoder, type FrameSink, PSH, UPD } from "../../frame.ts";
+import { type Command, FrameDecoder, type FrameSink, MAX_PAYLOAD_LENGTH, PSH, UPD } from "../../frame.ts";
 import {
   type ClientSessionOptions,
   type Connection,
@@ -22,10 +22,10 @@ import {
   StreamClosedError,
 } from "../../mod.ts";
 import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
+import { DEFAULTS } from "../../options.ts";
 import {
   frame,
   ManualClock,
-  MiB,
   microtasks,
   pattern,
   READ_BUFFER,
@@ -42,7 +42,7 @@ const STREAMS = 8;
 const HOPS = 40;
 
 const aroundWindow = [INITIAL_WINDOW - 1, INITIAL_WINDOW, INITIAL_WINDOW + 1];
-const payload = pattern(65_535);
+const payload = pattern(MAX_PAYLOAD_LENGTH);
 const broken = new Error("The connection is broken");
 const givenUp = new Error("The caller has given up");
 
@@ -92,15 +92,24 @@ class Script {
   /** Reads a number that is small, at a limit of smux, or large. */
   size(): number {
     const byte = this.next();
-    return byte < 240 ? byte : [4096, 32_768, 65_535, ...aroundWindow, 2 ** 20, MAX_WINDOW][byte % 8]!;
+    return byte < 240
+      ? byte
+      : [4096, DEFAULTS.maxFrameSize, MAX_PAYLOAD_LENGTH, ...aroundWindow, 2 ** 20, MAX_WINDOW][byte % 8]!;
   }
 
   /** Like {@linkcode Script.size}, including numbers above 31 bits. */
   word(): number {
     const byte = this.next();
-    return byte < 240
-      ? byte
-      : [256, 32_768, 65_535, INITIAL_WINDOW, MAX_WINDOW, MAX_WINDOW + 1, 2 ** 32 - 2, 2 ** 32 - 1][byte % 8]!;
+    return byte < 240 ? byte : [
+      256,
+      DEFAULTS.maxFrameSize,
+      MAX_PAYLOAD_LENGTH,
+      INITIAL_WINDOW,
+      MAX_WINDOW,
+      MAX_WINDOW + 1,
+      2 ** 32 - 2,
+      2 ** 32 - 1,
+    ][byte % 8]!;
   }
 }
 
@@ -123,9 +132,9 @@ class Run {
     this.#isClient = (mode & 1) === 1;
     this.#connection = new ScriptedConnection((mode & 2) === 2);
     this.#options = {
-      maxReceiveBuffer: mode & 4 ? 3000 : 16 * MiB,
-      maxStreams: mode & 8 ? 3 : 8192,
-      acceptBacklog: mode & 8 ? 2 : 1024,
+      maxReceiveBuffer: mode & 4 ? 3000 : DEFAULTS.maxReceiveBuffer,
+      maxStreams: mode & 8 ? 3 : DEFAULTS.maxStreams,
+      acceptBacklog: mode & 8 ? 2 : DEFAULTS.acceptBacklog,
     };
     const options = {
       ...this.#options,

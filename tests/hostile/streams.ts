@@ -7,12 +7,12 @@
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { concat, repeat } from "@std/bytes";
 import { FIN, PSH, SYN } from "../../frame.ts";
+import { DEFAULTS } from "../../options.ts";
 import { MiB, pattern } from "../support.ts";
 import { type Attacker, many } from "./attacker.ts";
 import type { AttackRun, Case } from "./attack_run.ts";
 
-const MOST_STREAMS = 8192;
-const BACKLOG = 1024;
+const { maxStreams, acceptBacklog } = DEFAULTS;
 
 /** A SYN with an invalid id, which must end the session. */
 function misnumbered(name: string, attack: string, id: (run: AttackRun) => number): Case {
@@ -83,7 +83,7 @@ export const streams: readonly Case[] = [
         { goesOn: true },
       );
       const { last } = await run.victim.state();
-      assert(last!.streams <= MOST_STREAMS, `${last!.streams} streams`);
+      assert(last!.streams <= maxStreams, `${last!.streams} streams`);
       assertEquals(last!.accepted + last!.refused, 1 + sent);
       await attacker.until(() => attacker.counts[FIN] === last!.refused, "a FIN for each refused stream");
     },
@@ -97,13 +97,13 @@ export const streams: readonly Case[] = [
     async run(run) {
       const attacker = await run.attack();
       const count = run.count(10_000, 1_000_000);
-      const batch = BACKLOG / 2;
+      const batch = acceptBacklog / 2;
       for (let sent = 0; sent < count; sent += batch) {
         await attacker.bytes(many(batch, run.id(1 + sent), concat(run.opening(attacker, 0, pattern(8)))));
         await run.echoes(attacker);
       }
       const { last } = await run.victim.state();
-      assertEquals(last!.streams, MOST_STREAMS);
+      assertEquals(last!.streams, maxStreams);
       assertEquals(attacker.counts[FIN], last!.refused);
     },
   },
@@ -131,9 +131,9 @@ export const streams: readonly Case[] = [
       const attacker = await run.attack();
       const sent = await resets(run, attacker);
       const { last } = await run.victim.state();
-      assertEquals(last!.pendingAccept, BACKLOG);
-      assertEquals(last!.refused, sent - BACKLOG);
-      await attacker.until(() => attacker.counts[FIN] === sent - BACKLOG, "a FIN for each refused stream");
+      assertEquals(last!.pendingAccept, acceptBacklog);
+      assertEquals(last!.refused, sent - acceptBacklog);
+      await attacker.until(() => attacker.counts[FIN] === sent - acceptBacklog, "a FIN for each refused stream");
     },
   },
   {
@@ -145,13 +145,13 @@ export const streams: readonly Case[] = [
     async run(run) {
       const attacker = await run.attack();
       const data = pattern(64);
-      for (let n = 1; n <= 2 * BACKLOG; n++) await attacker.bytes(...run.opening(attacker, run.id(n), data));
+      for (let n = 1; n <= 2 * acceptBacklog; n++) await attacker.bytes(...run.opening(attacker, run.id(n), data));
       await run.echoes(attacker);
       const { last } = await run.victim.state();
-      assertEquals(last!.pendingAccept, BACKLOG);
-      assertEquals(last!.refused, BACKLOG);
-      assertEquals(last!.bytesUnread, BACKLOG * data.length);
-      assertEquals(attacker.counts[FIN], BACKLOG);
+      assertEquals(last!.pendingAccept, acceptBacklog);
+      assertEquals(last!.refused, acceptBacklog);
+      assertEquals(last!.bytesUnread, acceptBacklog * data.length);
+      assertEquals(attacker.counts[FIN], acceptBacklog);
     },
   },
   {

@@ -5,6 +5,8 @@
  */
 
 import type { Session } from "../../mod.ts";
+import { MAX_PAYLOAD_LENGTH } from "../../frame.ts";
+import { DEFAULTS, MAX_DEFAULT_STREAM_BUFFER } from "../../options.ts";
 import { type Forgery, HARMLESS, other, type SideName } from "./invariants.ts";
 import type { Random } from "./random.ts";
 import type { Fault, Travel } from "./wire.ts";
@@ -132,18 +134,18 @@ function isWide({ rate, capacity, jitter, mostRead, mostWrite }: Travel): boolea
 }
 
 function makeOptions(random: Random, keepAliveInterval: number, timeout: number): Limits {
-  const maxReceiveBuffer = random.pick([1, 100, 5000, 300_000, 2 ** 24, 2 ** 24]);
-  const largest = Math.min(maxReceiveBuffer, 2 ** 23);
+  const maxReceiveBuffer = random.pick([1, 100, 5000, 300_000, DEFAULTS.maxReceiveBuffer, DEFAULTS.maxReceiveBuffer]);
+  const largest = Math.min(maxReceiveBuffer, MAX_DEFAULT_STREAM_BUFFER);
   return {
     keepAliveInterval,
     timeout,
-    maxFrameSize: random.pick([1, 10, 1000, 32_768, 32_768, 65_535]),
+    maxFrameSize: random.pick([1, 10, 1000, DEFAULTS.maxFrameSize, DEFAULTS.maxFrameSize, MAX_PAYLOAD_LENGTH]),
     maxReceiveBuffer,
     maxStreamBuffer: random.oneIn(2)
       ? Math.max(1, largest >> 1)
       : Math.min(largest, random.pick([1, 50, 3000, 300_000])),
-    maxStreams: random.pick([1, 2, 8192, 8192]),
-    acceptBacklog: random.pick([1, 2, 1024, 1024]),
+    maxStreams: random.pick([1, 2, DEFAULTS.maxStreams, DEFAULTS.maxStreams]),
+    acceptBacklog: random.pick([1, 2, DEFAULTS.acceptBacklog, DEFAULTS.acceptBacklog]),
     stalledStreamTimeout: random.oneIn(6) ? random.pick([50, 200]) : Infinity,
   };
 }
