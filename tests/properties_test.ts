@@ -14,6 +14,7 @@ import {
   EMPTY_BYTES,
   FIN,
   FrameDecoder,
+  MAX_PAYLOAD_LENGTH,
   NOP,
   ProtocolError,
   PSH,
@@ -39,7 +40,7 @@ const version = fc.constantFrom<Version[]>(1, 2);
 const uint32 = fc.oneof(fc.nat(10), fc.integer({ min: 2 ** 32 - 10, max: 2 ** 32 - 1 }), fc.nat(2 ** 32 - 1));
 const payload = fc.oneof(
   { arbitrary: fc.uint8Array({ maxLength: 40 }), weight: 20 },
-  { arbitrary: fc.integer({ min: 0, max: 65535 }).map((length) => pattern(length, length)), weight: 1 },
+  { arbitrary: fc.integer({ min: 0, max: MAX_PAYLOAD_LENGTH }).map((length) => pattern(length, length)), weight: 1 },
 );
 
 const EMPTY = { data: EMPTY_BYTES, consumed: 0, window: 0 };
@@ -394,7 +395,7 @@ const transferStep = fc.record({
 });
 
 Deno.test("SendWindow and ReceiveWindow: a transfer always completes, also with windows of 1 byte", () => {
-  const size = fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: 65535 }));
+  const size = fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: MAX_PAYLOAD_LENGTH }));
   check(
     fc.property(
       largest.chain((largest) =>

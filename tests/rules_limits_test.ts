@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertGreater, assertRejects, assertStringIncludes } from "@std/assert";
 import { concat } from "@std/bytes";
-import { FIN, PSH, SYN, UPD } from "../frame.ts";
+import { FIN, MAX_PAYLOAD_LENGTH, PSH, SYN, UPD } from "../frame.ts";
 import { Session, type Stream } from "../mod.ts";
 import { MAX_WINDOW } from "../_window.ts";
 import { bytes, frame, ManualClock, pattern, readText, sessionPair, state, text, turn, withPeer } from "./support.ts";
@@ -322,7 +322,7 @@ Deno.test("rule 12: reading stops for a peer that opens streams without end and 
 
 /** A session with full buffers: its peer does not read, and updates fell due until no control frame had room. */
 async function withFullBuffers() {
-  const options = { maxStreamBuffer: 1000, maxFrameSize: 65_535 };
+  const options = { maxStreamBuffer: 1000, maxFrameSize: MAX_PAYLOAD_LENGTH };
   const all = withPeer("server", 2, options, 256);
   const { session, peer } = all;
   const streams: Stream[] = [];

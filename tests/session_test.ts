@@ -18,7 +18,7 @@ import { deadline } from "@std/async";
 import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
 import { clock } from "../_clock.ts";
-import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
+import { FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP, PSH, SYN, UPDATE_LENGTH, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { DEFAULTS, resolveOptions } from "../options.ts";
 import { INITIAL_WINDOW } from "../_window.ts";
@@ -213,7 +213,7 @@ for (const version of [1, 2] as const) {
     while (server.stats().bytesUnread < 100_000) await turn(1);
 
     // Beside the data one header for each frame: NOP, SYN, and a PSH for every 32 768 bytes.
-    const sent = { frames: 2 + 4, bytes: 8 * 6 + 100_000 };
+    const sent = { frames: 2 + 4, bytes: HEADER_LENGTH * 6 + 100_000 };
     const credit = version === 2 ? INITIAL_WINDOW : 0;
     const nothing = {
       streams: 1,
@@ -239,10 +239,10 @@ for (const version of [1, 2] as const) {
       bytesUnread: 100_000,
     });
 
-    // In version 2 the first read sends a UPD of 16 bytes.
+    // In version 2 the first read sends a UPD.
     assertEquals(await accepted.read(new Uint8Array(1)), 1);
-    const update = version === 2 ? { frames: 1, bytes: 16 } : { frames: 0, bytes: 0 };
-    while (client.stats().framesReceived < update.frames) await turn(1);
+    const updates = version === 2 ? 1 : 0;
+    while (client.stats().framesReceived < updates) await turn(1);
     assertEquals(server.stats().bytesUnread, 99_999);
 
     // One FIN in each direction.
@@ -259,7 +259,7 @@ for (const version of [1, 2] as const) {
       ...ended,
       opened: 1,
       framesSent: sent.frames + 1,
-      bytesSent: sent.bytes + 8,
+      bytesSent: sent.bytes + HEADER_LENGTH,
       // The client read after the server's FIN, so it sent no UPD; the server may have.
       framesReceived: back.frames,
       bytesReceived: back.bytes,
@@ -268,13 +268,12 @@ for (const version of [1, 2] as const) {
       ...ended,
       accepted: 1,
       framesReceived: sent.frames + 1,
-      bytesReceived: sent.bytes + 8,
+      bytesReceived: sent.bytes + HEADER_LENGTH,
       framesSent: back.frames,
       bytesSent: back.bytes,
     });
-    const updates = back.frames - 2;
-    assertEquals(back.bytes, 18 + 8 + 16 * updates);
-    assertEquals(updates, update.frames);
+    assertEquals(back.frames, 2 + updates);
+    assertEquals(back.bytes, 2 * HEADER_LENGTH + 10 + updates * (HEADER_LENGTH + UPDATE_LENGTH));
 
     // The counts remain after the end.
     await client.close();
@@ -314,7 +313,7 @@ Deno.test("Session.stats(): bytesUnsent counts bytes that the transport has not 
   while (!server.stats().readPaused) await turn(1);
   await turn();
   // NOP, SYN, PSH and its data: every byte counts at one end, except for those in the pipe.
-  const total = 8 * 3 + 10_000;
+  const total = 3 * HEADER_LENGTH + 10_000;
   const held = total - server.stats().bytesReceived;
   assert(held >= 2000, `${held} bytes are not received`);
   assert(server.stats().bytesUnread >= 1000);
@@ -325,7 +324,7 @@ Deno.test("Session.stats(): bytesUnsent counts bytes that the transport has not 
   assertEquals([server.stats().readPaused, server.stats().bytesUnread], [false, 0]);
   await turn();
   const { bytesSent, bytesUnsent } = client.stats();
-  assertEquals([bytesSent, bytesUnsent], [total + 8, 0]);
+  assertEquals([bytesSent, bytesUnsent], [total + HEADER_LENGTH, 0]);
   await client.close();
   await server.closed;
 });
@@ -540,7 +539,7 @@ Deno.test("Session.unref(): ref() and unref() are passed on to the connection", 
   session.abort();
 });
 
-const LONGEST = pattern(65_535);
+const LONGEST = pattern(MAX_PAYLOAD_LENGTH);
 
 /**
  * Counts the sleeps of sessions until disposed. Call `memoryPair()` before, since it replaces the same method. The clock
@@ -634,7 +633,7 @@ Deno.test("flood: late data for a stream closed locally causes no pause up to 25
     const late = frame(1, PSH, 3, pattern(120));
     await writeAll(far, repeat(late, closed * 2048));
     for (let n = 0; n < 10; n++) await turn();
-    assertEquals([session.stats().bytesReceived, sleeps.count], [closed * (8 + 2048 * late.length), 0]);
+    assertEquals([session.stats().bytesReceived, sleeps.count], [closed * (HEADER_LENGTH + 2048 * late.length), 0]);
     await writeAll(far, repeat(late, 64));
     for (let n = 0; n < 10; n++) await turn();
     assertEquals(sleeps.count, 1);

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertLess, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import { concat } from "@std/bytes";
 import { mergeReadableStreams, TextLineStream, toText } from "@std/streams";
-import { FIN, PSH, SYN, UPD } from "../frame.ts";
+import { FIN, MAX_PAYLOAD_LENGTH, PSH, SYN, UPD } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, StreamClosedError } from "../mod.ts";
 import { INITIAL_WINDOW } from "../_window.ts";
 import { collectGarbage } from "./garbage.ts";
@@ -203,7 +203,9 @@ Deno.test("Stream.read(): 1 000 000 unread frames of one byte use less than 2 MB
 
 Deno.test("Stream.read(): large and small frames are read in order after all have arrived", async () => {
   using all = await rawStream(1, 1 << 20);
-  const parts = [10, 65_535, 1, 40_000, 20_000, 33_000, 5, 65_535, 65_535, 100].map((length, i) => pattern(length, i));
+  const parts = [10, MAX_PAYLOAD_LENGTH, 1, 40_000, 20_000, 33_000, 5, MAX_PAYLOAD_LENGTH, MAX_PAYLOAD_LENGTH, 100].map(
+    (length, i) => pattern(length, i),
+  );
   for (const part of parts) await all.peer.send(PSH, 3, part);
   await all.peer.send(FIN, 3);
   await turn(10);

@@ -20,7 +20,7 @@ import {
   type Transport,
   type Version,
 } from "../mod.ts";
-import { FIN, NOP, PSH, SYN } from "../frame.ts";
+import { FIN, HEADER_LENGTH, NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
 import { webSocketConnection } from "../websocket.ts";
 import { makeFolder } from "./programs.ts";
@@ -707,8 +707,8 @@ Deno.test("transport: an error of the writable ends the session with it, and the
 
 Deno.test("transport: a huge chunk is read in parts, with passes of the event loop in between", async () => {
   const frames = 4_000_000;
-  const chunk = new Uint8Array(8 * frames);
-  for (let at = 0; at < chunk.length; at += 8) chunk.set([1, NOP], at);
+  const chunk = new Uint8Array(HEADER_LENGTH * frames);
+  for (let at = 0; at < chunk.length; at += HEADER_LENGTH) chunk.set([1, NOP], at);
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
   const session = Session.server({ readable, writable: new WritableStream() });
   const seen: number[] = [];
@@ -913,7 +913,7 @@ Deno.test("transport: reads are larger while several readers share a connection,
       concat(
         Array.from(
           { length: Math.floor(size / 1024) },
-          (_, n) => frame(1, PSH, 3 + 2 * (n % readers), pattern(1024 - 8)),
+          (_, n) => frame(1, PSH, 3 + 2 * (n % readers), pattern(1024 - HEADER_LENGTH)),
         ),
       );
     const session = Session.server({

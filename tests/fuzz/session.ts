@@ -10,7 +10,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { type Command, FrameDecoder, type FrameSink, MAX_PAYLOAD_LENGTH, PSH, UPD } from "../../frame.ts";
+import { FIN, FrameDecoder, type FrameSink, MAX_PAYLOAD_LENGTH, NOP, PSH, SYN, UPD } from "../../frame.ts";
 import {
   type ClientSessionOptions,
   type Connection,
@@ -23,16 +23,7 @@ import {
 } from "../../mod.ts";
 import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
 import { DEFAULTS } from "../../options.ts";
-import {
-  frame,
-  ManualClock,
-  microtasks,
-  pattern,
-  READ_BUFFER,
-  turn,
-  updateFrame,
-  WRITE_BUFFER,
-} from "../support.ts";
+import { frame, ManualClock, microtasks, pattern, READ_BUFFER, turn, updateFrame, WRITE_BUFFER } from "../support.ts";
 
 const TIMEOUT = 5000;
 const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
@@ -283,7 +274,7 @@ class Run {
     const script = this.#script;
     const choice = script.next();
     // PSH is the most frequent.
-    const command = [0, 1, 2, 2, 3, 4, 2, 0][choice % 8] as Command;
+    const command = ([SYN, FIN, PSH, PSH, NOP, UPD, PSH, SYN] as const)[choice % 8]!;
     const version = choice >= 248 ? 1 : this.#session.version ?? (choice & 8 ? 1 : 2);
     // Ids that the peer may open, small ids of both sides, or large ones.
     const small = script.next();

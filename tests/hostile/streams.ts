@@ -6,7 +6,7 @@
 
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { concat, repeat } from "@std/bytes";
-import { FIN, PSH, SYN } from "../../frame.ts";
+import { FIN, MAX_PAYLOAD_LENGTH, PSH, SYN } from "../../frame.ts";
 import { DEFAULTS } from "../../options.ts";
 import { MiB, pattern } from "../support.ts";
 import { type Attacker, many } from "./attacker.ts";
@@ -241,7 +241,7 @@ export const streams: readonly Case[] = [
   unknown(
     "garbage-65535",
     "PSHs with 65 535 bytes for streams never opened",
-    (attacker, id) => attacker.frame(PSH, id, pattern(65535)),
+    (attacker, id) => attacker.frame(PSH, id, pattern(MAX_PAYLOAD_LENGTH)),
   ),
   unknown("fin-unknown", "FINs for streams never opened", (attacker, id) => attacker.frame(FIN, id)),
   {
@@ -262,7 +262,7 @@ export const streams: readonly Case[] = [
       const attacker = await run.attack();
       const id = run.id(1);
       await attacker.bytes(attacker.frame(SYN, id), attacker.frame(FIN, id));
-      const data = attacker.frame(PSH, id, pattern(65535));
+      const data = attacker.frame(PSH, id, pattern(MAX_PAYLOAD_LENGTH));
       const bytes = run.version === 2 ? concat([data, attacker.update(id, 0, 1)]) : data;
       await run.flood(attacker, run.count(100, 1000), () => bytes, { batch: 1, goesOn: true });
       const { last } = await run.victim.state();
