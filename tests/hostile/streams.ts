@@ -8,6 +8,7 @@ import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { concat, repeat } from "@std/bytes";
 import { FIN, MAX_PAYLOAD_LENGTH, PSH, SYN } from "../../frame.ts";
 import { DEFAULTS } from "../../options.ts";
+import { LAST_ID } from "../../_session_core.ts";
 import { MiB, pattern } from "../support.ts";
 import { type Attacker, many } from "./attacker.ts";
 import type { AttackRun, Case } from "./attack_run.ts";
@@ -50,7 +51,7 @@ function unknown(name: string, attack: string, make: (attacker: Attacker, id: nu
     memory: 16,
     async run(run) {
       const attacker = await run.attack();
-      const own = run.role === "server" ? 2 ** 32 - 2 : 2 ** 32 - 1;
+      const own = run.role === "server" ? LAST_ID - 1 : LAST_ID;
       const before = await run.victim.state();
       const bytes = concat([run.id(5), own, 0].map((id) => make(attacker, id)));
       const batch = repeat(bytes, Math.max(1, Math.floor(65536 / bytes.length)));
@@ -179,7 +180,7 @@ export const streams: readonly Case[] = [
     expected: "accepted and echoed like any other stream",
     async run(run) {
       const attacker = await run.attack();
-      const id = run.role === "server" ? 2 ** 32 - 1 : 2 ** 32 - 2;
+      const id = run.role === "server" ? LAST_ID : LAST_ID - 1;
       const heard = attacker.heard(id, true);
       await attacker.bytes(...run.opening(attacker, id, pattern(100)), attacker.frame(FIN, id));
       await attacker.echoed(heard, pattern(100));
@@ -210,11 +211,11 @@ export const streams: readonly Case[] = [
     name: "sid-exhaustion",
     attack: "a victim that has two stream ids left",
     expected: "both ids are used, then opening rejects with a RangeError; ids do not wrap; other streams continue",
-    firstId: (role) => role === "client" ? 2 ** 32 - 3 : 2 ** 32 - 4,
+    firstId: (role) => role === "client" ? LAST_ID - 2 : LAST_ID - 3,
     async run(run) {
       const attacker = await run.attack();
       const ids = [await run.victim.open(), await run.victim.open()];
-      assertEquals(ids, run.role === "client" ? [2 ** 32 - 3, 2 ** 32 - 1] : [2 ** 32 - 4, 2 ** 32 - 2]);
+      assertEquals(ids, run.role === "client" ? [LAST_ID - 2, LAST_ID] : [LAST_ID - 3, LAST_ID - 1]);
       for (let n = 0; n < 3; n++) {
         const outcome = await run.victim.open().catch((error) => `${error}`);
         assert(
