@@ -6,6 +6,9 @@ import { FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, PSH, SYN, UPD } from "../frame.
 import { Session, type Stream } from "../mod.ts";
 import { MAX_WINDOW } from "../_window.ts";
 import { MAX_WAITING_REFUSALS } from "../_session_core.ts";
+import { MIN_VIEW_BYTES } from "../_chunks.ts";
+import { MAX_READ_BYTES } from "../_adapt.ts";
+import { DEFAULTS } from "../options.ts";
 import {
   bytes,
   frame,
@@ -46,7 +49,8 @@ Deno.test("rule 11: memory held for unread bytes is at most twice their number a
   // Heap for a view and the chunk before it, in bytes, without the buffer: an average over 100 000 of each.
   const beside = 532;
   // From frames that are copied to frames of half a buffer, and from the smallest buffer to the largest.
-  for (const length of [3000, 4095, 4096, 4352, 4608, 6000, 8000, 31_000, 32_768, 33_000, 60_000]) {
+  const lengths = [3000, MIN_VIEW_BYTES - 1, MIN_VIEW_BYTES, 4352, 4608, 6000, 8000];
+  for (const length of [...lengths, 31_000, DEFAULTS.maxFrameSize, 33_000, 60_000]) {
     const reads = Math.ceil(8 * 1024 * 1024 / length);
     // A small frame and a frame that may be kept as a view, always sent together.
     const part = concat([frame(1, PSH, 3, bytes("x")), frame(1, PSH, 3, pattern(length))]);
@@ -73,7 +77,10 @@ Deno.test("rule 11: memory held for unread bytes is at most twice their number a
     const kept = [...given].filter(([buffer]) => buffer.byteLength > 0);
     const views = kept.length - 1;
     const held = kept.reduce((sum, [, size]) => sum + size, 0) + (unread - views * (length + 1)) + views * beside;
-    assert(held <= 2 * unread + 2 * 63 * 1024, `${held} bytes held for ${unread} unread bytes in frames of ${length}`);
+    assert(
+      held <= 2 * unread + 2 * MAX_READ_BYTES,
+      `${held} bytes held for ${unread} unread bytes in frames of ${length}`,
+    );
     session.abort();
     await session.closed.catch(() => {});
   }
