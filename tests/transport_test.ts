@@ -24,6 +24,8 @@ import { FIN, HEADER_LENGTH, NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
 import { webSocketConnection } from "../websocket.ts";
 import { MAX_READ_BYTES } from "../_adapt.ts";
+import { LINGER_MS } from "../_deadlines.ts";
+import { MAX_SLICE_MS } from "../_timeslice.ts";
 import { makeFolder } from "./programs.ts";
 import {
   bytes,
@@ -856,9 +858,9 @@ Deno.test("transport: read, write and close are enough for a connection", async 
   assertEquals(await readAll(opened), new Uint8Array());
   client.ref();
   client.unref();
-  // Without closeWrite() neither end sees that the other has finished: each waits for one second of silence.
+  // Without closeWrite() neither end sees that the other has finished: each waits for the silence after a close.
   const closing = Promise.all([client.close(), server.close()]);
-  await clock.advance(999);
+  await clock.advance(LINGER_MS - 1);
   assertEquals([near.isClosed, far.isClosed], [false, false]);
   await clock.advance(1);
   assertEquals([near.isClosed, far.isClosed], [true, true]);
@@ -902,8 +904,8 @@ Deno.test("transport: read buffers are freed when their data was read, and at th
 });
 
 Deno.test("transport: reads are larger while several readers share a connection, and shrink to 63 KiB after a short read", async () => {
-  // A read that takes 3 ms uses up the time slice of the loop.
-  const cases = [1, 2].flatMap((readers) => [0, 3].map((milliseconds) => ({ readers, milliseconds })));
+  // The longer read uses up the time slice of the loop.
+  const cases = [1, 2].flatMap((readers) => [0, MAX_SLICE_MS + 1].map((milliseconds) => ({ readers, milliseconds })));
   for (const { readers, milliseconds } of cases) {
     using clock = new ManualClock();
     const sizes: number[] = [];

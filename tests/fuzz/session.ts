@@ -23,10 +23,12 @@ import {
 } from "../../mod.ts";
 import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
 import { DEFAULTS } from "../../options.ts";
+import { LINGER_MS } from "../../_deadlines.ts";
+import { TIMER_LAG_MS } from "../../_clock.ts";
 import { frame, ManualClock, microtasks, pattern, READ_BUFFER, turn, updateFrame, WRITE_BUFFER } from "../support.ts";
 
 const TIMEOUT = 5000;
-const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
+const DELAYS = [1, 50, 500, LINGER_MS + TIMER_LAG_MS, TIMEOUT, 4 * TIMEOUT];
 // A script can use this many streams, the last ones opened or accepted.
 const STREAMS = 8;
 // An operation settles within a few microtasks for each frame.

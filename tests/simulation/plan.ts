@@ -62,7 +62,8 @@ export function makePlan(random: Random): Plan {
   const frames = 40 + random.below(160);
   // Version 2 needs a timeout, because only a timeout ends a write to a stream that the peer has closed. Both ends have
   // the same keepalive interval, because a session without keepalive exceeds the timeout of its peer.
-  const keepAliveInterval = random.pick(version === 1 ? [200, 10_000, Infinity] : [200, 2000, 10_000]);
+  const { keepAliveInterval: usual } = DEFAULTS;
+  const keepAliveInterval = random.pick(version === 1 ? [200, usual, Infinity] : [200, 2000, usual]);
   const timeout = keepAliveInterval === Infinity ? Infinity : Math.max(keepAliveInterval * random.pick([3, 4]), 3000);
   const client = makeOptions(random, keepAliveInterval, timeout);
   const server = random.oneIn(2) ? client : makeOptions(random, keepAliveInterval, timeout);
