@@ -20,10 +20,13 @@ import {
 
 const NO_ADDRESS: Address = { transport: "tcp", hostname: "", port: 0 };
 
-// Larger minimum: more memory per idle session. Larger maximum: no faster on loopback. Below 64 KiB, so that a frame of
-// the default 32 KiB is more than half of the buffer and can be kept as a view.
+// Minimum size of a read. Larger: more memory per idle session.
 const MIN_READ_BYTES = 8 * 1024;
-const MAX_READ_BYTES = 63 * 1024;
+/**
+ * Maximum size of a read for a single reader. Larger: no faster on loopback. Below 64 KiB, so that a frame of the
+ * default 32 KiB is more than half of the buffer and can be kept as a view.
+ */
+export const MAX_READ_BYTES = 63 * 1024;
 /**
  * The limit after a full read that served several readers. A single reader keeps the smaller limit, because bytes
  * beyond its own buffer are copied twice. Larger: fewer split frames with 100 streams, but the allocator then maps and

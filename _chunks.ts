@@ -10,8 +10,8 @@ import { Channel } from "./channel.ts";
 import { EMPTY_BYTES } from "./frame.ts";
 import { ReadBuffer } from "./transport.ts";
 
-// Minimum length of a view. Larger: more copying; smaller: more memory per byte.
-const MIN_VIEW_BYTES = 4096;
+/** Minimum length of a view. Larger: more copying; smaller: more memory per byte. */
+export const MIN_VIEW_BYTES = 4096;
 // Upper bound for the memory of a view and of a small chunk before it, beside the buffer.
 const VIEW_COST_BYTES = 1024;
 // Copied payloads are merged into chunks of these sizes. Larger: more unused memory; smaller: more chunks.

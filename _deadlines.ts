@@ -10,9 +10,11 @@
 import type { FrameWriter } from "./_writer.ts";
 import { clock, excuse, type Timer, TIMER_LAG_MS } from "./_clock.ts";
 
-// Silence of the peer after which a closing session ends, because Go's peers close only by keepalive. Larger: slower
-// close; smaller: data on a slow link is lost to a reset.
-const LINGER_MS = 1000;
+/**
+ * Silence of the peer after which a closing session ends, because Go's peers close only by keepalive. Larger: slower
+ * close; smaller: data on a slow link is lost to a reset.
+ */
+export const LINGER_MS = 1000;
 // Larger: idle sessions hold more memory; smaller: buffers are allocated more often.
 const TRIM_DELAY_MS = 1000;
 // Minimum number of timer ticks in the shortest wait: their lag shows how long the process was blocked. Larger: more

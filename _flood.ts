@@ -8,28 +8,39 @@
 import { HEADER_LENGTH } from "./frame.ts";
 import { INITIAL_WINDOW } from "./_window.ts";
 
-// Total cost before a pause. A frame without effect costs 1: NOP, UPD, FIN of an unknown stream, empty data, SYN of an
-// open stream. Larger: more work for a flooding peer; smaller: pauses for honest peers, which cause such frames, too:
-// each stream that was closed here first leaves a FIN.
-const FLOOD_BUDGET = 8192;
-// Cost of a refused stream. Also of a frame of data for an unknown or ended stream, and once more for every
-// BYTES_PER_COST bytes of it.
-const REFUSAL_COST = 128;
+/**
+ * Total cost before a pause. A frame without effect costs 1: NOP, UPD, FIN of an unknown stream, empty data, SYN of an
+ * open stream. Larger: more work for a flooding peer; smaller: pauses for honest peers, which cause such frames, too:
+ * each stream that was closed here first leaves a FIN.
+ */
+export const FLOOD_BUDGET = 8192;
+/**
+ * Cost of a refused stream. Also of a frame of data for an unknown or ended stream, and once more for every
+ * BYTES_PER_COST bytes of it.
+ */
+export const REFUSAL_COST = 128;
 const BYTES_PER_COST = 8192;
-// Cost of a stream that the peer opened and ended without data. Larger: slows down peers with many short streams;
-// smaller: less time for the acceptors, so that more of such streams are refused.
-const EMPTY_STREAM_COST = 64;
+/**
+ * Cost of a stream that the peer opened and ended without data. Larger: slows down peers with many short streams;
+ * smaller: less time for the acceptors, so that more of such streams are refused.
+ */
+export const EMPTY_STREAM_COST = 64;
 // Bytes without cost for a stream that was closed here before the peer's FIN, because they may be in flight; and for
 // all streams together.
 const LATE_DATA_BYTES = INITIAL_WINDOW;
 const MAX_LATE_DATA_BYTES = 256 * LATE_DATA_BYTES;
-// The first pause. Larger: less throughput for a peer with many refused streams; smaller: less than a fair share for
-// other sessions.
-const PAUSE_MS = 4;
-// A first pause up to this long shows that other sessions had little to do. Otherwise a second pause follows, of at
-// most MAX_PAUSE_MS.
-const SHORT_PAUSE_MS = 6;
-const MAX_PAUSE_MS = 50;
+/**
+ * The first pause. Larger: less throughput for a peer with many refused streams; smaller: less than a fair share for
+ * other sessions.
+ */
+export const PAUSE_MS = 4;
+/**
+ * A first pause up to this long shows that other sessions had little to do. Otherwise a second pause follows, of at
+ * most MAX_PAUSE_MS.
+ */
+export const SHORT_PAUSE_MS = 6;
+/** Maximum of the second pause in milliseconds. */
+export const MAX_PAUSE_MS = 50;
 
 /** Counts the cost of one peer. */
 export class FloodGuard {

@@ -11,9 +11,11 @@ import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 import type { ReadBuffer } from "./transport.ts";
 import { ReceiveWindow, type WindowPool } from "./_window.ts";
 
-// Bytes by which a peer may exceed its credit: concurrent writers on one stream of Go's smux do. Larger: a hostile peer
-// can store more; smaller: such streams are cut.
-const CREDIT_TOLERANCE = 1024 * 1024;
+/**
+ * Bytes by which a peer may exceed its credit: concurrent writers on one stream of Go's smux do. Larger: a hostile peer
+ * can store more; smaller: such streams are cut.
+ */
+export const CREDIT_TOLERANCE = 1024 * 1024;
 // Size of the buffer of `readLarge`. Larger: more memory per waiting read; smaller: more chunks.
 const MAX_PULL_BYTES = 64 * 1024;
 

@@ -25,13 +25,16 @@ import { adapt } from "./_adapt.ts";
 import { isReset, type Link, type Transport } from "./transport.ts";
 import { WindowPool } from "./_window.ts";
 
-// Refusals that may wait for room; beyond this number reading pauses. Larger: more memory for a hostile peer; smaller:
-// pauses for an honest one.
-const MAX_WAITING_REFUSALS = 1024;
+/**
+ * Refusals that may wait for room; beyond this number reading pauses. Larger: more memory for a hostile peer; smaller:
+ * pauses for an honest one.
+ */
+export const MAX_WAITING_REFUSALS = 1024;
 // At the end of a session the process yields after notifying this many streams, because the application reacts to each
 // notification at once. Larger: the event loop is blocked longer; smaller: the end takes longer.
 const NOTIFY_BATCH = 64;
-const LAST_ID = 2 ** 32 - 1;
+/** The last id of a stream. */
+export const LAST_ID = 2 ** 32 - 1;
 
 /** The role of this end. The client opens streams with odd ids, the server with even ids. */
 export type Role = "client" | "server";

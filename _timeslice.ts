@@ -9,8 +9,10 @@
 
 import { clock, type Pass, type Timer } from "./_clock.ts";
 
-// A loop that never blocks yields after this long. Larger: fewer yields; smaller: other connections are served earlier.
-const MAX_SLICE_MS = 2;
+/**
+ * A loop that never blocks yields after this long. Larger: fewer yields; smaller: other connections are served earlier.
+ */
+export const MAX_SLICE_MS = 2;
 
 // The pending yield, shared by all loops that yield at the same time.
 let yielding: Promise<unknown> | undefined;

@@ -39,9 +39,11 @@ const MAX_QUEUE_DELAY_MS = 30;
 // more slowly; smaller: less throughput after one late byte.
 const MIN_SHRINK_FACTOR = 0.25;
 const MAX_SHRINK_FACTOR = 0.7;
-// Minimum of a shrinking window in bytes. Larger: more latency on slow links (26 ms at 10 Mbit/s); smaller: less
-// throughput.
-const MIN_WINDOW = 32 * 1024;
+/**
+ * Minimum of a shrinking window in bytes. Larger: more latency on slow links (26 ms at 10 Mbit/s); smaller: less
+ * throughput.
+ */
+export const MIN_WINDOW = 32 * 1024;
 
 // Milliseconds without received data after which a stream returns its growth, if all room for growth is in use. Larger:
 // other streams grow later; smaller: bursts lose their window.

@@ -193,6 +193,20 @@ export interface SessionCloseOptions {
   timeout?: number | undefined;
 }
 
+/** Defaults of the options that depend neither on the role nor on other options. */
+export const DEFAULTS = {
+  keepAliveInterval: 10_000,
+  timeout: 30_000,
+  stalledStreamTimeout: Infinity,
+  maxFrameSize: 32_768,
+  maxReceiveBuffer: 16 * 1024 * 1024,
+  maxStreams: 8192,
+  acceptBacklog: 1024,
+} as const;
+
+/** Default of `maxStreamBuffer` in bytes, unless half of `maxReceiveBuffer` is less. */
+export const MAX_DEFAULT_STREAM_BUFFER = 8 * 1024 * 1024;
+
 type Limits = { readonly [Name in keyof Omit<SessionOptions, "incoming" | "onFrame">]-?: number };
 
 /** Options with every default filled in. */
@@ -212,7 +226,8 @@ export interface Settings extends Limits {
  * @throws {TypeError} Options cannot be combined.
  */
 export function resolveOptions(options: ServerSessionOptions, role: "client" | "server"): Settings {
-  const { version = role === "client" ? 2 : "auto", maxReceiveBuffer = 16 * 1024 * 1024, incoming, onFrame } = options;
+  const { version = role === "client" ? 2 : "auto", incoming, onFrame } = options;
+  const { maxReceiveBuffer = DEFAULTS.maxReceiveBuffer } = options;
   if (version !== 1 && version !== 2 && !(version === "auto" && role === "server")) {
     throw new RangeError(`version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);
   }
@@ -229,19 +244,22 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
     version,
     incoming,
     onFrame,
-    keepAliveInterval: duration("keepAliveInterval", options.keepAliveInterval ?? 10_000),
-    timeout: duration("timeout", options.timeout ?? 30_000),
-    stalledStreamTimeout: duration("stalledStreamTimeout", options.stalledStreamTimeout ?? Infinity),
-    maxFrameSize: integer("maxFrameSize", options.maxFrameSize ?? 32_768, MAX_PAYLOAD_LENGTH),
+    keepAliveInterval: duration("keepAliveInterval", options.keepAliveInterval ?? DEFAULTS.keepAliveInterval),
+    timeout: duration("timeout", options.timeout ?? DEFAULTS.timeout),
+    stalledStreamTimeout: duration(
+      "stalledStreamTimeout",
+      options.stalledStreamTimeout ?? DEFAULTS.stalledStreamTimeout,
+    ),
+    maxFrameSize: integer("maxFrameSize", options.maxFrameSize ?? DEFAULTS.maxFrameSize, MAX_PAYLOAD_LENGTH),
     maxReceiveBuffer: integer("maxReceiveBuffer", maxReceiveBuffer, MAX_WINDOW),
     maxStreamBuffer: integer(
       "maxStreamBuffer",
-      options.maxStreamBuffer ?? Math.max(1, Math.min(8 * 1024 * 1024, Math.floor(maxReceiveBuffer / 2))),
+      options.maxStreamBuffer ?? Math.max(1, Math.min(MAX_DEFAULT_STREAM_BUFFER, Math.floor(maxReceiveBuffer / 2))),
       maxReceiveBuffer,
       "maxReceiveBuffer, ",
     ),
-    maxStreams: integer("maxStreams", options.maxStreams ?? 8192, MAX_WINDOW),
-    acceptBacklog: integer("acceptBacklog", options.acceptBacklog ?? 1024, MAX_WINDOW),
+    maxStreams: integer("maxStreams", options.maxStreams ?? DEFAULTS.maxStreams, MAX_WINDOW),
+    acceptBacklog: integer("acceptBacklog", options.acceptBacklog ?? DEFAULTS.acceptBacklog, MAX_WINDOW),
   };
   const { keepAliveInterval, timeout } = settings;
   if (keepAliveInterval !== Infinity && timeout < keepAliveInterval) {

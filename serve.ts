@@ -50,9 +50,10 @@ export interface Listener<Accepted extends Transport = Transport> {
   close(): void;
 }
 
-// Names of the errors of `accept` when the listener was closed, and when a connection was lost before it was accepted.
+// Names of the errors of `accept` when the listener was closed.
 const LISTENER_CLOSED = ["BadResource", "Interrupted"];
-const CONNECTION_LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
+/** Names of the errors of `accept` when a connection was lost before it was accepted. */
+export const CONNECTION_LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
 // Pause after other errors, which may last (too many open files). Smaller: busy waiting; larger: later recovery.
 const MIN_PAUSE_MS = 5;
 const MAX_PAUSE_MS = 1000;

@@ -25,6 +25,7 @@ import {
   type Stream,
 } from "../mod.ts";
 import { clock } from "../_clock.ts";
+import { DEFAULTS } from "../options.ts";
 import { frame, memoryPair, RawPeer, readAll, sessionPair, tcpPair, turn, writeAll } from "./support.ts";
 
 const ids = (first: number, count: number) => Array.from({ length: count }, (_, n) => first + 2 * n);
@@ -296,7 +297,7 @@ async function answer(stream: Stream): Promise<void> {
 
 for (const acceptors of [1, 8]) {
   Deno.test(`accepting: none of 3000 streams opened at once is refused while ${acceptors} acceptors only accept`, async () => {
-    for (const acceptBacklog of [1, 16, 1024]) {
+    for (const acceptBacklog of [1, 16, DEFAULTS.acceptBacklog]) {
       const { session, peer } = serverWithPeer({ acceptBacklog });
       const accept = async () => {
         for await (const stream of session) answer(stream);

@@ -5,8 +5,10 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { ChunkQueue } from "../_chunks.ts";
+import { ChunkQueue, MIN_VIEW_BYTES } from "../_chunks.ts";
 import { ReadBuffer } from "../transport.ts";
+import { MAX_READ_BYTES } from "../_adapt.ts";
+import { DEFAULTS } from "../options.ts";
 import { pattern } from "./support.ts";
 
 const KiB = 1024;
@@ -84,12 +86,12 @@ Deno.test("ChunkQueue.push() keeps a view of a payload that is most of its buffe
     assertEquals(drain(chunks), pattern(length));
     return isRetained;
   };
-  assert(isKept(63 * KiB, 63 * KiB));
-  assert(isKept(63 * KiB, 32 * KiB));
-  assert(!isKept(63 * KiB, 31 * KiB));
-  assert(!isKept(63 * KiB, 63 * KiB, true));
-  assert(isKept(6 * KiB, 4 * KiB));
-  assert(!isKept(4 * KiB - 1, 4 * KiB - 1));
+  assert(isKept(MAX_READ_BYTES, MAX_READ_BYTES));
+  assert(isKept(MAX_READ_BYTES, DEFAULTS.maxFrameSize));
+  assert(!isKept(MAX_READ_BYTES, DEFAULTS.maxFrameSize - KiB));
+  assert(!isKept(MAX_READ_BYTES, MAX_READ_BYTES, true));
+  assert(isKept(MIN_VIEW_BYTES + 2 * KiB, MIN_VIEW_BYTES));
+  assert(!isKept(MIN_VIEW_BYTES - 1, MIN_VIEW_BYTES - 1));
 });
 
 Deno.test("ChunkQueue frees a buffer after its last byte was read or dropped and all other references were released", () => {

@@ -2,6 +2,7 @@
 
 import { assertEquals } from "@std/assert";
 import { FloodGuard } from "../_flood.ts";
+import { HEADER_LENGTH } from "../frame.ts";
 import { KiB, MiB } from "./support.ts";
 
 /** How many calls use up the budget. */
@@ -30,17 +31,18 @@ Deno.test("FloodGuard: each stream closed locally allows 256 KiB of late data wi
   const flood = new FloodGuard();
   flood.expectLateData();
   flood.expectLateData();
+  const frame = 1000 + HEADER_LENGTH;
   let bytes = 0;
-  for (; !flood.isExhausted; bytes += 1008) flood.lateData(1000);
+  for (; !flood.isExhausted; bytes += frame) flood.lateData(1000);
   // After that, 64 frames use up the budget.
-  assertEquals(bytes - 64 * 1008, Math.floor(512 * KiB / 1008) * 1008);
+  assertEquals(bytes - 64 * frame, Math.floor(512 * KiB / frame) * frame);
 });
 
 Deno.test("FloodGuard: late data is without cost up to 64 MiB, for any number of closed streams", () => {
   const flood = new FloodGuard();
   for (let n = 0; n < 10_000; n++) flood.expectLateData();
   let bytes = 0;
-  for (; !flood.isExhausted; bytes += 64 * KiB) flood.lateData(64 * KiB - 8);
+  for (; !flood.isExhausted; bytes += 64 * KiB) flood.lateData(64 * KiB - HEADER_LENGTH);
   // The last eight frames had a cost.
   assertEquals(Math.floor(bytes / MiB), 64);
 });

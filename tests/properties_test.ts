@@ -14,6 +14,7 @@ import {
   EMPTY_BYTES,
   FIN,
   FrameDecoder,
+  MAX_PAYLOAD_LENGTH,
   NOP,
   ProtocolError,
   PSH,
@@ -22,7 +23,7 @@ import {
   type Version,
 } from "../frame.ts";
 import { type Entry, Table } from "../_table.ts";
-import { INITIAL_WINDOW, MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
+import { INITIAL_WINDOW, MAX_WINDOW, MIN_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
 import { decode, recorder } from "./decode_helpers.ts";
 import { collector, frame, pattern, type RawFrame, updateFrame, withFakeTime } from "./support.ts";
 
@@ -39,7 +40,7 @@ const version = fc.constantFrom<Version[]>(1, 2);
 const uint32 = fc.oneof(fc.nat(10), fc.integer({ min: 2 ** 32 - 10, max: 2 ** 32 - 1 }), fc.nat(2 ** 32 - 1));
 const payload = fc.oneof(
   { arbitrary: fc.uint8Array({ maxLength: 40 }), weight: 20 },
-  { arbitrary: fc.integer({ min: 0, max: 65535 }).map((length) => pattern(length, length)), weight: 1 },
+  { arbitrary: fc.integer({ min: 0, max: MAX_PAYLOAD_LENGTH }).map((length) => pattern(length, length)), weight: 1 },
 );
 
 const EMPTY = { data: EMPTY_BYTES, consumed: 0, window: 0 };
@@ -333,8 +334,8 @@ Deno.test("ReceiveWindow: limits never decrease, updates have at least the small
       (largest, room, beginnings, steps) => {
         withFakeTime((time) => {
           const pool = new WindowPool(largest, room);
-          // No measurement makes a window smaller than 32 KiB, or than the largest window if that is less.
-          const least = Math.min(32 * 1024, largest);
+          // No measurement makes a window smaller than the minimum, or than the largest window if that is less.
+          const least = Math.min(MIN_WINDOW, largest);
           const streams = beginnings.map((beginning) => new Inbound(pool, beginning));
           for (const { stream: index, kind, share, time: elapsed } of steps) {
             const stream = streams[index % streams.length]!;
@@ -394,7 +395,7 @@ const transferStep = fc.record({
 });
 
 Deno.test("SendWindow and ReceiveWindow: a transfer always completes, also with windows of 1 byte", () => {
-  const size = fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: 65535 }));
+  const size = fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: MAX_PAYLOAD_LENGTH }));
   check(
     fc.property(
       largest.chain((largest) =>

@@ -13,6 +13,7 @@ import { concat } from "@std/bytes";
 import { clock } from "../_clock.ts";
 import { FIN, NOP, PSH, SYN } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, type Stream } from "../mod.ts";
+import { INITIAL_WINDOW } from "../_window.ts";
 import {
   bytes,
   frame,
@@ -82,21 +83,21 @@ Deno.test("rule 6: a v2 write without credit for the timeout after the peer's FI
   assertEquals(await state(writing), "pending", "before the peer's FIN the wait has no limit");
   await peer.send(FIN, 3);
   await alive(900);
-  await peer.update(3, 1000, 262_144);
+  await peer.update(3, 1000, INITIAL_WINDOW);
   await alive(900);
-  await peer.update(3, 1000, 262_144);
+  await peer.update(3, 1000, INITIAL_WINDOW);
   assertEquals(await state(writing), "pending", "the first UPD moved the limit");
   await alive(100);
   const error = await failed;
   assertEquals(error.name, "TimeoutError");
-  assertEquals((error as DOMException & { bytesWritten: number }).bytesWritten, 262_144 + 1000);
+  assertEquals((error as DOMException & { bytesWritten: number }).bytesWritten, INITIAL_WINDOW + 1000);
   await clock.advance(0);
   await Promise.all(allFailed);
   await alive(900);
   assertEquals(await state(late), "pending");
   await alive(200);
   await lateFailed;
-  await peer.update(3, 2000, 262_144);
+  await peer.update(3, 2000, INITIAL_WINDOW);
   assertEquals(await stream.write(pattern(1000)), 1000, "credit that arrives after the timeout is usable");
   assertEquals(await state(session.closed), "pending");
   session.abort();
@@ -120,7 +121,7 @@ Deno.test("rule 6: a freeze extends the wait for credit after the peer's FIN", a
     await clock.advance(980);
     assertEquals([await state(writing), await state(behind)], ["pending", "pending"]);
     if (isGiven) {
-      await peer.update(3, 262_144, 262_144);
+      await peer.update(3, INITIAL_WINDOW, INITIAL_WINDOW);
       assertEquals([await writing, await behind], [300_000, 1]);
     } else {
       await peer.send(NOP, 0);
@@ -345,13 +346,13 @@ Deno.test("rule 14: a stream with a rejected write gets no FIN, so that its peer
   await turn();
   await client.close();
   const [first, second] = await failures;
-  assertEquals([first.bytesWritten, second.bytesWritten], [262_144, 0]);
+  assertEquals([first.bytesWritten, second.bytesWritten], [INITIAL_WINDOW, 0]);
   assertEquals(text(await readAll(farWhole)), "all of it");
   let count = 0;
   const failure = await assertRejects(async () => {
     for (let read; (read = await farCut.read(new Uint8Array(65_536))) !== null;) count += read;
   }, SessionClosedError);
-  assertEquals(count, 262_144);
+  assertEquals(count, INITIAL_WINDOW);
   assertEquals(failure.cause, undefined, "the session ended cleanly, the stream did not");
   await server.closed;
 });

@@ -2,8 +2,10 @@
 
 import { assert, assertEquals, assertGreater, assertLess, assertRejects, assertThrows } from "@std/assert";
 import { concat } from "@std/bytes";
-import { FIN, PSH, SYN, UPD } from "../frame.ts";
+import { FIN, MAX_PAYLOAD_LENGTH, PSH, SYN, UPD } from "../frame.ts";
 import { ProtocolError, type Stream, StreamClosedError } from "../mod.ts";
+import { CREDIT_TOLERANCE } from "../_receive_half.ts";
+import { INITIAL_WINDOW } from "../_window.ts";
 import {
   bytes,
   frame,
@@ -35,9 +37,9 @@ Deno.test("rule 9: a UPD that consumes more than was sent fails the writes of it
 Deno.test("rule 9: a UPD that consumes less than before is ignored, and a window above 2^31-1 is clamped", async () => {
   const { session, peer } = withPeer("client", 2, {}, 4 << 20);
   const stream = await session.openStream();
-  await stream.write(pattern(262_144));
+  await stream.write(pattern(INITIAL_WINDOW));
   assertEquals(stream.tryWrite(bytes("x")), 0);
-  await peer.update(3, 200_000, 62_144 + 10);
+  await peer.update(3, 200_000, INITIAL_WINDOW - 200_000 + 10);
   await turn();
   assertEquals(stream.tryWrite(pattern(100)), 10);
   await peer.update(3, 100, 4_000_000_000);
@@ -79,9 +81,10 @@ Deno.test("rule 9: a stream whose peer exceeds its credit by more than 1 MiB is 
   await peer.send(SYN, 3);
   await peer.send(SYN, 5);
   const [hog, other] = [await session.acceptStream(), await session.acceptStream()];
-  const most = 262_144 + 1024 * 1024;
-  for (let sent = 0; sent < most; sent += 65_536) await peer.send(PSH, 3, pattern(65_535));
-  await peer.send(PSH, 3, pattern(most - 20 * 65_535));
+  const most = INITIAL_WINDOW + 1024 * 1024;
+  const whole = Math.floor(most / MAX_PAYLOAD_LENGTH);
+  for (let n = 0; n < whole; n++) await peer.send(PSH, 3, pattern(MAX_PAYLOAD_LENGTH));
+  await peer.send(PSH, 3, pattern(most % MAX_PAYLOAD_LENGTH));
   await turn();
   assertEquals(session.stats().bytesUnread, most, "1 MiB beyond the credit is accepted");
   const reason = assertRejects(() => hog.closed, ProtocolError, "credit");
@@ -102,7 +105,7 @@ Deno.test("rule 9: frames in the same read as the frame that exceeds the credit 
   await peer.send(SYN, 3);
   await peer.send(SYN, 5);
   const [hog, other] = [await session.acceptStream(), await session.acceptStream()];
-  const [most, last] = [262_144 + 1024 * 1024, 40_000];
+  const [most, last] = [INITIAL_WINDOW + CREDIT_TOLERANCE, 40_000];
   for (let left = most - last; left > 0; left -= 50_000) await peer.send(PSH, 3, pattern(Math.min(left, 50_000)));
   await turn();
   assertEquals(session.stats().bytesUnread, most - last);
@@ -176,7 +179,7 @@ Deno.test("rule 10: over a slow link the window grows to the bandwidth-delay pro
   const { session, peer } = withPeer("server", 2, { timeout: Infinity, keepAliveInterval: Infinity }, 64 << 20);
   await peer.send(SYN, 3);
   const stream = await session.acceptStream();
-  let granted = 262_144;
+  let granted = INITIAL_WINDOW;
   const windows: number[] = [];
   const listening = (async () => {
     for (let frame = await peer.next(); frame !== null; frame = await peer.next()) {
@@ -188,7 +191,7 @@ Deno.test("rule 10: over a slow link the window grows to the bandwidth-delay pro
   const p = new Uint8Array(1 << 20);
   for (let trip = 0, sent = 0, limit = granted; trip < 20; trip++, limit = granted) {
     while (sent < limit) {
-      const count = Math.min(limit - sent, 65_535);
+      const count = Math.min(limit - sent, MAX_PAYLOAD_LENGTH);
       await peer.send(PSH, 3, p.subarray(0, count));
       sent += count;
       await turn(1);
@@ -196,7 +199,7 @@ Deno.test("rule 10: over a slow link the window grows to the bandwidth-delay pro
     }
     await clock.advance(50);
   }
-  assert(windows[0] === 262_144, "the first window");
+  assert(windows[0] === INITIAL_WINDOW, "the first window");
   assert(Math.max(...windows) > 2 << 20, `the largest window is ${Math.max(...windows)}`);
   assert(Math.max(...windows) <= 8 << 20);
   stream.close();
@@ -249,7 +252,7 @@ Deno.test("rule 10: while half of the buffer is unread, a UPD revokes the credit
   for (const stream of streams.slice(0, 3)) await readExactly(stream, 200_000);
   await peer.send(PSH, 9, pattern(100));
   await streams[3]!.read(new Uint8Array(100));
-  for (let update = credit; update.id !== 9 || update.window < 262_144;) update = await peer.nextOf(UPD);
+  for (let update = credit; update.id !== 9 || update.window < INITIAL_WINDOW;) update = await peer.nextOf(UPD);
   session.abort();
 });
 

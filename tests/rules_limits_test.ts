@@ -2,9 +2,26 @@
 
 import { assert, assertEquals, assertGreater, assertRejects, assertStringIncludes } from "@std/assert";
 import { concat } from "@std/bytes";
-import { FIN, PSH, SYN, UPD } from "../frame.ts";
+import { FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, PSH, SYN, UPD } from "../frame.ts";
 import { Session, type Stream } from "../mod.ts";
-import { bytes, frame, ManualClock, pattern, readText, sessionPair, state, text, turn, withPeer } from "./support.ts";
+import { MAX_WINDOW } from "../_window.ts";
+import { MAX_WAITING_REFUSALS } from "../_session_core.ts";
+import { MIN_VIEW_BYTES } from "../_chunks.ts";
+import { MAX_READ_BYTES } from "../_adapt.ts";
+import { DEFAULTS } from "../options.ts";
+import {
+  bytes,
+  frame,
+  ManualClock,
+  pattern,
+  readText,
+  sessionPair,
+  state,
+  text,
+  turn,
+  withPeer,
+  WRITE_BUFFER,
+} from "./support.ts";
 
 Deno.test("rule 11: at maxReceiveBuffer reading stops, what was read is decoded, and writing continues", async () => {
   const { session, peer } = withPeer("server", 1, { maxReceiveBuffer: 10_000 }, 1 << 20);
@@ -32,7 +49,8 @@ Deno.test("rule 11: memory held for unread bytes is at most twice their number a
   // Heap for a view and the chunk before it, in bytes, without the buffer: an average over 100 000 of each.
   const beside = 532;
   // From frames that are copied to frames of half a buffer, and from the smallest buffer to the largest.
-  for (const length of [3000, 4095, 4096, 4352, 4608, 6000, 8000, 31_000, 32_768, 33_000, 60_000]) {
+  const lengths = [3000, MIN_VIEW_BYTES - 1, MIN_VIEW_BYTES, 4352, 4608, 6000, 8000];
+  for (const length of [...lengths, 31_000, DEFAULTS.maxFrameSize, 33_000, 60_000]) {
     const reads = Math.ceil(8 * 1024 * 1024 / length);
     // A small frame and a frame that may be kept as a view, always sent together.
     const part = concat([frame(1, PSH, 3, bytes("x")), frame(1, PSH, 3, pattern(length))]);
@@ -59,7 +77,10 @@ Deno.test("rule 11: memory held for unread bytes is at most twice their number a
     const kept = [...given].filter(([buffer]) => buffer.byteLength > 0);
     const views = kept.length - 1;
     const held = kept.reduce((sum, [, size]) => sum + size, 0) + (unread - views * (length + 1)) + views * beside;
-    assert(held <= 2 * unread + 2 * 63 * 1024, `${held} bytes held for ${unread} unread bytes in frames of ${length}`);
+    assert(
+      held <= 2 * unread + 2 * MAX_READ_BYTES,
+      `${held} bytes held for ${unread} unread bytes in frames of ${length}`,
+    );
     session.abort();
     await session.closed.catch(() => {});
   }
@@ -296,7 +317,8 @@ Deno.test("rule 12: a refused stream ends without data for its opener", async ()
 });
 
 Deno.test("rule 12: reading stops for a peer that opens streams without end and never reads", async () => {
-  const { session, peer } = withPeer("server", 1, { maxStreams: 1 }, 64 * 1024);
+  const capacity = 64 * 1024;
+  const { session, peer } = withPeer("server", 1, { maxStreams: 1 }, capacity);
   let sent = 0;
   const flood = (async () => {
     for (let id = 3; id < 2_000_001; id += 2) {
@@ -308,8 +330,11 @@ Deno.test("rule 12: reading stops for a peer that opens streams without end and 
   while (!session.stats().readPaused) await turn();
   await turn(50);
   const { refused, bytesUnsent } = session.stats();
-  // At most: the refusals in two buffers, 1024 that wait, and those of the last read.
-  assert(refused < 2 * 320 * 1024 / 8 + 1024 + 64 * 1024 / 8, `${refused} refusals are held`);
+  // At most: the refusals in two buffers, those that wait, and those of the last read.
+  assert(
+    refused < (2 * WRITE_BUFFER + capacity) / HEADER_LENGTH + MAX_WAITING_REFUSALS,
+    `${refused} refusals are held`,
+  );
   assert(bytesUnsent < 1024 * 1024);
   assert(sent < 1_000_000);
   // Once the peer reads, the refusals leave and reading resumes.
@@ -321,7 +346,7 @@ Deno.test("rule 12: reading stops for a peer that opens streams without end and 
 
 /** A session with full buffers: its peer does not read, and updates fell due until no control frame had room. */
 async function withFullBuffers() {
-  const options = { maxStreamBuffer: 1000, maxFrameSize: 65_535 };
+  const options = { maxStreamBuffer: 1000, maxFrameSize: MAX_PAYLOAD_LENGTH };
   const all = withPeer("server", 2, options, 256);
   const { session, peer } = all;
   const streams: Stream[] = [];
@@ -332,7 +357,7 @@ async function withFullBuffers() {
   const [noisy, ...others] = streams;
   const writing = Array.from({ length: 10 }, (_, i) => noisy!.write(pattern(60_000, i)).catch(() => {}));
   await turn();
-  await peer.update(3, 0, 2 ** 31 - 1);
+  await peer.update(3, 0, MAX_WINDOW);
   let consumed = 0;
   for (let before = -1; before < session.stats().framesSent;) {
     before = session.stats().framesSent;
@@ -405,7 +430,7 @@ for (const version of [1, 2] as const) {
     const [bulk, small] = [await session.openStream(), await session.openStream()];
     await peer.nextOf(SYN);
     await peer.nextOf(SYN);
-    if (version === 2) { for (const id of [3, 5]) await peer.update(id, 0, 2 ** 31 - 1); }
+    if (version === 2) { for (const id of [3, 5]) await peer.update(id, 0, MAX_WINDOW); }
     await turn();
     const writing = bulk.write(pattern(4 << 20)).catch(() => {});
     await turn();

@@ -5,6 +5,7 @@ import { concat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, StreamClosedError } from "../mod.ts";
 import { setNextId } from "../session.ts";
+import { INITIAL_WINDOW } from "../_window.ts";
 import { bytes, frame, memoryPair, pattern, RawPeer, readAll, readText, text, turn, withPeer } from "./support.ts";
 
 Deno.test("rule 1: a client opens streams 3, 5, 7 and a server 2, 4, 6", async () => {
@@ -93,7 +94,7 @@ Deno.test("rule 1: an open aborted before its SYN was encoded sends nothing and 
   aborting.abort(new Error("enough"));
   await failed;
   assertEquals(session.stats().streams, 3);
-  assertEquals(session.stats().creditGranted, 3 * 262_144);
+  assertEquals(session.stats().creditGranted, 3 * INITIAL_WINDOW);
   const ids = [];
   while (ids.length < 3) ids.push((await peer.nextOf(SYN)).id);
   assertEquals(ids, [3, 5, 9]);

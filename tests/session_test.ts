@@ -18,9 +18,11 @@ import { deadline } from "@std/async";
 import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
 import { clock } from "../_clock.ts";
-import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
+import { FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP, PSH, SYN, UPDATE_LENGTH, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
-import { resolveOptions } from "../options.ts";
+import { DEFAULTS, resolveOptions } from "../options.ts";
+import { INITIAL_WINDOW } from "../_window.ts";
+import { EMPTY_STREAM_COST, FLOOD_BUDGET, MAX_PAUSE_MS, PAUSE_MS, REFUSAL_COST, SHORT_PAUSE_MS } from "../_flood.ts";
 import {
   frame,
   ManualClock,
@@ -109,9 +111,14 @@ Deno.test("options: timeout is at least keepAliveInterval, except with Infinity"
   construct({ keepAliveInterval: 500, timeout: 500 });
   construct({ keepAliveInterval: Infinity, timeout: 1 });
   construct({ keepAliveInterval: MOST, timeout: Infinity });
-  for (const options of [{ keepAliveInterval: 500, timeout: 499 }, { keepAliveInterval: 30_001 }, { timeout: 9_999 }]) {
+  const invalid = [
+    { keepAliveInterval: 500, timeout: 499 },
+    { keepAliveInterval: DEFAULTS.timeout + 1 },
+    { timeout: DEFAULTS.keepAliveInterval - 1 },
+  ];
+  for (const options of invalid) {
     const { message } = assertThrows(() => construct(options), RangeError);
-    const { keepAliveInterval = 10_000, timeout = 30_000 } = options;
+    const { keepAliveInterval = DEFAULTS.keepAliveInterval, timeout = DEFAULTS.timeout } = options;
     for (const part of ["timeout", "keepAliveInterval", `${keepAliveInterval}`, `${timeout}`]) {
       assertStringIncludes(message, part);
     }
@@ -207,8 +214,8 @@ for (const version of [1, 2] as const) {
     while (server.stats().bytesUnread < 100_000) await turn(1);
 
     // Beside the data one header for each frame: NOP, SYN, and a PSH for every 32 768 bytes.
-    const sent = { frames: 2 + 4, bytes: 8 * 6 + 100_000 };
-    const credit = version === 2 ? 262_144 : 0;
+    const sent = { frames: 2 + 4, bytes: HEADER_LENGTH * 6 + 100_000 };
+    const credit = version === 2 ? INITIAL_WINDOW : 0;
     const nothing = {
       streams: 1,
       opened: 0,
@@ -233,10 +240,10 @@ for (const version of [1, 2] as const) {
       bytesUnread: 100_000,
     });
 
-    // In version 2 the first read sends a UPD of 16 bytes.
+    // In version 2 the first read sends a UPD.
     assertEquals(await accepted.read(new Uint8Array(1)), 1);
-    const update = version === 2 ? { frames: 1, bytes: 16 } : { frames: 0, bytes: 0 };
-    while (client.stats().framesReceived < update.frames) await turn(1);
+    const updates = version === 2 ? 1 : 0;
+    while (client.stats().framesReceived < updates) await turn(1);
     assertEquals(server.stats().bytesUnread, 99_999);
 
     // One FIN in each direction.
@@ -253,7 +260,7 @@ for (const version of [1, 2] as const) {
       ...ended,
       opened: 1,
       framesSent: sent.frames + 1,
-      bytesSent: sent.bytes + 8,
+      bytesSent: sent.bytes + HEADER_LENGTH,
       // The client read after the server's FIN, so it sent no UPD; the server may have.
       framesReceived: back.frames,
       bytesReceived: back.bytes,
@@ -262,13 +269,12 @@ for (const version of [1, 2] as const) {
       ...ended,
       accepted: 1,
       framesReceived: sent.frames + 1,
-      bytesReceived: sent.bytes + 8,
+      bytesReceived: sent.bytes + HEADER_LENGTH,
       framesSent: back.frames,
       bytesSent: back.bytes,
     });
-    const updates = back.frames - 2;
-    assertEquals(back.bytes, 18 + 8 + 16 * updates);
-    assertEquals(updates, update.frames);
+    assertEquals(back.frames, 2 + updates);
+    assertEquals(back.bytes, 2 * HEADER_LENGTH + 10 + updates * (HEADER_LENGTH + UPDATE_LENGTH));
 
     // The counts remain after the end.
     await client.close();
@@ -308,7 +314,7 @@ Deno.test("Session.stats(): bytesUnsent counts bytes that the transport has not 
   while (!server.stats().readPaused) await turn(1);
   await turn();
   // NOP, SYN, PSH and its data: every byte counts at one end, except for those in the pipe.
-  const total = 8 * 3 + 10_000;
+  const total = 3 * HEADER_LENGTH + 10_000;
   const held = total - server.stats().bytesReceived;
   assert(held >= 2000, `${held} bytes are not received`);
   assert(server.stats().bytesUnread >= 1000);
@@ -319,7 +325,7 @@ Deno.test("Session.stats(): bytesUnsent counts bytes that the transport has not 
   assertEquals([server.stats().readPaused, server.stats().bytesUnread], [false, 0]);
   await turn();
   const { bytesSent, bytesUnsent } = client.stats();
-  assertEquals([bytesSent, bytesUnsent], [total + 8, 0]);
+  assertEquals([bytesSent, bytesUnsent], [total + HEADER_LENGTH, 0]);
   await client.close();
   await server.closed;
 });
@@ -534,7 +540,9 @@ Deno.test("Session.unref(): ref() and unref() are passed on to the connection", 
   session.abort();
 });
 
-const LONGEST = pattern(65_535);
+const LONGEST = pattern(MAX_PAYLOAD_LENGTH);
+// This many refused streams, or small frames of data for unknown streams, use up the budget.
+const REFUSALS = FLOOD_BUDGET / REFUSAL_COST;
 
 /**
  * Counts the sleeps of sessions until disposed. Call `memoryPair()` before, since it replaces the same method. The clock
@@ -568,18 +576,19 @@ Deno.test("flood: a session that ends during a read with flood frames does not p
 });
 
 Deno.test("flood: opening and ending streams without data pauses the peer, with data it does not", async () => {
+  const enough = FLOOD_BUDGET / EMPTY_STREAM_COST;
   for (const data of [[], [Uint8Array.of(1)]]) {
     const [near, far] = memoryPair(1 << 20);
     using sleeps = countSleeps();
     const session = Session.server(near, { version: 1, acceptBacklog: 1000 });
-    const streams = Array.from({ length: 256 }, (_, n) => {
+    const streams = Array.from({ length: 2 * enough }, (_, n) => {
       const id = 3 + 2 * n;
       return concat([frame(1, SYN, id), ...data.map((bytes) => frame(1, PSH, id, bytes)), frame(1, FIN, id)]);
     });
-    await writeAll(far, concat(streams.slice(0, 128)));
-    while (session.stats().accepted < 128) await turn();
-    await writeAll(far, concat(streams.slice(128)));
-    while (session.stats().accepted < 256) await turn();
+    await writeAll(far, concat(streams.slice(0, enough)));
+    while (session.stats().accepted < enough) await turn();
+    await writeAll(far, concat(streams.slice(enough)));
+    while (session.stats().accepted < 2 * enough) await turn();
     assertEquals(sleeps.count, data.length === 0 ? 2 : 0);
     session.abort();
   }
@@ -587,10 +596,10 @@ Deno.test("flood: opening and ending streams without data pauses the peer, with 
 
 for (
   const [took, expected, isEnded] of [
-    [6, [4], false],
-    [10, [4, 20], false],
-    [100, [4, 50], false],
-    [100, [4], true],
+    [SHORT_PAUSE_MS, [PAUSE_MS], false],
+    [10, [PAUSE_MS, 20], false],
+    [100, [PAUSE_MS, MAX_PAUSE_MS], false],
+    [100, [PAUSE_MS], true],
   ] as const
 ) {
   const then = isEnded ? ", and the end of the session cancels the second pause" : "";
@@ -608,7 +617,7 @@ for (
       return undefined;
     };
     const session = Session.server(near, { version: 1 });
-    await writeAll(far, concat(Array.from({ length: 64 }, () => frame(1, PSH, 99))));
+    await writeAll(far, concat(Array.from({ length: REFUSALS }, () => frame(1, PSH, 99))));
     await turn(10);
     assertEquals(sleeps, [...expected]);
     session.abort();
@@ -624,12 +633,13 @@ Deno.test("flood: late data for a stream closed locally causes no pause up to 25
     const streams = Array.from({ length: closed }, async () => (await session.acceptStream()).close());
     for (let n = 0; n < closed; n++) await writeAll(far, frame(1, SYN, 3 + 2 * n));
     await Promise.all(streams);
-    // One window for each closed stream, in frames of 128 bytes; 64 such frames for other streams cause a pause.
-    const late = frame(1, PSH, 3, pattern(120));
-    await writeAll(far, repeat(late, closed * 2048));
+    // One window for each closed stream, in frames of 128 bytes.
+    const late = frame(1, PSH, 3, pattern(128 - HEADER_LENGTH));
+    const count = closed * INITIAL_WINDOW / late.length;
+    await writeAll(far, repeat(late, count));
     for (let n = 0; n < 10; n++) await turn();
-    assertEquals([session.stats().bytesReceived, sleeps.count], [closed * (8 + 2048 * late.length), 0]);
-    await writeAll(far, repeat(late, 64));
+    assertEquals([session.stats().bytesReceived, sleeps.count], [closed * HEADER_LENGTH + count * late.length, 0]);
+    await writeAll(far, repeat(late, REFUSALS));
     for (let n = 0; n < 10; n++) await turn();
     assertEquals(sleeps.count, 1);
     session.abort();
@@ -639,17 +649,17 @@ Deno.test("flood: late data for a stream closed locally causes no pause up to 25
 
 for (
   const [what, enough, make] of [
-    ["refused streams", 64, (n: number) => frame(1, SYN, 5 + 2 * n)],
-    ["data frames for unknown streams", 64, (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
+    ["refused streams", REFUSALS, (n: number) => frame(1, SYN, 5 + 2 * n)],
+    ["data frames for unknown streams", REFUSALS, (n: number) => frame(1, PSH, 5 + 2 * n, pattern(1))],
     ["frames of 65 535 bytes for unknown streams", 8, (n: number) => frame(1, PSH, 5 + 2 * n, LONGEST)],
     ["frames of 65 535 bytes for a stream after its FIN", 8, () => frame(1, PSH, 3, LONGEST)],
-    ["NOPs", 8192, () => frame(1, NOP, 0)],
-    ["FINs for unknown streams", 8192, (n: number) => frame(1, FIN, 5 + 2 * n)],
-    ["FINs for a stream after its FIN", 8192, () => frame(1, FIN, 3)],
-    ["SYNs for an open stream", 8192, () => frame(1, SYN, 3)],
-    ["frames without data", 8192, () => frame(1, PSH, 1)],
-    ["UPDs for an open stream", 8192, () => updateFrame(3, 0, 1000)],
-    ["UPDs for unknown streams", 8192, (n: number) => updateFrame(5 + 2 * n, 0, 1000)],
+    ["NOPs", FLOOD_BUDGET, () => frame(1, NOP, 0)],
+    ["FINs for unknown streams", FLOOD_BUDGET, (n: number) => frame(1, FIN, 5 + 2 * n)],
+    ["FINs for a stream after its FIN", FLOOD_BUDGET, () => frame(1, FIN, 3)],
+    ["SYNs for an open stream", FLOOD_BUDGET, () => frame(1, SYN, 3)],
+    ["frames without data", FLOOD_BUDGET, () => frame(1, PSH, 1)],
+    ["UPDs for an open stream", FLOOD_BUDGET, () => updateFrame(3, 0, 1000)],
+    ["UPDs for unknown streams", FLOOD_BUDGET, (n: number) => updateFrame(5 + 2 * n, 0, 1000)],
   ] as const
 ) {
   Deno.test(`flood: ${enough} ${what} pause the peer, ${enough - 1} do not, in one read or in many`, async () => {

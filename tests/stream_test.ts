@@ -3,8 +3,9 @@
 import { assert, assertEquals, assertLess, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import { concat } from "@std/bytes";
 import { mergeReadableStreams, TextLineStream, toText } from "@std/streams";
-import { FIN, PSH, SYN, UPD } from "../frame.ts";
+import { FIN, MAX_PAYLOAD_LENGTH, PSH, SYN, UPD } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, StreamClosedError } from "../mod.ts";
+import { INITIAL_WINDOW } from "../_window.ts";
 import { collectGarbage } from "./garbage.ts";
 import {
   bytes,
@@ -202,7 +203,9 @@ Deno.test("Stream.read(): 1 000 000 unread frames of one byte use less than 2 MB
 
 Deno.test("Stream.read(): large and small frames are read in order after all have arrived", async () => {
   using all = await rawStream(1, 1 << 20);
-  const parts = [10, 65_535, 1, 40_000, 20_000, 33_000, 5, 65_535, 65_535, 100].map((length, i) => pattern(length, i));
+  const parts = [10, MAX_PAYLOAD_LENGTH, 1, 40_000, 20_000, 33_000, 5, MAX_PAYLOAD_LENGTH, MAX_PAYLOAD_LENGTH, 100].map(
+    (length, i) => pattern(length, i),
+  );
   for (const part of parts) await all.peer.send(PSH, 3, part);
   await all.peer.send(FIN, 3);
   await turn(10);
@@ -362,7 +365,7 @@ Deno.test("Stream.write(): the reason of a signal or of an abort receives no byt
 Deno.test("Stream.tryWrite() encodes as much as room and credit allow, and returns 0 while a write waits", async () => {
   using all = await streamPair({ version: 2, capacity: 1000 });
   const written = all.near.tryWrite(pattern(1 << 20));
-  assert(written > 0 && written <= 262_144);
+  assert(written > 0 && written <= INITIAL_WINDOW);
   const writing = all.near.write(pattern(1 << 20).subarray(written));
   assertEquals(all.near.tryWrite(bytes("x")), 0);
   const ended = all.near.closeWrite();
@@ -374,7 +377,7 @@ Deno.test("Stream.tryWrite() encodes as much as room and credit allow, and retur
 Deno.test("Stream.write(): in version 2 data arrives unchanged through windows of 1 to 1000 bytes", async () => {
   for (const maxStreamBuffer of [1, 2, 7, 1000]) {
     using all = await streamPair({ version: 2, maxStreamBuffer, maxReceiveBuffer: 1 << 20 });
-    const data = pattern(Math.min(maxStreamBuffer * 200 + 262_144, 300_000));
+    const data = pattern(Math.min(maxStreamBuffer * 200 + INITIAL_WINDOW, 300_000));
     const writing = all.near.write(data).then(() => all.near.closeWrite());
     assertEquals(await readAll(all.far), data);
     await writing;
@@ -670,7 +673,7 @@ Deno.test("Stream.read(): a UPD is sent after the application has read", async (
   assertEquals(all.session.stats().framesSent, 0);
   await all.stream.read(new Uint8Array(10));
   const update = await all.peer.nextOf(UPD);
-  assertEquals([update.consumed, update.window], [10, 262_144]);
+  assertEquals([update.consumed, update.window], [10, INITIAL_WINDOW]);
 });
 
 Deno.test("MemoryConnection.close() throws when it is called twice", () => {

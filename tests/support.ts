@@ -322,9 +322,9 @@ export function countListeners(signal: AbortSignal): () => number {
 
 /** Encodes one frame. */
 export function frame(version: Version, command: Command, id: number, data: Uint8Array = EMPTY_BYTES): Uint8Array {
-  const bytes = new Uint8Array(8 + data.length);
+  const bytes = new Uint8Array(HEADER_LENGTH + data.length);
   encodeHeader(bytes, 0, version, command, data.length, id);
-  bytes.set(data, 8);
+  bytes.set(data, HEADER_LENGTH);
   return bytes;
 }
 

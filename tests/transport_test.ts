@@ -20,9 +20,12 @@ import {
   type Transport,
   type Version,
 } from "../mod.ts";
-import { FIN, NOP, PSH, SYN } from "../frame.ts";
+import { FIN, HEADER_LENGTH, NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
 import { webSocketConnection } from "../websocket.ts";
+import { MAX_READ_BYTES } from "../_adapt.ts";
+import { LINGER_MS } from "../_deadlines.ts";
+import { MAX_SLICE_MS } from "../_timeslice.ts";
 import { makeFolder } from "./programs.ts";
 import {
   bytes,
@@ -707,8 +710,8 @@ Deno.test("transport: an error of the writable ends the session with it, and the
 
 Deno.test("transport: a huge chunk is read in parts, with passes of the event loop in between", async () => {
   const frames = 4_000_000;
-  const chunk = new Uint8Array(8 * frames);
-  for (let at = 0; at < chunk.length; at += 8) chunk.set([1, NOP], at);
+  const chunk = new Uint8Array(HEADER_LENGTH * frames);
+  for (let at = 0; at < chunk.length; at += HEADER_LENGTH) chunk.set([1, NOP], at);
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
   const session = Session.server({ readable, writable: new WritableStream() });
   const seen: number[] = [];
@@ -731,10 +734,11 @@ Deno.test("transport: reading a chunk larger than maxReceiveBuffer stops as read
   for (let at = 0; at < data.length; at += 32_768) frames.push(frame(1, PSH, 3, data.subarray(at, at + 32_768)));
   frames.push(frame(1, FIN, 3));
   const readable = ReadableStream.from([concat(frames)]);
-  const session = Session.server({ readable, writable: new WritableStream() }, { maxReceiveBuffer: 256 * 1024 });
+  const maxReceiveBuffer = 256 * 1024;
+  const session = Session.server({ readable, writable: new WritableStream() }, { maxReceiveBuffer });
   const stream = await session.acceptStream();
   while (!session.stats().readPaused) await turn();
-  assert(session.stats().bytesUnread < (256 + 64) * 1024, `${session.stats().bytesUnread}`);
+  assert(session.stats().bytesUnread < maxReceiveBuffer + MAX_READ_BYTES, `${session.stats().bytesUnread}`);
   assertEquals(await readAll(stream), data);
   await session.closed;
 });
@@ -854,9 +858,9 @@ Deno.test("transport: read, write and close are enough for a connection", async 
   assertEquals(await readAll(opened), new Uint8Array());
   client.ref();
   client.unref();
-  // Without closeWrite() neither end sees that the other has finished: each waits for one second of silence.
+  // Without closeWrite() neither end sees that the other has finished: each waits for the silence after a close.
   const closing = Promise.all([client.close(), server.close()]);
-  await clock.advance(999);
+  await clock.advance(LINGER_MS - 1);
   assertEquals([near.isClosed, far.isClosed], [false, false]);
   await clock.advance(1);
   assertEquals([near.isClosed, far.isClosed], [true, true]);
@@ -900,8 +904,8 @@ Deno.test("transport: read buffers are freed when their data was read, and at th
 });
 
 Deno.test("transport: reads are larger while several readers share a connection, and shrink to 63 KiB after a short read", async () => {
-  // A read that takes 3 ms uses up the time slice of the loop.
-  const cases = [1, 2].flatMap((readers) => [0, 3].map((milliseconds) => ({ readers, milliseconds })));
+  // The longer read uses up the time slice of the loop.
+  const cases = [1, 2].flatMap((readers) => [0, MAX_SLICE_MS + 1].map((milliseconds) => ({ readers, milliseconds })));
   for (const { readers, milliseconds } of cases) {
     using clock = new ManualClock();
     const sizes: number[] = [];
@@ -913,7 +917,7 @@ Deno.test("transport: reads are larger while several readers share a connection,
       concat(
         Array.from(
           { length: Math.floor(size / 1024) },
-          (_, n) => frame(1, PSH, 3 + 2 * (n % readers), pattern(1024 - 8)),
+          (_, n) => frame(1, PSH, 3 + 2 * (n % readers), pattern(1024 - HEADER_LENGTH)),
         ),
       );
     const session = Session.server({

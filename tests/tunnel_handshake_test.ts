@@ -6,7 +6,8 @@ import { clock, type Timer } from "../_clock.ts";
 import { serve, Session } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { parseRule } from "../tunnel/address.ts";
-import { authorize, request, serveRequest } from "../tunnel/handshake.ts";
+import { authorize, MAX_HEAD, request, serveRequest } from "../tunnel/handshake.ts";
+import { HANDSHAKE_TIMEOUT } from "../tunnel/wait.ts";
 import {
   bytes,
   LOOPBACK,
@@ -99,17 +100,17 @@ Deno.test("serveTunnel() answers a malformed or forbidden request with a status,
   await session.close();
 });
 
-Deno.test("serveTunnel() accepts a head of 8192 bytes and refuses a larger one", async () => {
+Deno.test(`serveTunnel() accepts a head of ${MAX_HEAD} bytes and refuses a larger one`, async () => {
   await using echo = makeEcho();
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allow: [echo.addr], ...log.options });
   const session = Session.client(await dial(server.serverAddr));
   const request = `CONNECT ${echo.addr} HTTP/1.1\r\nX-Much: `;
   const fill = (length: number) => `${request}${"x".repeat(length - request.length - 4)}\r\n\r\n`;
-  const { stream: good, head } = await askByHand(session, fill(8192));
+  const { stream: good, head } = await askByHand(session, fill(MAX_HEAD));
   assertMatch(head, /^HTTP\/1\.1 200 /);
   good.close();
-  const { stream: bad, head: refused } = await askByHand(session, fill(8193));
+  const { stream: bad, head: refused } = await askByHand(session, fill(MAX_HEAD + 1));
   assertMatch(refused, /^HTTP\/1\.1 [45]\d\d /);
   bad.close();
   assertEquals(log.errors.length, 1);
@@ -151,11 +152,11 @@ Deno.test("serveTunnel() extends the timeout of a handshake by the time that the
   await silent.write(bytes("CONNECT"));
   while (server.stats().received < session.stats().bytesSent || session.stats().bytesUnsent > 0) await turn();
   time.freeze(40_000);
-  await time.advance(9000);
+  await time.advance(HANDSHAKE_TIMEOUT - 1000);
   await slow.write(bytes(" HTTP/1.1\r\n\r\n"));
   assertMatch(text(await promptly(readHead(slow))), /^HTTP\/1.1 200 /);
   await time.advance(1000);
-  await log.until(/handshake timed out after 10000 ms/);
+  await log.until(new RegExp(`handshake timed out after ${HANDSHAKE_TIMEOUT} ms`));
   slow.close();
   silent.close();
   await session.close();
@@ -179,7 +180,7 @@ Deno.test("serveTunnel() reports malformed requests without control characters",
 });
 
 Deno.test("Tunnel.shutdown() fulfils although a client does not read its refusal", async () => {
-  using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
+  using _delays = changeDelays((delay) => delay === HANDSHAKE_TIMEOUT ? 0 : delay);
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], ...log.options });
   const session = Session.client(await dial(server.serverAddr), { maxStreamBuffer: 1 });
@@ -488,7 +489,7 @@ Deno.test("request() rejects with the status and the reason of any response but 
     assertInstanceOf(error, TunnelRefusedError);
     assertEquals([error.status, error.message], [status, `The peer refused CONNECT host:80: ${reason}`]);
   }
-  const { error } = await requestOf("x".repeat(10_000));
+  const { error } = await requestOf("x".repeat(MAX_HEAD + 1));
   assertInstanceOf(error, TunnelRefusedError);
   assertEquals(error.status, 431);
 });

@@ -11,6 +11,7 @@ import {
 } from "@std/assert";
 import { ProtocolError, Session, SessionClosedError } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { WRONG_SECRET_DELAY } from "../tunnel/handshake.ts";
 import { bytes, certificates, isRefused, readAll, text, writeAll } from "./support.ts";
 import {
   changeDelays,
@@ -228,7 +229,7 @@ Deno.test("serveTunnel() does not listen for a client with a wrong or missing se
 });
 
 Deno.test("Tunnel.shutdown() of a server ends the delay after a wrong secret", async () => {
-  using _delays = changeDelays((delay) => delay === 1000 ? 1_000_000 : delay);
+  using _delays = changeDelays((delay) => delay === WRONG_SECRET_DELAY ? 1_000_000 : delay);
   const log = makeLog();
   const server = serveTunnel({ listen: FREE, allow: ["*:*"], secret: "right", ...log.options });
   const client = await openTunnel({ connect: server.serverAddr, secret: "wrong", reconnect: false });

@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import { openTunnel, serveTunnel } from "../tunnel.ts";
 import { eventLine } from "../tunnel/log.ts";
+import { HANDSHAKE_TIMEOUT } from "../tunnel/wait.ts";
 import { makeFolder } from "./programs.ts";
 import { certificates, LOOPBACK } from "./support.ts";
 import {
@@ -173,12 +174,12 @@ Deno.test("serveTunnel() throws for a Unix socket in use, and does not remove it
 });
 
 Deno.test("openTunnel() rejects when the TLS handshake times out", async () => {
-  using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
+  using _delays = changeDelays((delay) => delay === HANDSHAKE_TIMEOUT ? 0 : delay);
   const listener = Deno.listen(LOOPBACK);
   const accepting = listener.accept();
   const opening = openTunnel({ connect: at(listener.addr), tls: true, forward: [FREE] });
   const { message } = await assertRejects(() => opening, Error);
-  assertMatch(message, /^Cannot connect to .*: handshake timed out after 10000 ms$/);
+  assertMatch(message, new RegExp(`^Cannot connect to .*: handshake timed out after ${HANDSHAKE_TIMEOUT} ms$`));
   (await accepting).close();
   listener.close();
 });

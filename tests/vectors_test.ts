@@ -8,7 +8,7 @@ import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEqua
 import { concat } from "@std/bytes";
 import { type Command, encodeHeader, FIN, ProtocolError, PSH, SYN, UPD, type Version } from "../frame.ts";
 import { Session, SessionClosedError } from "../mod.ts";
-import { ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
+import { MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
 import { chunkings, decode } from "./decode_helpers.ts";
 import { collector, frame, memoryPair, pattern, type RawFrame, RawPeer, updateFrame } from "./support.ts";
 import json from "./vectors/smux-vectors.json" with { type: "json" };
@@ -278,7 +278,7 @@ Deno.test("vectors: v2-counter-wrap-sender moves the credit of counters in the s
     const count = Math.min(window.credit, 0xfffffff8 - sent);
     window.spend(count);
     sent += count;
-    assertEquals(window.update(sent, sent < 0xfffffff8 ? 2 ** 31 - 1 : 16), "moved");
+    assertEquals(window.update(sent, sent < 0xfffffff8 ? MAX_WINDOW : 16), "moved");
   }
   const updates = [...find("v2-counter-wrap-sender", "injected").frames];
   const sent: number[] = [];

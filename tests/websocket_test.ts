@@ -14,7 +14,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { delay } from "@std/async";
-import { FIN, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
+import { FIN, HEADER_LENGTH, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
 import { serve, Session, SessionClosedError, type Stream } from "../mod.ts";
 import {
   connectWebSocket,
@@ -281,7 +281,7 @@ Deno.test("closing the session closes the socket with 1000 behind what was writt
   socket.emit("open");
   await turn();
   const sent = socket.sent.reduce((sum, { length }) => sum + length, 0);
-  assertEquals(sent, 4 * 8 + 5); // NOP, SYN, PSH, FIN
+  assertEquals(sent, 4 * HEADER_LENGTH + 5); // NOP, SYN, PSH, FIN
   assertEquals(socket.closes, [[1000, ""]]);
   socket.emit("close", { code: 1000, reason: "" });
   await closing;

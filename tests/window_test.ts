@@ -4,7 +4,7 @@
  * @module
  */
 import { assert, assertEquals, assertGreater, assertGreaterOrEqual } from "@std/assert";
-import { INITIAL_WINDOW, MAX_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
+import { INITIAL_WINDOW, MAX_WINDOW, MIN_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
 import { KiB, MiB, stopTime, withFakeTime } from "./support.ts";
 
 // The clock stands still: a window shrinks when it seems to have been in a queue.
@@ -232,13 +232,13 @@ Deno.test(
 
 Deno.test("rule 10: an update is due on the first read, then for each half window read", () => {
   for (const first of [1, 100, 200_000]) {
-    const { inbound } = inboundOf(262_144, 0);
+    const { inbound } = inboundOf(INITIAL_WINDOW, 0);
     assertEquals(inbound.read(first), true);
-    assertEquals(inbound.limit, first + 262_144);
+    assertEquals(inbound.limit, first + INITIAL_WINDOW);
     for (let times = 1; times <= 3; times++) {
-      assertEquals(inbound.read(131_071), false);
+      assertEquals(inbound.read(INITIAL_WINDOW / 2 - 1), false);
       assertEquals(inbound.read(1), true);
-      assertEquals(inbound.limit, first + times * 131_072 + 262_144);
+      assertEquals(inbound.limit, first + times * INITIAL_WINDOW / 2 + INITIAL_WINDOW);
     }
   }
 });
@@ -303,7 +303,7 @@ Deno.test(
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
     inbound.read(1);
     time.now += 30;
-    inbound.arrive(262_143);
+    inbound.arrive(INITIAL_WINDOW - 1);
     assertEquals(pool.roundTrip, 0, "the last byte within the old limit is no measurement");
     time.now += 20;
     inbound.arrive(1);
@@ -348,7 +348,7 @@ Deno.test(
   "rule 10: an update that does not move the limit starts no measurement",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
-    assertEquals(inbound.window.advertise(), 262_144);
+    assertEquals(inbound.window.advertise(), INITIAL_WINDOW);
     time.now += 100;
     inbound.measure(time, ROUND_TRIP);
     assertEquals(pool.roundTrip, ROUND_TRIP);
@@ -372,7 +372,7 @@ function answered(shortest: number, busy: number, elapsed: number, window: (inbo
   return withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     pool.roundTrip = shortest;
-    inbound.read(62_144);
+    inbound.read(INITIAL_WINDOW - 200_000);
     time.now += busy;
     inbound.arrive(200_000);
     time.now += elapsed - busy;
@@ -390,20 +390,20 @@ Deno.test("rule 10: a window grows to 1.25 times what the link carries in a roun
 });
 
 Deno.test("rule 10: a window grows by a factor of 8 at most in a round trip", () => {
-  for (const busy of [0, 1]) answered(0, busy, 50, ({ advertised }) => assertEquals(advertised, 8 * 262_144))();
+  for (const busy of [0, 1]) answered(0, busy, 50, ({ advertised }) => assertEquals(advertised, 8 * INITIAL_WINDOW))();
 });
 
 Deno.test(
   "rule 10: a window does not grow when the sender does not wait for credit",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
-    inbound.read(62_144);
+    inbound.read(INITIAL_WINDOW - 200_000);
     inbound.arrive(199_999);
     time.now += 50;
     // The bytes before and after the limit arrive together.
     inbound.arrive(2);
     inbound.read(inbound.received - inbound.consumed);
-    assertEquals([inbound.advertised, pool.roundTrip], [262_144, 0]);
+    assertEquals([inbound.advertised, pool.roundTrip], [INITIAL_WINDOW, 0]);
   }),
 );
 
@@ -418,7 +418,7 @@ Deno.test(
       while (!inbound.read(8 * KiB));
       time.now += ROUND_TRIP;
     }
-    assertEquals([inbound.advertised, pool.granted], [262_144, 262_144]);
+    assertEquals([inbound.advertised, pool.granted], [INITIAL_WINDOW, INITIAL_WINDOW]);
   }),
 );
 
@@ -442,7 +442,7 @@ Deno.test("rule 10: a window shrinks to 32 KiB at the least, or to the largest w
       for (let times = 0; times < 30; times++) inbound.queue(time, 500);
       const least = Math.min(largest, 32 * KiB);
       assertEquals([inbound.advertised, pool.granted], [least, least]);
-      assertEquals(inbound.window.allowed, 262_144, "data on its way is accepted");
+      assertEquals(inbound.window.allowed, INITIAL_WINDOW, "data on its way is accepted");
     })();
   }
 });
@@ -455,9 +455,9 @@ Deno.test(
     pool.roundTrip = ROUND_TRIP;
     for (let times = 0; times < 30; times++) inbound.queue(time, 500);
     inbound.read(inbound.received - inbound.consumed);
-    other.growTo(262_144 + 1 * MiB, time);
+    other.growTo(INITIAL_WINDOW + 1 * MiB, time);
     for (let laps = 0; laps < 60; laps++) inbound.lap(time);
-    assertEquals([inbound.advertised, pool.granted], [262_144, 2 * 262_144 + 1 * MiB]);
+    assertEquals([inbound.advertised, pool.granted], [INITIAL_WINDOW, 2 * INITIAL_WINDOW + 1 * MiB]);
   }),
 );
 
@@ -471,7 +471,7 @@ Deno.test(
       time.now += ROUND_TRIP;
       inbound.read(1001);
     }
-    assertEquals([inbound.advertised, pool.roundTrip], [262_144, ROUND_TRIP]);
+    assertEquals([inbound.advertised, pool.roundTrip], [INITIAL_WINDOW, ROUND_TRIP]);
   }),
 );
 
@@ -483,8 +483,8 @@ Deno.test(
     first.growTo(2 * MiB, time);
     const [second, third] = [new Inbound(pool), new Inbound(pool)];
     for (const inbound of [second, third]) inbound.read(1);
-    // The first window has 2 MiB - 262144 of the 3 MiB.
-    assertEquals([second.advertised, third.advertised], [1 * MiB + 2 * 262_144, 262_144]);
+    // The first window has 2 MiB - INITIAL_WINDOW of the 3 MiB.
+    assertEquals([second.advertised, third.advertised], [1 * MiB + 2 * INITIAL_WINDOW, INITIAL_WINDOW]);
     assertEquals(second.window.isSmall, false);
     for (const { window } of [first, second, third]) window.close();
     assertEquals(pool.granted, 0);
@@ -492,7 +492,7 @@ Deno.test(
     const slow = new Inbound(pool);
     for (let times = 0; times < 30; times++) slow.queue(time, 500);
     const next = new ReceiveWindow(pool);
-    assertEquals([next.isSmall, next.advertise()], [true, 32 * KiB]);
+    assertEquals([next.isSmall, next.advertise()], [true, MIN_WINDOW]);
   }),
 );
 
@@ -501,7 +501,7 @@ Deno.test(
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(8 * MiB, 8 * MiB);
     for (let laps = 0; laps < 10; laps++) inbound.lap(time, 0);
-    assertEquals([inbound.advertised, pool.roundTrip], [262_144, 0]);
+    assertEquals([inbound.advertised, pool.roundTrip], [INITIAL_WINDOW, 0]);
   }),
 );
 
@@ -544,14 +544,14 @@ Deno.test(
     inbound.growTo(2 * MiB, time);
     inbound.arriveAll();
     const { limit, updates } = inbound;
-    while (inbound.consumed + 262_144 < limit) inbound.read(32 * KiB);
+    while (inbound.consumed + INITIAL_WINDOW < limit) inbound.read(32 * KiB);
     assertEquals([inbound.limit, inbound.updates], [limit, updates], "more credit than was advertised");
     for (let times = 0; times < 50; times++) {
       inbound.read(32 * KiB);
       inbound.arriveAll();
-      assertGreaterOrEqual(inbound.limit - inbound.consumed, 131_072);
+      assertGreaterOrEqual(inbound.limit - inbound.consumed, INITIAL_WINDOW / 2);
     }
-    assertEquals([inbound.advertised, pool.granted], [262_144, 262_144]);
+    assertEquals([inbound.advertised, pool.granted], [INITIAL_WINDOW, INITIAL_WINDOW]);
   }),
 );
 
@@ -561,7 +561,7 @@ Deno.test(
     const { pool, inbound } = inboundOf(2 * MiB, 4 * MiB);
     inbound.growTo(2 * MiB, time);
     inbound.arriveAll();
-    while (pool.granted > 262_144) inbound.read(32 * KiB);
+    while (pool.granted > INITIAL_WINDOW) inbound.read(32 * KiB);
     while (inbound.received > inbound.consumed) inbound.read(1);
     inbound.growTo(2 * MiB, time);
     assertEquals(pool.granted, 2 * MiB);
@@ -586,7 +586,7 @@ Deno.test("rule 10: a window shrinks across 2^32, and the pool counts its advert
       inbound.growTo(2 * MiB, time);
       while (inbound.consumed < 2 ** 32 - start) inbound.read(32 * KiB);
       inbound.arriveAll();
-      while (pool.granted > 262_144) {
+      while (pool.granted > INITIAL_WINDOW) {
         inbound.read(32 * KiB);
         assertGreaterOrEqual(pool.granted, inbound.limit - inbound.consumed);
       }
@@ -599,33 +599,34 @@ Deno.test(
   withFakeTime((time) => {
     const pool = new WindowPool(8 * MiB, 300_000);
     const [one, two] = [new Inbound(pool), new Inbound(pool)] as const;
-    one.growTo(262_144 + 300_000, time);
+    one.growTo(INITIAL_WINDOW + 300_000, time);
     // Each stream has its first window, in an exhausted pool too.
     const three = new Inbound(pool);
     for (let laps = 0; laps < 20; laps++) for (const inbound of [two, three]) inbound.lap(time);
-    assertEquals([one.advertised, two.advertised, three.advertised], [562_144, 262_144, 262_144]);
-    assertEquals(pool.granted, 3 * 262_144 + 300_000);
+    const windows = [one, two, three].map(({ advertised }) => advertised);
+    assertEquals(windows, [INITIAL_WINDOW + 300_000, INITIAL_WINDOW, INITIAL_WINDOW]);
+    assertEquals(pool.granted, 3 * INITIAL_WINDOW + 300_000);
   }),
 );
 
 Deno.test(
   "rule 10: growth of a stream returns to the pool when its window closes or shrinks",
   withFakeTime((time) => {
-    const pool = new WindowPool(8 * MiB, 262_144);
+    const pool = new WindowPool(8 * MiB, INITIAL_WINDOW);
     const [one, two, three] = [new Inbound(pool), new Inbound(pool), new Inbound(pool)] as const;
-    one.growTo(524_288, time);
+    one.growTo(2 * INITIAL_WINDOW, time);
     for (let laps = 0; laps < 20; laps++) two.lap(time);
-    assertEquals(two.advertised, 262_144);
+    assertEquals(two.advertised, INITIAL_WINDOW);
 
     one.window.close();
-    assertEquals(pool.granted, 2 * 262_144);
-    two.growTo(524_288, time);
-    assertEquals(pool.granted, 3 * 262_144);
+    assertEquals(pool.granted, 2 * INITIAL_WINDOW);
+    two.growTo(2 * INITIAL_WINDOW, time);
+    assertEquals(pool.granted, 3 * INITIAL_WINDOW);
 
     two.arriveAll();
-    while (pool.granted > 2 * 262_144) two.read(32 * KiB);
-    three.growTo(524_288, time);
-    assertEquals(pool.granted, 3 * 262_144);
+    while (pool.granted > 2 * INITIAL_WINDOW) two.read(32 * KiB);
+    three.growTo(2 * INITIAL_WINDOW, time);
+    assertEquals(pool.granted, 3 * INITIAL_WINDOW);
   }),
 );
 
@@ -637,9 +638,9 @@ Deno.test(
     const make = (name: string) => new Inbound(pool, () => void shrunk.push(name));
     const [idle, busy] = [make("idle"), make("busy")];
     idle.growTo(2 * MiB, time);
-    const left = 3 * MiB - (2 * MiB - 262_144);
+    const left = 3 * MiB - (2 * MiB - INITIAL_WINDOW);
     for (let laps = 0; laps < 20; laps++) busy.lap(time);
-    assertEquals([busy.advertised, shrunk], [262_144 + left, []]);
+    assertEquals([busy.advertised, shrunk], [INITIAL_WINDOW + left, []]);
     const promised = idle.limit - idle.consumed;
     assertEquals(idle.received, idle.consumed);
     while (shrunk.length === 0) {
@@ -647,10 +648,10 @@ Deno.test(
       assert(time.now < 10_000, "the growth was not returned");
     }
     assertEquals(shrunk, ["idle"]);
-    assertEquals(idle.window.advertise(), 262_144, "the limit decreases");
+    assertEquals(idle.window.advertise(), INITIAL_WINDOW, "the limit decreases");
     assertGreaterOrEqual(idle.window.allowed, promised, "data on its way is accepted");
     busy.growTo(2 * MiB, time);
-    assertEquals(pool.granted, 2 * MiB + 262_144);
+    assertEquals(pool.granted, 2 * MiB + INITIAL_WINDOW);
     for (const { window } of [idle, busy]) window.close();
     assertEquals(pool.granted, 0);
   }),
@@ -662,17 +663,17 @@ Deno.test(
     const pool = new WindowPool(1 * MiB, 1 * MiB);
     const [one, two] = [new Inbound(pool), new Inbound(pool)] as const;
     one.growTo(1 * MiB, time);
-    assertEquals(pool.granted, 1 * MiB + 262_144);
+    assertEquals(pool.granted, 1 * MiB + INITIAL_WINDOW);
     one.window.close();
     one.window.close();
-    assertEquals(pool.granted, 262_144);
+    assertEquals(pool.granted, INITIAL_WINDOW);
     two.window.close();
     assertEquals(pool.granted, 0);
     // With too much returned, these windows could grow by more than the room of the pool.
     const [three, four] = [new Inbound(pool), new Inbound(pool)] as const;
     three.growTo(1 * MiB, time);
     for (let laps = 0; laps < 20; laps++) four.lap(time);
-    assertEquals([four.advertised, pool.granted], [524_288, 2 * 262_144 + 1 * MiB]);
+    assertEquals([four.advertised, pool.granted], [2 * INITIAL_WINDOW, 2 * INITIAL_WINDOW + 1 * MiB]);
   }),
 );
 
@@ -692,7 +693,7 @@ Deno.test(
         inbound.read(32 * KiB);
       }
       const { granted } = pool;
-      assert(granted >= 3 * 32 * KiB && granted <= 3 * 262_144 + 3 * MiB, `granted ${granted}`);
+      assert(granted >= 3 * MIN_WINDOW && granted <= 3 * INITIAL_WINDOW + 3 * MiB, `granted ${granted}`);
     }
     for (const inbound of all) assertGreater(inbound.updates, 20);
   }),
@@ -720,7 +721,7 @@ Deno.test("rule 10: a stream opened while room is scarce starts with its share, 
   window.arrived(16 * KiB);
   assertEquals([window.read(100, 16 * KiB - 100), window.advertise()], [true, 16 * KiB]);
   pool.unread = 0;
-  assertEquals([window.read(100, 16 * KiB - 200), window.advertise()], [true, 262_144]);
+  assertEquals([window.read(100, 16 * KiB - 200), window.advertise()], [true, INITIAL_WINDOW]);
 });
 
 Deno.test("rule 10: a stream that holds its share while room is scarce loses its credit, and regains it by reading", () => {
@@ -734,11 +735,11 @@ Deno.test("rule 10: a stream that holds its share while room is scarce loses its
   assertEquals(window.advertise(), 100_000, "the limit is what has arrived");
   assertEquals(window.revoke(100_000), false, "no credit is left to revoke");
   // Data on its way, up to the old limit, is accepted.
-  window.arrived(162_144);
-  assertEquals(window.allowed, 262_144);
-  assertEquals(window.revoke(262_144), false);
+  window.arrived(INITIAL_WINDOW - 100_000);
+  assertEquals(window.allowed, INITIAL_WINDOW);
+  assertEquals(window.revoke(INITIAL_WINDOW), false);
   // Credit returns when less than half of a share is unread, up to one share.
-  assertEquals(window.read(262_144 - 8 * KiB - 1, 8 * KiB + 1), true, "an update is due on the first read");
+  assertEquals(window.read(INITIAL_WINDOW - 8 * KiB - 1, 8 * KiB + 1), true, "an update is due on the first read");
   assertEquals(window.advertise(), 16 * KiB);
   assertEquals(window.read(1, 8 * KiB), false);
   assertEquals(window.read(8 * KiB, 0), true);

@@ -8,10 +8,11 @@ import { concat } from "@std/bytes";
 import { type ControlSource, FrameWriter, HIGH_WATER_MARK, PendingFrame, type WriterHost } from "../_writer.ts";
 import { ChannelClosedError } from "../channel.ts";
 import { clock } from "../_clock.ts";
-import { type Command, EMPTY_BYTES, FIN, NOP, PSH, SYN } from "../frame.ts";
+import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP, PSH, SYN } from "../frame.ts";
 
 import { adapt } from "../_adapt.ts";
 import { type Connection, type Link, ReadBuffer } from "../transport.ts";
+import { MIN_BUFFER_BYTES } from "../_write_buffer.ts";
 import { decode } from "./decode_helpers.ts";
 import { pattern, turn } from "./support.ts";
 
@@ -142,9 +143,17 @@ function source(id: number, due: { update?: boolean; fin?: boolean }, encoded: s
 /** Adds data frames until one finds no room; returns the number of bytes added, headers included. */
 function fill(writer: FrameWriter, id: number, length: number): number {
   let bytes = 0;
-  while (data(writer, id, length)) bytes += 8 + length;
+  while (data(writer, id, length)) bytes += HEADER_LENGTH + length;
   return bytes;
 }
+
+// Lengths of the data of frames that fill a buffer exactly to the mark, and of frames that leave one byte below it.
+const toTheMark = Array<number>(7).fill(HIGH_WATER_MARK / 7 - HEADER_LENGTH);
+const longestFrame = HEADER_LENGTH + MAX_PAYLOAD_LENGTH;
+const oneBelowTheMark = [
+  ...Array<number>(3).fill(MAX_PAYLOAD_LENGTH),
+  HIGH_WATER_MARK - 1 - 3 * longestFrame - HEADER_LENGTH,
+];
 
 /** Replaces the clock with one that the test advances. */
 function stopTime() {
@@ -330,18 +339,18 @@ Deno.test("FrameWriter: data is encoded up to the high-water mark; the last fram
   const { link, writer } = start();
   assert(data(writer, 3, 1));
   await link.begun(1);
-  assertEquals(fill(writer, 3, 32 * 1024 - 8), HIGH_WATER_MARK);
+  assertEquals(fill(writer, 3, toTheMark[0]!), HIGH_WATER_MARK);
   assertEquals([data(writer, 5, 0), syn(writer, 5)], [false, false]);
   link.take();
   await link.begun(2);
   assertEquals(link.writes[1]!.length, HIGH_WATER_MARK);
 
   // One byte below the mark, the longest frame still finds room.
-  for (const length of [65535, 65535, 65535, 32738]) assert(data(writer, 3, length));
-  assertEquals(fill(writer, 3, 65535), 65543);
+  for (const length of oneBelowTheMark) assert(data(writer, 3, length));
+  assertEquals(fill(writer, 3, MAX_PAYLOAD_LENGTH), longestFrame);
   link.open();
   await writer.flushed();
-  assertEquals(link.writes[2]!.length, HIGH_WATER_MARK - 1 + 65543);
+  assertEquals(link.writes[2]!.length, HIGH_WATER_MARK - 1 + longestFrame);
 });
 
 Deno.test("FrameWriter: a frame without room waits, and its send resolves when the frame is encoded", async () => {
@@ -356,7 +365,7 @@ Deno.test("FrameWriter: a frame without room waits, and its send resolves when t
   link.take();
   await sending;
   // It was encoded into the third buffer when the second began to leave; it may still be unsent.
-  assertEquals([link.writes.length, writer.unsent], [2, link.writes[1]!.length + 108]);
+  assertEquals([link.writes.length, writer.unsent], [2, link.writes[1]!.length + HEADER_LENGTH + 100]);
   link.open();
   await writer.flushed();
   assertEquals(frames(link.writes[2]!), ["PSH 5 length 100"]);
@@ -447,7 +456,7 @@ Deno.test("rule 13: a small frame waits only for the frames before it", async ()
 
 Deno.test("rule 12: at least 16 KiB of control frames find room when data does not, up to a limit", async () => {
   // Exactly full, and over the mark by the largest possible amount.
-  for (const lengths of [Array<number>(7).fill(32 * 1024 - 8), [65535, 65535, 65535, 32738, 65535]]) {
+  for (const lengths of [toTheMark, [...oneBelowTheMark, MAX_PAYLOAD_LENGTH]]) {
     const { link, writer } = start();
     assert(data(writer, 3, 1));
     await link.begun(1);
@@ -529,7 +538,7 @@ Deno.test("FrameWriter: waiting frames that exceed one buffer leave in several w
   link.open();
   await Promise.all(sent);
   await writer.flushed();
-  for (const write of link.writes) assertLess(write.length, 256 * 1024);
+  for (const write of link.writes) assertLess(write.length, HIGH_WATER_MARK + 32 * 1024);
   assertEquals(
     link.frames().slice(-30),
     Array.from({ length: 30 }, (_, at) => `PSH ${5 + 2 * at} length 32768`),
@@ -811,9 +820,9 @@ Deno.test("FrameWriter.trim() frees the buffers of an idle session, which grow a
     assert(data(writer, 5, 10));
     await writer.flushed();
     assertEquals([writer.isLarge, link.frames().at(-1)], [false, "PSH 5 length 10"]);
-    assert(data(writer, 5, 20_000));
+    assert(data(writer, 5, MIN_BUFFER_BYTES));
     await writer.flushed();
-    assertEquals([writer.isLarge, link.frames().at(-1)], [true, "PSH 5 length 20000"]);
+    assertEquals([writer.isLarge, link.frames().at(-1)], [true, `PSH 5 length ${MIN_BUFFER_BYTES}`]);
     writer.trim();
   }
 });

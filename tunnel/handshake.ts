@@ -12,11 +12,11 @@ import { TunnelRefusedError } from "./options.ts";
 import { Listening } from "./socket.ts";
 import { sleep, withDeadline } from "./wait.ts";
 
-// Maximum bytes of a head. Larger: longer requests; smaller: less memory that a peer can occupy with each stream.
-const MAX_HEAD = 8192;
+/** Maximum bytes of a head. Larger: longer requests; smaller: less memory that a peer can occupy with each stream. */
+export const MAX_HEAD = 8192;
 
-// Milliseconds before a wrong secret is refused. Larger: slower guessing; smaller: earlier errors.
-const WRONG_SECRET_DELAY = 1000;
+/** Milliseconds before a wrong secret is refused. Larger: slower guessing; smaller: earlier errors. */
+export const WRONG_SECRET_DELAY = 1000;
 
 /** Reads the lines of an HTTP head, byte by byte: the bytes after it belong to the forwarded connection. */
 async function readHead(from: DuplexConnection): Promise<string[]> {

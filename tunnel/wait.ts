@@ -6,8 +6,10 @@
 
 import type { DuplexConnection } from "../mod.ts";
 
-// Milliseconds for each step of a handshake. Larger: tolerates slower peers; smaller: silent peers occupy less memory.
-const HANDSHAKE_TIMEOUT = 10_000;
+/**
+ * Milliseconds for each step of a handshake. Larger: tolerates slower peers; smaller: silent peers occupy less memory.
+ */
+export const HANDSHAKE_TIMEOUT = 10_000;
 
 /** Waits for a step of a handshake; closes the connection when it exceeds the timeout. */
 export async function withDeadline<T>(connection: DuplexConnection, step: Promise<T>): Promise<T> {

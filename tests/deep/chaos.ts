@@ -9,6 +9,7 @@
  */
 
 import { deadline, delay, pooledMap } from "@std/async";
+import { CONNECTION_LOST } from "../../serve.ts";
 import { explain, onUnhandled } from "../errors.ts";
 import { random } from "../fuzz/mutate.ts";
 import { buildGo, hasGoPackage } from "../go_build.ts";
@@ -49,9 +50,6 @@ const LIMIT = 2 * TIMEOUT;
 const PATIENCE = 15_000;
 // Timeout after the connection was closed under a session.
 const GRACE = 1000;
-
-// Errors of accept() when a connection is lost before it is accepted.
-const LOST = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
 
 type Fault = keyof typeof FAULTS;
 type Outcome = typeof OUTCOMES[number];
@@ -179,7 +177,7 @@ async function attempt(plan: Plan, program: string, proxy: Proxy): Promise<Verdi
     return verdict(plan, await outcome(plan, conn, runServer(conn, version, workload), struck));
   } catch (error) {
     // A fault may end the connection before it is accepted.
-    const isLost = LOST.includes(error instanceof Error ? error.name : "") && FAULTS[plan.fault] === "ended";
+    const isLost = CONNECTION_LOST.includes(error instanceof Error ? error.name : "") && FAULTS[plan.fault] === "ended";
     return { outcome: isLost ? "ended" : "FAILED", why: explain(error) };
   } finally {
     proxy.forget(plan.number);

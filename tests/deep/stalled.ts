@@ -10,6 +10,7 @@
 
 import { delay } from "@std/async";
 import { setTimeout } from "node:timers/promises";
+import { DEFAULTS } from "../../options.ts";
 import { machine, median, table } from "../stats.ts";
 import { endWithInput, report } from "../measured.ts";
 import { findProgram, watch, type Watched } from "../programs.ts";
@@ -29,9 +30,9 @@ export const description = "The effect of stalled visitors on a tunnel's other c
 
 const TUNNEL = `${import.meta.dirname}/../../tunnel.ts`;
 
-// Times are milliseconds. LONGEST starts when all visitors have connected. It exceeds the 30 s without progress after
+// Times are milliseconds. LONGEST starts when all visitors have connected. It exceeds the time without progress after
 // which a session is lost.
-const LONGEST = 45_000;
+const LONGEST = DEFAULTS.timeout + 15_000;
 // LONGEST_IN_ALL starts when the first visitor connects: 5000 visitors need 10 s.
 const LONGEST_IN_ALL = 53_000;
 // The state is settled when it has not changed for this time and every fresh connection was answered.

@@ -5,6 +5,7 @@
  */
 
 import { concat } from "@std/bytes";
+import { PSH, UPD, UPDATE_LENGTH } from "../../frame.ts";
 import { xorshift } from "../support.ts";
 
 /** Longest input, in bytes. */
@@ -63,7 +64,7 @@ function change(bytes: Uint8Array, other: Uint8Array, random: Random): Uint8Arra
 /** A frame header, valid or nearly valid: as it is, or behind the session target's step that sends raw bytes. */
 function header(random: Random): Uint8Array {
   const command = random(6);
-  const length = command === 4 ? 8 : command === 2 ? random(16) : random(20) === 0 ? 1 : 0;
+  const length = command === UPD ? UPDATE_LENGTH : command === PSH ? random(16) : random(20) === 0 ? 1 : 0;
   const frame = Uint8Array.of(1 + random(2), command, length, 0, random(8), 0, 0, 0, ...new Uint8Array(length));
   return random(2) === 0 ? frame : Uint8Array.of(5, frame.length, ...frame);
 }

@@ -10,7 +10,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { type Command, FrameDecoder, type FrameSink, PSH, UPD } from "../../frame.ts";
+import { FIN, FrameDecoder, type FrameSink, MAX_PAYLOAD_LENGTH, NOP, PSH, SYN, UPD } from "../../frame.ts";
 import {
   type ClientSessionOptions,
   type Connection,
@@ -21,26 +21,21 @@ import {
   type Stream,
   StreamClosedError,
 } from "../../mod.ts";
-import {
-  frame,
-  ManualClock,
-  MiB,
-  microtasks,
-  pattern,
-  READ_BUFFER,
-  turn,
-  updateFrame,
-  WRITE_BUFFER,
-} from "../support.ts";
+import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
+import { DEFAULTS } from "../../options.ts";
+import { LINGER_MS } from "../../_deadlines.ts";
+import { TIMER_LAG_MS } from "../../_clock.ts";
+import { frame, ManualClock, microtasks, pattern, READ_BUFFER, turn, updateFrame, WRITE_BUFFER } from "../support.ts";
 
 const TIMEOUT = 5000;
-const DELAYS = [1, 50, 500, 1100, TIMEOUT, 4 * TIMEOUT];
+const DELAYS = [1, 50, 500, LINGER_MS + TIMER_LAG_MS, TIMEOUT, 4 * TIMEOUT];
 // A script can use this many streams, the last ones opened or accepted.
 const STREAMS = 8;
 // An operation settles within a few microtasks for each frame.
 const HOPS = 40;
 
-const payload = pattern(65_535);
+const aroundWindow = [INITIAL_WINDOW - 1, INITIAL_WINDOW, INITIAL_WINDOW + 1];
+const payload = pattern(MAX_PAYLOAD_LENGTH);
 const broken = new Error("The connection is broken");
 const givenUp = new Error("The caller has given up");
 
@@ -90,15 +85,24 @@ class Script {
   /** Reads a number that is small, at a limit of smux, or large. */
   size(): number {
     const byte = this.next();
-    return byte < 240 ? byte : [4096, 32_768, 65_535, 262_143, 262_144, 262_145, 2 ** 20, 2 ** 31 - 1][byte % 8]!;
+    return byte < 240
+      ? byte
+      : [4096, DEFAULTS.maxFrameSize, MAX_PAYLOAD_LENGTH, ...aroundWindow, 2 ** 20, MAX_WINDOW][byte % 8]!;
   }
 
   /** Like {@linkcode Script.size}, including numbers above 31 bits. */
   word(): number {
     const byte = this.next();
-    return byte < 240
-      ? byte
-      : [256, 32_768, 65_535, 262_144, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 2, 2 ** 32 - 1][byte % 8]!;
+    return byte < 240 ? byte : [
+      256,
+      DEFAULTS.maxFrameSize,
+      MAX_PAYLOAD_LENGTH,
+      INITIAL_WINDOW,
+      MAX_WINDOW,
+      MAX_WINDOW + 1,
+      2 ** 32 - 2,
+      2 ** 32 - 1,
+    ][byte % 8]!;
   }
 }
 
@@ -121,9 +125,9 @@ class Run {
     this.#isClient = (mode & 1) === 1;
     this.#connection = new ScriptedConnection((mode & 2) === 2);
     this.#options = {
-      maxReceiveBuffer: mode & 4 ? 3000 : 16 * MiB,
-      maxStreams: mode & 8 ? 3 : 8192,
-      acceptBacklog: mode & 8 ? 2 : 1024,
+      maxReceiveBuffer: mode & 4 ? 3000 : DEFAULTS.maxReceiveBuffer,
+      maxStreams: mode & 8 ? 3 : DEFAULTS.maxStreams,
+      acceptBacklog: mode & 8 ? 2 : DEFAULTS.acceptBacklog,
     };
     const options = {
       ...this.#options,
@@ -272,7 +276,7 @@ class Run {
     const script = this.#script;
     const choice = script.next();
     // PSH is the most frequent.
-    const command = [0, 1, 2, 2, 3, 4, 2, 0][choice % 8] as Command;
+    const command = ([SYN, FIN, PSH, PSH, NOP, UPD, PSH, SYN] as const)[choice % 8]!;
     const version = choice >= 248 ? 1 : this.#session.version ?? (choice & 8 ? 1 : 2);
     // Ids that the peer may open, small ids of both sides, or large ones.
     const small = script.next();

@@ -9,6 +9,7 @@ import { delay } from "@std/async";
 import { setImmediate } from "node:timers/promises";
 import type { SessionOptions } from "../../mod.ts";
 import { NOP, PSH, SYN, type Version } from "../../frame.ts";
+import { DEFAULTS } from "../../options.ts";
 import { percentile } from "../stats.ts";
 import { ManualClock, MiB, WRITE_BUFFER } from "../support.ts";
 import { Attacker, PATIENCE } from "./attacker.ts";
@@ -72,7 +73,7 @@ export const TIMEOUT = 2000;
 export const ON_THE_WAY = 2 * WRITE_BUFFER;
 
 /** The victim's `maxReceiveBuffer`: the default in the full run, smaller (faster) in the everyday run. */
-export const receiveBuffer = (isFull: boolean) => isFull ? 16 * MiB : 2 * MiB;
+export const receiveBuffer = (isFull: boolean) => isFull ? DEFAULTS.maxReceiveBuffer : 2 * MiB;
 
 // Bounds of the full run, in milliseconds and MiB. SAMPLES is the number of echoes needed for a percentile.
 const CLOSED_WITHIN = 100;

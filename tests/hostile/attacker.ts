@@ -8,7 +8,7 @@ import { assertEquals } from "@std/assert";
 import { deadline } from "@std/async";
 import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
-import { FIN, FrameDecoder, PSH, SYN, UPD, type Version } from "../../frame.ts";
+import { FIN, FrameDecoder, HEADER_LENGTH, PSH, SYN, UPD, type Version } from "../../frame.ts";
 import { frame, KiB, pattern, updateFrame } from "../support.ts";
 
 /** Timeout of every wait, in milliseconds. */
@@ -255,7 +255,7 @@ export function many(count: number, id: number, frames: Uint8Array, step = 2): U
   const all = repeat(frames, count);
   const view = new DataView(all.buffer);
   for (let n = 0; n < count; n++) {
-    for (let at = 0; at < frames.length; at += 8 + view.getUint16(n * frames.length + at + 2, true)) {
+    for (let at = 0; at < frames.length; at += HEADER_LENGTH + view.getUint16(n * frames.length + at + 2, true)) {
       view.setUint32(n * frames.length + at + 4, id + n * step, true);
     }
   }

@@ -8,12 +8,11 @@ import { assertAlmostEquals, assertEquals, assertLess, assertLessOrEqual } from 
 import { concat, repeat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
+import { CREDIT_TOLERANCE } from "../../_receive_half.ts";
 import { percentile } from "../stats.ts";
 import { MiB, pattern, READ_BUFFER } from "../support.ts";
 import { type Attacker, PIECE } from "./attacker.ts";
 import { type AttackRun, type Case, ON_THE_WAY, receiveBuffer } from "./attack_run.ts";
-
-const OVERRUN = MiB;
 
 /** An attack with UPDs on one stream, after which the canary must echo. */
 function update(
@@ -122,9 +121,9 @@ export const flow: readonly Case[] = [
       const id = run.id(1);
       const heard = attacker.heard(id);
       await attacker.bytes(attacker.frame(SYN, id));
-      await attacker.pour(id, INITIAL_WINDOW + OVERRUN);
+      await attacker.pour(id, INITIAL_WINDOW + CREDIT_TOLERANCE);
       await run.echoes(attacker);
-      assertEquals((await run.victim.state()).last!.bytesUnread, INITIAL_WINDOW + OVERRUN);
+      assertEquals((await run.victim.state()).last!.bytesUnread, INITIAL_WINDOW + CREDIT_TOLERANCE);
       assertEquals(heard.fins, 0);
       await attacker.pour(id, 16 * MiB);
       await run.echoes(attacker);

@@ -6,13 +6,23 @@
 
 import { assertEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import { FIN, NOP, PSH, SYN, UPD, type Version } from "../../frame.ts";
+import {
+  FIN,
+  HEADER_LENGTH,
+  MAX_PAYLOAD_LENGTH,
+  NOP,
+  PSH,
+  SYN,
+  UPD,
+  UPDATE_LENGTH,
+  type Version,
+} from "../../frame.ts";
 import { pattern } from "../support.ts";
 import { type AttackRun, type Case, TIMEOUT } from "./attack_run.ts";
 
 /** Encodes a header without validating its fields. */
 function header(version: number, command: number, length: number, id: number): Uint8Array {
-  const bytes = new Uint8Array(8);
+  const bytes = new Uint8Array(HEADER_LENGTH);
   const view = new DataView(bytes.buffer);
   bytes[0] = version;
   bytes[1] = command;
@@ -73,10 +83,10 @@ export const framing: readonly Case[] = [
     "A2",
     "unknown-cmd-5",
     "command 5, and a length of 65 535 without the payload",
-    (run) => header(run.version, 5, 65535, run.id(0)),
+    (run) => header(run.version, 5, MAX_PAYLOAD_LENGTH, run.id(0)),
   ),
   fatal("A2", "unknown-cmd-255", "command 255", ({ version }) => header(version, 255, 0, 0)),
-  fatal("A3", "upd-in-v1", "a UPD in version 1", (run) => header(1, UPD, 8, run.id(0)), [1]),
+  fatal("A3", "upd-in-v1", "a UPD in version 1", (run) => header(1, UPD, UPDATE_LENGTH, run.id(0)), [1]),
   fatal(
     "A4",
     "syn-payload",
@@ -93,7 +103,7 @@ export const framing: readonly Case[] = [
     "A4",
     "nop-payload",
     "a NOP with 65 535 bytes of data",
-    (run) => concat([header(run.version, NOP, 65535, 0), pattern(65535)]),
+    (run) => concat([header(run.version, NOP, MAX_PAYLOAD_LENGTH, 0), pattern(MAX_PAYLOAD_LENGTH)]),
   ),
   ...[0, 4, 12].map((length) =>
     fatal(
@@ -112,7 +122,7 @@ export const framing: readonly Case[] = [
     timed: true,
     async run(run) {
       const attacker = await run.attack();
-      await attacker.bytes(header(run.version, PSH, 65535, run.id(0)), pattern(10));
+      await attacker.bytes(header(run.version, PSH, MAX_PAYLOAD_LENGTH, run.id(0)), pattern(10));
       await run.taken(attacker);
       await run.timesOut(attacker);
     },
@@ -123,7 +133,7 @@ export const framing: readonly Case[] = [
     attack: "1 to 7 bytes of a header, then the end of the connection",
     expected: "a ProtocolError; every call settles",
     async run(run) {
-      for (let length = 1; length < 8; length++) {
+      for (let length = 1; length < HEADER_LENGTH; length++) {
         const attacker = await run.attack();
         await attacker.bytes(attacker.frame(NOP, 0).subarray(0, length));
         await attacker.end();
@@ -203,7 +213,7 @@ export const framing: readonly Case[] = [
     async run(run) {
       const attacker = await run.attack();
       const data = pattern(SPLIT);
-      for (let cut = 1; cut < 3 * 8 + SPLIT; cut++) {
+      for (let cut = 1; cut < 3 * HEADER_LENGTH + SPLIT; cut++) {
         const id = run.id(cut);
         const heard = attacker.heard(id, true);
         const all = concat([...run.opening(attacker, id, data), attacker.frame(FIN, id)]);

@@ -9,6 +9,7 @@ import { assert, assertEquals, assertGreater, assertGreaterOrEqual, assertLess, 
 import { concat } from "@std/bytes";
 import { FIN, NOP, PSH, SYN } from "../../frame.ts";
 import { INITIAL_WINDOW, MAX_WINDOW } from "../../_window.ts";
+import { DEFAULTS } from "../../options.ts";
 import { percentile } from "../stats.ts";
 import { MiB, pattern, READ_BUFFER, WRITE_BUFFER } from "../support.ts";
 import { type Attacker, many, PIECE, soon } from "./attacker.ts";
@@ -447,11 +448,11 @@ export const liveness: readonly Case[] = [
     async run(run) {
       const attacker = await run.attack();
       const batch = 512;
-      for (let first = 1; first < 8192; first += batch) {
+      for (let first = 1; first < DEFAULTS.maxStreams; first += batch) {
         await attacker.bytes(many(batch, run.id(first), attacker.frame(SYN, 0)));
         await run.echoes(attacker);
       }
-      assertEquals((await run.victim.state()).last!.streams, 8192);
+      assertEquals((await run.victim.state()).last!.streams, DEFAULTS.maxStreams);
       await run.victim.mark();
       attacker.close();
       const { gap } = await run.over();

@@ -6,13 +6,14 @@
 
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { concat, repeat } from "@std/bytes";
-import { FIN, PSH, SYN } from "../../frame.ts";
+import { FIN, MAX_PAYLOAD_LENGTH, PSH, SYN } from "../../frame.ts";
+import { DEFAULTS } from "../../options.ts";
+import { LAST_ID } from "../../_session_core.ts";
 import { MiB, pattern } from "../support.ts";
 import { type Attacker, many } from "./attacker.ts";
 import type { AttackRun, Case } from "./attack_run.ts";
 
-const MOST_STREAMS = 8192;
-const BACKLOG = 1024;
+const { maxStreams, acceptBacklog } = DEFAULTS;
 
 /** A SYN with an invalid id, which must end the session. */
 function misnumbered(name: string, attack: string, id: (run: AttackRun) => number): Case {
@@ -50,7 +51,7 @@ function unknown(name: string, attack: string, make: (attacker: Attacker, id: nu
     memory: 16,
     async run(run) {
       const attacker = await run.attack();
-      const own = run.role === "server" ? 2 ** 32 - 2 : 2 ** 32 - 1;
+      const own = run.role === "server" ? LAST_ID - 1 : LAST_ID;
       const before = await run.victim.state();
       const bytes = concat([run.id(5), own, 0].map((id) => make(attacker, id)));
       const batch = repeat(bytes, Math.max(1, Math.floor(65536 / bytes.length)));
@@ -83,7 +84,7 @@ export const streams: readonly Case[] = [
         { goesOn: true },
       );
       const { last } = await run.victim.state();
-      assert(last!.streams <= MOST_STREAMS, `${last!.streams} streams`);
+      assert(last!.streams <= maxStreams, `${last!.streams} streams`);
       assertEquals(last!.accepted + last!.refused, 1 + sent);
       await attacker.until(() => attacker.counts[FIN] === last!.refused, "a FIN for each refused stream");
     },
@@ -97,13 +98,13 @@ export const streams: readonly Case[] = [
     async run(run) {
       const attacker = await run.attack();
       const count = run.count(10_000, 1_000_000);
-      const batch = BACKLOG / 2;
+      const batch = acceptBacklog / 2;
       for (let sent = 0; sent < count; sent += batch) {
         await attacker.bytes(many(batch, run.id(1 + sent), concat(run.opening(attacker, 0, pattern(8)))));
         await run.echoes(attacker);
       }
       const { last } = await run.victim.state();
-      assertEquals(last!.streams, MOST_STREAMS);
+      assertEquals(last!.streams, maxStreams);
       assertEquals(attacker.counts[FIN], last!.refused);
     },
   },
@@ -131,9 +132,9 @@ export const streams: readonly Case[] = [
       const attacker = await run.attack();
       const sent = await resets(run, attacker);
       const { last } = await run.victim.state();
-      assertEquals(last!.pendingAccept, BACKLOG);
-      assertEquals(last!.refused, sent - BACKLOG);
-      await attacker.until(() => attacker.counts[FIN] === sent - BACKLOG, "a FIN for each refused stream");
+      assertEquals(last!.pendingAccept, acceptBacklog);
+      assertEquals(last!.refused, sent - acceptBacklog);
+      await attacker.until(() => attacker.counts[FIN] === sent - acceptBacklog, "a FIN for each refused stream");
     },
   },
   {
@@ -145,13 +146,13 @@ export const streams: readonly Case[] = [
     async run(run) {
       const attacker = await run.attack();
       const data = pattern(64);
-      for (let n = 1; n <= 2 * BACKLOG; n++) await attacker.bytes(...run.opening(attacker, run.id(n), data));
+      for (let n = 1; n <= 2 * acceptBacklog; n++) await attacker.bytes(...run.opening(attacker, run.id(n), data));
       await run.echoes(attacker);
       const { last } = await run.victim.state();
-      assertEquals(last!.pendingAccept, BACKLOG);
-      assertEquals(last!.refused, BACKLOG);
-      assertEquals(last!.bytesUnread, BACKLOG * data.length);
-      assertEquals(attacker.counts[FIN], BACKLOG);
+      assertEquals(last!.pendingAccept, acceptBacklog);
+      assertEquals(last!.refused, acceptBacklog);
+      assertEquals(last!.bytesUnread, acceptBacklog * data.length);
+      assertEquals(attacker.counts[FIN], acceptBacklog);
     },
   },
   {
@@ -179,7 +180,7 @@ export const streams: readonly Case[] = [
     expected: "accepted and echoed like any other stream",
     async run(run) {
       const attacker = await run.attack();
-      const id = run.role === "server" ? 2 ** 32 - 1 : 2 ** 32 - 2;
+      const id = run.role === "server" ? LAST_ID : LAST_ID - 1;
       const heard = attacker.heard(id, true);
       await attacker.bytes(...run.opening(attacker, id, pattern(100)), attacker.frame(FIN, id));
       await attacker.echoed(heard, pattern(100));
@@ -210,11 +211,11 @@ export const streams: readonly Case[] = [
     name: "sid-exhaustion",
     attack: "a victim that has two stream ids left",
     expected: "both ids are used, then opening rejects with a RangeError; ids do not wrap; other streams continue",
-    firstId: (role) => role === "client" ? 2 ** 32 - 3 : 2 ** 32 - 4,
+    firstId: (role) => role === "client" ? LAST_ID - 2 : LAST_ID - 3,
     async run(run) {
       const attacker = await run.attack();
       const ids = [await run.victim.open(), await run.victim.open()];
-      assertEquals(ids, run.role === "client" ? [2 ** 32 - 3, 2 ** 32 - 1] : [2 ** 32 - 4, 2 ** 32 - 2]);
+      assertEquals(ids, run.role === "client" ? [LAST_ID - 2, LAST_ID] : [LAST_ID - 3, LAST_ID - 1]);
       for (let n = 0; n < 3; n++) {
         const outcome = await run.victim.open().catch((error) => `${error}`);
         assert(
@@ -241,7 +242,7 @@ export const streams: readonly Case[] = [
   unknown(
     "garbage-65535",
     "PSHs with 65 535 bytes for streams never opened",
-    (attacker, id) => attacker.frame(PSH, id, pattern(65535)),
+    (attacker, id) => attacker.frame(PSH, id, pattern(MAX_PAYLOAD_LENGTH)),
   ),
   unknown("fin-unknown", "FINs for streams never opened", (attacker, id) => attacker.frame(FIN, id)),
   {
@@ -262,7 +263,7 @@ export const streams: readonly Case[] = [
       const attacker = await run.attack();
       const id = run.id(1);
       await attacker.bytes(attacker.frame(SYN, id), attacker.frame(FIN, id));
-      const data = attacker.frame(PSH, id, pattern(65535));
+      const data = attacker.frame(PSH, id, pattern(MAX_PAYLOAD_LENGTH));
       const bytes = run.version === 2 ? concat([data, attacker.update(id, 0, 1)]) : data;
       await run.flood(attacker, run.count(100, 1000), () => bytes, { batch: 1, goesOn: true });
       const { last } = await run.victim.state();

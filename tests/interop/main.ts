@@ -10,6 +10,7 @@
 
 import { parseArgs } from "node:util";
 import { deadline } from "@std/async";
+import { MAX_PAYLOAD_LENGTH } from "../../frame.ts";
 import { runClient, runServer, type Tally, type Workload } from "./workloads.ts";
 import { explain, onUnhandled } from "../errors.ts";
 import { buildGo, hasGoPackage } from "../go_build.ts";
@@ -52,7 +53,7 @@ const WORKLOADS: Workload[] = [
   { ...SOME, name: "scarce room", large: 2 * MiB, ours: { maxReceiveBuffer: 4 * MiB }, held: 2.1 * MiB },
   { ...SOME, name: "frame size 1", size: 1024, options: { maxFrameSize: 1 } },
   { ...SOME, name: "frame size 1024", options: { maxFrameSize: 1024 } },
-  { ...SOME, name: "frame size 65535", large: 2 * MiB, options: { maxFrameSize: 65535 } },
+  { ...SOME, name: `frame size ${MAX_PAYLOAD_LENGTH}`, large: 2 * MiB, options: { maxFrameSize: MAX_PAYLOAD_LENGTH } },
   // Below smux's initial window of 262144 bytes: smux 1.5.16 cannot wait for more credit after the peer's FIN.
   { ...SOME, name: "half-close", kind: "half-close", parallel: 16, size: 200_000 },
   { ...SOME, name: "both ends open", kind: "both", parallel: 16 },

@@ -104,6 +104,7 @@ interface SeenFrame {
   window: number;
 }
 
+// Copies of the constants of frame.ts and _window.ts, because frames are parsed without the package's code.
 const SYN = 0, FIN = 1, PSH = 2, NOP = 3, UPD = 4;
 const INITIAL_WINDOW = 262_144;
 const HEADER = 8;

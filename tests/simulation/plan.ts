@@ -5,6 +5,8 @@
  */
 
 import type { Session } from "../../mod.ts";
+import { MAX_PAYLOAD_LENGTH } from "../../frame.ts";
+import { DEFAULTS, MAX_DEFAULT_STREAM_BUFFER } from "../../options.ts";
 import { type Forgery, HARMLESS, other, type SideName } from "./invariants.ts";
 import type { Random } from "./random.ts";
 import type { Fault, Travel } from "./wire.ts";
@@ -60,7 +62,8 @@ export function makePlan(random: Random): Plan {
   const frames = 40 + random.below(160);
   // Version 2 needs a timeout, because only a timeout ends a write to a stream that the peer has closed. Both ends have
   // the same keepalive interval, because a session without keepalive exceeds the timeout of its peer.
-  const keepAliveInterval = random.pick(version === 1 ? [200, 10_000, Infinity] : [200, 2000, 10_000]);
+  const { keepAliveInterval: usual } = DEFAULTS;
+  const keepAliveInterval = random.pick(version === 1 ? [200, usual, Infinity] : [200, 2000, usual]);
   const timeout = keepAliveInterval === Infinity ? Infinity : Math.max(keepAliveInterval * random.pick([3, 4]), 3000);
   const client = makeOptions(random, keepAliveInterval, timeout);
   const server = random.oneIn(2) ? client : makeOptions(random, keepAliveInterval, timeout);
@@ -132,18 +135,18 @@ function isWide({ rate, capacity, jitter, mostRead, mostWrite }: Travel): boolea
 }
 
 function makeOptions(random: Random, keepAliveInterval: number, timeout: number): Limits {
-  const maxReceiveBuffer = random.pick([1, 100, 5000, 300_000, 2 ** 24, 2 ** 24]);
-  const largest = Math.min(maxReceiveBuffer, 2 ** 23);
+  const maxReceiveBuffer = random.pick([1, 100, 5000, 300_000, DEFAULTS.maxReceiveBuffer, DEFAULTS.maxReceiveBuffer]);
+  const largest = Math.min(maxReceiveBuffer, MAX_DEFAULT_STREAM_BUFFER);
   return {
     keepAliveInterval,
     timeout,
-    maxFrameSize: random.pick([1, 10, 1000, 32_768, 32_768, 65_535]),
+    maxFrameSize: random.pick([1, 10, 1000, DEFAULTS.maxFrameSize, DEFAULTS.maxFrameSize, MAX_PAYLOAD_LENGTH]),
     maxReceiveBuffer,
     maxStreamBuffer: random.oneIn(2)
       ? Math.max(1, largest >> 1)
       : Math.min(largest, random.pick([1, 50, 3000, 300_000])),
-    maxStreams: random.pick([1, 2, 8192, 8192]),
-    acceptBacklog: random.pick([1, 2, 1024, 1024]),
+    maxStreams: random.pick([1, 2, DEFAULTS.maxStreams, DEFAULTS.maxStreams]),
+    acceptBacklog: random.pick([1, 2, DEFAULTS.acceptBacklog, DEFAULTS.acceptBacklog]),
     stalledStreamTimeout: random.oneIn(6) ? random.pick([50, 200]) : Infinity,
   };
 }
