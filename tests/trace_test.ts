@@ -102,6 +102,17 @@ Deno.test("onFrame may use the session: it is called after the step in which the
   session.abort();
 });
 
+Deno.test("onFrame is called after all frames of one read were decoded", async () => {
+  const decoded: number[] = [];
+  const { session, peer } = withPeer("server", 1, {
+    onFrame: () => decoded.push(session.stats().framesReceived),
+  });
+  await peer.bytes(frame(1, SYN, 3), frame(1, PSH, 3, new Uint8Array(2)), frame(1, FIN, 3));
+  await turn();
+  assertEquals(decoded, [3, 3, 3]);
+  session.abort();
+});
+
 Deno.test("onFrame that throws ends the session with its error", async () => {
   const thrown = new Error("No room for the trace");
   const { client, server } = sessionPair({
