@@ -59,9 +59,9 @@ function isConnection(transport: Transport): transport is Connection {
 }
 
 function isStreams(transport: Transport): transport is Streams {
-  const { readable, writable } = transport as { readable?: object; writable?: object };
-  return typeof readable === "object" && "getReader" in readable && typeof writable === "object" &&
-    "getWriter" in writable;
+  const { readable, writable } = transport as Partial<Record<"readable" | "writable", object | null>>;
+  return typeof readable === "object" && readable !== null && "getReader" in readable &&
+    typeof writable === "object" && writable !== null && "getWriter" in writable;
 }
 
 /** Link over a {@linkcode Connection}. */

@@ -13,6 +13,12 @@ interface ReadWriteStream extends NodeStream {
   read(size?: number): unknown;
   /** Writes bytes, and calls `callback` when they are written or cannot be. */
   write(chunk: Uint8Array, callback: (error?: Error | null) => void): unknown;
+  /** Whether `end` was emitted. */
+  readonly readableEnded?: boolean;
+  /** Whether the stream was destroyed. */
+  readonly destroyed?: boolean;
+  /** The error with which the stream was destroyed. */
+  readonly errored?: unknown;
 }
 
 // A larger write would hide from a session that it makes progress.
@@ -28,9 +34,11 @@ export function isNodeStream(value: object): value is ReadWriteStream {
 /** A connection over a stream of Node. */
 export class NodeConnection implements ChunkConnection {
   readonly #stream: ReadWriteStream;
+  // Only a socket has finished with the bytes of a write when its callback runs; another stream may pass them on.
+  readonly #isSocket: boolean;
   #failure: unknown;
-  #hasEnded = false;
-  #hasClosed = false;
+  #hasEnded: boolean;
+  #hasClosed: boolean;
   #changed: PromiseWithResolvers<void> | undefined;
 
   /**
@@ -41,6 +49,12 @@ export class NodeConnection implements ChunkConnection {
   constructor(stream: ReadWriteStream) {
     if (stream.readableObjectMode) throw new TypeError("Cannot use a stream of Node in object mode");
     this.#stream = stream;
+    this.#isSocket = typeof stream.setNoDelay === "function";
+    // Events that were emitted before are not emitted again.
+    const { readableEnded = false, destroyed = false, errored } = stream;
+    this.#hasEnded = readableEnded;
+    this.#hasClosed = destroyed;
+    this.#failure = errored ?? undefined;
     stream.on("readable", () => this.#wake());
     stream.on("end", () => {
       this.#hasEnded = true;
@@ -78,7 +92,7 @@ export class NodeConnection implements ChunkConnection {
 
   write(p: Uint8Array): Promise<number> {
     const { promise, resolve, reject } = deferred<number>();
-    const part = p.subarray(0, MAX_WRITE_BYTES);
+    const part = this.#isSocket ? p.subarray(0, MAX_WRITE_BYTES) : p.slice(0, MAX_WRITE_BYTES);
     this.#stream.write(part, (error) => error ? reject(error) : resolve(part.length));
     return promise;
   }

@@ -86,7 +86,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     this.nextId = role === "client" ? 3 : 2;
     const adapted = adapt(transport);
     this.windows = new WindowPool(maxStreamBuffer, Math.floor(maxReceiveBuffer / 2), maxReceiveBuffer);
-    const trace = onFrame && new FrameTrace(this, onFrame, adapted.remoteAddr, (error) => this.end(error));
+    const trace = onFrame && new FrameTrace(this, onFrame, adapted, (error) => this.end(error));
     this.writer = new FrameWriter(adapted, version === "auto" ? 2 : version, this, trace);
     const expected = version === "auto" ? undefined : version;
     this.reader = new FrameReader(adapted, expected, this, this.writer, this.flood, trace);

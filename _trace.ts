@@ -17,7 +17,7 @@ import {
   UPDATE_LENGTH,
   type Version,
 } from "./frame.ts";
-import type { Address } from "./transport.ts";
+import type { Address, Link } from "./transport.ts";
 
 /**
  * A frame that a session sent or received, as the option `onFrame` reports it.
@@ -57,7 +57,7 @@ export interface FrameEvent {
   consumed?: number;
   /** On UPD: bytes that the sender may have under way beyond `consumed`. */
   window?: number;
-  /** Where the peer is: one function may watch many sessions. */
+  /** Where the peer is: one function may watch many sessions. Without a port while a socket of Node connects. */
   remoteAddr: Address;
 }
 
@@ -65,25 +65,25 @@ export interface FrameEvent {
 export class FrameTrace implements FrameSink {
   readonly #sink: FrameSink;
   readonly #onFrame: (frame: FrameEvent) => void;
-  readonly #remoteAddr: Address;
+  readonly #link: Pick<Link, "remoteAddr">;
   readonly #failed: (error: unknown) => void;
-  #events: FrameEvent[] = [];
+  #events: Omit<FrameEvent, "remoteAddr">[] = [];
 
   /**
    * @param sink What the decoder's frames are for.
    * @param onFrame The application's function.
-   * @param remoteAddr Where the peer is.
+   * @param link Knows where the peer is, of a connecting socket later.
    * @param failed The function has thrown.
    */
   constructor(
     sink: FrameSink,
     onFrame: (frame: FrameEvent) => void,
-    remoteAddr: Address,
+    link: Pick<Link, "remoteAddr">,
     failed: (error: unknown) => void,
   ) {
     this.#sink = sink;
     this.#onFrame = onFrame;
-    this.#remoteAddr = remoteAddr;
+    this.#link = link;
     this.#failed = failed;
   }
 
@@ -137,9 +137,8 @@ export class FrameTrace implements FrameSink {
     length: number,
     update?: { consumed: number; window: number },
   ): void {
-    const remoteAddr = this.#remoteAddr;
     // After the step, because the application's code must not run while frames are encoded or decoded.
-    if (this.#events.push({ direction, command: COMMAND_NAMES[command]!, id, length, ...update, remoteAddr }) === 1) {
+    if (this.#events.push({ direction, command: COMMAND_NAMES[command]!, id, length, ...update }) === 1) {
       queueMicrotask(this.#report);
     }
   }
@@ -148,7 +147,7 @@ export class FrameTrace implements FrameSink {
     const events = this.#events;
     this.#events = [];
     try {
-      for (const event of events) this.#onFrame(event);
+      for (const event of events) this.#onFrame({ ...event, remoteAddr: this.#link.remoteAddr });
     } catch (error) {
       this.#failed(error);
     }

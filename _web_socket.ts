@@ -8,7 +8,8 @@ import { unbounded } from "./channel.ts";
 import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
-import { ProtocolError } from "./frame.ts";
+import { HEADER_LENGTH, MAX_PAYLOAD_LENGTH, ProtocolError } from "./frame.ts";
+import { Gate } from "./_gate.ts";
 import type { Address, Connection, PushedConnection, PushListener } from "./transport.ts";
 
 /**
@@ -82,7 +83,7 @@ export interface WebSocketOptions {
   /**
    * Bytes of messages that may wait to be read. A WebSocket cannot be asked to wait, so when more arrive it is closed with
    * code 1009, or 4009 where the runtime does not allow that. Default 16 MiB. Pass a session's `maxReceiveBuffer`: the
-   * session holds as much again.
+   * session holds as much again. Less than 64 KiB counts as 64 KiB, so that any frame fits.
    */
   maxReceiveBuffer?: number | undefined;
   /** Where the other end is, if that is known. */
@@ -98,6 +99,8 @@ const MAX_QUEUED_BYTES = 512 * 1024;
 const BEHIND_BYTES = 1024 * 1024;
 // What a message costs beside its bytes, so that many tiny ones are bounded, too.
 const MESSAGE_OVERHEAD_BYTES = 256;
+// Any smux peer may send its longest frame in one message.
+const MIN_RECEIVE_BUFFER = HEADER_LENGTH + MAX_PAYLOAD_LENGTH + MESSAGE_OVERHEAD_BYTES;
 // No event reports that the queue has become shorter. It is looked at after each turn of the event loop at first, then less
 // and less often.
 const BUSY_WAIT_MS = 4;
@@ -113,6 +116,16 @@ const TOO_BIG = 1009;
 // A page and Deno may send 1000 and 3000 to 4999 only.
 const PRIVATE_CODES = 3000;
 
+/**
+ * Returns the bound of the messages that wait to be read.
+ *
+ * @throws {RangeError} It is out of bounds.
+ */
+export function resolveReceiveBuffer({ maxReceiveBuffer = DEFAULT_RECEIVE_BUFFER }: WebSocketOptions): number {
+  if (maxReceiveBuffer > 0) return Math.max(maxReceiveBuffer, MIN_RECEIVE_BUFFER);
+  throw new RangeError(`maxReceiveBuffer must be a number above 0, received ${maxReceiveBuffer}`);
+}
+
 /** A connection over a WebSocket. */
 export class WebSocketConnection implements Connection, PushedConnection {
   readonly remoteAddr?: Address;
@@ -124,6 +137,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
   readonly #messages = unbounded<Uint8Array>();
   // The unread part of the message that `read` has begun.
   #rest: Uint8Array | undefined;
+  #isReading = false;
+  #readQueue: Gate | undefined;
   // Bytes that wait to be read, and the overhead of their messages.
   #queued = 0;
   #received = 0;
@@ -140,10 +155,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
 
   /** Takes over an open or connecting socket. */
   constructor(socket: WebSocketLike, options: WebSocketOptions) {
-    const { maxReceiveBuffer = DEFAULT_RECEIVE_BUFFER, remoteAddr } = options;
-    if (!(maxReceiveBuffer > 0)) {
-      throw new RangeError(`maxReceiveBuffer must be a number above 0, received ${maxReceiveBuffer}`);
-    }
+    const maxReceiveBuffer = resolveReceiveBuffer(options);
     if (!(socket?.readyState <= OPEN)) {
       throw new TypeError("Cannot use a WebSocket that is not open or connecting");
     }
@@ -151,10 +163,10 @@ export class WebSocketConnection implements Connection, PushedConnection {
     this.#isCopying = WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined;
     this.#socket = socket;
     this.#maxReceiveBuffer = maxReceiveBuffer;
-    if (remoteAddr !== undefined) this.remoteAddr = remoteAddr;
+    if (options.remoteAddr !== undefined) this.remoteAddr = options.remoteAddr;
     this.#opened.promise.catch(() => {});
     socket.binaryType = "arraybuffer";
-    socket.addEventListener("open", () => this.#opened.resolve());
+    socket.addEventListener("open", () => this.#open());
     socket.addEventListener("message", ({ data }: { data?: unknown }) => this.#receive(data));
     socket.addEventListener("error", (event: { error?: unknown; message?: string }) => this.#failed(event));
     socket.addEventListener(
@@ -178,12 +190,19 @@ export class WebSocketConnection implements Connection, PushedConnection {
   }
 
   async read(p: Uint8Array): Promise<number | null> {
-    const message = this.#rest ?? await this.readChunk();
-    if (message === null) return null;
-    const count = Math.min(p.length, message.length);
-    p.set(message.subarray(0, count));
-    this.#rest = count < message.length ? message.subarray(count) : undefined;
-    return count;
+    // One at a time: the rest of a message is for the next read.
+    if (this.#isReading) await (this.#readQueue ??= new Gate()).wait();
+    this.#isReading = true;
+    try {
+      const message = this.#rest ?? await this.readChunk();
+      if (message === null) return null;
+      const count = Math.min(p.length, message.length);
+      p.set(message.subarray(0, count));
+      this.#rest = count < message.length ? message.subarray(count) : undefined;
+      return count;
+    } finally {
+      this.#isReading = this.#readQueue?.notifyOne() ?? false;
+    }
   }
 
   /** Not together with `read`. */
@@ -200,10 +219,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
       length += next.value.length;
     }
     this.#queued -= length + messages.length * MESSAGE_OVERHEAD_BYTES;
-    if (this.#isPaused && this.#queued < this.#maxReceiveBuffer / 2) {
-      this.#isPaused = false;
-      this.#socket.resume?.();
-    }
+    if (this.#queued < this.#maxReceiveBuffer / 2) this.#resume();
     return messages.length === 1 ? first : concatenate(messages, length);
   }
 
@@ -267,8 +283,14 @@ export class WebSocketConnection implements Connection, PushedConnection {
     clock.clearTimer(timer);
   }
 
+  #open(): void {
+    // Deno opens a server's socket that was closed before, and the client sees no close.
+    if (this.#isClosing) this.#socket.close(NORMAL);
+    this.#opened.resolve();
+  }
+
   #receive(data: unknown): void {
-    if (this.#failure !== undefined || this.#isClosing) return;
+    if (this.#failure !== undefined || this.#isClosing || this.#hasClosed) return;
     if (!(data instanceof ArrayBuffer || data instanceof Uint8Array)) {
       const received = typeof data === "string" ? "text" : Object.prototype.toString.call(data);
       this.#fail(
@@ -294,6 +316,12 @@ export class WebSocketConnection implements Connection, PushedConnection {
       this.#isPaused = true;
       this.#socket.pause();
     }
+  }
+
+  #resume(): void {
+    if (!this.#isPaused) return;
+    this.#isPaused = false;
+    this.#socket.resume?.();
   }
 
   /** Fails here, and closes the socket for it. */
@@ -333,6 +361,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
     } catch {
       this.#socket.close(PRIVATE_CODES + code, reason);
     }
+    // While it is paused, it does not read the close frame of the other end.
+    this.#resume();
   }
 }
 

@@ -42,7 +42,7 @@ import { type Listener, serve, type ServeOptions } from "./serve.ts";
 import { Session } from "./session.ts";
 import type { Stream } from "./stream.ts";
 import type { Address, Connection } from "./transport.ts";
-import { WebSocketConnection, type WebSocketLike, type WebSocketOptions } from "./_web_socket.ts";
+import { resolveReceiveBuffer, WebSocketConnection, type WebSocketLike, type WebSocketOptions } from "./_web_socket.ts";
 
 export { WebSocketClosedError, type WebSocketLike, type WebSocketOptions };
 
@@ -187,8 +187,10 @@ export class WebSocketListener implements Listener {
    * Makes one.
    *
    * @param options Options of each connection.
+   * @throws {RangeError} `maxReceiveBuffer` is out of bounds.
    */
   constructor(options: WebSocketOptions = {}) {
+    resolveReceiveBuffer(options);
     this.#options = options;
   }
 
@@ -323,6 +325,7 @@ export function upgradeWebSocket(
     if (connection === undefined) throw interrupted();
     return await connection;
   };
-  serve({ accept, close() {} }, handler, options);
+  // Where `signal` is aborted already, nothing accepts it.
+  serve({ accept, close: () => connections.pop()?.close() }, handler, options);
   return upgraded.response;
 }

@@ -71,7 +71,7 @@ const ARROWS: Record<string, string[]> = {
   "_timeslice.ts": ["_clock.ts"],
   "_trace.ts": ["frame.ts", "transport.ts"],
   "_wait.ts": ["_clock.ts"],
-  "_web_socket.ts": ["_clock.ts", "_deferred.ts", "channel.ts", "errors.ts", "frame.ts", "transport.ts"],
+  "_web_socket.ts": ["_clock.ts", "_deferred.ts", "_gate.ts", "channel.ts", "errors.ts", "frame.ts", "transport.ts"],
   "_web_streams.ts": ["_receive_half.ts", "_send_half.ts"],
   "_window.ts": ["_clock.ts"],
   "_write_buffer.ts": ["frame.ts", "transport.ts"],

@@ -4,14 +4,15 @@
  * @module
  */
 
-import { assertEquals, assertInstanceOf, assertRejects, assertThrows } from "@std/assert";
+import { assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import { concat } from "@std/bytes";
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { Duplex, duplexPair, PassThrough } from "node:stream";
 import { connect as connectTls, createServer as createTlsServer } from "node:tls";
-import type { Version } from "../frame.ts";
+import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { type Listener, serve, Session, type Stream, type Transport } from "../mod.ts";
-import { LOOPBACK, pattern, readAll, sha256, turn, writeAll } from "./support.ts";
+import { frame, LOOPBACK, pattern, readAll, readSome, sha256, turn, writeAll } from "./support.ts";
 
 const tls = (name: string) => Deno.readTextFileSync(new URL(`fixtures/tls/${name}`, import.meta.url));
 const echo = (stream: Stream) => stream.readable.pipeTo(stream.writable);
@@ -149,6 +150,69 @@ Deno.test("a stream of Node that is destroyed before its end ends its session wi
   const session = Session.server(stream);
   stream.destroy();
   await assertRejects(() => session.closed, Error, "destroyed before its end");
+});
+
+Deno.test("a stream of Node that has ended or is destroyed when its session begins ends that session", async () => {
+  const ended = new PassThrough();
+  ended.end();
+  ended.resume();
+  await once(ended, "close");
+  await Session.server(ended).closed;
+  const destroyed = new PassThrough();
+  destroyed.destroy();
+  await once(destroyed, "close");
+  await assertRejects(() => Session.server(destroyed).closed, Error, "destroyed before its end");
+  const reason = new Error("Device failed");
+  const failed = new PassThrough();
+  failed.on("error", () => {});
+  failed.destroy(reason);
+  await turn();
+  assertStrictEquals(await assertRejects(() => Session.server(failed).closed), reason);
+});
+
+Deno.test("a stream of Node that fails after data arrived ends its session with its error, not with a clean end", async () => {
+  const reason = new Error("Device failed");
+  const stream = new PassThrough();
+  const session = Session.server(stream);
+  stream.write(frame(1, NOP, 0));
+  await turn();
+  stream.destroy(reason);
+  assertStrictEquals(await assertRejects(() => session.closed), reason);
+});
+
+Deno.test("a stream of Node whose read pushes more than one read of the session is read in parts", async () => {
+  const data = pattern(200_000);
+  const chunks = [concat([
+    frame(1, SYN, 3),
+    ...Array.from({ length: 4 }, (_, n) => frame(1, PSH, 3, data.subarray(n * 50_000, (n + 1) * 50_000))),
+    frame(1, FIN, 3),
+  ])];
+  const stream = new Duplex({
+    // Synchronous, so that the session cannot know the length before it reads.
+    read() {
+      this.push(chunks.pop() ?? null);
+    },
+    write: (_chunk, _encoding, callback) => callback(),
+  });
+  const session = Session.server(stream);
+  assertEquals(await readAll(await session.acceptStream()), data);
+  await session.closed;
+});
+
+Deno.test("a stream of Node that keeps what was written keeps a copy", async () => {
+  const [near, far] = duplexPair();
+  const client = Session.client(near);
+  const stream = await client.openStream();
+  const sent = [pattern(1000, 1), pattern(1000, 2)];
+  for (const bytes of sent) {
+    await stream.write(bytes);
+    // `far` holds the bytes and asks for more, so that the write is complete.
+    far.read(0);
+    await turn();
+  }
+  const server = Session.server(far);
+  assertEquals(await readSome(await server.acceptStream(), 2000), concat(sent));
+  for (const session of [client, server]) session.abort();
 });
 
 Deno.test("serve() throws a TypeError for a value without accept and close, such as a server of Node", () => {

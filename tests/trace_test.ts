@@ -5,6 +5,7 @@
  */
 
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { connect } from "node:net";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { type FrameEvent, serve, Session } from "../mod.ts";
 import { frame, LOOPBACK, memoryPair, pattern, readAll, sessionPair, turn, withPeer, writeAll } from "./support.ts";
@@ -101,6 +102,17 @@ Deno.test("onFrame may use the session: it is called after the step in which the
   session.abort();
 });
 
+Deno.test("onFrame is called after all frames of one read were decoded", async () => {
+  const decoded: number[] = [];
+  const { session, peer } = withPeer("server", 1, {
+    onFrame: () => decoded.push(session.stats().framesReceived),
+  });
+  await peer.bytes(frame(1, SYN, 3), frame(1, PSH, 3, new Uint8Array(2)), frame(1, FIN, 3));
+  await turn();
+  assertEquals(decoded, [3, 3, 3]);
+  session.abort();
+});
+
 Deno.test("onFrame that throws ends the session with its error", async () => {
   const thrown = new Error("No room for the trace");
   const { client, server } = sessionPair({
@@ -145,6 +157,20 @@ Deno.test("onFrame in the options of serve reports the frames of every session, 
   }
   await server.shutdown();
   assertEquals([...ports].sort(), expected.sort());
+});
+
+Deno.test("onFrame reports the address of the peer once a connecting socket has it", async () => {
+  const listener = Deno.listen(LOOPBACK);
+  const events: FrameEvent[] = [];
+  const session = Session.client(connect(listener.addr.port, "127.0.0.1"), { onFrame: (event) => events.push(event) });
+  const server = Session.server(await listener.accept());
+  const stream = await session.openStream();
+  await stream.write(new Uint8Array(1));
+  await (await server.acceptStream()).write(new Uint8Array(1));
+  await stream.read(new Uint8Array(1));
+  assertEquals(events.map(({ remoteAddr }) => (remoteAddr as Deno.NetAddr).port).at(-1), listener.addr.port);
+  listener.close();
+  for (const each of [session, server]) each.abort();
 });
 
 Deno.test("onFrame must be a function: a TypeError names it and what came", () => {

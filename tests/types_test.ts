@@ -200,7 +200,9 @@ Deno.test("options: an incoming that is not a Sender is a TypeError, and leaves 
 });
 
 Deno.test("Session.client() and Session.server(): a value that is not a transport is a TypeError that lists the requirements", () => {
-  for (const value of [undefined, null, 5, "tcp", {}, [], { read() {} }, { readable: new ReadableStream() }]) {
+  // The pipes of a child process that has none.
+  const pipes = { readable: null, writable: null };
+  for (const value of [undefined, null, 5, "tcp", {}, [], { read() {} }, { readable: new ReadableStream() }, pipes]) {
     for (const start of [Session.client, Session.server]) {
       assertThrows(
         () => start(value as unknown as Transport),

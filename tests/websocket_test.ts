@@ -13,7 +13,9 @@ import {
   assertRejects,
   assertThrows,
 } from "@std/assert";
-import { delay } from "@std/async";
+import { deadline } from "@std/async";
+import { concat } from "@std/bytes";
+import { clock } from "../_clock.ts";
 import { FIN, HEADER_LENGTH, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
 import { serve, Session, SessionClosedError, type Stream } from "../mod.ts";
 import {
@@ -24,7 +26,7 @@ import {
   type WebSocketLike,
   WebSocketListener,
 } from "../websocket.ts";
-import { frame, KiB, LOOPBACK, MiB, pattern, readAll, sha256, turn, writeAll } from "./support.ts";
+import { frame, KiB, LOOPBACK, ManualClock, MiB, pattern, readAll, sha256, state, turn, writeAll } from "./support.ts";
 
 /** A socket of which the test is the runtime. */
 class FakeSocket implements WebSocketLike {
@@ -311,6 +313,35 @@ Deno.test("webSocketConnection() throws for a socket that is not open or connect
   }
 });
 
+Deno.test("two reads at once of a WebSocket return its bytes in order, without loss", async () => {
+  const socket = new FakeSocket();
+  const connection = webSocketConnection(socket);
+  const data = pattern(30);
+  const parts = Array.from({ length: 4 }, () => new Uint8Array(10));
+  const reading = parts.map((p) => connection.read(p));
+  socket.receive(data.slice(0, 25));
+  socket.receive(data.slice(25));
+  assertEquals(await Promise.all(reading), [10, 10, 5, 5]);
+  assertEquals(concat([parts[0]!, parts[1]!, parts[2]!.subarray(0, 5), parts[3]!.subarray(0, 5)]), data);
+  const last = [connection.read(parts[0]!), connection.read(parts[1]!)];
+  socket.emit("close", { code: 1000 });
+  assertEquals(await Promise.all(last), [null, null]);
+});
+
+Deno.test("events after a clean close of a WebSocket have no effect", async () => {
+  const socket = new FakeSocket();
+  const connection = webSocketConnection(socket, { maxReceiveBuffer: 100_000 });
+  socket.emit("close", { code: 1000 });
+  for (const data of ["text", new ArrayBuffer(10), new ArrayBuffer(200_000)]) socket.emit("message", { data });
+  socket.emit("error", { error: new Error("Too late") });
+  socket.emit("close", { code: 4001, reason: "again" });
+  await turn();
+  assertEquals(await connection.read(new Uint8Array(10)), null);
+  assertEquals(socket.closes, []);
+  const error = await assertRejects(() => connection.write(new Uint8Array(1)), WebSocketClosedError);
+  assertEquals(error.code, 1000);
+});
+
 // What is bounded.
 
 Deno.test("messages hold at most 63 KiB, and a socket that is not the runtime's gets copies", async () => {
@@ -326,20 +357,29 @@ Deno.test("messages hold at most 63 KiB, and a socket that is not the runtime's 
 
 Deno.test("a write waits while more than 512 KiB are queued, and goes on or rejects", async () => {
   for (const outcome of ["drained", "closed"] as const) {
+    using time = new ManualClock();
+    let endPause: (() => void) | undefined;
+    clock.sleep = (run) => void (endPause = run);
     const socket = new FakeSocket();
     const connection = webSocketConnection(socket);
     const p = new Uint8Array(60 * KiB);
     let written = 0;
     const writing = (async () => {
-      for (;;) written += await connection.write(p);
+      while (written < 10 * MiB) written += await connection.write(p);
     })();
-    await delay(20);
+    await turn();
+    // It polls the queue at first, and then pauses.
+    assertEquals(endPause, undefined);
+    time.freeze(10);
+    await turn();
+    assert(endPause !== undefined);
     assertLessOrEqual(socket.bufferedAmount, 512 * KiB + p.length);
     const before = written;
     assertLess(512 * KiB, before);
     if (outcome === "drained") {
       socket.bufferedAmount = 0;
-      await delay(40);
+      endPause();
+      await turn();
       assertLess(before, written);
     }
     socket.emit("close", { code: 1011, reason: "broken" });
@@ -362,6 +402,17 @@ Deno.test("a socket is closed with 1009 when more has arrived than maxReceiveBuf
   }
 });
 
+Deno.test("bytes that were read do not count against maxReceiveBuffer, also of messages that are read in parts", async () => {
+  const socket = new FakeSocket();
+  const connection = webSocketConnection(socket, { maxReceiveBuffer: 70_000 });
+  const p = new Uint8Array(3000);
+  for (let n = 0; n < 20; n++) {
+    socket.receive(new Uint8Array(60_000));
+    for (let at = 0; at < 60_000;) at += (await connection.read(p))!;
+  }
+  assertEquals(socket.closes, []);
+});
+
 Deno.test("a socket that can pause is paused at half of maxReceiveBuffer, and resumed when less is unread", async () => {
   const calls: string[] = [];
   const socket = Object.assign(new FakeSocket(), {
@@ -374,6 +425,55 @@ Deno.test("a socket that can pause is paused at half of maxReceiveBuffer, and re
   const p = new Uint8Array(10_000);
   for (let n = 0; n < 6; n++) await connection.read(p);
   assertEquals(calls, ["pause", "resume"]);
+});
+
+Deno.test("a paused socket is resumed when it is closed, so that the other end's close is read", async () => {
+  for (const end of ["close", "overflow"] as const) {
+    const calls: string[] = [];
+    const socket = Object.assign(new FakeSocket(), {
+      pause: () => calls.push("pause"),
+      resume: () => calls.push("resume"),
+    });
+    const connection = webSocketConnection(socket, { maxReceiveBuffer: 100_000 });
+    socket.receive(new Uint8Array(60_000));
+    assertEquals(calls, ["pause"]);
+    if (end === "close") connection.close();
+    else socket.receive(new Uint8Array(60_000));
+    await turn();
+    assertEquals([calls, socket.closes.length], [["pause", "resume"], 1]);
+  }
+});
+
+Deno.test("a message with the longest frame is received with any maxReceiveBuffer", async () => {
+  const socket = new FakeSocket();
+  const connection = webSocketConnection(socket, { maxReceiveBuffer: 1 });
+  const longest = frame(2, PSH, 3, pattern(65_535)) as Uint8Array<ArrayBuffer>;
+  const p = new Uint8Array(longest.length);
+  for (let n = 0; n < 3; n++) {
+    socket.receive(longest);
+    assertEquals(await connection.read(p), longest.length);
+    assertEquals(p, longest);
+  }
+  for (let n = 0; n < 2; n++) socket.receive(longest);
+  assertEquals(socket.closes, [[1009, "maxReceiveBuffer exceeded"]]);
+});
+
+Deno.test("a session that does not read ends when too much is unread in its socket", async () => {
+  const socket = new FakeSocket();
+  const options = { maxReceiveBuffer: 100_000, keepAliveInterval: Infinity, timeout: Infinity };
+  const session = Session.server(webSocketConnection(socket, options), options);
+  socket.receive(frame(1, SYN, 3) as Uint8Array<ArrayBuffer>);
+  const data = frame(1, PSH, 3, new Uint8Array(30_000)) as Uint8Array<ArrayBuffer>;
+  for (let n = 0; n < 4; n++) {
+    socket.receive(data);
+    await turn();
+  }
+  assert(session.stats().readPaused);
+  for (let n = 0; n < 4; n++) socket.receive(data);
+  assertEquals(socket.closes, [[1009, "maxReceiveBuffer exceeded"]]);
+  assertEquals(await state(session.closed), "rejected");
+  const error = await assertRejects(() => session.closed, WebSocketClosedError);
+  assertEquals(error.code, 1009);
 });
 
 Deno.test("version 1: a stream that is not read ends the session with code 1009, and holds no more than its bounds", async () => {
@@ -483,6 +583,44 @@ Deno.test("upgradeWebSocket() with a signal that aborts ends the session at once
   await began.promise;
   controller.abort();
   await session.closed;
+});
+
+Deno.test("a server's socket that is closed before it is open is closed for the client", async () => {
+  const sockets = new WebSocketListener();
+  const upgrades: ((request: Request) => Response)[] = [
+    (request) => upgradeWebSocket(request, echo, { signal: AbortSignal.abort() }),
+    (request) => upgradeWebSocket(request, echo, { onSession: (session) => session.abort(), onError() {} }),
+    (request) => {
+      const response = sockets.upgrade(request);
+      sockets.close();
+      return response;
+    },
+  ];
+  for (const upgrade of upgrades) {
+    await using server = serveUpgrades(upgrade);
+    const socket = new WebSocket(server.url);
+    const closed = new Promise<CloseEvent>((resolve) => socket.onclose = resolve);
+    assertEquals((await deadline(closed, 5000)).code, 1000);
+  }
+});
+
+Deno.test("WebSocketListener.upgrade() answers 503 when the listener is closed or 1024 sockets wait", async () => {
+  const request = new Request("http://localhost/", { headers: { upgrade: "websocket" } });
+  const closed = new WebSocketListener();
+  const full = new WebSocketListener();
+  closed.close();
+  for (let n = 0; n < 1024; n++) full.add(new FakeSocket());
+  assertEquals([closed.upgrade(request).status, full.upgrade(request).status], [503, 503]);
+  await full.accept();
+  // The request is malformed.
+  assertEquals(full.upgrade(request).status, 400);
+  full.close();
+});
+
+Deno.test("WebSocketListener throws for an invalid bound before it accepts a socket", () => {
+  for (const maxReceiveBuffer of [0, -1, NaN]) {
+    assertThrows(() => new WebSocketListener({ maxReceiveBuffer }), RangeError, "maxReceiveBuffer must be a number");
+  }
 });
 
 Deno.test("WebSocketListener with serve: shutdown waits for open streams, and later requests get 503", async () => {

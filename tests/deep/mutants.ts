@@ -639,6 +639,162 @@ export const MUTANTS: Mutant[] = [
     to: "if (stream.unread < share || this.#windows.unread <= this.#capacity / 2) break;",
     tests: ["rules_limits_test.ts"],
   },
+  {
+    name: "a close of a WebSocket with an error code counts as a clean end",
+    file: "_web_socket.ts",
+    from: "if (code !== NORMAL && code !== NO_STATUS && !isOwnEnd)",
+    to: "if ((code === ABNORMAL || code === 0) && !isOwnEnd)",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "the overhead of tiny messages of a WebSocket is not counted",
+    file: "_web_socket.ts",
+    from: "const MESSAGE_OVERHEAD_BYTES = 256;",
+    to: "const MESSAGE_OVERHEAD_BYTES = 0;",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "messages of a WebSocket stay counted when several are read at once",
+    file: "_web_socket.ts",
+    from: "this.#queued -= length + messages.length * MESSAGE_OVERHEAD_BYTES;",
+    to: "this.#queued -= first.length + MESSAGE_OVERHEAD_BYTES;",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a write to a WebSocket does not wait for its queue",
+    file: "_web_socket.ts",
+    from: "    if (this.#isFull) await this.#drained();\n",
+    to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "the pause of a write is not ended by the close of its WebSocket",
+    file: "_web_socket.ts",
+    from: "    this.#closed.resolve();\n    this.#wake?.();\n",
+    to: "    this.#closed.resolve();\n",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "what arrived before a WebSocket failed is lost",
+    file: "_web_socket.ts",
+    from: "    const next = this.#messages.receiver.tryReceive();\n",
+    to:
+      "    if (this.#failure !== undefined) throw this.#failure;\n    const next = this.#messages.receiver.tryReceive();\n",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "two reads at once of a WebSocket lose the rest of a message",
+    file: "_web_socket.ts",
+    from: "    if (this.#isReading) await (this.#readQueue ??= new Gate()).wait();\n",
+    to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a text message of a WebSocket is ignored",
+    file: "_web_socket.ts",
+    from: "    if (!(data instanceof ArrayBuffer || data instanceof Uint8Array)) {\n",
+    to:
+      '    if (typeof data === "string") return;\n    if (!(data instanceof ArrayBuffer || data instanceof Uint8Array)) {\n',
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a WebSocket that keeps what it sends gets a view of the write buffer",
+    file: "_web_socket.ts",
+    from: "this.#socket.send(this.#isCopying ? part : part.slice());",
+    to: "this.#socket.send(part);",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "too much unread in a WebSocket does not end a session that does not read",
+    file: "_web_socket.ts",
+    from: "      return this.#listener?.overflowed(this.#failure!);\n",
+    to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "an error of a WebSocket without a close does not end its session",
+    file: "_web_socket.ts",
+    from: '    clock.pass(() => clock.pass(() => this.#end(ABNORMAL, "")));\n',
+    to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a WebSocket closed before it opened stays open",
+    file: "_web_socket.ts",
+    from: "    if (this.#isClosing) this.#socket.close(NORMAL);\n",
+    to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a paused WebSocket stays paused when it is closed",
+    file: "_web_socket.ts",
+    from: "    }\n    // While it is paused, it does not read the close frame of the other end.\n    this.#resume();\n",
+    to: "    }\n",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a request after the listener of WebSockets was closed is upgraded",
+    file: "websocket.ts",
+    from: "if (this.#connections.closed || this.#connections.size >= BACKLOG)",
+    to: "if (this.#connections.size >= BACKLOG)",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "WebSockets that wait for accept() outlive their listener",
+    file: "websocket.ts",
+    from: "    for (const connection of this.#connections.drain()) connection.close();\n",
+    to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "an error of a stream of Node counts as its end",
+    file: "_node_stream.ts",
+    from: "      if (this.#failure !== undefined) throw this.#failure;\n",
+    to: "      if (this.#failure !== undefined) return null;\n",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "a stream of Node that is closed before its end counts as ended",
+    file: "_node_stream.ts",
+    from: '      if (this.#hasClosed) throw new Error("The stream of Node was destroyed before its end");\n',
+    to: "      if (this.#hasClosed) return null;\n",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "an end of a stream of Node hides the bytes before it",
+    file: "_node_stream.ts",
+    from: "      if (chunk instanceof Uint8Array) return chunk;\n",
+    to: "      if (chunk instanceof Uint8Array && !this.#hasEnded) return chunk;\n",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "the end of a stream of Node before its session began is missed",
+    file: "_node_stream.ts",
+    from: "    this.#hasEnded = readableEnded;\n    this.#hasClosed = destroyed;\n",
+    to: "    this.#hasEnded = this.#hasClosed = false;\n",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "a stream of Node that passes on what is written gets a view of the write buffer",
+    file: "_node_stream.ts",
+    from: "this.#isSocket ? p.subarray(0, MAX_WRITE_BYTES) : p.slice(0, MAX_WRITE_BYTES)",
+    to: "p.subarray(0, MAX_WRITE_BYTES)",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "a web stream that keeps what is written gets a view of the write buffer",
+    file: "_adapt.ts",
+    from: "bytes.slice(0, MAX_STREAM_WRITE_BYTES)",
+    to: "bytes.subarray(0, MAX_STREAM_WRITE_BYTES) as Uint8Array<ArrayBuffer>",
+    tests: ["transport_test.ts"],
+  },
+  {
+    name: "a frame is reported in the middle of decoding",
+    file: "_trace.ts",
+    from: "      queueMicrotask(this.#report);\n",
+    to: "      this.#report();\n",
+    tests: ["trace_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
@@ -686,7 +842,7 @@ export function plant({ name, file, from, to }: Mutant, text: string): string {
 
 /** Returns the name of the test that finds the bug, if one does. */
 async function find(copy: string, mutant: Mutant, seeds: number): Promise<string | undefined> {
-  const checked = await deno(copy, ["check", "mod.ts"]);
+  const checked = await deno(copy, ["check", "mod.ts", "websocket.ts"]);
   if (!checked.success) throw new Error(`"${mutant.name}" does not compile:\n${checked.output}`);
   const simulated = await simulation(copy, seeds);
   if (!simulated.success) return `simulation, ${/^again: .*(--seed \d+)$/m.exec(simulated.output)?.[1] ?? "a hang"}`;
