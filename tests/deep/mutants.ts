@@ -761,13 +761,6 @@ export const MUTANTS: Mutant[] = [
     tests: ["node_stream_test.ts"],
   },
   {
-    name: "an end of a stream of Node hides the bytes before it",
-    file: "_node_stream.ts",
-    from: "      if (chunk instanceof Uint8Array) return chunk;\n",
-    to: "      if (chunk instanceof Uint8Array && !this.#hasEnded) return chunk;\n",
-    tests: ["node_stream_test.ts"],
-  },
-  {
     name: "the end of a stream of Node before its session began is missed",
     file: "_node_stream.ts",
     from: "    this.#hasEnded = readableEnded;\n    this.#hasClosed = destroyed;\n",
