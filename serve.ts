@@ -267,16 +267,31 @@ export function serve(
   handler: (stream: Stream, session: Session) => void | Promise<void>,
   options: ServeOptions = {},
 ): Server {
-  if ((options as ServerSessionOptions).incoming !== undefined) {
-    throw new TypeError("incoming cannot be used with serve: every stream is passed to the handler");
-  }
+  const sessionOptions = checkServeOptions(options);
   if (typeof listener?.accept !== "function" || typeof listener.close !== "function") {
     throw new TypeError("Cannot serve: expected a listener with accept and close");
   }
-  const server = new StreamServer(handler, options);
+  const server = new StreamServer(handler, options, sessionOptions);
   const finished = server.run(listener);
   const shutdown = (options: { timeout?: number | undefined } = {}) => server.shutdown(options);
   return { finished, shutdown, [Symbol.asyncDispose]: shutdown };
+}
+
+/**
+ * Checks the options of a server, and returns those of its sessions.
+ *
+ * @throws {RangeError} An option is out of bounds.
+ * @throws {TypeError} `options` has `incoming`.
+ */
+export function checkServeOptions(options: ServeOptions): ServerSessionOptions {
+  if ((options as ServerSessionOptions).incoming !== undefined) {
+    throw new TypeError("incoming cannot be used with serve: every stream is passed to the handler");
+  }
+  const { signal: _, onError: __, onSession: ___, ...rest } = options;
+  const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT_MS } = rest;
+  const sessionOptions = { ...rest, stalledStreamTimeout };
+  resolveOptions(sessionOptions, "server");
+  return sessionOptions;
 }
 
 /** The sessions and handlers of one listener. */
@@ -290,15 +305,16 @@ class StreamServer {
   readonly #stopping = new AbortController();
   #finished: Promise<void> = Promise.resolve();
 
-  constructor(handler: (stream: Stream, session: Session) => void | Promise<void>, options: ServeOptions) {
-    const { signal, onError = console.error, onSession, ...rest } = options;
-    const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT_MS } = rest;
+  constructor(
+    handler: (stream: Stream, session: Session) => void | Promise<void>,
+    { signal, onError = console.error, onSession }: ServeOptions,
+    sessionOptions: ServerSessionOptions,
+  ) {
     this.#handler = handler;
     this.#onError = onError;
     this.#onSession = onSession;
     this.#signal = signal;
-    this.#sessionOptions = { ...rest, stalledStreamTimeout };
-    resolveOptions(this.#sessionOptions, "server");
+    this.#sessionOptions = sessionOptions;
   }
 
   /** Accepts until the server is stopped. The promise resolves when every session has ended. */

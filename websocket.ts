@@ -38,7 +38,7 @@ import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
 import { type ClientSessionOptions, resolveOptions } from "./options.ts";
-import { type Listener, serve, type ServeOptions } from "./serve.ts";
+import { checkServeOptions, type Listener, serve, type ServeOptions } from "./serve.ts";
 import { Session } from "./session.ts";
 import type { Stream } from "./stream.ts";
 import type { Address, Connection } from "./transport.ts";
@@ -316,7 +316,8 @@ export function upgradeWebSocket(
   options: ServeOptions = {},
 ): Response {
   if (!isUpgrade(request)) return upgradeRequired();
-  const { maxReceiveBuffer } = resolveOptions(options, "server");
+  // Before the upgrade, which cannot be taken back.
+  const { maxReceiveBuffer } = checkServeOptions(options);
   const upgraded = upgrade(request);
   if (upgraded instanceof Response) return upgraded;
   const connections: Connection[] = [new WebSocketConnection(upgraded.socket, { maxReceiveBuffer })];

@@ -17,7 +17,7 @@ import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import { clock } from "../_clock.ts";
 import { FIN, HEADER_LENGTH, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
-import { serve, Session, SessionClosedError, type Stream } from "../mod.ts";
+import { bounded, serve, Session, SessionClosedError, type Stream } from "../mod.ts";
 import {
   connectWebSocket,
   upgradeWebSocket,
@@ -571,6 +571,8 @@ Deno.test("upgradeWebSocket() answers 426 to a request without an upgrade, and 4
 Deno.test("upgradeWebSocket() throws for options out of bounds", () => {
   const request = new Request("http://localhost/", { headers: { upgrade: "websocket" } });
   assertThrows(() => upgradeWebSocket(request, echo, { maxStreams: 0 }), RangeError, "maxStreams");
+  const { sender: incoming } = bounded<Stream>(1);
+  assertThrows(() => upgradeWebSocket(request, echo, { incoming } as object), TypeError, "incoming");
 });
 
 Deno.test("upgradeWebSocket() with a signal that aborts ends the session at once", async () => {
