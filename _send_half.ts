@@ -23,7 +23,9 @@ export interface FrameOutput {
   tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean;
   /** Returns a handle for frames that wait for room. */
   openSender(): Sender<PendingFrame>;
-  /** Waits until a frame is encoded. */
+  /** Waits until a frame is encoded or, at the end of the session, taken back. */
+  enqueue(frame: PendingFrame, sender: Sender<PendingFrame>, signal: AbortSignal | undefined): Promise<void>;
+  /** Waits until a frame is encoded; rejects when it is not. */
   send(frame: PendingFrame, sender: Sender<PendingFrame>, signal: AbortSignal | undefined): Promise<void>;
 }
 
@@ -308,6 +310,7 @@ export class SendHalf {
     isListened: boolean,
     begun: number,
   ): Promise<number> {
+    const { output, id } = this.#stream;
     const waiting = this.#waiting ??= new Waiting();
     const limit = isListened ? undefined : signal;
     if (isListened) waiting.abortable = signal;
@@ -320,7 +323,15 @@ export class SendHalf {
           await this.#waitForCredit(waiting, limit, begun);
           continue;
         }
-        await this.#send(waiting, p, at, at + count, limit);
+        if (output.tryFrame(PSH, id, p, at, at + count)) {
+          // Other writes may run before the next frame.
+          await undefined;
+        } else {
+          const frame = new PendingFrame(PSH, id, p, at, at + count);
+          await output.enqueue(frame, waiting.sender ??= output.openSender(), limit);
+          // The session has ended, which is reported below.
+          if (!frame.isEncoded) break;
+        }
         this.#window?.spend(count);
         at += count;
       }
@@ -369,20 +380,6 @@ export class SendHalf {
         since = waiting.starvedFrom = excuse(Math.max(begun, since), now - due, now, timeout);
       }
     }
-  }
-
-  /** Encodes a frame of data; waits if there is no room. */
-  #send(
-    waiting: Waiting,
-    p: Uint8Array,
-    start: number,
-    end: number,
-    signal: AbortSignal | undefined,
-  ): Promise<void> | undefined {
-    const { output, id } = this.#stream;
-    if (output.tryFrame(PSH, id, p, start, end)) return undefined;
-    waiting.sender ??= output.openSender();
-    return output.send(new PendingFrame(PSH, id, p, start, end), waiting.sender, signal);
   }
 
   async #closeInTurn({ isCut, isAborted }: EndOptions): Promise<void> {

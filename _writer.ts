@@ -212,18 +212,26 @@ export class FrameWriter {
   }
 
   /**
-   * Waits until a frame is encoded. If it rejects, the frame is not encoded.
+   * Waits until a frame is encoded. Thousands of writes may wait, so that this is not an async function.
    *
-   * @param frame A frame for which there was no room.
-   * @param sender The handle of its stream.
-   * @param signal Aborts the wait.
-   * @throws {ChannelClosedError} The handle was closed, or the session has ended.
+   * @param frame The frame, for which there was no room.
+   * @param sender The stream's handle.
+   * @param signal Aborts the wait; then the frame is not encoded.
+   * @returns Resolves when the frame was encoded or, at the end of the session, taken back: see its `isEncoded`.
+   * @throws {ChannelClosedError} The handle was closed: the frame is not encoded.
    */
-  send(frame: PendingFrame, sender: Sender<PendingFrame>, signal?: AbortSignal): Promise<void> {
-    // Not an async function, which takes 250 bytes more for each of thousands of writes that may wait.
-    return sender.send(frame, signal && { signal }).then(() => {
-      if (!frame.isEncoded) throw ENDED;
-    });
+  enqueue(frame: PendingFrame, sender: Sender<PendingFrame>, signal?: AbortSignal): Promise<void> {
+    return sender.send(frame, signal && { signal });
+  }
+
+  /**
+   * Does the same, and rejects also when the session has ended.
+   *
+   * @throws {ChannelClosedError} The handle was closed or the session has ended: the frame is not encoded.
+   */
+  async send(frame: PendingFrame, sender: Sender<PendingFrame>, signal?: AbortSignal): Promise<void> {
+    await this.enqueue(frame, sender, signal);
+    if (!frame.isEncoded) throw ENDED;
   }
 
   /** Suspends flushes until `release` or `awaitAnswer`, while readers answer what they were served. */

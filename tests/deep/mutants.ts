@@ -521,6 +521,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["rules_open_test.ts", "rules_close_test.ts", "writer_test.ts"],
   },
   {
+    name: "a write whose frame the end of the session took back counts as sent",
+    file: "_send_half.ts",
+    from: "          if (!frame.isEncoded) break;\n",
+    to: "",
+    tests: ["rules_close_test.ts", "stream_test.ts", "rules_credit_test.ts"],
+  },
+  {
     name: "a view of half a buffer is kept although its own cost exceeds the bound",
     file: "_chunks.ts",
     from: " >= bytes.buffer.byteLength + VIEW_COST_BYTES)",
