@@ -249,7 +249,7 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   /**
    * Receives the oldest value, without waiting.
    *
-   * @returns State `"ok"` with the value, `"empty"` if there is none now, or `"closed"` if there will be none.
+   * @returns State `"ok"` with the value, `"empty"` if no value is available now, or `"closed"` if no value will come.
    */
   tryReceive(): ChannelReceiveResult<T> {
     return this.#core.tryReceive();
@@ -738,7 +738,7 @@ export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, D
   /**
    * Receives the oldest value, without waiting.
    *
-   * @returns State `"ok"` with the value, `"empty"` if there is none now, or `"closed"` if there will be none.
+   * @returns State `"ok"` with the value, `"empty"` if no value is available now, or `"closed"` if no value will come.
    */
   tryReceive(): ChannelReceiveResult<T> {
     return this.#core.tryReceive(this.#handle);

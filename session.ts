@@ -231,7 +231,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   }
 
   /**
-   * Accepts the next stream that the peer opened; waits for one if there is none. It is `incoming.receive()` with a
+   * Accepts the next stream that the peer opened; waits until the peer opens one. It is `incoming.receive()` with a
    * `SessionClosedError` at the end.
    *
    * @param options A signal that aborts the wait.

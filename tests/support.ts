@@ -501,3 +501,16 @@ export class ManualClock implements Disposable {
     Object.assign(clock, this.#real);
   }
 }
+
+/** Sends streams of growing length, which the peer echoes, and checks the hash of each. */
+export async function exchangeHashed(session: Session, count: number): Promise<void> {
+  await Promise.all(Array.from({ length: count }, async (_, n) => {
+    const sent = pattern(Math.round(1.25 ** n), n + 1);
+    const stream = await session.openStream();
+    const received = readAll(stream);
+    await writeAll(stream, sent);
+    await stream.closeWrite();
+    if (await sha256(await received) !== await sha256(sent)) throw new Error(`Stream ${stream.id} came back changed`);
+    await stream.closed;
+  }));
+}

@@ -26,7 +26,20 @@ import {
   type WebSocketLike,
   WebSocketListener,
 } from "../websocket.ts";
-import { frame, KiB, LOOPBACK, ManualClock, MiB, pattern, readAll, sha256, state, turn, writeAll } from "./support.ts";
+import {
+  exchangeHashed,
+  frame,
+  KiB,
+  LOOPBACK,
+  ManualClock,
+  MiB,
+  pattern,
+  readAll,
+  sha256,
+  state,
+  turn,
+  writeAll,
+} from "./support.ts";
 
 /** A socket of which the test is the runtime. */
 class FakeSocket implements WebSocketLike {
@@ -91,15 +104,7 @@ for (const version of [1, 2] as const satisfies Version[]) {
       })
     );
     const session = await connectWebSocket(server.url, { version });
-    await Promise.all(Array.from({ length: 50 }, async (_, n) => {
-      const sent = pattern(Math.round(1.25 ** n), n + 1);
-      const stream = await session.openStream();
-      const received = readAll(stream);
-      await writeAll(stream, sent);
-      await stream.closeWrite();
-      assertEquals(await sha256(await received), await sha256(sent));
-      await stream.closed;
-    }));
+    await exchangeHashed(session, 50);
     await session.close();
     await session.closed;
     await sessions[0]!.closed;
