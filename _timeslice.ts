@@ -10,12 +10,29 @@
 import { clock, type Pass, type Timer } from "./_clock.ts";
 
 /**
- * A loop that never blocks yields after this long. Larger: fewer yields; smaller: other connections are served earlier.
+ * A loop that never blocks yields after this long, and the runtime polls its sockets after this long, however many loops
+ * yield. Larger: fewer yields; smaller: other connections are served earlier.
  */
 export const MAX_SLICE_MS = 2;
 
-// The pending yield, shared by all loops that yield at the same time.
-let yielding: Promise<unknown> | undefined;
+// The functions that resume the loops that have yielded, in order.
+const yielded: (() => void)[] = [];
+let isResuming = false;
+
+// One by one: a hundred loops that resume together would keep the event loop for a hundred slices.
+async function resumeLoops(): Promise<void> {
+  isResuming = true;
+  while (yielded.length > 0) {
+    await clock.yieldToEventLoop();
+    const polledAt = clock.now();
+    do {
+      yielded.shift()!();
+      if (yielded.length === 0) break;
+      await new Promise<void>((resolve) => void clock.pass(resolve));
+    } while (clock.now() - polledAt < MAX_SLICE_MS);
+  }
+  isResuming = false;
+}
 
 /** The time slice of one loop. A new slice starts when the loop has blocked, and after each yield. */
 export class TimeSlice {
@@ -24,7 +41,7 @@ export class TimeSlice {
   #pass: Pass | undefined;
   #resume: (() => void) | undefined;
   #timer: Timer | undefined;
-  #yielding: Promise<unknown> | undefined;
+  #yielding: Promise<void> | undefined;
 
   /** Starts the slice. */
   start(now: number): void {
@@ -47,10 +64,12 @@ export class TimeSlice {
     this.#pass ??= clock.pass(this.#passed);
   }
 
-  /** Yields until the runtime has polled its sockets. Returns the time. */
+  /** Yields until the loops that yielded before have run and the runtime has polled its sockets. Returns the time. */
   async yieldToEventLoop(): Promise<number> {
-    await (this.#yielding = yielding ??= clock.yieldToEventLoop());
-    yielding = this.#yielding = undefined;
+    this.#yielding = new Promise<void>((resolve) => void yielded.push(resolve));
+    if (!isResuming) void resumeLoops();
+    await this.#yielding;
+    this.#yielding = undefined;
     return this.#startedAt = clock.now();
   }
 
@@ -64,7 +83,7 @@ export class TimeSlice {
   }
 
   /** Ends a pause at once. Returns the pending yield, if any, because a yield cannot be cancelled. */
-  end(): Promise<unknown> | undefined {
+  end(): Promise<void> | undefined {
     clock.clearTimer(this.#timer);
     clock.clearPass(this.#pass);
     this.#resume?.();

@@ -54,6 +54,20 @@ Deno.test("TimeSlice.yieldToEventLoop() yields once for concurrent calls", async
   assertEquals(slices.map((slice) => slice.isExpired(before)), [false, false]);
 });
 
+Deno.test("TimeSlice.yieldToEventLoop() resumes in order, and yields again after 2 ms of resumed loops", async () => {
+  const { now } = clock;
+  const order: number[] = [];
+  let worked = 0;
+  clock.now = () => now() + worked;
+  const loop = async (n: number) => {
+    await new TimeSlice().yieldToEventLoop();
+    order.push(n);
+    worked += MAX_SLICE_MS / 2;
+  };
+  assertEquals(await countYields(async () => void await Promise.all([1, 2, 3, 4, 5].map(loop))), 3);
+  assertEquals(order, [1, 2, 3, 4, 5]);
+});
+
 Deno.test("clock.yieldToEventLoop() lasts for the 61 tasks after which Deno polls its sockets, and for few more", async () => {
   let passes = 0;
   let hasYielded = false;
