@@ -44,7 +44,10 @@ export interface SessionOptions {
    * refused, as with `acceptBacklog`. Cannot be combined with `acceptBacklog`. Default: a channel of the session's own.
    */
   incoming?: Sender<Stream> | undefined;
-  /** Milliseconds without a write after which a keepalive is sent. `Infinity`: never. Default 10 000, as in Go. */
+  /**
+   * Milliseconds without a write after which a keepalive is sent. `Infinity`: never. Default a third of `timeout`, at
+   * most 10 000, as in Go.
+   */
   keepAliveInterval?: number | undefined;
   /**
    * Milliseconds before giving up on:
@@ -193,7 +196,7 @@ export interface SessionCloseOptions {
   timeout?: number | undefined;
 }
 
-/** Defaults of the options that depend neither on the role nor on other options. */
+/** Defaults of the options. A third of `timeout` is the default of `keepAliveInterval` where that is less. */
 export const DEFAULTS = {
   keepAliveInterval: 10_000,
   timeout: 30_000,
@@ -228,6 +231,9 @@ export interface Settings extends Limits {
 export function resolveOptions(options: ServerSessionOptions, role: "client" | "server"): Settings {
   const { version = role === "client" ? 2 : "auto", incoming, onFrame } = options;
   const { maxReceiveBuffer = DEFAULTS.maxReceiveBuffer } = options;
+  const timeout = duration("timeout", options.timeout ?? DEFAULTS.timeout);
+  const keepAliveInterval = options.keepAliveInterval ??
+    Math.max(1, Math.min(DEFAULTS.keepAliveInterval, Math.floor(timeout / 3)));
   if (version !== 1 && version !== 2 && !(version === "auto" && role === "server")) {
     throw new RangeError(`version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);
   }
@@ -244,8 +250,8 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
     version,
     incoming,
     onFrame,
-    keepAliveInterval: duration("keepAliveInterval", options.keepAliveInterval ?? DEFAULTS.keepAliveInterval),
-    timeout: duration("timeout", options.timeout ?? DEFAULTS.timeout),
+    keepAliveInterval: duration("keepAliveInterval", keepAliveInterval),
+    timeout,
     stalledStreamTimeout: duration(
       "stalledStreamTimeout",
       options.stalledStreamTimeout ?? DEFAULTS.stalledStreamTimeout,
@@ -261,7 +267,6 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
     maxStreams: integer("maxStreams", options.maxStreams ?? DEFAULTS.maxStreams, MAX_WINDOW),
     acceptBacklog: integer("acceptBacklog", options.acceptBacklog ?? DEFAULTS.acceptBacklog, MAX_WINDOW),
   };
-  const { keepAliveInterval, timeout } = settings;
   if (keepAliveInterval !== Infinity && timeout < keepAliveInterval) {
     throw new RangeError(`timeout must be at least keepAliveInterval, ${keepAliveInterval}, received ${timeout}`);
   }

@@ -596,7 +596,7 @@ Deno.test("serve(): invalid options throw at once, and an undefined option count
     throw new Error("accept() was called");
   });
   assertThrows(() => serve(listener, echo, { maxFrameSize: 0 }), RangeError, "maxFrameSize");
-  assertThrows(() => serve(listener, echo, { timeout: 5 }), RangeError, "keepAliveInterval");
+  assertThrows(() => serve(listener, echo, { timeout: 5, keepAliveInterval: 6 }), RangeError, "keepAliveInterval");
   assertThrows(() => serve(listener, echo, { version: 3 as 2 }), RangeError, "version");
   const { sender } = bounded<Stream>(1);
   // @ts-expect-error: `incoming` is not an option of serve()

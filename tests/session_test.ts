@@ -95,6 +95,10 @@ Deno.test("options: defaults apply to options that are left out or undefined", (
   assertEquals(resolveOptions({}, "client"), { ...defaults, version: 2 });
   const unset = Object.fromEntries(Object.keys(defaults).map((name) => [name, undefined]));
   assertEquals(resolveOptions(unset, "server"), defaults);
+  // The default of keepAliveInterval is at most a third of timeout.
+  for (const [timeout, keepAliveInterval] of [[1, 1], [3000, 1000], [29_999, 9999], [Infinity, 10_000]] as const) {
+    assertEquals(resolveOptions({ timeout }, "server"), { ...defaults, timeout, keepAliveInterval });
+  }
   // The default of maxStreamBuffer is at most half of maxReceiveBuffer.
   for (const [maxReceiveBuffer, maxStreamBuffer] of [[1, 1], [3, 1], [1001, 500], [MOST, 8 * 2 ** 20]] as const) {
     assertEquals(resolveOptions({ maxReceiveBuffer }, "server"), { ...defaults, maxReceiveBuffer, maxStreamBuffer });
@@ -114,7 +118,7 @@ Deno.test("options: timeout is at least keepAliveInterval, except with Infinity"
   const invalid = [
     { keepAliveInterval: 500, timeout: 499 },
     { keepAliveInterval: DEFAULTS.timeout + 1 },
-    { timeout: DEFAULTS.keepAliveInterval - 1 },
+    { keepAliveInterval: DEFAULTS.keepAliveInterval, timeout: DEFAULTS.keepAliveInterval - 1 },
   ];
   for (const options of invalid) {
     const { message } = assertThrows(() => construct(options), RangeError);
