@@ -11,6 +11,12 @@ import { bounded, type Receiver, type Sender } from "./channel.ts";
 import type { Settings } from "./options.ts";
 import type { Stream, StreamCore } from "./stream.ts";
 
+/**
+ * Maximum number of streams that are passed on before the process yields, because the application reacts to each of
+ * them in the same turn. Larger: the event loop is blocked longer; smaller: more yields when many streams are opened.
+ */
+const MAX_ARRIVED = 256;
+
 /** What the acceptor needs from its session. */
 export interface AcceptorHost {
   /** Called when a stream was sent to the channel. */
@@ -71,16 +77,16 @@ export class Acceptor {
     return this.#hadTurn && this.#arrived.length === 0 && channel.capacity > 0 && channel.isFull;
   }
 
-  /** Adds a new stream. Returns whether the channel may have room for another one. */
+  /** Adds a new stream. Returns `false` if the added streams must be sent before the next one is added. */
   add(stream: StreamCore): boolean {
     this.#open++;
-    return this.#arrived.push(stream) < this.#channel.capacity - this.#channel.size;
+    return this.#arrived.push(stream) < Math.min(MAX_ARRIVED, this.#channel.capacity - this.#channel.size);
   }
 
   /**
    * Sends the added streams to the channel.
    *
-   * @returns `false` if the acceptors must run before the rest is sent or refused.
+   * @returns `false` if the acceptors must run before the rest is sent or refused, or more streams are added.
    */
   handOver(): boolean {
     if (this.#arrived.length === 0) return true;
@@ -99,7 +105,7 @@ export class Acceptor {
         return false;
       }
     }
-    return true;
+    return arrived.length < MAX_ARRIVED;
   }
 
   /** Counts a refused stream. */

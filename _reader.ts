@@ -27,7 +27,8 @@ export interface ReaderHost extends FrameSink {
   /** Notes a sign of life: a complete header or a byte of a payload was received. */
   heard(now: number): void;
   /**
-   * Sends new streams to the acceptors. Returns `false` if the acceptors must run before the rest is sent or refused.
+   * Sends new streams to the acceptors. Returns `false` if the acceptors must run first, before the rest is sent or
+   * refused, or more is decoded.
    */
   handOver(): boolean;
   /** The process has yielded since `handOver` returned `false`, so the acceptors have run. */
@@ -221,7 +222,7 @@ export class FrameReader implements PushListener {
     if (this.decoder.progress > before) this.#host.heard(now);
   }
 
-  // One read may contain more SYNs than the acceptors' channel has room for, and no acceptor runs while it is decoded.
+  // One read may contain thousands of SYNs, and no acceptor runs while it is decoded.
   async #decodeRest(bytes: Uint8Array, end: number, now: number): Promise<number> {
     while (this.#isBlocked || this.#decodedTo < end) {
       if (this.#isBlocked) {

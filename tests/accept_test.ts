@@ -326,6 +326,28 @@ Deno.test("accepting: a pool that only accepts receives all of 1000 streams open
   }
 });
 
+Deno.test("accepting: the process yields after 256 new streams of one read, although the channel has room", async () => {
+  const { yieldToEventLoop } = clock;
+  for (const [count, expected] of [[255, 0], [256, 1], [512, 2]] as const) {
+    const { session, peer } = serverWithPeer({});
+    let yields = 0;
+    clock.yieldToEventLoop = () => {
+      yields++;
+      return yieldToEventLoop();
+    };
+    try {
+      await peer.bytes(...ids(3, count).map((id) => frame(2, SYN, id)));
+      while (session.stats().pendingAccept < count) await turn();
+      await turn();
+      session.abort();
+      await session.closed.catch(() => {});
+      assertEquals(yields, expected, `${count} streams`);
+    } finally {
+      clock.yieldToEventLoop = yieldToEventLoop;
+    }
+  }
+});
+
 Deno.test("accepting: a full channel without a receiver costs one yield, then streams are refused at once", async () => {
   const { session, peer } = serverWithPeer({ acceptBacklog: 10 });
   const { yieldToEventLoop } = clock;
