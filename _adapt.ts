@@ -1,5 +1,5 @@
 /**
- * Brings every kind of transport into the shape that a session sees.
+ * Adapts each kind of transport to the interface of the session.
  *
  * @module
  */
@@ -39,7 +39,7 @@ const MAX_STREAM_WRITE_BYTES = 64 * 1024;
 /**
  * Adapts a transport to the interface of the session.
  *
- * @throws {TypeError} `transport` is no connection, no pair of web streams and no stream of Node.
+ * @throws {TypeError} `transport` is not a connection, a pair of web streams or a stream of Node.
  */
 export function adapt(transport: Transport): Link {
   if (typeof transport === "object" && transport !== null) {
@@ -129,7 +129,7 @@ class ConnectionLink implements Link {
 
 type Streams = Exclude<Transport, Connection | NodeStream>;
 
-/** Link over a connection of chunks. */
+/** Link over a {@linkcode ChunkConnection}. */
 class ChunkLink implements Link {
   readonly pushed: PushedConnection | undefined;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);

@@ -1,5 +1,5 @@
 /**
- * A stream of Node, such as a `net.Socket` or a `tls.TLSSocket`, in the shape of a connection.
+ * A stream of Node, such as a `net.Socket` or a `tls.TLSSocket`, as a connection.
  *
  * @module
  */
@@ -7,11 +7,11 @@
 import { deferred } from "./_deferred.ts";
 import type { Address, ChunkConnection, NodeStream } from "./transport.ts";
 
-/** What is used of a stream, besides what its type lists. */
+/** A {@linkcode NodeStream} with the members that its public type omits. */
 interface ReadWriteStream extends NodeStream {
-  /** Returns the next bytes, at most `size`; `null` when there are none now. */
+  /** Returns up to `size` buffered bytes; `null` if none are buffered. */
   read(size?: number): unknown;
-  /** Writes bytes, and calls `callback` when they are written or cannot be. */
+  /** Writes bytes. Calls `callback` when they are written, or with an error. */
   write(chunk: Uint8Array, callback: (error?: Error | null) => void): unknown;
   /** Whether `end` was emitted. */
   readonly readableEnded?: boolean;
@@ -21,10 +21,11 @@ interface ReadWriteStream extends NodeStream {
   readonly errored?: unknown;
 }
 
-// A larger write would hide from a session that it makes progress.
+// Maximum size of a write. Larger: a slow link (2 KB/s) makes no visible progress within the default timeout. Smaller:
+// more writes.
 const MAX_WRITE_BYTES = 64 * 1024;
 
-/** Whether a value has the shape of a stream of Node. */
+/** Returns whether a value has the shape of a stream of Node. */
 export function isNodeStream(value: object): value is ReadWriteStream {
   return ["on", "read", "write", "end", "destroy"].every((name) =>
     typeof (value as Record<string, unknown>)[name] === "function"
@@ -34,7 +35,8 @@ export function isNodeStream(value: object): value is ReadWriteStream {
 /** A connection over a stream of Node. */
 export class NodeConnection implements ChunkConnection {
   readonly #stream: ReadWriteStream;
-  // Only a socket has finished with the bytes of a write when its callback runs; another stream may pass them on.
+  // A socket no longer uses the bytes of a write when its callback runs. Another stream may still hold them, so it gets
+  // copies.
   readonly #isSocket: boolean;
   #failure: unknown;
   #hasEnded: boolean;
@@ -42,15 +44,15 @@ export class NodeConnection implements ChunkConnection {
   #changed: PromiseWithResolvers<void> | undefined;
 
   /**
-   * Takes over a stream.
+   * Adds listeners to a stream, which the connection owns from now on.
    *
-   * @throws {TypeError} It is one of values other than bytes.
+   * @throws {TypeError} `stream` is in object mode.
    */
   constructor(stream: ReadWriteStream) {
     if (stream.readableObjectMode) throw new TypeError("Cannot use a stream of Node in object mode");
     this.#stream = stream;
     this.#isSocket = typeof stream.setNoDelay === "function";
-    // Events that were emitted before are not emitted again.
+    // These events are not repeated for a stream that has already ended or was destroyed.
     const { readableEnded = false, destroyed = false, errored } = stream;
     this.#hasEnded = readableEnded;
     this.#hasClosed = destroyed;

@@ -1,5 +1,5 @@
 /**
- * A WebSocket in the shape of a connection.
+ * A WebSocket as a connection.
  *
  * @module
  */
@@ -13,9 +13,9 @@ import { Gate } from "./_gate.ts";
 import type { Address, Connection, PushedConnection, PushListener } from "./transport.ts";
 
 /**
- * A WebSocket, by shape: the one of browsers, Deno, Node 22, Bun and workerd, and that of `npm:ws`.
+ * A WebSocket of any runtime, by shape: that of browsers, Deno, Node 22, Bun and workerd, and that of `npm:ws`.
  *
- * @example Sockets that another server has accepted
+ * @example Sockets accepted by another server
  * ```ts
  * import { serve } from "@sluice/smux";
  * import { connectWebSocket, type WebSocketLike, WebSocketListener } from "@sluice/smux/websocket";
@@ -24,7 +24,7 @@ import type { Address, Connection, PushedConnection, PushListener } from "./tran
  * const sockets = new WebSocketListener();
  * await using _streams = serve(sockets, (stream) => stream.readable.pipeTo(stream.writable));
  *
- * // As with npm:ws: server.on("connection", onConnection)
+ * // With npm:ws: server.on("connection", onConnection)
  * const onConnection = (socket: WebSocketLike) => sockets.add(socket);
  * const server = Deno.serve({ port: 0, onListen() {} }, (request) => {
  *   const { socket, response } = Deno.upgradeWebSocket(request);
@@ -42,28 +42,28 @@ import type { Address, Connection, PushedConnection, PushListener } from "./tran
  * ```
  */
 export interface WebSocketLike {
-  /** Set to `"arraybuffer"`. */
+  /** The type of received binary messages. The connection sets it to `"arraybuffer"`. */
   binaryType: string;
-  /** 0 connecting, 1 open, 2 closing, 3 closed. */
+  /** 0: connecting; 1: open; 2: closing; 3: closed. */
   readonly readyState: number;
-  /** Bytes that `send` has queued. Where it is missing, as in workerd, writes never wait. */
+  /** Bytes queued by `send` and not yet sent. Without it (workerd, for example) writes never wait. */
   readonly bufferedAmount?: number;
-  /** Sends a message. */
+  /** Queues a binary message. */
   send(data: Uint8Array<ArrayBuffer>): unknown;
-  /** Starts to close. */
+  /** Starts the closing handshake. Queued messages are sent first. */
   close(code?: number, reason?: string): unknown;
-  /** Listens to events: `open`, `message`, `error`, `close`. */
+  /** Adds a listener for `open`, `message`, `error` or `close`. */
   addEventListener(type: string, listener: (event: object) => void): unknown;
-  /** Stops reading from the network, where a socket can: that of `npm:ws`. */
+  /** Pauses reading from the network. Only sockets of `npm:ws` have it. */
   pause?(): unknown;
-  /** Reads from the network again. */
+  /** Resumes reading from the network. */
   resume?(): unknown;
 }
 
 /**
  * Options of {@linkcode webSocketConnection}.
  *
- * @example A page that receives little
+ * @example At most 1 MiB of unread messages
  * ```ts
  * import { Session } from "@sluice/smux";
  * import { upgradeWebSocket, webSocketConnection, type WebSocketOptions } from "@sluice/smux/websocket";
@@ -81,28 +81,31 @@ export interface WebSocketLike {
  */
 export interface WebSocketOptions {
   /**
-   * Bytes of messages that may wait to be read. A WebSocket cannot be asked to wait, so when more arrive it is closed with
-   * code 1009, or 4009 where the runtime does not allow that. Default 16 MiB. Pass a session's `maxReceiveBuffer`: the
-   * session holds as much again. Less than 64 KiB counts as 64 KiB, so that any frame fits.
+   * Maximum bytes of unread messages; a message counts as 256 bytes more than it has. A WebSocket has no backpressure
+   * in the receiving direction, so one that exceeds the limit is closed with code 1009, or 4009 if the runtime rejects
+   * 1009. Default: 16 MiB. Pass the `maxReceiveBuffer` of the session, which holds up to as much again. The minimum is
+   * one frame of the maximum size, about 64 KiB; smaller values count as that.
    */
   maxReceiveBuffer?: number | undefined;
-  /** Where the other end is, if that is known. */
+  /** The address of the peer. */
   remoteAddr?: Address | undefined;
 }
 
-/** The most in one message. Larger: less cost for each byte; smaller: others get their turn earlier. It is one read of a session. */
+// Maximum size of a sent message: one read of a session. Larger: lower cost per byte; smaller: the event loop is
+// blocked for less time.
 const MAX_MESSAGE_BYTES = 63 * 1024;
-// Writes wait while more than this is queued. Larger: the socket never idles; smaller: less delay for the next small frame.
+// Writes wait while more than this is queued in the socket. Larger: the socket is never idle; smaller: less delay for
+// the next small frame.
 const MAX_QUEUED_BYTES = 512 * 1024;
-// Reading does not pause while more than this is held, and reads as much at once. Larger: other sessions wait less;
-// smaller: fewer messages are held.
+// While more than this is unread, the session reads without yielding, and up to this much at once. Larger: other
+// sessions wait less; smaller: less memory.
 const BEHIND_BYTES = 1024 * 1024;
-// What a message costs beside its bytes, so that many tiny ones are bounded, too.
+// Added to the size of each unread message, so that tiny messages are limited, too.
 const MESSAGE_OVERHEAD_BYTES = 256;
-// Any smux peer may send its longest frame in one message.
+// A peer may send a frame of the maximum size in one message.
 const MIN_RECEIVE_BUFFER = HEADER_LENGTH + MAX_PAYLOAD_LENGTH + MESSAGE_OVERHEAD_BYTES;
-// No event reports that the queue has become shorter. It is looked at after each turn of the event loop at first, then less
-// and less often.
+// No event reports that `bufferedAmount` has decreased, so it is polled: in each pass of the event loop at first,
+// then at growing intervals.
 const BUSY_WAIT_MS = 4;
 const MAX_PAUSE_MS = 16;
 const DEFAULT_RECEIVE_BUFFER = 16 * 1024 * 1024;
@@ -113,13 +116,13 @@ const UNSUPPORTED = 1003;
 const NO_STATUS = 1005;
 const ABNORMAL = 1006;
 const TOO_BIG = 1009;
-// A page and Deno may send 1000 and 3000 to 4999 only.
+// Added to a code that the runtime rejects: browsers and Deno accept only 1000 and 3000 to 4999.
 const PRIVATE_CODES = 3000;
 
 /**
- * Returns the bound of the messages that wait to be read.
+ * Returns the limit of unread bytes.
  *
- * @throws {RangeError} It is out of bounds.
+ * @throws {RangeError} `maxReceiveBuffer` is out of bounds.
  */
 export function resolveReceiveBuffer({ maxReceiveBuffer = DEFAULT_RECEIVE_BUFFER }: WebSocketOptions): number {
   if (maxReceiveBuffer > 0) return Math.max(maxReceiveBuffer, MIN_RECEIVE_BUFFER);
@@ -131,15 +134,15 @@ export class WebSocketConnection implements Connection, PushedConnection {
   readonly remoteAddr?: Address;
   readonly #socket: WebSocketLike;
   readonly #maxReceiveBuffer: number;
-  // Whether `send` has copied its bytes when it returns, as the standard demands. The socket of npm:ws does not, nor does
-  // that of workerd, which lacks `bufferedAmount`.
+  // Whether `send` copies its bytes before it returns, as the standard requires. The sockets of npm:ws and of workerd
+  // (which lacks `bufferedAmount`) do not.
   readonly #isCopying: boolean;
   readonly #messages = unbounded<Uint8Array>();
-  // The unread part of the message that `read` has begun.
+  // The unread part of the last message that `read` returned in part.
   #rest: Uint8Array | undefined;
   #isReading = false;
   #readQueue: Gate | undefined;
-  // Bytes that wait to be read, and the overhead of their messages.
+  // Bytes of unread messages, overhead included.
   #queued = 0;
   #received = 0;
   #isPaused = false;
@@ -150,14 +153,22 @@ export class WebSocketConnection implements Connection, PushedConnection {
   readonly #closed = deferred<void>();
   #listener: PushListener | undefined;
   #hasClosed = false;
-  // Ends the pause of a write.
+  // Ends the pause of a waiting write.
   #wake: (() => void) | undefined;
 
-  /** Takes over an open or connecting socket. */
+  /**
+   * Adds listeners to an open or connecting socket, which the connection owns from now on.
+   *
+   * @throws {TypeError} `socket` is closing or closed, or is not a WebSocket.
+   * @throws {RangeError} `maxReceiveBuffer` is out of bounds.
+   */
   constructor(socket: WebSocketLike, options: WebSocketOptions) {
     const maxReceiveBuffer = resolveReceiveBuffer(options);
     if (!(socket?.readyState <= OPEN)) {
-      throw new TypeError("Cannot use a WebSocket that is not open or connecting");
+      const received = `received ${socket?.readyState}`;
+      throw new TypeError(
+        `Cannot use a WebSocket that is not open or connecting: expected readyState 0 or 1, ${received}`,
+      );
     }
     const { WebSocket } = globalThis as { WebSocket?: new (url: string) => object };
     this.#isCopying = WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined;
@@ -176,7 +187,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
     if (socket.readyState === OPEN) this.#opened.resolve();
   }
 
-  /** Settles when the socket is open, rejects when it never will be. */
+  /** Resolves when the socket opens; rejects when it is closed first. */
   get opened(): Promise<void> {
     return this.#opened.promise;
   }
@@ -190,7 +201,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   }
 
   async read(p: Uint8Array): Promise<number | null> {
-    // One at a time: the rest of a message is for the next read.
+    // Concurrent reads run one after the other, because each continues with the rest of the last message.
     if (this.#isReading) await (this.#readQueue ??= new Gate()).wait();
     this.#isReading = true;
     try {
@@ -205,13 +216,13 @@ export class WebSocketConnection implements Connection, PushedConnection {
     }
   }
 
-  /** Not together with `read`. */
+  /** Returns the next messages as one chunk. It must not be mixed with `read`. */
   async readChunk(): Promise<Uint8Array | null> {
     const first = await this.#receiveMessage();
     if (first === null) return null;
     const messages = [first];
     let length = first.length;
-    // Several at once: each read takes the session more microtasks than Deno needs for a message.
+    // Several messages at once: a read of the session takes more microtasks than a message of Deno.
     while (this.isBehind && length < BEHIND_BYTES) {
       const next = this.#messages.receiver.tryReceive();
       if (next.state !== "ok") break;
@@ -227,7 +238,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
     if (this.#socket.readyState === CONNECTING) await this.#opened.promise;
     if (this.#isFull) await this.#drained();
     if (this.#failure !== undefined) throw this.#failure;
-    // The socket drops what is sent from then on.
+    // A closing socket drops messages.
     if (this.#socket.readyState > OPEN) {
       await this.#closed.promise;
       throw this.#failure ?? new WebSocketClosedError(NORMAL, "");
@@ -237,7 +248,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
     return part.length;
   }
 
-  /** A WebSocket cannot end one direction: this closes it behind what was written. */
+  /** Sends what was written and closes both directions: a WebSocket has no half-close. */
   async closeWrite(): Promise<void> {
     if (this.#socket.readyState === CONNECTING) await this.#opened.promise;
     this.#close(NORMAL);
@@ -284,7 +295,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   }
 
   #open(): void {
-    // Deno opens a server's socket that was closed before, and the client sees no close.
+    // Deno ignores `close` on a server's socket that is not open yet, so it is repeated.
     if (this.#isClosing) this.#socket.close(NORMAL);
     this.#opened.resolve();
   }
@@ -324,7 +335,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
     this.#socket.resume?.();
   }
 
-  /** Fails here, and closes the socket for it. */
+  /** Ends the connection with an error, and closes the socket with a code and a reason. */
   #fail(error: Error, code: number, reason: string): void {
     this.#failure = error;
     this.#close(code, reason);
@@ -333,7 +344,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
 
   #failed({ error, message }: { error?: unknown; message?: string }): void {
     this.#lastError = error ?? (message ? new Error(message) : undefined);
-    // The code comes with `close`, which follows; not all runtimes send it after each error.
+    // The close event has the code, but not every runtime emits it after an error: wait two passes for it.
     clock.pass(() => clock.pass(() => this.#end(ABNORMAL, "")));
   }
 
@@ -343,7 +354,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
     const isOwnEnd = this.#isClosing && (code === NORMAL || code === NO_STATUS || code === ABNORMAL || code === 0);
     if (code !== NORMAL && code !== NO_STATUS && !isOwnEnd) {
       const cause = this.#lastError;
-      // Deno reports 0 where the standard has 1006.
+      // Deno reports 0 instead of 1006.
       this.#failure ??= new WebSocketClosedError(code || ABNORMAL, reason, cause === undefined ? undefined : { cause });
     }
     this.#opened.reject(this.#failure ?? new WebSocketClosedError(code, reason));
@@ -361,7 +372,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
     } catch {
       this.#socket.close(PRIVATE_CODES + code, reason);
     }
-    // While it is paused, it does not read the close frame of the other end.
+    // A paused socket does not receive the close frame of the peer.
     this.#resume();
   }
 }

@@ -68,11 +68,12 @@ export class StreamClosedError extends Error {
 }
 
 /**
- * A WebSocket failed to open, or was closed with any other code than 1000, the normal one, or 1005, none at all.
+ * Rejects `closed` of a session, and a connect, when the WebSocket failed to open or was closed with another code than
+ * 1000 (normal) and 1005 (no code).
  *
- * `cause` is the error that the runtime reported, where it reported one.
+ * `cause` is the error that the runtime reported; it is absent if there was none.
  *
- * @example A server that is not there
+ * @example An unreachable server
  * ```ts
  * import { connectWebSocket, WebSocketClosedError } from "@sluice/smux/websocket";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -82,17 +83,20 @@ export class StreamClosedError extends Error {
  * ```
  */
 export class WebSocketClosedError extends Error {
-  /** The code of RFC 6455, section 7.4. 1006: the connection failed or was cut. 1009: too much was unread. */
+  /**
+   * The close code of RFC 6455, section 7.4.1. 1006: the connection failed or was cut. 1009: more than
+   * `maxReceiveBuffer` was unread.
+   */
   readonly code: number;
-  /** What the end that closed it had to say. */
+  /** The reason from the close frame; "" if it had none. */
   readonly reason: string;
 
   /**
-   * Says with which code it was closed.
+   * Creates the error.
    *
-   * @param code The code.
-   * @param reason The reason.
-   * @param options The cause, where there is one.
+   * @param code The close code.
+   * @param reason The reason; "" for none.
+   * @param options The error that the runtime reported, as `cause`.
    */
   constructor(code: number, reason: string, options?: ErrorOptions) {
     super(`The WebSocket was closed with code ${code}${reason && `: ${reason}`}`, options);

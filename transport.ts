@@ -90,10 +90,13 @@ export interface Connection {
 }
 
 /**
- * A `stream.Duplex` of Node by shape: a `net.Socket`, a `tls.TLSSocket`, or any other of bytes. It may still be connecting.
- * Its `read` and `write` are used, too, but are not listed, because they differ from those of a {@linkcode Connection}.
+ * A `stream.Duplex` of Node, by shape: a `net.Socket`, a `tls.TLSSocket` or any other duplex stream of bytes. It may
+ * still be connecting.
  *
- * @example A client in Node, or in Deno with the modules of Node
+ * The session also calls `read` and `write`. This type omits them, because their signatures differ from those of a
+ * {@linkcode Connection}.
+ *
+ * @example A client over a socket of Node
  * ```ts
  * import { type NodeStream, serve, Session } from "@sluice/smux";
  * import { assertEquals } from "@std/assert";
@@ -112,35 +115,36 @@ export interface Connection {
  * ```
  */
 export interface NodeStream {
-  /** Bytes that can be read at once. */
+  /** Number of buffered bytes. */
   readonly readableLength: number;
-  /** Ends writing, and calls `callback` when everything is written or cannot be. */
+  /** Ends the writing direction. Calls `callback` when everything is written, or with an error. */
   end(callback: (error?: Error | null) => void): unknown;
   /** Closes the stream at once. */
   destroy(): unknown;
-  /** Listens to `readable`, `end`, `error` and `close`. */
+  /** Adds a listener for `readable`, `end`, `error` or `close`. */
   on(event: string, listener: (error: unknown) => void): unknown;
-  /** Turns off waiting for more data before a segment is sent. */
+  /** Sets TCP_NODELAY. The session turns it on, because it coalesces frames itself. */
   setNoDelay?(on?: boolean): unknown;
-  /** Keeps the process alive while the connection is open. */
+  /** Makes the open connection keep the process alive. */
   ref?(): unknown;
-  /** Lets the process end while the connection is open. */
+  /** Lets the process exit while the connection is open. */
   unref?(): unknown;
-  /** Whether values other than bytes are read: such a stream is refused. */
+  /** Whether `read` returns values other than bytes. A session refuses such a stream with a `TypeError`. */
   readonly readableObjectMode?: boolean;
-  /** The host of this end. */
+  /** The local host. */
   readonly localAddress?: string | undefined;
-  /** The port of this end. */
+  /** The local port. */
   readonly localPort?: number | undefined;
-  /** The host of the other end. */
+  /** The remote host. */
   readonly remoteAddress?: string | undefined;
-  /** The port of the other end. */
+  /** The remote port. */
   readonly remotePort?: number | undefined;
 }
 
 /**
- * What a session runs over: a {@linkcode Connection}, or a pair of web streams such as those of an open
- * `WebSocketStream`, a child process (`{ readable: child.stdout, writable: child.stdin }`) or a WebTransport stream.
+ * The transport of a session: a {@linkcode Connection}, a {@linkcode NodeStream}, or a pair of web streams such as
+ * those of an open `WebSocketStream`, a child process (`{ readable: child.stdout, writable: child.stdin }`) or a
+ * WebTransport stream.
  *
  * The transport must deliver all bytes, in order. It need not keep the boundaries of writes.
  *
@@ -185,29 +189,29 @@ export type Transport =
     };
   };
 
-/** A connection that has its bytes in chunks, which can be read without copying them. */
+/** A connection that receives chunks, which are read without a copy. */
 export interface ChunkConnection extends Omit<Connection, "read"> {
-  /** Reads the next chunk, which is not used again; `null` at the end. */
+  /** Returns the next chunk, or `null` at the end. The connection does not access the chunk afterwards. */
   readChunk(): Promise<Uint8Array | null>;
 }
 
-/** A connection that receives although it is not read, such as a WebSocket, and so has to hold what arrives. */
+/** A connection without backpressure, such as a WebSocket. It holds the chunks that arrive before they are read. */
 export interface PushedConnection extends ChunkConnection {
-  /** Whether it holds enough that reading should not wait for anything. */
+  /** Whether the session must read without yielding, because too many bytes are unread. */
   readonly isBehind: boolean;
-  /** Registers the reader of the connection. */
+  /** Sets the listener, which is called while the connection is not read, too. */
   listen(listener: PushListener): void;
 }
 
-/** Notified by a pushed connection, also while it is not read. */
+/** Notified of unread bytes by a pushed connection. */
 export interface PushListener {
-  /** `isBehind` has become true. */
+  /** Called when `isBehind` has become true. */
   fellBehind(): void;
-  /** More has arrived than the connection may hold: it has failed. */
+  /** Called when the unread bytes exceed the limit of the connection, which has failed with `error`. */
   overflowed(error: Error): void;
 }
 
-/** A transport as the session uses it. */
+/** A transport in the shape that the session uses. */
 export interface Link {
   /**
    * Waits for the next bytes, writes them to the start of `buffer` and returns their number; `null` at the end.
@@ -228,7 +232,7 @@ export interface Link {
   free(): void;
   readonly localAddr: Address;
   readonly remoteAddr: Address;
-  /** The connection, if it receives although it is not read. */
+  /** The connection, if it has no backpressure. */
   readonly pushed: PushedConnection | undefined;
   ref(): void;
   unref(): void;

@@ -1,17 +1,16 @@
 /**
- * Sessions over WebSockets: in browsers, on Deno Deploy and in other runtimes that have no other transport, and through
- * proxies that let nothing else pass.
+ * Sessions over WebSockets, for browsers, for Deno Deploy and for proxies that pass only HTTP.
  *
  * ```ts
  * import { connectWebSocket, upgradeWebSocket } from "@sluice/smux/websocket";
  * import { assertEquals } from "@std/assert";
  * import { toText } from "@std/streams";
  *
- * // The server echoes every stream.
+ * // An echo server.
  * const server = Deno.serve({ port: 0, onListen() {} }, (request) =>
  *   upgradeWebSocket(request, (stream) => stream.readable.pipeTo(stream.writable)));
  *
- * // The client may be a page.
+ * // A client; a page runs the same code.
  * const session = await connectWebSocket(`ws://localhost:${server.addr.port}`);
  * const stream = await session.openStream();
  * await stream.write(new TextEncoder().encode("hello"));
@@ -22,13 +21,13 @@
  * await server.shutdown();
  * ```
  *
- * - {@linkcode connectWebSocket} connects, and returns a session.
- * - {@linkcode upgradeWebSocket} answers a request with a WebSocket and serves the session on it.
- * - {@linkcode WebSocketListener} is for servers that end in order: it makes connections of requests for `serve`.
- * - {@linkcode webSocketConnection} makes a transport of any WebSocket.
+ * - {@linkcode connectWebSocket} connects to a server and returns a session.
+ * - {@linkcode upgradeWebSocket} upgrades a request to a WebSocket and serves a session on it.
+ * - {@linkcode WebSocketListener} passes upgraded requests to `serve`, for servers that shut down gracefully.
+ * - {@linkcode webSocketConnection} adapts an open or connecting WebSocket to a transport.
  *
- * A WebSocket cannot be asked to wait. In version 2 the windows of the streams bound what a peer sends; in version 1 a stream
- * that is not read ends the session when more than twice `maxReceiveBuffer` has arrived.
+ * A WebSocket has no backpressure in the receiving direction. In version 2 the windows of the streams limit what a peer
+ * sends. In version 1 an unread stream ends the session when more than twice `maxReceiveBuffer` bytes are unread.
  *
  * @module
  */
@@ -47,18 +46,19 @@ import { resolveReceiveBuffer, WebSocketConnection, type WebSocketLike, type Web
 export { WebSocketClosedError, type WebSocketLike, type WebSocketOptions };
 
 /**
- * Makes a connection of a WebSocket, of either end, that is open or connecting.
+ * Adapts an open or connecting WebSocket, of a client or a server, to a connection.
  *
- * Do so before anything waits, since messages that arrive earlier are lost. The socket belongs to the connection.
+ * Call it in the same tick in which the socket was created or accepted: earlier messages are lost. The connection owns
+ * the socket and closes it at the end.
  *
  * @param socket The WebSocket.
- * @param options A bound, and the address of the peer.
- * @returns The connection, for `Session.client` or `Session.server`. It has no half-close: `closeWrite` closes the socket
- * behind what was written.
- * @throws {TypeError} The socket is closing or closed, or no WebSocket.
+ * @param options The limit of unread bytes, and the address of the peer.
+ * @returns The connection, for `Session.client` or `Session.server`. It has no half-close: `closeWrite` sends what was
+ * written and closes the socket.
+ * @throws {TypeError} `socket` is closing or closed, or is not a WebSocket.
  * @throws {RangeError} `maxReceiveBuffer` is out of bounds.
  *
- * @example A socket that the program has made
+ * @example A socket with a subprotocol
  * ```ts
  * import { Session } from "@sluice/smux";
  * import { upgradeWebSocket, webSocketConnection } from "@sluice/smux/websocket";
@@ -78,39 +78,41 @@ export function webSocketConnection(socket: WebSocketLike, options: WebSocketOpt
 }
 
 /**
- * Options of {@linkcode connectWebSocket}: those of a client's session, and two more.
+ * Options of {@linkcode connectWebSocket}: the options of a client's session, subprotocols and a signal.
  *
- * @example Giving up after a second
+ * @example Connecting with a timeout of 200 ms
  * ```ts
  * import { connectWebSocket, type ConnectWebSocketOptions } from "@sluice/smux/websocket";
  * import { assertRejects } from "@std/assert";
  *
- * const silent = Deno.listen({ port: 0 }); // accepts connections, and answers nothing
+ * const silent = Deno.listen({ port: 0 }); // accepts connections and never answers
  * const options: ConnectWebSocketOptions = { keepAliveInterval: 100, timeout: 200 };
  * await assertRejects(() => connectWebSocket(`ws://localhost:${silent.addr.port}`, options), DOMException, "200 ms");
  * silent.close();
  * ```
  */
 export interface ConnectWebSocketOptions extends ClientSessionOptions {
-  /** Subprotocols to offer, as in `new WebSocket(url, protocols)`. Default: none. */
+  /** Subprotocols offered to the server, as in `new WebSocket(url, protocols)`. Default: none. */
   protocols?: string | string[] | undefined;
-  /** Gives up connecting. It has no effect on the session. */
+  /** Aborts connecting. It has no effect on the open session. */
   signal?: AbortSignal | undefined;
 }
 
 /**
- * Connects to a WebSocket server, and starts the client's side of a session.
+ * Connects to a WebSocket server and starts the client side of a session.
  *
- * @param url The address, `ws:` or `wss:`.
- * @param options Limits and times of the session, subprotocols, and a signal.
- * @returns The session, once the socket is open.
- * @throws {WebSocketClosedError} The server cannot be reached, or refuses.
- * @throws {DOMException} A "TimeoutError" when the socket is not open after `timeout` milliseconds; a "SyntaxError" for a url
- * that is none.
+ * @param url The address of the server, `ws:` or `wss:`.
+ * @param options Limits and timeouts of the session, subprotocols and a signal.
+ * @returns The session. The socket is open.
+ * @throws {WebSocketClosedError} The server is unreachable or refused the connection. Runtimes report code 1006 and not
+ * the status of the response.
+ * @throws {DOMException} "TimeoutError": the socket did not open within `timeout` milliseconds. "SyntaxError": `url` is
+ * invalid.
  * @throws {RangeError} An option is out of bounds.
- * @throws {TypeError} The runtime has no `WebSocket`, as Node 20.
+ * @throws {TypeError} The runtime has no global `WebSocket` (Node 20, for example).
+ * @throws The reason of the signal, when it aborts.
  *
- * @example Reading what a server has to say
+ * @example Reading a greeting of the server
  * ```ts
  * import { connectWebSocket, upgradeWebSocket } from "@sluice/smux/websocket";
  * import { assertEquals } from "@std/assert";
@@ -132,7 +134,7 @@ export async function connectWebSocket(url: string | URL, options: ConnectWebSoc
     WebSocket?: new (url: string | URL, protocols: string | string[]) => WebSocketLike;
   };
   if (WebSocket === undefined) {
-    throw new TypeError("This runtime has no WebSocket: pass one of npm:ws to webSocketConnection");
+    throw new TypeError("Cannot connect without a global WebSocket: pass a socket of npm:ws to webSocketConnection");
   }
   const connection = new WebSocketConnection(new WebSocket(url, protocols), { maxReceiveBuffer });
   const stop = deferred<never>();
@@ -153,16 +155,17 @@ export async function connectWebSocket(url: string | URL, options: ConnectWebSoc
   return Session.client(connection, sessionOptions);
 }
 
-/** What Deno and workerd have to answer a request with a WebSocket. */
+/** The functions of Deno and workerd that upgrade a request. */
 interface Runtime {
   Deno?: { upgradeWebSocket?(request: Request): { socket: WebSocketLike; response: Response } };
   WebSocketPair?: new () => { 0: unknown; 1: WebSocketLike & { accept(): void } };
 }
 
 /**
- * Makes connections of requests that ask for a WebSocket, for {@linkcode serve}: with it a server ends in order.
+ * Upgrades requests to WebSockets and passes the connections to {@linkcode serve}, whose `shutdown` ends the sessions
+ * gracefully.
  *
- * @example A server that can be shut down
+ * @example A server that shuts down gracefully
  * ```ts
  * import { serve } from "@sluice/smux";
  * import { connectWebSocket, WebSocketListener } from "@sluice/smux/websocket";
@@ -184,7 +187,7 @@ export class WebSocketListener implements Listener {
   readonly #connections = new Channel<Connection>({ capacity: BACKLOG });
 
   /**
-   * Makes one.
+   * Creates a listener without connections.
    *
    * @param options Options of each connection.
    * @throws {RangeError} `maxReceiveBuffer` is out of bounds.
@@ -195,18 +198,18 @@ export class WebSocketListener implements Listener {
   }
 
   /**
-   * Answers a request for a WebSocket, in Deno and in workerd.
+   * Upgrades a request, in Deno and workerd, and queues its connection for `accept`.
    *
    * @param request The request.
-   * @param info What `Deno.serve` passes to a handler, so that sessions know the address of their peer.
-   * @returns The response: 101; 426 to a request that does not ask for a WebSocket, 400 to one that asks wrongly; 503 when
-   * the listener is closed, or 1024 connections wait to be accepted.
-   * @throws {TypeError} The runtime cannot do this.
+   * @param info The address of the peer: the second argument that `Deno.serve` passes to its handler.
+   * @returns The response for the client. Status 101: upgraded. 426: the request has no `upgrade: websocket`. 400: the
+   * handshake is malformed. 503: the listener is closed, or 1024 connections wait to be accepted.
+   * @throws {TypeError} The runtime cannot upgrade a request: use `add`.
    */
   upgrade(request: Request, info: { remoteAddr?: Address } = {}): Response {
     if (!isUpgrade(request)) return upgradeRequired();
     if (this.#connections.closed || this.#connections.size >= BACKLOG) return new Response(null, { status: 503 });
-    // Once it is upgraded, Deno has forgotten the request.
+    // Read before the upgrade, after which Deno has no address for the request.
     const { remoteAddr } = info;
     const upgraded = upgrade(request);
     if (upgraded instanceof Response) return upgraded;
@@ -215,18 +218,19 @@ export class WebSocketListener implements Listener {
   }
 
   /**
-   * Adds a socket that a server of another kind has accepted, such as `npm:ws`.
+   * Queues a socket that another server accepted, for example one of `npm:ws`. A closed or full listener closes the
+   * socket.
    *
    * @param socket The socket, open or connecting.
-   * @param info The address of its peer.
-   * @throws {TypeError} The socket is closing or closed.
+   * @param info The address of the peer.
+   * @throws {TypeError} `socket` is closing or closed, or is not a WebSocket.
    */
   add(socket: WebSocketLike, info: { remoteAddr?: Address } = {}): void {
     const connection = new WebSocketConnection(socket, { ...this.#options, remoteAddr: info.remoteAddr });
     if (!this.#connections.trySend(connection)) connection.close();
   }
 
-  /** The next connection. Rejects with an error named "Interrupted" when the listener is closed. */
+  /** Returns the next connection. Rejects with an error named "Interrupted" when the listener is closed. */
   async accept(): Promise<Connection> {
     try {
       return await this.#connections.receive();
@@ -235,17 +239,18 @@ export class WebSocketListener implements Listener {
     }
   }
 
-  /** Ends listening: connections that wait are closed, later requests get 503. */
+  /** Closes the listener and the connections that wait to be accepted. Later requests get status 503. */
   close(): void {
     this.#connections.close();
     for (const connection of this.#connections.drain()) connection.close();
   }
 }
 
-// As many as a session's `acceptBacklog`: connections are accepted at once, so that only a busy process has any waiting.
+// Equals the default `acceptBacklog`. `serve` accepts at once, so connections wait only while the event loop is
+// blocked.
 const BACKLOG = 1024;
 
-/** What a listener rejects with when there are no more connections. */
+/** Returns the error of `accept` on a closed listener. */
 function interrupted(options?: ErrorOptions): Error {
   return Object.assign(new Error("The listener was closed", options), { name: "Interrupted" });
 }
@@ -261,7 +266,7 @@ function upgradeRequired(): Response {
   });
 }
 
-/** Answers the request; without a socket where the request is malformed. */
+/** Upgrades a request; returns a response with status 400 if the handshake is malformed. */
 function upgrade(request: Request): { socket: WebSocketLike; response: Response } | Response {
   const { Deno, WebSocketPair } = globalThis as Runtime;
   if (Deno?.upgradeWebSocket !== undefined) {
@@ -277,23 +282,24 @@ function upgrade(request: Request): { socket: WebSocketLike; response: Response 
     return { socket, response: new Response(null, { status: 101, webSocket } as ResponseInit) };
   }
   throw new TypeError(
-    "This runtime cannot answer a request with a WebSocket: pass its socket to WebSocketListener.add",
+    "Cannot upgrade a request in this runtime: pass the socket of its WebSocket server to WebSocketListener.add",
   );
 }
 
 /**
- * Answers a request for a WebSocket, and serves the session on it as `serve` does: all that a program on Deno Deploy needs.
+ * Upgrades a request, in Deno and workerd, and serves a session on the WebSocket as `serve` does.
  *
- * To end in order, with `shutdown`, use {@linkcode WebSocketListener} and `serve`.
+ * For a graceful `shutdown`, use {@linkcode WebSocketListener} with `serve`.
  *
  * @param request The request.
- * @param handler What to do with each stream that the client opens.
- * @param options Limits and times of the session, a signal, and callbacks.
- * @returns The response: 101; 426 to a request that does not ask for a WebSocket, 400 to one that asks wrongly.
+ * @param handler Called with each stream that the client opens; see `serve`.
+ * @param options Limits and timeouts of the session, a signal and callbacks.
+ * @returns The response for the client. Status 101: upgraded. 426: the request has no `upgrade: websocket`. 400: the
+ * handshake is malformed.
  * @throws {RangeError} An option is out of bounds.
- * @throws {TypeError} An `incoming` was given, or the runtime cannot do this.
+ * @throws {TypeError} `options.incoming` is set, or the runtime cannot upgrade a request.
  *
- * @example A server of streams beside pages
+ * @example Pages and streams from one server
  * ```ts
  * import { connectWebSocket, upgradeWebSocket } from "@sluice/smux/websocket";
  * import { assertEquals } from "@std/assert";
@@ -316,7 +322,7 @@ export function upgradeWebSocket(
   options: ServeOptions = {},
 ): Response {
   if (!isUpgrade(request)) return upgradeRequired();
-  // Before the upgrade, which cannot be taken back.
+  // Checked before the upgrade, which cannot be undone.
   const { maxReceiveBuffer } = checkServeOptions(options);
   const upgraded = upgrade(request);
   if (upgraded instanceof Response) return upgraded;
@@ -326,7 +332,7 @@ export function upgradeWebSocket(
     if (connection === undefined) throw interrupted();
     return await connection;
   };
-  // Where `signal` is aborted already, nothing accepts it.
+  // With a signal that is already aborted, `serve` closes the listener without accepting.
   serve({ accept, close: () => connections.pop()?.close() }, handler, options);
   return upgraded.response;
 }

@@ -1,5 +1,5 @@
 /**
- * Streams of Node as transports: what they carry, and how they end.
+ * Sessions over streams of Node: transfers, ends and errors.
  *
  * @module
  */
@@ -25,7 +25,7 @@ async function listen(server: Server): Promise<number> {
 }
 
 for (const version of [1, 2] as const satisfies Version[]) {
-  Deno.test(`net.Socket carries 50 streams whole as either end of a session in version ${version}`, async () => {
+  Deno.test(`net.Socket at both ends transfers 50 hashed streams in version ${version}`, async () => {
     const sessions: Promise<void>[] = [];
     const server = createServer((socket) => {
       const session = Session.server(socket);
@@ -35,7 +35,7 @@ for (const version of [1, 2] as const satisfies Version[]) {
       })());
     });
     const port = await listen(server);
-    // It is still connecting.
+    // The socket is still connecting.
     const session = Session.client(connect(port), { version });
     await exchangeHashed(session, 50);
     assertEquals((session.remoteAddr as Deno.NetAddr).port, port);
@@ -47,7 +47,7 @@ for (const version of [1, 2] as const satisfies Version[]) {
   });
 }
 
-Deno.test("tls.TLSSocket carries streams", async () => {
+Deno.test("tls.TLSSocket at both ends transfers 30 hashed streams", async () => {
   const [cert, key, ca] = [tls("localhost.pem"), tls("localhost.key"), tls("ca.pem")];
   const server = createTlsServer({ cert, key }, async (socket) => {
     for await (const stream of Session.server(socket)) echo(stream);
@@ -59,7 +59,7 @@ Deno.test("tls.TLSSocket carries streams", async () => {
   await new Promise((resolve) => server.close(resolve));
 });
 
-Deno.test("a stream.Duplex of Node carries streams", async () => {
+Deno.test("stream.Duplex at both ends transfers 30 hashed streams", async () => {
   const [near, far] = duplexPair();
   const client = Session.client(near);
   const server = Session.server(far);
@@ -71,18 +71,18 @@ Deno.test("a stream.Duplex of Node carries streams", async () => {
   await serving;
 });
 
-Deno.test("net.Socket that is refused ends its session with the error of Node", async () => {
+Deno.test("net.Socket whose connection is refused ends its session with ECONNREFUSED", async () => {
   const session = Session.client(connect(9, "127.0.0.1"));
   const error = await assertRejects(() => session.closed, Error);
   assertEquals((error as Error & { code: string }).code, "ECONNREFUSED");
 });
 
-Deno.test("net.Socket that is reset with a stream open ends its session with the error of Node", async () => {
+Deno.test("net.Socket that is reset with an open stream ends its session with the error of Node", async () => {
   const listener = Deno.listen(LOOPBACK);
   const session = Session.client(connect(listener.addr.port));
   const stream = await session.openStream();
   await stream.write(new Uint8Array(100));
-  // Closed with bytes unread, a socket is reset.
+  // The kernel resets a connection that is closed with unread bytes.
   (await listener.accept()).close();
   listener.close();
   await assertRejects(() => stream.read(new Uint8Array(1)));
@@ -90,7 +90,7 @@ Deno.test("net.Socket that is reset with a stream open ends its session with the
   if (error !== undefined) assertInstanceOf(error, Error);
 });
 
-Deno.test("the end of a net.Socket between frames ends its session in order, in half-open mode too", async () => {
+Deno.test("net.Socket whose peer ends between frames ends its session cleanly, also with allowHalfOpen", async () => {
   for (const allowHalfOpen of [false, true]) {
     const sockets: Socket[] = [];
     const server = createServer({ allowHalfOpen }, (socket) => void sockets.push(socket));
@@ -105,7 +105,7 @@ Deno.test("the end of a net.Socket between frames ends its session in order, in 
   }
 });
 
-Deno.test("closing the session ends a net.Socket behind what was written", async () => {
+Deno.test("Session.close() over a net.Socket sends what was written, and destroys the socket", async () => {
   const server = createServer();
   const port = await listen(server);
   const connection = once(server, "connection");
@@ -124,7 +124,7 @@ Deno.test("closing the session ends a net.Socket behind what was written", async
   await new Promise((resolve) => server.close(resolve));
 });
 
-Deno.test("a stream of Node in object mode, or one that reads text, is a TypeError", async () => {
+Deno.test("a stream of Node in object mode, or one that reads text, causes a TypeError", async () => {
   const objects = new Duplex({ objectMode: true, read() {}, write() {} });
   assertThrows(() => Session.client(objects), TypeError, "object mode");
   const words = new PassThrough({ encoding: "utf8" });
@@ -140,7 +140,7 @@ Deno.test("a stream of Node that is destroyed before its end ends its session wi
   await assertRejects(() => session.closed, Error, "destroyed before its end");
 });
 
-Deno.test("a stream of Node that has ended or is destroyed when its session begins ends that session", async () => {
+Deno.test("a stream of Node that ended or was destroyed before its session started ends that session", async () => {
   const ended = new PassThrough();
   ended.end();
   ended.resume();
@@ -158,7 +158,7 @@ Deno.test("a stream of Node that has ended or is destroyed when its session begi
   assertStrictEquals(await assertRejects(() => Session.server(failed).closed), reason);
 });
 
-Deno.test("a stream of Node that fails after data arrived ends its session with its error, not with a clean end", async () => {
+Deno.test("a stream of Node that fails after data arrived ends its session with its error", async () => {
   const reason = new Error("Device failed");
   const stream = new PassThrough();
   const session = Session.server(stream);
@@ -168,7 +168,7 @@ Deno.test("a stream of Node that fails after data arrived ends its session with 
   assertStrictEquals(await assertRejects(() => session.closed), reason);
 });
 
-Deno.test("a stream of Node whose read pushes more than one read of the session is read in parts", async () => {
+Deno.test("a stream of Node that pushes 200 kB at once is read in parts", async () => {
   const data = pattern(200_000);
   const chunks = [concat([
     frame(1, SYN, 3),
@@ -176,7 +176,7 @@ Deno.test("a stream of Node whose read pushes more than one read of the session 
     frame(1, FIN, 3),
   ])];
   const stream = new Duplex({
-    // Synchronous, so that the session cannot know the length before it reads.
+    // Pushes synchronously, so that `readableLength` is 0 before the session reads.
     read() {
       this.push(chunks.pop() ?? null);
     },
@@ -187,14 +187,14 @@ Deno.test("a stream of Node whose read pushes more than one read of the session 
   await session.closed;
 });
 
-Deno.test("a stream of Node that keeps what was written keeps a copy", async () => {
+Deno.test("a stream of Node that holds the bytes of a write holds a copy", async () => {
   const [near, far] = duplexPair();
   const client = Session.client(near);
   const stream = await client.openStream();
   const sent = [pattern(1000, 1), pattern(1000, 2)];
   for (const bytes of sent) {
     await stream.write(bytes);
-    // `far` holds the bytes and asks for more, so that the write is complete.
+    // `far` buffers the bytes and requests more, so the write is complete.
     far.read(0);
     await turn();
   }
@@ -203,14 +203,14 @@ Deno.test("a stream of Node that keeps what was written keeps a copy", async () 
   for (const session of [client, server]) session.abort();
 });
 
-Deno.test("serve() throws a TypeError for a value without accept and close, such as a server of Node", () => {
+Deno.test("serve() throws a TypeError for a listener without accept() and close(), such as a server of Node", () => {
   const server = createServer();
   for (const value of [server, {}, undefined, { accept: 5, close() {} }]) {
     assertThrows(() => serve(value as unknown as Listener, echo), TypeError, "listener");
   }
 });
 
-Deno.test("serve() accepts a listener of any transports", async () => {
+Deno.test("serve() serves a listener of web streams and streams of Node", async () => {
   const there = new TransformStream<Uint8Array, Uint8Array>();
   const back = new TransformStream<Uint8Array, Uint8Array>();
   const [near, far] = duplexPair();

@@ -1,5 +1,5 @@
 /**
- * WebSockets as transports: what they carry, how they end, and what bounds them; the rest of a session does not know them.
+ * Sessions over WebSockets: transfers, failures to connect, close codes, and limits.
  *
  * @module
  */
@@ -41,7 +41,7 @@ import {
   writeAll,
 } from "./support.ts";
 
-/** A socket of which the test is the runtime. */
+/** A socket whose events the test emits. */
 class FakeSocket implements WebSocketLike {
   binaryType = "blob";
   readyState = 1;
@@ -76,7 +76,7 @@ class FakeSocket implements WebSocketLike {
   }
 }
 
-/** A server that answers upgrades, with what it was given for each stream. */
+/** Starts an HTTP server with `upgrade` as its handler; disposing shuts it down. */
 function serveUpgrades(upgrade: (request: Request) => Response | Promise<Response>) {
   const server = Deno.serve({ ...LOOPBACK, onListen() {} }, upgrade);
   return { url: `ws://127.0.0.1:${server.addr.port}/`, [Symbol.asyncDispose]: () => server.shutdown() };
@@ -84,7 +84,7 @@ function serveUpgrades(upgrade: (request: Request) => Response | Promise<Respons
 
 const echo = (stream: Stream) => stream.readable.pipeTo(stream.writable);
 
-/** Upgrades, and closes the socket with this code when it is open. */
+/** Returns a handler that upgrades a request and closes the open socket with this code. */
 function closing(code: number | undefined, reason?: string): (request: Request) => Response {
   return (request) => {
     const { socket, response } = Deno.upgradeWebSocket(request);
@@ -94,7 +94,7 @@ function closing(code: number | undefined, reason?: string): (request: Request) 
 }
 
 for (const version of [1, 2] as const satisfies Version[]) {
-  Deno.test(`connectWebSocket() and upgradeWebSocket() carry 50 streams whole in version ${version}`, async () => {
+  Deno.test(`connectWebSocket() and upgradeWebSocket() transfer 50 hashed streams in version ${version}`, async () => {
     const errors: unknown[] = [];
     const sessions: Session[] = [];
     await using server = serveUpgrades((request) =>
@@ -112,7 +112,7 @@ for (const version of [1, 2] as const satisfies Version[]) {
   });
 }
 
-Deno.test("connectWebSocket() works with a server that opens streams", async () => {
+Deno.test("connectWebSocket() returns a session that accepts streams of the server", async () => {
   await using server = serveUpgrades((request) =>
     upgradeWebSocket(request, () => {}, {
       async onSession(session) {
@@ -128,7 +128,7 @@ Deno.test("connectWebSocket() works with a server that opens streams", async () 
   await session.close();
 });
 
-// How connecting fails.
+// Failures to connect.
 
 for (const status of [401, 404, 502]) {
   Deno.test(`connectWebSocket() rejects when the server answers ${status} with HTML`, async () => {
@@ -141,13 +141,13 @@ for (const status of [401, 404, 502]) {
   });
 }
 
-Deno.test("connectWebSocket() rejects when the connection is refused", async () => {
+Deno.test("connectWebSocket() rejects with code 1006 when the connection is refused", async () => {
   const error = await assertRejects(() => connectWebSocket("ws://127.0.0.1:9/"), WebSocketClosedError);
   assertEquals(error.code, 1006);
   assertInstanceOf(error.cause, Error);
 });
 
-Deno.test("connectWebSocket() rejects after the timeout when the server accepts and stays silent", async () => {
+Deno.test("connectWebSocket() rejects with a TimeoutError when the server accepts and stays silent", async () => {
   using silent = Deno.listen(LOOPBACK);
   const connecting = connectWebSocket(`ws://127.0.0.1:${silent.addr.port}/`, { timeout: 50, keepAliveInterval: 50 });
   using _accepted = await silent.accept();
@@ -155,7 +155,7 @@ Deno.test("connectWebSocket() rejects after the timeout when the server accepts 
   assertEquals(error.name, "TimeoutError");
 });
 
-Deno.test("connectWebSocket() rejects with the reason of its signal, before and while it connects", async () => {
+Deno.test("connectWebSocket() rejects with the reason of its signal, aborted before or while it connects", async () => {
   using silent = Deno.listen(LOOPBACK);
   const url = `ws://127.0.0.1:${silent.addr.port}/`;
   const reason = new Error("Not needed any more");
@@ -167,15 +167,15 @@ Deno.test("connectWebSocket() rejects with the reason of its signal, before and 
   assertEquals(await assertRejects(() => connecting), reason);
 });
 
-Deno.test("connectWebSocket() checks its options before it connects", async () => {
+Deno.test("connectWebSocket() rejects for an invalid option and for an invalid url", async () => {
   await assertRejects(() => connectWebSocket("ws://127.0.0.1:9/", { maxFrameSize: 0 }), RangeError, "maxFrameSize");
   await assertRejects(() => connectWebSocket("nowhere"), DOMException);
 });
 
-// How a connection ends.
+// Ends of a connection.
 
 for (const code of [1000, undefined]) {
-  Deno.test(`a WebSocket closed with code ${code ?? "1005, none,"} between frames ends its session in order`, async () => {
+  Deno.test(`a WebSocket closed with ${code ?? "no code"} between frames ends its session cleanly`, async () => {
     await using server = serveUpgrades(closing(code));
     const session = Session.client(webSocketConnection(new WebSocket(server.url)));
     await session.closed;
@@ -201,12 +201,12 @@ Deno.test("a WebSocket closed with any other code than 1000 and 1005 ends its se
     const session = Session.client(webSocketConnection(socket));
     socket.emit("close", { code, reason: "why" });
     const error = await assertRejects(() => session.closed, WebSocketClosedError, "why");
-    // Deno reports 0 where the standard has 1006.
+    // Deno reports 0 instead of 1006.
     assertEquals(error.code, code === 0 ? 1006 : code);
   }
 });
 
-Deno.test("a WebSocket closed with 1000 in the middle of a frame ends its session with a ProtocolError", async () => {
+Deno.test("a WebSocket closed with 1000 inside a smux frame ends its session with a ProtocolError", async () => {
   const socket = new FakeSocket();
   const session = Session.server(webSocketConnection(socket));
   socket.receive(frame(1, SYN, 3).slice(0, 5));
@@ -214,7 +214,7 @@ Deno.test("a WebSocket closed with 1000 in the middle of a frame ends its sessio
   await assertRejects(() => session.closed, ProtocolError, "3 more bytes of a header");
 });
 
-Deno.test("a WebSocket whose error event is not followed by a close event ends its session with the error", async () => {
+Deno.test("a WebSocket with an error event and no close event ends its session with 1006 and the error", async () => {
   const socket = new FakeSocket();
   const session = Session.server(webSocketConnection(socket));
   const cause = new Error("Network down");
@@ -223,7 +223,7 @@ Deno.test("a WebSocket whose error event is not followed by a close event ends i
   assertEquals([error.code, error.cause], [1006, cause]);
 });
 
-Deno.test("a WebSocket that is cut by its network ends its session with code 1006", async () => {
+Deno.test("a WebSocket whose TCP connection is cut ends its session with code 1006", async () => {
   using listener = Deno.listen(LOOPBACK);
   const connecting = connectWebSocket(`ws://127.0.0.1:${listener.addr.port}/`);
   const connection = await listener.accept();
@@ -253,11 +253,11 @@ Deno.test("a text message ends the session with a ProtocolError and closes the s
   });
   const session = await connectWebSocket(server.url);
   await assertRejects(() => session.closed, ProtocolError, "expected a binary message, received text");
-  // Deno lets a program send 1000 and 3000 to 4999 only.
+  // Deno accepts only the codes 1000 and 3000 to 4999.
   assertEquals((await closed).code, 4003);
 });
 
-Deno.test("what arrived before the close stays readable, and each byte is delivered once", async () => {
+Deno.test("messages that arrived before the close stay readable, and each byte is delivered once", async () => {
   const socket = new FakeSocket();
   const connection = webSocketConnection(socket);
   socket.receive(pattern(100));
@@ -276,7 +276,7 @@ Deno.test("what arrived before the close stays readable, and each byte is delive
   await assertRejects(() => connection.write(p), WebSocketClosedError, "gone");
 });
 
-Deno.test("closing the session closes the socket with 1000 behind what was written, before it was open too", async () => {
+Deno.test("Session.close() on a connecting WebSocket waits, sends what was written, and closes with 1000", async () => {
   const socket = new FakeSocket();
   socket.readyState = 0;
   const session = Session.client(webSocketConnection(socket));
@@ -294,7 +294,7 @@ Deno.test("closing the session closes the socket with 1000 behind what was writt
   await closing;
 });
 
-Deno.test("aborting a session whose socket is not open yet closes the socket", async () => {
+Deno.test("Session.abort() on a connecting WebSocket closes it", async () => {
   const socket = new FakeSocket();
   socket.readyState = 0;
   const session = Session.client(webSocketConnection(socket));
@@ -305,7 +305,7 @@ Deno.test("aborting a session whose socket is not open yet closes the socket", a
   await assertRejects(() => session.closed, DOMException, "aborted");
 });
 
-Deno.test("webSocketConnection() throws for a socket that is not open or connecting, and for an invalid bound", () => {
+Deno.test("webSocketConnection() throws for a closing or closed socket, and for an invalid maxReceiveBuffer", () => {
   for (const readyState of [2, 3]) {
     const socket = Object.assign(new FakeSocket(), { readyState });
     assertThrows(() => webSocketConnection(socket), TypeError, "not open or connecting");
@@ -318,7 +318,7 @@ Deno.test("webSocketConnection() throws for a socket that is not open or connect
   }
 });
 
-Deno.test("two reads at once of a WebSocket return its bytes in order, without loss", async () => {
+Deno.test("concurrent reads of a WebSocket return all of its bytes, in order", async () => {
   const socket = new FakeSocket();
   const connection = webSocketConnection(socket);
   const data = pattern(30);
@@ -347,9 +347,9 @@ Deno.test("events after a clean close of a WebSocket have no effect", async () =
   assertEquals(error.code, 1000);
 });
 
-// What is bounded.
+// Limits.
 
-Deno.test("messages hold at most 63 KiB, and a socket that is not the runtime's gets copies", async () => {
+Deno.test("a write sends messages of at most 63 KiB, as copies unless the socket is the runtime's", async () => {
   const socket = new FakeSocket();
   const connection = webSocketConnection(socket);
   const data = pattern(200 * KiB);
@@ -360,7 +360,7 @@ Deno.test("messages hold at most 63 KiB, and a socket that is not the runtime's 
   assertEquals(new Uint8Array(await new Blob(sent as Uint8Array<ArrayBuffer>[]).arrayBuffer()), pattern(200 * KiB));
 });
 
-Deno.test("a write waits while more than 512 KiB are queued, and goes on or rejects", async () => {
+Deno.test("a write waits while more than 512 KiB are queued, and rejects when the socket is closed", async () => {
   for (const outcome of ["drained", "closed"] as const) {
     using time = new ManualClock();
     let endPause: (() => void) | undefined;
@@ -373,7 +373,7 @@ Deno.test("a write waits while more than 512 KiB are queued, and goes on or reje
       while (written < 10 * MiB) written += await connection.write(p);
     })();
     await turn();
-    // It polls the queue at first, and then pauses.
+    // The write polls the queue for 4 ms, then pauses.
     assertEquals(endPause, undefined);
     time.freeze(10);
     await turn();
@@ -392,14 +392,14 @@ Deno.test("a write waits while more than 512 KiB are queued, and goes on or reje
   }
 });
 
-Deno.test("a socket is closed with 1009 when more has arrived than maxReceiveBuffer, tiny messages included", async () => {
+Deno.test("a socket with more unread than maxReceiveBuffer is closed with 1009, also by tiny messages", async () => {
   for (const [length, most] of [[10_000, 7], [1, 300], [2_000_000, 0]] as const) {
     const socket = new FakeSocket();
     const connection = webSocketConnection(socket, { maxReceiveBuffer: 77_100 });
     while (socket.closes.length === 0) socket.receive(new Uint8Array(length));
     socket.receive(new Uint8Array(length));
     assertEquals(socket.closes, [[1009, "maxReceiveBuffer exceeded"]]);
-    // What was accepted before is not lost.
+    // Messages within the limit stay readable.
     const p = new Uint8Array(length);
     for (let n = 0; n < most; n++) assertEquals(await connection.read(p), length);
     const error = await assertRejects(() => connection.read(p), WebSocketClosedError, "77100 bytes");
@@ -407,7 +407,7 @@ Deno.test("a socket is closed with 1009 when more has arrived than maxReceiveBuf
   }
 });
 
-Deno.test("bytes that were read do not count against maxReceiveBuffer, also of messages that are read in parts", async () => {
+Deno.test("bytes that were read do not count towards maxReceiveBuffer, also of messages read in parts", async () => {
   const socket = new FakeSocket();
   const connection = webSocketConnection(socket, { maxReceiveBuffer: 70_000 });
   const p = new Uint8Array(3000);
@@ -418,7 +418,7 @@ Deno.test("bytes that were read do not count against maxReceiveBuffer, also of m
   assertEquals(socket.closes, []);
 });
 
-Deno.test("a socket that can pause is paused at half of maxReceiveBuffer, and resumed when less is unread", async () => {
+Deno.test("a socket with pause() is paused at half of maxReceiveBuffer, and resumed when less is unread", async () => {
   const calls: string[] = [];
   const socket = Object.assign(new FakeSocket(), {
     pause: () => calls.push("pause"),
@@ -432,7 +432,7 @@ Deno.test("a socket that can pause is paused at half of maxReceiveBuffer, and re
   assertEquals(calls, ["pause", "resume"]);
 });
 
-Deno.test("a paused socket is resumed when it is closed, so that the other end's close is read", async () => {
+Deno.test("a paused socket is resumed when it is closed, so that it receives the close frame of the peer", async () => {
   for (const end of ["close", "overflow"] as const) {
     const calls: string[] = [];
     const socket = Object.assign(new FakeSocket(), {
@@ -449,7 +449,7 @@ Deno.test("a paused socket is resumed when it is closed, so that the other end's
   }
 });
 
-Deno.test("a message with the longest frame is received with any maxReceiveBuffer", async () => {
+Deno.test("a message with a frame of the maximum size is received with a maxReceiveBuffer of 1", async () => {
   const socket = new FakeSocket();
   const connection = webSocketConnection(socket, { maxReceiveBuffer: 1 });
   const longest = frame(2, PSH, 3, pattern(65_535)) as Uint8Array<ArrayBuffer>;
@@ -463,7 +463,7 @@ Deno.test("a message with the longest frame is received with any maxReceiveBuffe
   assertEquals(socket.closes, [[1009, "maxReceiveBuffer exceeded"]]);
 });
 
-Deno.test("a session that does not read ends when too much is unread in its socket", async () => {
+Deno.test("a session that pauses reading ends with code 1009 when its socket exceeds maxReceiveBuffer", async () => {
   const socket = new FakeSocket();
   const options = { maxReceiveBuffer: 100_000, keepAliveInterval: Infinity, timeout: Infinity };
   const session = Session.server(webSocketConnection(socket, options), options);
@@ -481,7 +481,7 @@ Deno.test("a session that does not read ends when too much is unread in its sock
   assertEquals(error.code, 1009);
 });
 
-Deno.test("version 1: a stream that is not read ends the session with code 1009, and holds no more than its bounds", async () => {
+Deno.test("version 1: an unread stream ends the session with 1009, with at most maxReceiveBuffer unread", async () => {
   const errors: unknown[] = [];
   const sessions: Session[] = [];
   await using server = serveUpgrades((request) =>
@@ -499,7 +499,7 @@ Deno.test("version 1: a stream that is not read ends the session with code 1009,
     for (;;) await stream.write(p);
   });
   const error = await assertRejects(() => session.closed, WebSocketClosedError);
-  // A client that goes on writing may find the connection cut before it has read the code.
+  // A client that keeps writing may find the connection cut before it reads the code.
   assert(error.code === 1009 || error.code === 1006, `${error.code}`);
   const reason = await assertRejects(() => sessions[0]!.closed, WebSocketClosedError);
   assertEquals([reason.code, errors], [1009, [reason]]);
@@ -509,7 +509,7 @@ Deno.test("version 1: a stream that is not read ends the session with code 1009,
 });
 
 for (const readers of [1, 2]) {
-  Deno.test(`version 1: a session keeps up with messages that arrive in microtasks, of ${readers === 1 ? "one reader" : "two readers"}`, async () => {
+  Deno.test(`version 1: a session keeps up with messages in microtasks, readers: ${readers}`, async () => {
     const socket = new FakeSocket();
     const session = Session.server(webSocketConnection(socket, { maxReceiveBuffer: 2 * MiB }));
     const counts = Array.from({ length: readers }, async (_, n) => {
@@ -524,7 +524,7 @@ for (const readers of [1, 2]) {
     const ids = Array.from({ length: readers }, (_, n) => 3 + 2 * n);
     const payload = new Uint8Array(60 * KiB);
     for (const id of ids) socket.receive(frame(1, SYN, id) as Uint8Array<ArrayBuffer>);
-    // As Deno does while its socket has more, for 30 MiB.
+    // 30 MiB, as Deno delivers them while its socket has more.
     for (let n = 0; n < 500; n++) {
       for (const id of ids) socket.receive(frame(1, PSH, id, payload) as Uint8Array<ArrayBuffer>);
       for (let m = 0; m < 3; m++) await undefined;
@@ -536,7 +536,7 @@ for (const readers of [1, 2]) {
   });
 }
 
-Deno.test("version 2: a stream that is not read does not stop another one of its session", async () => {
+Deno.test("version 2: an unread stream does not stop another stream of its session", async () => {
   let unread: Stream | undefined;
   await using server = serveUpgrades((request) =>
     upgradeWebSocket(request, async (stream) => {
@@ -573,14 +573,14 @@ Deno.test("upgradeWebSocket() answers 426 to a request without an upgrade, and 4
   assertEquals(malformed.status, 400);
 });
 
-Deno.test("upgradeWebSocket() throws for options out of bounds", () => {
+Deno.test("upgradeWebSocket() throws for an option out of bounds and for incoming", () => {
   const request = new Request("http://localhost/", { headers: { upgrade: "websocket" } });
   assertThrows(() => upgradeWebSocket(request, echo, { maxStreams: 0 }), RangeError, "maxStreams");
   const { sender: incoming } = bounded<Stream>(1);
   assertThrows(() => upgradeWebSocket(request, echo, { incoming } as object), TypeError, "incoming");
 });
 
-Deno.test("upgradeWebSocket() with a signal that aborts ends the session at once", async () => {
+Deno.test("upgradeWebSocket() ends the session at once when its signal aborts", async () => {
   const controller = new AbortController();
   const began = Promise.withResolvers<void>();
   await using server = serveUpgrades((request) =>
@@ -592,7 +592,7 @@ Deno.test("upgradeWebSocket() with a signal that aborts ends the session at once
   await session.closed;
 });
 
-Deno.test("a server's socket that is closed before it is open is closed for the client", async () => {
+Deno.test("a server's socket that is closed before it opens is closed with 1000 for the client", async () => {
   const sockets = new WebSocketListener();
   const upgrades: ((request: Request) => Response)[] = [
     (request) => upgradeWebSocket(request, echo, { signal: AbortSignal.abort() }),
@@ -624,13 +624,13 @@ Deno.test("WebSocketListener.upgrade() answers 503 when the listener is closed o
   full.close();
 });
 
-Deno.test("WebSocketListener throws for an invalid bound before it accepts a socket", () => {
+Deno.test("new WebSocketListener() throws for an invalid maxReceiveBuffer", () => {
   for (const maxReceiveBuffer of [0, -1, NaN]) {
     assertThrows(() => new WebSocketListener({ maxReceiveBuffer }), RangeError, "maxReceiveBuffer must be a number");
   }
 });
 
-Deno.test("WebSocketListener with serve: shutdown waits for open streams, and later requests get 503", async () => {
+Deno.test("WebSocketListener with serve(): shutdown() waits for open streams, and later requests get 503", async () => {
   const sockets = new WebSocketListener();
   const peers: unknown[] = [];
   const streams = serve(sockets, echo, { onSession: ({ remoteAddr }) => peers.push(remoteAddr) });
@@ -655,7 +655,7 @@ Deno.test("WebSocketListener with serve: shutdown waits for open streams, and la
   await http.shutdown();
 });
 
-Deno.test("WebSocketListener.close() closes sockets that wait to be accepted, and accept rejects", async () => {
+Deno.test("WebSocketListener.close() closes sockets that wait to be accepted, and accept() rejects", async () => {
   const sockets = new WebSocketListener();
   const [first, second, late] = [new FakeSocket(), new FakeSocket(), new FakeSocket()];
   sockets.add(first);

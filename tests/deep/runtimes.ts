@@ -1,6 +1,6 @@
 /**
- * The package as npm gets it, in other runtimes: each exchanges 100 hashed streams with Deno, and with itself where it can
- * listen, over each transport that it has, in both versions.
+ * Runs the package packed for npm in other runtimes. Each runtime exchanges hashed streams with Deno, with itself if it
+ * can listen, and with Go if it has TCP, over each of its transports and in both versions.
  *
  * @module
  */
@@ -24,7 +24,7 @@ const PACKAGES = ["ws@8.23.0", "bun@1.4.5", "miniflare@4.20260730.0", "esbuild@0
 const FIXTURES = ["tests/fixtures/node/peer.js", "tests/fixtures/tls/ca.pem", "tests/fixtures/tls/localhost.pem"];
 const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 
-/** One cell of the table, without its version. */
+/** One row of the table: a cell for each version. */
 interface Cell {
   runtime: string;
   transport: string;
@@ -32,7 +32,7 @@ interface Cell {
   run(version: Version): Promise<string>;
 }
 
-/** Runs all; rejects if a cell failed. */
+/** Prints the table; rejects if a cell failed. */
 export async function run(args: string[]): Promise<void> {
   const { only = "" } = parse(args, { only: anyText });
   await using resources = new AsyncDisposableStack();
@@ -64,7 +64,7 @@ export async function run(args: string[]): Promise<void> {
   if (failed > 0) throw new Error(`${failed} cells failed`);
 }
 
-/** Packs and installs the package and the runtimes, and bundles what runs in a worker and in a page. */
+/** Packs and installs the package, installs the runtimes, and bundles the scripts of the worker and the page. */
 async function fill(folder: string): Promise<void> {
   await runProgram(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], {
     cwd: ROOT,
@@ -99,7 +99,7 @@ async function bundle(folder: string, from: string, to: string, ...options: stri
   await runProgram(`${folder}/node_modules/.bin/esbuild`, args, { cwd: folder });
 }
 
-/** Cells of a runtime that runs scripts: alone, as a client of Deno, and as a server. */
+/** Returns the cells of a runtime that runs `peer.js`: against itself, and as a client of Deno. */
 function scriptCells(folder: string, runtime: string, [program, ...first]: string[], kinds: string[]): Cell[] {
   const peer = (...args: string[]) => runProgram(program!, [...first, "peer.js", ...args], { cwd: folder });
   return kinds.flatMap((kind): Cell[] => {
@@ -115,7 +115,7 @@ function scriptCells(folder: string, runtime: string, [program, ...first]: strin
       if (line === undefined) throw new Error(`no ${role} of version ${version} in: ${decode(printed)}`);
       return /\d+ streams/.exec(line)![0];
     };
-    // One run has both versions.
+    // One process runs both versions.
     let alone: Promise<Uint8Array> | undefined;
     const cells: Cell[] = [{
       runtime,
@@ -146,7 +146,7 @@ async function askDeno(kind: string, peer: (...args: string[]) => Promise<Uint8A
   return await peer("client", kind, `${server.addr.port}`);
 }
 
-/** Answers as peer.js expects it: the hash is text. */
+/** Answers a stream, after its end, with the hexadecimal hash of its data and with the data, as `peer.js` expects. */
 async function answerInHex(stream: Stream): Promise<void> {
   const received = new Uint8Array(await new Response(stream.readable).arrayBuffer());
   const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", received));

@@ -1,5 +1,6 @@
 /**
- * Sessions over WebSockets: speed beside TCP and beside a WebSocket without a session, and memory with a stalled peer.
+ * Measures sessions over WebSockets: throughput and round trips relative to TCP and to a WebSocket without a session,
+ * and memory with a stalled peer.
  *
  * @module
  */
@@ -8,8 +9,8 @@ import { Process } from "../programs.ts";
 import { conditions, machine, median, spread, table } from "../stats.ts";
 import { integer, parse } from "./shared/options.ts";
 
-/** One line for the list of long tests. */
-export const description = "Sessions over WebSockets beside TCP and a bare WebSocket, and a stalled peer: [--rounds 5]";
+/** The line of this test in the list of long tests. */
+export const description = "Sessions over WebSockets, TCP and a bare WebSocket, and a stalled peer: [--rounds 5]";
 
 const END = new URL("websocket/end.ts", import.meta.url).pathname;
 const KINDS = ["bare", "ws1", "ws2", "tcp1", "tcp2"];
@@ -21,24 +22,24 @@ const LABELS: Record<string, string> = {
   tcp2: "TCP, version 2",
 };
 
-/** Result of a job; which fields it has depends on the job. */
+/** Result of a job. A job sets only its own fields. */
 interface Result {
   error?: string;
-  /** In MB/s. */
+  /** Throughput in MB/s. */
   bulk: number;
-  /** In microseconds. */
+  /** Median round trip in microseconds. */
   echo: number;
-  /** Megabytes written to the stream that is not read. */
+  /** Megabytes written to the unread stream. */
   written: number;
-  /** How the session ended, where it did. */
+  /** The error that ended the session; absent if the session stayed open. */
   ended?: string;
-  /** Of the stream beside the stalled one: MB/s, and the peak memory of its reader in MB. */
+  /** Another stream of the session: its throughput in MB/s, and the peak memory of its reader in MB. */
   beside?: number[];
-  /** Peak memory of the writer, in MB. */
+  /** Peak resident memory of the writer in MB. */
   resident: number;
 }
 
-/** Measures in rounds, each with every kind once. */
+/** Measures every kind once per round, then the stalled peer in each version. */
 export async function run(args: string[]): Promise<void> {
   const { rounds } = parse(args, { rounds: integer(5, 1) });
   const figures = new Map(KINDS.map((kind) => [kind, { bulk: [] as number[], echo: [] as number[] }]));
@@ -71,7 +72,7 @@ export async function run(args: string[]): Promise<void> {
         beside[1]!.toFixed(0)
       } MB`;
     console.log(
-      `${LABELS[kind]}, a stream that is not read: ${written.toFixed(1)} MB written, resident memory of the writer ` +
+      `${LABELS[kind]}, an unread stream: ${written.toFixed(1)} MB written, resident memory of the writer ` +
         `${resident.toFixed(0)} MB; ${other}`,
     );
   }

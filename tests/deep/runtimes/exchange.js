@@ -1,5 +1,5 @@
 /**
- * What every runtime runs: 100 streams whose data comes back with its hash, by web APIs alone.
+ * Exchanges streams whose data the peer returns with its hash. Uses only web APIs, so that every runtime runs it.
  *
  * @module
  */
@@ -36,7 +36,7 @@ async function exchange(session, size, n) {
   await stream.closed;
 }
 
-/** Sends every stream over a session, closes it, and returns how many came back whole. */
+/** Exchanges all streams over a session, closes it, and returns their number. */
 export async function exchangeAll(session) {
   await Promise.all(SIZES.map((size, n) => exchange(session, size, n)));
   await session.close();

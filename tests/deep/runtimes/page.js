@@ -1,5 +1,5 @@
 /**
- * A page that is a client over a WebSocket to the server that it came from.
+ * A page: a client over a WebSocket to its own server.
  *
  * @module
  */

@@ -1,5 +1,5 @@
 /**
- * A worker of workerd: `/tcp?port=P&version=V` makes it a client over TCP, a WebSocket makes it a server.
+ * A worker of workerd: `/?port=P&version=V` runs a client over TCP, an upgrade request a server over its WebSocket.
  *
  * @module
  */

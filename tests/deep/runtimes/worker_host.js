@@ -1,5 +1,5 @@
 /**
- * Runs worker.js in workerd, by miniflare, and prints its address.
+ * Starts worker.js in workerd with miniflare, and prints its address.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { createRequire } from "node:module";
 import process from "node:process";
 
-// Not an import, because Deno checks those of this file too.
+// `require`, because Deno would check an import of a package that it does not have.
 const { Miniflare } = createRequire(import.meta.url)("miniflare");
 
 const miniflare = new Miniflare({

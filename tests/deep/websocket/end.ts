@@ -1,8 +1,8 @@
 /**
- * One end of a measurement, in a process of its own: `server KIND` prints its port, `client KIND JOB PORT` a result.
+ * One end of a measurement. `server KIND` prints its port; `client KIND JOB PORT` prints a result as JSON.
  *
- * KIND is `bare`, a WebSocket without a session; or `tcp` or `ws` with a version, as `ws2`. JOB is `bulk`, `echo` or
- * `stall`.
+ * KIND is `bare` (a WebSocket without a session), or `tcp` or `ws` followed by the version (`ws2`). JOB is `bulk`,
+ * `echo` or `stall`.
  *
  * @module
  */
@@ -12,22 +12,22 @@ import { connectWebSocket, upgradeWebSocket } from "../../../websocket.ts";
 import { LOOPBACK } from "../../support.ts";
 
 const CHUNK = 64 * 1024;
-// Bytes of a bulk transfer, and of the stream that passes a stalled one.
+// Bytes of a bulk transfer, and of the stream beside the stalled one.
 const BULK = 500_000_000;
 const BESIDE = 200_000_000;
-// Bytes and number of the messages that are echoed.
+// Size in bytes and number of the echoed messages.
 const PING = 64;
 const PINGS = 3000;
-// Bytes that a bare WebSocket has queued at most, as a session over one has.
+// Maximum of queued bytes on the bare WebSocket; equal to that of a session.
 const QUEUED = 512 * 1024;
-// Bytes that are written to a peer that does not read, unless a limit ends that.
+// Maximum of bytes written to the stalled stream.
 const STALLED = 1_000_000_000;
 const [role, kind, job, port] = Deno.args as [string, string, string | undefined, string | undefined];
 
 const megabytesPerSecond = (bytes: number, since: number) => bytes / 1000 / (performance.now() - since);
 const turn = () => new Promise((resolve) => setImmediate(resolve));
 
-/** The highest resident memory, in MB, looked at every 10 ms. */
+/** Samples the resident memory every 10 ms; `peak` is the maximum in MB. */
 function watchMemory(): { peak: number } {
   const memory = { peak: 0 };
   const look = () => memory.peak = Math.max(memory.peak, Deno.memoryUsage().rss / 1e6);
@@ -36,7 +36,7 @@ function watchMemory(): { peak: number } {
   return memory;
 }
 
-/** Answers a stream whose first byte names its job. */
+/** Serves a stream. Its first byte is the job: `e` echoes, `s` is not read, `b` is read to its end. */
 async function answer(stream: Stream): Promise<void> {
   const p = new Uint8Array(CHUNK);
   await stream.read(p.subarray(0, 1));
@@ -99,7 +99,7 @@ async function runBulk(stream: Stream, bytes: number): Promise<number[]> {
   return (await new Response(stream.readable).text()).split(" ").map(Number);
 }
 
-/** The median round trip in microseconds, of messages one after the other. */
+/** Returns the median round trip in microseconds of messages sent one after the other. */
 async function measureEcho(send: (p: Uint8Array<ArrayBuffer>) => Promise<unknown>): Promise<number> {
   const times: number[] = [];
   for (let n = 0; n < PINGS; n++) {
@@ -110,7 +110,7 @@ async function measureEcho(send: (p: Uint8Array<ArrayBuffer>) => Promise<unknown
   return times.sort((a, b) => a - b)[PINGS / 2]!;
 }
 
-/** Writes to a stream that is not read, and then moves another one beside it, if the session lives. */
+/** Writes to a stream that the peer does not read, and at the same time to another stream that it reads. */
 async function runStall(session: Session) {
   const stalled = await open(session, "s");
   let written = 0;
