@@ -151,8 +151,18 @@ class ChunkLink implements Link {
 
   async read(): Promise<number | null> {
     const bytes = await this.#connection.readChunk();
-    if (bytes === null) return null;
-    this.buffer = new ReadBuffer(bytes, false);
+    return bytes === null ? null : this.#hold(bytes);
+  }
+
+  tryRead(): number {
+    const bytes = this.pushed?.tryReadChunk();
+    return bytes === undefined ? 0 : this.#hold(bytes);
+  }
+
+  // The chunks of other connections may be parts of a larger array.
+  #hold(bytes: Uint8Array): number {
+    this.buffer.release();
+    this.buffer = new ReadBuffer(bytes, this.pushed !== undefined);
     return bytes.length;
   }
 
@@ -169,7 +179,7 @@ class ChunkLink implements Link {
   }
 
   free(): void {
-    this.buffer = new ReadBuffer(EMPTY_BYTES, false);
+    this.#hold(EMPTY_BYTES);
   }
 
   ref(): void {

@@ -97,8 +97,8 @@ const MAX_MESSAGE_BYTES = 63 * 1024;
 // Writes wait while more than this is queued in the socket. Larger: the socket is never idle; smaller: less delay for
 // the next small frame.
 const MAX_QUEUED_BYTES = 512 * 1024;
-// While more than this is unread, the session reads without yielding, and up to this much at once. Larger: other
-// sessions wait less; smaller: less memory.
+// While more than this is unread, the session reads without yielding. Larger: other sessions wait less; smaller: less
+// memory.
 const BEHIND_BYTES = 1024 * 1024;
 // Added to the size of each unread message, so that tiny messages are limited, too.
 const MESSAGE_OVERHEAD_BYTES = 256;
@@ -216,22 +216,20 @@ export class WebSocketConnection implements Connection, PushedConnection {
     }
   }
 
-  /** Returns the next messages as one chunk. It must not be mixed with `read`. */
+  /** Returns the next message. It must not be mixed with `read`. */
   async readChunk(): Promise<Uint8Array | null> {
-    const first = await this.#receiveMessage();
-    if (first === null) return null;
-    const messages = [first];
-    let length = first.length;
-    // Several messages at once: a read of the session takes more microtasks than a message of Deno.
-    while (this.isBehind && length < BEHIND_BYTES) {
-      const next = this.#messages.receiver.tryReceive();
-      if (next.state !== "ok") break;
-      messages.push(next.value);
-      length += next.value.length;
+    const { receiver } = this.#messages;
+    try {
+      return this.tryReadChunk() ?? this.#dequeued(await receiver.receive());
+    } catch {
+      if (this.#failure !== undefined) throw this.#failure;
+      return null;
     }
-    this.#queued -= length + messages.length * MESSAGE_OVERHEAD_BYTES;
-    if (this.#queued < this.#maxReceiveBuffer / 2) this.#resume();
-    return messages.length === 1 ? first : concatenate(messages, length);
+  }
+
+  tryReadChunk(): Uint8Array | undefined {
+    const next = this.#messages.receiver.tryReceive();
+    return next.state === "ok" ? this.#dequeued(next.value) : undefined;
   }
 
   async write(p: Uint8Array): Promise<number> {
@@ -260,16 +258,10 @@ export class WebSocketConnection implements Connection, PushedConnection {
     this.#messages.receiver.close();
   }
 
-  async #receiveMessage(): Promise<Uint8Array | null> {
-    const { receiver } = this.#messages;
-    const received = receiver.tryReceive();
-    if (received.state === "ok") return received.value;
-    try {
-      return await receiver.receive();
-    } catch {
-      if (this.#failure !== undefined) throw this.#failure;
-      return null;
-    }
+  #dequeued(message: Uint8Array): Uint8Array {
+    this.#queued -= message.length + MESSAGE_OVERHEAD_BYTES;
+    if (this.#queued < this.#maxReceiveBuffer / 2) this.#resume();
+    return message;
   }
 
   get #isFull(): boolean {
@@ -311,7 +303,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
       );
       return;
     }
-    const chunk = data instanceof Uint8Array ? data : new Uint8Array(data);
+    const chunk = data instanceof Uint8Array ? data.slice() : new Uint8Array(data);
     this.#received += chunk.length;
     if (chunk.length === 0) return;
     const cost = chunk.length + MESSAGE_OVERHEAD_BYTES;
@@ -375,14 +367,4 @@ export class WebSocketConnection implements Connection, PushedConnection {
     // A paused socket does not receive the close frame of the peer.
     this.#resume();
   }
-}
-
-function concatenate(messages: Uint8Array[], length: number): Uint8Array {
-  const all = new Uint8Array(length);
-  let at = 0;
-  for (const message of messages) {
-    all.set(message, at);
-    at += message.length;
-  }
-  return all;
 }

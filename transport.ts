@@ -197,6 +197,8 @@ export interface ChunkConnection extends Omit<Connection, "read"> {
 
 /** A connection without backpressure, such as a WebSocket. It holds the chunks that arrive before they are read. */
 export interface PushedConnection extends ChunkConnection {
+  /** Returns the next chunk if one is held, otherwise `undefined`. Each chunk is a whole buffer, which may be freed. */
+  tryReadChunk(): Uint8Array | undefined;
   /** Whether the session must read without yielding, because too many bytes are unread. */
   readonly isBehind: boolean;
   /** Sets the listener, which is called while the connection is not read, too. */
@@ -222,6 +224,8 @@ export interface Link {
   read(last: number, isShared: boolean): Promise<number | null>;
   /** The buffer of the last `read`. Its bytes do not change until the next `read`, nor while it is retained. */
   readonly buffer: ReadBuffer;
+  /** Does the same without waiting, for a pushed connection. Returns 0 if it holds no bytes. */
+  tryRead?(): number;
   /** Writes bytes from the start of `bytes`, and returns their number. `bytes` may be reused when it has settled. */
   write(bytes: Uint8Array): Promise<number>;
   /** Ends the writing direction; reading goes on. */

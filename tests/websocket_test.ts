@@ -35,6 +35,7 @@ import {
   MiB,
   pattern,
   readAll,
+  readExactly,
   sha256,
   state,
   turn,
@@ -461,6 +462,24 @@ Deno.test("a message with a frame of the maximum size is received with a maxRece
   }
   for (let n = 0; n < 2; n++) socket.receive(longest);
   assertEquals(socket.closes, [[1009, "maxReceiveBuffer exceeded"]]);
+});
+
+Deno.test("a session reads all messages that its socket holds, and frees each buffer that it owns", async () => {
+  for (const isOwned of [true, false]) {
+    const socket = new FakeSocket();
+    const session = Session.server(webSocketConnection(socket));
+    const frames = Array.from({ length: 40 }, (_, n) => frame(1, PSH, 3, pattern(60_000, n)).slice());
+    socket.receive(frame(1, SYN, 3) as Uint8Array<ArrayBuffer>);
+    // More than 1 MiB, so that the socket is behind.
+    for (const bytes of frames) socket.emit("message", { data: isOwned ? bytes.buffer : bytes });
+    const stream = await session.acceptStream();
+    for (let n = 0; n < frames.length; n++) assertEquals(await readExactly(stream, 60_000), pattern(60_000, n));
+    const freed = frames.filter(({ buffer }) => buffer.byteLength === 0);
+    // The last one is freed by the next read.
+    assertEquals(freed.length, isOwned ? frames.length - 1 : 0);
+    session.abort();
+    await session.closed.catch(() => {});
+  }
 });
 
 Deno.test("a session that pauses reading ends with code 1009 when its socket exceeds maxReceiveBuffer", async () => {

@@ -661,10 +661,31 @@ export const MUTANTS: Mutant[] = [
     tests: ["websocket_test.ts"],
   },
   {
-    name: "messages of a WebSocket stay counted when several are read at once",
+    name: "loops that have yielded resume together",
+    file: "_timeslice.ts",
+    from: "} while (clock.now() - polledAt < MAX_SLICE_MS);",
+    to: "} while (yielded.length > 0);",
+    tests: ["timeslice_test.ts"],
+  },
+  {
+    name: "thousands of new streams are passed on without a yield",
+    file: "_acceptor.ts",
+    from: "    return arrived.length < MAX_ARRIVED;\n",
+    to: "    return true;\n",
+    tests: ["accept_test.ts"],
+  },
+  {
+    name: "the buffer of a message of a WebSocket is not freed",
+    file: "_adapt.ts",
+    from: "this.buffer = new ReadBuffer(bytes, this.pushed !== undefined);",
+    to: "this.buffer = new ReadBuffer(bytes, false);",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "the overhead of a message of a WebSocket stays counted after the message was read",
     file: "_web_socket.ts",
-    from: "this.#queued -= length + messages.length * MESSAGE_OVERHEAD_BYTES;",
-    to: "this.#queued -= first.length + MESSAGE_OVERHEAD_BYTES;",
+    from: "this.#queued -= message.length + MESSAGE_OVERHEAD_BYTES;",
+    to: "this.#queued -= message.length;",
     tests: ["websocket_test.ts"],
   },
   {
@@ -684,9 +705,9 @@ export const MUTANTS: Mutant[] = [
   {
     name: "what arrived before a WebSocket failed is lost",
     file: "_web_socket.ts",
-    from: "    const next = this.#messages.receiver.tryReceive();\n",
+    from: "      return this.tryReadChunk() ?? this.#dequeued(await receiver.receive());\n",
     to:
-      "    if (this.#failure !== undefined) throw this.#failure;\n    const next = this.#messages.receiver.tryReceive();\n",
+      "      if (this.#failure !== undefined) throw this.#failure;\n      return this.tryReadChunk() ?? this.#dequeued(await receiver.receive());\n",
     tests: ["websocket_test.ts"],
   },
   {
@@ -735,7 +756,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a paused WebSocket stays paused when it is closed",
     file: "_web_socket.ts",
-    from: "    }\n    // While it is paused, it does not read the close frame of the other end.\n    this.#resume();\n",
+    from: "    }\n    // A paused socket does not receive the close frame of the peer.\n    this.#resume();\n",
     to: "    }\n",
     tests: ["websocket_test.ts"],
   },
