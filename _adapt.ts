@@ -81,6 +81,10 @@ class ConnectionLink implements Link {
     }
   }
 
+  get isSuspended(): boolean {
+    return this.#connection.isSuspended ?? false;
+  }
+
   get localAddr(): Address {
     return this.#connection.localAddr ?? NO_ADDRESS;
   }
@@ -139,6 +143,10 @@ class ChunkLink implements Link {
     this.#connection = connection;
     this.pushed = "isBehind" in connection ? connection as PushedConnection : undefined;
     connection.setNoDelay?.(true);
+  }
+
+  get isSuspended(): boolean {
+    return this.#connection.isSuspended ?? false;
   }
 
   get localAddr(): Address {
@@ -203,6 +211,7 @@ class StreamsLink implements Link {
   readonly localAddr = NO_ADDRESS;
   readonly remoteAddr = NO_ADDRESS;
   readonly pushed = undefined;
+  readonly isSuspended = false;
 
   constructor(transport: Streams) {
     this.#reader = transport.readable.getReader();

@@ -57,6 +57,8 @@ export class Deadline {
 export interface DeadlineHost {
   /** When the peer was last heard, by the clock; `Infinity` while silence is allowed. */
   readonly silentSince: number;
+  /** Whether the transport waits for another connection below. */
+  readonly isSuspended: boolean;
   /** Whether everything was sent, and the session waits for the peer's end. */
   readonly isLingering: boolean;
   /** Total bytes read from the transport. */
@@ -88,6 +90,7 @@ export class Deadlines {
   #quietBytes = 0;
   #timer: Timer | undefined;
   #timerAt = Infinity;
+  #tickedAt = clock.now();
   #isRef = true;
   #ended = false;
 
@@ -171,7 +174,10 @@ export class Deadlines {
     // The bytes of a pending write are a sign of life, and a keepalive could not overtake them.
     if (now >= writer.begunAt + this.#keepAliveInterval && writer.stalledSince === undefined) host.keepAlive();
     if (writer.isLarge && now >= writer.begunAt + TRIM_DELAY_MS) writer.trim();
-    if (late > TIMER_LAG_MS) this.#excuse(late, now);
+    // Without a connection below, the whole time since the last tick does not count.
+    if (host.isSuspended) this.#excuse(now - this.#tickedAt, now);
+    else if (late > TIMER_LAG_MS) this.#excuse(late, now);
+    this.#tickedAt = now;
     if (now >= this.#silenceAt) return host.silenceExpired();
     if (now >= this.#close.at) return host.closeExpired(this.#close.limit);
     if (this.#isQuiet(now)) return host.lingerExpired();

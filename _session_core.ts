@@ -298,6 +298,10 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     return this.windows.unread >= this.settings.maxReceiveBuffer || this.writer.waitingRefusals > MAX_WAITING_REFUSALS;
   }
 
+  get isSuspended(): boolean {
+    return this.link.isSuspended;
+  }
+
   heard(now: number): void {
     this.deadlines.silence.since = now;
   }

@@ -105,3 +105,31 @@ export class WebSocketClosedError extends Error {
     this.reason = reason;
   }
 }
+
+/**
+ * Rejects `closed` of a resumable connection that could not be resumed, and every pending operation on it.
+ *
+ * `cause` is the error of the last attempt to connect, or of the lost connection; it is absent if there was none.
+ *
+ * @example Giving up after 100 ms
+ * ```ts
+ * import { resumable, ResumptionError } from "@sluice/smux/resume";
+ * import { assertInstanceOf, assertRejects } from "@std/assert";
+ *
+ * const connection = resumable(() => Deno.connect({ hostname: "127.0.0.1", port: 9 }), { resumeTimeout: 100 });
+ * const error = await assertRejects(() => connection.read(new Uint8Array(1)), ResumptionError);
+ * assertInstanceOf(error.cause, Deno.errors.ConnectionRefused);
+ * ```
+ */
+export class ResumptionError extends Error {
+  /**
+   * Creates the error.
+   *
+   * @param message What could not be done.
+   * @param options The cause.
+   */
+  constructor(message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = "ResumptionError";
+  }
+}

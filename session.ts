@@ -72,6 +72,11 @@ export interface SessionStats {
   creditGranted: number;
   /** Whether reading the transport is paused, because too much is unread or too many refusals wait to be sent. */
   readPaused: boolean;
+  /**
+   * Whether the transport waits for another connection below, as a connection of `@sluice/smux/resume` does. The timers
+   * of the session pause meanwhile.
+   */
+  suspended: boolean;
 }
 
 /** Sets the callback for streams that `stalledStreamTimeout` cuts. */
@@ -328,7 +333,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
 
   /** Returns the current counts. */
   stats(): SessionStats {
-    const { streams, opened, acceptor, reader, writer, windows, decoder } = this.#core;
+    const { streams, opened, acceptor, reader, writer, windows, decoder, link } = this.#core;
     return {
       streams: streams.size,
       opened,
@@ -343,6 +348,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       bytesUnsent: writer.unsent,
       creditGranted: windows.granted,
       readPaused: reader.isPaused,
+      suspended: link.isSuspended,
     };
   }
 

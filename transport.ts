@@ -78,9 +78,11 @@ export interface Connection {
   /** Ends the writing direction; reading goes on. Without it a closing session cannot half-close the connection. */
   closeWrite?(): Promise<void>;
   /** The local address. */
-  readonly localAddr?: Address;
+  readonly localAddr?: Address | undefined;
   /** The remote address. */
-  readonly remoteAddr?: Address;
+  readonly remoteAddr?: Address | undefined;
+  /** Whether the connection waits for another one below. The timers of the session pause meanwhile. */
+  readonly isSuspended?: boolean;
   /** Sets TCP_NODELAY. The session turns it on, because it coalesces frames itself. */
   setNoDelay?(on?: boolean): void;
   /** Makes the open connection keep the process alive. */
@@ -238,6 +240,8 @@ export interface Link {
   readonly remoteAddr: Address;
   /** The connection, if it has no backpressure. */
   readonly pushed: PushedConnection | undefined;
+  /** Whether the transport waits for another connection below. */
+  readonly isSuspended: boolean;
   ref(): void;
   unref(): void;
 }

@@ -26,6 +26,7 @@ function start(settings: { keepAliveInterval?: number; timeout?: number }, host:
     get silentSince() {
       return deadlines.silence.since;
     },
+    isSuspended: false,
     isLingering: false,
     bytesReceived: 0,
     keepAlive: () => report("keepalive"),

@@ -23,6 +23,25 @@ Deno.test("rule 8: a peer silent for the timeout ends the session, and the error
   assertEquals(clock.pending, 0);
 });
 
+Deno.test("rule 8: neither silence nor a graceful close times out while the connection is suspended", async () => {
+  using clock = new ManualClock();
+  for (const isClosing of [false, true]) {
+    const [near] = memoryPair();
+    let isSuspended = false;
+    const connection = Object.defineProperty(near, "isSuspended", { get: () => isSuspended });
+    const session = Session.server(connection, { timeout: 1000, keepAliveInterval: Infinity });
+    await clock.advance(500);
+    isSuspended = true;
+    if (isClosing) session.close();
+    assertEquals(session.stats().suspended, true);
+    await clock.advance(60_000);
+    assertEquals(await state(session.closed), "pending");
+    isSuspended = false;
+    await clock.advance(1010);
+    assertEquals(await state(session.closed), isClosing ? "fulfilled" : "rejected");
+  }
+});
+
 Deno.test("rule 8: payload bytes count as a sign of life, bytes of an incomplete header do not", async () => {
   using clock = new ManualClock();
   for (const [start, isLife] of [["0202ffff03000000", true], ["", false]] as const) {

@@ -234,6 +234,7 @@ for (const version of [1, 2] as const) {
       bytesUnsent: 0,
       creditGranted: credit,
       readPaused: false,
+      suspended: false,
     };
     assertEquals(client.stats(), { ...nothing, opened: 1, framesSent: sent.frames, bytesSent: sent.bytes });
     assertEquals(server.stats(), {

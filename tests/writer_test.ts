@@ -21,6 +21,7 @@ const NO_ADDRESS = { transport: "tcp", hostname: "", port: 0 } as const;
 /** A transport whose writes settle when the test calls a method. */
 class FakeLink implements Link {
   readonly pushed = undefined;
+  readonly isSuspended = false;
   /** A copy of the bytes of each write. */
   readonly writes: Uint8Array[] = [];
   readonly #pending: { settle: PromiseWithResolvers<number>; p: Uint8Array }[] = [];

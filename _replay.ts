@@ -1,0 +1,162 @@
+/**
+ * Buffer of written bytes that the peer has not acknowledged, encoded as records.
+ *
+ * Records are encoded once, into pages that never move, so that a pending write of the carrier stays valid. A page is
+ * reused when all of its records are acknowledged.
+ *
+ * @module
+ */
+
+import { DATA_HEADER_LENGTH, encodeDataHeader, END } from "./_resume_frame.ts";
+import { freeBuffer } from "./transport.ts";
+
+// Size of the pages. The first size is for connections with little traffic. Larger: more memory per idle connection;
+// smaller: more writes. Of the second size: larger: more unused memory; smaller: more writes.
+const SMALL_PAGE_BYTES = 2048;
+const LARGE_PAGE_BYTES = 256 * 1024;
+// Pages kept for reuse. Larger: more memory after a burst; smaller: more allocations.
+const MAX_SPARE_PAGES = 8;
+
+/** A record in a page. */
+interface Entry {
+  /** Count before the record. */
+  readonly start: number;
+  /** Count after the record. */
+  readonly end: number;
+  /** Position of the header in the page. */
+  readonly at: number;
+  /** Whether the record is the end of writing. */
+  readonly isEnd: boolean;
+}
+
+/** A part of the buffer. It has at least one record. */
+interface Page {
+  readonly bytes: Uint8Array;
+  readonly entries: Entry[];
+  used: number;
+}
+
+/** Keeps what was written until it is acknowledged. */
+export class ReplayBuffer {
+  /** Maximum number of bytes that are not acknowledged. */
+  readonly capacity: number;
+  #pages: Page[] = [];
+  #spare: Uint8Array[] = [];
+  // Counts of bytes; the end of writing counts as one.
+  #acknowledged = 0;
+  #appended = 0;
+  #sent = 0;
+  #highestSent = 0;
+  // The page and the position after the last byte returned by `next`.
+  #page = 0;
+  #position = 0;
+
+  /** @param capacity Maximum number of bytes that are not acknowledged. */
+  constructor(capacity: number) {
+    this.capacity = capacity;
+  }
+
+  /** Count of the bytes that were appended, plus 1 after `appendEnd`. */
+  get appended(): number {
+    return this.#appended;
+  }
+
+  /** Count of those that were passed to the current carrier. */
+  get sent(): number {
+    return this.#sent;
+  }
+
+  /** Count of those that the peer has acknowledged. */
+  get acknowledged(): number {
+    return this.#acknowledged;
+  }
+
+  /** Number of bytes that may be appended now. */
+  get room(): number {
+    return this.capacity - (this.#appended - this.#acknowledged);
+  }
+
+  /** Copies bytes from the start of `p` as one record, and returns their number; 0 if there is no room. */
+  append(p: Uint8Array): number {
+    const wanted = Math.min(p.length, this.room);
+    if (wanted <= 0) return 0;
+    const page = this.#pageFor(wanted + DATA_HEADER_LENGTH);
+    const count = Math.min(wanted, page.bytes.length - page.used - DATA_HEADER_LENGTH);
+    const at = page.used;
+    encodeDataHeader(page.bytes, at, count);
+    page.bytes.set(p.subarray(0, count), at + DATA_HEADER_LENGTH);
+    page.used += DATA_HEADER_LENGTH + count;
+    page.entries.push({ start: this.#appended, end: this.#appended += count, at, isEnd: false });
+    return count;
+  }
+
+  /** Appends the end of writing. */
+  appendEnd(): void {
+    const page = this.#pageFor(1);
+    page.entries.push({ start: this.#appended, end: ++this.#appended, at: page.used, isEnd: true });
+    page.bytes[page.used++] = END;
+  }
+
+  /** Returns the next encoded bytes to send, valid until they are acknowledged; `undefined` if all were returned. */
+  next(): Uint8Array | undefined {
+    if (this.#position === this.#pages[this.#page]?.used && this.#page + 1 < this.#pages.length) {
+      this.#page++;
+      this.#position = 0;
+    }
+    const page = this.#pages[this.#page];
+    if (page === undefined || this.#position === page.used) return undefined;
+    const bytes = page.bytes.subarray(this.#position, page.used);
+    this.#position = page.used;
+    this.#sent = page.entries.at(-1)!.end;
+    this.#highestSent = Math.max(this.#highestSent, this.#sent);
+    return bytes;
+  }
+
+  /** Frees what the peer has acknowledged. Returns `false` if `count` is more than was sent. */
+  acknowledge(count: number): boolean {
+    if (count > this.#highestSent) return false;
+    // A late acknowledgement counts less than the hello of the resumption did.
+    if (count <= this.#acknowledged) return true;
+    this.#acknowledged = count;
+    let freed = 0;
+    while (freed < this.#pages.length && this.#pages[freed]!.entries.at(-1)!.end <= count) freed++;
+    for (const { bytes } of this.#pages.splice(0, freed)) {
+      if (this.#spare.length < MAX_SPARE_PAGES) this.#spare.push(bytes);
+    }
+    if (this.#page < freed) this.#position = 0;
+    this.#page = Math.max(0, this.#page - freed);
+    return true;
+  }
+
+  /** Continues after the bytes that the peer has received. Returns `false` if that is impossible. */
+  rewind(count: number): boolean {
+    if (count < this.#acknowledged || !this.acknowledge(count)) return false;
+    this.#sent = count;
+    // Pages whose records are all acknowledged were freed.
+    this.#page = this.#position = 0;
+    const [page] = this.#pages;
+    if (page === undefined) return true;
+    const { start, end, at, isEnd } = page.entries.find((entry) => entry.end > count)!;
+    // The header of the rest of a record replaces payload that was received.
+    this.#position = at + count - start;
+    if (!isEnd) encodeDataHeader(page.bytes, this.#position, end - count);
+    return true;
+  }
+
+  /** Frees the memory that is not in use. No write of the carrier may be pending. */
+  trim(): void {
+    this.#spare.forEach(freeBuffer);
+    this.#spare = [];
+  }
+
+  #pageFor(length: number): Page {
+    const last = this.#pages.at(-1);
+    if (last !== undefined && last.bytes.length - last.used >= Math.min(length, SMALL_PAGE_BYTES)) return last;
+    const size = length > SMALL_PAGE_BYTES ? LARGE_PAGE_BYTES : SMALL_PAGE_BYTES;
+    const spare = this.#spare.findIndex((bytes) => bytes.length >= size);
+    const bytes = spare < 0 ? new Uint8Array(size) : this.#spare.splice(spare, 1)[0]!;
+    const page: Page = { bytes, entries: [], used: 0 };
+    this.#pages.push(page);
+    return page;
+  }
+}

@@ -1,0 +1,456 @@
+/**
+ * One resumable connection, which outlives the connections below it, its carriers.
+ *
+ * Written bytes are kept until the peer acknowledges them. When a carrier begins, each end reports how many bytes it
+ * has received, and the other end continues there.
+ *
+ * @module
+ */
+
+import { ChunkQueue } from "./_chunks.ts";
+import { deferred } from "./_deferred.ts";
+import { ResumptionError } from "./errors.ts";
+import { ProtocolError } from "./frame.ts";
+import { Gate } from "./_gate.ts";
+import { ReplayBuffer } from "./_replay.ts";
+import {
+  CLOSE_RECORD,
+  encodeAcknowledgement,
+  PROBE_RECORD,
+  PROBE_REPLY_RECORD,
+  RecordDecoder,
+  type RecordSink,
+} from "./_resume_frame.ts";
+import { ResumeTimers, type ResumeTimersHost } from "./_resume_timers.ts";
+import { clock } from "./_clock.ts";
+import { closeQuietly, type Connection, ReadBuffer } from "./transport.ts";
+
+// Received bytes after which an acknowledgement is sent. Larger: fewer records; smaller: the peer keeps less.
+const MAX_UNREPORTED_BYTES = 256 * 1024;
+// Size of a read while the application does not read. Larger: more memory; smaller: more reads.
+const READ_AHEAD_BYTES = 16 * 1024;
+
+/**
+ * State of a resumable connection:
+ *
+ * - `connected`: it has a connection below, its carrier;
+ * - `suspended`: it waits for one;
+ * - `ended`: it was closed, or gave up.
+ *
+ * @example Showing the state
+ * ```ts
+ * import type { ResumeState } from "@sluice/smux/resume";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const labels: Record<ResumeState, string> = { connected: "online", suspended: "reconnecting", ended: "offline" };
+ * assertEquals(labels.suspended, "reconnecting");
+ * ```
+ */
+export type ResumeState = "connected" | "suspended" | "ended";
+
+/** Limits of one connection. */
+export interface ResumeSettings {
+  /** Maximum number of bytes that are not acknowledged. */
+  readonly maxUnacknowledged: number;
+  /** Milliseconds without a carrier before giving up. */
+  readonly resumeTimeout: number;
+  /** Milliseconds without a byte before a carrier counts as lost. */
+  readonly silence: number;
+}
+
+/** A connection below, and the records that are due on it. */
+class Carrier {
+  readonly connection: Connection;
+  readonly decoder: RecordDecoder;
+  isReading = false;
+  isWriting = false;
+  isAcknowledgementDue = false;
+  isProbeDue = false;
+  isProbeReplyDue = false;
+
+  constructor(connection: Connection, sink: RecordSink, hasEnded: boolean) {
+    this.connection = connection;
+    this.decoder = new RecordDecoder(sink, hasEnded);
+  }
+}
+
+/** The bytes of one connection, and the carrier of today. */
+export class ResumeCore implements RecordSink, ResumeTimersHost {
+  /** Resolves when the connection has ended in order; rejects with the error of any other end. */
+  readonly closed: Promise<void>;
+  /** Why there is no carrier: the error of the last one, or of the last attempt to connect. */
+  lastError: unknown;
+  /** Number of carriers so far. */
+  carriers = 0;
+  /** What is done with each carrier. */
+  readonly setup: Map<string, (connection: Connection) => void> = new Map();
+  readonly timers: ResumeTimers;
+  readonly #onChange: (state: ResumeState, reason: unknown) => void;
+  readonly #replay: ReplayBuffer;
+  readonly #ended = deferred<void>();
+  // Notified of each change that a call may wait for.
+  readonly #changed = new Gate();
+  #state: ResumeState = "suspended";
+  #failure: { error: unknown } | undefined;
+  #carrier: Carrier | undefined;
+  // Counts of bytes; the end of writing counts as one.
+  #received = 0;
+  #reported = 0;
+  #written = 0;
+  #isEndedByPeer = false;
+  #isEnding = false;
+  // Bytes received while the application did not read.
+  readonly #held = new ChunkQueue();
+  // The lock of reading, and the number of reads that wait for it.
+  #isReading = false;
+  #waitingReads = 0;
+
+  /**
+   * @param settings Limits.
+   * @param onChange Called when the state has changed, with the error of a lost carrier or of the end.
+   */
+  constructor(settings: ResumeSettings, onChange: (state: ResumeState, reason: unknown) => void) {
+    this.#onChange = onChange;
+    this.#replay = new ReplayBuffer(settings.maxUnacknowledged);
+    this.closed = this.#ended.promise;
+    this.closed.catch(() => {});
+    this.timers = new ResumeTimers(settings, this);
+    this.timers.suspended();
+  }
+
+  /** The state. */
+  get state(): ResumeState {
+    return this.#state;
+  }
+
+  /** Whether the connection was closed, or gave up. */
+  get hasEnded(): boolean {
+    return this.#state === "ended";
+  }
+
+  /** Number of bytes received, plus 1 after the peer's end of writing: the count of a hello. */
+  get received(): number {
+    return this.#received;
+  }
+
+  /** The carrier; `undefined` while suspended. */
+  get connection(): Connection | undefined {
+    return this.#carrier?.connection;
+  }
+
+  // Carriers.
+
+  /**
+   * Continues on a new connection, after the hello and the reply.
+   *
+   * @param connection The connection below.
+   * @param received The count that the peer reported.
+   * @throws {ProtocolError} The count is impossible. The connection has ended.
+   */
+  attach(connection: Connection, received: number): void {
+    this.detach();
+    if (!this.#replay.rewind(received)) {
+      const { acknowledged, appended } = this.#replay;
+      const error = new ProtocolError(0, `a count from ${acknowledged} to ${appended}`, `${received}`);
+      closeQuietly(connection);
+      this.end({ error });
+      throw error;
+    }
+    this.#written = received;
+    this.#reported = this.#received;
+    this.#carrier = new Carrier(connection, this, this.#isEndedByPeer);
+    this.carriers++;
+    for (const apply of this.setup.values()) apply(connection);
+    this.#state = "connected";
+    this.lastError = undefined;
+    this.timers.attached();
+    this.#changed.notifyAll();
+    this.#onChange("connected", undefined);
+    this.#send();
+  }
+
+  /** Closes the carrier, because another one replaces it. What it still delivers is ignored. */
+  detach(): void {
+    const carrier = this.#carrier;
+    this.#carrier = undefined;
+    if (carrier !== undefined) closeQuietly(carrier.connection);
+  }
+
+  /** Suspends the connection, because its carrier is lost. */
+  lose(error: unknown): void {
+    if (this.hasEnded) return;
+    this.detach();
+    if (this.#isEndedByPeer && this.#isEndAcknowledged) return this.end();
+    this.lastError = error;
+    if (this.#state === "suspended") return;
+    this.#state = "suspended";
+    this.timers.suspended();
+    this.#changed.notifyAll();
+    this.#onChange("suspended", error);
+  }
+
+  #lose(carrier: Carrier, error: unknown): void {
+    if (carrier !== this.#carrier) return;
+    // The peer would repeat it on the next carrier.
+    if (error instanceof ProtocolError) this.end({ error });
+    else this.lose(error);
+  }
+
+  /** Ends the connection, in order or with an error. */
+  end(failure?: { error: unknown }): void {
+    if (this.hasEnded) return;
+    this.#state = "ended";
+    this.#failure = failure;
+    this.timers.end();
+    this.detach();
+    this.#changed.notifyAll();
+    if (failure === undefined) this.#ended.resolve();
+    else this.#ended.reject(failure.error);
+    this.#onChange("ended", failure?.error);
+  }
+
+  // Reading.
+
+  /** Implements `Connection.read`. */
+  async read(p: Uint8Array): Promise<number | null> {
+    for (let count = 0;;) {
+      count = this.#held.read(p);
+      if (count === 0 && this.#isEndedByPeer) return null;
+      if (count === 0 && this.#isReading) {
+        this.#waitingReads++;
+        await this.#changed.wait();
+        this.#waitingReads--;
+        continue;
+      }
+      if (count === 0) count = await this.#receiveAlone(p);
+      if (count === 0) continue;
+      this.#report();
+      return count;
+    }
+  }
+
+  async #receiveAlone(p: Uint8Array, ahead?: ReadBuffer): Promise<number> {
+    this.#isReading = true;
+    try {
+      const count = await this.#receive(p);
+      // Before the next read begins, so that no later bytes overtake these.
+      if (ahead !== undefined) this.#held.push(ahead, 0, count, true);
+      return count;
+    } finally {
+      this.#isReading = false;
+      if (this.#waitingReads > 0) this.#changed.notifyAll();
+    }
+  }
+
+  /**
+   * Reads while the application does not, so that acknowledgements and probes are received.
+   *
+   * Held bytes are not acknowledged, so the peer stops at what it may keep for replay.
+   */
+  async #readAhead(): Promise<void> {
+    if (this.#isReading) return;
+    const buffer = new ReadBuffer(new Uint8Array(READ_AHEAD_BYTES));
+    while (!this.#isReading && this.#carrier !== undefined && this.#held.length < this.#replay.capacity) {
+      await this.#receiveAlone(buffer.bytes, buffer);
+      if (this.#waitingReads > 0) break;
+    }
+    buffer.release();
+    this.#changed.notifyAll();
+  }
+
+  /** Waits for the carrier, and reads it into `p`. Returns the number of bytes of payload, which may be 0. */
+  async #receive(p: Uint8Array): Promise<number> {
+    const carrier = this.#carrier;
+    if (carrier === undefined) {
+      if (this.hasEnded) throw this.#failure?.error ?? closedError("read from");
+      await this.#changed.wait();
+      return 0;
+    }
+    try {
+      carrier.isReading = true;
+      const count = await carrier.connection.read(p);
+      carrier.isReading = false;
+      // The peer sends again what a replaced carrier delivers late.
+      if (carrier !== this.#carrier) return 0;
+      if (count === null) throw new ResumptionError("The connection below has ended");
+      this.timers.heard();
+      const payload = carrier.decoder.decode(p, count);
+      this.#received += payload;
+      this.#send();
+      return payload;
+    } catch (error) {
+      this.#lose(carrier, error);
+      return 0;
+    }
+  }
+
+  /** Acknowledges what the application has read, at once or after a delay. */
+  #report(): void {
+    const unreported = this.#received - this.#held.length - this.#reported;
+    if (unreported >= MAX_UNREPORTED_BYTES) this.acknowledge();
+    else if (unreported > 0 && this.#carrier !== undefined) this.timers.acknowledgeLater();
+  }
+
+  // Called by the decoder. What is due is sent after the whole read is decoded.
+
+  acknowledged(count: number): void {
+    if (!this.#replay.acknowledge(count)) {
+      throw new ProtocolError(this.#received, `an acknowledgement of at most ${this.#replay.sent} bytes`, `${count}`);
+    }
+    this.#changed.notifyAll();
+  }
+
+  probed(): void {
+    if (this.#carrier !== undefined) this.#carrier.isProbeReplyDue = true;
+  }
+
+  ended(): void {
+    this.#isEndedByPeer = true;
+    this.#received++;
+    if (this.#carrier !== undefined) this.#carrier.isAcknowledgementDue = true;
+  }
+
+  closedByPeer(): void {
+    if (this.#isEndedByPeer && (this.#isEndAcknowledged || !this.#isEnding)) this.end();
+    else {this.end({
+        error: Object.assign(new Error("The peer has closed the connection"), { name: "ConnectionReset" }),
+      });}
+  }
+
+  // Writing.
+
+  /** Implements `Connection.write`. */
+  async write(p: Uint8Array): Promise<number> {
+    if (this.#isEnding) throw closedError("write to");
+    let count = 0;
+    while (p.length > 0 && (this.#checkOpen("write to"), count = this.#replay.append(p)) === 0) {
+      this.#readAhead();
+      await this.#changed.wait();
+    }
+    const end = this.#replay.appended;
+    this.#send();
+    // Until it is written below, so that a slow carrier slows down the application.
+    while (this.#written < end) {
+      this.#checkOpen("write to");
+      await this.#changed.wait();
+    }
+    return count;
+  }
+
+  /** Implements `Connection.closeWrite`: resolves when the peer has received everything. */
+  async closeWrite(): Promise<void> {
+    if (!this.#isEnding) {
+      this.#isEnding = true;
+      this.#replay.appendEnd();
+      this.#send();
+    }
+    while (!this.#isEndAcknowledged) {
+      this.#checkOpen("end");
+      this.#readAhead();
+      await this.#changed.wait();
+    }
+  }
+
+  get #isEndAcknowledged(): boolean {
+    return this.#isEnding && this.#replay.acknowledged === this.#replay.appended;
+  }
+
+  #checkOpen(action: string): void {
+    if (this.hasEnded) throw this.#failure?.error ?? closedError(action);
+  }
+
+  /** Implements `Connection.close`. */
+  close(): void {
+    const carrier = this.#carrier;
+    // A record cannot be cut by another one, so a carrier with a pending write is closed without a word.
+    if (carrier !== undefined && !carrier.isWriting) {
+      this.#carrier = undefined;
+      carrier.connection.write(CLOSE_RECORD).catch(() => {}).finally(() => closeQuietly(carrier.connection));
+    }
+    this.end();
+  }
+
+  async #send(): Promise<void> {
+    const carrier = this.#carrier;
+    if (carrier === undefined || carrier.isWriting) return;
+    carrier.isWriting = true;
+    try {
+      for (let bytes; (bytes = this.#nextBytes(carrier)) !== undefined;) {
+        const { sent } = this.#replay;
+        for (let at = 0; at < bytes.length;) {
+          const count = await carrier.connection.write(at === 0 ? bytes : bytes.subarray(at));
+          if (carrier !== this.#carrier) return;
+          this.timers.sent();
+          at += count;
+          // A carrier that keeps returning 0 would block the event loop.
+          if (count === 0) await new Promise<void>((resolve) => void clock.pass(resolve));
+        }
+        if (sent > this.#written) {
+          this.#written = sent;
+          this.#changed.notifyAll();
+        }
+      }
+    } catch (error) {
+      this.#lose(carrier, error);
+    }
+    carrier.isWriting = false;
+  }
+
+  #nextBytes(carrier: Carrier): Uint8Array | undefined {
+    if (carrier !== this.#carrier) return undefined;
+    if (carrier.isAcknowledgementDue) {
+      carrier.isAcknowledgementDue = false;
+      this.timers.acknowledged();
+      const count = this.#received - this.#held.length;
+      if (count > this.#reported) return encodeAcknowledgement(this.#reported = count);
+    }
+    if (carrier.isProbeReplyDue) {
+      carrier.isProbeReplyDue = false;
+      return PROBE_REPLY_RECORD;
+    }
+    if (carrier.isProbeDue) {
+      carrier.isProbeDue = false;
+      return PROBE_RECORD;
+    }
+    return this.#replay.next();
+  }
+
+  // Called by the timers.
+
+  get isListening(): boolean {
+    return this.#carrier?.isReading ?? false;
+  }
+
+  acknowledge(): void {
+    if (this.#carrier === undefined) return;
+    this.#carrier.isAcknowledgementDue = true;
+    this.#send();
+  }
+
+  probe(): void {
+    if (this.#carrier === undefined) return;
+    this.#carrier.isProbeDue = true;
+    this.#send();
+    this.#readAhead();
+  }
+
+  trim(): void {
+    if (this.#carrier?.isWriting === false) this.#replay.trim();
+  }
+
+  silenceExpired(): void {
+    this.lose(new DOMException("The connection below was silent for too long", "TimeoutError"));
+  }
+
+  suspensionExpired(): void {
+    const { lastError } = this;
+    const options = lastError === undefined ? undefined : { cause: lastError };
+    this.end({ error: new ResumptionError("The connection was not resumed in time", options) });
+  }
+}
+
+function closedError(action: string): Error {
+  const error = new Error(`Cannot ${action} a closed connection`);
+  error.name = "BadResource";
+  return error;
+}

@@ -1,0 +1,143 @@
+/**
+ * The deadlines of a resumable connection, and their single timer.
+ *
+ * @module
+ */
+
+import { clock, excuse, type Timer, TIMER_LAG_MS } from "./_clock.ts";
+
+// Larger: fewer records; smaller: the peer frees its memory earlier.
+const ACKNOWLEDGEMENT_DELAY_MS = 100;
+
+/** What the timers need from their connection. */
+export interface ResumeTimersHost {
+  /** Whether a read of the carrier is pending, so that its silence is known. */
+  readonly isListening: boolean;
+  /** Sends an acknowledgement. */
+  acknowledge(): void;
+  /** Sends a probe, and reads the answer. */
+  probe(): void;
+  /** Frees memory that has not been used for a while. */
+  trim(): void;
+  /** The carrier was silent for `silence`. */
+  silenceExpired(): void;
+  /** There was no carrier for `resumeTimeout`. */
+  suspensionExpired(): void;
+}
+
+/** The deadlines of one connection. */
+export class ResumeTimers {
+  readonly #silence: number;
+  readonly #resumeTimeout: number;
+  readonly #host: ResumeTimersHost;
+  #acknowledgeAt = Infinity;
+  // When the carrier last delivered bytes, and when bytes were last written to it; `Infinity` without a carrier.
+  #heardAt = Infinity;
+  #sentAt = Infinity;
+  #suspendedAt = Infinity;
+  #hasProbed = false;
+  #timer: Timer | undefined;
+  #timerAt = Infinity;
+  #isRef = true;
+  #hasEnded = false;
+
+  /**
+   * @param settings Milliseconds of silence, and of a suspension.
+   * @param host The connection.
+   */
+  constructor(settings: { silence: number; resumeTimeout: number }, host: ResumeTimersHost) {
+    this.#silence = settings.silence;
+    this.#resumeTimeout = settings.resumeTimeout;
+    this.#host = host;
+  }
+
+  /** The connection has a carrier. */
+  attached(): void {
+    this.#heardAt = this.#sentAt = clock.now();
+    this.#suspendedAt = Infinity;
+    this.#hasProbed = false;
+    this.#schedule();
+  }
+
+  /** The connection has no carrier. */
+  suspended(): void {
+    this.#heardAt = this.#sentAt = this.#acknowledgeAt = Infinity;
+    this.#suspendedAt = clock.now();
+    this.#schedule();
+  }
+
+  /** The carrier has delivered bytes. */
+  heard(): void {
+    this.#heardAt = clock.now();
+    this.#hasProbed = false;
+  }
+
+  /** Bytes were written to the carrier. */
+  sent(): void {
+    this.#sentAt = clock.now();
+  }
+
+  /** Calls `acknowledge` after a delay, unless that is planned already. */
+  acknowledgeLater(): void {
+    if (this.#acknowledgeAt !== Infinity) return;
+    this.#acknowledgeAt = clock.now() + ACKNOWLEDGEMENT_DELAY_MS;
+    this.#arm(this.#acknowledgeAt);
+  }
+
+  /** An acknowledgement is sent now. */
+  acknowledged(): void {
+    this.#acknowledgeAt = Infinity;
+  }
+
+  /** Sets whether the timer keeps the process alive. */
+  setRef(isRef: boolean): void {
+    this.#isRef = isRef;
+    this.#timerAt = Infinity;
+    this.#schedule();
+  }
+
+  /** Clears the timer for good. */
+  end(): void {
+    this.#hasEnded = true;
+    clock.clearTimer(this.#timer);
+  }
+
+  #schedule(): void {
+    const half = this.#silence / 2;
+    // The silence of a carrier that is not read is not known: look again later.
+    const silenceAt = Math.max(this.#heardAt + (this.#hasProbed ? this.#silence : half), clock.now() + half / 4);
+    this.#arm(Math.min(this.#acknowledgeAt, silenceAt, this.#sentAt + half, this.#suspendedAt + this.#resumeTimeout));
+  }
+
+  #arm(at: number): void {
+    if (at >= this.#timerAt || this.#hasEnded) return;
+    clock.clearTimer(this.#timer);
+    this.#timerAt = at;
+    this.#timer = clock.setTimer(this.#tick, Math.max(0, at - clock.now()));
+    if (!this.#isRef) (this.#timer as { unref?: () => void }).unref?.();
+  }
+
+  readonly #tick = (): void => {
+    const now = clock.now();
+    const late = now - this.#timerAt;
+    this.#timerAt = Infinity;
+    // The process was suspended or blocked: bytes may wait in the carrier.
+    if (late > TIMER_LAG_MS) {
+      this.#heardAt = excuse(this.#heardAt, late, now);
+      this.#suspendedAt = excuse(this.#suspendedAt, late, now);
+    }
+    const host = this.#host;
+    if (now >= this.#suspendedAt + this.#resumeTimeout) return host.suspensionExpired();
+    if (now >= this.#acknowledgeAt) host.acknowledge();
+    if (now >= this.#heardAt + this.#silence && this.#hasProbed && host.isListening) return host.silenceExpired();
+    const half = this.#silence / 2;
+    // A peer that is not read does not see the silence of this end, but must hear it.
+    if ((now >= this.#heardAt + half && !this.#hasProbed) || now >= this.#sentAt + half) {
+      this.#hasProbed = true;
+      this.#sentAt = now;
+      host.probe();
+      host.trim();
+    }
+    this.#schedule();
+  };
+}

@@ -1,0 +1,346 @@
+/**
+ * Connections that survive the loss of the connection below them: a changed network, a proxy that cuts, a restarted
+ * front end. Sessions over them continue, and no byte is lost, repeated or reordered.
+ *
+ * ```ts
+ * import { serve, Session } from "@sluice/smux";
+ * import { resumable, resumableListener } from "@sluice/smux/resume";
+ * import { assertEquals } from "@std/assert";
+ * import { toText } from "@std/streams";
+ *
+ * // The server also serves clients that do not resume.
+ * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * const server = serve(resumableListener(listener), (stream) => stream.readable.pipeTo(stream.writable));
+ *
+ * const { port } = listener.addr;
+ * const session = Session.client(resumable(() => Deno.connect({ hostname: "127.0.0.1", port })));
+ * const stream = await session.openStream();
+ * await stream.write(new TextEncoder().encode("hello"));
+ * await stream.closeWrite();
+ * assertEquals(await toText(stream.readable), "hello");
+ *
+ * await session.close();
+ * await server.shutdown();
+ * ```
+ *
+ * - {@linkcode resumable} is the client's side: it dials again when the connection below is lost.
+ * - {@linkcode resumableListener} is the server's side, over any listener.
+ *
+ * Both processes must live: what they hold in memory is lost with them. Without TLS below, a connection is protected as
+ * well as TCP is: an attacker that can read it can take it over. `docs/resume.md` has the format.
+ *
+ * @module
+ */
+
+import { ResumptionError } from "./errors.ts";
+import type { ResumeCore, ResumeSettings, ResumeState } from "./_resume_core.ts";
+import { type Dial, ResumeDialer } from "./_resume_dialer.ts";
+import { ResumeListener } from "./_resume_listener.ts";
+import { duration } from "./options.ts";
+import type { Listener } from "./serve.ts";
+import type { Address, Connection } from "./transport.ts";
+
+export { type Dial, type ResumeState, ResumptionError };
+
+/**
+ * Options of {@linkcode resumable} and {@linkcode resumableListener}.
+ *
+ * @example Logging the changes of a connection
+ * ```ts
+ * import { resumable, resumableListener, type ResumeOptions } from "@sluice/smux/resume";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const states: string[] = [];
+ * const options: ResumeOptions = { resumeTimeout: 600_000, onChange: (state) => states.push(state) };
+ *
+ * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * const accepting = resumableListener(listener).accept();
+ * const { port } = listener.addr;
+ * const connection = resumable(() => Deno.connect({ hostname: "127.0.0.1", port }), options);
+ * await connection.write(new Uint8Array(5));
+ * const accepted = await accepting;
+ * assertEquals(await accepted.read(new Uint8Array(16)), 5);
+ * connection.close();
+ * accepted.close();
+ * listener.close();
+ * assertEquals(states, ["connected", "ended"]);
+ * ```
+ */
+export interface ResumeOptions {
+  /**
+   * Maximum number of bytes that are written and not acknowledged by the peer, in each direction. They are kept to be
+   * sent again. Default 4 MiB.
+   */
+  maxUnacknowledged?: number | undefined;
+  /** Milliseconds without a connection below before giving up. `Infinity`: never. Default 60 000. */
+  resumeTimeout?: number | undefined;
+  /**
+   * Milliseconds without a byte before a connection below counts as lost. A probe is sent after half of it, so both
+   * ends should have the same value. Default 10 000.
+   */
+  silence?: number | undefined;
+  /** Called when the state changes, with the error of the lost connection or of the end. */
+  onChange?: ((state: ResumeState, reason?: unknown) => void) | undefined;
+}
+
+/**
+ * Options of {@linkcode resumable}.
+ *
+ * @example Ending with a signal
+ * ```ts
+ * import { resumable, type ResumableOptions } from "@sluice/smux/resume";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const stop = new AbortController();
+ * const options: ResumableOptions = { signal: stop.signal };
+ * const connection = resumable(() => Deno.connect({ hostname: "127.0.0.1", port: 9 }), options);
+ * stop.abort(new Error("not today"));
+ * await assertRejects(() => connection.closed, Error, "not today");
+ * ```
+ */
+export interface ResumableOptions extends ResumeOptions {
+  /** Ends the connection with its reason. */
+  signal?: AbortSignal | undefined;
+}
+
+/**
+ * Options of {@linkcode resumableListener}.
+ *
+ * @example Bounding the memory for lost clients
+ * ```ts
+ * import { resumableListener, type ResumableListenerOptions } from "@sluice/smux/resume";
+ * import { assertRejects } from "@std/assert";
+ *
+ * // At most 100 connections of 1 MiB wait for their clients.
+ * const options: ResumableListenerOptions = { maxSuspended: 100, maxUnacknowledged: 1024 * 1024 };
+ * const listener = resumableListener(Deno.listen({ hostname: "127.0.0.1", port: 0 }), options);
+ * listener.close();
+ * await assertRejects(() => listener.accept(), Deno.errors.BadResource);
+ * ```
+ */
+export interface ResumableListenerOptions extends ResumeOptions {
+  /** Maximum number of suspended connections. When there are more, the one suspended longest ends. Default 1024. */
+  maxSuspended?: number | undefined;
+}
+
+/**
+ * A connection that survives the loss of the connection below it.
+ *
+ * `read` returns `null` only after the peer has ended writing. `write` resolves when the bytes are written below, and
+ * waits while the connection is suspended. `closeWrite` resolves when the peer has received everything.
+ *
+ * @example The state of a connection
+ * ```ts
+ * import { type ResumableConnection, resumable } from "@sluice/smux/resume";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const connection: ResumableConnection = resumable(() => Deno.connect({ hostname: "127.0.0.1", port: 9 }));
+ * assertEquals([connection.state, connection.resumptions], ["suspended", 0]); // it still dials
+ * connection.close();
+ * await connection.closed;
+ * assertEquals(connection.state, "ended");
+ * ```
+ */
+export interface ResumableConnection extends Connection {
+  /** `connected`, `suspended` without a connection below, or `ended`. */
+  readonly state: ResumeState;
+  /** Whether the connection is suspended. A session pauses its timers meanwhile. */
+  readonly isSuspended: boolean;
+  /** How often the connection was resumed. */
+  readonly resumptions: number;
+  /** Resolves when both ends have ended, or after `close`; rejects when the connection could not be resumed. */
+  readonly closed: Promise<void>;
+  /** Ends the writing direction. Resolves when the peer has received everything. */
+  closeWrite(): Promise<void>;
+  /** Dials at once instead of after a pause. It has no effect on a server's connection. */
+  retry(): void;
+}
+
+const DEFAULT_MAX_UNACKNOWLEDGED = 4 * 1024 * 1024;
+// Minimum of `maxUnacknowledged`, in bytes: one frame of the maximum size.
+const MIN_UNACKNOWLEDGED = 64 * 1024;
+const DEFAULT_RESUME_TIMEOUT_MS = 60_000;
+const DEFAULT_SILENCE_MS = 10_000;
+const DEFAULT_MAX_SUSPENDED = 1024;
+
+/**
+ * Returns a connection that dials now, and again whenever the connection below is lost.
+ *
+ * Pauses between attempts double from 100 ms to 5 s, less a random part. The connection gives up after `resumeTimeout`
+ * without a connection below, or when the server does not know it any more.
+ *
+ * @param dial Opens a connection to the server. Called with the number of attempts since the last connection, and a
+ * signal that aborts when the result is not needed any more.
+ * @param options Limits, a signal, and a callback.
+ * @returns The connection, which can be used at once.
+ * @throws {RangeError} An option is out of bounds.
+ *
+ * @example A session that survives its socket
+ * ```ts
+ * import { serve, Session } from "@sluice/smux";
+ * import { resumable, resumableListener } from "@sluice/smux/resume";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * await using _server = serve(resumableListener(listener), (stream) => stream.readable.pipeTo(stream.writable));
+ *
+ * let socket: Deno.TcpConn | undefined;
+ * const connection = resumable(async () => {
+ *   socket = await Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port });
+ *   return socket;
+ * });
+ * await using session = Session.client(connection);
+ * await using stream = await session.openStream();
+ * const p = new Uint8Array(8);
+ *
+ * await stream.write(new TextEncoder().encode("before"));
+ * assertEquals(await stream.read(p), 6);
+ * socket!.close(); // the network fails
+ * await stream.write(new TextEncoder().encode("after"));
+ * assertEquals(await stream.read(p), 5);
+ * assertEquals(connection.resumptions, 1);
+ * ```
+ */
+export function resumable(dial: Dial, options: ResumableOptions = {}): ResumableConnection {
+  if (typeof dial !== "function") throw new TypeError(`dial must be a function, received ${typeof dial}`);
+  const settings = resolve(options);
+  const { signal, onChange } = options;
+  const dialer = new ResumeDialer(dial, settings, (state, reason) => {
+    if (state === "ended") signal?.removeEventListener("abort", abort);
+    onChange?.(state, reason);
+  });
+  const abort = () => dialer.core.end({ error: signal!.reason });
+  signal?.addEventListener("abort", abort);
+  if (signal?.aborted) abort();
+  return new CoreConnection(dialer.core, () => dialer.retry());
+}
+
+/**
+ * Makes a listener of resumable connections from any listener.
+ *
+ * `accept` returns each resumable connection once, and clients without a hello unchanged.
+ *
+ * @param listener The source of connections. Closed together with the returned listener.
+ * @param options Limits, and a callback for every connection.
+ * @returns The listener, for `serve`.
+ * @throws {RangeError} An option is out of bounds.
+ *
+ * @example A server
+ * ```ts
+ * import { serve, Session } from "@sluice/smux";
+ * import { resumableListener } from "@sluice/smux/resume";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * await using _server = serve(resumableListener(listener), (stream) => stream.readable.pipeTo(stream.writable));
+ *
+ * // A client that does not resume.
+ * await using session = Session.client(await Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port }));
+ * await using stream = await session.openStream();
+ * await stream.write(new Uint8Array(5));
+ * assertEquals(await stream.read(new Uint8Array(8)), 5);
+ * ```
+ */
+export function resumableListener(
+  listener: Listener<Connection>,
+  options: ResumableListenerOptions = {},
+): Listener<Connection> {
+  const { maxSuspended = DEFAULT_MAX_SUSPENDED, onChange = () => {} } = options;
+  if (!Number.isSafeInteger(maxSuspended) || maxSuspended < 0) {
+    throw new RangeError(`maxSuspended must be an integer of at least 0, received ${maxSuspended}`);
+  }
+  const settings = { ...resolve(options), maxSuspended };
+  return new ResumeListener(listener, settings, (core) => new CoreConnection(core), onChange);
+}
+
+/** Checks options, and fills in the defaults. */
+function resolve(options: ResumeOptions): ResumeSettings {
+  const {
+    maxUnacknowledged = DEFAULT_MAX_UNACKNOWLEDGED,
+    resumeTimeout = DEFAULT_RESUME_TIMEOUT_MS,
+    silence = DEFAULT_SILENCE_MS,
+  } = options;
+  if (!Number.isSafeInteger(maxUnacknowledged) || maxUnacknowledged < MIN_UNACKNOWLEDGED) {
+    throw new RangeError(
+      `maxUnacknowledged must be an integer of at least ${MIN_UNACKNOWLEDGED}, received ${maxUnacknowledged}`,
+    );
+  }
+  return {
+    maxUnacknowledged,
+    resumeTimeout: duration("resumeTimeout", resumeTimeout),
+    silence: duration("silence", silence),
+  };
+}
+
+/** The public side of a core. */
+class CoreConnection implements ResumableConnection {
+  readonly #core: ResumeCore;
+  readonly retry: () => void;
+  // Of the last carrier, so that a suspended connection still has its addresses.
+  #localAddr: Address | undefined;
+  #remoteAddr: Address | undefined;
+
+  constructor(core: ResumeCore, retry = () => {}) {
+    this.#core = core;
+    this.retry = retry;
+  }
+
+  get state(): ResumeState {
+    return this.#core.state;
+  }
+
+  get isSuspended(): boolean {
+    return this.#core.state === "suspended";
+  }
+
+  get resumptions(): number {
+    return Math.max(0, this.#core.carriers - 1);
+  }
+
+  get closed(): Promise<void> {
+    return this.#core.closed;
+  }
+
+  get localAddr(): Address | undefined {
+    return this.#localAddr = this.#core.connection?.localAddr ?? this.#localAddr;
+  }
+
+  get remoteAddr(): Address | undefined {
+    return this.#remoteAddr = this.#core.connection?.remoteAddr ?? this.#remoteAddr;
+  }
+
+  read(p: Uint8Array): Promise<number | null> {
+    return this.#core.read(p);
+  }
+
+  write(p: Uint8Array): Promise<number> {
+    return this.#core.write(p);
+  }
+
+  closeWrite(): Promise<void> {
+    return this.#core.closeWrite();
+  }
+
+  close(): void {
+    this.#core.close();
+  }
+
+  setNoDelay(on?: boolean): void {
+    this.#apply("noDelay", (connection) => connection.setNoDelay?.(on));
+  }
+
+  ref(): void {
+    this.#apply("ref", (connection) => connection.ref?.());
+    this.#core.timers.setRef(true);
+  }
+
+  unref(): void {
+    this.#apply("ref", (connection) => connection.unref?.());
+    this.#core.timers.setRef(false);
+  }
+
+  #apply(name: string, change: (connection: Connection) => void): void {
+    this.#core.setup.set(name, change);
+    if (this.#core.connection !== undefined) change(this.#core.connection);
+  }
+}

@@ -1,0 +1,530 @@
+/** Resumable connections: exchanges over carriers that die, ends, limits and bad input. */
+
+import { assert, assertEquals, assertInstanceOf, assertLess, assertRejects, assertThrows } from "@std/assert";
+import { concat } from "@std/bytes";
+import {
+  ACCEPTED,
+  decodeReply,
+  encodeAcknowledgement,
+  encodeHello,
+  HELLO_LENGTH,
+  NO_TOKEN,
+  REPLY_LENGTH,
+  RESUMED,
+  UNKNOWN,
+} from "../_resume_frame.ts";
+import { ProtocolError, type Version } from "../frame.ts";
+import { type Connection, type Listener, serve, Session } from "../mod.ts";
+import {
+  resumable,
+  type ResumableConnection,
+  resumableListener,
+  type ResumableListenerOptions,
+  type ResumableOptions,
+  ResumptionError,
+} from "../resume.ts";
+import {
+  exchangeHashed,
+  LOOPBACK,
+  ManualClock,
+  memoryPair,
+  MiB,
+  pattern,
+  readAll,
+  readExactly,
+  state,
+  turn,
+  writeAll,
+} from "./support.ts";
+
+/** Closes a socket that may be closed already. */
+function cut(socket: Deno.TcpConn | undefined): void {
+  try {
+    socket?.close();
+  } catch {
+    // Closed already.
+  }
+}
+
+/** A server of resumable connections on a free port, a client, and the sockets that the client has dialled. */
+async function pair(options: ResumableListenerOptions = {}) {
+  const inner = Deno.listen(LOOPBACK);
+  const listener = resumableListener(inner, options);
+  const sockets: Deno.TcpConn[] = [];
+  const accepting = listener.accept();
+  const client = resumable(async () => {
+    const socket = await Deno.connect({ ...LOOPBACK, port: inner.addr.port });
+    sockets.push(socket);
+    return socket;
+  }, options);
+  const server = await accepting as ResumableConnection;
+  const end = () => {
+    client.close();
+    server.close();
+    listener.close();
+  };
+  return { client, server, sockets, listener, port: inner.addr.port, [Symbol.dispose]: end };
+}
+
+/** A peer that speaks the format by hand. */
+class RawClient implements Disposable {
+  readonly connection: Deno.TcpConn;
+
+  private constructor(connection: Deno.TcpConn) {
+    this.connection = connection;
+  }
+
+  static async dial(port: number): Promise<RawClient> {
+    return new RawClient(await Deno.connect({ ...LOOPBACK, port }));
+  }
+
+  /** Sends a hello, and returns the reply. */
+  async greet(token: Uint8Array = NO_TOKEN, received = 0) {
+    await this.send(encodeHello({ token, received }));
+    return decodeReply(await readExactly(this.connection, REPLY_LENGTH));
+  }
+
+  send(...parts: Uint8Array[]): Promise<void> {
+    return writeAll(this.connection, concat(parts));
+  }
+
+  /** Whether the server has closed the connection. */
+  async isClosed(): Promise<boolean> {
+    try {
+      await readAll(this.connection);
+    } catch (error) {
+      assertInstanceOf(error, Deno.errors.ConnectionReset);
+    }
+    return true;
+  }
+
+  [Symbol.dispose](): void {
+    cut(this.connection);
+  }
+}
+
+/** A listener with its port. */
+function listen(options: ResumableListenerOptions = {}) {
+  const inner = Deno.listen(LOOPBACK);
+  const listener = resumableListener(inner, options);
+  return { listener, port: inner.addr.port, [Symbol.dispose]: () => listener.close() };
+}
+
+const record = (bytes: Uint8Array) =>
+  concat([Uint8Array.of(0), new Uint8Array(Uint32Array.of(bytes.length).buffer), bytes]);
+
+Deno.test("resumable() carries bytes in both directions, one after the other, and half-closes", async () => {
+  using made = await pair();
+  const { client, server } = made;
+  const sent = pattern(3_000_000);
+  const [received] = await Promise.all([readAll(server), writeAll(client, sent).then(() => client.closeWrite())]);
+  assertEquals(received, sent);
+  assertEquals(client.state, "connected");
+  const [back] = await Promise.all([readAll(client), writeAll(server, sent).then(() => server.closeWrite())]);
+  assertEquals(back, sent);
+  client.close();
+  await client.closed;
+  await server.closed;
+});
+
+Deno.test("resumable() loses, repeats and reorders nothing while its socket is cut again and again", async () => {
+  using made = await pair();
+  const { client, server, sockets } = made;
+  const sent = pattern(8_000_000);
+  let moved = 0;
+  /** Reads to the end; cuts the socket after each 500 kB. */
+  const readAndCut = async (from: Connection) => {
+    const parts: Uint8Array[] = [];
+    const p = new Uint8Array(64 * 1024);
+    for (let count, next = 0; (count = await from.read(p)) !== null;) {
+      parts.push(p.slice(0, count));
+      if ((moved += count) < next) continue;
+      next = moved + 500_000;
+      cut(sockets.at(-1));
+    }
+    return concat(parts);
+  };
+  const [received, back] = await Promise.all([
+    readAndCut(server),
+    readAndCut(client),
+    writeAll(client, sent).then(() => client.closeWrite()),
+    writeAll(server, sent).then(() => server.closeWrite()),
+  ]);
+  assertEquals(received, sent);
+  assertEquals(back, sent);
+  assert(client.resumptions > 3, `${client.resumptions} resumptions`);
+});
+
+for (const version of [1, 2] as const satisfies Version[]) {
+  Deno.test(`resumable() keeps 60 hashed streams of a session in version ${version} while its socket is cut`, async () => {
+    const inner = Deno.listen(LOOPBACK);
+    const server = serve(resumableListener(inner), (stream) => stream.readable.pipeTo(stream.writable));
+    let socket: Deno.TcpConn | undefined;
+    const connection = resumable(async () => socket = await Deno.connect({ ...LOOPBACK, port: inner.addr.port }));
+    const session = Session.client(connection, { version });
+    let isDone = false;
+    const cutting = (async () => {
+      for (let seen = 0; !isDone; await turn()) {
+        if (session.stats().bytesReceived < seen) continue;
+        seen = session.stats().bytesReceived + 200_000;
+        cut(socket);
+      }
+    })();
+    await exchangeHashed(session, 60);
+    isDone = true;
+    await cutting;
+    assert(connection.resumptions > 1, `${connection.resumptions} resumptions`);
+    while (session.stats().suspended) await turn();
+    await session.close();
+    await session.closed;
+    await server.shutdown();
+  });
+}
+
+Deno.test("resumable() writes on while neither end is read, up to maxUnacknowledged and what the sockets hold", async () => {
+  using made = await pair({ maxUnacknowledged: MiB });
+  const { client, server } = made;
+  let written = 0;
+  const writing = (async () => {
+    for (const p = new Uint8Array(64 * 1024); written < 100 * MiB;) written += await client.write(p);
+  })();
+  for (let n = 0, before = -1; before < written || n < 20; n++) {
+    before = written;
+    for (let turns = 0; turns < 20; turns++) await turn();
+  }
+  assertLess(written, MiB + 1);
+  // The peer reads acknowledgements although its own bytes are unread.
+  const back = writeAll(server, new Uint8Array(MiB / 2));
+  let received = 0;
+  const p = new Uint8Array(64 * 1024);
+  while (received < 20 * MiB) received += (await server.read(p))!;
+  await back;
+  client.close();
+  await assertRejects(() => writing, Error, "closed connection");
+});
+
+Deno.test("resumable() gives up after resumeTimeout with the error of the last attempt, before and after it was connected", async () => {
+  using clock = new ManualClock();
+  for (const isConnected of [false, true]) {
+    const refused = new Deno.errors.ConnectionRefused("on purpose");
+    const [near, far] = memoryPair();
+    let attempts = 0;
+    const changes: string[] = [];
+    const connection = resumable(() => {
+      attempts++;
+      return isConnected && attempts === 1 ? Promise.resolve(near) : Promise.reject(refused);
+    }, { resumeTimeout: 5000, onChange: (state) => changes.push(state) });
+    if (isConnected) {
+      await readExactly(far, HELLO_LENGTH);
+      await writeAll(far, reply(ACCEPTED));
+      await turn();
+      assertEquals(connection.state, "connected");
+      far.close();
+    }
+    const reading = connection.read(new Uint8Array(1));
+    await clock.advance(4900);
+    assertEquals(await state(reading), "pending");
+    await clock.advance(200);
+    const error = await assertRejects(() => reading, ResumptionError, "not resumed in time");
+    assertEquals(error.cause, refused);
+    await assertRejects(() => connection.closed, ResumptionError);
+    // 100, 200, 400, 800, 1600 and 2000 ms, less up to a half each.
+    assert(attempts >= 5 && attempts <= 12, `${attempts} attempts`);
+    assertEquals(changes, isConnected ? ["connected", "suspended", "ended"] : ["ended"]);
+  }
+  assertEquals(clock.pending, 0);
+});
+
+function reply(status: number, token = new Uint8Array(16).fill(7), received = 0): Uint8Array {
+  const bytes = new Uint8Array(REPLY_LENGTH);
+  bytes.set(encodeHello({ token, received }).subarray(0, 8));
+  bytes[8] = status;
+  bytes.set(encodeHello({ token, received }).subarray(8), 9);
+  return bytes;
+}
+
+Deno.test("resumable() ends at once when the server does not know the connection, or breaks the format", async () => {
+  using _clock = new ManualClock();
+  for (
+    const [answer, expected, message] of [
+      [reply(UNKNOWN), ResumptionError, "does not know"],
+      [reply(RESUMED), ResumptionError, "Expected the connection to be accepted, received status 1"],
+      [reply(ACCEPTED, undefined, 1), ProtocolError, "a count from 0 to 0"],
+      [new Uint8Array(REPLY_LENGTH), ProtocolError, "byte 213 of the magic"],
+      [concat([reply(ACCEPTED), Uint8Array.of(9)]), ProtocolError, "a record of type 0 to 5"],
+      [concat([reply(ACCEPTED), encodeAcknowledgement(1)]), ProtocolError, "an acknowledgement of at most 0 bytes"],
+      [concat([reply(ACCEPTED), Uint8Array.of(4, 4)]), ProtocolError, "no data after the end"],
+      [concat([reply(ACCEPTED), Uint8Array.of(4), record(new Uint8Array(1))]), ProtocolError, "no data after the end"],
+    ] as const
+  ) {
+    const [near, far] = memoryPair();
+    const connection = resumable(() => Promise.resolve(near));
+    const reading = readAll(connection).catch(() => {});
+    await readExactly(far, HELLO_LENGTH);
+    await writeAll(far, answer);
+    await turn();
+    await assertRejects(() => connection.closed, expected, message);
+    await reading;
+  }
+});
+
+Deno.test("resumable() dials again when the server is busy, ends the connection or stays silent", async () => {
+  using clock = new ManualClock();
+  const ends: (ReturnType<typeof memoryPair>)[] = [];
+  const connection = resumable(() => {
+    ends.push(memoryPair());
+    return Promise.resolve(ends.at(-1)![0]);
+  }, { silence: 1000 });
+  await clock.advance(0);
+  await writeAll(ends[0]![1], reply(3));
+  await clock.advance(100);
+  assertEquals(ends.length, 2);
+  ends[1]![1].close();
+  await clock.advance(200);
+  assertEquals(ends.length, 3);
+  await clock.advance(1400);
+  assertEquals(ends.length, 4);
+  assert(ends[2]![0].isClosed);
+  await writeAll(ends[3]![1], reply(ACCEPTED));
+  await clock.advance(0);
+  assertEquals(connection.state, "connected");
+  connection.close();
+});
+
+Deno.test("ResumableConnection.retry() dials at once", async () => {
+  using clock = new ManualClock();
+  let attempts = 0;
+  const connection = resumable(() => Promise.reject(new Error(`attempt ${++attempts}`)));
+  await clock.advance(0);
+  for (let n = 1; n < 5; n++) {
+    assertEquals(attempts, n);
+    connection.retry();
+    await clock.advance(0);
+  }
+  connection.close();
+});
+
+Deno.test("resumable() ends with the reason of its signal, and passes dial a signal and the number of attempts", async () => {
+  using clock = new ManualClock();
+  const stop = new AbortController();
+  const seen: [number, AbortSignal][] = [];
+  const connection = resumable(({ n, signal }) => {
+    seen.push([n, signal]);
+    return Promise.reject(new Error("on purpose"));
+  }, { signal: stop.signal });
+  await clock.advance(350);
+  assertEquals(seen.map(([n]) => n), [...seen.keys()]);
+  stop.abort(new Error("enough"));
+  await assertRejects(() => connection.closed, Error, "enough");
+  assert(seen.every(([, signal]) => signal.aborted));
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("a carrier that is silent is probed, and lost after silence", async () => {
+  using clock = new ManualClock();
+  const [near, far] = memoryPair();
+  const states: string[] = [];
+  let dials = 0;
+  const connection = resumable(() => dials++ === 0 ? Promise.resolve(near) : new Promise<never>(() => {}), {
+    silence: 1000,
+    onChange: (state, reason) => states.push(`${state} ${(reason as Error | undefined)?.name}`),
+  });
+  await readExactly(far, HELLO_LENGTH);
+  await writeAll(far, reply(ACCEPTED));
+  await clock.advance(0);
+  for (let n = 0; n < 3; n++) {
+    await clock.advance(550);
+    assertEquals(await readExactly(far, 1), Uint8Array.of(2), "a probe");
+    await writeAll(far, Uint8Array.of(3));
+  }
+  assertEquals(states, ["connected undefined"]);
+  await clock.advance(1200);
+  assertEquals(states, ["connected undefined", "suspended TimeoutError"]);
+  connection.close();
+});
+
+Deno.test("an end whose application does not read answers probes, and counts a silent carrier as lost", async () => {
+  using clock = new ManualClock();
+  const [near, far] = memoryPair();
+  let dials = 0;
+  const connection = resumable(() => dials++ === 0 ? Promise.resolve(near) : new Promise<never>(() => {}), {
+    silence: 1000,
+  });
+  await readExactly(far, HELLO_LENGTH);
+  await writeAll(far, reply(ACCEPTED));
+  await clock.advance(550);
+  await writeAll(far, concat([record(pattern(100)), Uint8Array.of(2)]));
+  await clock.advance(10);
+  // Its own probe, and the reply. What is not read is not acknowledged.
+  assertEquals(await readExactly(far, 2), Uint8Array.of(2, 3));
+  await clock.advance(2000);
+  assertEquals(connection.state, "suspended");
+  // What has arrived stays readable.
+  assertEquals(await readExactly(connection, 100), pattern(100));
+  connection.close();
+});
+
+Deno.test("Connection.close() of one end resets the other, unless both have ended writing", async () => {
+  for (const isEnded of [false, true]) {
+    using made = await pair();
+    const { client, server } = made;
+    await writeAll(client, pattern(1000));
+    if (isEnded) {
+      const reading = readAll(server);
+      await Promise.all([client.closeWrite(), server.closeWrite(), reading]);
+      assertEquals(await client.read(new Uint8Array(1)), null);
+      client.close();
+      await server.closed;
+    } else {
+      client.close();
+      await client.closed;
+      assertEquals(await readExactly(server, 1000), pattern(1000));
+      const error = await assertRejects(() => server.read(new Uint8Array(1)), Error);
+      assertEquals(error.name, "ConnectionReset");
+      await assertRejects(() => server.write(new Uint8Array(1)), Error);
+      await assertRejects(() => server.closed, Error, "has closed");
+    }
+    const error = await assertRejects(() => client.write(new Uint8Array(1)), Error);
+    assertEquals(error.name, "BadResource");
+  }
+});
+
+Deno.test("resumableListener() passes clients without a hello on, also one that is silent for 10 s", async () => {
+  using clock = new ManualClock();
+  const [[near, far], [silentNear, silentFar]] = [memoryPair(), memoryPair()];
+  const waiting: Connection[] = [far, silentFar];
+  const inner: Listener<Connection> = {
+    accept: () => waiting.length > 0 ? Promise.resolve(waiting.shift()!) : new Promise<never>(() => {}),
+    close() {},
+  };
+  const listener = resumableListener(inner);
+  await writeAll(near, Uint8Array.of(2, 3, 0, 0, 0, 0, 0, 0));
+  const first = await listener.accept();
+  assertEquals(await readExactly(first, 8), Uint8Array.of(2, 3, 0, 0, 0, 0, 0, 0));
+  const accepting = listener.accept();
+  await clock.advance(9900);
+  assertEquals(await state(accepting), "pending");
+  await clock.advance(200);
+  const second = await accepting;
+  await writeAll(silentNear, Uint8Array.of(1, 2));
+  assertEquals(await readExactly(second, 2), Uint8Array.of(1, 2));
+  await second.write(Uint8Array.of(7));
+  assertEquals(await readExactly(silentNear, 1), Uint8Array.of(7));
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("resumableListener() closes a client whose hello is garbage or not complete after 10 s, and serves others", async () => {
+  using clock = new ManualClock();
+  const [garbage, slow] = [memoryPair(), memoryPair()];
+  const waiting: Connection[] = [garbage[1], slow[1]];
+  const listener = resumableListener({
+    accept: () => waiting.length > 0 ? Promise.resolve(waiting.shift()!) : new Promise<never>(() => {}),
+    close() {},
+  });
+  const accepting = listener.accept();
+  await writeAll(garbage[0], concat([Uint8Array.of(0xd5), new Uint8Array(HELLO_LENGTH)]));
+  await clock.advance(0);
+  assert(garbage[1].isClosed);
+  await writeAll(slow[0], encodeHello({ token: NO_TOKEN, received: 0 }).subarray(0, 20));
+  await clock.advance(9900);
+  assertEquals(slow[1].isClosed, false);
+  await clock.advance(200);
+  assert(slow[1].isClosed);
+  assertEquals(await state(accepting), "pending");
+  assertEquals(clock.pending, 0);
+});
+
+Deno.test("resumableListener() answers an unknown token, and ends a connection whose peer claims too much", async () => {
+  using made = listen();
+  const accepting = made.listener.accept();
+  using client = await RawClient.dial(made.port);
+  const { token } = await client.greet();
+  const server = await accepting as ResumableConnection;
+  using stranger = await RawClient.dial(made.port);
+  assertEquals((await stranger.greet(new Uint8Array(16).fill(1))).status, UNKNOWN);
+  assert(await stranger.isClosed());
+  assertEquals(server.state, "connected");
+  using liar = await RawClient.dial(made.port);
+  assertEquals((await liar.greet(token, 5)).status, RESUMED);
+  await assertRejects(() => server.closed, ProtocolError, "a count from 0 to 0");
+  assert(await liar.isClosed());
+  using late = await RawClient.dial(made.port);
+  assertEquals((await late.greet(token)).status, UNKNOWN);
+});
+
+Deno.test("resumableListener() lets the latest hello of a token take over, and reports what was received", async () => {
+  using made = listen();
+  const accepting = made.listener.accept();
+  using first = await RawClient.dial(made.port);
+  const { token, status } = await first.greet();
+  assertEquals(status, ACCEPTED);
+  const server = await accepting as ResumableConnection;
+  const sent = pattern(1000);
+  await first.send(record(sent.subarray(0, 400)));
+  assertEquals(await readExactly(server, 400), sent.subarray(0, 400));
+  // Two at once. The first socket is still open.
+  const [second, third] = [await RawClient.dial(made.port), await RawClient.dial(made.port)];
+  using _second = second;
+  using _third = third;
+  const replies = await Promise.allSettled([second.greet(token), third.greet(token)]);
+  assert(await first.isClosed());
+  const settled = replies.map((reply) => reply.status === "fulfilled" ? reply.value.received : undefined);
+  assert(settled.includes(400), `${settled}`);
+  await Promise.allSettled([second, third].map((client) => client.send(record(sent.subarray(400)))));
+  assertEquals(await readExactly(server, 600), sent.subarray(400));
+  assertEquals(server.state, "connected");
+  server.close();
+});
+
+Deno.test("resumableListener() ends the connection that is suspended longest when there are more than maxSuspended", async () => {
+  using made = listen({ maxSuspended: 2 });
+  const servers: ResumableConnection[] = [];
+  for (let n = 0; n < 3; n++) {
+    const accepting = made.listener.accept();
+    const client = await RawClient.dial(made.port);
+    await client.greet();
+    const server = await accepting as ResumableConnection;
+    servers.push(server);
+    const reading = server.read(new Uint8Array(1));
+    reading.catch(() => {});
+    client[Symbol.dispose]();
+    while (server.state === "connected") await turn();
+  }
+  await assertRejects(() => servers[0]!.closed, ResumptionError, "More than 2 connections are suspended");
+  assertEquals(servers.map(({ state }) => state), ["ended", "suspended", "suspended"]);
+  made.listener.close();
+  for (const server of servers.slice(1)) {
+    await assertRejects(() => server.closed, ResumptionError, "listener was closed");
+  }
+});
+
+Deno.test("resumableListener() passes errors of accept() on, and accepts again afterwards", async () => {
+  const [near, far] = memoryPair();
+  const results = [() => Promise.reject(new Error("on purpose")), () => Promise.resolve(far)];
+  const listener = resumableListener({
+    accept: () => results.shift()?.() ?? new Promise<never>(() => {}),
+    close() {},
+  });
+  await assertRejects(() => listener.accept(), Error, "on purpose");
+  await writeAll(near, Uint8Array.of(1));
+  assertEquals(await readExactly(await listener.accept(), 1), Uint8Array.of(1));
+});
+
+Deno.test("resumable() and resumableListener() throw for options out of bounds", () => {
+  const dial = () => Promise.reject(new Error("dialled"));
+  const inner = { accept: () => new Promise<never>(() => {}), close() {} };
+  const invalid: ResumableOptions[] = [
+    { maxUnacknowledged: 65_535 },
+    { maxUnacknowledged: NaN },
+    { resumeTimeout: 0 },
+    { silence: -1 },
+    { silence: 1.5 },
+  ];
+  for (const options of invalid) {
+    const [name] = Object.keys(options);
+    assertThrows(() => resumable(dial, options), RangeError, `${name} must be`);
+    assertThrows(() => resumableListener(inner, options), RangeError, `${name} must be`);
+  }
+  assertThrows(() => resumableListener(inner, { maxSuspended: -1 }), RangeError, "maxSuspended must be");
+  assertThrows(() => resumable({} as never), TypeError, "dial must be a function, received object");
+});
