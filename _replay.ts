@@ -151,7 +151,8 @@ export class ReplayBuffer {
 
   #pageFor(length: number): Page {
     const last = this.#pages.at(-1);
-    if (last !== undefined && last.bytes.length - last.used >= Math.min(length, SMALL_PAGE_BYTES)) return last;
+    // A record in one piece needs fewer writes than one that fills the last page first.
+    if (last !== undefined && last.bytes.length - last.used >= Math.min(length, LARGE_PAGE_BYTES)) return last;
     const size = length > SMALL_PAGE_BYTES ? LARGE_PAGE_BYTES : SMALL_PAGE_BYTES;
     const spare = this.#spare.findIndex((bytes) => bytes.length >= size);
     const bytes = spare < 0 ? new Uint8Array(size) : this.#spare.splice(spare, 1)[0]!;

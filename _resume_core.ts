@@ -222,23 +222,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         this.#waitingReads--;
         continue;
       }
-      if (count === 0) count = await this.#receiveAlone(p);
+      if (count === 0) count = await this.#receive(p);
       if (count === 0) continue;
       this.#report();
       return count;
-    }
-  }
-
-  async #receiveAlone(p: Uint8Array, ahead?: ReadBuffer): Promise<number> {
-    this.#isReading = true;
-    try {
-      const count = await this.#receive(p);
-      // Before the next read begins, so that no later bytes overtake these.
-      if (ahead !== undefined) this.#held.push(ahead, 0, count, true);
-      return count;
-    } finally {
-      this.#isReading = false;
-      if (this.#waitingReads > 0) this.#changed.notifyAll();
     }
   }
 
@@ -251,37 +238,49 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (this.#isReading) return;
     const buffer = new ReadBuffer(new Uint8Array(READ_AHEAD_BYTES));
     while (!this.#isReading && this.#carrier !== undefined && this.#held.length < this.#replay.capacity) {
-      await this.#receiveAlone(buffer.bytes, buffer);
+      await this.#receive(buffer.bytes, buffer);
       if (this.#waitingReads > 0) break;
     }
     buffer.release();
     this.#changed.notifyAll();
   }
 
-  /** Waits for the carrier, and reads it into `p`. Returns the number of bytes of payload, which may be 0. */
-  async #receive(p: Uint8Array): Promise<number> {
+  /**
+   * Waits for the carrier, and reads it into `p`, with the lock of reading held.
+   *
+   * @param p The memory.
+   * @param ahead The buffer of `p`, if the payload must be held until the application reads.
+   * @returns Number of bytes of payload, which may be 0.
+   */
+  async #receive(p: Uint8Array, ahead?: ReadBuffer): Promise<number> {
     const carrier = this.#carrier;
     if (carrier === undefined) {
       if (this.hasEnded) throw this.#failure?.error ?? closedError("read from");
       await this.#changed.wait();
       return 0;
     }
+    this.#isReading = true;
+    let payload = 0;
     try {
       carrier.isReading = true;
       const count = await carrier.connection.read(p);
       carrier.isReading = false;
       // The peer sends again what a replaced carrier delivers late.
-      if (carrier !== this.#carrier) return 0;
-      if (count === null) throw new ResumptionError("The connection below has ended");
-      this.timers.heard();
-      const payload = carrier.decoder.decode(p, count);
-      this.#received += payload;
-      this.#send();
-      return payload;
+      if (carrier === this.#carrier) {
+        if (count === null) throw new ResumptionError("The connection below has ended");
+        this.timers.heard();
+        payload = carrier.decoder.decode(p, count);
+        this.#received += payload;
+        // Before the lock is released, so that no later bytes overtake these.
+        if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);
+        this.#send();
+      }
     } catch (error) {
       this.#lose(carrier, error);
-      return 0;
     }
+    this.#isReading = false;
+    if (this.#waitingReads > 0) this.#changed.notifyAll();
+    return payload;
   }
 
   /** Acknowledges what the application has read, at once or after a delay. */
@@ -328,7 +327,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       await this.#changed.wait();
     }
     const end = this.#replay.appended;
-    this.#send();
+    await this.#send();
     // Until it is written below, so that a slow carrier slows down the application.
     while (this.#written < end) {
       this.#checkOpen("write to");

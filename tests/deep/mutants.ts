@@ -467,8 +467,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "bytes of a replaced carrier are delivered",
     file: "_resume_core.ts",
-    from: "      if (carrier !== this.#carrier) return 0;\n      if (count === null)",
-    to: "      if (count === null)",
+    from: "      if (carrier === this.#carrier) {\n        if (count === null)",
+    to: "      {\n        if (count === null)",
     tests: ["resume_test.ts"],
   },
   {
@@ -481,10 +481,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "bytes received ahead are overtaken by a read",
     file: "_resume_core.ts",
-    from:
-      "      if (ahead !== undefined) this.#held.push(ahead, 0, count, true);\n      return count;\n    } finally {\n      this.#isReading = false;\n",
-    to:
-      "      this.#isReading = false;\n      await undefined;\n      if (ahead !== undefined) this.#held.push(ahead, 0, count, true);\n      return count;\n    } finally {\n      this.#isReading = false;\n",
+    from: "        if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);\n",
+    to: "        if (ahead !== undefined) queueMicrotask(() => this.#held.push(ahead, 0, payload, true));\n",
     tests: ["resume_test.ts"],
   },
   {
