@@ -150,6 +150,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   #failure: Error | undefined;
   #lastError: unknown;
   readonly #opened = deferred<void>();
+  // Resolves at the end of the socket, or of the session if there is one: a session first reads what has arrived.
   readonly #closed = deferred<void>();
   #listener: PushListener | undefined;
   #hasClosed = false;
@@ -237,9 +238,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
   async write(p: Uint8Array): Promise<number> {
     if (this.#socket.readyState === CONNECTING) await this.#opened.promise;
     if (this.#isFull) await this.#drained();
-    if (this.#failure !== undefined) throw this.#failure;
     // A closing socket drops messages.
-    if (this.#socket.readyState > OPEN) {
+    if (this.#failure !== undefined || this.#socket.readyState > OPEN) {
       await this.#closed.promise;
       throw this.#failure ?? new WebSocketClosedError(NORMAL, "");
     }
@@ -258,6 +258,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   close(): void {
     this.#close(NORMAL);
     this.#messages.receiver.close();
+    this.#closed.resolve();
   }
 
   async #receiveMessage(): Promise<Uint8Array | null> {
@@ -339,7 +340,13 @@ export class WebSocketConnection implements Connection, PushedConnection {
   #fail(error: Error, code: number, reason: string): void {
     this.#failure = error;
     this.#close(code, reason);
+    this.#endMessages();
+  }
+
+  // A failed write ends the session. So that the session first reads what arrived before, writes wait until it ends.
+  #endMessages(): void {
     this.#messages.sender.close();
+    if (this.#listener === undefined) this.#closed.resolve();
   }
 
   #failed({ error, message }: { error?: unknown; message?: string }): void {
@@ -358,9 +365,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
       this.#failure ??= new WebSocketClosedError(code || ABNORMAL, reason, cause === undefined ? undefined : { cause });
     }
     this.#opened.reject(this.#failure ?? new WebSocketClosedError(code, reason));
-    this.#closed.resolve();
     this.#wake?.();
-    this.#messages.sender.close();
+    this.#endMessages();
   }
 
   #close(code: number, reason = ""): void {
