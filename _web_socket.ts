@@ -24,7 +24,7 @@ import type { Address, Connection, PushedConnection, PushListener } from "./tran
  * const sockets = new WebSocketListener();
  * await using _streams = serve(sockets, (stream) => stream.readable.pipeTo(stream.writable));
  *
- * // With npm:ws: server.on("connection", onConnection)
+ * // With npm:ws: new WebSocketServer({ port: 9000, maxPayload: 1024 * 1024 }).on("connection", onConnection)
  * const onConnection = (socket: WebSocketLike) => sockets.add(socket);
  * const server = Deno.serve({ port: 0, onListen() {} }, (request) => {
  *   const { socket, response } = Deno.upgradeWebSocket(request);
@@ -116,7 +116,7 @@ const UNSUPPORTED = 1003;
 const NO_STATUS = 1005;
 const ABNORMAL = 1006;
 const TOO_BIG = 1009;
-// Added to a code that the runtime rejects: browsers and Deno accept only 1000 and 3000 to 4999.
+// Added to a code that the runtime rejects: browsers and clients in Deno may send only 1000 and 3000 to 4999.
 const PRIVATE_CODES = 3000;
 
 /**

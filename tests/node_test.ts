@@ -9,6 +9,7 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { serve, type ServeOptions, Session, type Stream, type Version } from "../mod.ts";
 import { connectWebSocket, upgradeWebSocket } from "../websocket.ts";
 import { hasPrograms, makeFolder, run, watch } from "./programs.ts";
+import { runCases } from "./web_socket_cases.ts";
 import { LOOPBACK, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
 const ROOT = `${import.meta.dirname}/../`;
@@ -148,6 +149,17 @@ Deno.test("npm: the packed package", { ignore }, async (test) => {
   for (const kind of ["net", "ws"]) {
     await test.step(`connects over ${kind} to a server in Deno, in both versions`, () => runClient(folder, kind));
     await test.step(`serves over ${kind} a client in Deno, in both versions`, () => runServer(folder, kind));
+  }
+  for (const role of ["client", "server"] as const) {
+    await test.step(`over npm:ws as a ${role} ends with the right error after bad input`, async (test) => {
+      await runCases({ runtime: "Node", role }, test, (...args) =>
+        new Deno.Command("node", {
+          args: [`${folder}/web_socket.js`, ...args],
+          stdin: "null",
+          stdout: "piped",
+          stderr: "piped",
+        }).spawn());
+    });
   }
   await test.step("compiles without the types of Deno", (test) => compileUses(folder, test));
 });

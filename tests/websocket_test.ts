@@ -274,7 +274,7 @@ Deno.test("a text message ends the session with a ProtocolError and closes the s
   });
   const session = await connectWebSocket(server.url);
   await assertRejects(() => session.closed, ProtocolError, "expected a binary message, received text");
-  // Deno accepts only the codes 1000 and 3000 to 4999.
+  // A client in Deno may send only 1000 and 3000 to 4999.
   assertEquals((await closed).code, 4003);
 });
 
