@@ -27,7 +27,8 @@
  * - {@linkcode webSocketConnection} adapts an open or connecting WebSocket to a transport.
  *
  * A WebSocket has no backpressure in the receiving direction. In version 2 the windows of the streams limit what a peer
- * sends. In version 1 an unread stream ends the session when more than twice `maxReceiveBuffer` bytes are unread.
+ * sends. In version 1 the session ends with code 1009 when more than twice `maxReceiveBuffer` bytes are unread, because a
+ * stream is not read or because the application reads more slowly than the peer sends.
  *
  * The runtime assembles a message before the session receives it, so the size of one message has the limit of the
  * runtime:
