@@ -24,7 +24,7 @@ import type { Address, Connection, PushedConnection, PushListener } from "./tran
  * const sockets = new WebSocketListener();
  * await using _streams = serve(sockets, (stream) => stream.readable.pipeTo(stream.writable));
  *
- * // With npm:ws: server.on("connection", onConnection)
+ * // With npm:ws: new WebSocketServer({ port: 9000, maxPayload: 1024 * 1024 }).on("connection", onConnection)
  * const onConnection = (socket: WebSocketLike) => sockets.add(socket);
  * const server = Deno.serve({ port: 0, onListen() {} }, (request) => {
  *   const { socket, response } = Deno.upgradeWebSocket(request);
@@ -116,7 +116,7 @@ const UNSUPPORTED = 1003;
 const NO_STATUS = 1005;
 const ABNORMAL = 1006;
 const TOO_BIG = 1009;
-// Added to a code that the runtime rejects: browsers and Deno accept only 1000 and 3000 to 4999.
+// Added to a code that the runtime rejects: browsers and clients in Deno may send only 1000 and 3000 to 4999.
 const PRIVATE_CODES = 3000;
 
 /**
@@ -150,6 +150,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   #failure: Error | undefined;
   #lastError: unknown;
   readonly #opened = deferred<void>();
+  // Resolves at the end of the socket, or of the session if there is one: a session first reads what has arrived.
   readonly #closed = deferred<void>();
   #listener: PushListener | undefined;
   #hasClosed = false;
@@ -235,9 +236,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
   async write(p: Uint8Array): Promise<number> {
     if (this.#socket.readyState === CONNECTING) await this.#opened.promise;
     if (this.#isFull) await this.#drained();
-    if (this.#failure !== undefined) throw this.#failure;
     // A closing socket drops messages.
-    if (this.#socket.readyState > OPEN) {
+    if (this.#failure !== undefined || this.#socket.readyState > OPEN) {
       await this.#closed.promise;
       throw this.#failure ?? new WebSocketClosedError(NORMAL, "");
     }
@@ -256,6 +256,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   close(): void {
     this.#close(NORMAL);
     this.#messages.receiver.close();
+    this.#closed.resolve();
   }
 
   #dequeued(message: Uint8Array): Uint8Array {
@@ -331,7 +332,13 @@ export class WebSocketConnection implements Connection, PushedConnection {
   #fail(error: Error, code: number, reason: string): void {
     this.#failure = error;
     this.#close(code, reason);
+    this.#endMessages();
+  }
+
+  // A failed write ends the session. So that the session first reads what arrived before, writes wait until it ends.
+  #endMessages(): void {
     this.#messages.sender.close();
+    if (this.#listener === undefined) this.#closed.resolve();
   }
 
   #failed({ error, message }: { error?: unknown; message?: string }): void {
@@ -350,9 +357,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
       this.#failure ??= new WebSocketClosedError(code || ABNORMAL, reason, cause === undefined ? undefined : { cause });
     }
     this.#opened.reject(this.#failure ?? new WebSocketClosedError(code, reason));
-    this.#closed.resolve();
     this.#wake?.();
-    this.#messages.sender.close();
+    this.#endMessages();
   }
 
   #close(code: number, reason = ""): void {

@@ -98,6 +98,9 @@ export interface Connection {
  * The session also calls `read` and `write`. This type omits them, because their signatures differ from those of a
  * {@linkcode Connection}.
  *
+ * A stream created with `emitClose: false` does not report a `destroy()` without an error. Its session ends at the next
+ * write, at the latest after `keepAliveInterval`. An "auto" server that has received nothing ends after `timeout`.
+ *
  * @example A client over a socket of Node
  * ```ts
  * import { type NodeStream, serve, Session } from "@sluice/smux";

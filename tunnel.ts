@@ -1,6 +1,6 @@
 /**
  * Port forwarding: any number of connections over one. {@linkcode openTunnel} connects to {@linkcode serveTunnel}, and
- * each forwarded connection is one stream between them.
+ * each forwarded connection is one stream between them. Both need Deno; other runtimes can only import this module.
  *
  * ```ts
  * import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";

@@ -27,7 +27,15 @@
  * - {@linkcode webSocketConnection} adapts an open or connecting WebSocket to a transport.
  *
  * A WebSocket has no backpressure in the receiving direction. In version 2 the windows of the streams limit what a peer
- * sends. In version 1 an unread stream ends the session when more than twice `maxReceiveBuffer` bytes are unread.
+ * sends. In version 1 the session ends with code 1009 when more than twice `maxReceiveBuffer` bytes are unread, because a
+ * stream is not read or because the application reads more slowly than the peer sends.
+ *
+ * The runtime assembles a message before the session receives it, so the size of one message has the limit of the
+ * runtime:
+ *
+ * - `npm:ws`: `maxPayload`, 100 MiB by default; set it to 1 MiB. Its own limits end a flood of pings or of fragments.
+ * - Deno: 64 MiB for a frame, and no limit for a message of several frames (fragments). Deno holds such a message until
+ *   it is complete or the peer closes its connection, also after `timeout` has ended the session.
  *
  * @module
  */
@@ -104,8 +112,8 @@ export interface ConnectWebSocketOptions extends ClientSessionOptions {
  * @param url The address of the server, `ws:` or `wss:`.
  * @param options Limits and timeouts of the session, subprotocols and a signal.
  * @returns The session. The socket is open.
- * @throws {WebSocketClosedError} The server is unreachable or refused the connection. Runtimes report code 1006 and not
- * the status of the response.
+ * @throws {WebSocketClosedError} The server is unreachable or refused the WebSocket. The code is 1006; in Deno the
+ * message of `cause` has the status of the response.
  * @throws {DOMException} "TimeoutError": the socket did not open within `timeout` milliseconds. "SyntaxError": `url` is
  * invalid.
  * @throws {RangeError} An option is out of bounds.

@@ -12,7 +12,18 @@ import { Duplex, duplexPair, PassThrough } from "node:stream";
 import { connect as connectTls, createServer as createTlsServer } from "node:tls";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
 import { type Listener, serve, Session, type Stream, type Transport } from "../mod.ts";
-import { exchangeHashed, frame, LOOPBACK, pattern, readAll, readSome, turn, writeAll } from "./support.ts";
+import {
+  exchangeHashed,
+  frame,
+  LOOPBACK,
+  ManualClock,
+  pattern,
+  readAll,
+  readSome,
+  state,
+  turn,
+  writeAll,
+} from "./support.ts";
 
 const tls = (name: string) => Deno.readTextFileSync(new URL(`fixtures/tls/${name}`, import.meta.url));
 const echo = (stream: Stream) => stream.readable.pipeTo(stream.writable);
@@ -138,6 +149,19 @@ Deno.test("a stream of Node that is destroyed before its end ends its session wi
   const session = Session.server(stream);
   stream.destroy();
   await assertRejects(() => session.closed, Error, "destroyed before its end");
+});
+
+Deno.test("a destroyed stream of Node with emitClose: false ends its session at the next keepalive", async () => {
+  using time = new ManualClock();
+  const stream = new Duplex({ emitClose: false, read() {}, write: (_chunk, _encoding, callback) => callback() });
+  const session = Session.client(stream, { keepAliveInterval: 100, timeout: 1000 });
+  await turn();
+  stream.destroy();
+  assertEquals(await state(session.closed), "pending");
+  await time.advance(100);
+  assertEquals(await state(session.closed), "rejected");
+  const error = await assertRejects(() => session.closed, Error);
+  assertEquals((error as Error & { code: string }).code, "ERR_STREAM_DESTROYED");
 });
 
 Deno.test("a stream of Node that ended or was destroyed before its session started ends that session", async () => {

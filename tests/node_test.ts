@@ -9,6 +9,7 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { serve, type ServeOptions, Session, type Stream, type Version } from "../mod.ts";
 import { connectWebSocket, upgradeWebSocket } from "../websocket.ts";
 import { hasPrograms, makeFolder, run, watch } from "./programs.ts";
+import { runCases } from "./web_socket_cases.ts";
 import { LOOPBACK, pattern, readAll, sha256, text, writeAll } from "./support.ts";
 
 const ROOT = `${import.meta.dirname}/../`;
@@ -102,6 +103,18 @@ async function runServer(folder: string, kind: string): Promise<void> {
   assertEquals(stdout.trim().split("\n").slice(1).sort(), expected);
 }
 
+async function openTunnels(folder: string): Promise<void> {
+  const code = `
+    import { openTunnel, serveTunnel } from "@sluice/smux/tunnel";
+    const print = ({ name, message }) => console.log(name + ": " + message);
+    await openTunnel({ connect: "127.0.0.1:9000" }).catch(print);
+    try { serveTunnel({ listen: "127.0.0.1:0" }); } catch (error) { print(error); }
+  `;
+  const printed = text(await run("node", ["--input-type=module", "--eval", code], { cwd: folder }));
+  const error = "TypeError: Cannot run a tunnel in this runtime: it has no Deno.listen\n";
+  assertEquals(printed, error + error);
+}
+
 // The files to compile, and the types in scope.
 const COMPILATIONS = [
   { whose: "a browser's", files: ["consumer.ts"], lib: ["es2024", "esnext.disposable", "dom"], types: [] },
@@ -148,6 +161,19 @@ Deno.test("npm: the packed package", { ignore }, async (test) => {
   for (const kind of ["net", "ws"]) {
     await test.step(`connects over ${kind} to a server in Deno, in both versions`, () => runClient(folder, kind));
     await test.step(`serves over ${kind} a client in Deno, in both versions`, () => runServer(folder, kind));
+  }
+  await test.step("imports the tunnel in Node, where opening and serving one is a TypeError", () =>
+    openTunnels(folder));
+  for (const role of ["client", "server"] as const) {
+    await test.step(`over npm:ws as a ${role} ends with the right error after bad input`, async (test) => {
+      await runCases({ runtime: "Node", role }, test, (...args) =>
+        new Deno.Command("node", {
+          args: [`${folder}/web_socket.js`, ...args],
+          stdin: "null",
+          stdout: "piped",
+          stderr: "piped",
+        }).spawn());
+    });
   }
   await test.step("compiles without the types of Deno", (test) => compileUses(folder, test));
 });

@@ -215,6 +215,27 @@ Deno.test("a WebSocket closed with 1000 inside a smux frame ends its session wit
   await assertRejects(() => session.closed, ProtocolError, "3 more bytes of a header");
 });
 
+for (const code of [1000, 4001]) {
+  Deno.test(`a WebSocket closed with ${code} during a write ends its session after it has read the messages`, async () => {
+    const socket = new FakeSocket();
+    const session = Session.server(webSocketConnection(socket), { version: 1 });
+    socket.receive(frame(1, SYN, 3) as Uint8Array<ArrayBuffer>);
+    const stream = await session.acceptStream();
+    const received = readAll(stream);
+    // The close frame of the peer has arrived: the write waits for the close event.
+    socket.readyState = 2;
+    await stream.write(new Uint8Array(10));
+    await turn();
+    const payload = pattern(60 * KiB);
+    for (let n = 0; n < 100; n++) socket.receive(frame(1, PSH, 3, payload) as Uint8Array<ArrayBuffer>);
+    socket.receive(frame(1, FIN, 3) as Uint8Array<ArrayBuffer>);
+    socket.emit("close", { code, reason: "" });
+    const error = await session.closed.then(() => undefined, (error) => error);
+    assertEquals(error?.code, code === 1000 ? undefined : code);
+    assertEquals((await received).length, 100 * payload.length);
+  });
+}
+
 Deno.test("a WebSocket with an error event and no close event ends its session with 1006 and the error", async () => {
   const socket = new FakeSocket();
   const session = Session.server(webSocketConnection(socket));
@@ -254,7 +275,7 @@ Deno.test("a text message ends the session with a ProtocolError and closes the s
   });
   const session = await connectWebSocket(server.url);
   await assertRejects(() => session.closed, ProtocolError, "expected a binary message, received text");
-  // Deno accepts only the codes 1000 and 3000 to 4999.
+  // A client in Deno may send only 1000 and 3000 to 4999.
   assertEquals((await closed).code, 4003);
 });
 

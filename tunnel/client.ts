@@ -11,7 +11,7 @@ import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, request, serveRequest } from "./handshake.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
-import { dial, listenOn, type Socket } from "./socket.ts";
+import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
 import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
@@ -26,6 +26,7 @@ const STALLED_STREAM_TIMEOUT = 5000;
  * @param options The address of the server, what to forward, and callbacks for errors and events.
  * @returns The tunnel, once it is connected and listens on all addresses.
  * @throws {RangeError} An option is malformed, or would open the tunnel to other machines.
+ * @throws {TypeError} The runtime is not Deno.
  * @throws {TunnelRefusedError} The server refuses to listen for `reverse`.
  * @throws {Error} The client cannot listen on an address, or cannot connect to the server.
  *
@@ -44,6 +45,7 @@ const STALLED_STREAM_TIMEOUT = 5000;
  * ```
  */
 export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClient> {
+  checkRuntime();
   const client = new Client(options);
   await client.open();
   const shutdown: TunnelClient["shutdown"] = ({ timeout } = {}) => client.shutdown(timeout);

@@ -26,11 +26,15 @@ export async function forwardAll(
   cut?: AbortSignal,
 ): Promise<{ forwarded: Promise<unknown> }> {
   const forwarding = new Set<Promise<void>>();
-  const forward = async (accepted: Socket) => {
-    using socket = accepted;
-    const off = onAbort(cut, () => socket[Symbol.dispose]());
-    const stream = await open(socket).finally(off);
-    await forwardStream(activity, stream, socket, `from ${formatPeer(socket.remoteAddr) ?? UNNAMED}`);
+  const forward = async (socket: Socket) => {
+    // Not `using`, which Node 20 cannot parse: an import of the tunnel would fail there.
+    try {
+      const off = onAbort(cut, () => socket[Symbol.dispose]());
+      const stream = await open(socket).finally(off);
+      await forwardStream(activity, stream, socket, `from ${formatPeer(socket.remoteAddr) ?? UNNAMED}`);
+    } finally {
+      socket[Symbol.dispose]();
+    }
   };
   const onError = (error: unknown) => activity.report(wrapError("Cannot accept a connection", error));
   for await (const socket of connections(listening, { signal, onError })) {

@@ -11,7 +11,7 @@ import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
-import { dial, Listening, listenOn, type Socket } from "./socket.ts";
+import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
 import { clampTimeout, onAbort } from "./wait.ts";
 
 /**
@@ -21,6 +21,7 @@ import { clampTimeout, onAbort } from "./wait.ts";
  * @param options The address to listen on, what clients may request, and callbacks for errors and events.
  * @returns The tunnel, which listens already.
  * @throws {RangeError} An option is malformed, or would open the tunnel to other machines.
+ * @throws {TypeError} The runtime is not Deno.
  * @throws {Error} The server cannot listen on the address.
  *
  * @example One target, for any smux client
@@ -47,6 +48,7 @@ import { clampTimeout, onAbort } from "./wait.ts";
  * ```
  */
 export function serveTunnel(options: ServeTunnelOptions): Tunnel {
+  checkRuntime();
   const server = new TunnelServer(options);
   const shutdown: Tunnel["shutdown"] = ({ timeout } = {}) => server.shutdown(timeout);
   return {

@@ -11,6 +11,12 @@ import { onAbort, withDeadline } from "./wait.ts";
 
 export type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
 
+/** Throws a `TypeError` in a runtime without the network functions of Deno. */
+export function checkRuntime(): void {
+  const { Deno } = globalThis as { Deno?: { listen?: unknown } };
+  if (Deno?.listen === undefined) throw new TypeError("Cannot run a tunnel in this runtime: it has no Deno.listen");
+}
+
 /** A listener with its address as text; `close` removes a Unix socket's file. */
 export class Listening {
   readonly addr: string;

@@ -768,7 +768,14 @@ export const MUTANTS: Mutant[] = [
   {
     name: "the pause of a write is not ended by the close of its WebSocket",
     file: "_web_socket.ts",
-    from: "    this.#closed.resolve();\n    this.#wake?.();\n",
+    from: "    this.#wake?.();\n    this.#endMessages();\n",
+    to: "    this.#endMessages();\n",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a write to a closed WebSocket fails before the session has read the messages",
+    file: "_web_socket.ts",
+    from: "    if (this.#listener === undefined) this.#closed.resolve();\n",
     to: "    this.#closed.resolve();\n",
     tests: ["websocket_test.ts"],
   },

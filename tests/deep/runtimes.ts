@@ -9,14 +9,15 @@ import { gzipSync } from "node:zlib";
 import puppeteer from "npm:puppeteer-core@25.16.0";
 import { serve, type Stream, type Version } from "../../mod.ts";
 import { connectWebSocket, upgradeWebSocket } from "../../websocket.ts";
+import { buildGo, hasGoPackage } from "../go_build.ts";
 import { findProgram, makeFolder, run as runProgram, watch } from "../programs.ts";
 import { LOOPBACK } from "../support.ts";
 // @ts-types="./runtimes/exchange.d.ts"
 import { answer, exchangeAll } from "./runtimes/exchange.js";
-import { anyText, parse } from "./shared/options.ts";
+import { anyText, integer, parse } from "./shared/options.ts";
 
 export const description =
-  "100 hashed streams in Node, Bun, workerd, Chromium and Firefox, over every transport: [--only bun]";
+  "Hashed streams in Node, Bun, workerd, Chromium and Firefox, over every transport: [--only bun] [--streams 100]";
 
 const ROOT = new URL("../../", import.meta.url);
 const VERSIONS: Version[] = [1, 2];
@@ -34,15 +35,19 @@ interface Cell {
 
 /** Prints the table; rejects if a cell failed. */
 export async function run(args: string[]): Promise<void> {
-  const { only = "" } = parse(args, { only: anyText });
+  const { only = "", streams } = parse(args, { only: anyText, streams: integer(100, 1) });
   await using resources = new AsyncDisposableStack();
   const { path: folder } = resources.use(await makeFolder("runtimes"));
   await fill(folder);
+  const go = await buildGoPeer(folder);
+  const bun = `${folder}/node_modules/.bin/bun`;
   const cells = [
-    ...await pageCells(folder, resources),
-    ...await workerCells(folder, resources),
-    ...scriptCells(folder, "Node", ["node"], ["net", "tls", "web", "ws"]),
-    ...scriptCells(folder, "Bun", [`${folder}/node_modules/.bin/bun`], ["net", "tls", "web", "ws", "websocket"]),
+    ...await pageCells(folder, streams, resources),
+    ...await workerCells(folder, streams, go, resources),
+    ...scriptCells(folder, streams, "Node", "node", ["net", "tls", "web", "ws"]),
+    ...goCells(folder, streams, "Node", "node", go),
+    ...scriptCells(folder, streams, "Bun", bun, ["net", "tls", "web", "ws", "websocket"]),
+    ...goCells(folder, streams, "Bun", bun, go),
   ];
   console.log("runtime               transport                      peer     v1            v2");
   let failed = 0;
@@ -100,8 +105,9 @@ async function bundle(folder: string, from: string, to: string, ...options: stri
 }
 
 /** Returns the cells of a runtime that runs `peer.js`: against itself, and as a client of Deno. */
-function scriptCells(folder: string, runtime: string, [program, ...first]: string[], kinds: string[]): Cell[] {
-  const peer = (...args: string[]) => runProgram(program!, [...first, "peer.js", ...args], { cwd: folder });
+function scriptCells(folder: string, streams: number, runtime: string, program: string, kinds: string[]): Cell[] {
+  const options = { cwd: folder, env: { STREAMS: `${streams}` } };
+  const peer = (...args: string[]) => runProgram(program, ["peer.js", ...args], options);
   return kinds.flatMap((kind): Cell[] => {
     const transport = {
       net: "net.Socket",
@@ -154,31 +160,112 @@ async function answerInHex(stream: Stream): Promise<void> {
   await stream.write(received);
 }
 
-async function workerCells(folder: string, resources: AsyncDisposableStack): Promise<Cell[]> {
+/** Builds the peer in Go; returns `undefined` and prints a note if Go or its smux is not installed. */
+async function buildGoPeer(folder: string): Promise<string | undefined> {
+  const go = hasGoPackage("github.com/xtaci/smux")
+    ? await buildGo(folder, [new URL("../interop/peer.go", import.meta.url).pathname])
+    : undefined;
+  if (go === undefined) console.log("Go's smux is not installed: its cells are skipped");
+  return go;
+}
+
+const GO_STREAMS = { workload: "echo", parallel: 64, size: 100_000 };
+
+/** Runs a peer in Go. `ended` resolves with its number of streams, and rejects if it failed. */
+function startGo(program: string, flags: Record<string, string | number>) {
+  const args = Object.entries({ ...GO_STREAMS, ...flags }).map(([name, value]) => `-${name}=${value}`);
+  const child = watch(new Deno.Command(program, { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn());
+  const ended = async () => {
+    const { code, stdout, stderr } = await child.ended();
+    if (code !== 0) throw new Error(`Go: ${stdout}${stderr}`);
+    return `${JSON.parse(stdout.trim().split("\n").at(-1)!).streams} streams`;
+  };
+  return { child, ended };
+}
+
+/** Starts a server in Go, runs a client with its port, and returns the number of streams if both count the same. */
+async function askGoServer(
+  program: string,
+  version: Version,
+  client: (port: string) => Promise<string>,
+): Promise<string> {
+  const { child, ended } = startGo(program, { role: "server", version });
+  await using _child = child;
+  const [port] = await child.until(/^\d+(?=\n)/);
+  return checkEqual(await client(port), await ended());
+}
+
+function checkEqual(own: string, ofGo: string): string {
+  if (own !== ofGo) throw new Error(`${own}, but Go counts ${ofGo}`);
+  return own;
+}
+
+/** Returns the cells of a runtime that runs `go_peer.js`: a client and a server of Go. */
+function goCells(folder: string, streams: number, runtime: string, program: string, go: string | undefined): Cell[] {
+  if (go === undefined) return [];
+  const cell = { transport: "net.Socket", peer: "Go" };
+  const run = async (version: Version, port: string) =>
+    decode(await runProgram(program, ["go_peer.js", "client", `${version}`, port, `${streams}`], { cwd: folder }))
+      .trim();
+  return [{
+    ...cell,
+    runtime: `${runtime}, client`,
+    run: (version) => askGoServer(go, version, (port) => run(version, port)),
+  }, {
+    ...cell,
+    runtime: `${runtime}, server`,
+    async run(version) {
+      const args = ["go_peer.js", "server", `${version}`];
+      const options = { args, cwd: folder, stdin: "null", stdout: "piped", stderr: "piped" } as const;
+      await using server = watch(new Deno.Command(program, options).spawn());
+      const [port] = await server.until(/^\d+(?=\n)/);
+      const { child, ended } = startGo(go, { role: "client", version, port: port!, streams });
+      await using _child = child;
+      const ofGo = await ended();
+      const { code, stdout, stderr } = await server.ended();
+      if (code !== 0) throw new Error(stderr);
+      return checkEqual(stdout.trim().split("\n").at(-1)!, ofGo);
+    },
+  }];
+}
+
+async function workerCells(
+  folder: string,
+  streams: number,
+  go: string | undefined,
+  resources: AsyncDisposableStack,
+): Promise<Cell[]> {
   const options = { cwd: folder, stdin: "piped", stdout: "piped", stderr: "piped" } as const;
   const host = resources.use(watch(new Deno.Command("node", { args: ["worker_host.js"], ...options }).spawn()));
   const [url] = await host.until(/^http\S+/);
   const listener = Deno.listen(LOOPBACK);
   resources.use(serve(listener, answer));
-  return [{
-    runtime: "workerd, client",
-    transport: "socket of connect()",
+  const ask = async (peer: string, version: Version, port: number | string) => {
+    const response = await fetch(`${url}?port=${port}&version=${version}&streams=${streams}&peer=${peer}`);
+    const text = await response.text();
+    if (!response.ok) throw new Error(text);
+    return text;
+  };
+  const client = { runtime: "workerd, client", transport: "socket of connect()" };
+  const cells: Cell[] = [{
+    ...client,
     peer: "Deno",
-    async run(version) {
-      const response = await fetch(`${url}?port=${listener.addr.port}&version=${version}`);
-      const text = await response.text();
-      if (!response.ok) throw new Error(text);
-      return text;
-    },
+    run: (version) => ask("Deno", version, listener.addr.port),
   }, {
     runtime: "workerd, server",
     transport: "WebSocketPair",
     peer: "Deno",
-    run: async (version) => await exchangeAll(await connectWebSocket(url!.replace(/^http/, "ws"), { version })),
+    run: async (version) =>
+      await exchangeAll(await connectWebSocket(url!.replace(/^http/, "ws"), { version }), streams),
   }];
+  if (go !== undefined) {
+    const run: Cell["run"] = (version) => askGoServer(go, version, (port) => ask("Go", version, port));
+    cells.push({ ...client, peer: "Go", run });
+  }
+  return cells;
 }
 
-async function pageCells(folder: string, resources: AsyncDisposableStack): Promise<Cell[]> {
+async function pageCells(folder: string, streams: number, resources: AsyncDisposableStack): Promise<Cell[]> {
   const code = await Deno.readTextFile(`${folder}/page.bundle.js`);
   const server = Deno.serve({ ...LOOPBACK, onListen() {} }, (request) => {
     if (request.headers.has("upgrade")) return upgradeWebSocket(request, answer);
@@ -215,7 +302,7 @@ async function pageCells(folder: string, resources: AsyncDisposableStack): Promi
         const page = await launched.newPage();
         await page.goto(`http://127.0.0.1:${server.addr.port}/`);
         await page.waitForFunction("globalThis.runClient !== undefined");
-        return await page.evaluate(`runClient(${version})`) as string;
+        return await page.evaluate(`runClient(${version}, ${streams})`) as string;
       },
     });
   }

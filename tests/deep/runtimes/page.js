@@ -7,5 +7,5 @@
 import { connectWebSocket } from "@sluice/smux/websocket";
 import { exchangeAll } from "./exchange.js";
 
-globalThis.runClient = async (version) =>
-  await exchangeAll(await connectWebSocket(location.href.replace(/^http/, "ws"), { version }));
+globalThis.runClient = async (version, streams) =>
+  await exchangeAll(await connectWebSocket(location.href.replace(/^http/, "ws"), { version }), streams);

@@ -1,5 +1,6 @@
 /**
- * A worker of workerd: `/?port=P&version=V` runs a client over TCP, an upgrade request a server over its WebSocket.
+ * A worker of workerd. `/?port=P&version=V&streams=N&peer=Go` runs a client over TCP, with a server in Go or Deno.
+ * An upgrade request runs a server over its WebSocket.
  *
  * @module
  */
@@ -8,6 +9,7 @@ import { connect } from "cloudflare:sockets";
 import { Session } from "@sluice/smux";
 import { upgradeWebSocket } from "@sluice/smux/websocket";
 import { answer, exchangeAll } from "./exchange.js";
+import { askGo } from "./go_exchange.js";
 
 export default {
   async fetch(request) {
@@ -15,6 +17,7 @@ export default {
     if (!searchParams.has("port")) return upgradeWebSocket(request, answer);
     const socket = connect({ hostname: "127.0.0.1", port: Number(searchParams.get("port")) });
     const session = Session.client(socket, { version: Number(searchParams.get("version")) });
-    return new Response(await exchangeAll(session));
+    const exchange = searchParams.get("peer") === "Go" ? askGo : exchangeAll;
+    return new Response(await exchange(session, Number(searchParams.get("streams"))));
   },
 };
