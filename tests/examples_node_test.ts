@@ -11,7 +11,9 @@ import { connect } from "node:net";
 import { text } from "node:stream/consumers";
 import { listen } from "../examples/node/listen.ts";
 import { StreamSocket } from "../examples/node/socket.ts";
-import { connections, serve, Session, SessionClosedError } from "../mod.ts";
+import pg from "pg";
+import { connections, join, serve, Session, SessionClosedError } from "../mod.ts";
+import { hasPostgres, startPostgres } from "./postgres.ts";
 import { bytes, LOOPBACK, writeAll } from "./support.ts";
 
 /** Both ends of a session, of which the server serves HTTP: each response is the body of its request. */
@@ -146,6 +148,42 @@ Deno.test("examples/node/socket.ts: it has the members of a net.Socket, and ends
   await ended;
   assertEquals([socket.readyState, session.stats().streams], ["closed", 0]);
   await session.close();
+});
+
+Deno.test("examples/node/socket.ts: a client and a pool of pg query PostgreSQL over streams, and leave none", {
+  ignore: !hasPostgres,
+}, async () => {
+  await using database = await startPostgres();
+  const listener = Deno.listen(LOOPBACK);
+  await using _server = serve(listener, async (stream) => {
+    await join(stream, await Deno.connect({ ...LOOPBACK, port: database.port }));
+  });
+  const session = Session.client(await Deno.connect({ ...LOOPBACK, port: listener.addr.port }));
+  const options = {
+    user: "postgres",
+    database: "postgres",
+    keepAlive: true,
+    stream: () => new StreamSocket(session.openStream()),
+  };
+
+  const client = new pg.Client(options);
+  await client.connect();
+  const large = await client.query("SELECT repeat('x', 20000000) AS text");
+  assertEquals(large.rows[0].text.length, 20_000_000);
+  await assertRejects(() => client.query("SELECT 1 / 0"), Error, "division by zero");
+  await client.query("CREATE TABLE numbers (n int)");
+  await client.end();
+  assertEquals(session.stats().opened, 1);
+
+  const pool = new pg.Pool({ ...options, max: 5 });
+  await Promise.all(Array.from({ length: 50 }, (_, n) => pool.query("INSERT INTO numbers VALUES ($1)", [n])));
+  const { rows } = await pool.query("SELECT sum(n)::int AS sum FROM numbers");
+  assertEquals(rows, [{ sum: 49 * 50 / 2 }]);
+  await pool.end();
+  // Rejects if a stream is left when the time is over.
+  await session.close({ drain: true });
+  await session.closed;
+  assertEquals([session.stats().opened, session.stats().streams], [6, 0]);
 });
 
 Deno.test("examples/node/listen.ts: connections are accepted until the listener is closed, which ends the loop", async () => {

@@ -7,6 +7,7 @@
 import { assert, assertEquals, assertLess, assertMatch, assertStringIncludes } from "@std/assert";
 import config from "../deno.json" with { type: "json" };
 import { serve, Session } from "../mod.ts";
+import { hasPostgres, startPostgres } from "./postgres.ts";
 import { makeFolder, watch } from "./programs.ts";
 import { bytes as encode, LOOPBACK, pattern, readAll, sha256, text as decode, writeAll } from "./support.ts";
 
@@ -14,14 +15,18 @@ const EXAMPLES = new URL("../examples/", import.meta.url);
 const ROOT = new URL("../", import.meta.url);
 
 /** Starts a process of an example, with the permissions that its comment names for this command. */
-async function spawn(script: string, ...args: string[]): Promise<Deno.ChildProcess> {
+async function spawn(
+  script: string,
+  args: string[],
+  env: Record<string, string> = {},
+): Promise<Deno.ChildProcess> {
   const source = await Deno.readTextFile(new URL(script, EXAMPLES));
   const permissions = new RegExp(`^ \\* deno run (--.+) examples/${script} ${args[0] ?? ""}`, "m").exec(source)?.[1];
   assert(permissions !== undefined, `the comment of ${script} has no command line for ${args[0]}`);
   return new Deno.Command(Deno.execPath(), {
     args: ["run", ...permissions.split(" "), `examples/${script}`, ...args],
     cwd: ROOT,
-    env: { NO_COLOR: "1" },
+    env: { NO_COLOR: "1", ...env },
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",
@@ -29,8 +34,12 @@ async function spawn(script: string, ...args: string[]): Promise<Deno.ChildProce
 }
 
 /** Runs an example to its end. */
-async function run(script: string, args: string[], input = "") {
-  const child = await spawn(script, ...args);
+async function run(
+  script: string,
+  args: string[],
+  { input = "", env }: { input?: string; env?: Record<string, string> } = {},
+) {
+  const child = await spawn(script, args, env);
   const writing = new Blob([input]).stream().pipeTo(child.stdin).catch(() => {});
   const [{ code, stdout, stderr }] = await Promise.all([child.output(), writing]);
   return { code, stdout: decode(stdout), stderr: decode(stderr) };
@@ -38,7 +47,7 @@ async function run(script: string, args: string[], input = "") {
 
 /** Starts an example that listens, and waits until it prints its address. */
 async function start(script: string, ...args: string[]) {
-  const watched = watch(await spawn(script, ...args));
+  const watched = watch(await spawn(script, args));
   await watched.child.stdin.close();
   const [, port] = await watched.until(/^listening on .*:(\d+)$/m);
   return { ...watched, port: Number(port) };
@@ -50,7 +59,7 @@ const connect = async (port: number) => Session.client(await Deno.connect({ ...L
 Deno.test("examples/echo.ts: the client prints every line of stdin, in order", async () => {
   await using server = await start("echo.ts", "server", "0");
   const lines = ["hello", "", "wörld 🌊", "x".repeat(300_000), "the last, without an end"];
-  const { code, stdout, stderr } = await run("echo.ts", ["client", `${server.port}`], lines.join("\n"));
+  const { code, stdout, stderr } = await run("echo.ts", ["client", `${server.port}`], { input: lines.join("\n") });
   assertEquals([code, stderr], [0, ""]);
   assertEquals(stdout, lines.map((line) => `${line}\n`).join(""));
 });
@@ -164,6 +173,24 @@ for (const [app, answer] of [["express", "Express: hello to PATH from 127.0.0.1"
     assertEquals((await server.end()).stderr, "");
   });
 }
+
+Deno.test("examples/database.ts: queries of a pool share one connection, and an error is reported", {
+  ignore: !hasPostgres,
+}, async () => {
+  await using database = await startPostgres();
+  await using server = await start("tunnel.ts", "server", "0", `127.0.0.1:${database.port}`);
+  const env = { PGUSER: "postgres", PGDATABASE: "postgres" };
+  const queries = Array.from({ length: 20 }, (_, n) => `SELECT ${n} AS n, repeat('x', ${n * 10_000}) AS text`);
+  const { code, stdout, stderr } = await run("database.ts", ["query", `${server.port}`, ...queries], { env });
+  assertEquals([code, stderr], [0, ""]);
+  const expected = queries.map((query, n) => `${query}: ${JSON.stringify([{ n, text: "x".repeat(n * 10_000) }])}`);
+  assertEquals(stdout.trim().split("\n").sort(), expected.sort());
+
+  const failed = await run("database.ts", ["query", `${server.port}`, "SELECT * FROM nothing"], { env });
+  assertEquals([failed.code, failed.stdout], [1, ""]);
+  assertStringIncludes(failed.stderr, 'relation "nothing" does not exist');
+  assertEquals((await server.end()).stderr, "");
+});
 
 Deno.test("examples/pool.ts: sessions share the workers, a slow stream times out, and SIGINT ends the server cleanly", {
   // Windows has no signals: kill() terminates the process.
