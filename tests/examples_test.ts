@@ -151,12 +151,45 @@ Deno.test("examples/file_transfer.ts: the sender fails at once when the receiver
   await using _refusing = serve(listener, async (stream) => void await stream.read(new Uint8Array(1)));
   const args = ["send", `localhost:${listener.addr.port}`, `${folder.path}/refused`, `${folder.path}/missing`];
   const started = performance.now();
-  const { code, stderr } = await run("file_transfer.ts", args);
-  assertEquals(code, 1);
+  const { code, stdout, stderr } = await run("file_transfer.ts", args);
+  assertEquals([code, stderr], [1, ""]);
   // A write that never receives credit would reject after the session's timeout of 30 s.
   assertLess(performance.now() - started, 25_000);
-  assertStringIncludes(stderr, `${folder.path}/refused: not confirmed`);
-  assertStringIncludes(stderr, `open '${folder.path}/missing'`);
+  assertStringIncludes(stdout, `${folder.path}/refused: Error: not confirmed\n`);
+  assertMatch(stdout, new RegExp(`^${folder.path}/missing: .*open '${folder.path}/missing'$`, "m"));
+});
+
+Deno.test("examples/file_transfer.ts: a transfer that is cut is not complete for either end", async () => {
+  await using folder = await makeFolder("files");
+  await Deno.mkdir(`${folder.path}/to`);
+  await Deno.writeFile(`${folder.path}/cut`, pattern(5_000_000));
+  await using receiver = await start("file_transfer.ts", "receive", "0", `${folder.path}/to`);
+  // A proxy that hangs up behind the first megabyte.
+  const listener = Deno.listen(LOOPBACK);
+  const cutting = (async () => {
+    using near = await listener.accept();
+    using far = await Deno.connect({ ...LOOPBACK, port: receiver.port });
+    const back = far.readable.pipeTo(near.writable).catch(() => {});
+    const p = new Uint8Array(65_536);
+    for (let passed = 0; passed < 1_000_000;) {
+      const count = await near.read(p);
+      await writeAll(far, p.subarray(0, count!));
+      passed += count!;
+    }
+    near.close();
+    far.close();
+    await back;
+  })();
+  const { code, stdout } = await run("file_transfer.ts", ["send", `${listener.addr.port}`, `${folder.path}/cut`]);
+  await cutting;
+  listener.close();
+  assertEquals(code, 1);
+  assertEquals(stdout.includes("confirmed"), false);
+  // The receiver goes on, and by then has handled the cut file, too.
+  await using session = await connect(receiver.port);
+  assertEquals(await offer(session, `1000 ${await sha256(pattern(1000))} good`, pattern(1000)), "received");
+  const names = await Array.fromAsync(Deno.readDir(`${folder.path}/to`), ({ name }) => name);
+  assertEquals(names.filter((name) => !name.endsWith(".part")), ["good"]);
 });
 
 for (const [app, answer] of [["express", "Express: hello to PATH from 127.0.0.1"], ["hono", "Hono: hello to PATH"]]) {
