@@ -1,5 +1,5 @@
 /**
- * Runs worker.js in workerd, by miniflare, and prints its address.
+ * Runs a bundled worker in workerd, by miniflare, and prints its address: `node worker_host.js SCRIPT [FLAG...]`.
  *
  * @module
  */
@@ -10,10 +10,12 @@ import process from "node:process";
 // Not an import, because Deno checks those of this file too.
 const { Miniflare } = createRequire(import.meta.url)("miniflare");
 
+const [scriptPath, ...compatibilityFlags] = process.argv.slice(2);
 const miniflare = new Miniflare({
   modules: true,
-  scriptPath: "worker.bundle.js",
+  scriptPath,
   compatibilityDate: "2025-05-01",
+  compatibilityFlags,
   host: "127.0.0.1",
   port: 0,
 });
