@@ -5,21 +5,32 @@
  */
 
 import { assert, assertEquals, assertGreaterOrEqual, assertRejects } from "@std/assert";
-import { once } from "node:events";
+import { type EventEmitter, once } from "node:events";
 import { Agent, createServer, type IncomingMessage, request, type RequestOptions } from "node:http";
 import { connect } from "node:net";
 import { text } from "node:stream/consumers";
 import { listen } from "../examples/node/listen.ts";
 import { StreamSocket } from "../examples/node/socket.ts";
+import postgres from "npm:postgres@3.4.9";
+import { WebSocket, WebSocketServer } from "npm:ws@8.23.0";
 import pg from "pg";
 import { connections, join, serve, Session, SessionClosedError } from "../mod.ts";
 import { hasPostgres, startPostgres } from "./postgres.ts";
 import { bytes, LOOPBACK, writeAll } from "./support.ts";
 
-/** Both ends of a session, of which the server serves HTTP: each response is the body of its request. */
+/** What is used of a WebSocket of `npm:ws`, whose types bring those of Node, which conflict with those of Deno. */
+type Echoing = EventEmitter & { send(message: Uint8Array): void };
+
+/** Both ends of a session, of which the server serves HTTP and WebSockets, which return what they receive. */
 async function startEcho() {
   const web = createServer((incoming, response) => void incoming.pipe(response));
   Object.defineProperty(web, "listening", { value: true });
+  const webSockets = new WebSocketServer({ noServer: true });
+  web.on("upgrade", (incoming, socket, head) => {
+    webSockets.handleUpgrade(incoming, socket, head, (webSocket: Echoing) => {
+      webSocket.on("message", (message: Uint8Array) => webSocket.send(message));
+    });
+  });
   const listener = Deno.listen(LOOPBACK);
   const server = serve(listener, async (stream) => {
     const socket = new StreamSocket(stream);
@@ -184,6 +195,41 @@ Deno.test("examples/node/socket.ts: a client and a pool of pg query PostgreSQL o
   await session.close({ drain: true });
   await session.closed;
   assertEquals([session.stats().opened, session.stats().streams], [6, 0]);
+});
+
+Deno.test("examples/node/socket.ts: postgres queries PostgreSQL over streams, and leaves none", {
+  ignore: !hasPostgres,
+}, async () => {
+  await using database = await startPostgres();
+  const listener = Deno.listen(LOOPBACK);
+  await using _server = serve(listener, async (stream) => {
+    await join(stream, await Deno.connect({ ...LOOPBACK, port: database.port }));
+  });
+  const session = Session.client(await Deno.connect({ ...LOOPBACK, port: listener.addr.port }));
+  // The types of the package lack `socket`.
+  const options = { user: "postgres", max: 5, socket: () => new StreamSocket(session.openStream()) };
+  const sql = postgres(options as postgres.Options<Record<string, never>>);
+  const rows = await Promise.all(Array.from({ length: 20 }, (_, n) => sql`SELECT ${n}::int AS n`));
+  assertEquals(rows.flat().map(({ n }) => n), Array.from({ length: 20 }, (_, n) => n));
+  await sql.end();
+  // Rejects if a stream is left when the time is over.
+  await session.close({ drain: true });
+  await session.closed;
+  assertEquals(session.stats().opened, 5);
+});
+
+Deno.test("examples/node/socket.ts: ws uses a stream, and leaves none", async () => {
+  await using echo = await startEcho();
+  const createConnection = () => new StreamSocket(echo.session.openStream());
+  const webSocket = new WebSocket("ws://localhost/", { createConnection });
+  await once(webSocket, "open");
+  webSocket.send("x".repeat(1_000_000));
+  const [message] = await once(webSocket, "message");
+  assert(`${message}` === "x".repeat(1_000_000));
+  webSocket.close();
+  await once(webSocket, "close");
+  await echo.session.close({ drain: true });
+  await echo.session.closed;
 });
 
 Deno.test("examples/node/listen.ts: connections are accepted until the listener is closed, which ends the loop", async () => {
