@@ -5,6 +5,7 @@
  */
 
 import { deferred } from "./_deferred.ts";
+import { EMPTY_BYTES } from "./frame.ts";
 import type { Address, ChunkConnection, NodeStream } from "./transport.ts";
 
 /** A {@linkcode NodeStream} with the members that its public type omits. */
@@ -41,6 +42,8 @@ export class NodeConnection implements ChunkConnection {
   #failure: unknown;
   #hasEnded: boolean;
   #hasClosed: boolean;
+  // What `read` has left of a chunk.
+  #rest: Uint8Array = EMPTY_BYTES;
   #changed: PromiseWithResolvers<void> | undefined;
 
   /**
@@ -90,6 +93,19 @@ export class NodeConnection implements ChunkConnection {
       if (this.#hasClosed) throw new Error("The stream of Node was destroyed before its end");
       await (this.#changed = deferred()).promise;
     }
+  }
+
+  /** Reads into a buffer, for a reader that has its own. */
+  async read(p: Uint8Array): Promise<number | null> {
+    if (this.#rest.length === 0) {
+      const chunk = await this.readChunk();
+      if (chunk === null) return null;
+      this.#rest = chunk;
+    }
+    const part = this.#rest.subarray(0, p.length);
+    this.#rest = this.#rest.subarray(part.length);
+    p.set(part);
+    return part.length;
   }
 
   write(p: Uint8Array): Promise<number> {

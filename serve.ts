@@ -6,13 +6,14 @@
 
 import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
+import { isNodeStream, NodeConnection } from "./_node_stream.ts";
 import { Channel } from "./channel.ts";
 import { clock } from "./_clock.ts";
 import { SessionClosedError } from "./errors.ts";
 import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { reportStalled, Session } from "./session.ts";
 import { type AbortOptions, coreOf, Stream } from "./stream.ts";
-import { closeQuietly, type Connection, type Transport } from "./transport.ts";
+import { closeQuietly, type Connection, type NodeStream, type Transport } from "./transport.ts";
 
 /**
  * A source of connections, in the shape of `Deno.Listener`: `Deno.listen` and `Deno.listenTls` return one.
@@ -482,6 +483,8 @@ const MAX_COPY_BYTES = 64 * 1024;
  * When a {@linkcode Stream} fails or is closed, the join rejects at once, even while a write to the other connection
  * waits. If everything up to the peer's end had already arrived on that stream, it is copied first.
  *
+ * A socket of Node must have `allowHalfOpen`: without it, Node ends both directions at the end of the first.
+ *
  * @param a The first connection. Both are closed when the promise settles.
  * @param b The second connection.
  * @param options A signal that aborts the join.
@@ -512,9 +515,21 @@ const MAX_COPY_BYTES = 64 * 1024;
  * ```
  */
 export async function join(
+  a: DuplexConnection | NodeStream,
+  b: DuplexConnection | NodeStream,
+  options: AbortOptions = {},
+): Promise<JoinResult> {
+  return await joinConnections(connectionOf(a), connectionOf(b), options);
+}
+
+function connectionOf(connection: DuplexConnection | NodeStream): DuplexConnection {
+  return isNodeStream(connection) ? new NodeConnection(connection) : connection as DuplexConnection;
+}
+
+async function joinConnections(
   a: DuplexConnection,
   b: DuplexConnection,
-  options: AbortOptions = {},
+  options: AbortOptions,
 ): Promise<JoinResult> {
   const { signal } = options;
   const { promise, resolve, reject } = deferred<JoinResult>();

@@ -7,13 +7,19 @@
  * ```sh
  * deno run --allow-net --allow-read --allow-write examples/file_transfer.ts receive 9000 FOLDER
  * deno run --allow-net --allow-read examples/file_transfer.ts send localhost:9000 FILE…
+ * bun examples/file_transfer.ts receive 9000 FOLDER # in Bun
+ * npx tsx examples/file_transfer.ts send localhost:9000 FILE… # in Node
  * ```
  *
  * @module
  */
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { rename, stat, writeFile } from "node:fs/promises";
+import { connect } from "node:net";
+import process from "node:process";
 import { serve, Session, type Stream } from "@sluice/smux";
-import { pooledMap } from "@std/async";
+import { listen } from "./node/listen.ts";
 
 const HEADER_LENGTH = 1024;
 const CONFIRMATION = "received";
@@ -22,8 +28,8 @@ const CONCURRENT_FILES = 4;
 /** Returns the length and the SHA-256 of a file, as the header has them. */
 async function lengthAndHash(path: string): Promise<string> {
   const hash = createHash("sha256");
-  for await (const chunk of (await Deno.open(path)).readable) hash.update(chunk);
-  return `${(await Deno.stat(path)).size} ${hash.digest("hex")}`;
+  for await (const chunk of createReadStream(path)) hash.update(chunk);
+  return `${(await stat(path)).size} ${hash.digest("hex")}`;
 }
 
 /** Receives one file into a folder, and confirms it. */
@@ -39,12 +45,12 @@ async function receiveFile(stream: Stream, folder: string): Promise<void> {
   if (/^\.{0,2}$|[/\\:\p{Cc}]/u.test(name)) throw new Error(`invalid file name: ${JSON.stringify(name)}`);
 
   // Only a complete file gets its name.
-  const part = await Deno.makeTempFile({ dir: folder, suffix: ".part" });
-  await Deno.writeFile(part, stream.readable);
+  const part = `${folder}/${randomUUID()}.part`;
+  await writeFile(part, stream.readable);
   if (await lengthAndHash(part) !== `${length} ${hash}`) {
     throw new Error(`${name} is incomplete or corrupt: see ${part}`);
   }
-  await Deno.rename(part, `${folder}/${name}`);
+  await rename(part, `${folder}/${name}`);
 
   await stream.write(new TextEncoder().encode(CONFIRMATION));
   console.log(`received ${name}: ${length} bytes, SHA-256 ${hash}`);
@@ -57,12 +63,12 @@ async function sendFile(session: Session, path: string, onProgress: (percent: nu
   const name = path.split(/[/\\]/).pop()!;
   const header = `${description} ${encodeURIComponent(name)}`.padEnd(HEADER_LENGTH);
 
-  using stream = await session.openStream();
+  const stream = await session.openStream();
   const answer = new Response(stream.readable).text().catch(() => "").finally(() => stream.close());
   await stream.write(new TextEncoder().encode(header));
 
   let sent = 0;
-  for await (const chunk of (await Deno.open(path)).readable) {
+  for await (const chunk of createReadStream(path)) {
     // A receiver that refuses the file answers before its end, and then the stream is closed.
     if (await stream.write(chunk).catch(() => 0) === 0) break;
     sent += chunk.length;
@@ -70,42 +76,46 @@ async function sendFile(session: Session, path: string, onProgress: (percent: nu
   }
   await stream.closeWrite();
 
-  if (await answer !== CONFIRMATION) throw new Error(`${path}: not confirmed`);
+  if (await answer !== CONFIRMATION) throw new Error("not confirmed");
 }
 
 /** Sends all files, and prints their progress: on a terminal in one line, otherwise in a line for each change. */
 async function sendFiles(session: Session, paths: string[]): Promise<void> {
-  const print = (text: string) => Deno.stdout.writeSync(new TextEncoder().encode(text));
-  const [lineStart, lineEnd] = Deno.stdout.isTerminal() ? ["\r\x1b[K", ""] : ["", "\n"];
+  const [lineStart, lineEnd] = process.stdout.isTTY ? ["\r\x1b[K", ""] : ["", "\n"];
   const progress = new Map<string, string>();
 
-  const sending = pooledMap(CONCURRENT_FILES, paths, async (path) => {
-    await sendFile(session, path, (percent) => {
-      const line = `${path} ${percent} %`;
-      if (line === progress.get(path)) return;
-      progress.set(path, line);
-      print(lineStart + [...progress.values()].join("  ") + lineEnd);
-    });
-    progress.delete(path);
-    print(`${lineStart}${path}: confirmed\n`);
+  // All senders share one iterator.
+  const waiting = paths.values();
+  const senders = Array.from({ length: CONCURRENT_FILES }, async () => {
+    for (const path of waiting) {
+      const outcome = await sendFile(session, path, (percent) => {
+        const line = `${path} ${percent} %`;
+        if (line === progress.get(path)) return;
+        progress.set(path, line);
+        process.stdout.write(lineStart + [...progress.values()].join("  ") + lineEnd);
+      }).then(() => "confirmed", String);
+      progress.delete(path);
+      process.stdout.write(`${lineStart}${path}: ${outcome}\n`);
+      if (outcome !== "confirmed") process.exitCode = 1;
+    }
   });
-  await Array.fromAsync(sending);
+  await Promise.all(senders);
 }
 
-const [command, address = "", ...paths] = Deno.args;
+const [command, address = "", ...paths] = process.argv.slice(2);
 const [folder] = paths;
 // A port alone is one of this machine.
-const { hostname = "", port = "" } = URL.parse(`tcp://${address.replace(/^\d+$/, "127.0.0.1:$&")}`) ?? {};
+const [, host = "127.0.0.1", port] = /^(?:(.+):)?(\d{1,5})$/.exec(address) ?? [];
 
-if (command === "receive" && port !== "" && folder !== undefined && paths.length === 1) {
-  const listener = Deno.listen({ hostname, port: Number(port) });
-  console.log(`listening on ${hostname}:${listener.addr.port}`);
+if (command === "receive" && port !== undefined && folder !== undefined && paths.length === 1) {
+  const listener = await listen(Number(port), host);
+  console.log(`listening on ${host}:${listener.port}`);
   const onError = (error: unknown) => console.error(`${error}`);
   serve(listener, (stream) => receiveFile(stream, folder), { onError });
-} else if (command === "send" && port !== "" && paths.length > 0) {
-  await using session = Session.client(await Deno.connect({ hostname, port: Number(port) }));
+} else if (command === "send" && port !== undefined && paths.length > 0) {
+  await using session = Session.client(connect(Number(port), host));
   await sendFiles(session, paths);
 } else {
   console.error("usage: file_transfer.ts receive PORT FOLDER, or file_transfer.ts send HOST:PORT FILE…");
-  Deno.exitCode = 2;
+  process.exitCode = 2;
 }

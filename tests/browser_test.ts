@@ -1,6 +1,6 @@
 /**
- * The browser example in Chromium: streams over a WebSocket, one of which is paused without blocking the others.
- * Ignored without Chromium.
+ * The browser examples in Chromium: streams over a WebSocket, one of which is paused without blocking the others, and
+ * events that the server pushes. Ignored without Chromium.
  *
  * `SLUICE_SCREENSHOT` names a file for a screenshot of the page with one transfer paused.
  *
@@ -86,4 +86,40 @@ Deno.test("browser: eight streams share one WebSocket, and a paused stream does 
   assertEquals(server.printed.stderr, "");
   const logged = server.printed.stdout.trim().split("\n").slice(1).map((line) => line.replace(/^stream \d+: /, ""));
   assertEquals(logged.slice(0, TRANSFERS).sort(), sums.sort());
+});
+
+Deno.test("browser: an event is pushed to every page over a stream that the server opens", {
+  ignore: executablePath === "",
+}, async () => {
+  await using server = await startServer();
+  await using browser = await chromium.launch({ executablePath, timeout: LIMIT });
+  const pages = await Promise.all([1, 2].map(() => browser.newPage()));
+  const errors: string[] = [];
+  for (const page of pages) {
+    page.setDefaultTimeout(LIMIT);
+    page.on("pageerror", ({ message }) => errors.push(message));
+    await page.goto(`${server.url}events`);
+    await page.getByText("Connected", { exact: true }).waitFor();
+  }
+
+  await pages[0]!.getByLabel("Event").fill("from a page");
+  await pages[0]!.getByRole("button", { name: "Send" }).click();
+  for (const page of pages) await page.getByText("from a page").waitFor();
+  const events = ["", "wörld 🌊", "x".repeat(300_000), "<b>the last</b>"];
+  for (const body of events) {
+    const response = await fetch(`${server.url}push`, { method: "POST", body });
+    assertEquals([response.status, await response.text()], [204, ""]);
+  }
+  for (const page of pages) {
+    await page.getByText("<b>the last</b>").waitFor();
+    assertEquals(await page.locator("li").allTextContents(), ["from a page", ...events]);
+  }
+
+  // A page that has left does not hold up an event for the other.
+  await pages[0]!.close();
+  await (await fetch(`${server.url}push`, { method: "POST", body: "for one page" })).text();
+  await pages[1]!.getByText("for one page").waitFor();
+  assertEquals((await server.end()).stderr, "");
+  await pages[1]!.getByText("The connection was lost").waitFor();
+  assertEquals(errors, []);
 });

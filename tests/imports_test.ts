@@ -22,7 +22,7 @@ const ARROWS: Record<string, string[]> = {
   "_deferred.ts": [],
   "_flood.ts": ["_window.ts", "frame.ts"],
   "_gate.ts": ["channel.ts"],
-  "_node_stream.ts": ["_deferred.ts", "transport.ts"],
+  "_node_stream.ts": ["_deferred.ts", "frame.ts", "transport.ts"],
   "_reader.ts": [
     "_clock.ts",
     "_deferred.ts",
@@ -148,6 +148,7 @@ const ARROWS: Record<string, string[]> = {
     "_adapt.ts",
     "_clock.ts",
     "_deferred.ts",
+    "_node_stream.ts",
     "channel.ts",
     "errors.ts",
     "options.ts",

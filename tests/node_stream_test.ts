@@ -11,7 +11,7 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 import { Duplex, duplexPair, PassThrough } from "node:stream";
 import { connect as connectTls, createServer as createTlsServer } from "node:tls";
 import { FIN, NOP, PSH, SYN, type Version } from "../frame.ts";
-import { type Listener, serve, Session, type Stream, type Transport } from "../mod.ts";
+import { join, type Listener, serve, Session, type Stream, type Transport } from "../mod.ts";
 import {
   exchangeHashed,
   frame,
@@ -252,4 +252,55 @@ Deno.test("serve() serves a listener of web streams and streams of Node", async 
   await Promise.all(sessions.map((session) => exchangeHashed(session, 10)));
   await Promise.all(sessions.map((session) => session.close()));
   await server.finished;
+});
+
+for (const first of ["client", "target"]) {
+  Deno.test(`join() of a stream with a net.Socket carries both directions whole when the ${first} ends first`, async () => {
+    const [question, answer] = [pattern(1_000_000, 1), pattern(3_000_000, 2)];
+    const ended = Promise.withResolvers<void>();
+    const target = createServer({ allowHalfOpen: true }, async (socket) => {
+      if (first === "target") socket.end(answer);
+      const parts: Uint8Array[] = [];
+      for await (const part of socket.iterator({ destroyOnReturn: false })) parts.push(part);
+      assertEquals(concat(parts), question);
+      if (first === "client") socket.end(answer);
+      ended.resolve();
+    });
+    const port = await listen(target);
+    const listener = Deno.listen(LOOPBACK);
+    const results: unknown[] = [];
+    await using _server = serve(listener, async (stream) => {
+      results.push(await join(stream, connect({ port, host: "127.0.0.1", allowHalfOpen: true })));
+    });
+    const session = Session.client(await Deno.connect({ ...LOOPBACK, port: listener.addr.port }));
+    const stream = await session.openStream();
+    if (first === "target") assertEquals(await readAll(stream), answer);
+    await writeAll(stream, question);
+    await stream.closeWrite();
+    if (first === "client") assertEquals(await readAll(stream), answer);
+    await ended.promise;
+    await session.close();
+    await new Promise((resolve) => target.close(resolve));
+    assertEquals(results, [{ sent: question.length, received: answer.length }]);
+  });
+}
+
+Deno.test("join() of a stream with a net.Socket that is refused or fails rejects with the error of Node", async () => {
+  const listener = Deno.listen(LOOPBACK);
+  const errors: unknown[] = [];
+  const target = createServer((socket) => socket.once("data", () => socket.resetAndDestroy()));
+  const ports = [9, await listen(target)];
+  const server = serve(listener, (stream) => {
+    return join(stream, connect({ port: ports.shift()!, host: "127.0.0.1", allowHalfOpen: true })).then(() => {});
+  }, { onError: (error) => errors.push((error as Error & { code?: string }).code) });
+  const session = Session.client(await Deno.connect({ ...LOOPBACK, port: listener.addr.port }));
+  for (const _ of [1, 2]) {
+    await using stream = await session.openStream();
+    await stream.write(new Uint8Array(1));
+    assertEquals(await readAll(stream), new Uint8Array());
+  }
+  await session.close();
+  await server.shutdown();
+  await new Promise((resolve) => target.close(resolve));
+  assertEquals(errors, ["ECONNREFUSED", "ECONNRESET"]);
 });

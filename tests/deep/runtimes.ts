@@ -1,27 +1,30 @@
 /**
  * Runs the package packed for npm in other runtimes. Each runtime exchanges hashed streams with Deno, with itself if it
- * can listen, and with Go if it has TCP, over each of its transports and in both versions.
+ * can listen, and with Go if it has TCP, over each of its transports and in both versions; then it runs the jobs of the
+ * examples.
  *
  * @module
  */
 
 import { gzipSync } from "node:zlib";
-import puppeteer from "npm:puppeteer-core@25.16.0";
 import { serve, type Stream, type Version } from "../../mod.ts";
 import { connectWebSocket, upgradeWebSocket } from "../../websocket.ts";
 import { buildGo, hasGoPackage } from "../go_build.ts";
-import { findProgram, makeFolder, run as runProgram, watch } from "../programs.ts";
+import { makeFolder, run as runProgram, watch } from "../programs.ts";
 import { LOOPBACK } from "../support.ts";
+import { type Browser, findBrowsers } from "./runtimes/browsers.ts";
 // @ts-types="./runtimes/exchange.d.ts"
 import { answer, exchangeAll } from "./runtimes/exchange.js";
+import { bundleWorker, type Job, listJobs } from "./runtimes/jobs.ts";
 import { anyText, integer, parse } from "./shared/options.ts";
 
 export const description =
-  "Hashed streams in Node, Bun, workerd, Chromium and Firefox, over every transport: [--only bun] [--streams 100]";
+  "Hashed streams and the examples in Node, Bun, workerd, Chromium and Firefox: [--only NAME] [--streams 100]";
 
 const ROOT = new URL("../../", import.meta.url);
 const VERSIONS: Version[] = [1, 2];
-const PACKAGES = ["ws@8.23.0", "bun@1.4.5", "miniflare@4.20260730.0", "esbuild@0.28.2"];
+const PACKAGES = ["ws@8.23.0", "bun@1.4.5", "miniflare@4.20260730.0", "esbuild@0.28.2", "tsx@4.23.15"];
+const PACKAGES_OF_EXAMPLES = ["express@5.3.0", "hono@4.13.19", "@hono/node-server@2.1.9", "pg@8.23.1"];
 const FIXTURES = ["tests/fixtures/node/peer.js", "tests/fixtures/tls/ca.pem", "tests/fixtures/tls/localhost.pem"];
 const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 
@@ -41,32 +44,60 @@ export async function run(args: string[]): Promise<void> {
   await fill(folder);
   const go = await buildGoPeer(folder);
   const bun = `${folder}/node_modules/.bin/bun`;
+  const browsers = findBrowsers();
+  const isWanted = (name: string) => name.toLowerCase().includes(only.toLowerCase());
   const cells = [
-    ...await pageCells(folder, streams, resources),
+    ...await pageCells(folder, streams, browsers, resources),
     ...await workerCells(folder, streams, go, resources),
     ...scriptCells(folder, streams, "Node", "node", ["net", "tls", "web", "ws"]),
     ...goCells(folder, streams, "Node", "node", go),
     ...scriptCells(folder, streams, "Bun", bun, ["net", "tls", "web", "ws", "websocket"]),
     ...goCells(folder, streams, "Bun", bun, go),
-  ];
+  ].filter(({ runtime }) => isWanted(runtime));
+  const worker = await startWorker(folder, resources, "jobs_worker.bundle.js", "nodejs_compat");
+  const jobs = (await listJobs(folder, browsers, worker, resources)).filter(({ name, runtime }) =>
+    isWanted(name) || isWanted(runtime)
+  );
+  const failed = await runCells(cells) + await runJobs(jobs);
+  if (failed > 0) throw new Error(`${failed} of the above failed`);
+}
+
+/** Runs the exchanges, and prints the table; returns the number of those that failed. */
+async function runCells(cells: Cell[]): Promise<number> {
+  if (cells.length === 0) return 0;
   console.log("runtime               transport                      peer     v1            v2");
   let failed = 0;
   for (const { runtime, transport, peer, run } of cells) {
-    if (!runtime.toLowerCase().includes(only.toLowerCase())) continue;
     const outcomes: string[] = [];
     for (const version of VERSIONS) {
       try {
         outcomes.push(await run(version));
       } catch (error) {
         failed++;
-        outcomes.push(`FAILED: ${error instanceof Error ? error.message.split("\n")[0] : error}`);
+        outcomes.push(failure(error));
       }
     }
     console.log(
       `${runtime.padEnd(21)} ${transport.padEnd(30)} ${peer.padEnd(8)} ${outcomes.map((o) => o.padEnd(13)).join(" ")}`,
     );
   }
-  if (failed > 0) throw new Error(`${failed} cells failed`);
+  return failed;
+}
+
+/** Runs the jobs of the examples, and prints a line for each; returns the number of those that failed. */
+async function runJobs(jobs: Job[]): Promise<number> {
+  console.log("\njob                   runtime    outcome");
+  let failed = 0;
+  for (const { name, runtime, run } of jobs) {
+    const outcome = await run().then(() => "held", failure);
+    if (outcome !== "held") failed++;
+    console.log(`${name.padEnd(21)} ${runtime.padEnd(10)} ${outcome}`);
+  }
+  return failed;
+}
+
+function failure(error: unknown): string {
+  return `FAILED: ${error instanceof Error ? error.message.replaceAll("\n", " ").slice(0, 300) : error}`;
 }
 
 /** Packs and installs the package, installs the runtimes, and bundles the scripts of the worker and the page. */
@@ -77,13 +108,20 @@ async function fill(folder: string): Promise<void> {
   const own = Array.from(
     Deno.readDirSync(new URL("runtimes/", import.meta.url)),
     ({ name }) => `tests/deep/runtimes/${name}`,
-  );
+  ).filter((path) => path.endsWith(".js"));
   for (const path of [...FIXTURES, "tests/fixtures/tls/localhost.key", ...own]) {
     await Deno.copyFile(new URL(path, ROOT), `${folder}/${path.split("/").at(-1)}`);
   }
+  for (const part of ["", "node/"]) {
+    await Deno.mkdir(`${folder}/examples/${part}`);
+    for (const { isFile, name } of Deno.readDirSync(new URL(`examples/${part}`, ROOT))) {
+      if (isFile) await Deno.copyFile(new URL(`examples/${part}${name}`, ROOT), `${folder}/examples/${part}${name}`);
+    }
+  }
   await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
   const quietly = ["--no-audit", "--no-fund", "--silent"];
-  await runProgram("npm", ["install", ...quietly, "./smux.tgz", ...PACKAGES], { cwd: folder });
+  await runProgram("npm", ["install", ...quietly, "./smux.tgz", ...PACKAGES, ...PACKAGES_OF_EXAMPLES], { cwd: folder });
+  await bundleWorker(folder);
   await bundle(folder, "worker.js", "worker.bundle.js", "--external:cloudflare:sockets");
   await bundle(folder, "page.js", "page.bundle.js");
   await Deno.writeTextFile(`${folder}/alone.js`, `export * from "@sluice/smux/websocket";`);
@@ -229,15 +267,26 @@ function goCells(folder: string, streams: number, runtime: string, program: stri
   }];
 }
 
+/** Starts a bundled worker, which `resources` end; returns its address. */
+async function startWorker(
+  folder: string,
+  resources: AsyncDisposableStack,
+  ...args: [script: string, ...flags: string[]]
+): Promise<string> {
+  const options = { cwd: folder, stdin: "piped", stdout: "piped", stderr: "piped" } as const;
+  const command = new Deno.Command("node", { args: ["worker_host.js", ...args], ...options });
+  const host = resources.use(watch(command.spawn()));
+  const [url] = await host.until(/^http\S+/);
+  return url!;
+}
+
 async function workerCells(
   folder: string,
   streams: number,
   go: string | undefined,
   resources: AsyncDisposableStack,
 ): Promise<Cell[]> {
-  const options = { cwd: folder, stdin: "piped", stdout: "piped", stderr: "piped" } as const;
-  const host = resources.use(watch(new Deno.Command("node", { args: ["worker_host.js"], ...options }).spawn()));
-  const [url] = await host.until(/^http\S+/);
+  const url = await startWorker(folder, resources, "worker.bundle.js");
   const listener = Deno.listen(LOOPBACK);
   resources.use(serve(listener, answer));
   const ask = async (peer: string, version: Version, port: number | string) => {
@@ -255,8 +304,7 @@ async function workerCells(
     runtime: "workerd, server",
     transport: "WebSocketPair",
     peer: "Deno",
-    run: async (version) =>
-      await exchangeAll(await connectWebSocket(url!.replace(/^http/, "ws"), { version }), streams),
+    run: async (version) => await exchangeAll(await connectWebSocket(url.replace(/^http/, "ws"), { version }), streams),
   }];
   if (go !== undefined) {
     const run: Cell["run"] = (version) => askGoServer(go, version, (port) => ask("Go", version, port));
@@ -265,7 +313,12 @@ async function workerCells(
   return cells;
 }
 
-async function pageCells(folder: string, streams: number, resources: AsyncDisposableStack): Promise<Cell[]> {
+async function pageCells(
+  folder: string,
+  streams: number,
+  browsers: Browser[],
+  resources: AsyncDisposableStack,
+): Promise<Cell[]> {
   const code = await Deno.readTextFile(`${folder}/page.bundle.js`);
   const server = Deno.serve({ ...LOOPBACK, onListen() {} }, (request) => {
     if (request.headers.has("upgrade")) return upgradeWebSocket(request, answer);
@@ -274,37 +327,15 @@ async function pageCells(folder: string, streams: number, resources: AsyncDispos
     return new Response(isScript ? code : `<script type="module" src="page.js"></script>`, { headers });
   });
   resources.defer(() => server.shutdown());
-  const cells: Cell[] = [];
-  for (
-    const [runtime, browser, ...names] of [["Chromium", "chrome", "chromium", "google-chrome"], [
-      "Firefox",
-      "firefox",
-      "firefox-esr",
-    ]] as const
-  ) {
-    const executablePath = findProgram(...names);
-    if (executablePath === undefined) {
-      console.log(`${runtime} is not installed: skipped`);
-      continue;
-    }
-    cells.push({
-      runtime,
-      transport: "WebSocket",
-      peer: "Deno",
-      async run(version) {
-        const launched = await puppeteer.launch({
-          browser,
-          executablePath,
-          headless: true,
-          args: browser === "chrome" ? ["--no-sandbox"] : [],
-        });
-        await using _closing = { [Symbol.asyncDispose]: () => launched.close() };
-        const page = await launched.newPage();
-        await page.goto(`http://127.0.0.1:${server.addr.port}/`);
-        await page.waitForFunction("globalThis.runClient !== undefined");
-        return await page.evaluate(`runClient(${version}, ${streams})`) as string;
-      },
-    });
-  }
-  return cells;
+  return browsers.map(({ name, open }) => ({
+    runtime: name,
+    transport: "WebSocket",
+    peer: "Deno",
+    async run(version) {
+      await using opened = await open();
+      await opened.page.goto(`http://127.0.0.1:${server.addr.port}/`);
+      await opened.page.waitForFunction("globalThis.runClient !== undefined");
+      return await opened.page.evaluate(`runClient(${version}, ${streams})`) as string;
+    },
+  }));
 }
