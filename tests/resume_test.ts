@@ -357,10 +357,43 @@ Deno.test("an end whose application does not read answers probes, and counts a s
   await clock.advance(10);
   // Its own probe, and the reply. What is not read is not acknowledged.
   assertEquals(await readExactly(far, 2), Uint8Array.of(2, 3));
+  assertEquals(await readExactly(connection, 40), pattern(100).subarray(0, 40));
+  await clock.advance(100);
+  assertEquals(await readExactly(far, 9), encodeAcknowledgement(40));
   await clock.advance(2000);
   assertEquals(connection.state, "suspended");
   // What has arrived stays readable.
-  assertEquals(await readExactly(connection, 100), pattern(100));
+  assertEquals(await readExactly(connection, 60), pattern(100).subarray(40));
+  connection.close();
+});
+
+Deno.test("bytes that a lost carrier delivers late are ignored", async () => {
+  const late = Promise.withResolvers<number>();
+  let isLate = false;
+  const [near, far] = memoryPair();
+  const first: Connection = {
+    read: (p) => isLate ? late.promise : near.read(p),
+    write: (p) => isLate ? Promise.reject(new Error("cut")) : near.write(p),
+    close: () => near.close(),
+  };
+  const [secondNear, secondFar] = memoryPair();
+  const carriers = [first, secondNear];
+  const connection = resumable(() => Promise.resolve(carriers.shift()!));
+  await readExactly(far, HELLO_LENGTH);
+  await writeAll(far, concat([reply(ACCEPTED), record(Uint8Array.of(1))]));
+  const p = new Uint8Array(100);
+  assertEquals(await connection.read(p), 1);
+  isLate = true;
+  const reading = connection.read(p);
+  const writing = connection.write(Uint8Array.of(9));
+  const hello = await readExactly(secondFar, HELLO_LENGTH);
+  assertEquals(hello[24], 1, "the count");
+  await writeAll(secondFar, concat([reply(RESUMED), record(Uint8Array.of(2))]));
+  await writing;
+  p.set(record(Uint8Array.of(7)));
+  late.resolve(6);
+  assertEquals(await reading, 1);
+  assertEquals(p[0], 2);
   connection.close();
 });
 
@@ -473,6 +506,40 @@ Deno.test("resumableListener() lets the latest hello of a token take over, and r
   await Promise.allSettled([second, third].map((client) => client.send(record(sent.subarray(400)))));
   assertEquals(await readExactly(server, 600), sent.subarray(400));
   assertEquals(server.state, "connected");
+  server.close();
+});
+
+Deno.test("resumableListener() lets only the latest of two hellos of a token continue, if the earlier reply is written first", async () => {
+  const pairs = [memoryPair(), memoryPair(), memoryPair()];
+  const gate = Promise.withResolvers<void>();
+  const [first, second, third] = pairs.map(([, far]) => far);
+  const slow: Connection = {
+    read: (p) => third!.read(p),
+    write: async (p) => {
+      await gate.promise;
+      return await third!.write(p);
+    },
+    close: () => third!.close(),
+  };
+  const waiting: Connection[] = [first!, second!, slow];
+  const listener = resumableListener({
+    accept: () => waiting.length > 0 ? Promise.resolve(waiting.shift()!) : new Promise<never>(() => {}),
+    close() {},
+  });
+  const accepting = listener.accept();
+  const [one, two, three] = pairs.map(([near]) => near);
+  await writeAll(one!, encodeHello({ token: NO_TOKEN, received: 0 }));
+  const { token } = decodeReply(await readExactly(one!, REPLY_LENGTH));
+  const server = await accepting as ResumableConnection;
+  // The hello of the third arrives while the reply to the second is written, and its own reply takes longer.
+  await Promise.all([two!, three!].map((near) => writeAll(near, encodeHello({ token, received: 0 }))));
+  await turn();
+  await writeAll(two!, record(Uint8Array.of(1))).catch(() => {});
+  await turn();
+  gate.resolve();
+  assertEquals(decodeReply(await readExactly(three!, REPLY_LENGTH)).received, 0);
+  await writeAll(three!, record(Uint8Array.of(1, 2)));
+  assertEquals(await readExactly(server, 2), Uint8Array.of(1, 2));
   server.close();
 });
 
