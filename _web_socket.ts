@@ -131,8 +131,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
   readonly remoteAddr?: Address;
   readonly #socket: WebSocketLike;
   readonly #maxReceiveBuffer: number;
-  // Whether `send` has copied its bytes when it returns, as the standard demands. The socket of npm:ws does not, nor does
-  // that of workerd, which lacks `bufferedAmount`.
+  // Whether `send` has copied its bytes when it returns, as the standard demands. The socket of npm:ws, which can pause,
+  // does not, also where it is the global one, nor does that of workerd, which lacks `bufferedAmount`.
   readonly #isCopying: boolean;
   readonly #messages = unbounded<Uint8Array>();
   // The unread part of the message that `read` has begun.
@@ -160,7 +160,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
       throw new TypeError("Cannot use a WebSocket that is not open or connecting");
     }
     const { WebSocket } = globalThis as { WebSocket?: new (url: string) => object };
-    this.#isCopying = WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined;
+    this.#isCopying = WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined &&
+      socket.pause === undefined;
     this.#socket = socket;
     this.#maxReceiveBuffer = maxReceiveBuffer;
     if (options.remoteAddr !== undefined) this.remoteAddr = options.remoteAddr;

@@ -360,6 +360,17 @@ Deno.test("messages hold at most 63 KiB, and a socket that is not the runtime's 
   assertEquals(new Uint8Array(await new Blob(sent as Uint8Array<ArrayBuffer>[]).arrayBuffer()), pattern(200 * KiB));
 });
 
+Deno.test("a socket of npm:ws gets copies, also where it replaces the WebSocket of the runtime", async () => {
+  const { WebSocket } = globalThis;
+  using _restored = { [Symbol.dispose]: () => void (globalThis.WebSocket = WebSocket) };
+  const socket = Object.assign(new FakeSocket(), { pause() {}, resume() {} });
+  globalThis.WebSocket = FakeSocket as unknown as typeof WebSocket;
+  const data = pattern(100);
+  await webSocketConnection(socket).write(data);
+  data.fill(0);
+  assertEquals(socket.sent, [pattern(100)]);
+});
+
 Deno.test("a write waits while more than 512 KiB are queued, and goes on or rejects", async () => {
   for (const outcome of ["drained", "closed"] as const) {
     using time = new ManualClock();
