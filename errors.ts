@@ -82,7 +82,10 @@ export class StreamClosedError extends Error {
  * ```
  */
 export class WebSocketClosedError extends Error {
-  /** The code of RFC 6455, section 7.4. 1006: the connection failed or was cut. 1009: too much was unread. */
+  /**
+   * The code of RFC 6455, section 7.4. 1001: the other end aborted its session, or went away. 1006: the connection failed or
+   * was cut. 1009: too much was unread. A page sends 4001 and 4009 instead.
+   */
   readonly code: number;
   /** What the end that closed it had to say. */
   readonly reason: string;

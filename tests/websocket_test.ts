@@ -292,6 +292,29 @@ Deno.test("closing the session closes the socket with 1000 behind what was writt
   assertEquals(socket.closes, [[1000, ""]]);
   socket.emit("close", { code: 1000, reason: "" });
   await closing;
+  assertEquals(socket.closes.length, 1);
+});
+
+Deno.test("a session that is aborted or fails at one end of a WebSocket ends with an error at the other end", async () => {
+  const sessions: Session[] = [];
+  await using server = serveUpgrades((request) =>
+    upgradeWebSocket(request, echo, { onSession: (session) => sessions.push(session), onError() {} })
+  );
+  const far = await connectWebSocket(server.url);
+  sessions[0]!.abort();
+  assertEquals((await assertRejects(() => far.closed, WebSocketClosedError, "aborted")).code, 1001);
+
+  const near = await connectWebSocket(server.url);
+  near.abort();
+  // Deno lets a client send 1000 and 3000 to 4999 only.
+  assertEquals((await assertRejects(() => sessions[1]!.closed, WebSocketClosedError, "aborted")).code, 4001);
+
+  using time = new ManualClock();
+  const socket = new FakeSocket();
+  const silent = Session.server(webSocketConnection(socket), { timeout: 1000, keepAliveInterval: 1000 });
+  await time.advance(2000);
+  await assertRejects(() => silent.closed, DOMException, "silent for 1000 ms");
+  assertEquals(socket.closes, [[1001, "aborted"]]);
 });
 
 Deno.test("aborting a session whose socket is not open yet closes the socket", async () => {
@@ -299,7 +322,7 @@ Deno.test("aborting a session whose socket is not open yet closes the socket", a
   socket.readyState = 0;
   const session = Session.client(webSocketConnection(socket));
   session.abort();
-  assertEquals(socket.closes, [[1000, ""]]);
+  assertEquals(socket.closes, [[1001, "aborted"]]);
   socket.emit("error");
   socket.emit("close", { code: 1006, reason: "" });
   await assertRejects(() => session.closed, DOMException, "aborted");
@@ -600,7 +623,7 @@ Deno.test("upgradeWebSocket() with a signal that aborts ends the session at once
   const session = await connectWebSocket(server.url);
   await began.promise;
   controller.abort();
-  await session.closed;
+  await assertRejects(() => session.closed, WebSocketClosedError, "aborted");
 });
 
 Deno.test("a server's socket that is closed before it is open is closed for the client", async () => {
@@ -618,7 +641,7 @@ Deno.test("a server's socket that is closed before it is open is closed for the 
     await using server = serveUpgrades(upgrade);
     const socket = new WebSocket(server.url);
     const closed = new Promise<CloseEvent>((resolve) => socket.onclose = resolve);
-    assertEquals((await deadline(closed, 5000)).code, 1000);
+    assertEquals((await deadline(closed, 5000)).code, 1001);
   }
 });
 

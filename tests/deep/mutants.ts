@@ -728,7 +728,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a WebSocket closed before it opened stays open",
     file: "_web_socket.ts",
-    from: "    if (this.#isClosing) this.#socket.close(NORMAL);\n",
+    from: "    if (this.#closedWith !== undefined) this.#socket.close(this.#closedWith);\n",
     to: "",
     tests: ["websocket_test.ts"],
   },
