@@ -37,7 +37,7 @@ import { Channel } from "./channel.ts";
 import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
-import { type ClientSessionOptions, resolveOptions } from "./options.ts";
+import { type ClientSessionOptions, DEFAULTS, resolveOptions } from "./options.ts";
 import { checkServeOptions, type Listener, serve, type ServeOptions } from "./serve.ts";
 import { Session } from "./session.ts";
 import type { Stream } from "./stream.ts";
@@ -155,7 +155,12 @@ export async function connectWebSocket(url: string | URL, options: ConnectWebSoc
 
 /** What Deno and workerd have to answer a request with a WebSocket. */
 interface Runtime {
-  Deno?: { upgradeWebSocket?(request: Request): { socket: WebSocketLike; response: Response } };
+  Deno?: {
+    upgradeWebSocket?(
+      request: Request,
+      options: { idleTimeout?: number },
+    ): { socket: WebSocketLike; response: Response };
+  };
   WebSocketPair?: new () => { 0: unknown; 1: WebSocketLike & { accept(): void } };
 }
 
@@ -261,12 +266,21 @@ function upgradeRequired(): Response {
   });
 }
 
-/** Answers the request; without a socket where the request is malformed. */
-function upgrade(request: Request): { socket: WebSocketLike; response: Response } | Response {
+// Deno's default. Not less, because unlike a session Deno also counts time in which this process was blocked.
+const DENO_IDLE_TIMEOUT_SECONDS = 30;
+
+/**
+ * Answers the request; without a socket where the request is malformed. Deno closes the socket of a client that does not
+ * answer a ping within `idleTimeout` seconds; 0 is never.
+ */
+function upgrade(
+  request: Request,
+  options: { idleTimeout?: number } = {},
+): { socket: WebSocketLike; response: Response } | Response {
   const { Deno, WebSocketPair } = globalThis as Runtime;
   if (Deno?.upgradeWebSocket !== undefined) {
     try {
-      return Deno.upgradeWebSocket(request);
+      return Deno.upgradeWebSocket(request, options);
     } catch (error) {
       return new Response(`${(error as Error).message}`, { status: 400 });
     }
@@ -317,8 +331,10 @@ export function upgradeWebSocket(
 ): Response {
   if (!isUpgrade(request)) return upgradeRequired();
   // Before the upgrade, which cannot be taken back.
-  const { maxReceiveBuffer } = checkServeOptions(options);
-  const upgraded = upgrade(request);
+  const { maxReceiveBuffer, timeout = DEFAULTS.timeout } = checkServeOptions(options);
+  // A client that is silent for less than `timeout` must not be cut by Deno.
+  const idleTimeout = timeout === Infinity ? 0 : Math.max(DENO_IDLE_TIMEOUT_SECONDS, Math.ceil(timeout / 1000));
+  const upgraded = upgrade(request, { idleTimeout });
   if (upgraded instanceof Response) return upgraded;
   const connections: Connection[] = [new WebSocketConnection(upgraded.socket, { maxReceiveBuffer })];
   const accept = async () => {

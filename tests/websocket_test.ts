@@ -626,6 +626,22 @@ Deno.test("upgradeWebSocket() with a signal that aborts ends the session at once
   await assertRejects(() => session.closed, WebSocketClosedError, "aborted");
 });
 
+Deno.test("upgradeWebSocket() makes Deno wait for a silent client for the timeout of its session, or 30 seconds if that is less", async () => {
+  const { upgradeWebSocket: upgrade } = Deno;
+  using _restored = { [Symbol.dispose]: () => void (Deno.upgradeWebSocket = upgrade) };
+  const waits: (number | undefined)[] = [];
+  Deno.upgradeWebSocket = (request, options) => {
+    waits.push(options?.idleTimeout);
+    return upgrade(request, options);
+  };
+  for (const options of [{}, { timeout: 300_000 }, { timeout: 1500, keepAliveInterval: 1000 }, { timeout: Infinity }]) {
+    await using server = serveUpgrades((request) => upgradeWebSocket(request, echo, options));
+    const session = await connectWebSocket(server.url);
+    await session.close();
+  }
+  assertEquals(waits, [30, 300, 30, 0]);
+});
+
 Deno.test("a server's socket that is closed before it is open is closed for the client", async () => {
   const sockets = new WebSocketListener();
   const upgrades: ((request: Request) => Response)[] = [
