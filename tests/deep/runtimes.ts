@@ -6,14 +6,15 @@
  */
 
 import { gzipSync } from "node:zlib";
-import puppeteer from "npm:puppeteer-core@25.16.0";
 import { serve, type Stream, type Version } from "../../mod.ts";
 import { connectWebSocket, upgradeWebSocket } from "../../websocket.ts";
-import { findProgram, makeFolder, run as runProgram, watch } from "../programs.ts";
+import { BROWSER_NAMES, hasBrowser, launch } from "../browsers.ts";
+import { makeFolder, run as runProgram, watch } from "../programs.ts";
 import { LOOPBACK } from "../support.ts";
 // @ts-types="./runtimes/exchange.d.ts"
 import { answer, exchangeAll } from "./runtimes/exchange.js";
 import { anyText, parse } from "./shared/options.ts";
+import { installPackage } from "./shared/package.ts";
 
 export const description =
   "100 hashed streams in Node, Bun, workerd, Chromium and Firefox, over every transport: [--only bun]";
@@ -66,9 +67,7 @@ export async function run(args: string[]): Promise<void> {
 
 /** Packs and installs the package and the runtimes, and bundles what runs in a worker and in a page. */
 async function fill(folder: string): Promise<void> {
-  await runProgram(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], {
-    cwd: ROOT,
-  });
+  await installPackage(folder, ...PACKAGES);
   const own = Array.from(
     Deno.readDirSync(new URL("runtimes/", import.meta.url)),
     ({ name }) => `tests/deep/runtimes/${name}`,
@@ -76,9 +75,6 @@ async function fill(folder: string): Promise<void> {
   for (const path of [...FIXTURES, "tests/fixtures/tls/localhost.key", ...own]) {
     await Deno.copyFile(new URL(path, ROOT), `${folder}/${path.split("/").at(-1)}`);
   }
-  await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
-  const quietly = ["--no-audit", "--no-fund", "--silent"];
-  await runProgram("npm", ["install", ...quietly, "./smux.tgz", ...PACKAGES], { cwd: folder });
   await bundle(folder, "worker.js", "worker.bundle.js", "--external:cloudflare:sockets");
   await bundle(folder, "page.js", "page.bundle.js");
   await Deno.writeTextFile(`${folder}/alone.js`, `export * from "@sluice/smux/websocket";`);
@@ -188,15 +184,9 @@ async function pageCells(folder: string, resources: AsyncDisposableStack): Promi
   });
   resources.defer(() => server.shutdown());
   const cells: Cell[] = [];
-  for (
-    const [runtime, browser, ...names] of [["Chromium", "chrome", "chromium", "google-chrome"], [
-      "Firefox",
-      "firefox",
-      "firefox-esr",
-    ]] as const
-  ) {
-    const executablePath = findProgram(...names);
-    if (executablePath === undefined) {
+  for (const name of BROWSER_NAMES) {
+    const runtime = name === "chromium" ? "Chromium" : "Firefox";
+    if (!hasBrowser(name)) {
       console.log(`${runtime} is not installed: skipped`);
       continue;
     }
@@ -205,14 +195,8 @@ async function pageCells(folder: string, resources: AsyncDisposableStack): Promi
       transport: "WebSocket",
       peer: "Deno",
       async run(version) {
-        const launched = await puppeteer.launch({
-          browser,
-          executablePath,
-          headless: true,
-          args: browser === "chrome" ? ["--no-sandbox"] : [],
-        });
-        await using _closing = { [Symbol.asyncDispose]: () => launched.close() };
-        const page = await launched.newPage();
+        await using browser = await launch(name);
+        const page = await browser.newPage();
         await page.goto(`http://127.0.0.1:${server.addr.port}/`);
         await page.waitForFunction("globalThis.runClient !== undefined");
         return await page.evaluate(`runClient(${version})`) as string;
