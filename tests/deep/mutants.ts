@@ -733,6 +733,27 @@ export const MUTANTS: Mutant[] = [
     tests: ["websocket_test.ts"],
   },
   {
+    name: "the WebSocket of an aborted session is closed in order",
+    file: "_web_socket.ts",
+    from: 'this.#close(GOING_AWAY, "aborted");',
+    to: "this.#close(NORMAL);",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a socket of npm:ws that is the global WebSocket gets no copies",
+    file: "_web_socket.ts",
+    from: " &&\n      socket.pause === undefined;",
+    to: ";",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "Deno gives up a silent client before its session does",
+    file: "websocket.ts",
+    from: "upgrade(request, { idleTimeout });",
+    to: "upgrade(request);",
+    tests: ["websocket_test.ts"],
+  },
+  {
     name: "a paused WebSocket stays paused when it is closed",
     file: "_web_socket.ts",
     from: "    }\n    // While it is paused, it does not read the close frame of the other end.\n    this.#resume();\n",
