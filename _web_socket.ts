@@ -112,6 +112,7 @@ const DEFAULT_RECEIVE_BUFFER = 16 * 1024 * 1024;
 
 const [CONNECTING, OPEN] = [0, 1];
 const NORMAL = 1000;
+const GOING_AWAY = 1001;
 const UNSUPPORTED = 1003;
 const NO_STATUS = 1005;
 const ABNORMAL = 1006;
@@ -134,8 +135,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
   readonly remoteAddr?: Address;
   readonly #socket: WebSocketLike;
   readonly #maxReceiveBuffer: number;
-  // Whether `send` copies its bytes before it returns, as the standard requires. The sockets of npm:ws and of workerd
-  // (which lacks `bufferedAmount`) do not.
+  // Whether `send` copies its bytes before it returns, as the standard requires. The sockets of npm:ws (which can pause,
+  // and may be the global one) and of workerd (which lacks `bufferedAmount`) do not.
   readonly #isCopying: boolean;
   readonly #messages = unbounded<Uint8Array>();
   // The unread part of the last message that `read` returned in part.
@@ -146,7 +147,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
   #queued = 0;
   #received = 0;
   #isPaused = false;
-  #isClosing = false;
+  // The code with which this end has closed the socket.
+  #closedWith: number | undefined;
   #failure: Error | undefined;
   #lastError: unknown;
   readonly #opened = deferred<void>();
@@ -172,7 +174,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
       );
     }
     const { WebSocket } = globalThis as { WebSocket?: new (url: string) => object };
-    this.#isCopying = WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined;
+    this.#isCopying = WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined &&
+      socket.pause === undefined;
     this.#socket = socket;
     this.#maxReceiveBuffer = maxReceiveBuffer;
     if (options.remoteAddr !== undefined) this.remoteAddr = options.remoteAddr;
@@ -253,8 +256,9 @@ export class WebSocketConnection implements Connection, PushedConnection {
     await this.#closed.promise;
   }
 
+  /** Without `closeWrite` before, the session was aborted or has failed: the other end must not take that for a clean end. */
   close(): void {
-    this.#close(NORMAL);
+    this.#close(GOING_AWAY, "aborted");
     this.#messages.receiver.close();
     this.#closed.resolve();
   }
@@ -267,7 +271,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
 
   get #isFull(): boolean {
     return (this.#socket.bufferedAmount ?? 0) > MAX_QUEUED_BYTES && this.#socket.readyState === OPEN &&
-      !this.#isClosing;
+      this.#closedWith === undefined;
   }
 
   async #drained(): Promise<void> {
@@ -289,12 +293,12 @@ export class WebSocketConnection implements Connection, PushedConnection {
 
   #open(): void {
     // Deno ignores `close` on a server's socket that is not open yet, so it is repeated.
-    if (this.#isClosing) this.#socket.close(NORMAL);
+    if (this.#closedWith !== undefined) this.#socket.close(this.#closedWith);
     this.#opened.resolve();
   }
 
   #receive(data: unknown): void {
-    if (this.#failure !== undefined || this.#isClosing || this.#hasClosed) return;
+    if (this.#failure !== undefined || this.#closedWith !== undefined || this.#hasClosed) return;
     if (!(data instanceof ArrayBuffer || data instanceof Uint8Array)) {
       const received = typeof data === "string" ? "text" : Object.prototype.toString.call(data);
       this.#fail(
@@ -350,7 +354,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
   #end(code: number, reason: string): void {
     if (this.#hasClosed) return;
     this.#hasClosed = true;
-    const isOwnEnd = this.#isClosing && (code === NORMAL || code === NO_STATUS || code === ABNORMAL || code === 0);
+    const isOwnEnd = this.#closedWith !== undefined &&
+      (code === this.#closedWith || code === NORMAL || code === NO_STATUS || code === ABNORMAL || code === 0);
     if (code !== NORMAL && code !== NO_STATUS && !isOwnEnd) {
       const cause = this.#lastError;
       // Deno reports 0 instead of 1006.
@@ -362,13 +367,14 @@ export class WebSocketConnection implements Connection, PushedConnection {
   }
 
   #close(code: number, reason = ""): void {
-    if (this.#isClosing) return;
-    this.#isClosing = true;
+    if (this.#closedWith !== undefined) return;
+    this.#closedWith = code;
     this.#wake?.();
     try {
       this.#socket.close(code, reason);
     } catch {
-      this.#socket.close(PRIVATE_CODES + code, reason);
+      this.#closedWith = PRIVATE_CODES + code;
+      this.#socket.close(this.#closedWith, reason);
     }
     // A paused socket does not receive the close frame of the peer.
     this.#resume();

@@ -84,8 +84,8 @@ export class StreamClosedError extends Error {
  */
 export class WebSocketClosedError extends Error {
   /**
-   * The close code of RFC 6455, section 7.4.1. 1006: the connection failed or was cut. 1009: more than
-   * `maxReceiveBuffer` was unread.
+   * The close code of RFC 6455, section 7.4.1. 1001: the peer aborted its session, or went away. 1006: the connection
+   * failed or was cut. 1009: more than `maxReceiveBuffer` was unread. Browsers send 4001 and 4009 instead.
    */
   readonly code: number;
   /** The reason from the close frame; "" if it had none. */

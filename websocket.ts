@@ -44,7 +44,7 @@ import { Channel } from "./channel.ts";
 import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
-import { type ClientSessionOptions, resolveOptions } from "./options.ts";
+import { type ClientSessionOptions, DEFAULTS, resolveOptions } from "./options.ts";
 import { checkServeOptions, type Listener, serve, type ServeOptions } from "./serve.ts";
 import { Session } from "./session.ts";
 import type { Stream } from "./stream.ts";
@@ -165,7 +165,12 @@ export async function connectWebSocket(url: string | URL, options: ConnectWebSoc
 
 /** The functions of Deno and workerd that upgrade a request. */
 interface Runtime {
-  Deno?: { upgradeWebSocket?(request: Request): { socket: WebSocketLike; response: Response } };
+  Deno?: {
+    upgradeWebSocket?(
+      request: Request,
+      options: { idleTimeout?: number },
+    ): { socket: WebSocketLike; response: Response };
+  };
   WebSocketPair?: new () => { 0: unknown; 1: WebSocketLike & { accept(): void } };
 }
 
@@ -274,12 +279,21 @@ function upgradeRequired(): Response {
   });
 }
 
-/** Upgrades a request; returns a response with status 400 if the handshake is malformed. */
-function upgrade(request: Request): { socket: WebSocketLike; response: Response } | Response {
+// The default of Deno. Not less, because unlike a session Deno also counts time in which this process was blocked.
+const DENO_IDLE_TIMEOUT_SECONDS = 30;
+
+/**
+ * Upgrades a request; returns a response with status 400 if the handshake is malformed. Deno closes the socket of a
+ * client that does not answer a ping within `idleTimeout` seconds; 0: never.
+ */
+function upgrade(
+  request: Request,
+  options: { idleTimeout?: number } = {},
+): { socket: WebSocketLike; response: Response } | Response {
   const { Deno, WebSocketPair } = globalThis as Runtime;
   if (Deno?.upgradeWebSocket !== undefined) {
     try {
-      return Deno.upgradeWebSocket(request);
+      return Deno.upgradeWebSocket(request, options);
     } catch (error) {
       return new Response(`${(error as Error).message}`, { status: 400 });
     }
@@ -331,8 +345,10 @@ export function upgradeWebSocket(
 ): Response {
   if (!isUpgrade(request)) return upgradeRequired();
   // Checked before the upgrade, which cannot be undone.
-  const { maxReceiveBuffer } = checkServeOptions(options);
-  const upgraded = upgrade(request);
+  const { maxReceiveBuffer, timeout = DEFAULTS.timeout } = checkServeOptions(options);
+  // Deno must not close the socket of a client that is silent for less than `timeout`.
+  const idleTimeout = timeout === Infinity ? 0 : Math.max(DENO_IDLE_TIMEOUT_SECONDS, Math.ceil(timeout / 1000));
+  const upgraded = upgrade(request, { idleTimeout });
   if (upgraded instanceof Response) return upgraded;
   const connections: Connection[] = [new WebSocketConnection(upgraded.socket, { maxReceiveBuffer })];
   const accept = async () => {

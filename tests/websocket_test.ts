@@ -314,6 +314,29 @@ Deno.test("Session.close() on a connecting WebSocket waits, sends what was writt
   assertEquals(socket.closes, [[1000, ""]]);
   socket.emit("close", { code: 1000, reason: "" });
   await closing;
+  assertEquals(socket.closes.length, 1);
+});
+
+Deno.test("a session that is aborted or fails at one end of a WebSocket ends with an error at the other end", async () => {
+  const sessions: Session[] = [];
+  await using server = serveUpgrades((request) =>
+    upgradeWebSocket(request, echo, { onSession: (session) => sessions.push(session), onError() {} })
+  );
+  const far = await connectWebSocket(server.url);
+  sessions[0]!.abort();
+  assertEquals((await assertRejects(() => far.closed, WebSocketClosedError, "aborted")).code, 1001);
+
+  const near = await connectWebSocket(server.url);
+  near.abort();
+  // Deno lets a client send 1000 and 3000 to 4999 only.
+  assertEquals((await assertRejects(() => sessions[1]!.closed, WebSocketClosedError, "aborted")).code, 4001);
+
+  using time = new ManualClock();
+  const socket = new FakeSocket();
+  const silent = Session.server(webSocketConnection(socket), { timeout: 1000, keepAliveInterval: 1000 });
+  await time.advance(2000);
+  await assertRejects(() => silent.closed, DOMException, "silent for 1000 ms");
+  assertEquals(socket.closes, [[1001, "aborted"]]);
 });
 
 Deno.test("Session.abort() on a connecting WebSocket closes it", async () => {
@@ -321,7 +344,7 @@ Deno.test("Session.abort() on a connecting WebSocket closes it", async () => {
   socket.readyState = 0;
   const session = Session.client(webSocketConnection(socket));
   session.abort();
-  assertEquals(socket.closes, [[1000, ""]]);
+  assertEquals(socket.closes, [[1001, "aborted"]]);
   socket.emit("error");
   socket.emit("close", { code: 1006, reason: "" });
   await assertRejects(() => session.closed, DOMException, "aborted");
@@ -380,6 +403,17 @@ Deno.test("a write sends messages of at most 63 KiB, as copies unless the socket
   data.fill(0);
   assertEquals(sent.map(({ length }) => length), [63 * KiB, 63 * KiB, 63 * KiB, 11 * KiB]);
   assertEquals(new Uint8Array(await new Blob(sent as Uint8Array<ArrayBuffer>[]).arrayBuffer()), pattern(200 * KiB));
+});
+
+Deno.test("a socket of npm:ws gets copies, also where it replaces the WebSocket of the runtime", async () => {
+  const { WebSocket } = globalThis;
+  using _restored = { [Symbol.dispose]: () => void (globalThis.WebSocket = WebSocket) };
+  const socket = Object.assign(new FakeSocket(), { pause() {}, resume() {} });
+  globalThis.WebSocket = FakeSocket as unknown as typeof WebSocket;
+  const data = pattern(100);
+  await webSocketConnection(socket).write(data);
+  data.fill(0);
+  assertEquals(socket.sent, [pattern(100)]);
 });
 
 Deno.test("a write waits while more than 512 KiB are queued, and rejects when the socket is closed", async () => {
@@ -629,7 +663,23 @@ Deno.test("upgradeWebSocket() ends the session at once when its signal aborts", 
   const session = await connectWebSocket(server.url);
   await began.promise;
   controller.abort();
-  await session.closed;
+  await assertRejects(() => session.closed, WebSocketClosedError, "aborted");
+});
+
+Deno.test("upgradeWebSocket() makes Deno wait for a silent client for the timeout of its session, or 30 seconds if that is less", async () => {
+  const { upgradeWebSocket: upgrade } = Deno;
+  using _restored = { [Symbol.dispose]: () => void (Deno.upgradeWebSocket = upgrade) };
+  const waits: (number | undefined)[] = [];
+  Deno.upgradeWebSocket = (request, options) => {
+    waits.push(options?.idleTimeout);
+    return upgrade(request, options);
+  };
+  for (const options of [{}, { timeout: 300_000 }, { timeout: 1500, keepAliveInterval: 1000 }, { timeout: Infinity }]) {
+    await using server = serveUpgrades((request) => upgradeWebSocket(request, echo, options));
+    const session = await connectWebSocket(server.url);
+    await session.close();
+  }
+  assertEquals(waits, [30, 300, 30, 0]);
 });
 
 Deno.test("a server's socket that is closed before it opens is closed with 1000 for the client", async () => {
@@ -647,7 +697,7 @@ Deno.test("a server's socket that is closed before it opens is closed with 1000 
     await using server = serveUpgrades(upgrade);
     const socket = new WebSocket(server.url);
     const closed = new Promise<CloseEvent>((resolve) => socket.onclose = resolve);
-    assertEquals((await deadline(closed, 5000)).code, 1000);
+    assertEquals((await deadline(closed, 5000)).code, 1001);
   }
 });
 

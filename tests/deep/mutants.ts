@@ -826,8 +826,29 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a WebSocket closed before it opened stays open",
     file: "_web_socket.ts",
-    from: "    if (this.#isClosing) this.#socket.close(NORMAL);\n",
+    from: "    if (this.#closedWith !== undefined) this.#socket.close(this.#closedWith);\n",
     to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "the WebSocket of an aborted session is closed in order",
+    file: "_web_socket.ts",
+    from: 'this.#close(GOING_AWAY, "aborted");',
+    to: "this.#close(NORMAL);",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a socket of npm:ws that is the global WebSocket gets no copies",
+    file: "_web_socket.ts",
+    from: " &&\n      socket.pause === undefined;",
+    to: ";",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "Deno gives up a silent client before its session does",
+    file: "websocket.ts",
+    from: "upgrade(request, { idleTimeout });",
+    to: "upgrade(request);",
     tests: ["websocket_test.ts"],
   },
   {

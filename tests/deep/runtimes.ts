@@ -17,6 +17,7 @@ import { type Browser, findBrowsers } from "./runtimes/browsers.ts";
 import { answer, exchangeAll } from "./runtimes/exchange.js";
 import { bundleWorker, type Job, listJobs } from "./runtimes/jobs.ts";
 import { anyText, integer, parse } from "./shared/options.ts";
+import { installPackage } from "./shared/package.ts";
 
 export const description =
   "Hashed streams and the examples in Node, Bun, workerd, Chromium and Firefox: [--only NAME] [--streams 100]";
@@ -102,9 +103,7 @@ function failure(error: unknown): string {
 
 /** Packs and installs the package, installs the runtimes, and bundles the scripts of the worker and the page. */
 async function fill(folder: string): Promise<void> {
-  await runProgram(Deno.execPath(), ["pack", "--quiet", "--allow-dirty", "--output", `${folder}/smux.tgz`], {
-    cwd: ROOT,
-  });
+  await installPackage(folder, ...PACKAGES, ...PACKAGES_OF_EXAMPLES);
   const own = Array.from(
     Deno.readDirSync(new URL("runtimes/", import.meta.url)),
     ({ name }) => `tests/deep/runtimes/${name}`,
@@ -118,9 +117,6 @@ async function fill(folder: string): Promise<void> {
       if (isFile) await Deno.copyFile(new URL(`examples/${part}${name}`, ROOT), `${folder}/examples/${part}${name}`);
     }
   }
-  await Deno.writeTextFile(`${folder}/package.json`, JSON.stringify({ private: true, type: "module" }));
-  const quietly = ["--no-audit", "--no-fund", "--silent"];
-  await runProgram("npm", ["install", ...quietly, "./smux.tgz", ...PACKAGES, ...PACKAGES_OF_EXAMPLES], { cwd: folder });
   await bundleWorker(folder);
   await bundle(folder, "worker.js", "worker.bundle.js", "--external:cloudflare:sockets");
   await bundle(folder, "page.js", "page.bundle.js");

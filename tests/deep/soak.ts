@@ -12,16 +12,18 @@ import { deadline, delay } from "@std/async";
 import { equals } from "@std/bytes";
 import { clock, type Timer } from "../../_clock.ts";
 import { serve, Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
+import { BROWSER_NAMES } from "../browsers.ts";
 import { onUnhandled } from "../errors.ts";
 import { usedMemory } from "../measured.ts";
 import { mutate, type Random, random } from "../fuzz/mutate.ts";
 import { frame, MiB, pattern, readAll, readExactly, writeAll } from "../support.ts";
-import { flag, integer, parse, positive } from "./shared/options.ts";
+import { anyText, flag, integer, oneOf, parse, positive } from "./shared/options.ts";
 import { program } from "./shared/program.ts";
+import { soakTab } from "./soak/tab.ts";
 
 /** One line for the list of long tests. */
 export const description =
-  "All kinds of traffic at once, with checks for leaks of heap, resources and timers: [--minutes 10] [--seed 1]";
+  "All kinds of traffic at once, with checks for leaks: [--minutes 10] [--seed 1], or in a tab: --page chromium [--rate 20]";
 
 // Maximum drift of the heap over the run, by a linear fit of the samples.
 const DRIFT = MiB;
@@ -48,7 +50,9 @@ interface Sample {
 
 /** Runs the test in a child process; rejects if something leaks or fails. */
 export async function run(args: string[]): Promise<void> {
-  const { minutes, seed, inside } = parse(args, { minutes: positive(10), seed: integer(1), inside: flag });
+  const options = { minutes: positive(10), seed: integer(1), inside: flag, page: anyText, rate: integer(20, 1) };
+  const { minutes, seed, inside, page, rate } = parse(args, options);
+  if (page !== undefined) return await soakTab(oneOf(BROWSER_NAMES).read(page, "--page")[0]!, minutes, rate);
   if (inside) {
     try {
       return await soak(minutes, seed);

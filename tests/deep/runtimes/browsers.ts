@@ -4,13 +4,8 @@
  * @module
  */
 
-import puppeteer, { type Page } from "npm:puppeteer-core@25.16.0";
-import { findProgram } from "../../programs.ts";
-
-const BROWSERS = [
-  ["Chromium", "chrome", "chromium", "google-chrome"],
-  ["Firefox", "firefox", "firefox-esr"],
-] as const;
+import type { Page } from "npm:puppeteer-core@25.16.0";
+import { BROWSER_NAMES, hasBrowser, launch } from "../../browsers.ts";
 
 /** A browser that is installed. */
 export interface Browser {
@@ -21,15 +16,14 @@ export interface Browser {
 
 /** Finds the browsers; prints those that are missing. */
 export function findBrowsers(): Browser[] {
-  return BROWSERS.flatMap(([name, browser, ...programs]) => {
-    const executablePath = findProgram(...programs);
-    if (executablePath === undefined) {
+  return BROWSER_NAMES.flatMap((id) => {
+    const name = id === "chromium" ? "Chromium" : "Firefox";
+    if (!hasBrowser(id)) {
       console.log(`${name} is not installed: skipped`);
       return [];
     }
-    const args = browser === "chrome" ? ["--no-sandbox"] : [];
     const open = async () => {
-      const launched = await puppeteer.launch({ browser, executablePath, headless: true, args });
+      const launched = await launch(id);
       return { page: await launched.newPage(), [Symbol.asyncDispose]: () => launched.close() };
     };
     return [{ name, open }];
