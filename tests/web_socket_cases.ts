@@ -184,7 +184,7 @@ const CASES: Case[] = [
     play: async () => {},
     error: () => timedOut(NEVER_HEARD),
     received: [],
-    closes: () => 1000,
+    closes: sends(1001),
   },
   closing(undefined, "a clean end", () => undefined),
   closing(1000, "a clean end", () => undefined),
