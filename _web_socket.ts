@@ -278,7 +278,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
     const since = clock.now();
     while (this.#isFull) {
       const waited = clock.now() - since;
-      if (waited < BUSY_WAIT_MS) await clock.yieldToEventLoop();
+      if (waited < BUSY_WAIT_MS) await new Promise<void>((resolve) => void clock.pass(resolve));
       else await this.#pause(Math.min(waited / 4, MAX_PAUSE_MS));
     }
   }
