@@ -204,10 +204,11 @@ const DEFAULT_MAX_SUSPENDED = 1024;
 export function resumable(dial: Dial, options: ResumableOptions = {}): ResumableConnection {
   if (typeof dial !== "function") throw new TypeError(`dial must be a function, received ${typeof dial}`);
   const settings = resolve(options);
-  const { signal, onChange } = options;
+  const { signal } = options;
+  const report = guard(options.onChange);
   const dialer = new ResumeDialer(dial, settings, (state, reason) => {
     if (state === "ended") signal?.removeEventListener("abort", abort);
-    onChange?.(state, reason);
+    report(state, reason);
   });
   const abort = () => dialer.core.end({ error: signal!.reason });
   signal?.addEventListener("abort", abort);
@@ -245,12 +246,12 @@ export function resumableListener(
   listener: Listener<Connection>,
   options: ResumableListenerOptions = {},
 ): Listener<Connection> {
-  const { maxSuspended = DEFAULT_MAX_SUSPENDED, onChange = () => {} } = options;
+  const { maxSuspended = DEFAULT_MAX_SUSPENDED } = options;
   if (!Number.isSafeInteger(maxSuspended) || maxSuspended < 0) {
     throw new RangeError(`maxSuspended must be an integer of at least 0, received ${maxSuspended}`);
   }
   const settings = { ...resolve(options), maxSuspended };
-  return new ResumeListener(listener, settings, (core) => new CoreConnection(core), onChange);
+  return new ResumeListener(listener, settings, (core) => new CoreConnection(core), guard(options.onChange));
 }
 
 /** Checks options, and fills in the defaults. */
@@ -269,6 +270,17 @@ function resolve(options: ResumeOptions): ResumeSettings {
     maxUnacknowledged,
     resumeTimeout: duration("resumeTimeout", resumeTimeout),
     silence: duration("silence", silence),
+  };
+}
+
+/** Logs what a callback of the application throws, because no call of the application could reject with it. */
+function guard(onChange: ResumeOptions["onChange"]): (state: ResumeState, reason: unknown) => void {
+  return (state, reason) => {
+    try {
+      onChange?.(state, reason);
+    } catch (error) {
+      console.error(error);
+    }
   };
 }
 
