@@ -88,7 +88,8 @@ const BETWEEN_VISITS = 20;
 // Interval during floods. Smaller: more samples; but the memory of these sessions counts as the attack's.
 const BETWEEN_MANY = 2;
 const SAMPLES = 100;
-const WARM_UPS = 200;
+// Larger: a longer run; smaller: the young generation still grows during the attack, by up to 12 MiB.
+const WARM_UPS = 800;
 const MOST_GOING_ON = 2000;
 // Minimum of `Figures.share`, and the duration of each of its two measurements in milliseconds.
 const SHARE = 0.5;
