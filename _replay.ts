@@ -76,7 +76,7 @@ export class ReplayBuffer {
     return this.capacity - (this.#appended - this.#acknowledged);
   }
 
-  /** Copies bytes from the start of `p` as one record, and returns their number; 0 if there is no room. */
+  /** Copies bytes from the start of `p` as one record, and returns their number: 0 when the buffer is full. */
   append(p: Uint8Array): number {
     const wanted = Math.min(p.length, this.room);
     if (wanted <= 0) return 0;

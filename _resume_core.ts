@@ -74,11 +74,11 @@ class Carrier {
   }
 }
 
-/** The bytes of one connection, and the carrier of today. */
+/** The bytes of one connection, and its present carrier. */
 export class ResumeCore implements RecordSink, ResumeTimersHost {
   /** Resolves when the connection has ended in order; rejects with the error of any other end. */
   readonly closed: Promise<void>;
-  /** Why there is no carrier: the error of the last one, or of the last attempt to connect. */
+  /** The error of the last carrier, or of the last attempt to connect; `undefined` while connected. */
   lastError: unknown;
   /** Number of carriers so far. */
   carriers = 0;
@@ -235,14 +235,14 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
    * Held bytes are not acknowledged, so the peer stops at what it may keep for replay.
    */
   async #readAhead(): Promise<void> {
-    if (this.#isReading) return;
+    if (!this.#canReadAhead) return;
     const buffer = new ReadBuffer(new Uint8Array(READ_AHEAD_BYTES));
-    while (!this.#isReading && this.#carrier !== undefined && this.#held.length < this.#replay.capacity) {
-      await this.#receive(buffer.bytes, buffer);
-      if (this.#waitingReads > 0) break;
-    }
+    do await this.#receive(buffer.bytes, buffer); while (this.#waitingReads === 0 && this.#canReadAhead);
     buffer.release();
-    this.#changed.notifyAll();
+  }
+
+  get #canReadAhead(): boolean {
+    return !this.#isReading && this.#carrier !== undefined && this.#held.length < this.#replay.capacity;
   }
 
   /**
@@ -310,25 +310,31 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   }
 
   closedByPeer(): void {
-    if (this.#isEndedByPeer && (this.#isEndAcknowledged || !this.#isEnding)) this.end();
-    else {this.end({
-        error: Object.assign(new Error("The peer has closed the connection"), { name: "ConnectionReset" }),
-      });}
+    if (this.#isEndedByPeer && (this.#isEndAcknowledged || !this.#isEnding)) return this.end();
+    const error = new Error("The peer has closed the connection");
+    error.name = "ConnectionReset";
+    this.end({ error });
   }
 
   // Writing.
 
   /** Implements `Connection.write`. */
   async write(p: Uint8Array): Promise<number> {
-    if (this.#isEnding) throw closedError("write to");
-    let count = 0;
-    while (p.length > 0 && (this.#checkOpen("write to"), count = this.#replay.append(p)) === 0) {
+    for (let count = 0;;) {
+      // Also after a wait: nothing may follow the end of writing.
+      if (this.#isEnding) throw closedError("write to");
+      this.#checkOpen("write to");
+      count = this.#replay.append(p);
+      if (count > 0 || p.length === 0) return await this.#sent(count);
       this.#readAhead();
       await this.#changed.wait();
     }
+  }
+
+  /** Waits until everything appended is written below, so that a slow carrier slows down the application. */
+  async #sent(count: number): Promise<number> {
     const end = this.#replay.appended;
     await this.#send();
-    // Until it is written below, so that a slow carrier slows down the application.
     while (this.#written < end) {
       this.#checkOpen("write to");
       await this.#changed.wait();
@@ -361,7 +367,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   /** Implements `Connection.close`. */
   close(): void {
     const carrier = this.#carrier;
-    // A record cannot be cut by another one, so a carrier with a pending write is closed without a word.
+    // A record cannot be cut by another one, so a carrier with a pending write is closed without that record.
     if (carrier !== undefined && !carrier.isWriting) {
       this.#carrier = undefined;
       carrier.connection.write(CLOSE_RECORD).catch(() => {}).finally(() => closeQuietly(carrier.connection));

@@ -65,6 +65,8 @@ export class ResumeListener {
   // The one that is suspended longest is the first.
   readonly #suspended = new Set<Entry>();
   readonly #ready = new Channel<Accepted>({ capacity: MAX_READY });
+  // Connections whose hello is not complete.
+  readonly #greeting = new Set<Connection>();
   #isAccepting = false;
   #isClosed = false;
 
@@ -99,6 +101,8 @@ export class ResumeListener {
     if (this.#isClosed) return;
     this.#isClosed = true;
     for (const { core } of [...this.#suspended]) core.end({ error: new ResumptionError("The listener was closed") });
+    for (const connection of this.#greeting) closeQuietly(connection);
+    for (const accepted of this.#ready.drain()) if ("connection" in accepted) closeQuietly(accepted.connection);
     this.#listener.close();
   }
 
@@ -121,13 +125,14 @@ export class ResumeListener {
     const pass = () => {
       isPassed = true;
       const plain = new PlainConnection(connection, first, bytes);
-      if (!this.#ready.trySend({ connection: plain })) closeQuietly(connection);
+      if (this.#isClosed || !this.#ready.trySend({ connection: plain })) closeQuietly(connection);
     };
     const timer = clock.setTimer(() => {
       // A client of plain smux may be silent at first.
       if (isHello) closeQuietly(connection);
       else pass();
     }, HELLO_TIMEOUT_MS);
+    this.#greeting.add(connection);
     try {
       await first.catch(() => {});
       if (isPassed) return;
@@ -143,6 +148,7 @@ export class ResumeListener {
       // A client without a valid hello has no connection to which an error could belong.
       closeQuietly(connection);
     } finally {
+      this.#greeting.delete(connection);
       clock.clearTimer(timer);
     }
   }

@@ -21,7 +21,7 @@ export interface ResumeTimersHost {
   trim(): void;
   /** The carrier was silent for `silence`. */
   silenceExpired(): void;
-  /** There was no carrier for `resumeTimeout`. */
+  /** The connection was suspended for `resumeTimeout`. */
   suspensionExpired(): void;
 }
 

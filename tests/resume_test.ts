@@ -585,6 +585,49 @@ Deno.test("resumableListener() ends the connection that is suspended longest whe
   }
 });
 
+Deno.test("resumableListener().close() closes clients that are silent, in a hello or not accepted yet", async () => {
+  using clock = new ManualClock();
+  const pairs = [memoryPair(), memoryPair(), memoryPair(), memoryPair()];
+  const waiting: Connection[] = pairs.map(([, far]) => far);
+  const listener = resumableListener({
+    accept: () => waiting.length > 0 ? Promise.resolve(waiting.shift()!) : new Promise<never>(() => {}),
+    close() {},
+  });
+  await writeAll(pairs[0]![0], Uint8Array.of(1));
+  await writeAll(pairs[1]![0], Uint8Array.of(1));
+  await writeAll(pairs[2]![0], encodeHello({ token: NO_TOKEN, received: 0 }).subarray(0, 20));
+  const accepted = await listener.accept();
+  await clock.advance(0);
+  listener.close();
+  await clock.advance(0);
+  assertEquals(pairs.slice(1).map(([, far]) => far.isClosed), [true, true, true]);
+  assertEquals(clock.pending, 0);
+  // A connection that was accepted belongs to the application.
+  assertEquals(pairs[0]![1].isClosed, false);
+  accepted.close();
+});
+
+Deno.test("a write and closeWrite() that wait together while suspended leave the event loop free", async () => {
+  const connection = resumable(() => new Promise<never>(() => {}), { maxUnacknowledged: 65_536 });
+  const writes = [1, 2, 3].map(() => connection.write(new Uint8Array(65_536)).catch(() => {}));
+  const closing = connection.closeWrite().catch(() => {});
+  await turn();
+  connection.close();
+  await Promise.all([...writes, closing]);
+});
+
+Deno.test("closeWrite() rejects a write that waits for room, and nothing follows the end of writing", async () => {
+  using made = await pair({ maxUnacknowledged: 65_536 });
+  const { client, server } = made;
+  const sent = pattern(65_536);
+  await client.write(sent);
+  const waiting = client.write(Uint8Array.of(1));
+  const rejected = assertRejects(() => waiting, Error, "Cannot write to a closed connection");
+  const closing = client.closeWrite();
+  assertEquals(await readAll(server), sent);
+  await Promise.all([rejected, closing]);
+});
+
 Deno.test("resumableListener() passes errors of accept() on, and accepts again afterwards", async () => {
   const [near, far] = memoryPair();
   const results = [() => Promise.reject(new Error("on purpose")), () => Promise.resolve(far)];
