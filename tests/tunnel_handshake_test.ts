@@ -118,9 +118,9 @@ Deno.test(`serveTunnel() accepts a head of ${MAX_HEAD} bytes and refuses a large
 });
 
 Deno.test("tunnel: a handshake times out after 10 seconds and is reported, in a stream and in SOCKS", async () => {
-  using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
   await using pair = await makePair({ allow: ["*:*"] }, { socks: [FREE] });
   const { client, server, logs } = pair;
+  using _delays = changeDelays((delay) => delay === 10_000 ? 0 : delay);
   const session = Session.client(await dial(server.serverAddr), { keepAliveInterval: Infinity });
   const stream = await session.openStream();
   assertEquals(await stream.read(new Uint8Array(1)), null);

@@ -14,7 +14,16 @@ const lines: [event: TunnelEvent, line: string][] = [
     { type: "stopped", listenAddr, clientAddr, error: undefined },
     "stopped listening on 127.0.0.1:8000 for 10.0.0.1:5000",
   ],
-  [{ type: "reconnected", serverAddr, error: new Error("lost"), downtime: 100 }, "reconnected to [::1]:9000"],
+  [{ type: "suspended", serverAddr, error: new Error("The connection was lost") }, "the connection was lost"],
+  [{ type: "resumed", serverAddr, downtime: 1234 }, "resumed the connection to [::1]:9000 after 1.2 s"],
+  [
+    { type: "reconnected", serverAddr, error: new Error("lost"), downtime: 100 },
+    "reconnected to [::1]:9000 after 0.1 s",
+  ],
+  [
+    { type: "unresumable", serverAddr },
+    "[::1]:9000 does not resume: forwarded connections end when the connection to it is lost",
+  ],
 ];
 for (const [event, line] of lines) {
   Deno.test(`eventLine() formats ${event.type} as "${line}"`, () => assertEquals(eventLine(event), line));

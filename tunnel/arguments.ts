@@ -39,7 +39,11 @@ LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).
                            blocks all others; default: 5; 0: never
   --trace                  log every frame between client and server to stderr
   --insecure               allow other machines without TLS and a secret
+  --no-retry               exit when the first connection fails
   --no-reconnect           exit when the connection to the server is lost
+  --no-resume              end forwarded connections when it is lost
+  --wait SECONDS           new connections wait this long for the server, then
+                           they are refused; default: 30
 
   sluice server --listen 9000 --allow db.local:5432 --allow '*:443'
   sluice client --connect 9000 --forward 5432=db.local:5432 --socks 1080
@@ -82,7 +86,10 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     ca: { value: "FILE" },
     smux: { value: "1|2" },
     // An option of its own: with `allowNegative` --no-tls, --no-insecure and --reconnect would be accepted too.
+    "no-retry": {},
     "no-reconnect": {},
+    "no-resume": {},
+    wait: { value: "SECONDS" },
     ...COMMON,
   },
 };
@@ -242,7 +249,10 @@ function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
     forward: forward?.filter((text) => !isPipe(text)),
     reverse,
     socks,
+    retry: piped === undefined && !values.has("no-retry"),
     reconnect: piped === undefined && !values.has("no-reconnect"),
+    resume: !values.has("no-resume"),
+    wait: values.seconds("wait", "30"),
     ...parseCommon(values),
   };
   const start = async (reports: Reports) => {

@@ -4,24 +4,31 @@
  * @module
  */
 
-import { Session, SessionClosedError, type Stream } from "../mod.ts";
+import { type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, request, serveRequest } from "./handshake.ts";
+import { Link } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
-import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
+import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
-// Milliseconds. The default of `serve`.
-const STALLED_STREAM_TIMEOUT = 5000;
+// Milliseconds between requests to listen. Larger: less load on a server that refuses; smaller: an earlier port.
+const MAX_BIND_PAUSE = 30_000;
+
+// Milliseconds. Larger: new connections survive a longer outage; smaller: they fail earlier.
+const WAIT = 30_000;
 
 /**
  * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
- * a half-close. A connection whose target refuses is closed at once. When the connection to the server is lost, all
- * forwarded connections are closed, and so are new ones until the client has reconnected.
+ * a half-close. A connection whose target refuses is closed at once.
+ *
+ * When the connection to the server is lost, forwarded connections wait until it is resumed, up to 60 seconds. With a
+ * server that does not support this, and after a restart of the server, they are closed, and the client connects again.
+ * New connections wait for at most `wait` milliseconds; after that the client stops listening until it has reconnected.
  *
  * @param options The address of the server, what to forward, and callbacks for errors and events.
  * @returns The tunnel, once it is connected and listens on all addresses.
@@ -70,7 +77,7 @@ interface Local {
 
 /** The checked options of a client, with defaults. */
 interface Settings {
-  tls: { caCerts: string[] } | undefined;
+  certificates: { caCerts: string[] } | undefined;
   locals: Local[];
   /** TARGET of the client by LISTEN of the server, in the order of the options. */
   reverse: Map<string, string>;
@@ -98,7 +105,7 @@ function checkOptions(options: OpenTunnelOptions): Settings {
     }
     reverse.set(listen, target);
   }
-  return { tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
+  return { certificates: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
 }
 
 /** The client's end of a tunnel. */
@@ -108,28 +115,49 @@ class Client {
   readonly #options: OpenTunnelOptions;
   readonly #settings: Settings;
   readonly #activity: Activity;
+  readonly #link: Link;
   readonly #finished = Promise.withResolvers<void>();
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
   /** Aborts when local connections that have no stream yet must be closed. */
   readonly #ending = new AbortController();
+  /** Aborts when the server cannot be reached, so that the client stops listening. */
+  #unavailable = new AbortController();
   /** Tasks that the end of the tunnel waits for. */
   readonly #tasks = new Set<Promise<unknown>>();
   /** Streams of BIND requests; the server listens until they end. */
   readonly #bound = new Set<Stream>();
   /** Removes the listener of the signal. */
   readonly #off: () => void;
-  #session: Session | undefined;
+  #isOpen = false;
 
   constructor(options: OpenTunnelOptions) {
     this.serverAddr = format(parseEndpoint("connect", options.connect, 1));
     this.#options = { ...options };
     this.#settings = checkOptions(options);
     this.#activity = new Activity(options);
+    const { locals, certificates, reverse } = this.#settings;
+    const { wait = WAIT, secret } = options;
+    const requests = locals.some(({ target, isSocks }) => target !== undefined || isSocks) || reverse.size > 0;
+    const settings = {
+      ...options,
+      serverAddr: this.serverAddr,
+      certificates,
+      isChecked: requests || secret !== undefined,
+      wait: wait === Infinity ? wait : clampTimeout(wait),
+    };
+    this.#link = new Link(settings, this.#activity, {
+      started: (session) => this.#started(session),
+      unavailable: () => this.#unavailable.abort(),
+      available: () => {
+        this.#unavailable = new AbortController();
+        this.#settings.locals.forEach((local, n) => this.#track(this.#listenAgain(local, this.listenAddrs[n]!)));
+      },
+    }, this.#stopping.signal);
     this.finished.catch(() => {});
     this.#off = onAbort(options.signal, (reason) => {
       this.#stopping.abort(reason);
-      this.#session?.abort(reason);
+      this.#link.session?.abort(reason);
       this.#activity.cut();
     });
   }
@@ -145,30 +173,55 @@ class Client {
   /** Connects and listens. When it rejects, everything that it opened is closed. */
   async open(): Promise<void> {
     try {
-      const session = this.#session = await this.#start();
-      for (const local of this.#settings.locals) this.#listen(local);
-      const streams: Stream[] = [];
-      for (const listen of this.#settings.reverse.keys()) streams.push(await this.#bind(session, listen));
-      this.#keepAllBound(session, streams);
+      // Before the server is there, which may take long: an address may be in use.
+      for (const { listen } of this.#settings.locals) listenOn(listen).close();
+      const bound = await this.#connectAndBind();
+      this.#settings.locals.forEach((local, n) => this.listenAddrs[n] = this.#listen(local, local.listen));
+      this.#isOpen = true;
+      this.#keepAllBound(this.#link.session!, bound);
     } catch (error) {
-      this.#session?.abort(error);
+      this.#link.session?.abort(error);
       await this.#end();
       throw error;
     }
-    this.#run().finally(() => this.#end()).then(this.#finished.resolve, this.#finished.reject);
+    this.#link.run().finally(() => this.#end()).then(this.#finished.resolve, this.#finished.reject);
+  }
+
+  /** Connects, and requests the server to listen; with `retry`, again when the connection is lost meanwhile. */
+  async #connectAndBind(): Promise<Stream[]> {
+    for (;;) {
+      await this.#link.open();
+      const session = this.#link.session!;
+      try {
+        const bound: Stream[] = [];
+        for (const listen of this.#settings.reverse.keys()) bound.push(await this.#bindFirst(session, listen));
+        return bound;
+      } catch (error) {
+        if (!this.#options.retry || !(error instanceof SessionClosedError)) throw error;
+        this.#bound.clear();
+        this.#activity.report(wrapError(`The connection to ${this.serverAddr} was lost`, error));
+      }
+    }
   }
 
   async connect(target?: string): Promise<Stream> {
-    if (this.#session === undefined) throw new Error(`Cannot open a stream: not connected to ${this.serverAddr}`);
-    if (target === undefined) return await this.#session.openStream();
-    parseEndpoint("target", target, 1);
-    return (await request(this.#session, "CONNECT", target, this.#options.secret)).stream;
+    if (target !== undefined) parseEndpoint("target", target, 1);
+    const session = await this.#link.ready();
+    if (target === undefined) return await session.openStream();
+    return (await request(session, "CONNECT", target, this.#options.secret)).stream;
   }
 
   shutdown(timeout = Infinity): Promise<void> {
     this.#stopping.abort();
     for (const stream of this.#bound) stream.close();
-    this.#session?.close({ drain: true, timeout: clampTimeout(timeout) });
+    const { session } = this.#link;
+    const end = () => {
+      if (this.#link.isSuspended) session?.abort();
+    };
+    // The timers of a suspended session do not run, and it cannot end in order.
+    if (this.stats().open === 0) end();
+    else if (timeout !== Infinity) this.finished.catch(() => {}).then(setDeadline(end, clampTimeout(timeout)));
+    session?.close({ drain: true, timeout: clampTimeout(timeout) });
     this.#activity.cutAfter(clampTimeout(timeout), this.finished);
     return this.finished.catch(() => {});
   }
@@ -182,30 +235,40 @@ class Client {
   async #end(): Promise<void> {
     this.#stopping.abort();
     this.#ending.abort();
+    this.#link.end();
     this.#off();
     while (this.#tasks.size > 0) await Promise.allSettled(this.#tasks);
   }
 
-  async #start(): Promise<Session> {
-    const { connect, version, stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = this.#options;
-    const { tls, reverse } = this.#settings;
-    const connection = await dial(connect, this.#stopping.signal, tls);
-    const session = Session.client(connection, { version, stalledStreamTimeout, onFrame: this.#activity.frame });
-    this.#activity.add(session);
+  #started(session: Session): void {
     // A server opens streams for `reverse` only. Without `reverse`, refuse each.
-    if (reverse.size === 0) session.incoming.close();
+    if (this.#settings.reverse.size === 0) session.incoming.close();
     else this.#track(this.#accept(session));
-    return session;
+    if (this.#isOpen) this.#keepAllBound(session);
   }
 
-  /** Listens, and forwards accepted connections to the server. */
-  #listen({ listen, target, isSocks }: Local): void {
+  /** Listens at an address, and forwards accepted connections to the server; returns the address with its port. */
+  #listen({ target, isSocks }: Local, listen: string): string {
     const listening = listenOn(listen);
-    this.listenAddrs.push(listening.addr);
     const connect = (to?: string) => this.connect(to);
     const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(target);
-    const all = forwardAll(this.#activity, listening, open, this.#stopping.signal, this.#ending.signal);
+    const signal = AbortSignal.any([this.#stopping.signal, this.#unavailable.signal]);
+    const all = forwardAll(this.#activity, listening, open, signal, this.#ending.signal);
     this.#track(all.then(({ forwarded }) => forwarded));
+    return listening.addr;
+  }
+
+  /** Listens again at an address that the client has listened at before. */
+  async #listenAgain(local: Local, listen: string): Promise<void> {
+    const { signal } = this.#unavailable;
+    for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted && !this.#stopping.signal.aborted;) {
+      try {
+        return void this.#listen(local, listen);
+      } catch (error) {
+        this.#activity.report(error);
+      }
+      await sleep(delays.next().value, AbortSignal.any([signal, this.#stopping.signal]));
+    }
   }
 
   /** Forwards connections that the server accepts. */
@@ -213,7 +276,7 @@ class Client {
     try {
       for await (const stream of session) this.#track(this.#answer(stream).finally(() => stream.close()));
     } catch {
-      // `#run` reports the end of the session.
+      // The link reports the end of the session.
     }
   }
 
@@ -237,6 +300,20 @@ class Client {
     return stream;
   }
 
+  /** Requests the server to listen for the first time; with `retry`, until its address is free. */
+  async #bindFirst(session: Session, listen: string): Promise<Stream> {
+    for (const delays = backoff(MAX_BIND_PAUSE);;) {
+      try {
+        return await this.#bind(session, listen);
+      } catch (error) {
+        const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500;
+        if (!this.#options.retry || !mayBecomeFree || this.#stopping.signal.aborted) throw error;
+        this.#activity.report(error);
+      }
+      await sleep(delays.next().value, this.#stopping.signal);
+    }
+  }
+
   #keepAllBound(session: Session, streams: readonly Stream[] = []): void {
     [...this.#settings.reverse.keys()].forEach((listen, n) =>
       this.#track(this.#keepBound(session, listen, streams[n]))
@@ -246,7 +323,7 @@ class Client {
   /** Keeps the server listening until the session ends. */
   async #keepBound(session: Session, listen: string, stream?: Stream): Promise<void> {
     const { signal } = this.#stopping;
-    for (const delays = backoff(); !signal.aborted;) {
+    for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted;) {
       try {
         stream ??= await this.#bind(session, listen);
         // The server sends nothing more on the stream: the read waits for its end.
@@ -261,52 +338,5 @@ class Client {
       }
       await sleep(delays.next().value, signal);
     }
-  }
-
-  /** Waits for the end of each session, and reconnects. */
-  async #run(): Promise<void> {
-    const { signal, reconnect = true } = this.#options;
-    let delays = backoff();
-    while (this.#session !== undefined) {
-      const began = performance.now();
-      const reason = await this.#sessionEnd(this.#session);
-      this.#session = undefined;
-      const ended = performance.now();
-      const lost = wrapError(`The connection to ${this.serverAddr} was lost`, reason ?? "closed by the server");
-      if (this.#stopping.signal.aborted) {
-        if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
-        return;
-      }
-      if (!reconnect) throw lost;
-      this.#activity.report(lost);
-      if (ended - began > MAX_BACKOFF) delays = backoff();
-      const session = this.#session = await this.#startAgain(delays);
-      if (session === undefined) return;
-      const downtime = performance.now() - ended;
-      this.#activity.emit({ type: "reconnected", serverAddr: this.serverAddr, error: lost, downtime });
-      this.#keepAllBound(session);
-    }
-  }
-
-  /** Waits until a session has ended; returns the reason, `undefined` after a clean close. */
-  #sessionEnd(session: Session): Promise<unknown> {
-    const { signal } = this.#options;
-    // The tunnel may have been shut down while the session was being opened.
-    if (signal?.aborted) session.abort(signal.reason);
-    else if (this.#stopping.signal.aborted) session.close({ drain: true });
-    return session.closed.then(() => undefined, (error: unknown) => error);
-  }
-
-  async #startAgain(delays: ReturnType<typeof backoff>): Promise<Session | undefined> {
-    const { signal } = this.#stopping;
-    while (!signal.aborted) {
-      await sleep(delays.next().value, signal);
-      try {
-        return await this.#start();
-      } catch (error) {
-        if (!signal.aborted) this.#activity.report(error);
-      }
-    }
-    return undefined;
   }
 }

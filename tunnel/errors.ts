@@ -22,3 +22,6 @@ export function errorText(error: unknown): string {
 export function toError(thrown: unknown): Error {
   return thrown instanceof Error ? thrown : new Error(String(thrown), { cause: thrown });
 }
+
+/** An error that lasts: another attempt would fail in the same way. */
+export class PermanentError extends Error {}

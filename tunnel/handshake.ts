@@ -10,7 +10,7 @@ import { encoder, printable, readExactly, writeAll } from "./bytes.ts";
 import { errorText, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening } from "./socket.ts";
-import { sleep, withDeadline } from "./wait.ts";
+import { HANDSHAKE_TIMEOUT, setDeadline, sleep, withDeadline } from "./wait.ts";
 
 /** Maximum bytes of a head. Larger: longer requests; smaller: less memory that a peer can occupy with each stream. */
 export const MAX_HEAD = 8192;
@@ -18,14 +18,26 @@ export const MAX_HEAD = 8192;
 /** Milliseconds before a wrong secret is refused. Larger: slower guessing; smaller: earlier errors. */
 export const WRONG_SECRET_DELAY = 1000;
 
-/** Reads the lines of an HTTP head, byte by byte: the bytes after it belong to the forwarded connection. */
+// The end of a head.
+const END = "\r\n\r\n";
+
+/** Reads the lines of an HTTP head, and no byte after it: those belong to the forwarded connection. */
 async function readHead(from: DuplexConnection): Promise<string[]> {
   let head = "";
-  while (!head.endsWith("\r\n\r\n")) {
-    if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, `HTTP header exceeds ${MAX_HEAD} bytes`);
-    head += String.fromCharCode((await readExactly(from, 1))[0]!);
+  for (let missing = END.length; missing > 0; missing = missingOfEnd(head)) {
+    const count = Math.min(missing, MAX_HEAD - head.length);
+    if (count === 0) throw new TunnelRefusedError(431, `HTTP header exceeds ${MAX_HEAD} bytes`);
+    head += String.fromCharCode(...await readExactly(from, count));
   }
-  return head.slice(0, -4).split("\r\n").map(printable);
+  return head.slice(0, -END.length).split("\r\n").map(printable);
+}
+
+/** Returns the least number of bytes that complete a head. */
+function missingOfEnd(head: string): number {
+  for (let missing = 0; missing < END.length; missing++) {
+    if (head.endsWith(END.slice(0, END.length - missing))) return missing;
+  }
+  return END.length;
 }
 
 /** Returns the value of a header; empty if it is absent. */
@@ -82,8 +94,33 @@ export async function serveRequest<T extends { close(): void }>(
   }
 }
 
-/** Requests the peer to connect or to listen. */
-export async function request(session: Session, method: "CONNECT" | "BIND", address: string, secret?: string) {
+/**
+ * Requests the server to do nothing: its response proves the secret, the version of smux and the protocol below.
+ *
+ * @throws {TunnelRefusedError} The server does not accept the secret.
+ */
+export async function checkServer(session: Session, secret?: string): Promise<void> {
+  const clear = setDeadline(
+    () => session.abort(new Error(`handshake timed out after ${HANDSHAKE_TIMEOUT} ms`)),
+    HANDSHAKE_TIMEOUT,
+  );
+  try {
+    (await request(session, "OPTIONS", "*", secret)).stream.close();
+  } catch (error) {
+    // A server that does not know the method has accepted the secret.
+    if (!(error instanceof TunnelRefusedError && error.status === 405)) throw error;
+  } finally {
+    clear();
+  }
+}
+
+/** Requests the peer to connect, to listen, or to do nothing. */
+export async function request(
+  session: Session,
+  method: "CONNECT" | "BIND" | "OPTIONS",
+  address: string,
+  secret?: string,
+) {
   const stream = await session.openStream();
   try {
     const authorization = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
@@ -127,6 +164,7 @@ export async function authorize(
     await sleep(WRONG_SECRET_DELAY, signal);
     throw new TunnelRefusedError(407, "wrong secret");
   }
+  if (method === "OPTIONS") return;
   const allowed = rules[method];
   if (allowed === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
   const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);

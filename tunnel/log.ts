@@ -6,10 +6,16 @@
 
 import type { FrameEvent } from "../mod.ts";
 import { formatPeer, UNNAMED } from "./address.ts";
+import { errorText } from "./errors.ts";
 import type { TunnelEvent, TunnelStats } from "./options.ts";
 
 function count(number: number, noun: string): string {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/** Formats a duration in milliseconds. */
+function seconds(milliseconds: number): string {
+  return `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
 /** Formats an event. */
@@ -21,8 +27,14 @@ export function eventLine(event: TunnelEvent): string {
       return `${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
     case "stopped":
       return `stopped ${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
+    case "suspended":
+      return errorText(event.error);
+    case "resumed":
+      return `resumed the connection to ${event.serverAddr} after ${seconds(event.downtime)}`;
     case "reconnected":
-      return `reconnected to ${event.serverAddr}`;
+      return `reconnected to ${event.serverAddr} after ${seconds(event.downtime)}`;
+    case "unresumable":
+      return `${event.serverAddr} does not resume: forwarded connections end when the connection to it is lost`;
   }
 }
 

@@ -53,7 +53,11 @@ export interface TunnelOptions {
  * - `"connected"`, on a server: a client has connected.
  * - `"listening"`, on a server: it listens for an entry of a client's `reverse`.
  * - `"stopped"`, on a server: it has stopped listening for a client.
- * - `"reconnected"`, on a client: it has a new connection to the server after the previous one was lost.
+ * - `"suspended"`, on a client: the connection to the server was lost, and is being resumed.
+ * - `"resumed"`, on a client: forwarded connections continue where they were.
+ * - `"reconnected"`, on a client: it has a new connection to the server after the previous one was lost. Forwarded
+ *   connections of the previous one have ended.
+ * - `"unresumable"`, on a client, once: the server does not support resuming.
  *
  * An address is `host:port`, `[ipv6]:port` or `unix:/path`. The address of a client at a Unix socket is `undefined`.
  *
@@ -70,8 +74,13 @@ export interface TunnelOptions {
  *       return `listening on ${event.listenAddr}`;
  *     case "stopped":
  *       return `stopped listening on ${event.listenAddr}: ${event.error?.message ?? "closed"}`;
+ *     case "suspended":
+ *       return event.error.message;
+ *     case "resumed":
  *     case "reconnected":
- *       return `reconnected after ${event.downtime} ms: ${event.error.message}`;
+ *       return `${event.type} after ${event.downtime} ms`;
+ *     case "unresumable":
+ *       return `${event.serverAddr} does not resume`;
  *   }
  * }
  *
@@ -106,6 +115,25 @@ export type TunnelEvent =
     clientAddr: string | undefined;
     /** Why the connection to the client ended; `undefined` when either end stopped listening by `shutdown`. */
     error: Error | undefined;
+  }
+  | {
+    type: "suspended";
+    /** The address of the server, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
+    /** Why the connection was lost. */
+    error: Error;
+  }
+  | {
+    type: "resumed";
+    /** The address of the server, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
+    /** Milliseconds without a connection. */
+    downtime: number;
+  }
+  | {
+    type: "unresumable";
+    /** The address of the server, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
   }
   | {
     type: "reconnected";
@@ -193,8 +221,24 @@ export interface OpenTunnelOptions extends TunnelOptions {
   ca?: string | undefined;
   /** The version of smux. Default: 2. */
   version?: Version | undefined;
-  /** Whether to reconnect, after 0.05 to 30 seconds, when the connection is lost. Default: `true`. */
+  /**
+   * Whether to retry the first connection until it succeeds, and a reverse forward until its address is free. Errors
+   * that would happen again still reject: a wrong secret, a request that is not allowed, a certificate that is not
+   * trusted, a server that speaks another protocol. Default: `false`.
+   */
+  retry?: boolean | undefined;
+  /** Whether to reconnect, after 0.05 to 2 seconds, when the connection is lost. Default: `true`. */
   reconnect?: boolean | undefined;
+  /**
+   * Whether forwarded connections survive the loss of the connection to the server. A server that does not support it
+   * is recognized by a first connection, which it closes. Default: `true`.
+   */
+  resume?: boolean | undefined;
+  /**
+   * Milliseconds that a new connection waits while the server cannot be reached. After that the addresses of `forward`
+   * and `socks` refuse connections until it can be reached again. Default: 30 000.
+   */
+  wait?: number | undefined;
 }
 
 /**
@@ -305,7 +349,7 @@ export interface TunnelClient extends Tunnel {
    * @returns A stream, joined to the target.
    * @throws {RangeError} The target is malformed.
    * @throws {TunnelRefusedError} The server does not allow the target, or cannot connect to it.
-   * @throws {Error} The client is not connected to the server.
+   * @throws {Error} The server could not be reached for `wait` milliseconds.
    */
   connect(target?: string): Promise<Stream>;
 }

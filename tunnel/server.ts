@@ -5,6 +5,7 @@
  */
 
 import { serve, type Server, type Session, type Stream } from "../mod.ts";
+import { resumableListener } from "../resume.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, UNNAMED } from "./address.ts";
 import { toError, wrapError } from "./errors.ts";
@@ -103,7 +104,7 @@ class TunnelServer {
     const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
     this.addr = listening.addr;
     const cut = new AbortController();
-    this.#server = serve(listening, (stream, session) => this.#handle(stream, session), {
+    this.#server = serve(resumableListener(listening), (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
       stalledStreamTimeout,
       onFrame: this.#activity.frame,
@@ -150,10 +151,12 @@ class TunnelServer {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
     const { address, opened } = await serveRequest(stream, peer, async (request) => {
       await authorize(request, this.#rules, this.#secret, this.#stopping.signal);
+      if (request.method === "OPTIONS") return stream;
       return request.method === "BIND" ? listenOn(request.address) : await dial(request.address, stream);
     });
-    if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
-    else await this.#forward(stream, opened, address);
+    if (opened === stream) stream.close();
+    else if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
+    else await this.#forward(stream, opened as Socket, address);
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */

@@ -33,7 +33,13 @@ export class Listening {
 
   close(): void {
     this.#listener.close();
-    if (this.addr.startsWith("unix:")) Deno.removeSync(this.addr.slice("unix:".length));
+    if (!this.addr.startsWith("unix:")) return;
+    try {
+      Deno.removeSync(this.addr.slice("unix:".length));
+    } catch (error) {
+      // Deno removes the file itself when nothing waits in `accept`.
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
   }
 }
 

@@ -29,13 +29,14 @@ export async function withDeadline<T>(connection: DuplexConnection, step: Promis
 
 // Milliseconds.
 const MIN_BACKOFF = 100;
-export const MAX_BACKOFF = 30_000;
 
-/** Yields exponential delays in milliseconds, with jitter so that clients do not reconnect at the same time. */
-export function* backoff(): Generator<number, never> {
-  for (let longest = MIN_BACKOFF;; longest = Math.min(longest * 2, MAX_BACKOFF)) {
-    yield longest * (0.5 + Math.random() / 2);
-  }
+/**
+ * Yields exponential delays in milliseconds, with jitter so that clients do not reconnect at the same time.
+ *
+ * @param max The longest delay.
+ */
+export function* backoff(max: number): Generator<number, never> {
+  for (let longest = MIN_BACKOFF;; longest = Math.min(longest * 2, max)) yield longest * (0.5 + Math.random() / 2);
 }
 
 /** Returns the nearest timeout that a session accepts, in milliseconds. */
