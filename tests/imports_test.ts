@@ -175,19 +175,27 @@ const ARROWS: Record<string, string[]> = {
     "mod.ts",
     "node:util",
     "tunnel/address.ts",
+    "tunnel/certificate.ts",
     "tunnel/client.ts",
     "tunnel/errors.ts",
+    "tunnel/hints.ts",
     "tunnel/options.ts",
     "tunnel/server.ts",
+    "tunnel/usage.ts",
   ],
   "tunnel/bytes.ts": ["mod.ts"],
+  "tunnel/carrier.ts": ["mod.ts", "resume.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
+  "tunnel/certificate.ts": ["tunnel/bytes.ts"],
   "tunnel/cli.ts": [
     "mod.ts",
     "tunnel/arguments.ts",
     "tunnel/display.ts",
     "tunnel/errors.ts",
+    "tunnel/hints.ts",
     "tunnel/log.ts",
     "tunnel/options.ts",
+    "tunnel/stdio.ts",
+    "tunnel/usage.ts",
     "tunnel/wait.ts",
   ],
   "tunnel/client.ts": [
@@ -197,12 +205,13 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/errors.ts",
     "tunnel/forward.ts",
     "tunnel/handshake.ts",
+    "tunnel/link.ts",
     "tunnel/options.ts",
     "tunnel/socket.ts",
     "tunnel/socks5.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/display.ts": ["tunnel/bytes.ts", "tunnel/options.ts"],
+  "tunnel/display.ts": ["tunnel/options.ts", "tunnel/output.ts", "tunnel/wait.ts"],
   "tunnel/errors.ts": [],
   "tunnel/forward.ts": [
     "mod.ts",
@@ -221,10 +230,23 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/log.ts": ["mod.ts", "tunnel/address.ts", "tunnel/options.ts"],
+  "tunnel/hints.ts": ["tunnel/address.ts", "tunnel/usage.ts"],
+  "tunnel/link.ts": [
+    "mod.ts",
+    "tunnel/activity.ts",
+    "tunnel/carrier.ts",
+    "tunnel/errors.ts",
+    "tunnel/handshake.ts",
+    "tunnel/options.ts",
+    "tunnel/socket.ts",
+    "tunnel/wait.ts",
+  ],
+  "tunnel/log.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/options.ts"],
   "tunnel/options.ts": ["mod.ts"],
+  "tunnel/output.ts": ["tunnel/bytes.ts"],
   "tunnel/server.ts": [
     "mod.ts",
+    "resume.ts",
     "tunnel/activity.ts",
     "tunnel/address.ts",
     "tunnel/errors.ts",
@@ -236,6 +258,8 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/socket.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
   "tunnel/socks5.ts": ["mod.ts", "tunnel/address.ts", "tunnel/bytes.ts", "tunnel/options.ts", "tunnel/wait.ts"],
+  "tunnel/stdio.ts": ["mod.ts", "tunnel/options.ts", "tunnel/wait.ts"],
+  "tunnel/usage.ts": [],
   "tunnel/wait.ts": ["mod.ts"],
   "websocket.ts": [
     "_clock.ts",
@@ -339,10 +363,11 @@ Deno.test("imports: stream.ts does not import the session, directly or indirectl
   );
 });
 
-Deno.test("imports: of the library the tunnel imports only mod.ts", async () => {
+Deno.test("imports: of the library the tunnel imports only public modules", async () => {
   const found = Object.entries(await arrows());
   const known = found.filter(([from]) => isOfTunnel(from)).flatMap(([, to]) => to);
-  assertEquals([...new Set(known.filter((module) => !isOfTunnel(module) && !module.startsWith("node:")))], ["mod.ts"]);
+  const outside = new Set(known.filter((module) => !isOfTunnel(module) && !module.startsWith("node:")));
+  assertEquals([...outside].sort(), ["mod.ts", "resume.ts"]);
   // No module of the library imports the tunnel.
   assertEquals(found.filter(([from, to]) => !isOfTunnel(from) && to.some(isOfTunnel)), []);
 });

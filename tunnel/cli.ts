@@ -4,54 +4,85 @@
  * @module
  */
 
-import { type FrameEvent, join, type Stream } from "../mod.ts";
-import { HELP, parseCommand, UsageError } from "./arguments.ts";
+import type { FrameEvent } from "../mod.ts";
+import { parseCommand, type TunnelCommand, UsageError } from "./arguments.ts";
 import { Display } from "./display.ts";
-import { errorText } from "./errors.ts";
+import { errorText, PermanentError } from "./errors.ts";
+import { errorHint } from "./hints.ts";
 import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "./log.ts";
-import type { Tunnel } from "./options.ts";
+import { TunnelRefusedError } from "./options.ts";
+import { forwardStdio } from "./stdio.ts";
+import { textFor } from "./usage.ts";
 import { setDeadline } from "./wait.ts";
 
-// Milliseconds to send the final FIN after an error. Larger: tolerates a slower server; smaller: earlier exit.
-const PIPE_TIMEOUT = 1000;
+/** The exit codes of the command. */
+const EXIT = { ended: 0, failed: 1, usage: 2, refused: 3 };
 
-/** Joins stdin and stdout with a stream, then shuts the tunnel down. */
-async function pipe(tunnel: Tunnel, connect: () => Promise<Stream>, cut: AbortSignal): Promise<void> {
-  const { stdin, stdout } = Deno;
-  const read = (p: Uint8Array) => stdin.read(p);
-  const write = (p: Uint8Array) => stdout.write(p);
-  const closeWrite = () => Promise.resolve(stdout.close());
-  try {
-    await join(await connect(), { read, write, closeWrite, close() {} }, { signal: cut });
-  } catch (error) {
-    tunnel.shutdown({ timeout: PIPE_TIMEOUT });
-    throw error;
+/** Stdin and stdout, to forward. */
+const stdio = {
+  read: (p: Uint8Array) => Deno.stdin.read(p),
+  write: (p: Uint8Array) => Deno.stdout.write(p),
+  close: () => Deno.stdout.close(),
+};
+
+/** Formats an error as one line. */
+function errorLine(error: unknown): string {
+  const text = errorText(error).replaceAll(/\s*\n\s*/g, " ");
+  const hint = errorHint(text);
+  return hint === undefined ? text : `${text}: ${hint}`;
+}
+
+function exitCode(error: unknown): number {
+  if (error instanceof UsageError || error instanceof RangeError) return EXIT.usage;
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    if (cause instanceof TunnelRefusedError || cause instanceof PermanentError) return EXIT.refused;
   }
-  // Without a timeout: the last bytes may still be in transit.
-  tunnel.shutdown();
+  return EXIT.failed;
 }
 
 /** Runs the command; returns the exit code. */
 export async function main(args: readonly string[]): Promise<number> {
-  if (args.includes("--help") || args.includes("-h")) {
-    console.log(HELP);
-    return 0;
+  // A full pipe, or a terminal that is stopped or gone, must not block or end the process: only `Display` writes to it.
+  let display = new Display(Deno.stdout, Deno.stderr);
+  try {
+    const text = textFor(args);
+    if (text !== undefined) {
+      display.line(text);
+      return EXIT.ended;
+    }
+    const command = parseCommand(args);
+    if ("run" in command) {
+      for (const line of await command.run()) display.line(line);
+      return EXIT.ended;
+    }
+    if (command.isPiped) display = new Display(Deno.stderr, Deno.stderr);
+    await runTunnel(command, display);
+    return EXIT.ended;
+  } catch (error) {
+    const code = exitCode(error);
+    const isHinted = error instanceof UsageError && error.isHinted;
+    display.error(`${errorLine(error)}${code === EXIT.usage && !isHinted ? " (try --help)" : ""}`);
+    return code;
+  } finally {
+    await display.end();
   }
-  let display = new Display(Deno.stdout);
-  const onError = (error: unknown) => display.line(errorText(error), Deno.stderr);
-  const onFrame = (frame: FrameEvent) => display.line(frameLine(frame), Deno.stderr);
+}
+
+/** Runs a tunnel until it ends. */
+async function runTunnel(
+  { start, grace, isPiped, isTraced }: TunnelCommand,
+  display: Display,
+): Promise<void> {
   // Windows has no SIGTERM.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};
   const cut = new AbortController();
   const unlisten = () => signals.forEach((name) => Deno.removeSignalListener(name, stop));
   try {
-    const { start, grace, isPiped, isTraced } = parseCommand(args);
-    if (isPiped) display = new Display(Deno.stderr);
     const { tunnel, addrs, connect } = await start({
-      onError,
+      onError: (error) => display.error(errorLine(error)),
       onEvent: (event) => display.line(eventLine(event)),
-      onFrame: isTraced ? onFrame : undefined,
+      onFrame: isTraced ? (frame: FrameEvent) => display.error(frameLine(frame)) : undefined,
     });
     stop = () => {
       // The next signal ends the process.
@@ -67,19 +98,13 @@ export async function main(args: readonly string[]): Promise<number> {
       // After a lost connection stdout still receives what arrived before.
       let lost: unknown;
       tunnel.finished.catch((error) => lost = error);
-      await pipe(tunnel, connect, cut.signal).catch((error) => {
+      await forwardStdio(tunnel, connect, stdio, cut.signal).catch((error) => {
         throw lost ?? error;
       });
     }
     await tunnel.finished;
     if (!isPiped) display.line(totalLine(tunnel.stats()));
-    return 0;
-  } catch (error) {
-    const isUsage = error instanceof UsageError || error instanceof RangeError;
-    onError(isUsage ? `${error.message} (try --help)` : error);
-    return isUsage ? 2 : 1;
   } finally {
-    display.end();
     unlisten();
   }
 }
