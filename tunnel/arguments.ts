@@ -9,6 +9,7 @@ import type { Stream } from "../mod.ts";
 import { parseForward } from "./address.ts";
 import { openTunnel } from "./client.ts";
 import { errorText } from "./errors.ts";
+import type { LogFormat } from "./log.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
 import { serveTunnel } from "./server.ts";
 
@@ -37,6 +38,7 @@ LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).
   --grace SECONDS          Ctrl-C waits this long for connections; default: 30
   --stall SECONDS          close a connection that is not read for this long and
                            blocks all others; default: 5; 0: never
+  --log text|json          log with times, and each forwarded connection
   --trace                  log every frame between client and server to stderr
   --insecure               allow other machines without TLS and a secret
   --no-reconnect           exit when the connection to the server is lost
@@ -51,7 +53,7 @@ export class UsageError extends Error {}
 /** An option of the command line. */
 interface Option {
   /** Its value, as the help names it; absent: the option accepts none. */
-  value?: "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2";
+  value?: "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2" | "text|json";
   /** Whether it may be repeated. */
   isList?: true;
 }
@@ -60,6 +62,7 @@ const COMMON: Record<string, Option> = {
   secret: { value: "FILE" },
   grace: { value: "SECONDS" },
   stall: { value: "SECONDS" },
+  log: { value: "text|json" },
   trace: {},
   insecure: {},
 };
@@ -177,8 +180,12 @@ interface Started {
   tunnel: Tunnel;
   /** The addresses to print: where it listens. */
   addrs: readonly string[];
+  /** Where the connections of each address lead; `undefined` if each request contains its target. */
+  targets: readonly (string | undefined)[];
   /** Opens the stream to join with stdin and stdout; absent if these are not forwarded. */
   connect?: () => Promise<Stream>;
+  /** The target of that stream; `undefined`: the fixed target of the server. */
+  pipedTo?: string | undefined;
 }
 
 /** A parsed command line. */
@@ -190,6 +197,8 @@ interface Command {
   isPiped: boolean;
   /** Whether frames are logged. */
   isTraced: boolean;
+  /** The format of the log; `undefined`: text without times. */
+  log: LogFormat | undefined;
 }
 
 /** Parses the options of both commands. */
@@ -202,7 +211,14 @@ function parseCommon(values: Values) {
   };
 }
 
-function parseServer(values: Values): Omit<Command, "grace" | "isTraced"> {
+/** Parses `--log`. */
+function parseLog(values: Values): LogFormat | undefined {
+  const log = values.one("log");
+  if (log === undefined || log === "text" || log === "json") return log;
+  throw new UsageError(`--log must be text or json, received "${log}"`);
+}
+
+function parseServer(values: Values): Omit<Command, "grace" | "isTraced" | "log"> {
   const options = {
     listen: values.required("listen"),
     target: values.one("target"),
@@ -217,12 +233,12 @@ function parseServer(values: Values): Omit<Command, "grace" | "isTraced"> {
   }
   const start = (reports: Reports) => {
     const tunnel = serveTunnel({ ...options, ...reports });
-    return { tunnel, addrs: [tunnel.serverAddr] };
+    return { tunnel, addrs: [tunnel.serverAddr], targets: [options.target] };
   };
   return { isPiped: false, start };
 }
 
-function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
+function parseClient(values: Values): Omit<Command, "grace" | "isTraced" | "log"> {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
@@ -247,8 +263,15 @@ function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
   };
   const start = async (reports: Reports) => {
     const tunnel = await openTunnel({ ...options, ...reports });
-    const started = { tunnel, addrs: tunnel.listenAddrs };
-    return piped === undefined ? started : { ...started, connect: () => tunnel.connect(piped.target) };
+    const leads = (name: string) => (text: string) => parseForward(name, text).target;
+    const targets = [
+      ...(options.forward ?? []).map(leads("forward")),
+      ...(socks ?? []).map(() => undefined),
+      ...(reverse ?? []).map(leads("reverse")),
+    ];
+    const started = { tunnel, addrs: tunnel.listenAddrs, targets };
+    if (piped === undefined) return started;
+    return { ...started, connect: () => tunnel.connect(piped.target), pipedTo: piped.target };
   };
   return { isPiped: piped !== undefined, start };
 }
@@ -263,5 +286,5 @@ export function parseCommand([role, ...rest]: readonly string[]): Command {
   if (!Object.hasOwn(OPTIONS, role)) throw new UsageError(`expected "server" or "client", received "${role}"`);
   const values = new Values(role, rest);
   const command = role === "server" ? parseServer(values) : parseClient(values);
-  return { ...command, grace: values.seconds("grace", "30"), isTraced: values.has("trace") };
+  return { ...command, grace: values.seconds("grace", "30"), isTraced: values.has("trace"), log: parseLog(values) };
 }

@@ -5,27 +5,60 @@
  */
 
 import { type FrameEvent, join, type Stream } from "../mod.ts";
+import { CountedConnection, type FinishedEvent } from "./accounting.ts";
 import { HELP, parseCommand, UsageError } from "./arguments.ts";
 import { Display } from "./display.ts";
-import { errorText } from "./errors.ts";
-import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "./log.ts";
+import { toError } from "./errors.ts";
+import {
+  errorEntry,
+  eventEntry,
+  formatEntry,
+  frameEntry,
+  listeningEntry,
+  type LogEntry,
+  type LogFormat,
+  pipedEntry,
+  shutdownEntry,
+  totalEntry,
+} from "./log.ts";
 import type { Tunnel } from "./options.ts";
 import { setDeadline } from "./wait.ts";
 
 // Milliseconds to send the final FIN after an error. Larger: tolerates a slower server; smaller: earlier exit.
 const PIPE_TIMEOUT = 1000;
 
-/** Joins stdin and stdout with a stream, then shuts the tunnel down. */
-async function pipe(tunnel: Tunnel, connect: () => Promise<Stream>, cut: AbortSignal): Promise<void> {
+/** The figures of stdin and stdout as a forwarded connection. */
+type PipeFigures = Pick<FinishedEvent, "sent" | "received" | "duration" | "error">;
+
+/** Joins stdin and stdout with a stream, reports the end, then shuts the tunnel down. */
+async function pipe(
+  tunnel: Tunnel,
+  connect: () => Promise<Stream>,
+  cut: AbortSignal,
+  ended: (figures: PipeFigures) => void,
+): Promise<void> {
   const { stdin, stdout } = Deno;
+  let [sent, received, began] = [0, 0, 0];
+  let failed: Error | undefined;
   const read = (p: Uint8Array) => stdin.read(p);
   const write = (p: Uint8Array) => stdout.write(p);
   const closeWrite = () => Promise.resolve(stdout.close());
+  const counter = {
+    countSent: (bytes: number) => void (sent += bytes),
+    countReceived: (bytes: number) => void (received += bytes),
+  };
   try {
-    await join(await connect(), { read, write, closeWrite, close() {} }, { signal: cut });
+    const stream = await connect();
+    began = performance.now();
+    await join(stream, new CountedConnection({ read, write, closeWrite, close() {} }, counter), { signal: cut });
   } catch (error) {
+    failed = toError(error);
     tunnel.shutdown({ timeout: PIPE_TIMEOUT });
     throw error;
+  } finally {
+    // A refused target is an error and no connection.
+    const duration = Math.round(performance.now() - began);
+    if (began > 0) ended({ sent, received, duration, error: failed });
   }
   // Without a timeout: the last bytes may still be in transit.
   tunnel.shutdown();
@@ -38,41 +71,49 @@ export async function main(args: readonly string[]): Promise<number> {
     return 0;
   }
   let display = new Display(Deno.stdout);
-  const onError = (error: unknown) => display.line(errorText(error), Deno.stderr);
-  const onFrame = (frame: FrameEvent) => display.line(frameLine(frame), Deno.stderr);
+  let format: LogFormat | undefined;
+  const log = (entry: LogEntry, out?: typeof Deno.stdout) => display.line(formatEntry(entry, format, new Date()), out);
+  const onError = (error: unknown) => log(errorEntry(error), Deno.stderr);
+  const onFrame = (frame: FrameEvent) => log(frameEntry(frame), Deno.stderr);
   // Windows has no SIGTERM.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};
   const cut = new AbortController();
   const unlisten = () => signals.forEach((name) => Deno.removeSignalListener(name, stop));
   try {
-    const { start, grace, isPiped, isTraced } = parseCommand(args);
+    const command = parseCommand(args);
+    const { start, grace, isPiped, isTraced } = command;
+    format = command.log;
     if (isPiped) display = new Display(Deno.stderr);
-    const { tunnel, addrs, connect } = await start({
+    const { tunnel, addrs, targets, connect, pipedTo } = await start({
       onError,
-      onEvent: (event) => display.line(eventLine(event)),
+      // Without a format, the log has only what concerns the tunnel itself.
+      onEvent: (event) => void (event.type === "finished" && format === undefined || log(eventEntry(event))),
       onFrame: isTraced ? onFrame : undefined,
     });
     stop = () => {
       // The next signal ends the process.
       unlisten();
-      display.line(shutdownLine(grace));
+      log(shutdownEntry(grace));
       tunnel.shutdown({ timeout: grace });
       if (isPiped) setDeadline(() => cut.abort(new Error(`stdout was not read within ${grace / 1000} seconds`)), grace);
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
-    for (const addr of addrs) display.line(listeningLine(addr));
+    addrs.forEach((addr, n) => log(listeningEntry(addr, format && targets[n])));
     display.live(() => tunnel.stats());
     if (connect !== undefined) {
       // After a lost connection stdout still receives what arrived before.
       let lost: unknown;
       tunnel.finished.catch((error) => lost = error);
-      await pipe(tunnel, connect, cut.signal).catch((error) => {
+      const ended = (figures: PipeFigures) => {
+        if (format !== undefined) log(pipedEntry({ ...figures, user: undefined, from: "stdin", to: pipedTo }));
+      };
+      await pipe(tunnel, connect, cut.signal, ended).catch((error) => {
         throw lost ?? error;
       });
     }
     await tunnel.finished;
-    if (!isPiped) display.line(totalLine(tunnel.stats()));
+    if (!isPiped) log(totalEntry(tunnel.stats()));
     return 0;
   } catch (error) {
     const isUsage = error instanceof UsageError || error instanceof RangeError;

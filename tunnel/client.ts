@@ -159,6 +159,15 @@ class Client {
   }
 
   async connect(target?: string): Promise<Stream> {
+    try {
+      return await this.#connect(target);
+    } catch (error) {
+      this.#activity.countRefusal(error);
+      throw error;
+    }
+  }
+
+  async #connect(target?: string): Promise<Stream> {
     if (this.#session === undefined) throw new Error(`Cannot open a stream: not connected to ${this.serverAddr}`);
     if (target === undefined) return await this.#session.openStream();
     parseEndpoint("target", target, 1);
@@ -202,9 +211,16 @@ class Client {
   #listen({ listen, target, isSocks }: Local): void {
     const listening = listenOn(listen);
     this.listenAddrs.push(listening.addr);
-    const connect = (to?: string) => this.connect(to);
-    const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(target);
-    const all = forwardAll(this.#activity, listening, open, this.#stopping.signal, this.#ending.signal);
+    const open = async (from: Socket) => {
+      let to = target;
+      const stream = isSocks
+        ? await speakSocks(from, (asked) => this.#connect(to = asked))
+        : await this.#connect(target);
+      return { stream, to };
+    };
+    const kind = isSocks ? "socks" as const : "forward" as const;
+    const route = { kind, user: undefined, forward: target === undefined ? listen : `${listen}=${target}` };
+    const all = forwardAll(this.#activity, listening, open, route, this.#stopping.signal, this.#ending.signal);
     this.#track(all.then(({ forwarded }) => forwarded));
   }
 
@@ -224,7 +240,10 @@ class Client {
       if (target === undefined) throw new TunnelRefusedError(403, "not in reverse");
       return await dial(target, stream);
     });
-    await forwardStream(this.#activity, stream, opened, `to ${reverse.get(address)}`);
+    const to = reverse.get(address);
+    const from = this.serverAddr;
+    const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
+    await forwardStream(this.#activity, stream, opened, `to ${to}`, route);
   }
 
   /** Requests the server to listen, until the returned stream ends. */

@@ -7,7 +7,7 @@
 import { type DuplexConnection, type Session, SessionClosedError } from "../mod.ts";
 import { parseEndpoint, type Rule } from "./address.ts";
 import { encoder, printable, readExactly, writeAll } from "./bytes.ts";
-import { errorText, wrapError } from "./errors.ts";
+import { errorText, RefusalError, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening } from "./socket.ts";
 import { sleep, withDeadline } from "./wait.ts";
@@ -78,7 +78,7 @@ export async function serveRequest<T extends { close(): void }>(
     const status = error instanceof TunnelRefusedError ? error.status : isBad ? 400 : 502;
     await withDeadline(stream, respond(stream, status, errorText(error))).catch(() => {});
     const what = request === undefined ? "a request" : `${request.method} ${request.address}`;
-    throw wrapError(`Refused ${what} from ${peer}`, error);
+    throw new RefusalError(status, `Refused ${what} from ${peer}`, error);
   }
 }
 

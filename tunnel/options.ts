@@ -54,6 +54,7 @@ export interface TunnelOptions {
  * - `"listening"`, on a server: it listens for an entry of a client's `reverse`.
  * - `"stopped"`, on a server: it has stopped listening for a client.
  * - `"reconnected"`, on a client: it has a new connection to the server after the previous one was lost.
+ * - `"finished"`: a forwarded connection has ended.
  *
  * An address is `host:port`, `[ipv6]:port` or `unix:/path`. The address of a client at a Unix socket is `undefined`.
  *
@@ -72,6 +73,8 @@ export interface TunnelOptions {
  *       return `stopped listening on ${event.listenAddr}: ${event.error?.message ?? "closed"}`;
  *     case "reconnected":
  *       return `reconnected after ${event.downtime} ms: ${event.error.message}`;
+ *     case "finished":
+ *       return `${event.from} to ${event.to}: ${event.sent + event.received} bytes, ${event.error?.message ?? "closed"}`;
  *   }
  * }
  *
@@ -115,6 +118,31 @@ export type TunnelEvent =
     error: Error;
     /** Milliseconds without a connection. */
     downtime: number;
+  }
+  | {
+    type: "finished";
+    /**
+     * What forwarded the connection. On a client: an entry of `forward`, `socks` or `reverse`. On a server: a CONNECT
+     * request, the fixed `target`, or listening for the `reverse` of a client.
+     */
+    kind: "forward" | "socks" | "reverse" | "connect" | "target";
+    /** The name that the client has authenticated with; `undefined` on a client, and for a client without a name. */
+    user: string | undefined;
+    /** The address of the connection's origin: of the visitor at a listening end, of the peer at the other end. */
+    from: string | undefined;
+    /**
+     * The target, at an end that connects or has requested it. On a server, for `"reverse"`: the address of the client.
+     * `undefined` if only the peer knows it.
+     */
+    to: string | undefined;
+    /** Bytes of the connection sent to the peer. */
+    sent: number;
+    /** Bytes of the connection received from the peer. */
+    received: number;
+    /** Milliseconds from its begin to its end. */
+    duration: number;
+    /** Why the connection failed; `undefined` when both directions have ended. */
+    error: Error | undefined;
   };
 
 /**
@@ -220,6 +248,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
 export interface TunnelStats {
   /** Total number of connections between client and server. */
   connections: number;
+  /** Total number of connections after the first, on a client: one for each event `"reconnected"`. On a server: 0. */
+  reconnects: number;
   /** Total number of forwarded connections. */
   streams: number;
   /** Number of forwarded connections that are open. */
@@ -228,6 +258,11 @@ export interface TunnelStats {
   sent: number;
   /** Bytes received from the peer, including smux headers. */
   received: number;
+  /**
+   * Total number of requests that this end or its peer has refused, by HTTP status, such as `{ 403: 2 }`; see the
+   * `status` of {@linkcode TunnelRefusedError}. Unusual statuses count as `other`.
+   */
+  refused: { readonly [status: string]: number };
 }
 
 /**

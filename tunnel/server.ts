@@ -5,6 +5,7 @@
  */
 
 import { serve, type Server, type Session, type Stream } from "../mod.ts";
+import type { Route } from "./accounting.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, UNNAMED } from "./address.ts";
 import { toError, wrapError } from "./errors.ts";
@@ -89,6 +90,8 @@ class TunnelServer {
   readonly #target: string | undefined;
   readonly #secret: string | undefined;
   readonly #rules: Rules;
+  /** The entries of `allow`, as they were written. */
+  readonly #named: ReadonlySet<string>;
   readonly #activity: Activity;
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
@@ -97,6 +100,7 @@ class TunnelServer {
   constructor(options: ServeTunnelOptions) {
     const { listen, cert, key, stalledStreamTimeout } = options;
     this.#rules = checkOptions(options);
+    this.#named = new Set(options.allow);
     this.#target = options.target;
     this.#secret = options.secret;
     this.#activity = new Activity(options);
@@ -134,15 +138,29 @@ class TunnelServer {
 
   async #handle(stream: Stream, session: Session): Promise<void> {
     try {
-      if (this.#target !== undefined) await this.#forward(stream, await dial(this.#target, stream), this.#target);
-      else await this.#answer(stream, session);
+      if (this.#target !== undefined) {
+        const socket = await dial(this.#target, stream).catch((error) => {
+          // As if the stream had requested it.
+          this.#activity.refuse(502);
+          throw error;
+        });
+        await this.#forward(session, stream, socket, { kind: "target", forward: this.#target, to: this.#target });
+      } else {
+        await this.#answer(stream, session);
+      }
     } catch (error) {
       this.#activity.report(error);
     }
   }
 
-  async #forward(stream: Stream, socket: Socket, target: string): Promise<void> {
-    await forwardStream(this.#activity, stream, socket, `to ${target}`);
+  async #forward(
+    session: Session,
+    stream: Stream,
+    socket: Socket,
+    route: Pick<Route, "kind" | "forward" | "to">,
+  ): Promise<void> {
+    const [user, from] = [this.#activity.userOf(session), formatPeer(session.remoteAddr)];
+    await forwardStream(this.#activity, stream, socket, `to ${route.to}`, { ...route, user, from });
   }
 
   /** Serves the request that a stream begins with. */
@@ -152,8 +170,13 @@ class TunnelServer {
       await authorize(request, this.#rules, this.#secret, this.#stopping.signal);
       return request.method === "BIND" ? listenOn(request.address) : await dial(request.address, stream);
     });
-    if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
-    else await this.#forward(stream, opened, address);
+    if (opened instanceof Listening) {
+      await this.#listenFor(session, stream, address, opened);
+    } else {
+      // A target that only a wildcard allows has no sums of its own.
+      const forward = this.#named.has(address) ? address : "*";
+      await this.#forward(session, stream, opened, { kind: "connect", forward, to: address });
+    }
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */
@@ -162,8 +185,9 @@ class TunnelServer {
     const off = onAbort(this.#stopping.signal, () => ended.abort());
     const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
     this.#activity.emit({ type: "listening", ...where });
-    const open = async () => (await request(session, "CONNECT", address)).stream;
-    const listened = forwardAll(this.#activity, listening, open, ended.signal);
+    const open = async () => ({ stream: (await request(session, "CONNECT", address)).stream, to: where.clientAddr });
+    const route = { kind: "reverse" as const, user: this.#activity.userOf(session), forward: address };
+    const listened = forwardAll(this.#activity, listening, open, route, ended.signal);
     // The client sends nothing more on the stream: the read waits for its end.
     const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);
     const error = await Promise.race([reading, listened.then(() => undefined)]);

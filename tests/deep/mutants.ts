@@ -542,6 +542,27 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_socks5_test.ts"],
   },
   {
+    name: "clients can add any number of sums",
+    file: "tunnel/accounting.ts",
+    from: "this.#sums.size >= MAX_SUMS && forward !== OTHER",
+    to: "this.#sums.size < 0",
+    tests: ["tunnel_accounting_test.ts"],
+  },
+  {
+    name: "a peer chooses the statuses that are counted",
+    file: "tunnel/accounting.ts",
+    from: "STATUSES.includes(status) ? String(status) : OTHER",
+    to: "String(status)",
+    tests: ["tunnel_accounting_test.ts"],
+  },
+  {
+    name: "a failed connection is reported as closed",
+    file: "tunnel/forward.ts",
+    from: "    failed = toError(error);\n",
+    to: "",
+    tests: ["tunnel_accounting_test.ts"],
+  },
+  {
     name: "a freeze counts against the credit timeout after FIN",
     file: "_send_half.ts",
     from: "const isLate = now - due > TIMER_LAG_MS && !isExcused;",
