@@ -1,8 +1,8 @@
-/** The log of the tunnel command, in processes of its own. */
+/** The log and the status of the tunnel command, in processes of its own. */
 
-import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertGreater, assertLessOrEqual, assertMatch } from "@std/assert";
 import { serveTunnel } from "../tunnel.ts";
-import { hasPrograms, run, watch } from "./programs.ts";
+import { hasPrograms, makeFolder, run, watch } from "./programs.ts";
 import { bytes, text } from "./support.ts";
 import { at, dial, FREE, isEnded, makeEcho, say } from "./tunnel_support.ts";
 
@@ -120,8 +120,59 @@ Deno.test("tunnel command: --log json reports stdin and stdout as a connection, 
   assertEquals(parseLines(refused.stderr).map(({ type }) => type), ["error"]);
 });
 
-Deno.test("tunnel command: exits with 2 for a malformed --log", async () => {
-  const { code, stdout, stderr } = await start(["server", "--listen=0", "--target=1", "--log=yaml"]).ended();
-  assertEquals([code, stdout], [2, ""]);
-  assert(stderr.startsWith('--log must be text or json, received "yaml"'), stderr);
+Deno.test("tunnel command: --status serves the pages of each end and prints its address", async () => {
+  await using echo = makeEcho();
+  await using server = start(["server", "--listen", "0", "--target", echo.addr, "--status", "0"]);
+  const connect = await addressOf(server);
+  await using client = start(["client", "--connect", connect, "--forward", "0", "--status=127.0.0.1:0"]);
+  await visit(await addressOf(client));
+  for (const [end, watched] of [["server", server], ["client", client]] as const) {
+    const url = await addressOf(watched, /status at (http:\S+)/);
+    const get = async (path: string) => {
+      const response = await fetch(new URL(path, url), { headers: { connection: "close" } });
+      return { status: response.status, body: await response.text() };
+    };
+    assertEquals(await get("/healthz"), { status: 200, body: "ok\n" });
+    assertEquals(JSON.parse((await get("/status")).body).end, end);
+    assertMatch((await get("/metrics")).body, /^sluice_streams_total\{.*\} 1$/m);
+  }
+});
+
+Deno.test("tunnel command: exits with 2 for a malformed --log or --status", async () => {
+  const server = ["server", "--listen", "0", "--target", "1"];
+  for (
+    const [args, message] of [
+      [[...server, "--log", "yaml"], '--log must be text or json, received "yaml"'],
+      [
+        [...server, "--status", "0.0.0.0:9100"],
+        'status must be a loopback address, received "0.0.0.0:9100": accepting',
+      ],
+    ] as const
+  ) {
+    const { code, stdout, stderr } = await start([...args]).ended();
+    assertEquals([code, stdout], [2, ""]);
+    assert(stderr.startsWith(message), stderr);
+  }
+});
+
+const example = (name: string) => Deno.readTextFile(new URL(`../examples/${name}`, import.meta.url));
+
+Deno.test("examples/sluice.service and compose.yaml use options that the command has", async () => {
+  const { stdout: help } = await start(["--help"]).ended();
+  for (const name of ["sluice.service", "compose.yaml"]) {
+    const text = (await example(name)).replaceAll(/^.*#.*$/gm, "");
+    const options = [...text.matchAll(/(?<=\s)--[\w-]+/g)].map(([option]) => option);
+    assertGreater(options.length, 4);
+    // The options of Deno have a value after an equals sign, or are its permissions.
+    const own = options.filter((option) => !option.startsWith("--allow-") || option === "--allow-listen");
+    assertEquals(own.filter((option) => !new RegExp(`${option}[ ,]`).test(help)), [], name);
+  }
+});
+
+Deno.test("systemd-analyze accepts examples/sluice.service", { ignore: !hasPrograms("systemd-analyze") }, async () => {
+  await using folder = await makeFolder("systemd");
+  const path = `${folder.path}/sluice.service`;
+  // The only line that depends on the machine: the program must exist.
+  await Deno.writeTextFile(path, (await example("sluice.service")).replace("/usr/local/bin/sluice", "/bin/true"));
+  await run("systemd-analyze", ["verify", path]);
 });

@@ -14,6 +14,7 @@ import {
   pipedEntry,
   shutdownEntry,
   shutdownLine,
+  statusEntry,
   totalEntry,
   totalLine,
 } from "../tunnel/log.ts";
@@ -128,6 +129,7 @@ Deno.test("formatEntry() with json returns an object of one line, with the time 
   assertEquals(parse(listeningEntry(listenAddr, "localhost:80")), {
     ...{ time, type: "listening", listenAddr, to: "localhost:80" },
   });
+  assertEquals(parse(statusEntry("127.0.0.1:9100")), { time, type: "status", statusAddr: "127.0.0.1:9100" });
   assertEquals(parse(shutdownEntry(1000)), { time, type: "shutdown", grace: 1000 });
   const stats = { connections: 1, reconnects: 0, streams: 2, open: 0, sent: 3, received: 4, refused: { 403: 1 } };
   assertEquals(parse(totalEntry(stats)), { time, type: "total", ...stats });
@@ -137,7 +139,9 @@ Deno.test("formatEntry() with json returns an object of one line, with the time 
   });
 });
 
-Deno.test("listeningEntry() contains where connections lead", () => {
+Deno.test("listeningEntry() and statusEntry() contain where connections lead, and the URL", () => {
   assertEquals(listeningEntry(listenAddr, "localhost:80").text, "listening on 127.0.0.1:8000, leads to localhost:80");
   assertEquals(listeningEntry(listenAddr, undefined).text, listeningLine(listenAddr));
+  assertEquals(statusEntry("127.0.0.1:9100").text, "status at http://127.0.0.1:9100/status");
+  assertEquals(statusEntry("unix:/run/status").text, "status at unix:/run/status");
 });

@@ -53,10 +53,15 @@ export function checkTls(name: string, text: string): void {
   throw new RangeError(`${name} must be HOST:PORT when TLS is used, received "${text}"`);
 }
 
+/** Whether only this machine can reach a host. */
+export function isLoopback(hostname: string): boolean {
+  return /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname);
+}
+
 /** Rejects an address that other machines can reach, unless `insecure` allows it. */
 export function checkExposed(name: string, text: string, insecure = false): void {
   const { path, hostname } = parseEndpoint(name, text, 0);
-  if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
+  if (insecure || path !== undefined || isLoopback(hostname)) return;
   const why = name === "connect"
     ? "sending the secret to another machine requires TLS, or insecure"
     : name === "listen"

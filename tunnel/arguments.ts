@@ -38,6 +38,7 @@ LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).
   --grace SECONDS          Ctrl-C waits this long for connections; default: 30
   --stall SECONDS          close a connection that is not read for this long and
                            blocks all others; default: 5; 0: never
+  --status LISTEN          serve /metrics, /status and /healthz over HTTP
   --log text|json          log with times, and each forwarded connection
   --trace                  log every frame between client and server to stderr
   --insecure               allow other machines without TLS and a secret
@@ -62,6 +63,7 @@ const COMMON: Record<string, Option> = {
   secret: { value: "FILE" },
   grace: { value: "SECONDS" },
   stall: { value: "SECONDS" },
+  status: { value: "LISTEN" },
   log: { value: "text|json" },
   trace: {},
   insecure: {},
@@ -208,6 +210,7 @@ function parseCommon(values: Values) {
     secret: values.one("secret") ?? (values.has("target") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),
     stalledStreamTimeout: values.seconds("stall", "5") || Infinity,
+    status: values.one("status"),
   };
 }
 

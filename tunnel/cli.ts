@@ -19,6 +19,7 @@ import {
   type LogFormat,
   pipedEntry,
   shutdownEntry,
+  statusEntry,
   totalEntry,
 } from "./log.ts";
 import type { Tunnel } from "./options.ts";
@@ -100,6 +101,7 @@ export async function main(args: readonly string[]): Promise<number> {
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
     addrs.forEach((addr, n) => log(listeningEntry(addr, format && targets[n])));
+    if (tunnel.statusAddr !== undefined) log(statusEntry(tunnel.statusAddr));
     display.live(() => tunnel.stats());
     if (connect !== undefined) {
       // After a lost connection stdout still receives what arrived before.

@@ -13,6 +13,7 @@ import { checkSecret, request, serveRequest } from "./handshake.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
+import { checkStatus, type StatusListener, StatusServer } from "./status.ts";
 import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
 // Milliseconds. The default of `serve`.
@@ -52,6 +53,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   return {
     serverAddr: client.serverAddr,
     listenAddrs: client.listenAddrs,
+    statusAddr: client.statusAddr,
     finished: client.finished,
     connect: (target) => client.connect(target),
     shutdown,
@@ -79,6 +81,7 @@ interface Settings {
 function checkOptions(options: OpenTunnelOptions): Settings {
   const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
+  checkStatus(options.status, insecure);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
@@ -119,6 +122,7 @@ class Client {
   readonly #bound = new Set<Stream>();
   /** Removes the listener of the signal. */
   readonly #off: () => void;
+  #status: StatusServer | undefined;
   #session: Session | undefined;
 
   constructor(options: OpenTunnelOptions) {
@@ -145,6 +149,7 @@ class Client {
   /** Connects and listens. When it rejects, everything that it opened is closed. */
   async open(): Promise<void> {
     try {
+      this.#serveStatus();
       const session = this.#session = await this.#start();
       for (const local of this.#settings.locals) this.#listen(local);
       const streams: Stream[] = [];
@@ -156,6 +161,27 @@ class Client {
       throw error;
     }
     this.#run().finally(() => this.#end()).then(this.#finished.resolve, this.#finished.reject);
+  }
+
+  get statusAddr(): string | undefined {
+    return this.#status?.addr;
+  }
+
+  #serveStatus(): void {
+    const { status } = this.#options;
+    if (status === undefined) return;
+    this.#status = new StatusServer(status, this.#activity, {
+      end: "client",
+      isReady: () => this.#session?.stats().suspended === false,
+      listeners: () => this.#listeners(),
+    });
+  }
+
+  /** Returns the addresses that are listened on so far, and where they lead. */
+  #listeners(): StatusListener[] {
+    const { locals, reverse } = this.#settings;
+    const targets = [...locals.map(({ target }) => target), ...reverse.values()];
+    return this.listenAddrs.map((address, n) => ({ address, to: targets[n] }));
   }
 
   async connect(target?: string): Promise<Stream> {
@@ -193,6 +219,7 @@ class Client {
     this.#ending.abort();
     this.#off();
     while (this.#tasks.size > 0) await Promise.allSettled(this.#tasks);
+    await this.#status?.close();
   }
 
   async #start(): Promise<Session> {

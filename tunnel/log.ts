@@ -119,6 +119,12 @@ export function listeningEntry(listenAddr: string, to: string | undefined): LogE
   return { text, type: "listening", listenAddr, to };
 }
 
+/** Makes an entry of the address of the status. */
+export function statusEntry(statusAddr: string): LogEntry {
+  const text = statusAddr.startsWith("unix:") ? `status at ${statusAddr}` : `status at http://${statusAddr}/status`;
+  return { text, type: "status", statusAddr };
+}
+
 /** Makes an entry of a frame. */
 export function frameEntry(event: FrameEvent): LogEntry {
   const { direction, command, id, length, consumed, window, remoteAddr } = event;

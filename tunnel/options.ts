@@ -39,6 +39,11 @@ export interface TunnelOptions {
    * block all others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default: 5000.
    */
   stalledStreamTimeout?: number | undefined;
+  /**
+   * LISTEN: serves the state of this end over HTTP: `/metrics` for Prometheus, `/status` in JSON, and `/healthz`, whose
+   * status is 200 while a client is connected or a server listens, else 503. Default: none.
+   */
+  status?: string | undefined;
   /** Called with each error of a connection; the tunnel continues. Default: `console.error`. */
   onError?: ((error: Error) => void) | undefined;
   /** Called with each event. Default: events are dropped. */
@@ -296,6 +301,8 @@ export interface Tunnel extends AsyncDisposable {
    * client's list.
    */
   readonly listenAddrs: readonly string[];
+  /** The address of `status`; `undefined` without this option. */
+  readonly statusAddr: string | undefined;
   /**
    * Fulfils when the tunnel has ended, by `shutdown` or the signal. Rejects only when a client with `reconnect: false`
    * loses the connection to the server. Ignoring it is safe.

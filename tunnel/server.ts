@@ -13,6 +13,7 @@ import { forwardAll, forwardStream } from "./forward.ts";
 import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
 import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
+import { checkStatus, StatusServer } from "./status.ts";
 import { clampTimeout, onAbort } from "./wait.ts";
 
 /**
@@ -55,6 +56,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   return {
     serverAddr: server.addr,
     listenAddrs: [],
+    statusAddr: server.statusAddr,
     finished: server.finished,
     shutdown,
     stats: () => server.stats(),
@@ -73,6 +75,7 @@ function checkOptions(options: ServeTunnelOptions): Rules {
   }
   if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
+  checkStatus(options.status, options.insecure);
   if (target !== undefined) {
     parseEndpoint("target", target, 1);
     if (secret !== undefined || allow.length > 0 || allowListen.length > 0) {
@@ -96,6 +99,7 @@ class TunnelServer {
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
+  readonly #status: StatusServer | undefined;
 
   constructor(options: ServeTunnelOptions) {
     const { listen, cert, key, stalledStreamTimeout } = options;
@@ -106,6 +110,12 @@ class TunnelServer {
     this.#activity = new Activity(options);
     const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
     this.addr = listening.addr;
+    try {
+      this.#status = this.#serveStatus(options.status);
+    } catch (error) {
+      listening.close();
+      throw error;
+    }
     const cut = new AbortController();
     this.#server = serve(listening, (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
@@ -122,7 +132,26 @@ class TunnelServer {
       cut.abort(reason);
       this.#activity.cut();
     });
-    this.finished = this.#server.finished.finally(off);
+    this.finished = this.#server.finished.finally(async () => {
+      off();
+      await this.#status?.close();
+    });
+  }
+
+  get statusAddr(): string | undefined {
+    return this.#status?.addr;
+  }
+
+  #serveStatus(listen: string | undefined): StatusServer | undefined {
+    if (listen === undefined) return undefined;
+    return new StatusServer(listen, this.#activity, {
+      end: "server",
+      isReady: () => !this.#stopping.signal.aborted,
+      listeners: () => [
+        { address: this.addr, to: this.#target },
+        ...this.#activity.listening().map(({ listenAddr, clientAddr }) => ({ address: listenAddr, to: clientAddr })),
+      ],
+    });
   }
 
   stats(): TunnelStats {

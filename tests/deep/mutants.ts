@@ -542,6 +542,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_socks5_test.ts"],
   },
   {
+    name: "bytes of a forwarded connection are counted at its end only",
+    file: "tunnel/accounting.ts",
+    from: "    this.#sums.sent += bytes;\n",
+    to: "",
+    tests: ["tunnel_status_test.ts"],
+  },
+  {
     name: "clients can add any number of sums",
     file: "tunnel/accounting.ts",
     from: "this.#sums.size >= MAX_SUMS && forward !== OTHER",
@@ -561,6 +568,34 @@ export const MUTANTS: Mutant[] = [
     from: "    failed = toError(error);\n",
     to: "",
     tests: ["tunnel_accounting_test.ts"],
+  },
+  {
+    name: "each target that a wildcard allows has sums of its own",
+    file: "tunnel/server.ts",
+    from: 'this.#named.has(address) ? address : "*"',
+    to: "address",
+    tests: ["tunnel_status_test.ts"],
+  },
+  {
+    name: "a web page reads the status through a name of its own",
+    file: "tunnel/status.ts",
+    from: "this.#isLocal && !/",
+    to: "!this.#isLocal && !/",
+    tests: ["tunnel_status_test.ts"],
+  },
+  {
+    name: "the status is served to other machines without insecure",
+    file: "tunnel/status.ts",
+    from: 'if (listen !== undefined) checkExposed("status", listen, insecure);',
+    to: 'if (listen !== undefined) checkExposed("status", listen, insecure || true);',
+    tests: ["tunnel_status_test.ts"],
+  },
+  {
+    name: "a client that is not connected is healthy",
+    file: "tunnel/client.ts",
+    from: "this.#session?.stats().suspended === false",
+    to: "!this.#session?.stats().suspended",
+    tests: ["tunnel_status_test.ts"],
   },
   {
     name: "a freeze counts against the credit timeout after FIN",
