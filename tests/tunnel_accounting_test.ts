@@ -75,7 +75,7 @@ Deno.test("tunnel: both ends report a connection of forward, of socks and of rev
   assertEquals(logs.client.finished.map(timeless), [
     { ...common, ...up, kind: "forward", from: first, to: target.addr },
     { ...common, ...up, kind: "socks", from: second, to: target.addr },
-    { ...common, ...down, kind: "reverse", from: client.serverAddr, to: target.addr },
+    { ...common, ...down, kind: "reverse", from: third, to: target.addr },
   ]);
   assertEquals(logs.server.finished.map(timeless), [
     { ...common, ...down, kind: "connect", from: peer.clientAddr, to: target.addr },

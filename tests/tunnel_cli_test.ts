@@ -548,7 +548,7 @@ Deno.test("tunnel command: --help fits on a terminal and names every option", as
     assert(lines.length <= 36, `${lines.length} lines`);
     for (const line of lines) assert(line.length <= 80, line);
     const options = "listen target allow allow-listen cert key connect forward reverse socks tls ca smux secret grace" +
-      " trace insecure no-reconnect log status";
+      " trace insecure no-reconnect status log accept-proxy";
     for (const option of options.split(" ")) assertMatch(stdout, new RegExp(`--${option}\\b(?!-)`));
     for (const word of ["server", "client", "$SLUICE_SECRET"]) assert(stdout.includes(word), word);
   }

@@ -1,10 +1,10 @@
-/** The log and the status of the tunnel command, in processes of its own. */
+/** The log, the status and the PROXY protocol of the tunnel command, in processes of its own. */
 
 import { assert, assertEquals, assertGreater, assertLessOrEqual, assertMatch } from "@std/assert";
 import { serveTunnel } from "../tunnel.ts";
 import { hasPrograms, makeFolder, run, watch } from "./programs.ts";
-import { bytes, text } from "./support.ts";
-import { at, dial, FREE, isEnded, makeEcho, say } from "./tunnel_support.ts";
+import { bytes, text, writeAll } from "./support.ts";
+import { at, dial, FREE, isEnded, makeEcho, promptly, say } from "./tunnel_support.ts";
 
 const SCRIPT = new URL("../tunnel.ts", import.meta.url).href;
 const TIME = "\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d";
@@ -138,7 +138,16 @@ Deno.test("tunnel command: --status serves the pages of each end and prints its 
   }
 });
 
-Deno.test("tunnel command: exits with 2 for a malformed --log or --status", async () => {
+Deno.test("tunnel command: --accept-proxy reads the header of a proxy", async () => {
+  await using echo = makeEcho();
+  const args = ["--target", echo.addr, "--accept-proxy", "127.0.0.0/8", "--accept-proxy=::1"];
+  await using server = start(["server", "--listen", "0", ...args]);
+  using connection = await dial(await addressOf(server));
+  await writeAll(connection, bytes("PROXY TCP4 192.0.2.1 198.51.100.2 8000 443\r\n"));
+  await promptly(server.until(/^connection from 192\.0\.2\.1:8000$/m));
+});
+
+Deno.test("tunnel command: exits with 2 for a malformed --log, --status, --accept-proxy or ,proxy", async () => {
   const server = ["server", "--listen", "0", "--target", "1"];
   for (
     const [args, message] of [
@@ -146,6 +155,12 @@ Deno.test("tunnel command: exits with 2 for a malformed --log or --status", asyn
       [
         [...server, "--status", "0.0.0.0:9100"],
         'status must be a loopback address, received "0.0.0.0:9100": accepting',
+      ],
+      [[...server, "--accept-proxy", "10/8"], 'acceptProxy must be an IP address or ADDRESS/BITS, received "10/8"'],
+      [["client", "--connect=1", "--accept-proxy=::1", "--socks=0"], "unknown option --accept-proxy for sluice client"],
+      [
+        ["client", "--connect=1", "--forward=-=a:1,proxy"],
+        "--forward - has no visitor whose address ,proxy could send",
       ],
     ] as const
   ) {

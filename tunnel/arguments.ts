@@ -31,6 +31,8 @@ LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).
   --reverse LISTEN=TARGET  listen on the server, connect from the client
   --socks LISTEN           listen on the client, connect from the server to the
                            target of each SOCKS 5 request
+  ,proxy                   after TARGET: send it the visitor's PROXY header
+  --accept-proxy CIDR      proxies of clients: they must send a PROXY header
   --cert, --key FILE       TLS certificate and private key of the server, PEM
   --tls, --ca FILE         connect with TLS; also trust the CAs in FILE, PEM
   --secret FILE            shared secret, in FILE; default: $SLUICE_SECRET
@@ -54,7 +56,7 @@ export class UsageError extends Error {}
 /** An option of the command line. */
 interface Option {
   /** Its value, as the help names it; absent: the option accepts none. */
-  value?: "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2" | "text|json";
+  value?: "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2" | "CIDR" | "text|json";
   /** Whether it may be repeated. */
   isList?: true;
 }
@@ -74,6 +76,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     target: { value: "TARGET" },
     allow: { value: "TARGET", isList: true },
     "allow-listen": { value: "LISTEN", isList: true },
+    "accept-proxy": { value: "CIDR", isList: true },
     cert: { value: "FILE" },
     key: { value: "FILE" },
     ...COMMON,
@@ -227,6 +230,7 @@ function parseServer(values: Values): Omit<Command, "grace" | "isTraced" | "log"
     target: values.one("target"),
     allow: values.list("allow"),
     allowListen: values.list("allow-listen"),
+    acceptProxy: values.list("accept-proxy"),
     cert: values.one("cert"),
     key: values.one("key"),
     ...parseCommon(values),
@@ -253,6 +257,7 @@ function parseClient(values: Values): Omit<Command, "grace" | "isTraced" | "log"
   const [pipe, ...more] = forward?.filter(isPipe) ?? [];
   if (more.length > 0) throw new UsageError("--forward - (stdin and stdout) must be specified only once");
   const piped = pipe === undefined ? undefined : parseForward("forward", pipe.replace("-", "0"));
+  if (piped?.isProxied) throw new UsageError("--forward - has no visitor whose address ,proxy could send");
   const options = {
     connect,
     ca,

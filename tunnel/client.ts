@@ -4,16 +4,19 @@
  * @module
  */
 
-import { Session, SessionClosedError, type Stream } from "../mod.ts";
+import { type DuplexConnection, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
+import { writeAll } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, request, serveRequest } from "./handshake.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
 import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
 import { checkStatus, type StatusListener, StatusServer } from "./status.ts";
+import { parseAddress, proxyHeaderOf } from "./visitor.ts";
 import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
 // Milliseconds. The default of `serve`.
@@ -68,6 +71,14 @@ interface Local {
   /** `undefined`: the fixed target of the server, or that of each SOCKS 5 request. */
   target: string | undefined;
   isSocks: boolean;
+  /** Whether the target expects a header of the PROXY protocol. */
+  isProxied: boolean;
+}
+
+/** The target of an entry of `reverse`. */
+interface ReverseTarget {
+  target: string;
+  isProxied: boolean;
 }
 
 /** The checked options of a client, with defaults. */
@@ -75,7 +86,7 @@ interface Settings {
   tls: { caCerts: string[] } | undefined;
   locals: Local[];
   /** TARGET of the client by LISTEN of the server, in the order of the options. */
-  reverse: Map<string, string>;
+  reverse: Map<string, ReverseTarget>;
 }
 
 function checkOptions(options: OpenTunnelOptions): Settings {
@@ -89,19 +100,29 @@ function checkOptions(options: OpenTunnelOptions): Settings {
   if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
   const locals = [
     ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
-    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true })),
+    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true, isProxied: false })),
   ];
   for (const { listen, isSocks } of locals) checkExposed(isSocks ? "socks" : "forward", listen, insecure);
-  const reverse = new Map<string, string>();
+  const reverse = new Map<string, ReverseTarget>();
   for (const text of options.reverse ?? []) {
-    const { listen, target } = parseForward("reverse", text);
+    const { listen, target, isProxied } = parseForward("reverse", text);
     if (target === undefined) throw new RangeError(`reverse must be LISTEN=TARGET, received "${text}"`);
     if (reverse.has(listen)) {
       throw new RangeError(`reverse must contain each LISTEN only once, received ${listen} twice`);
     }
-    reverse.set(listen, target);
+    reverse.set(listen, { target, isProxied });
   }
   return { tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
+}
+
+/** Writes the first bytes of a connection; closes it if that fails. */
+async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Promise<void> {
+  try {
+    await writeAll(connection, bytes);
+  } catch (error) {
+    connection.close();
+    throw error;
+  }
 }
 
 /** The client's end of a tunnel. */
@@ -180,7 +201,7 @@ class Client {
   /** Returns the addresses that are listened on so far, and where they lead. */
   #listeners(): StatusListener[] {
     const { locals, reverse } = this.#settings;
-    const targets = [...locals.map(({ target }) => target), ...reverse.values()];
+    const targets = [...locals.map(({ target }) => target), ...Array.from(reverse.values(), ({ target }) => target)];
     return this.listenAddrs.map((address, n) => ({ address, to: targets[n] }));
   }
 
@@ -235,7 +256,7 @@ class Client {
   }
 
   /** Listens, and forwards accepted connections to the server. */
-  #listen({ listen, target, isSocks }: Local): void {
+  #listen({ listen, target, isSocks, isProxied }: Local): void {
     const listening = listenOn(listen);
     this.listenAddrs.push(listening.addr);
     const open = async (from: Socket) => {
@@ -243,6 +264,7 @@ class Client {
       const stream = isSocks
         ? await speakSocks(from, (asked) => this.#connect(to = asked))
         : await this.#connect(target);
+      if (isProxied) await writeFirst(stream, proxyHeaderOf(from));
       return { stream, to };
     };
     const kind = isSocks ? "socks" as const : "forward" as const;
@@ -262,15 +284,25 @@ class Client {
 
   async #answer(stream: Stream): Promise<void> {
     const { reverse } = this.#settings;
-    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address }) => {
-      const target = method === "CONNECT" ? reverse.get(address) : undefined;
-      if (target === undefined) throw new TunnelRefusedError(403, "not in reverse");
-      return await dial(target, stream);
+    let visitor: ProxyAddress | undefined;
+    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
+      const found = method === "CONNECT" ? reverse.get(address) : undefined;
+      if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
+      visitor = parseAddress(forwardedFor ?? "");
+      const socket = await dial(found.target, stream);
+      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, this.#addressAt(address)));
+      return socket;
     });
-    const to = reverse.get(address);
-    const from = this.serverAddr;
+    const to = reverse.get(address)?.target;
+    const from = visitor === undefined ? this.serverAddr : format(visitor);
     const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
     await forwardStream(this.#activity, stream, opened, `to ${to}`, route);
+  }
+
+  /** Returns the address where the server listens for an entry of `reverse`; `undefined` if it is no IP address. */
+  #addressAt(listen: string): ProxyAddress | undefined {
+    const { locals, reverse } = this.#settings;
+    return parseAddress(this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] ?? "");
   }
 
   /** Requests the server to listen, until the returned stream ends. */

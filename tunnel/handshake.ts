@@ -40,6 +40,8 @@ interface Request {
   address: string;
   /** The value of `Proxy-Authorization`; empty if it is absent. */
   authorization: string;
+  /** The value of `Forwarded-For`: the address of the visitor of a reverse forward. */
+  forwardedFor?: string;
 }
 
 async function readRequest(from: DuplexConnection): Promise<Request> {
@@ -48,7 +50,9 @@ async function readRequest(from: DuplexConnection): Promise<Request> {
   if (method === undefined) {
     throw new TunnelRefusedError(400, `expected an HTTP request, received "${line!.slice(0, 40)}"`);
   }
-  return { method, address: address!, authorization: header(headers, "proxy-authorization") };
+  const request = { method, address: address!, authorization: header(headers, "proxy-authorization") };
+  const forwardedFor = header(headers, "forwarded-for");
+  return forwardedFor === "" ? request : { ...request, forwardedFor };
 }
 
 async function respond(to: DuplexConnection, status: number, reason: string, headers = ""): Promise<void> {
@@ -82,12 +86,19 @@ export async function serveRequest<T extends { close(): void }>(
   }
 }
 
-/** Requests the peer to connect or to listen. */
-export async function request(session: Session, method: "CONNECT" | "BIND", address: string, secret?: string) {
+/** Requests the peer to connect or to listen; `more` are further lines of the head. */
+export async function request(
+  session: Session,
+  method: "CONNECT" | "BIND",
+  address: string,
+  secret?: string,
+  more = "",
+) {
   const stream = await session.openStream();
   try {
     const authorization = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
-    await writeAll(stream, encoder.encode(`${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}\r\n`));
+    const lines = `${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}${more}\r\n`;
+    await writeAll(stream, encoder.encode(lines));
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
     if (status === "200") return { stream, addr: header(headers, "address") };

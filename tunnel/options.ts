@@ -182,6 +182,12 @@ export interface ServeTunnelOptions extends TunnelOptions {
   allow?: readonly string[] | undefined;
   /** Each LISTEN that clients may request, with the same wildcards. Default: `[]`. */
   allowListen?: readonly string[] | undefined;
+  /**
+   * IP addresses and networks (`10.0.0.0/8`) of proxies. Each of their connections must begin with a header of the
+   * PROXY protocol, version 1 or 2, whose address becomes that of the client. Connections of other addresses must not
+   * have a header. Cannot be combined with `cert`. Default: `[]`.
+   */
+  acceptProxy?: readonly string[] | undefined;
   /** The certificate chain of the server, in PEM. Clients must then connect with TLS. */
   cert?: string | undefined;
   /** The certificate's private key, in PEM. */
@@ -214,9 +220,12 @@ export interface ServeTunnelOptions extends TunnelOptions {
 export interface OpenTunnelOptions extends TunnelOptions {
   /** TARGET: the address of the server. */
   connect: string;
-  /** `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. */
+  /**
+   * `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. With
+   * `,proxy` at the end, each connection to the target begins with a header of the PROXY protocol, version 2.
+   */
   forward?: readonly string[] | undefined;
-  /** `LISTEN=TARGET`: the server listens, the client connects. */
+  /** `LISTEN=TARGET`: the server listens, the client connects. With `,proxy` at the end as in `forward`. */
   reverse?: readonly string[] | undefined;
   /** LISTEN: the client accepts SOCKS 5, the server connects to the target of each request. */
   socks?: readonly string[] | undefined;

@@ -12,8 +12,10 @@ import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
+import { checkProxies, ProxyListener } from "./proxy_listener.ts";
 import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
 import { checkStatus, StatusServer } from "./status.ts";
+import { visitorHeader } from "./visitor.ts";
 import { clampTimeout, onAbort } from "./wait.ts";
 
 /**
@@ -104,6 +106,7 @@ class TunnelServer {
   constructor(options: ServeTunnelOptions) {
     const { listen, cert, key, stalledStreamTimeout } = options;
     this.#rules = checkOptions(options);
+    const isProxy = checkProxies(options);
     this.#named = new Set(options.allow);
     this.#target = options.target;
     this.#secret = options.secret;
@@ -116,8 +119,9 @@ class TunnelServer {
       listening.close();
       throw error;
     }
+    const proxied = isProxy && new ProxyListener(listening, isProxy, this.#activity.report);
     const cut = new AbortController();
-    this.#server = serve(listening, (stream, session) => this.#handle(stream, session), {
+    this.#server = serve(proxied ?? listening, (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
       stalledStreamTimeout,
       onFrame: this.#activity.frame,
@@ -134,6 +138,7 @@ class TunnelServer {
     });
     this.finished = this.#server.finished.finally(async () => {
       off();
+      await proxied?.ended;
       await this.#status?.close();
     });
   }
@@ -214,7 +219,10 @@ class TunnelServer {
     const off = onAbort(this.#stopping.signal, () => ended.abort());
     const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
     this.#activity.emit({ type: "listening", ...where });
-    const open = async () => ({ stream: (await request(session, "CONNECT", address)).stream, to: where.clientAddr });
+    const open = async (from: Socket) => {
+      const { stream } = await request(session, "CONNECT", address, undefined, visitorHeader(from));
+      return { stream, to: where.clientAddr };
+    };
     const route = { kind: "reverse" as const, user: this.#activity.userOf(session), forward: address };
     const listened = forwardAll(this.#activity, listening, open, route, ended.signal);
     // The client sends nothing more on the stream: the read waits for its end.
