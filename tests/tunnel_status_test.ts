@@ -2,11 +2,14 @@
 
 import { assert, assertEquals, assertGreater, assertMatch, assertThrows } from "@std/assert";
 import config from "../deno.json" with { type: "json" };
+import { Session } from "../mod.ts";
 import { openTunnel, serveTunnel, type Tunnel } from "../tunnel.ts";
+import { Activity } from "../tunnel/activity.ts";
 import { formatMetrics } from "../tunnel/metrics.ts";
+import { StatusServer } from "../tunnel/status.ts";
 import { VERSION } from "../tunnel/version.ts";
 import { hasPrograms, makeFolder, run } from "./programs.ts";
-import { bytes, isRefused, readAll, text, writeAll } from "./support.ts";
+import { bytes, isRefused, readAll, tcpPair, text, writeAll } from "./support.ts";
 import {
   at,
   dial,
@@ -117,6 +120,25 @@ Deno.test("status: /metrics counts refused requests by status", async () => {
   await pair.client.connect("127.0.0.1:2").catch(() => {});
   await pair.logs.server.until(/not allowed/);
   assertEquals(samples((await get(pair.server, "/metrics")).body)['sluice_refused_total{status="403"}'], 1);
+});
+
+Deno.test("status: /metrics and /status have the user of a client", async () => {
+  const activity = new Activity({});
+  const [a, b] = await tcpPair();
+  const [client, server] = [Session.client(a), Session.server(b)];
+  activity.add(server);
+  activity.setUser(server, "alice");
+  const route = { kind: "connect", user: activity.userOf(server), forward: "web:80", from: "x", to: "web:80" } as const;
+  activity.begin(route).countSent(7);
+  const status = new StatusServer(FREE, activity, { end: "server", isReady: () => true, listeners: () => [] });
+  const tunnel = { statusAddr: status.addr } as Tunnel;
+  const labels = '{kind="connect",forward="web:80",user="alice"}';
+  assertEquals(samples((await get(tunnel, "/metrics")).body)[`sluice_stream_sent_bytes_total${labels}`], 7);
+  const { sessions, forwards } = JSON.parse((await get(tunnel, "/status")).body);
+  assertEquals([sessions[0].user, forwards[0].user], ["alice", "alice"]);
+  await status.close();
+  await client.close();
+  await server.closed;
 });
 
 Deno.test("status: promtool accepts /metrics of both ends", { ignore: !hasPrograms("promtool") }, async () => {

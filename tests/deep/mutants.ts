@@ -619,6 +619,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_proxy_test.ts"],
   },
   {
+    name: "the client does not learn the visitor of a reverse forward",
+    file: "tunnel/server.ts",
+    from: "undefined, visitorHeader(from))",
+    to: "undefined)",
+    tests: ["tunnel_proxy_test.ts"],
+  },
+  {
+    name: "a visitor of a forward is not named to a target that expects a header",
+    file: "tunnel/client.ts",
+    from: "await writeFirst(stream, proxyHeaderOf(from))",
+    to: "await writeFirst(stream, encodeProxyHeader(undefined))",
+    tests: ["tunnel_proxy_test.ts"],
+  },
+  {
     name: "a PROXY protocol header of LOCAL sets the address of the client",
     file: "tunnel/proxy_protocol.ts",
     from: "  if (command === LOCAL) return undefined;\n",
