@@ -207,7 +207,7 @@ Deno.test("tunnel command: a client reconnects after its server was killed and r
   const waiting = fetchFiles(client.addr, [2, 20_000]);
 
   await using second = await start(["server", "--listen", first.addr, ...args]);
-  await client.until(new RegExp(`^reconnected to ${first.addr} after \\d+\\.\\d s$`, "m"));
+  await client.until(new RegExp(`^reconnected to ${first.addr} after \\S+$`, "m"));
   await waiting;
   await second.until(new RegExp(`^listening on ${place} for \\S+$`, "m"));
   await fetchFiles(place, [3, 30_000]);

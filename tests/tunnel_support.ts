@@ -32,10 +32,14 @@ export const dial = (addr: string) => Deno.connect(parse(addr));
 /** Returns the port of an address. */
 export const portOf = (addr: string) => parse(addr).port;
 
-/** Collects the errors and events of a tunnel, and waits for them. */
+/** The event of a forwarded connection that has ended. */
+export type FinishedEvent = Extract<TunnelEvent, { type: "finished" }>;
+
+/** Collects the errors and events of a tunnel, those of ended connections apart, and waits for them. */
 export function makeLog() {
   const errors: Error[] = [];
-  const events: TunnelEvent[] = [];
+  const events: Exclude<TunnelEvent, FinishedEvent>[] = [];
+  const finished: FinishedEvent[] = [];
   let reported = Promise.withResolvers<void>();
   const wake = () => {
     reported.resolve();
@@ -47,7 +51,8 @@ export function makeLog() {
     wake();
   };
   const onEvent = (event: TunnelEvent) => {
-    events.push(event);
+    if (event.type === "finished") finished.push(event);
+    else events.push(event);
     wake();
   };
   const messages = () => errors.map((error) => error.message);
@@ -56,11 +61,11 @@ export function makeLog() {
   const until = async (what: RegExp | TunnelEvent["type"], times = 1) => {
     const count = () =>
       typeof what === "string"
-        ? typesOf().filter((type) => type === what).length
+        ? [...events, ...finished].filter(({ type }) => type === what).length
         : messages().filter((message) => what.test(message)).length;
     while (count() < times) await reported.promise;
   };
-  return { errors, events, messages, typesOf, until, options: { onError, onEvent } };
+  return { errors, events, finished, messages, typesOf, until, options: { onError, onEvent } };
 }
 
 /** Starts both ends of a tunnel: the client listens on `client.listenAddrs[0]`, the server has one target. */
@@ -267,7 +272,13 @@ export function makeProxy(to: string) {
   running = run();
   /** Closes all connections. */
   const cut = () => {
-    for (const connection of open) connection.close();
+    for (const connection of open) {
+      try {
+        connection.close();
+      } catch {
+        // Its peer has ended it at the same time.
+      }
+    }
     open.clear();
   };
   /** Refuses connections until `start`, and cuts the open ones. */

@@ -10,6 +10,10 @@ type Endpoint = { hostname: string; port: number; path?: undefined } | {
   hostname?: undefined;
   port?: undefined;
 };
+
+/** End of an entry whose target expects a header of the PROXY protocol. */
+const PROXIED = ",proxy";
+
 export type Rule = (endpoint: Endpoint) => boolean;
 
 export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
@@ -24,12 +28,22 @@ export function parseEndpoint(name: string, text: string, leastPort: number): En
   throw new RangeError(`${name} must have a port from ${leastPort} to 65535, received ${digits}`);
 }
 
-/** Splits LISTEN=TARGET, or LISTEN alone. */
-export function parseForward(name: string, text: string): { listen: string; target: string | undefined } {
-  const [listen, target] = text.split(/=(.*)/s) as [string, string?];
+/** An entry of `forward` or `reverse`. */
+interface Forward {
+  listen: string;
+  /** `undefined`: the fixed target of the server. */
+  target: string | undefined;
+  /** Whether the target expects a header of the PROXY protocol. */
+  isProxied: boolean;
+}
+
+/** Splits LISTEN=TARGET, or LISTEN alone, each with `,proxy` at its end or without. */
+export function parseForward(name: string, text: string): Forward {
+  const isProxied = text.endsWith(PROXIED);
+  const [listen, target] = (isProxied ? text.slice(0, -PROXIED.length) : text).split(/=(.*)/s) as [string, string?];
   parseEndpoint(name, listen, 0);
   if (target !== undefined) parseEndpoint(name, target, 1);
-  return { listen, target };
+  return { listen, target, isProxied };
 }
 
 /** Parses an entry of `allow` or `allowListen`. */
@@ -53,10 +67,15 @@ export function checkTls(name: string, text: string): void {
   throw new RangeError(`${name} must be HOST:PORT when TLS is used, received "${text}"`);
 }
 
+/** Whether only this machine can reach a host. */
+export function isLoopback(hostname: string): boolean {
+  return /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname);
+}
+
 /** Rejects an address that other machines can reach, unless `insecure` allows it. */
 export function checkExposed(name: string, text: string, insecure = false): void {
   const { path, hostname } = parseEndpoint(name, text, 0);
-  if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
+  if (insecure || path !== undefined || isLoopback(hostname)) return;
   const why = name === "connect"
     ? "sending the secret to another machine requires TLS, or insecure"
     : name === "listen"

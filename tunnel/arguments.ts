@@ -8,9 +8,11 @@ import { parseArgs } from "node:util";
 import type { Stream } from "../mod.ts";
 import { parseEndpoint, parseForward, parseRule } from "./address.ts";
 import { makeCertificate, parseHost } from "./certificate.ts";
+import { parseNetworks } from "./cidr.ts";
 import { openTunnel } from "./client.ts";
 import { errorText } from "./errors.ts";
 import { commandHint, fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
+import type { LogFormat } from "./log.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
 import { serveTunnel } from "./server.ts";
 import { type Option, OPTIONS } from "./usage.ts";
@@ -35,6 +37,7 @@ function checkValue(name: string, { value, isRule }: Option, text: string): void
   else if (value === "LISTEN") parseEndpoint(name, text, 0);
   else if (value === "TARGET") parseEndpoint(name, text, 1);
   else if (value === "NAME") parseHost(name, text);
+  else if (value === "CIDR") parseNetworks(name, [text]);
   else if (value === "SECONDS" && !/^\d{1,6}$/.test(text)) {
     throw new RangeError(`${name} must be an integer from 0 to 999999, received "${text}"`);
   } else if (value === "LISTEN=TARGET") {
@@ -154,8 +157,12 @@ interface Started {
   tunnel: Tunnel;
   /** The addresses to print: where it listens. */
   addrs: readonly string[];
+  /** Where the connections of each address lead; `undefined` if each request contains its target. */
+  targets: readonly (string | undefined)[];
   /** Opens the stream to join with stdin and stdout; absent if these are not forwarded. */
   connect?: () => Promise<Stream>;
+  /** The target of that stream; `undefined`: the fixed target of the server. */
+  pipedTo?: string | undefined;
 }
 
 /** A parsed command line of a tunnel. */
@@ -167,7 +174,12 @@ export interface TunnelCommand {
   isPiped: boolean;
   /** Whether frames are logged. */
   isTraced: boolean;
+  /** The format of the log; `undefined`: text without times. */
+  log: LogFormat | undefined;
 }
+
+/** What both commands add to the options of their own. */
+type Common = "grace" | "isTraced" | "log";
 
 /** A parsed command line that does something else and ends. */
 interface ShortCommand {
@@ -182,15 +194,24 @@ function parseCommon(values: Values) {
     secret: values.one("secret") ?? (values.has("target") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),
     stalledStreamTimeout: values.seconds("stall", 5) || Infinity,
+    status: values.one("status"),
   };
 }
 
-function parseServer(values: Values): Omit<TunnelCommand, "grace" | "isTraced"> {
+/** Parses `--log`. */
+function parseLog(values: Values): LogFormat | undefined {
+  const log = values.one("log");
+  if (log === undefined || log === "text" || log === "json") return log;
+  throw new UsageError(`--log must be text or json, received "${log}"`);
+}
+
+function parseServer(values: Values): Omit<TunnelCommand, Common> {
   const options = {
     listen: values.required("listen"),
     target: values.one("target"),
     allow: values.list("allow"),
     allowListen: values.list("allow-listen"),
+    acceptProxy: values.list("accept-proxy"),
     cert: values.one("cert"),
     key: values.one("key"),
     ...parseCommon(values),
@@ -200,12 +221,12 @@ function parseServer(values: Values): Omit<TunnelCommand, "grace" | "isTraced"> 
   }
   const start = (reports: Reports) => {
     const tunnel = serveTunnel({ ...options, ...reports });
-    return { tunnel, addrs: [tunnel.serverAddr] };
+    return { tunnel, addrs: [tunnel.serverAddr], targets: [options.target] };
   };
   return { isPiped: false, start };
 }
 
-function parseClient(values: Values): Omit<TunnelCommand, "grace" | "isTraced"> {
+function parseClient(values: Values): Omit<TunnelCommand, Common> {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
@@ -216,6 +237,7 @@ function parseClient(values: Values): Omit<TunnelCommand, "grace" | "isTraced"> 
   const [pipe, ...more] = forward?.filter(isPipe) ?? [];
   if (more.length > 0) throw new UsageError("--forward - (stdin and stdout) must be specified only once");
   const piped = pipe === undefined ? undefined : parseForward("forward", pipe.replace("-", "0"));
+  if (piped?.isProxied) throw new UsageError("--forward - has no visitor whose address ,proxy could send");
   const options = {
     connect,
     ca,
@@ -232,8 +254,15 @@ function parseClient(values: Values): Omit<TunnelCommand, "grace" | "isTraced"> 
   };
   const start = async (reports: Reports) => {
     const tunnel = await openTunnel({ ...options, ...reports });
-    const started = { tunnel, addrs: tunnel.listenAddrs };
-    return piped === undefined ? started : { ...started, connect: () => tunnel.connect(piped.target) };
+    const leads = (name: string) => (text: string) => parseForward(name, text).target;
+    const targets = [
+      ...(options.forward ?? []).map(leads("forward")),
+      ...(socks ?? []).map(() => undefined),
+      ...(reverse ?? []).map(leads("reverse")),
+    ];
+    const started = { tunnel, addrs: tunnel.listenAddrs, targets };
+    if (piped === undefined) return started;
+    return { ...started, connect: () => tunnel.connect(piped.target), pipedTo: piped.target };
   };
   return { isPiped: piped !== undefined, start };
 }
@@ -286,5 +315,5 @@ export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand 
   const values = new Values(role, rest);
   if (role === "cert") return parseCert(values);
   const command = role === "server" ? parseServer(values) : parseClient(values);
-  return { ...command, grace: values.seconds("grace", 30), isTraced: values.has("trace") };
+  return { ...command, grace: values.seconds("grace", 30), isTraced: values.has("trace"), log: parseLog(values) };
 }

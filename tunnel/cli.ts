@@ -9,9 +9,21 @@ import { parseCommand, type TunnelCommand, UsageError } from "./arguments.ts";
 import { Display } from "./display.ts";
 import { errorText, PermanentError } from "./errors.ts";
 import { errorHint } from "./hints.ts";
-import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "./log.ts";
+import {
+  errorEntry,
+  eventEntry,
+  formatEntry,
+  frameEntry,
+  listeningEntry,
+  type LogEntry,
+  type LogFormat,
+  pipedEntry,
+  shutdownEntry,
+  statusEntry,
+  totalEntry,
+} from "./log.ts";
 import { TunnelRefusedError } from "./options.ts";
-import { forwardStdio } from "./stdio.ts";
+import { forwardStdio, type StdioFigures } from "./stdio.ts";
 import { textFor } from "./usage.ts";
 import { setDeadline } from "./wait.ts";
 
@@ -44,6 +56,7 @@ function exitCode(error: unknown): number {
 export async function main(args: readonly string[]): Promise<number> {
   // A full pipe, or a terminal that is stopped or gone, must not block or end the process: only `Display` writes to it.
   let display = new Display(Deno.stdout, Deno.stderr);
+  let format: LogFormat | undefined;
   try {
     const text = textFor(args);
     if (text !== undefined) {
@@ -55,13 +68,15 @@ export async function main(args: readonly string[]): Promise<number> {
       for (const line of await command.run()) display.line(line);
       return EXIT.ended;
     }
+    format = command.log;
     if (command.isPiped) display = new Display(Deno.stderr, Deno.stderr);
     await runTunnel(command, display);
     return EXIT.ended;
   } catch (error) {
     const code = exitCode(error);
     const isHinted = error instanceof UsageError && error.isHinted;
-    display.error(`${errorLine(error)}${code === EXIT.usage && !isHinted ? " (try --help)" : ""}`);
+    const line = `${errorLine(error)}${code === EXIT.usage && !isHinted ? " (try --help)" : ""}`;
+    display.error(formatEntry(errorEntry(line), format, new Date()));
     return code;
   } finally {
     await display.end();
@@ -70,41 +85,52 @@ export async function main(args: readonly string[]): Promise<number> {
 
 /** Runs a tunnel until it ends. */
 async function runTunnel(
-  { start, grace, isPiped, isTraced }: TunnelCommand,
+  { start, grace, isPiped, isTraced, log: format }: TunnelCommand,
   display: Display,
 ): Promise<void> {
+  const log = (entry: LogEntry) => display.line(formatEntry(entry, format, new Date()));
+  const logError = (entry: LogEntry) => display.error(formatEntry(entry, format, new Date()));
   // Windows has no SIGTERM.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};
   const cut = new AbortController();
+  // ssh ends its ProxyCommand by SIGHUP: the server must not wait for the client to resume.
+  const hangUp = () => cut.abort(new Error("hung up"));
   const unlisten = () => signals.forEach((name) => Deno.removeSignalListener(name, stop));
   try {
-    const { tunnel, addrs, connect } = await start({
-      onError: (error) => display.error(errorLine(error)),
-      onEvent: (event) => display.line(eventLine(event)),
-      onFrame: isTraced ? (frame: FrameEvent) => display.error(frameLine(frame)) : undefined,
+    const { tunnel, addrs, targets, connect, pipedTo } = await start({
+      onError: (error) => logError(errorEntry(errorLine(error))),
+      // Without a format, the log has only what concerns the tunnel itself.
+      onEvent: (event) => void (event.type === "finished" && format === undefined || log(eventEntry(event))),
+      onFrame: isTraced ? (frame: FrameEvent) => logError(frameEntry(frame)) : undefined,
     });
     stop = () => {
       // The next signal ends the process.
       unlisten();
-      display.line(shutdownLine(grace));
+      log(shutdownEntry(grace));
       tunnel.shutdown({ timeout: grace });
       if (isPiped) setDeadline(() => cut.abort(new Error(`stdout was not read within ${grace / 1000} seconds`)), grace);
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
-    for (const addr of addrs) display.line(listeningLine(addr));
+    if (isPiped && Deno.build.os !== "windows") Deno.addSignalListener("SIGHUP", hangUp);
+    addrs.forEach((addr, n) => log(listeningEntry(addr, format && targets[n])));
+    if (tunnel.statusAddr !== undefined) log(statusEntry(tunnel.statusAddr));
     display.live(() => tunnel.stats());
     if (connect !== undefined) {
       // After a lost connection stdout still receives what arrived before.
       let lost: unknown;
       tunnel.finished.catch((error) => lost = error);
-      await forwardStdio(tunnel, connect, stdio, cut.signal).catch((error) => {
+      const ended = (figures: StdioFigures) => {
+        if (format !== undefined) log(pipedEntry({ ...figures, user: undefined, from: "stdin", to: pipedTo }));
+      };
+      await forwardStdio(tunnel, connect, stdio, cut.signal, ended).catch((error) => {
         throw lost ?? error;
       });
     }
     await tunnel.finished;
-    if (!isPiped) display.line(totalLine(tunnel.stats()));
+    if (!isPiped) log(totalEntry(tunnel.stats()));
   } finally {
     unlisten();
+    if (isPiped && Deno.build.os !== "windows") Deno.removeSignalListener("SIGHUP", hangUp);
   }
 }

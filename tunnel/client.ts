@@ -4,16 +4,20 @@
  * @module
  */
 
-import { type Session, SessionClosedError, type Stream } from "../mod.ts";
+import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
+import { writeAll } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, request, serveRequest } from "./handshake.ts";
 import { Link } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
 import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
+import { checkStatus, type StatusListener, StatusServer } from "./status.ts";
+import { parseAddress, proxyHeaderOf } from "./visitor.ts";
 import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
 // Milliseconds between requests to listen. Larger: less load on a server that refuses; smaller: an earlier port.
@@ -59,6 +63,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   return {
     serverAddr: client.serverAddr,
     listenAddrs: client.listenAddrs,
+    statusAddr: client.statusAddr,
     finished: client.finished,
     connect: (target) => client.connect(target),
     shutdown,
@@ -73,6 +78,14 @@ interface Local {
   /** `undefined`: the fixed target of the server, or that of each SOCKS 5 request. */
   target: string | undefined;
   isSocks: boolean;
+  /** Whether the target expects a header of the PROXY protocol. */
+  isProxied: boolean;
+}
+
+/** The target of an entry of `reverse`. */
+interface ReverseTarget {
+  target: string;
+  isProxied: boolean;
 }
 
 /** The checked options of a client, with defaults. */
@@ -80,12 +93,13 @@ interface Settings {
   certificates: { caCerts: string[] } | undefined;
   locals: Local[];
   /** TARGET of the client by LISTEN of the server, in the order of the options. */
-  reverse: Map<string, string>;
+  reverse: Map<string, ReverseTarget>;
 }
 
 function checkOptions(options: OpenTunnelOptions): Settings {
   const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
+  checkStatus(options.status, insecure);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
@@ -93,19 +107,29 @@ function checkOptions(options: OpenTunnelOptions): Settings {
   if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
   const locals = [
     ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
-    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true })),
+    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true, isProxied: false })),
   ];
   for (const { listen, isSocks } of locals) checkExposed(isSocks ? "socks" : "forward", listen, insecure);
-  const reverse = new Map<string, string>();
+  const reverse = new Map<string, ReverseTarget>();
   for (const text of options.reverse ?? []) {
-    const { listen, target } = parseForward("reverse", text);
+    const { listen, target, isProxied } = parseForward("reverse", text);
     if (target === undefined) throw new RangeError(`reverse must be LISTEN=TARGET, received "${text}"`);
     if (reverse.has(listen)) {
       throw new RangeError(`reverse must contain each LISTEN only once, received ${listen} twice`);
     }
-    reverse.set(listen, target);
+    reverse.set(listen, { target, isProxied });
   }
   return { certificates: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
+}
+
+/** Writes the first bytes of a connection; closes it if that fails. */
+async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Promise<void> {
+  try {
+    await writeAll(connection, bytes);
+  } catch (error) {
+    connection.close();
+    throw error;
+  }
 }
 
 /** The client's end of a tunnel. */
@@ -129,6 +153,7 @@ class Client {
   readonly #bound = new Set<Stream>();
   /** Removes the listener of the signal. */
   readonly #off: () => void;
+  #status: StatusServer | undefined;
   #isOpen = false;
 
   constructor(options: OpenTunnelOptions) {
@@ -173,6 +198,7 @@ class Client {
   /** Connects and listens. When it rejects, everything that it opened is closed. */
   async open(): Promise<void> {
     try {
+      this.#serveStatus();
       // Before the server is there, which may take long: an address may be in use.
       for (const { listen } of this.#settings.locals) listenOn(listen).close();
       const bound = await this.#connectAndBind();
@@ -204,7 +230,37 @@ class Client {
     }
   }
 
+  get statusAddr(): string | undefined {
+    return this.#status?.addr;
+  }
+
+  #serveStatus(): void {
+    const { status } = this.#options;
+    if (status === undefined) return;
+    this.#status = new StatusServer(status, this.#activity, {
+      end: "client",
+      isReady: () => this.#link.session !== undefined && !this.#link.isSuspended,
+      listeners: () => this.#listeners(),
+    });
+  }
+
+  /** Returns the addresses that are listened on so far, and where they lead. */
+  #listeners(): StatusListener[] {
+    const { locals, reverse } = this.#settings;
+    const targets = [...locals.map(({ target }) => target), ...Array.from(reverse.values(), ({ target }) => target)];
+    return this.listenAddrs.map((address, n) => ({ address, to: targets[n] }));
+  }
+
   async connect(target?: string): Promise<Stream> {
+    try {
+      return await this.#connect(target);
+    } catch (error) {
+      this.#activity.countRefusal(error);
+      throw error;
+    }
+  }
+
+  async #connect(target?: string): Promise<Stream> {
     if (target !== undefined) parseEndpoint("target", target, 1);
     const session = await this.#link.ready();
     if (target === undefined) return await session.openStream();
@@ -238,6 +294,7 @@ class Client {
     this.#link.end();
     this.#off();
     while (this.#tasks.size > 0) await Promise.allSettled(this.#tasks);
+    await this.#status?.close();
   }
 
   #started(session: Session): void {
@@ -248,12 +305,20 @@ class Client {
   }
 
   /** Listens at an address, and forwards accepted connections to the server; returns the address with its port. */
-  #listen({ target, isSocks }: Local, listen: string): string {
+  #listen({ target, isSocks, isProxied, listen: named }: Local, listen: string): string {
     const listening = listenOn(listen);
-    const connect = (to?: string) => this.connect(to);
-    const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(target);
+    const open = async (from: Socket) => {
+      let to = target;
+      const stream = isSocks
+        ? await speakSocks(from, (asked) => this.#connect(to = asked))
+        : await this.#connect(target);
+      if (isProxied) await writeFirst(stream, proxyHeaderOf(from));
+      return { stream, to };
+    };
+    const kind = isSocks ? "socks" as const : "forward" as const;
+    const route = { kind, user: undefined, forward: target === undefined ? named : `${named}=${target}` };
     const signal = AbortSignal.any([this.#stopping.signal, this.#unavailable.signal]);
-    const all = forwardAll(this.#activity, listening, open, signal, this.#ending.signal);
+    const all = forwardAll(this.#activity, listening, open, route, signal, this.#ending.signal);
     this.#track(all.then(({ forwarded }) => forwarded));
     return listening.addr;
   }
@@ -282,12 +347,25 @@ class Client {
 
   async #answer(stream: Stream): Promise<void> {
     const { reverse } = this.#settings;
-    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address }) => {
-      const target = method === "CONNECT" ? reverse.get(address) : undefined;
-      if (target === undefined) throw new TunnelRefusedError(403, "not in reverse");
-      return await dial(target, stream);
+    let visitor: ProxyAddress | undefined;
+    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
+      const found = method === "CONNECT" ? reverse.get(address) : undefined;
+      if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
+      visitor = parseAddress(forwardedFor ?? "");
+      const socket = await dial(found.target, stream);
+      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, this.#addressAt(address)));
+      return socket;
     });
-    await forwardStream(this.#activity, stream, opened, `to ${reverse.get(address)}`);
+    const to = reverse.get(address)?.target;
+    const from = visitor === undefined ? this.serverAddr : format(visitor);
+    const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
+    await forwardStream(this.#activity, stream, opened, `to ${to}`, route);
+  }
+
+  /** Returns the address where the server listens for an entry of `reverse`; `undefined` if it is no IP address. */
+  #addressAt(listen: string): ProxyAddress | undefined {
+    const { locals, reverse } = this.#settings;
+    return parseAddress(this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] ?? "");
   }
 
   /** Requests the server to listen, until the returned stream ends. */

@@ -7,7 +7,7 @@
 import { type DuplexConnection, type Session, SessionClosedError } from "../mod.ts";
 import { parseEndpoint, type Rule } from "./address.ts";
 import { encoder, printable, readExactly, writeAll } from "./bytes.ts";
-import { errorText, wrapError } from "./errors.ts";
+import { errorText, RefusalError, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening } from "./socket.ts";
 import { HANDSHAKE_TIMEOUT, setDeadline, sleep, withDeadline } from "./wait.ts";
@@ -52,6 +52,8 @@ interface Request {
   address: string;
   /** The value of `Proxy-Authorization`; empty if it is absent. */
   authorization: string;
+  /** The value of `Forwarded-For`: the address of the visitor of a reverse forward. */
+  forwardedFor?: string;
 }
 
 async function readRequest(from: DuplexConnection): Promise<Request> {
@@ -60,7 +62,9 @@ async function readRequest(from: DuplexConnection): Promise<Request> {
   if (method === undefined) {
     throw new TunnelRefusedError(400, `expected an HTTP request, received "${line!.slice(0, 40)}"`);
   }
-  return { method, address: address!, authorization: header(headers, "proxy-authorization") };
+  const request = { method, address: address!, authorization: header(headers, "proxy-authorization") };
+  const forwardedFor = header(headers, "forwarded-for");
+  return forwardedFor === "" ? request : { ...request, forwardedFor };
 }
 
 async function respond(to: DuplexConnection, status: number, reason: string, headers = ""): Promise<void> {
@@ -90,7 +94,7 @@ export async function serveRequest<T extends { close(): void }>(
     const status = error instanceof TunnelRefusedError ? error.status : isBad ? 400 : 502;
     await withDeadline(stream, respond(stream, status, errorText(error))).catch(() => {});
     const what = request === undefined ? "a request" : `${request.method} ${request.address}`;
-    throw wrapError(`Refused ${what} from ${peer}`, error);
+    throw new RefusalError(status, `Refused ${what} from ${peer}`, error);
   }
 }
 
@@ -114,17 +118,19 @@ export async function checkServer(session: Session, secret?: string): Promise<vo
   }
 }
 
-/** Requests the peer to connect, to listen, or to do nothing. */
+/** Requests the peer to connect, to listen, or to do nothing; `more` are further lines of the head. */
 export async function request(
   session: Session,
   method: "CONNECT" | "BIND" | "OPTIONS",
   address: string,
   secret?: string,
+  more = "",
 ) {
   const stream = await session.openStream();
   try {
     const authorization = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
-    await writeAll(stream, encoder.encode(`${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}\r\n`));
+    const lines = `${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}${more}\r\n`;
+    await writeAll(stream, encoder.encode(lines));
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
     if (status === "200") return { stream, addr: header(headers, "address") };

@@ -39,6 +39,11 @@ export interface TunnelOptions {
    * block all others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default: 5000.
    */
   stalledStreamTimeout?: number | undefined;
+  /**
+   * LISTEN: serves the state of this end over HTTP: `/metrics` for Prometheus, `/status` in JSON, and `/healthz`, whose
+   * status is 200 while a client is connected or a server listens, else 503. Default: none.
+   */
+  status?: string | undefined;
   /** Called with each error of a connection; the tunnel continues. Default: `console.error`. */
   onError?: ((error: Error) => void) | undefined;
   /** Called with each event. Default: events are dropped. */
@@ -58,6 +63,7 @@ export interface TunnelOptions {
  * - `"reconnected"`, on a client: it has a new connection to the server after the previous one was lost. Forwarded
  *   connections of the previous one have ended.
  * - `"unresumable"`, on a client, once: the server does not support resuming.
+ * - `"finished"`: a forwarded connection has ended.
  *
  * An address is `host:port`, `[ipv6]:port` or `unix:/path`. The address of a client at a Unix socket is `undefined`.
  *
@@ -81,6 +87,8 @@ export interface TunnelOptions {
  *       return `${event.type} after ${event.downtime} ms`;
  *     case "unresumable":
  *       return `${event.serverAddr} does not resume`;
+ *     case "finished":
+ *       return `${event.from} to ${event.to}: ${event.sent + event.received} bytes, ${event.error?.message ?? "closed"}`;
  *   }
  * }
  *
@@ -143,6 +151,31 @@ export type TunnelEvent =
     error: Error;
     /** Milliseconds without a connection. */
     downtime: number;
+  }
+  | {
+    type: "finished";
+    /**
+     * What forwarded the connection. On a client: an entry of `forward`, `socks` or `reverse`. On a server: a CONNECT
+     * request, the fixed `target`, or listening for the `reverse` of a client.
+     */
+    kind: "forward" | "socks" | "reverse" | "connect" | "target";
+    /** The name that the client has authenticated with; `undefined` on a client, and for a client without a name. */
+    user: string | undefined;
+    /** The address of the connection's origin: of the visitor at a listening end, of the peer at the other end. */
+    from: string | undefined;
+    /**
+     * The target, at an end that connects or has requested it. On a server, for `"reverse"`: the address of the client.
+     * `undefined` if only the peer knows it.
+     */
+    to: string | undefined;
+    /** Bytes of the connection sent to the peer. */
+    sent: number;
+    /** Bytes of the connection received from the peer. */
+    received: number;
+    /** Milliseconds from its begin to its end. */
+    duration: number;
+    /** Why the connection failed; `undefined` when both directions have ended. */
+    error: Error | undefined;
   };
 
 /**
@@ -177,6 +210,12 @@ export interface ServeTunnelOptions extends TunnelOptions {
   allow?: readonly string[] | undefined;
   /** Each LISTEN that clients may request, with the same wildcards. Default: `[]`. */
   allowListen?: readonly string[] | undefined;
+  /**
+   * IP addresses and networks (`10.0.0.0/8`) of proxies. Each of their connections must begin with a header of the
+   * PROXY protocol, version 1 or 2, whose address becomes that of the client. Connections of other addresses must not
+   * have a header. Cannot be combined with `cert`. Default: `[]`.
+   */
+  acceptProxy?: readonly string[] | undefined;
   /** The certificate chain of the server, in PEM. Clients must then connect with TLS. */
   cert?: string | undefined;
   /** The certificate's private key, in PEM. */
@@ -209,9 +248,12 @@ export interface ServeTunnelOptions extends TunnelOptions {
 export interface OpenTunnelOptions extends TunnelOptions {
   /** TARGET: the address of the server. */
   connect: string;
-  /** `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. */
+  /**
+   * `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. With
+   * `,proxy` at the end, each connection to the target begins with a header of the PROXY protocol, version 2.
+   */
   forward?: readonly string[] | undefined;
-  /** `LISTEN=TARGET`: the server listens, the client connects. */
+  /** `LISTEN=TARGET`: the server listens, the client connects. With `,proxy` at the end as in `forward`. */
   reverse?: readonly string[] | undefined;
   /** LISTEN: the client accepts SOCKS 5, the server connects to the target of each request. */
   socks?: readonly string[] | undefined;
@@ -264,6 +306,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
 export interface TunnelStats {
   /** Total number of connections between client and server. */
   connections: number;
+  /** Total number of connections after the first, on a client: one for each event `"reconnected"`. On a server: 0. */
+  reconnects: number;
   /** Total number of forwarded connections. */
   streams: number;
   /** Number of forwarded connections that are open. */
@@ -272,6 +316,11 @@ export interface TunnelStats {
   sent: number;
   /** Bytes received from the peer, including smux headers. */
   received: number;
+  /**
+   * Total number of requests that this end or its peer has refused, by HTTP status, such as `{ 403: 2 }`; see the
+   * `status` of {@linkcode TunnelRefusedError}. Unusual statuses count as `other`.
+   */
+  refused: { readonly [status: string]: number };
 }
 
 /**
@@ -305,6 +354,8 @@ export interface Tunnel extends AsyncDisposable {
    * client's list.
    */
   readonly listenAddrs: readonly string[];
+  /** The address of `status`; `undefined` without this option. */
+  readonly statusAddr: string | undefined;
   /**
    * Fulfils when the tunnel has ended, by `shutdown` or the signal. Rejects only when a client with `reconnect: false`
    * loses the connection to the server. Ignoring it is safe.

@@ -6,13 +6,17 @@
 
 import { serve, type Server, type Session, type Stream } from "../mod.ts";
 import { resumableListener } from "../resume.ts";
+import type { Route } from "./accounting.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, UNNAMED } from "./address.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
+import { checkProxies, ProxyListener } from "./proxy_listener.ts";
 import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
+import { checkStatus, StatusServer } from "./status.ts";
+import { visitorHeader } from "./visitor.ts";
 import { clampTimeout, onAbort } from "./wait.ts";
 
 /**
@@ -55,6 +59,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   return {
     serverAddr: server.addr,
     listenAddrs: [],
+    statusAddr: server.statusAddr,
     finished: server.finished,
     shutdown,
     stats: () => server.stats(),
@@ -73,6 +78,7 @@ function checkOptions(options: ServeTunnelOptions): Rules {
   }
   if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
+  checkStatus(options.status, options.insecure);
   if (target !== undefined) {
     parseEndpoint("target", target, 1);
     if (secret !== undefined || allow.length > 0 || allowListen.length > 0) {
@@ -90,21 +96,33 @@ class TunnelServer {
   readonly #target: string | undefined;
   readonly #secret: string | undefined;
   readonly #rules: Rules;
+  /** The entries of `allow`, as they were written. */
+  readonly #named: ReadonlySet<string>;
   readonly #activity: Activity;
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
+  readonly #status: StatusServer | undefined;
 
   constructor(options: ServeTunnelOptions) {
     const { listen, cert, key, stalledStreamTimeout } = options;
     this.#rules = checkOptions(options);
+    const isProxy = checkProxies(options);
+    this.#named = new Set(options.allow);
     this.#target = options.target;
     this.#secret = options.secret;
     this.#activity = new Activity(options);
     const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
     this.addr = listening.addr;
+    try {
+      this.#status = this.#serveStatus(options.status);
+    } catch (error) {
+      listening.close();
+      throw error;
+    }
+    const proxied = isProxy && new ProxyListener(listening, isProxy, this.#activity.report);
     const cut = new AbortController();
-    this.#server = serve(resumableListener(listening), (stream, session) => this.#handle(stream, session), {
+    this.#server = serve(resumableListener(proxied ?? listening), (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
       stalledStreamTimeout,
       onFrame: this.#activity.frame,
@@ -119,7 +137,27 @@ class TunnelServer {
       cut.abort(reason);
       this.#activity.cut();
     });
-    this.finished = this.#server.finished.finally(off);
+    this.finished = this.#server.finished.finally(async () => {
+      off();
+      await proxied?.ended;
+      await this.#status?.close();
+    });
+  }
+
+  get statusAddr(): string | undefined {
+    return this.#status?.addr;
+  }
+
+  #serveStatus(listen: string | undefined): StatusServer | undefined {
+    if (listen === undefined) return undefined;
+    return new StatusServer(listen, this.#activity, {
+      end: "server",
+      isReady: () => !this.#stopping.signal.aborted,
+      listeners: () => [
+        { address: this.addr, to: this.#target },
+        ...this.#activity.listening().map(({ listenAddr, clientAddr }) => ({ address: listenAddr, to: clientAddr })),
+      ],
+    });
   }
 
   stats(): TunnelStats {
@@ -135,15 +173,29 @@ class TunnelServer {
 
   async #handle(stream: Stream, session: Session): Promise<void> {
     try {
-      if (this.#target !== undefined) await this.#forward(stream, await dial(this.#target, stream), this.#target);
-      else await this.#answer(stream, session);
+      if (this.#target !== undefined) {
+        const socket = await dial(this.#target, stream).catch((error) => {
+          // As if the stream had requested it.
+          this.#activity.refuse(502);
+          throw error;
+        });
+        await this.#forward(session, stream, socket, { kind: "target", forward: this.#target, to: this.#target });
+      } else {
+        await this.#answer(stream, session);
+      }
     } catch (error) {
       this.#activity.report(error);
     }
   }
 
-  async #forward(stream: Stream, socket: Socket, target: string): Promise<void> {
-    await forwardStream(this.#activity, stream, socket, `to ${target}`);
+  async #forward(
+    session: Session,
+    stream: Stream,
+    socket: Socket,
+    route: Pick<Route, "kind" | "forward" | "to">,
+  ): Promise<void> {
+    const [user, from] = [this.#activity.userOf(session), formatPeer(session.remoteAddr)];
+    await forwardStream(this.#activity, stream, socket, `to ${route.to}`, { ...route, user, from });
   }
 
   /** Serves the request that a stream begins with. */
@@ -154,9 +206,15 @@ class TunnelServer {
       if (request.method === "OPTIONS") return stream;
       return request.method === "BIND" ? listenOn(request.address) : await dial(request.address, stream);
     });
-    if (opened === stream) stream.close();
-    else if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
-    else await this.#forward(stream, opened as Socket, address);
+    if (opened === stream) {
+      stream.close();
+    } else if (opened instanceof Listening) {
+      await this.#listenFor(session, stream, address, opened);
+    } else {
+      // A target that only a wildcard allows has no sums of its own.
+      const forward = this.#named.has(address) ? address : "*";
+      await this.#forward(session, stream, opened as Socket, { kind: "connect", forward, to: address });
+    }
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */
@@ -165,8 +223,12 @@ class TunnelServer {
     const off = onAbort(this.#stopping.signal, () => ended.abort());
     const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
     this.#activity.emit({ type: "listening", ...where });
-    const open = async () => (await request(session, "CONNECT", address)).stream;
-    const listened = forwardAll(this.#activity, listening, open, ended.signal);
+    const open = async (from: Socket) => {
+      const { stream } = await request(session, "CONNECT", address, undefined, visitorHeader(from));
+      return { stream, to: where.clientAddr };
+    };
+    const route = { kind: "reverse" as const, user: this.#activity.userOf(session), forward: address };
+    const listened = forwardAll(this.#activity, listening, open, route, ended.signal);
     // The client sends nothing more on the stream: the read waits for its end.
     const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);
     const error = await Promise.race([reading, listened.then(() => undefined)]);

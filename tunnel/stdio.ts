@@ -5,6 +5,8 @@
  */
 
 import { type DuplexConnection, join, type Stream } from "../mod.ts";
+import { CountedConnection, type FinishedEvent } from "./accounting.ts";
+import { toError } from "./errors.ts";
 import type { Tunnel } from "./options.ts";
 import { setDeadline } from "./wait.ts";
 
@@ -68,19 +70,40 @@ class StdioConnection implements DuplexConnection {
   }
 }
 
-/** Joins stdin and stdout with a stream, then shuts the tunnel down. Rejects with the reason when `cut` aborts. */
+/** The figures of stdin and stdout as a forwarded connection. */
+export type StdioFigures = Pick<FinishedEvent, "sent" | "received" | "duration" | "error">;
+
+/**
+ * Joins stdin and stdout with a stream, then shuts the tunnel down.
+ *
+ * @param cut Ends the connection on abort; the promise rejects with the reason.
+ * @param ended Called with the figures when the connection has ended; not called if the target refuses.
+ */
 export async function forwardStdio(
   tunnel: Pick<Tunnel, "shutdown">,
   connect: () => Promise<Stream>,
   stdio: Stdio,
   cut: AbortSignal,
+  ended: (figures: StdioFigures) => void = () => {},
 ): Promise<void> {
+  let [sent, received, began] = [0, 0, 0];
+  const report = (error?: Error) => {
+    if (began > 0) ended({ sent, received, duration: Math.round(performance.now() - began), error });
+  };
+  const counter = {
+    countSent: (bytes: number) => void (sent += bytes),
+    countReceived: (bytes: number) => void (received += bytes),
+  };
   try {
-    await join(await connect(), new StdioConnection(stdio), { signal: cut });
+    const stream = await connect();
+    began = performance.now();
+    await join(stream, new CountedConnection(new StdioConnection(stdio), counter), { signal: cut });
   } catch (error) {
+    report(toError(error));
     tunnel.shutdown({ timeout: FIN_TIMEOUT });
     throw error;
   }
+  report();
   // Without a timeout: the last bytes may still be in transit.
   tunnel.shutdown();
 }

@@ -4,11 +4,10 @@
  * @module
  */
 
-/** The version of the package, as in deno.json. A constant works wherever the module is loaded from; a test compares. */
-export const VERSION = "0.1.0";
+import { VERSION } from "./version.ts";
 
 /** What the value of an option is, as the help names it. */
-export type Kind = "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2" | "NAME";
+export type Kind = "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2" | "NAME" | "CIDR" | "text|json";
 
 /** An option of a command. */
 export interface Option {
@@ -37,6 +36,11 @@ const SERVER: Options = {
     isRule: true,
     help: "allowed address for --reverse; * as in --allow",
   },
+  "accept-proxy": {
+    value: "CIDR",
+    isList: true,
+    help: "addresses of proxies, which must send a PROXY header",
+  },
   cert: { value: "FILE", help: "TLS certificate, PEM; sluice cert makes one" },
   key: { value: "FILE", help: "private key of the certificate, PEM" },
 };
@@ -45,7 +49,8 @@ const CLIENT: Options = {
   forward: {
     value: "LISTEN=TARGET",
     isList: true,
-    help: "listen on the client, connect from the server; LISTEN - is stdin and stdout; no =TARGET: server's --target",
+    help:
+      "listen on the client, connect from the server; LISTEN - is stdin and stdout; no =TARGET: server's --target; ,proxy after TARGET: send it a PROXY header",
   },
   reverse: { value: "LISTEN=TARGET", isList: true, help: "listen on the server, connect from the client" },
   socks: {
@@ -72,6 +77,8 @@ const COMMON: Options = {
     value: "SECONDS",
     help: "close a connection that is not read for this long and blocks all others; default: 5; 0: never",
   },
+  status: { value: "LISTEN", help: "serve /metrics, /status and /healthz over HTTP" },
+  log: { value: "text|json", help: "log with times, and a line for each forwarded connection" },
   trace: { help: "log every frame between client and server to stderr" },
   insecure: { help: "allow other machines without TLS and a secret" },
 };
