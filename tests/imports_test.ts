@@ -223,6 +223,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/log.ts": ["mod.ts", "tunnel/address.ts", "tunnel/options.ts"],
   "tunnel/options.ts": ["mod.ts"],
+  "tunnel/resolve.ts": ["node:dns/promises", "node:net", "tunnel/address.ts", "tunnel/wait.ts"],
   "tunnel/server.ts": [
     "mod.ts",
     "tunnel/activity.ts",
@@ -234,9 +235,17 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/socket.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
+  "tunnel/socket.ts": [
+    "mod.ts",
+    "tunnel/address.ts",
+    "tunnel/errors.ts",
+    "tunnel/resolve.ts",
+    "tunnel/unix.ts",
+    "tunnel/wait.ts",
+  ],
   "tunnel/socks5.ts": ["mod.ts", "tunnel/address.ts", "tunnel/bytes.ts", "tunnel/options.ts", "tunnel/wait.ts"],
-  "tunnel/wait.ts": ["mod.ts"],
+  "tunnel/unix.ts": [],
+  "tunnel/wait.ts": ["mod.ts", "node:timers"],
   "websocket.ts": [
     "_clock.ts",
     "_deferred.ts",

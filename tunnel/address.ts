@@ -42,9 +42,15 @@ export function parseRule(name: string, entry: string): Rule {
   };
 }
 
-/** Normalizes a host for comparison. */
-function canonical(hostname: string): string {
-  return hostname.includes(":") ? new URL(`http://[${hostname}]/`).hostname : hostname.toLowerCase();
+/**
+ * Normalizes a host: lower case without a final dot, IPv6 compressed, and IPv4 as four numbers, also if it is mapped
+ * into IPv6.
+ */
+export function canonical(hostname: string): string {
+  const host = new URL(`http://${hostname.includes(":") ? `[${hostname}]` : hostname}/`).hostname;
+  const [, high, low] = /^\[::ffff:([\da-f]+):([\da-f]+)\]$/.exec(host) ?? [];
+  if (high === undefined) return host.replace(/^\[|\]$|\.$/g, "");
+  return [high, low!].flatMap((part) => [parseInt(part, 16) >> 8, parseInt(part, 16) & 255]).join(".");
 }
 
 /** Rejects TLS over a Unix socket. */

@@ -13,7 +13,7 @@ import { checkSecret, request, serveRequest } from "./handshake.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
-import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
+import { backoff, checkTimeout, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
 // Milliseconds. The default of `serve`.
 const STALLED_STREAM_TIMEOUT = 5000;
@@ -79,6 +79,7 @@ interface Settings {
 function checkOptions(options: OpenTunnelOptions): Settings {
   const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
+  checkTimeout("connectTimeout", options.connectTimeout);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
@@ -187,9 +188,9 @@ class Client {
   }
 
   async #start(): Promise<Session> {
-    const { connect, version, stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = this.#options;
+    const { connect, connectTimeout, version, stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = this.#options;
     const { tls, reverse } = this.#settings;
-    const connection = await dial(connect, this.#stopping.signal, tls);
+    const connection = await dial(connect, this.#stopping.signal, { ...tls, connectTimeout });
     const session = Session.client(connection, { version, stalledStreamTimeout, onFrame: this.#activity.frame });
     this.#activity.add(session);
     // A server opens streams for `reverse` only. Without `reverse`, refuse each.
@@ -222,7 +223,7 @@ class Client {
     const { address, opened } = await serveRequest(stream, "the server", async ({ method, address }) => {
       const target = method === "CONNECT" ? reverse.get(address) : undefined;
       if (target === undefined) throw new TunnelRefusedError(403, "not in reverse");
-      return await dial(target, stream);
+      return await dial(target, stream, { connectTimeout: this.#options.connectTimeout });
     });
     await forwardStream(this.#activity, stream, opened, `to ${reverse.get(address)}`);
   }

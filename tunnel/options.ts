@@ -39,6 +39,11 @@ export interface TunnelOptions {
    * block all others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default: 5000.
    */
   stalledStreamTimeout?: number | undefined;
+  /**
+   * Milliseconds until connecting fails: of a client to the server, and of either end to a target. An integer, or
+   * `Infinity`: the limit of the system. Default: 10 000.
+   */
+  connectTimeout?: number | undefined;
   /** Called with each error of a connection; the tunnel continues. Default: `console.error`. */
   onError?: ((error: Error) => void) | undefined;
   /** Called with each event. Default: events are dropped. */

@@ -12,7 +12,7 @@ import { forwardAll, forwardStream } from "./forward.ts";
 import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
 import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
-import { clampTimeout, onAbort } from "./wait.ts";
+import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
 
 /**
  * Starts the server's end of a tunnel, for any number of clients. When the server cannot connect to a target, the
@@ -72,6 +72,7 @@ function checkOptions(options: ServeTunnelOptions): Rules {
   }
   if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
+  checkTimeout("connectTimeout", options.connectTimeout);
   if (target !== undefined) {
     parseEndpoint("target", target, 1);
     if (secret !== undefined || allow.length > 0 || allowListen.length > 0) {
@@ -88,6 +89,7 @@ class TunnelServer {
   readonly finished: Promise<void>;
   readonly #target: string | undefined;
   readonly #secret: string | undefined;
+  readonly #connectTimeout: number | undefined;
   readonly #rules: Rules;
   readonly #activity: Activity;
   readonly #server: Server;
@@ -99,6 +101,7 @@ class TunnelServer {
     this.#rules = checkOptions(options);
     this.#target = options.target;
     this.#secret = options.secret;
+    this.#connectTimeout = options.connectTimeout;
     this.#activity = new Activity(options);
     const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
     this.addr = listening.addr;
@@ -134,8 +137,9 @@ class TunnelServer {
 
   async #handle(stream: Stream, session: Session): Promise<void> {
     try {
-      if (this.#target !== undefined) await this.#forward(stream, await dial(this.#target, stream), this.#target);
-      else await this.#answer(stream, session);
+      const target = this.#target;
+      if (target === undefined) return await this.#answer(stream, session);
+      await this.#forward(stream, await dial(target, stream, { connectTimeout: this.#connectTimeout }), target);
     } catch (error) {
       this.#activity.report(error);
     }
@@ -150,7 +154,8 @@ class TunnelServer {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
     const { address, opened } = await serveRequest(stream, peer, async (request) => {
       await authorize(request, this.#rules, this.#secret, this.#stopping.signal);
-      return request.method === "BIND" ? listenOn(request.address) : await dial(request.address, stream);
+      if (request.method === "BIND") return listenOn(request.address);
+      return await dial(request.address, stream, { connectTimeout: this.#connectTimeout });
     });
     if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
     else await this.#forward(stream, opened, address);
