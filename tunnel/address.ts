@@ -5,12 +5,11 @@
  */
 
 /** An address to listen at or to connect to. */
-type Endpoint = { hostname: string; port: number; path?: undefined } | {
+export type Endpoint = { hostname: string; port: number; path?: undefined } | {
   path: string;
   hostname?: undefined;
   port?: undefined;
 };
-export type Rule = (endpoint: Endpoint) => boolean;
 
 export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
   if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
@@ -30,16 +29,6 @@ export function parseForward(name: string, text: string): { listen: string; targ
   parseEndpoint(name, listen, 0);
   if (target !== undefined) parseEndpoint(name, target, 1);
   return { listen, target };
-}
-
-/** Parses an entry of `allow` or `allowListen`. */
-export function parseRule(name: string, entry: string): Rule {
-  const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
-  const rule = parseEndpoint(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
-  return ({ hostname, port, path }) => {
-    if (rule.path !== undefined || path !== undefined) return rule.path === path;
-    return (isAnyHost || canonical(hostname) === canonical(rule.hostname)) && (isAnyPort || port === rule.port);
-  };
 }
 
 /**

@@ -11,6 +11,7 @@ import { openTunnel } from "./client.ts";
 import { errorText } from "./errors.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
 import { serveTunnel } from "./server.ts";
+import { parseUsers } from "./users.ts";
 
 export const HELP = `\
 Forwards any number of connections over one, like ssh -L, -R and -D.
@@ -23,8 +24,10 @@ Forwards any number of connections over one, like ssh -L, -R and -D.
 LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).
 
   --target TARGET          connect each stream of any smux client to TARGET
-  --allow TARGET           allowed target; * is any host or port
-  --allow-listen LISTEN    allowed address for --reverse; * as in --allow
+  --allow TARGET           allowed target; * is any host or port, 8000-8010 a
+                           range, 10.0.0.0/8 a network; ! in front denies
+  --allow-listen LISTEN    allowed address for --reverse, as in --allow
+  --users FILE             users with secrets and rules, from sluice hash NAME
   --forward LISTEN=TARGET  listen on the client, connect from the server; LISTEN
                            - is stdin and stdout; no =TARGET: server's --target
   --reverse LISTEN=TARGET  listen on the server, connect from the client
@@ -32,7 +35,8 @@ LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).
                            target of each SOCKS 5 request
   --cert, --key FILE       TLS certificate and private key of the server, PEM
   --tls, --ca FILE         connect with TLS; also trust the CAs in FILE, PEM
-  --secret FILE            shared secret, in FILE; default: $SLUICE_SECRET
+  --secret FILE            secret, in FILE; default: $SLUICE_SECRET
+  --user NAME              the secret is that of NAME in the server's --users
   --smux 1|2               smux version of the client; default: 2
   --grace SECONDS          Ctrl-C waits this long for connections; default: 30
   --stall SECONDS          close a connection that is not read for this long and
@@ -51,7 +55,7 @@ export class UsageError extends Error {}
 /** An option of the command line. */
 interface Option {
   /** Its value, as the help names it; absent: the option accepts none. */
-  value?: "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2";
+  value?: "LISTEN" | "TARGET" | "LISTEN=TARGET" | "NAME" | "FILE" | "SECONDS" | "1|2";
   /** Whether it may be repeated. */
   isList?: true;
 }
@@ -69,6 +73,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     target: { value: "TARGET" },
     allow: { value: "TARGET", isList: true },
     "allow-listen": { value: "LISTEN", isList: true },
+    users: { value: "FILE" },
     cert: { value: "FILE" },
     key: { value: "FILE" },
     ...COMMON,
@@ -80,6 +85,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     socks: { value: "LISTEN", isList: true },
     tls: {},
     ca: { value: "FILE" },
+    user: { value: "NAME" },
     smux: { value: "1|2" },
     // An option of its own: with `allowNegative` --no-tls, --no-insecure and --reconnect would be accepted too.
     "no-reconnect": {},
@@ -195,8 +201,8 @@ interface Command {
 /** Parses the options of both commands. */
 function parseCommon(values: Values) {
   return {
-    // `target` cannot be combined with a secret: ignore that of the environment.
-    secret: values.one("secret") ?? (values.has("target") ? undefined : secretOfEnvironment()),
+    // `target` and `users` cannot be combined with a secret: ignore that of the environment.
+    secret: values.one("secret") ?? (values.has("target") || values.has("users") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),
     stalledStreamTimeout: values.seconds("stall", "5") || Infinity,
   };
@@ -208,12 +214,13 @@ function parseServer(values: Values): Omit<Command, "grace" | "isTraced"> {
     target: values.one("target"),
     allow: values.list("allow"),
     allowListen: values.list("allow-listen"),
+    users: values.has("users") ? parseUsers(values.one("users")!) : undefined,
     cert: values.one("cert"),
     key: values.one("key"),
     ...parseCommon(values),
   };
-  if (!(options.target ?? options.allow ?? options.allowListen)) {
-    throw new UsageError("expected --target, --allow or --allow-listen, received none of them");
+  if (!(options.target ?? options.allow ?? options.allowListen ?? options.users)) {
+    throw new UsageError("expected --target, --allow, --allow-listen or --users, received none of them");
   }
   const start = (reports: Reports) => {
     const tunnel = serveTunnel({ ...options, ...reports });
@@ -236,6 +243,7 @@ function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
   const piped = pipe === undefined ? undefined : parseForward("forward", pipe.replace("-", "0"));
   const options = {
     connect,
+    user: values.one("user"),
     ca,
     tls: values.has("tls") || ca !== undefined,
     version: smux === "1" ? 1 as const : 2 as const,

@@ -10,6 +10,7 @@ import { Display } from "./display.ts";
 import { errorText } from "./errors.ts";
 import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "./log.ts";
 import type { Tunnel } from "./options.ts";
+import { hashEntry } from "./users.ts";
 import { setDeadline } from "./wait.ts";
 
 // Milliseconds to send the final FIN after an error. Larger: tolerates a slower server; smaller: earlier exit.
@@ -31,12 +32,25 @@ async function pipe(tunnel: Tunnel, connect: () => Promise<Stream>, cut: AbortSi
   tunnel.shutdown();
 }
 
+/** Prints the entry of a user whose secret is read from stdin; returns the exit code. */
+async function printHash(args: readonly string[]): Promise<number> {
+  try {
+    if (args.length !== 1) throw new UsageError(`expected "hash NAME", received ${args.length} arguments`);
+    console.log(await hashEntry(args[0]!, (await new Response(Deno.stdin.readable).text()).trim()));
+    return 0;
+  } catch (error) {
+    console.error(errorText(error));
+    return 2;
+  }
+}
+
 /** Runs the command; returns the exit code. */
 export async function main(args: readonly string[]): Promise<number> {
   if (args.includes("--help") || args.includes("-h")) {
     console.log(HELP);
     return 0;
   }
+  if (args[0] === "hash") return await printHash(args.slice(1));
   let display = new Display(Deno.stdout);
   const onError = (error: unknown) => display.line(errorText(error), Deno.stderr);
   const onFrame = (frame: FrameEvent) => display.line(frameLine(frame), Deno.stderr);

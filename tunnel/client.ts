@@ -13,6 +13,7 @@ import { checkSecret, request, serveRequest } from "./handshake.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
+import { checkName } from "./users.ts";
 import { backoff, checkTimeout, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
 // Milliseconds. The default of `serve`.
@@ -77,8 +78,10 @@ interface Settings {
 }
 
 function checkOptions(options: OpenTunnelOptions): Settings {
-  const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
+  const { connect, user, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
+  if (user !== undefined) checkName("user", user);
+  if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
   checkTimeout("connectTimeout", options.connectTimeout);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
@@ -163,7 +166,8 @@ class Client {
     if (this.#session === undefined) throw new Error(`Cannot open a stream: not connected to ${this.serverAddr}`);
     if (target === undefined) return await this.#session.openStream();
     parseEndpoint("target", target, 1);
-    return (await request(this.#session, "CONNECT", target, this.#options.secret)).stream;
+    const { secret, user } = this.#options;
+    return (await request(this.#session, "CONNECT", target, secret, user)).stream;
   }
 
   shutdown(timeout = Infinity): Promise<void> {
@@ -221,16 +225,20 @@ class Client {
   async #answer(stream: Stream): Promise<void> {
     const { reverse } = this.#settings;
     const { address, opened } = await serveRequest(stream, "the server", async ({ method, address }) => {
+      // The server asks whether this end is alive.
+      if (method === "OPTIONS") return stream;
       const target = method === "CONNECT" ? reverse.get(address) : undefined;
       if (target === undefined) throw new TunnelRefusedError(403, "not in reverse");
       return await dial(target, stream, { connectTimeout: this.#options.connectTimeout });
     });
-    await forwardStream(this.#activity, stream, opened, `to ${reverse.get(address)}`);
+    if (opened === stream) return;
+    await forwardStream(this.#activity, stream, opened as Socket, `to ${reverse.get(address)}`);
   }
 
   /** Requests the server to listen, until the returned stream ends. */
   async #bind(session: Session, listen: string): Promise<Stream> {
-    const { stream, addr } = await request(session, "BIND", listen, this.#options.secret);
+    const { secret, user } = this.#options;
+    const { stream, addr } = await request(session, "BIND", listen, secret, user);
     const { locals, reverse } = this.#settings;
     this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] = addr;
     this.#bound.add(stream);

@@ -5,12 +5,11 @@
  */
 
 import { type DuplexConnection, type Session, SessionClosedError } from "../mod.ts";
-import { parseEndpoint, type Rule } from "./address.ts";
 import { encoder, printable, readExactly, writeAll } from "./bytes.ts";
 import { errorText, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening } from "./socket.ts";
-import { sleep, withDeadline } from "./wait.ts";
+import { withDeadline } from "./wait.ts";
 
 /** Maximum bytes of a head. Larger: longer requests; smaller: less memory that a peer can occupy with each stream. */
 export const MAX_HEAD = 8192;
@@ -34,9 +33,9 @@ function header(lines: readonly string[], name: string): string {
 }
 
 /** The request of a stream. */
-interface Request {
+export interface Request {
   method: string;
-  /** The target of CONNECT, or the address to listen at of BIND. */
+  /** The target of CONNECT, or the address to listen at of BIND. `*` of OPTIONS, which only awaits a response. */
   address: string;
   /** The value of `Proxy-Authorization`; empty if it is absent. */
   authorization: string;
@@ -82,11 +81,22 @@ export async function serveRequest<T extends { close(): void }>(
   }
 }
 
-/** Requests the peer to connect or to listen. */
-export async function request(session: Session, method: "CONNECT" | "BIND", address: string, secret?: string) {
+/** Returns the value of `Proxy-Authorization` for a secret, shared or of a user. */
+export function credentials(secret: string, user?: string): string {
+  return user === undefined ? `Bearer ${secret}` : `Basic ${btoa(`${user}:${secret}`)}`;
+}
+
+/** Requests the peer to connect or to listen; OPTIONS with the address `*` requests a response only. */
+export async function request(
+  session: Session,
+  method: "CONNECT" | "BIND" | "OPTIONS",
+  address: string,
+  secret?: string,
+  user?: string,
+) {
   const stream = await session.openStream();
   try {
-    const authorization = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
+    const authorization = secret === undefined ? "" : `Proxy-Authorization: ${credentials(secret, user)}\r\n`;
     await writeAll(stream, encoder.encode(`${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}\r\n`));
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
@@ -100,42 +110,9 @@ export async function request(session: Session, method: "CONNECT" | "BIND", addr
   }
 }
 
+/** Throws a `RangeError` unless the secret can be part of an HTTP header. */
 export function checkSecret(secret: string | undefined): void {
   // The secret becomes part of an HTTP header.
   if (secret === undefined || /^[!-~]+$/.test(secret)) return;
   throw new RangeError("secret must be non-empty printable ASCII without spaces");
-}
-
-/** The rules of a server by the method of the request. */
-export interface Rules {
-  [method: string]: Rule[];
-}
-
-/**
- * Checks a request. A wrong secret is refused after a delay, which the signal ends.
- *
- * @throws {TunnelRefusedError} The request is not allowed.
- * @throws {RangeError} The address is malformed.
- */
-export async function authorize(
-  { method, address, authorization }: Request,
-  rules: Rules,
-  secret: string | undefined,
-  signal: AbortSignal,
-): Promise<void> {
-  if (secret !== undefined && !await timingSafeEqual(authorization, `Bearer ${secret}`)) {
-    await sleep(WRONG_SECRET_DELAY, signal);
-    throw new TunnelRefusedError(407, "wrong secret");
-  }
-  const allowed = rules[method];
-  if (allowed === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
-  const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
-  if (!allowed.some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
-}
-
-/** Compares two texts in a time that does not depend on the position of a difference. */
-async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
-  const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
-  const [a, b] = await Promise.all(texts.map(digest));
-  return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;
 }

@@ -5,11 +5,12 @@
  */
 
 import { serve, type Server, type Session, type Stream } from "../mod.ts";
+import { Access } from "./access.ts";
 import { Activity } from "./activity.ts";
-import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, UNNAMED } from "./address.ts";
+import { checkExposed, checkTls, format, formatPeer, parseEndpoint, UNNAMED } from "./address.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
-import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
+import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
 import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
@@ -61,26 +62,28 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   };
 }
 
-function checkOptions(options: ServeTunnelOptions): Rules {
-  const { listen, target, secret, cert, key, allow = [], allowListen = [] } = options;
-  const rules: Rules = {
-    CONNECT: allow.map((entry) => parseRule("allow", entry)),
-    BIND: allowListen.map((entry) => parseRule("allowListen", entry)),
-  };
+function checkOptions(options: ServeTunnelOptions): void {
+  const { listen, target, secret, users, cert, key, allow = [], allowListen = [], authorize } = options;
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }
   if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
   checkTimeout("connectTimeout", options.connectTimeout);
+  const hasRules = allow.length > 0 || allowListen.length > 0;
+  if (users !== undefined && (secret !== undefined || hasRules)) {
+    throw new RangeError("users cannot be combined with secret, allow or allowListen: each user has its own");
+  }
   if (target !== undefined) {
     parseEndpoint("target", target, 1);
-    if (secret !== undefined || allow.length > 0 || allowListen.length > 0) {
+    if (secret !== undefined || hasRules) {
       throw new RangeError("target cannot be combined with secret, allow or allowListen");
     }
+    if (users !== undefined || authorize !== undefined) {
+      throw new RangeError("target cannot be combined with users or authorize");
+    }
   }
-  if (cert === undefined || secret === undefined) checkExposed("listen", listen, options.insecure);
-  return rules;
+  if (cert === undefined || (secret ?? users) === undefined) checkExposed("listen", listen, options.insecure);
 }
 
 /** The server's end of a tunnel. */
@@ -88,9 +91,8 @@ class TunnelServer {
   readonly addr: string;
   readonly finished: Promise<void>;
   readonly #target: string | undefined;
-  readonly #secret: string | undefined;
   readonly #connectTimeout: number | undefined;
-  readonly #rules: Rules;
+  readonly #access: Access;
   readonly #activity: Activity;
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
@@ -98,11 +100,11 @@ class TunnelServer {
 
   constructor(options: ServeTunnelOptions) {
     const { listen, cert, key, stalledStreamTimeout } = options;
-    this.#rules = checkOptions(options);
+    checkOptions(options);
     this.#target = options.target;
-    this.#secret = options.secret;
     this.#connectTimeout = options.connectTimeout;
     this.#activity = new Activity(options);
+    this.#access = new Access(options, this.#activity.report);
     const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
     this.addr = listening.addr;
     const cut = new AbortController();
@@ -152,13 +154,32 @@ class TunnelServer {
   /** Serves the request that a stream begins with. */
   async #answer(stream: Stream, session: Session): Promise<void> {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
-    const { address, opened } = await serveRequest(stream, peer, async (request) => {
-      await authorize(request, this.#rules, this.#secret, this.#stopping.signal);
-      if (request.method === "BIND") return listenOn(request.address);
-      return await dial(request.address, stream, { connectTimeout: this.#connectTimeout });
-    });
+    const { address, opened } = await serveRequest(stream, peer, (request) => this.#open(request, stream, session));
     if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
-    else await this.#forward(stream, opened, address);
+    else if (opened !== stream) await this.#forward(stream, opened as Socket, address);
+  }
+
+  /** Connects or listens for a request, if it is allowed; returns the stream if it only proves the secret. */
+  async #open(request: Request, stream: Stream, session: Session): Promise<Listening | Socket | Stream> {
+    const { signal } = this.#stopping;
+    const permit = await this.#access.check(request, session, signal);
+    if (permit === undefined) return stream;
+    const { account, addresses, endpoint: { path, port } } = permit;
+    if (request.method === "CONNECT") {
+      await account.streams.takeFor(() => Promise.resolve(stream));
+      return await dial(request.address, stream, { addresses, connectTimeout: this.#connectTimeout });
+    }
+    const free = account.ports.take();
+    stream.closed.then(free, free);
+    // A host name may have several addresses; the first is the preferred one.
+    const listening = listenOn(path === undefined ? format({ hostname: addresses[0]!, port }) : format({ path }));
+    try {
+      this.#access.checkListening(permit, listening.addr);
+    } catch (error) {
+      listening.close();
+      throw error;
+    }
+    return listening;
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */
@@ -167,7 +188,8 @@ class TunnelServer {
     const off = onAbort(this.#stopping.signal, () => ended.abort());
     const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
     this.#activity.emit({ type: "listening", ...where });
-    const open = async () => (await request(session, "CONNECT", address)).stream;
+    const streams = this.#access.accountOf(session)!.streams;
+    const open = () => streams.takeFor(async () => (await request(session, "CONNECT", address)).stream);
     const listened = forwardAll(this.#activity, listening, open, ended.signal);
     // The client sends nothing more on the stream: the read waits for its end.
     const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);
