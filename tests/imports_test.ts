@@ -238,6 +238,15 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/log.ts": ["mod.ts", "tunnel/address.ts", "tunnel/options.ts"],
   "tunnel/options.ts": ["mod.ts"],
+  "tunnel/ports.ts": [
+    "mod.ts",
+    "tunnel/access.ts",
+    "tunnel/address.ts",
+    "tunnel/errors.ts",
+    "tunnel/handshake.ts",
+    "tunnel/socket.ts",
+    "tunnel/wait.ts",
+  ],
   "tunnel/resolve.ts": ["node:dns/promises", "node:net", "tunnel/address.ts", "tunnel/wait.ts"],
   "tunnel/rules.ts": ["node:net", "tunnel/address.ts"],
   "tunnel/server.ts": [
@@ -249,6 +258,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/forward.ts",
     "tunnel/handshake.ts",
     "tunnel/options.ts",
+    "tunnel/ports.ts",
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],

@@ -7,11 +7,12 @@
 import { serve, type Server, type Session, type Stream } from "../mod.ts";
 import { Access } from "./access.ts";
 import { Activity } from "./activity.ts";
-import { checkExposed, checkTls, format, formatPeer, parseEndpoint, UNNAMED } from "./address.ts";
+import { checkExposed, checkTls, formatPeer, parseEndpoint, UNNAMED } from "./address.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
+import { Ports } from "./ports.ts";
 import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
 
@@ -93,6 +94,7 @@ class TunnelServer {
   readonly #target: string | undefined;
   readonly #connectTimeout: number | undefined;
   readonly #access: Access;
+  readonly #ports = new Ports();
   readonly #activity: Activity;
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
@@ -164,15 +166,12 @@ class TunnelServer {
     const { signal } = this.#stopping;
     const permit = await this.#access.check(request, session, signal);
     if (permit === undefined) return stream;
-    const { account, addresses, endpoint: { path, port } } = permit;
+    const { account, addresses } = permit;
     if (request.method === "CONNECT") {
       await account.streams.takeFor(() => Promise.resolve(stream));
       return await dial(request.address, stream, { addresses, connectTimeout: this.#connectTimeout });
     }
-    const free = account.ports.take();
-    stream.closed.then(free, free);
-    // A host name may have several addresses; the first is the preferred one.
-    const listening = listenOn(path === undefined ? format({ hostname: addresses[0]!, port }) : format({ path }));
+    const listening = await this.#ports.listen(permit, session, stream, signal);
     try {
       this.#access.checkListening(permit, listening.addr);
     } catch (error) {

@@ -577,6 +577,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_rules_test.ts"],
   },
   {
+    name: "a tunnel passes the port of a living client on",
+    file: "tunnel/ports.ts",
+    from: "return now === bytesReceived && !readPaused;",
+    to: "return !readPaused;",
+    tests: ["tunnel_ports_test.ts"],
+  },
+  {
+    name: "a tunnel passes the port of a silent client on to another user",
+    file: "tunnel/ports.ts",
+    from: "!isOwn && holder.account === account && await",
+    to: "!isOwn && await",
+    tests: ["tunnel_ports_test.ts"],
+  },
+  {
     name: "a tunnel waits for a target without a limit",
     file: "tunnel/wait.ts",
     from: "const clear = timeout === Infinity ?",
