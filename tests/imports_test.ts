@@ -274,6 +274,7 @@ const ARROWS: Record<string, string[]> = {
   "tunnel/unix.ts": [],
   "tunnel/users.ts": [
     "mod.ts",
+    "node:buffer",
     "node:crypto",
     "tunnel/errors.ts",
     "tunnel/handshake.ts",

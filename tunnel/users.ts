@@ -4,6 +4,7 @@
  * @module
  */
 
+import { Buffer } from "node:buffer";
 import { createHash, randomBytes, scrypt, timingSafeEqual } from "node:crypto";
 import { Channel } from "../mod.ts";
 import { errorText } from "./errors.ts";
@@ -47,8 +48,8 @@ async function derive(secret: string, salt: Uint8Array, cost: number): Promise<U
   }
 }
 
-const encode = (bytes: Uint8Array) => bytes.toBase64({ alphabet: "base64url", omitPadding: true });
-const decode = (text: string) => Uint8Array.fromBase64(text, { alphabet: "base64url" });
+const encode = (bytes: Uint8Array) => Buffer.from(bytes).toString("base64url");
+const decode = (text: string) => Buffer.from(text, "base64url");
 
 /**
  * Hashes a secret for the `secret` of a {@linkcode TunnelUser}, with scrypt and a random salt.
