@@ -25,7 +25,7 @@ const TEXTS = [
 ];
 const WORKFLOWS = ["ci", "publish", "weekly"].map((name) => `.github/workflows/${name}.yml`);
 // These match the patterns below, but are a repository and files of the reader.
-const NOT_PATHS = ["xtaci/smux", "server.ts", "client.ts", "cert.pem", "key.pem"];
+const NOT_PATHS = ["xtaci/smux", "10.0.0.0/8", "server.ts", "client.ts", "cert.pem", "key.pem"];
 const PATH = /^\.?[\w-]+(\.[\w-]+)*(\/[\w.-]+)*\/?$/;
 const FILE = /\/|\.(go|json|md|pem|sh|svg|ts|yml)$/;
 

@@ -260,6 +260,61 @@ Deno.test("tunnel command: the secret is read from --secret or $SLUICE_SECRET, a
   assert(!stderr.includes("simsim") && !stderr.includes("sesame"), stderr);
 });
 
+Deno.test("tunnel command: --users FILE with entries of hash, and --user NAME, also for stdin and stdout", async () => {
+  await using echo = makeEcho();
+  await using folder = await makeFolder("tunnel");
+  const [users, secret] = [`${folder.path}/users.json`, `${folder.path}/secret`];
+  await Deno.writeTextFile(secret, "open-sesame\n");
+  const hash = command(["hash", "alice"], { stdin: "piped" }).spawn();
+  const stdin = hash.stdin.getWriter();
+  await stdin.write(bytes("open-sesame\n"));
+  await stdin.close();
+  const { code, stdout } = await hash.output();
+  assertEquals(code, 0);
+  const entry = JSON.parse(text(stdout));
+  assertEquals(entry, { name: "alice", secret: entry.secret, allow: [], allowListen: [] });
+  await Deno.writeTextFile(users, JSON.stringify([{ ...entry, allow: [echo.addr] }]));
+  const env = { SLUICE_SECRET: "open-sesame" };
+  await using server = await start(["server", "--listen", "0", "--users", users], { env });
+  const ask = ["client", "--connect", server.addr, "--user", "alice"];
+  await using client = await start([...ask, "--forward", `0=${echo.addr}`, "--secret", secret]);
+  using connection = await dial(client.addr);
+  assertEquals(await say(connection, "hello"), "hello");
+  connection.close();
+
+  const pipe = command([...ask, "--forward", `-=${echo.addr}`], { stdin: "piped", env }).spawn();
+  const input = pipe.stdin.getWriter();
+  await input.write(bytes("through a pipe"));
+  await input.close();
+  const piped = await pipe.output();
+  assertEquals([piped.code, text(piped.stdout)], [0, "through a pipe"]);
+  const refused = await command([...ask, "--forward", "-=127.0.0.1:1"], { env }).output();
+  assertEquals(refused.code, 3);
+  assertMatch(text(refused.stderr), /not allowed\n$/);
+});
+
+Deno.test("tunnel command: hash exits with 2 for a malformed name or secret", async () => {
+  for (const [args, input] of [[["hash"], "x"], [["hash", "a:b"], "x"], [["hash", "alice"], ""]] as const) {
+    const child = command([...args], { stdin: "piped" }).spawn();
+    const stdin = child.stdin.getWriter();
+    await stdin.write(bytes(input));
+    await stdin.close();
+    const { code, stdout, stderr } = await child.output();
+    assertEquals([code, text(stdout)], [2, ""]);
+    assertMatch(text(stderr), /^[^\n]+\n$/);
+  }
+});
+
+Deno.test("tunnel command: a client runs with access to the server's name alone", async () => {
+  await using echo = makeEcho();
+  await using server = await start(["server", "--listen", "0", "--allow", echo.addr]);
+  const connect = `localhost:${portOf(server.addr)}`;
+  const allow = `--allow-net=${connect},127.0.0.1:0`;
+  await using client = await start(["client", "--connect", connect, "--forward", `0=${echo.addr}`], { allow });
+  using connection = await dial(client.addr);
+  assertEquals(await say(connection, "hello"), "hello");
+});
+
 Deno.test("tunnel command: runs with --allow-net alone when no option names a file", async () => {
   await using echo = makeEcho();
   const allow = "--allow-net";
@@ -436,7 +491,10 @@ Deno.test("tunnel command: prints one line and exits with 2 for a malformed comm
   const server = "server --listen 0 --target 1";
   const client = "client --connect 1 --forward 0";
   const place = "must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received";
-  const command = 'expected "server", "client" or "cert", received';
+  const command = 'expected "server", "client", "cert" or "hash", received';
+  const rule =
+    "must be HOST:PORT, [IPV6]:PORT, NETWORK/BITS:PORT, PORT or unix:PATH, where HOST may be *, PORT may be " +
+    "* or a range as 8000-8010, and ! in front denies, received";
   const cases: Record<string, string | RegExp> = {
     "": `${command} nothing`,
     "serve": `${command} "serve": did you mean sluice server?`,
@@ -444,7 +502,7 @@ Deno.test("tunnel command: prints one line and exits with 2 for a malformed comm
     "-L 8080:host:80": `${command} "-L": write sluice client --forward 8080=host:80`,
     "server": "missing option --listen LISTEN",
     "server --target 1": "missing option --listen LISTEN",
-    "server --listen 0": "expected --target, --allow or --allow-listen, received none of them",
+    "server --listen 0": "expected --target, --allow, --allow-listen or --users, received none of them",
     "server --listen :9000 --target a:1": `--listen ${place} ":9000": write --listen 0.0.0.0:9000`,
     "server --listen *:9000 --target a:1": `--listen ${place} "*:9000": write --listen 0.0.0.0:9000`,
     "server --listen a:0 --target": "expected --target TARGET, received no value",
@@ -454,12 +512,12 @@ Deno.test("tunnel command: prints one line and exits with 2 for a malformed comm
     "server --listen a:65536 --target a:1": "--listen must have a port from 0 to 65535, received 65536",
     "server --listen ::1:0 --target a:1": `--listen ${place} "::1:0": IPv6 needs brackets: write --listen [::1]:0`,
     "server --listen [::g]:0 --target a:1": `--listen ${place} "[::g]:0"`,
-    "server --listen 0 --allow *": `--allow ${place} "*": write --allow '*:*'`,
-    "server --listen 0 --allow localhost": `--allow ${place} "localhost": it has no port: write --allow localhost:PORT`,
-    "server --listen 0 --allow a:1,b:2": `--allow ${place} "a:1,b:2": write --allow a:1 --allow b:2`,
+    "server --listen 0 --allow *": `--allow ${rule} "*": write --allow '*:*'`,
+    "server --listen 0 --allow localhost": `--allow ${rule} "localhost": it has no port: write --allow localhost:PORT`,
+    "server --listen 0 --allow a:1,b:2": `--allow ${rule} "a:1,b:2": write --allow a:1 --allow b:2`,
     "server --listen 0 --allow a:1 b:2": 'expected an option, received "b:2": write --allow b:2',
     "server --listen 0 --allow 1 --allow http://a": /"http:\/\/a": it must not be a URL: write --allow a:80$/,
-    "server --listen 0 --allow-listen a": `--allow-listen ${place} "a": it has no port: write --allow-listen a:PORT`,
+    "server --listen 0 --allow-listen a": `--allow-listen ${rule} "a": it has no port: write --allow-listen a:PORT`,
     "server --listen 0 --alow a:1": "unknown option --alow for sluice server: did you mean --allow?",
     "server --listen 0.0.0.0:0 --allow *:*": /insecure/,
     "server --listen 0 --target 1 --allow 1": /allow/,
@@ -468,6 +526,11 @@ Deno.test("tunnel command: prints one line and exits with 2 for a malformed comm
     "server --listen 0 --allow 1 --secret /dev/null": /secret/,
     [`${server} --forward 0=1`]: "unknown option --forward for sluice server: --forward is an option of sluice client",
     [`${server} --cert ${SCRIPT}`]: /^cannot read the file of --cert: no such file: /,
+    "server --listen 0 --allow a:2-1": "--allow must have a port from 1 to 65535, or a range of them, received 2-1",
+    "server --listen 0 --users /nowhere/at/all": /^cannot read the file of --users: /,
+    "server --listen 0 --users /dev/null": /^users must be a list in JSON: /,
+    "client --connect 1 --forward 0 --user alice": /^user requires secret, received only user/,
+    "client --connect 1 --forward 0 --user a:b --secret /dev/null": /^secret must be/,
     [`${server} --cert /dev/null`]: /cert/,
     [`${server} --key /dev/null`]: /key/,
     [`${server} --cert /dev/null --key /dev/null`]: /cert/,

@@ -207,7 +207,7 @@ Deno.test("textFor() returns the help of one command or of all, at most 80 chara
       assertEquals(textFor(line.split(" ")), help, line);
     }
     for (const other of Object.keys(OPTIONS)) {
-      assertEquals(help.includes(`  sluice ${other} --`) || help.includes(`  sluice ${other} [`), other === command);
+      assertEquals(new RegExp(`^  sluice ${other} (--|\\[|NAME)`, "m").test(help), other === command);
     }
     for (const option of Object.keys(OPTIONS[command]!)) {
       for (const text of [help, all]) assertEquals(new RegExp(`^  --${option} `, "m").test(text), true, option);

@@ -5,7 +5,7 @@
  */
 
 /** An address to listen at or to connect to. */
-type Endpoint = { hostname: string; port: number; path?: undefined } | {
+export type Endpoint = { hostname: string; port: number; path?: undefined } | {
   path: string;
   hostname?: undefined;
   port?: undefined;
@@ -13,8 +13,6 @@ type Endpoint = { hostname: string; port: number; path?: undefined } | {
 
 /** End of an entry whose target expects a header of the PROXY protocol. */
 const PROXIED = ",proxy";
-
-export type Rule = (endpoint: Endpoint) => boolean;
 
 export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
   if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
@@ -46,19 +44,15 @@ export function parseForward(name: string, text: string): Forward {
   return { listen, target, isProxied };
 }
 
-/** Parses an entry of `allow` or `allowListen`. */
-export function parseRule(name: string, entry: string): Rule {
-  const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
-  const rule = parseEndpoint(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
-  return ({ hostname, port, path }) => {
-    if (rule.path !== undefined || path !== undefined) return rule.path === path;
-    return (isAnyHost || canonical(hostname) === canonical(rule.hostname)) && (isAnyPort || port === rule.port);
-  };
-}
-
-/** Normalizes a host for comparison. */
-function canonical(hostname: string): string {
-  return hostname.includes(":") ? new URL(`http://[${hostname}]/`).hostname : hostname.toLowerCase();
+/**
+ * Normalizes a host: lower case without a final dot, IPv6 compressed, and IPv4 as four numbers, also if it is mapped
+ * into IPv6.
+ */
+export function canonical(hostname: string): string {
+  const host = new URL(`http://${hostname.includes(":") ? `[${hostname}]` : hostname}/`).hostname;
+  const [, high, low] = /^\[::ffff:([\da-f]+):([\da-f]+)\]$/.exec(host) ?? [];
+  if (high === undefined) return host.replace(/^\[|\]$|\.$/g, "");
+  return [high, low!].flatMap((part) => [parseInt(part, 16) >> 8, parseInt(part, 16) & 255]).join(".");
 }
 
 /** Rejects TLS over a Unix socket. */

@@ -6,7 +6,7 @@
 
 import { parseArgs } from "node:util";
 import type { Stream } from "../mod.ts";
-import { parseEndpoint, parseForward, parseRule } from "./address.ts";
+import { parseEndpoint, parseForward } from "./address.ts";
 import { makeCertificate, parseHost } from "./certificate.ts";
 import { parseNetworks } from "./cidr.ts";
 import { openTunnel } from "./client.ts";
@@ -14,8 +14,10 @@ import { errorText } from "./errors.ts";
 import { commandHint, fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
 import type { LogFormat } from "./log.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
+import { parseRule } from "./rules.ts";
 import { serveTunnel } from "./server.ts";
 import { type Option, OPTIONS } from "./usage.ts";
+import { hashEntry, parseUsers } from "./users.ts";
 
 /** A malformed command line; the message is one line. */
 export class UsageError extends Error {
@@ -36,7 +38,7 @@ function checkValue(name: string, { value, isRule }: Option, text: string): void
   if (isRule) parseRule(name, text);
   else if (value === "LISTEN") parseEndpoint(name, text, 0);
   else if (value === "TARGET") parseEndpoint(name, text, 1);
-  else if (value === "NAME") parseHost(name, text);
+  else if (value === "HOST") parseHost(name, text);
   else if (value === "CIDR") parseNetworks(name, [text]);
   else if (value === "SECONDS" && !/^\d{1,6}$/.test(text)) {
     throw new RangeError(`${name} must be an integer from 0 to 999999, received "${text}"`);
@@ -190,8 +192,8 @@ interface ShortCommand {
 /** Parses the options of both commands. */
 function parseCommon(values: Values) {
   return {
-    // `target` cannot be combined with a secret: ignore that of the environment.
-    secret: values.one("secret") ?? (values.has("target") ? undefined : secretOfEnvironment()),
+    // `target` and `users` cannot be combined with a secret: ignore that of the environment.
+    secret: values.one("secret") ?? (values.has("target") || values.has("users") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),
     stalledStreamTimeout: values.seconds("stall", 5) || Infinity,
     status: values.one("status"),
@@ -212,12 +214,13 @@ function parseServer(values: Values): Omit<TunnelCommand, Common> {
     allow: values.list("allow"),
     allowListen: values.list("allow-listen"),
     acceptProxy: values.list("accept-proxy"),
+    users: values.has("users") ? parseUsers(values.one("users")!) : undefined,
     cert: values.one("cert"),
     key: values.one("key"),
     ...parseCommon(values),
   };
-  if (!(options.target ?? options.allow ?? options.allowListen)) {
-    throw new UsageError("expected --target, --allow or --allow-listen, received none of them");
+  if (!(options.target ?? options.allow ?? options.allowListen ?? options.users)) {
+    throw new UsageError("expected --target, --allow, --allow-listen or --users, received none of them");
   }
   const start = (reports: Reports) => {
     const tunnel = serveTunnel({ ...options, ...reports });
@@ -240,6 +243,7 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
   if (piped?.isProxied) throw new UsageError("--forward - has no visitor whose address ,proxy could send");
   const options = {
     connect,
+    user: values.one("user"),
     ca,
     tls: values.has("tls") || ca !== undefined,
     version: smux === "1" ? 1 as const : 2 as const,
@@ -301,17 +305,26 @@ function parseCert(values: Values): ShortCommand {
   return { run };
 }
 
+function parseHash(args: readonly string[]): ShortCommand {
+  const [name, ...more] = args;
+  if (name === undefined || more.length > 0) {
+    throw new UsageError(`expected "hash NAME", received ${args.length} arguments`);
+  }
+  return { run: async () => [await hashEntry(name, (await new Response(Deno.stdin.readable).text()).trim())] };
+}
+
 /**
  * Parses a command line.
  *
  * @throws {UsageError} The command line does not match the help.
  */
 export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand | ShortCommand {
-  const expected = 'expected "server", "client" or "cert"';
+  const expected = 'expected "server", "client", "cert" or "hash"';
   if (role === undefined) throw new UsageError(`${expected}, received nothing`);
   if (!Object.hasOwn(OPTIONS, role)) {
     throw new UsageError(`${expected}, received "${role}"`, commandHint(role, rest[0]));
   }
+  if (role === "hash") return parseHash(rest);
   const values = new Values(role, rest);
   if (role === "cert") return parseCert(values);
   const command = role === "server" ? parseServer(values) : parseClient(values);

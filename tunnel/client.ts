@@ -10,15 +10,16 @@ import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./a
 import { writeAll } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
-import { checkSecret, request, serveRequest } from "./handshake.ts";
+import { checkSecret, type Credentials, request, serveRequest } from "./handshake.ts";
 import { Link } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
 import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
 import { checkStatus, type StatusListener, StatusServer } from "./status.ts";
+import { checkName } from "./users.ts";
 import { parseAddress, proxyHeaderOf } from "./visitor.ts";
-import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
+import { backoff, checkTimeout, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
 // Milliseconds between requests to listen. Larger: less load on a server that refuses; smaller: an earlier port.
 const MAX_BIND_PAUSE = 30_000;
@@ -97,9 +98,12 @@ interface Settings {
 }
 
 function checkOptions(options: OpenTunnelOptions): Settings {
-  const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
+  const { connect, user, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
   checkStatus(options.status, insecure);
+  if (user !== undefined) checkName("user", user);
+  if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
+  checkTimeout("connectTimeout", options.connectTimeout);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
@@ -260,11 +264,17 @@ class Client {
     }
   }
 
+  /** What proves to the server who requests. */
+  get #credentials(): Credentials {
+    const { secret, user } = this.#options;
+    return { secret, user };
+  }
+
   async #connect(target?: string): Promise<Stream> {
     if (target !== undefined) parseEndpoint("target", target, 1);
     const session = await this.#link.ready();
     if (target === undefined) return await session.openStream();
-    return (await request(session, "CONNECT", target, this.#options.secret)).stream;
+    return (await request(session, "CONNECT", target, this.#credentials)).stream;
   }
 
   shutdown(timeout = Infinity): Promise<void> {
@@ -349,17 +359,20 @@ class Client {
     const { reverse } = this.#settings;
     let visitor: ProxyAddress | undefined;
     const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
+      // The server asks whether this end is alive.
+      if (method === "OPTIONS") return stream;
       const found = method === "CONNECT" ? reverse.get(address) : undefined;
       if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
       visitor = parseAddress(forwardedFor ?? "");
-      const socket = await dial(found.target, stream);
+      const socket = await dial(found.target, stream, { connectTimeout: this.#options.connectTimeout });
       if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, this.#addressAt(address)));
       return socket;
     });
+    if (opened === stream) return;
     const to = reverse.get(address)?.target;
     const from = visitor === undefined ? this.serverAddr : format(visitor);
     const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
-    await forwardStream(this.#activity, stream, opened, `to ${to}`, route);
+    await forwardStream(this.#activity, stream, opened as Socket, `to ${to}`, route);
   }
 
   /** Returns the address where the server listens for an entry of `reverse`; `undefined` if it is no IP address. */
@@ -370,7 +383,8 @@ class Client {
 
   /** Requests the server to listen, until the returned stream ends. */
   async #bind(session: Session, listen: string): Promise<Stream> {
-    const { stream, addr } = await request(session, "BIND", listen, this.#options.secret);
+    const { secret, user } = this.#options;
+    const { stream, addr } = await request(session, "BIND", listen, this.#credentials);
     const { locals, reverse } = this.#settings;
     this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] = addr;
     this.#bound.add(stream);

@@ -5,12 +5,11 @@
  */
 
 import { type DuplexConnection, type Session, SessionClosedError } from "../mod.ts";
-import { parseEndpoint, type Rule } from "./address.ts";
 import { encoder, printable, readExactly, writeAll } from "./bytes.ts";
 import { errorText, RefusalError, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening } from "./socket.ts";
-import { HANDSHAKE_TIMEOUT, setDeadline, sleep, withDeadline } from "./wait.ts";
+import { HANDSHAKE_TIMEOUT, setDeadline, withDeadline } from "./wait.ts";
 
 /** Maximum bytes of a head. Larger: longer requests; smaller: less memory that a peer can occupy with each stream. */
 export const MAX_HEAD = 8192;
@@ -46,9 +45,9 @@ function header(lines: readonly string[], name: string): string {
 }
 
 /** The request of a stream. */
-interface Request {
+export interface Request {
   method: string;
-  /** The target of CONNECT, or the address to listen at of BIND. */
+  /** The target of CONNECT, or the address to listen at of BIND. `*` of OPTIONS, which only awaits a response. */
   address: string;
   /** The value of `Proxy-Authorization`; empty if it is absent. */
   authorization: string;
@@ -103,13 +102,13 @@ export async function serveRequest<T extends { close(): void }>(
  *
  * @throws {TunnelRefusedError} The server does not accept the secret.
  */
-export async function checkServer(session: Session, secret?: string): Promise<void> {
+export async function checkServer(session: Session, by: Credentials): Promise<void> {
   const clear = setDeadline(
     () => session.abort(new Error(`handshake timed out after ${HANDSHAKE_TIMEOUT} ms`)),
     HANDSHAKE_TIMEOUT,
   );
   try {
-    (await request(session, "OPTIONS", "*", secret)).stream.close();
+    (await request(session, "OPTIONS", "*", by)).stream.close();
   } catch (error) {
     // A server that does not know the method has accepted the secret.
     if (!(error instanceof TunnelRefusedError && error.status === 405)) throw error;
@@ -118,17 +117,33 @@ export async function checkServer(session: Session, secret?: string): Promise<vo
   }
 }
 
-/** Requests the peer to connect, to listen, or to do nothing; `more` are further lines of the head. */
+/** A secret, shared or of a user. */
+export interface Credentials {
+  secret?: string | undefined;
+  user?: string | undefined;
+}
+
+/** Returns the value of `Proxy-Authorization` for a secret, shared or of a user. */
+export function credentials(secret: string, user?: string): string {
+  return user === undefined ? `Bearer ${secret}` : `Basic ${btoa(`${user}:${secret}`)}`;
+}
+
+/**
+ * Requests the peer to connect or to listen; OPTIONS with the address `*` requests a response only.
+ *
+ * @param by What proves who requests.
+ * @param more Further lines of the head.
+ */
 export async function request(
   session: Session,
   method: "CONNECT" | "BIND" | "OPTIONS",
   address: string,
-  secret?: string,
+  { secret, user }: Credentials = {},
   more = "",
 ) {
   const stream = await session.openStream();
   try {
-    const authorization = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
+    const authorization = secret === undefined ? "" : `Proxy-Authorization: ${credentials(secret, user)}\r\n`;
     const lines = `${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}${more}\r\n`;
     await writeAll(stream, encoder.encode(lines));
     const [line, ...headers] = await readHead(stream);
@@ -143,43 +158,9 @@ export async function request(
   }
 }
 
+/** Throws a `RangeError` unless the secret can be part of an HTTP header. */
 export function checkSecret(secret: string | undefined): void {
   // The secret becomes part of an HTTP header.
   if (secret === undefined || /^[!-~]+$/.test(secret)) return;
   throw new RangeError("secret must be non-empty printable ASCII without spaces");
-}
-
-/** The rules of a server by the method of the request. */
-export interface Rules {
-  [method: string]: Rule[];
-}
-
-/**
- * Checks a request. A wrong secret is refused after a delay, which the signal ends.
- *
- * @throws {TunnelRefusedError} The request is not allowed.
- * @throws {RangeError} The address is malformed.
- */
-export async function authorize(
-  { method, address, authorization }: Request,
-  rules: Rules,
-  secret: string | undefined,
-  signal: AbortSignal,
-): Promise<void> {
-  if (secret !== undefined && !await timingSafeEqual(authorization, `Bearer ${secret}`)) {
-    await sleep(WRONG_SECRET_DELAY, signal);
-    throw new TunnelRefusedError(407, "wrong secret");
-  }
-  if (method === "OPTIONS") return;
-  const allowed = rules[method];
-  if (allowed === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
-  const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
-  if (!allowed.some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
-}
-
-/** Compares two texts in a time that does not depend on the position of a difference. */
-async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
-  const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
-  const [a, b] = await Promise.all(texts.map(digest));
-  return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;
 }

@@ -6,7 +6,8 @@
  * @module
  */
 
-import { parseEndpoint, parseRule } from "./address.ts";
+import { parseEndpoint } from "./address.ts";
+import { parseRule } from "./rules.ts";
 import { type Option, OPTIONS } from "./usage.ts";
 
 /** A corrected value, and what was wrong. */
@@ -138,7 +139,7 @@ function fixForward(text: string, needsTarget: boolean): Fix | undefined {
 function fixValue({ value, isRule }: Option, text: string, isReverse: boolean): Fix | undefined {
   if (value === "LISTEN=TARGET") return fixForward(text, isReverse);
   if (value === "LISTEN" || value === "TARGET") return fixAddress(text, isRule ? "RULE" : value);
-  if (value === "NAME") return /:\d+$/.test(text) ? { text: text.replace(/:\d+$/, "") } : undefined;
+  if (value === "HOST") return /:\d+$/.test(text) ? { text: text.replace(/:\d+$/, "") } : undefined;
   const [, digits, unit] = /^(\d+)([smh])$/.exec(text) ?? [];
   if (value !== "SECONDS" || digits === undefined) return undefined;
   return { text: `${Number(digits) * { s: 1, m: 60, h: 3600 }[unit as "s" | "m" | "h"]}` };

@@ -19,7 +19,7 @@ const STALLED_STREAM_TIMEOUT = 5000;
 // Milliseconds between attempts to connect. Larger: less load on a server that restarts; smaller: a shorter outage.
 const MAX_PAUSE = 2000;
 
-// Milliseconds to connect, with TLS. A lost packet is sent again after 1 and 3 seconds. Larger: tolerates a slower
+// Milliseconds to connect, unless `connectTimeout` is set. A lost packet is sent again after 1 and 3 seconds. Larger: tolerates a slower
 // network; smaller: an attempt that began in an outage ends earlier after it.
 const CONNECT_TIMEOUT = 4000;
 
@@ -198,13 +198,13 @@ export class Link {
   }
 
   async #start(): Promise<void> {
-    const { version, secret, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked } = this.#settings;
+    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked } = this.#settings;
     const carrier = await this.#connect();
     const { frame } = this.#activity;
     const session = Session.client(carrier.connection, { version, stalledStreamTimeout, onFrame: frame });
     const off = onAbort(this.#stopping, (reason) => session.abort(reason));
     try {
-      if (isChecked) await checkServer(session, secret);
+      if (isChecked) await checkServer(session, { secret, user });
       this.#stopping.throwIfAborted();
     } catch (error) {
       session.abort(error);
@@ -236,22 +236,14 @@ export class Link {
     return { connection: await open(this.#stopping), retry() {} };
   }
 
-  /** Dials the server, for at most `CONNECT_TIMEOUT`. */
   async #dial(signal: AbortSignal): Promise<Connection> {
-    const { connect, serverAddr, certificates } = this.#settings;
-    const giveUp = new AbortController();
-    const off = onAbort(signal, (reason) => giveUp.abort(reason));
-    const late = new Error(`Cannot connect to ${serverAddr}: timed out after ${CONNECT_TIMEOUT} ms`);
-    const clear = setDeadline(() => giveUp.abort(late), CONNECT_TIMEOUT);
+    const { connect, certificates, connectTimeout = CONNECT_TIMEOUT } = this.#settings;
     try {
-      return await dial(connect, giveUp.signal, certificates);
+      return await dial(connect, signal, { ...certificates, connectTimeout });
     } catch (error) {
       // A certificate that is not trusted, or a server without TLS.
       const isTls = error instanceof Error && error.cause instanceof Deno.errors.InvalidData;
       throw isTls ? new PermanentError(error.message, { cause: error }) : error;
-    } finally {
-      clear();
-      off();
     }
   }
 

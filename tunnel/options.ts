@@ -44,6 +44,12 @@ export interface TunnelOptions {
    * status is 200 while a client is connected or a server listens, else 503. Default: none.
    */
   status?: string | undefined;
+  /**
+   * Milliseconds until connecting fails: of a client to the server, and of either end to a target. A server also limits
+   * the resolving of a host name to this time. An integer, or `Infinity`: the limit of the system. Default: 10 000, and
+   * 4000 of a client to the server.
+   */
+  connectTimeout?: number | undefined;
   /** Called with each error of a connection; the tunnel continues. Default: `console.error`. */
   onError?: ((error: Error) => void) | undefined;
   /** Called with each event. Default: events are dropped. */
@@ -188,13 +194,13 @@ export type TunnelEvent =
  *
  * const options: ServeTunnelOptions = {
  *   listen: "127.0.0.1:0",
- *   allow: ["db.local:5432", "*:443"], // one database, and HTTPS on any host
+ *   allow: ["db.local:5432", "*:443", "!10.0.0.0/8:*"], // a database, and HTTPS on any host outside of this network
  *   allowListen: ["127.0.0.1:*"], // reachable from this machine only
  * };
  * await using server = serveTunnel(options);
  * assertMatch(server.serverAddr, /^127\.0\.0\.1:\d+$/);
  *
- * // An address that other machines can reach requires TLS and a secret.
+ * // An address that other machines can reach requires TLS and a secret, or users.
  * assertThrows(() => serveTunnel({ ...options, listen: "0.0.0.0:0" }), RangeError, "TLS and a secret");
  * ```
  */
@@ -204,11 +210,19 @@ export interface ServeTunnelOptions extends TunnelOptions {
   /** TARGET of every stream. Default: each stream requests its target, which `allow` must contain. */
   target?: string | undefined;
   /**
-   * Each TARGET that clients may request. `*` matches any host or any port, as in `*:443`. A host name is compared as
-   * requested, before it is resolved. Default: `[]`.
+   * Each TARGET that clients may request: `host:port`, where
+   *
+   * - the host is a name, which is compared as requested; an address or a network such as `10.0.0.0/8` or `[fd00::/8]`,
+   *   which is compared with the address that the requested name was resolved to; or `*`, any host;
+   * - the port is a number, a range such as `8000-8010`, or `*`, any port.
+   *
+   * An entry that begins with `!` denies. The last entry that matches decides, and without one the request is refused.
+   * `*` does not allow link-local addresses, nor this machine when it is requested by a name other than `localhost`:
+   * an entry of their own must allow these. The server connects to an address that is allowed, and to no other. Default:
+   * `[]`.
    */
   allow?: readonly string[] | undefined;
-  /** Each LISTEN that clients may request, with the same wildcards. Default: `[]`. */
+  /** Each LISTEN that clients may request, written as in `allow`. Default: `[]`. */
   allowListen?: readonly string[] | undefined;
   /**
    * IP addresses and networks (`10.0.0.0/8`) of proxies. Each of their connections must begin with a header of the
@@ -216,10 +230,95 @@ export interface ServeTunnelOptions extends TunnelOptions {
    * have a header. Cannot be combined with `cert`. Default: `[]`.
    */
   acceptProxy?: readonly string[] | undefined;
+  /**
+   * The users of the server, each with a secret and rules of its own. Cannot be combined with `secret`, `allow` and
+   * `allowListen`. Default: none.
+   */
+  users?: readonly TunnelUser[] | undefined;
+  /**
+   * Called with each request that the rules allow; returns whether it is allowed. It may throw a
+   * {@linkcode TunnelRefusedError}, whose status and message the client receives. Any other error refuses the request
+   * and is passed to `onError`. Default: all are allowed.
+   */
+  authorize?: ((request: TunnelRequest) => boolean | Promise<boolean>) | undefined;
   /** The certificate chain of the server, in PEM. Clients must then connect with TLS. */
   cert?: string | undefined;
   /** The certificate's private key, in PEM. */
   key?: string | undefined;
+}
+
+/**
+ * A user of a server, an element of `users`.
+ *
+ * @example Two users with different rules
+ * ```ts
+ * import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError, type TunnelUser } from "@sluice/smux/tunnel";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
+ * const target = `127.0.0.1:${web.addr.port}`;
+ * const users: TunnelUser[] = [
+ *   { name: "alice", secret: await hashSecret("open-sesame"), allow: ["127.0.0.1:*"], maxStreams: 100 },
+ *   { name: "bob", secret: await hashSecret("let-me-in"), allowListen: ["127.0.0.1:8000-8010"], maxPorts: 1 },
+ * ];
+ * await using server = serveTunnel({ listen: "127.0.0.1:0", users, onError() {} });
+ *
+ * await using alice = await openTunnel({ connect: server.serverAddr, user: "alice", secret: "open-sesame" });
+ * (await alice.connect(target)).close();
+ * await using bob = await openTunnel({ connect: server.serverAddr, user: "bob", secret: "let-me-in" });
+ * const error = await assertRejects(() => bob.connect(target), TunnelRefusedError);
+ * assertEquals(error.status, 403);
+ * await web.shutdown();
+ * ```
+ */
+export interface TunnelUser {
+  /** 1 to 64 printable ASCII characters without space or colon. */
+  name: string;
+  /** The hash of the secret, as {@linkcode hashSecret} returns it. */
+  secret: string;
+  /** As in {@linkcode ServeTunnelOptions}. Default: `[]`. */
+  allow?: readonly string[] | undefined;
+  /** As in {@linkcode ServeTunnelOptions}. Default: `[]`. */
+  allowListen?: readonly string[] | undefined;
+  /** Maximum number of open forwarded connections, of all clients with this name. Default: unlimited. */
+  maxStreams?: number | undefined;
+  /** Maximum number of addresses that the server listens on, for all clients with this name. Default: unlimited. */
+  maxPorts?: number | undefined;
+}
+
+/**
+ * A request of a client, the argument of `authorize`.
+ *
+ * @example Requests by the hour
+ * ```ts
+ * import { openTunnel, serveTunnel, TunnelRefusedError, type TunnelRequest } from "@sluice/smux/tunnel";
+ * import { assertRejects } from "@std/assert";
+ *
+ * let isOpen = false;
+ * const requests: TunnelRequest[] = [];
+ * await using server = serveTunnel({
+ *   listen: "127.0.0.1:0",
+ *   allow: ["*:*"],
+ *   authorize(request) {
+ *     requests.push(request);
+ *     if (!isOpen) throw new TunnelRefusedError(403, "closed until tomorrow");
+ *     return true;
+ *   },
+ *   onError() {},
+ * });
+ * await using client = await openTunnel({ connect: server.serverAddr });
+ * await assertRejects(() => client.connect("localhost:80"), TunnelRefusedError, "closed until tomorrow");
+ * ```
+ */
+export interface TunnelRequest {
+  /** The name of the user; `undefined` on a server without `users`. */
+  user: string | undefined;
+  /** `"CONNECT"` to connect to a target, `"BIND"` to listen. */
+  method: "CONNECT" | "BIND";
+  /** TARGET or LISTEN, as requested. */
+  target: string;
+  /** The address of the client; `undefined` at a Unix socket. */
+  remoteAddr: string | undefined;
 }
 
 /**
@@ -257,6 +356,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
   reverse?: readonly string[] | undefined;
   /** LISTEN: the client accepts SOCKS 5, the server connects to the target of each request. */
   socks?: readonly string[] | undefined;
+  /** The name of the user that `secret` belongs to, on a server with `users`. Default: none. */
+  user?: string | undefined;
   /** Whether to connect with TLS. Default: `true` if `ca` is set. */
   tls?: boolean | undefined;
   /** CA certificates to trust besides the system's, in PEM. */
@@ -429,7 +530,10 @@ export interface TunnelClient extends Tunnel {
 export class TunnelRefusedError extends Error {
   /** Its name. */
   override readonly name = "TunnelRefusedError";
-  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 cannot connect or listen, other 4xx malformed request. */
+  /**
+   * The HTTP status: 403 not allowed, 407 wrong or missing secret, 429 limit of the user reached, 500 `authorize` failed,
+   * 502 cannot connect or listen, other 4xx malformed request.
+   */
   readonly status: number;
 
   /**

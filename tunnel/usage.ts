@@ -7,7 +7,17 @@
 import { VERSION } from "./version.ts";
 
 /** What the value of an option is, as the help names it. */
-export type Kind = "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2" | "NAME" | "CIDR" | "text|json";
+export type Kind =
+  | "LISTEN"
+  | "TARGET"
+  | "LISTEN=TARGET"
+  | "FILE"
+  | "SECONDS"
+  | "1|2"
+  | "HOST"
+  | "NAME"
+  | "CIDR"
+  | "text|json";
 
 /** An option of a command. */
 export interface Option {
@@ -29,13 +39,19 @@ type Options = Record<string, Option>;
 const SERVER: Options = {
   listen: { value: "LISTEN", help: "accept clients at this address" },
   target: { value: "TARGET", help: "connect each stream of any smux client to TARGET" },
-  allow: { value: "TARGET", isList: true, isRule: true, help: "allowed target; * is any host or port" },
+  allow: {
+    value: "TARGET",
+    isList: true,
+    isRule: true,
+    help: "allowed target; * is any host or port, 8000-8010 a range, 10.0.0.0/8 a network; ! in front denies",
+  },
   "allow-listen": {
     value: "LISTEN",
     isList: true,
     isRule: true,
     help: "allowed address for --reverse; * as in --allow",
   },
+  users: { value: "FILE", help: "users with secrets and rules, from sluice hash" },
   "accept-proxy": {
     value: "CIDR",
     isList: true,
@@ -60,6 +76,7 @@ const CLIENT: Options = {
   },
   tls: { help: "connect with TLS" },
   ca: { value: "FILE", help: "connect with TLS; also trust the CAs in FILE, PEM" },
+  user: { value: "NAME", help: "the secret is that of NAME in the server's --users" },
   smux: { value: "1|2", help: "smux version of the client; default: 2" },
   wait: {
     value: "SECONDS",
@@ -84,7 +101,7 @@ const COMMON: Options = {
 };
 const CERT: Options = {
   host: {
-    value: "NAME",
+    value: "HOST",
     isList: true,
     help: "DNS name or IP address of the server; default: localhost, 127.0.0.1 and ::1",
   },
@@ -92,11 +109,14 @@ const CERT: Options = {
   key: { value: "FILE", isOutput: true, help: "private key to write; default: key.pem" },
 };
 
+const HASH: Options = {};
+
 /** The options of each command. */
 export const OPTIONS: Record<string, Options> = {
   server: { ...SERVER, ...COMMON },
   client: { ...CLIENT, ...COMMON },
   cert: CERT,
+  hash: HASH,
 };
 
 const SYNOPSES: Record<string, string> = {
@@ -107,7 +127,9 @@ const SYNOPSES: Record<string, string> = {
   sluice client --connect TARGET --forward LISTEN=TARGET ...
                 --reverse LISTEN=TARGET ... --socks LISTEN ...`,
   cert: `\
-  sluice cert [--host NAME ...] [--cert FILE] [--key FILE]`,
+  sluice cert [--host HOST ...] [--cert FILE] [--key FILE]`,
+  hash: `\
+  sluice hash NAME`,
 };
 const EXAMPLES: Record<string, string> = {
   server: `\
@@ -117,6 +139,8 @@ const EXAMPLES: Record<string, string> = {
   ssh -o ProxyCommand='sluice client --connect 9000 --forward -=%h:%p' HOST`,
   cert: `\
   sluice cert --host example.com --cert cert.pem --key key.pem`,
+  hash: `\
+  sluice hash alice < secret.txt # prints an entry of the server's --users`,
 };
 const ADDRESSES = "LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).";
 const EXIT_CODES = `\
