@@ -55,9 +55,12 @@ export {
   type TunnelEvent,
   type TunnelOptions,
   TunnelRefusedError,
+  type TunnelRequest,
   type TunnelStats,
+  type TunnelUser,
 } from "./tunnel/options.ts";
 export { serveTunnel } from "./tunnel/server.ts";
+export { hashSecret } from "./tunnel/users.ts";
 
 // Imported here, so that a program that imports this module does not load the command.
 if (import.meta.main) {

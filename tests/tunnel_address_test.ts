@@ -1,7 +1,7 @@
-/** Parsing, formatting and checking of addresses and rules of a tunnel. */
+/** Parsing, formatting and checking of addresses of a tunnel. */
 
 import { assertEquals, assertThrows } from "@std/assert";
-import { checkExposed, format, parseEndpoint, parseForward, parseRule } from "../tunnel/address.ts";
+import { canonical, checkExposed, format, parseEndpoint, parseForward } from "../tunnel/address.ts";
 
 const endpoints: Record<string, ReturnType<typeof parseEndpoint>> = {
   "80": { hostname: "127.0.0.1", port: 80 },
@@ -51,29 +51,26 @@ Deno.test("parseEndpoint() throws for a port above 65535 or below the least port
 });
 
 Deno.test("parseForward() splits at the first =, and throws for a malformed LISTEN or TARGET", () => {
-  assertEquals(parseForward("forward", "8080=h:80"), { listen: "8080", target: "h:80" });
-  assertEquals(parseForward("forward", "0=unix:/a=b"), { listen: "0", target: "unix:/a=b" });
-  assertEquals(parseForward("forward", "8080"), { listen: "8080", target: undefined });
+  assertEquals(parseForward("forward", "8080=h:80"), { listen: "8080", target: "h:80", isProxied: false });
+  assertEquals(parseForward("forward", "0=unix:/a=b"), { listen: "0", target: "unix:/a=b", isProxied: false });
+  assertEquals(parseForward("forward", "8080"), { listen: "8080", target: undefined, isProxied: false });
   for (const text of ["8080=", "8080=h:0", "=h:80", "h=h:80"]) {
     assertThrows(() => parseForward("forward", text), RangeError, "forward");
   }
 });
 
-const rules: [rule: string, allowed: string[], refused: string[]][] = [
-  ["h:80", ["h:80", "H:80"], ["h:81", "x:80", "h.h:80"]],
-  ["h:*", ["h:1", "h:65535"], ["x:1"]],
-  ["*:80", ["h:80", "[::1]:80"], ["h:81", "unix:/a"]],
-  ["*:*", ["h:80", "[::1]:1"], ["unix:/a"]],
-  ["[::1]:80", ["[::1]:80", "[0:0:0:0:0:0:0:1]:80"], ["[::2]:80", "127.0.0.1:80"]],
-  ["unix:/a", ["unix:/a"], ["unix:/A", "unix:/a/b", "h:80"]],
-];
-for (const [entry, allowed, refused] of rules) {
-  Deno.test(`parseRule("${entry}") matches ${allowed.join(", ")} but not ${refused.join(", ")}`, () => {
-    const rule = parseRule("allow", entry);
-    for (const text of allowed) assertEquals(rule(parseEndpoint("to", text, 1)), true, text);
-    for (const text of refused) assertEquals(rule(parseEndpoint("to", text, 1)), false, text);
-  });
-}
+Deno.test("canonical() writes each form of a host in one way", () => {
+  const hosts: Record<string, string[]> = {
+    "db.local": ["db.local", "DB.LOCAL", "db.local."],
+    "127.0.0.1": ["127.0.0.1", "127.1", "0x7f000001", "2130706433", "::ffff:127.0.0.1", "::FFFF:7f00:1"],
+    "0.0.0.1": ["0.0.0.1", "::ffff:0:1"],
+    "::1": ["::1", "0:0:0:0:0:0:0:1", "::0001"],
+    "2001:db8::ffff:7f00:1": ["2001:DB8:0:0:0:ffff:7f00:1"],
+  };
+  for (const [expected, forms] of Object.entries(hosts)) {
+    for (const form of forms) assertEquals(canonical(form), expected, form);
+  }
+});
 
 Deno.test("checkExposed() throws for an address that is not loopback, unless insecure", () => {
   for (const text of ["80", "localhost:80", "LOCALHOST:80", "127.1.2.3:80", "[::1]:80", "unix:/a"]) {

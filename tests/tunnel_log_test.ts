@@ -1,10 +1,37 @@
 /** The log lines of the tunnel command. */
 
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertLessOrEqual } from "@std/assert";
 import type { TunnelEvent } from "../tunnel.ts";
-import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "../tunnel/log.ts";
+import {
+  errorEntry,
+  eventEntry,
+  eventLine,
+  formatEntry,
+  frameEntry,
+  frameLine,
+  listeningEntry,
+  listeningLine,
+  pipedEntry,
+  shutdownEntry,
+  shutdownLine,
+  statusEntry,
+  totalEntry,
+  totalLine,
+} from "../tunnel/log.ts";
 
 const [clientAddr, listenAddr, serverAddr] = ["10.0.0.1:5000", "127.0.0.1:8000", "[::1]:9000"];
+const ended = {
+  type: "finished",
+  kind: "forward",
+  user: undefined,
+  from: "127.0.0.1:54321",
+  to: "localhost:80",
+  sent: 130,
+  received: 5_240_000,
+  duration: 1234,
+  error: undefined,
+} as const;
+const reset = new Error("Connection reset by peer (os error 104)");
 const lines: [event: TunnelEvent, line: string][] = [
   [{ type: "connected", clientAddr }, "connection from 10.0.0.1:5000"],
   [{ type: "connected", clientAddr: undefined }, "connection from a local process"],
@@ -14,7 +41,28 @@ const lines: [event: TunnelEvent, line: string][] = [
     { type: "stopped", listenAddr, clientAddr, error: undefined },
     "stopped listening on 127.0.0.1:8000 for 10.0.0.1:5000",
   ],
-  [{ type: "reconnected", serverAddr, error: new Error("lost"), downtime: 100 }, "reconnected to [::1]:9000"],
+  [{ type: "suspended", serverAddr, error: new Error("The connection was lost") }, "the connection was lost"],
+  [{ type: "resumed", serverAddr, downtime: 1234 }, "resumed the connection to [::1]:9000 after 1.2s"],
+  [
+    { type: "reconnected", serverAddr, error: new Error("lost"), downtime: 100 },
+    "reconnected to [::1]:9000 after 100ms",
+  ],
+  [
+    { type: "unresumable", serverAddr },
+    "[::1]:9000 does not resume: forwarded connections end when the connection to it is lost",
+  ],
+  [ended, "127.0.0.1:54321 > localhost:80 130B/5.2MB 1.2s closed"],
+  [{ ...ended, user: "alice" }, "alice@127.0.0.1:54321 > localhost:80 130B/5.2MB 1.2s closed"],
+  [{ ...ended, from: undefined, to: undefined }, "a local process > the server 130B/5.2MB 1.2s closed"],
+  [{ ...ended, error: reset }, "127.0.0.1:54321 > localhost:80 130B/5.2MB 1.2s failed: connection reset by peer"],
+  [{ ...ended, sent: 0, received: 999, duration: 999 }, "127.0.0.1:54321 > localhost:80 0B/999B 999ms closed"],
+  [{ ...ended, sent: 1000, received: 9949, duration: 9949 }, "127.0.0.1:54321 > localhost:80 1.0kB/9.9kB 9.9s closed"],
+  [{ ...ended, sent: 9950, received: 999_499, duration: 9950 }, "127.0.0.1:54321 > localhost:80 10kB/999kB 10s closed"],
+  [
+    { ...ended, sent: 999_500, received: 2e19, duration: 83_000 },
+    "127.0.0.1:54321 > localhost:80 1.0MB/20000PB 1m23s closed",
+  ],
+  [{ ...ended, duration: 3_600_000 * 30 }, "127.0.0.1:54321 > localhost:80 130B/5.2MB 30h0m closed"],
 ];
 for (const [event, line] of lines) {
   Deno.test(`eventLine() formats ${event.type} as "${line}"`, () => assertEquals(eventLine(event), line));
@@ -50,7 +98,59 @@ Deno.test("shutdownLine() contains the grace in seconds", () => {
 });
 
 Deno.test("totalLine() contains the numbers of streams and connections", () => {
-  const stats = { open: 0, sent: 0, received: 0 };
-  assertEquals(totalLine({ ...stats, streams: 1, connections: 1 }), "forwarded 1 stream over 1 connection");
-  assertEquals(totalLine({ ...stats, streams: 2, connections: 0 }), "forwarded 2 streams over 0 connections");
+  assertEquals(totalLine({ streams: 1, connections: 1 }), "forwarded 1 stream over 1 connection");
+  assertEquals(totalLine({ streams: 2, connections: 0 }), "forwarded 2 streams over 0 connections");
+});
+
+const now = new Date(Date.UTC(2026, 10, 29, 10, 50, 8, 123));
+
+Deno.test("formatEntry() without a format returns the text alone", () => {
+  assertEquals(formatEntry(eventEntry(ended), undefined, now), eventLine(ended));
+});
+
+Deno.test("formatEntry() with text begins with the time, and the line of a connection has at most 80 columns", () => {
+  const line = formatEntry(eventEntry(ended), "text", now);
+  assertEquals(line, "2026-11-29T10:50:08Z 127.0.0.1:54321 > localhost:80 130B/5.2MB 1.2s closed");
+  assertLessOrEqual(line.length, 80);
+  const error = errorEntry(new Error("Two\n  lines"));
+  assertEquals(formatEntry(error, "text", now), "2026-11-29T10:50:08Z two lines");
+});
+
+Deno.test("formatEntry() with json returns an object of one line, with the time and the fields of the entry", () => {
+  const parse = (entry: Parameters<typeof formatEntry>[0]) => {
+    const line = formatEntry(entry, "json", now);
+    assertEquals(line.includes("\n"), false);
+    return JSON.parse(line);
+  };
+  const time = "2026-11-29T10:50:08.123Z";
+  const { error: _, user: __, ...fields } = ended;
+  assertEquals(parse(eventEntry(ended)), { time, ...fields, outcome: "closed" });
+  assertEquals(parse(eventEntry({ ...ended, user: "alice", error: reset })), {
+    ...{ time, ...fields, user: "alice", outcome: "failed", error: "connection reset by peer" },
+  });
+  assertEquals(parse(pipedEntry({ ...ended, from: "stdin" })), {
+    ...{ time, ...fields, kind: "stdio", from: "stdin", outcome: "closed" },
+  });
+  assertEquals(parse(eventEntry({ type: "stopped", listenAddr, clientAddr, error: reset })), {
+    ...{ time, type: "stopped", listenAddr, clientAddr, error: "connection reset by peer" },
+  });
+  assertEquals(parse(errorEntry(new Error("Two\nlines"))), { time, type: "error", message: "two\nlines" });
+  assertEquals(parse(listeningEntry(listenAddr, "localhost:80")), {
+    ...{ time, type: "listening", listenAddr, to: "localhost:80" },
+  });
+  assertEquals(parse(statusEntry("127.0.0.1:9100")), { time, type: "status", statusAddr: "127.0.0.1:9100" });
+  assertEquals(parse(shutdownEntry(1000)), { time, type: "shutdown", grace: 1000 });
+  const stats = { connections: 1, reconnects: 0, streams: 2, open: 0, sent: 3, received: 4, refused: { 403: 1 } };
+  assertEquals(parse(totalEntry(stats)), { time, type: "total", ...stats });
+  const remoteAddr = { transport: "tcp", hostname: "10.0.0.1", port: 5000 } as const;
+  assertEquals(parse(frameEntry({ direction: "sent", command: "SYN", id: 3, length: 0, remoteAddr })), {
+    ...{ time, type: "frame", direction: "sent", command: "SYN", id: 3, length: 0, peer: "10.0.0.1:5000" },
+  });
+});
+
+Deno.test("listeningEntry() and statusEntry() contain where connections lead, and the URL", () => {
+  assertEquals(listeningEntry(listenAddr, "localhost:80").text, "listening on 127.0.0.1:8000, leads to localhost:80");
+  assertEquals(listeningEntry(listenAddr, undefined).text, listeningLine(listenAddr));
+  assertEquals(statusEntry("127.0.0.1:9100").text, "status at http://127.0.0.1:9100/status");
+  assertEquals(statusEntry("unix:/run/status").text, "status at unix:/run/status");
 });

@@ -32,10 +32,14 @@ export const dial = (addr: string) => Deno.connect(parse(addr));
 /** Returns the port of an address. */
 export const portOf = (addr: string) => parse(addr).port;
 
-/** Collects the errors and events of a tunnel, and waits for them. */
+/** The event of a forwarded connection that has ended. */
+export type FinishedEvent = Extract<TunnelEvent, { type: "finished" }>;
+
+/** Collects the errors and events of a tunnel, those of ended connections apart, and waits for them. */
 export function makeLog() {
   const errors: Error[] = [];
-  const events: TunnelEvent[] = [];
+  const events: Exclude<TunnelEvent, FinishedEvent>[] = [];
+  const finished: FinishedEvent[] = [];
   let reported = Promise.withResolvers<void>();
   const wake = () => {
     reported.resolve();
@@ -47,7 +51,8 @@ export function makeLog() {
     wake();
   };
   const onEvent = (event: TunnelEvent) => {
-    events.push(event);
+    if (event.type === "finished") finished.push(event);
+    else events.push(event);
     wake();
   };
   const messages = () => errors.map((error) => error.message);
@@ -56,11 +61,11 @@ export function makeLog() {
   const until = async (what: RegExp | TunnelEvent["type"], times = 1) => {
     const count = () =>
       typeof what === "string"
-        ? typesOf().filter((type) => type === what).length
+        ? [...events, ...finished].filter(({ type }) => type === what).length
         : messages().filter((message) => what.test(message)).length;
     while (count() < times) await reported.promise;
   };
-  return { errors, events, messages, typesOf, until, options: { onError, onEvent } };
+  return { errors, events, finished, messages, typesOf, until, options: { onError, onEvent } };
 }
 
 /** Starts both ends of a tunnel: the client listens on `client.listenAddrs[0]`, the server has one target. */
@@ -184,10 +189,21 @@ export async function promptly<T>(promise: Promise<T>): Promise<T> {
 /** Opens a client whose server is a bare session. */
 export async function openAtSession(asked: Omit<OpenTunnelOptions, "connect">) {
   const listener = Deno.listen(LOOPBACK);
-  const opening = openTunnel({ connect: at(listener.addr), reconnect: false, ...asked });
+  const opening = openTunnel({ connect: at(listener.addr), reconnect: false, resume: false, ...asked });
   const session = Session.server(await listener.accept());
   listener.close();
+  const { forward = [], socks = [], reverse = [], secret } = asked;
+  if (forward.some((text) => text.includes("=")) || socks.length + reverse.length > 0 || secret !== undefined) {
+    await answerOptions(session);
+  }
   return { opening, session };
+}
+
+/** Answers the first request of a tunnel's client, by which it checks the server. */
+export async function answerOptions(session: Session): Promise<void> {
+  await using stream = await session.acceptStream();
+  assertMatch(text(await readHead(stream)), /^OPTIONS \* HTTP/);
+  await writeAll(stream, bytes("HTTP/1.1 200 OK\r\n\r\n"));
 }
 
 /** Answers the CONNECT of a tunnel's client, and closes the session before the client has ended its stream. */
@@ -219,4 +235,64 @@ export async function askSocks(connection: Deno.TcpConn, request: Uint8Array): P
   const [version, code, ...rest] = await readSome(connection, 10);
   assertEquals({ version, rest }, { version: 5, rest: [0, 1, 0, 0, 0, 0, 0, 0] });
   return code!;
+}
+
+/** Starts a TCP proxy to an address, whose connections can be cut and whose port can be closed. */
+export function makeProxy(to: string) {
+  const open = new Set<Deno.TcpConn>();
+  let listener = Deno.listen(LOOPBACK);
+  const { port } = listener.addr;
+  let running: Promise<void>;
+  const copy = async (from: Deno.TcpConn, into: Deno.TcpConn) => {
+    try {
+      await from.readable.pipeTo(into.writable);
+    } catch {
+      // Cut, or reset by a peer.
+    } finally {
+      for (const connection of [from, into]) {
+        open.delete(connection);
+        try {
+          connection.close();
+        } catch {
+          // `pipeTo` has closed it.
+        }
+      }
+    }
+  };
+  const run = async () => {
+    const copying: Promise<void>[] = [];
+    for await (const accepted of listener) {
+      const dialled = await dial(to).catch(() => accepted.close());
+      if (dialled === undefined) continue;
+      for (const connection of [accepted, dialled]) open.add(connection);
+      copying.push(copy(accepted, dialled), copy(dialled, accepted));
+    }
+    await Promise.all(copying);
+  };
+  running = run();
+  /** Closes all connections. */
+  const cut = () => {
+    for (const connection of open) {
+      try {
+        connection.close();
+      } catch {
+        // Its peer has ended it at the same time.
+      }
+    }
+    open.clear();
+  };
+  /** Refuses connections until `start`, and cuts the open ones. */
+  let isStopped = false;
+  const stop = async () => {
+    if (!isStopped) listener.close();
+    isStopped = true;
+    cut();
+    await running;
+  };
+  const start = () => {
+    listener = Deno.listen({ ...LOOPBACK, port });
+    isStopped = false;
+    running = run();
+  };
+  return { addr: at(listener.addr), cut, stop, start, [Symbol.asyncDispose]: stop };
 }

@@ -5,9 +5,26 @@
  */
 
 import { type FrameEvent, type Session, SessionClosedError } from "../mod.ts";
-import type { TunnelEvent, TunnelOptions, TunnelStats } from "./options.ts";
-import { toError } from "./errors.ts";
+import { Accounting, type Forwarding, type Route, type Sums } from "./accounting.ts";
+import { formatPeer } from "./address.ts";
+import { RefusalError, toError } from "./errors.ts";
+import { type TunnelEvent, type TunnelOptions, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { setDeadline } from "./wait.ts";
+
+/** A session that is open. */
+interface OpenSession {
+  /** Milliseconds since 1970. */
+  began: number;
+  user: string | undefined;
+}
+
+/** The figures of a session that is open. */
+export interface SessionFigures extends OpenSession {
+  address: string | undefined;
+  streams: number;
+  sent: number;
+  received: number;
+}
 
 /** The sessions, streams and callbacks of one end of a tunnel. */
 export class Activity {
@@ -17,12 +34,15 @@ export class Activity {
   readonly emit: (event: TunnelEvent) => void;
   /** Passes a frame to `onFrame`, where there is one. */
   readonly frame: ((frame: FrameEvent) => void) | undefined;
-  readonly #sessions = new Set<Session>();
+  readonly #accounting = new Accounting();
+  readonly #sessions = new Map<Session, OpenSession>();
+  /** The events "listening" of addresses that are still listened on. */
+  readonly #listening = new Map<string, Extract<TunnelEvent, { type: "listening" }>>();
   readonly #cutting = new AbortController();
   /** Aborts when forwarded connections must end at once. */
   readonly cutting = this.#cutting.signal;
   #isLimited = false;
-  readonly #stats = { connections: 0, streams: 0, open: 0, sent: 0, received: 0 };
+  readonly #stats = { connections: 0, reconnects: 0, streams: 0, open: 0, sent: 0, received: 0 };
 
   constructor({ onError = console.error, onEvent = () => {}, onFrame }: TunnelOptions) {
     const guard = (run: () => void) => {
@@ -34,16 +54,21 @@ export class Activity {
     };
     this.report = (error) => {
       // Streams of a lost session are reported once, by the session.
-      if (!(error instanceof SessionClosedError)) guard(() => onError(toError(error)));
+      if (error instanceof SessionClosedError) return;
+      this.countRefusal(error);
+      guard(() => onError(toError(error)));
     };
-    this.emit = (event) => guard(() => onEvent(event));
+    this.emit = (event) => {
+      this.#observe(event);
+      guard(() => onEvent(event));
+    };
     this.frame = onFrame && ((frame) => guard(() => onFrame(frame)));
   }
 
   /** Counts a session. */
   add(session: Session): void {
     this.#stats.connections++;
-    this.#sessions.add(session);
+    this.#sessions.set(session, { began: Date.now(), user: undefined });
     const ended = () => {
       this.#sum(this.#stats, session);
       this.#sessions.delete(session);
@@ -51,15 +76,34 @@ export class Activity {
     session.closed.then(ended, ended);
   }
 
-  /** Counts the begin of a forwarded connection. */
-  begin(): void {
-    this.#stats.streams++;
-    this.#stats.open++;
+  /** Sets the user of a session, once it has authenticated. */
+  setUser(session: Session, user: string | undefined): void {
+    const open = this.#sessions.get(session);
+    if (open !== undefined) open.user = user;
   }
 
-  /** Counts the end of a forwarded connection. */
-  end(): void {
-    this.#stats.open--;
+  /** Returns the user of a session. */
+  userOf(session: Session): string | undefined {
+    return this.#sessions.get(session)?.user;
+  }
+
+  /** Counts the begin of a forwarded connection; the result reports its end. */
+  begin(route: Route): Forwarding {
+    this.#stats.streams++;
+    this.#stats.open++;
+    return this.#accounting.begin(route, this.emit);
+  }
+
+  /** Counts a refused request. */
+  refuse(status: number): void {
+    this.#accounting.refuse(status);
+  }
+
+  /** Counts an error that is, or is caused by, a refusal of this end or of the peer. */
+  countRefusal(error: unknown): void {
+    const causes = [error, error instanceof Error ? error.cause : undefined];
+    const refusal = causes.find((cause) => cause instanceof RefusalError || cause instanceof TunnelRefusedError);
+    if (refusal !== undefined) this.refuse((refusal as RefusalError | TunnelRefusedError).status);
   }
 
   /** Ends forwarded connections at once. */
@@ -76,12 +120,46 @@ export class Activity {
   }
 
   stats(): TunnelStats {
-    const stats = { ...this.#stats };
-    for (const session of this.#sessions) this.#sum(stats, session);
+    const stats = { ...this.#stats, refused: this.#accounting.refused };
+    for (const session of this.#sessions.keys()) this.#sum(stats, session);
     return stats;
   }
 
-  #sum(stats: TunnelStats, session: Session): void {
+  /** Returns the sums of each forward. */
+  sums(): Sums[] {
+    return this.#accounting.sums;
+  }
+
+  /** Returns the figures of each open session. */
+  sessions(): SessionFigures[] {
+    return Array.from(this.#sessions, ([session, open]) => {
+      const { streams, bytesSent, bytesReceived } = session.stats();
+      return { ...open, address: formatPeer(session.remoteAddr), streams, sent: bytesSent, received: bytesReceived };
+    });
+  }
+
+  /** Returns the events "listening" of a server's addresses that are still listened on. */
+  listening(): Extract<TunnelEvent, { type: "listening" }>[] {
+    return [...this.#listening.values()];
+  }
+
+  #observe(event: TunnelEvent): void {
+    switch (event.type) {
+      case "listening":
+        this.#listening.set(event.listenAddr, event);
+        break;
+      case "stopped":
+        this.#listening.delete(event.listenAddr);
+        break;
+      case "reconnected":
+        this.#stats.reconnects++;
+        break;
+      case "finished":
+        this.#stats.open--;
+    }
+  }
+
+  #sum(stats: { sent: number; received: number }, session: Session): void {
     const { bytesSent, bytesReceived } = session.stats();
     stats.sent += bytesSent;
     stats.received += bytesReceived;

@@ -5,12 +5,14 @@
  */
 
 /** An address to listen at or to connect to. */
-type Endpoint = { hostname: string; port: number; path?: undefined } | {
+export type Endpoint = { hostname: string; port: number; path?: undefined } | {
   path: string;
   hostname?: undefined;
   port?: undefined;
 };
-export type Rule = (endpoint: Endpoint) => boolean;
+
+/** End of an entry whose target expects a header of the PROXY protocol. */
+const PROXIED = ",proxy";
 
 export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
   if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
@@ -24,27 +26,33 @@ export function parseEndpoint(name: string, text: string, leastPort: number): En
   throw new RangeError(`${name} must have a port from ${leastPort} to 65535, received ${digits}`);
 }
 
-/** Splits LISTEN=TARGET, or LISTEN alone. */
-export function parseForward(name: string, text: string): { listen: string; target: string | undefined } {
-  const [listen, target] = text.split(/=(.*)/s) as [string, string?];
+/** An entry of `forward` or `reverse`. */
+interface Forward {
+  listen: string;
+  /** `undefined`: the fixed target of the server. */
+  target: string | undefined;
+  /** Whether the target expects a header of the PROXY protocol. */
+  isProxied: boolean;
+}
+
+/** Splits LISTEN=TARGET, or LISTEN alone, each with `,proxy` at its end or without. */
+export function parseForward(name: string, text: string): Forward {
+  const isProxied = text.endsWith(PROXIED);
+  const [listen, target] = (isProxied ? text.slice(0, -PROXIED.length) : text).split(/=(.*)/s) as [string, string?];
   parseEndpoint(name, listen, 0);
   if (target !== undefined) parseEndpoint(name, target, 1);
-  return { listen, target };
+  return { listen, target, isProxied };
 }
 
-/** Parses an entry of `allow` or `allowListen`. */
-export function parseRule(name: string, entry: string): Rule {
-  const [isAnyHost, isAnyPort] = [entry.startsWith("*:"), entry.endsWith(":*")];
-  const rule = parseEndpoint(name, entry.replace(/^\*:/, "any:").replace(/:\*$/, ":1"), 1);
-  return ({ hostname, port, path }) => {
-    if (rule.path !== undefined || path !== undefined) return rule.path === path;
-    return (isAnyHost || canonical(hostname) === canonical(rule.hostname)) && (isAnyPort || port === rule.port);
-  };
-}
-
-/** Normalizes a host for comparison. */
-function canonical(hostname: string): string {
-  return hostname.includes(":") ? new URL(`http://[${hostname}]/`).hostname : hostname.toLowerCase();
+/**
+ * Normalizes a host: lower case without a final dot, IPv6 compressed, and IPv4 as four numbers, also if it is mapped
+ * into IPv6.
+ */
+export function canonical(hostname: string): string {
+  const host = new URL(`http://${hostname.includes(":") ? `[${hostname}]` : hostname}/`).hostname;
+  const [, high, low] = /^\[::ffff:([\da-f]+):([\da-f]+)\]$/.exec(host) ?? [];
+  if (high === undefined) return host.replace(/^\[|\]$|\.$/g, "");
+  return [high, low!].flatMap((part) => [parseInt(part, 16) >> 8, parseInt(part, 16) & 255]).join(".");
 }
 
 /** Rejects TLS over a Unix socket. */
@@ -53,10 +61,15 @@ export function checkTls(name: string, text: string): void {
   throw new RangeError(`${name} must be HOST:PORT when TLS is used, received "${text}"`);
 }
 
+/** Whether only this machine can reach a host. */
+export function isLoopback(hostname: string): boolean {
+  return /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname);
+}
+
 /** Rejects an address that other machines can reach, unless `insecure` allows it. */
 export function checkExposed(name: string, text: string, insecure = false): void {
   const { path, hostname } = parseEndpoint(name, text, 0);
-  if (insecure || path !== undefined || /^(localhost|127(\.\d+){3}|::1)$/i.test(hostname)) return;
+  if (insecure || path !== undefined || isLoopback(hostname)) return;
   const why = name === "connect"
     ? "sending the secret to another machine requires TLS, or insecure"
     : name === "listen"

@@ -6,86 +6,52 @@
 
 import { parseArgs } from "node:util";
 import type { Stream } from "../mod.ts";
-import { parseForward } from "./address.ts";
+import { parseEndpoint, parseForward } from "./address.ts";
+import { makeCertificate, parseHost } from "./certificate.ts";
+import { parseNetworks } from "./cidr.ts";
 import { openTunnel } from "./client.ts";
 import { errorText } from "./errors.ts";
+import { commandHint, fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
+import type { LogFormat } from "./log.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
+import { parseRule } from "./rules.ts";
 import { serveTunnel } from "./server.ts";
-
-export const HELP = `\
-Forwards any number of connections over one, like ssh -L, -R and -D.
-
-  sluice server --listen LISTEN --target TARGET
-  sluice server --listen LISTEN --allow TARGET ... --allow-listen LISTEN ...
-  sluice client --connect TARGET --forward LISTEN=TARGET ...
-                --reverse LISTEN=TARGET ... --socks LISTEN ...
-
-LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).
-
-  --target TARGET          connect each stream of any smux client to TARGET
-  --allow TARGET           allowed target; * is any host or port
-  --allow-listen LISTEN    allowed address for --reverse; * as in --allow
-  --forward LISTEN=TARGET  listen on the client, connect from the server; LISTEN
-                           - is stdin and stdout; no =TARGET: server's --target
-  --reverse LISTEN=TARGET  listen on the server, connect from the client
-  --socks LISTEN           listen on the client, connect from the server to the
-                           target of each SOCKS 5 request
-  --cert, --key FILE       TLS certificate and private key of the server, PEM
-  --tls, --ca FILE         connect with TLS; also trust the CAs in FILE, PEM
-  --secret FILE            shared secret, in FILE; default: $SLUICE_SECRET
-  --smux 1|2               smux version of the client; default: 2
-  --grace SECONDS          Ctrl-C waits this long for connections; default: 30
-  --stall SECONDS          close a connection that is not read for this long and
-                           blocks all others; default: 5; 0: never
-  --trace                  log every frame between client and server to stderr
-  --insecure               allow other machines without TLS and a secret
-  --no-reconnect           exit when the connection to the server is lost
-
-  sluice server --listen 9000 --allow db.local:5432 --allow '*:443'
-  sluice client --connect 9000 --forward 5432=db.local:5432 --socks 1080
-  ssh -o ProxyCommand='sluice client --connect 9000 --forward -=%h:%p' HOST`;
+import { type Option, OPTIONS } from "./usage.ts";
+import { hashEntry, parseUsers } from "./users.ts";
 
 /** A malformed command line; the message is one line. */
-export class UsageError extends Error {}
+export class UsageError extends Error {
+  /** Whether the message ends with what to do. */
+  readonly isHinted: boolean;
 
-/** An option of the command line. */
-interface Option {
-  /** Its value, as the help names it; absent: the option accepts none. */
-  value?: "LISTEN" | "TARGET" | "LISTEN=TARGET" | "FILE" | "SECONDS" | "1|2";
-  /** Whether it may be repeated. */
-  isList?: true;
+  constructor(message: string, hint?: string) {
+    super(hint === undefined ? message : `${message}: ${hint}`);
+    this.isHinted = hint !== undefined;
+  }
 }
 
-const COMMON: Record<string, Option> = {
-  secret: { value: "FILE" },
-  grace: { value: "SECONDS" },
-  stall: { value: "SECONDS" },
-  trace: {},
-  insecure: {},
-};
-const OPTIONS: Record<string, Record<string, Option>> = {
-  server: {
-    listen: { value: "LISTEN" },
-    target: { value: "TARGET" },
-    allow: { value: "TARGET", isList: true },
-    "allow-listen": { value: "LISTEN", isList: true },
-    cert: { value: "FILE" },
-    key: { value: "FILE" },
-    ...COMMON,
-  },
-  client: {
-    connect: { value: "TARGET" },
-    forward: { value: "LISTEN=TARGET", isList: true },
-    reverse: { value: "LISTEN=TARGET", isList: true },
-    socks: { value: "LISTEN", isList: true },
-    tls: {},
-    ca: { value: "FILE" },
-    smux: { value: "1|2" },
-    // An option of its own: with `allowNegative` --no-tls, --no-insecure and --reconnect would be accepted too.
-    "no-reconnect": {},
-    ...COMMON,
-  },
-};
+/** `--forward -` or `--forward -=TARGET`. */
+const isPipe = (text: string) => /^-(=|$)/.test(text);
+
+/** Throws a `RangeError` for a malformed value. */
+function checkValue(name: string, { value, isRule }: Option, text: string): void {
+  if (isRule) parseRule(name, text);
+  else if (value === "LISTEN") parseEndpoint(name, text, 0);
+  else if (value === "TARGET") parseEndpoint(name, text, 1);
+  else if (value === "HOST") parseHost(name, text);
+  else if (value === "CIDR") parseNetworks(name, [text]);
+  else if (value === "SECONDS" && !/^\d{1,6}$/.test(text)) {
+    throw new RangeError(`${name} must be an integer from 0 to 999999, received "${text}"`);
+  } else if (value === "LISTEN=TARGET") {
+    const isPiped = name === "--forward" && isPipe(text);
+    const { target } = parseForward(name, isPiped ? text.replace("-", "0") : text);
+    const lacksTarget = name === "--reverse" && target === undefined;
+    // A host of digits is valid, but not what is meant.
+    if (lacksTarget || /^\d+:\d+$/.test(text)) {
+      throw new RangeError(`${name} must be LISTEN=TARGET, received "${text}"`);
+    }
+  }
+}
 
 /** The options of a command line, by name. */
 class Values {
@@ -101,16 +67,28 @@ class Values {
     );
     // Strict parsing rejects values that begin with a dash, as in `--forward -=localhost:80`.
     const { tokens } = parseArgs({ args: [...args], options, strict: false, tokens: true });
+    let last: string | undefined;
     for (const token of tokens) {
-      if (token.kind === "option") this.#add(token);
-      else throw new UsageError(`expected an option, received "${token.kind === "positional" ? token.value : "--"}"`);
+      if (token.kind === "option") {
+        const option = token.rawName === `--${token.name}` ? this.#option(token.name) : undefined;
+        if (option === undefined) {
+          const hint = optionHint(role, args[token.index]!, args[token.index + 1]);
+          throw new UsageError(`unknown option ${token.rawName} for sluice ${role}`, hint);
+        }
+        this.#add(token, option);
+        last = token.name;
+      } else {
+        const word = token.kind === "positional" ? token.value : "--";
+        throw new UsageError(`expected an option, received "${word}"`, wordHint(role, word, last));
+      }
     }
   }
 
-  #add(token: { name: string; rawName: string; value?: string | undefined; inlineValue?: boolean | undefined }): void {
+  #add(
+    token: { name: string; rawName: string; value?: string | undefined; inlineValue?: boolean | undefined },
+    option: Option,
+  ): void {
     const { name, rawName, value = "", inlineValue = false } = token;
-    const option = rawName === `--${name}` ? this.#option(name) : undefined;
-    if (option === undefined) throw new UsageError(`unknown option ${rawName} for sluice ${this.#role}`);
     if (option.value === undefined && inlineValue) {
       throw new UsageError(`${rawName} takes no value, received "${value}"`);
     }
@@ -120,7 +98,13 @@ class Values {
     }
     const values = this.#values.get(name) ?? [];
     if (values.length > 0 && !option.isList) throw new UsageError(`${rawName} must be specified only once`);
-    this.#values.set(name, [...values, option.value === "FILE" ? readFile(rawName, value) : value]);
+    try {
+      checkValue(rawName, option, value);
+    } catch (error) {
+      throw new UsageError(errorText(error), valueHint(rawName, option, value));
+    }
+    const isRead = option.value === "FILE" && !option.isOutput;
+    this.#values.set(name, [...values, isRead ? readFile(rawName, value) : value]);
   }
 
   #option(name: string): Option | undefined {
@@ -146,12 +130,8 @@ class Values {
   }
 
   /** Returns a number of seconds in milliseconds. */
-  seconds(name: string, fallback: string): number {
-    const seconds = this.one(name) ?? fallback;
-    if (!/^\d{1,6}$/.test(seconds)) {
-      throw new UsageError(`--${name} must be an integer from 0 to 999999, received "${seconds}"`);
-    }
-    return Number(seconds) * 1000;
+  seconds(name: string, fallback: number): number {
+    return Number(this.one(name) ?? fallback) * 1000;
   }
 }
 
@@ -159,7 +139,9 @@ function readFile(option: string, path: string): string {
   try {
     return Deno.readTextFileSync(path).trim();
   } catch (error) {
-    throw new UsageError(`cannot read the file of ${option}: ${errorText(error)}`);
+    // The value of --secret may be the secret itself: do not print it.
+    const why = error instanceof Deno.errors.NotFound ? "no such file" : errorText(error);
+    throw new UsageError(`cannot read the file of ${option}: ${why}`, fileHint(option));
   }
 }
 
@@ -177,12 +159,16 @@ interface Started {
   tunnel: Tunnel;
   /** The addresses to print: where it listens. */
   addrs: readonly string[];
+  /** Where the connections of each address lead; `undefined` if each request contains its target. */
+  targets: readonly (string | undefined)[];
   /** Opens the stream to join with stdin and stdout; absent if these are not forwarded. */
   connect?: () => Promise<Stream>;
+  /** The target of that stream; `undefined`: the fixed target of the server. */
+  pipedTo?: string | undefined;
 }
 
-/** A parsed command line. */
-interface Command {
+/** A parsed command line of a tunnel. */
+export interface TunnelCommand {
   start(reports: Reports): Started | Promise<Started>;
   /** Milliseconds that the first Ctrl-C waits for open connections. */
   grace: number;
@@ -190,39 +176,60 @@ interface Command {
   isPiped: boolean;
   /** Whether frames are logged. */
   isTraced: boolean;
+  /** The format of the log; `undefined`: text without times. */
+  log: LogFormat | undefined;
+}
+
+/** What both commands add to the options of their own. */
+type Common = "grace" | "isTraced" | "log";
+
+/** A parsed command line that does something else and ends. */
+interface ShortCommand {
+  /** Returns the lines to print. */
+  run(): Promise<string[]>;
 }
 
 /** Parses the options of both commands. */
 function parseCommon(values: Values) {
   return {
-    // `target` cannot be combined with a secret: ignore that of the environment.
-    secret: values.one("secret") ?? (values.has("target") ? undefined : secretOfEnvironment()),
+    // `target` and `users` cannot be combined with a secret: ignore that of the environment.
+    secret: values.one("secret") ?? (values.has("target") || values.has("users") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),
-    stalledStreamTimeout: values.seconds("stall", "5") || Infinity,
+    stalledStreamTimeout: values.seconds("stall", 5) || Infinity,
+    status: values.one("status"),
   };
 }
 
-function parseServer(values: Values): Omit<Command, "grace" | "isTraced"> {
+/** Parses `--log`. */
+function parseLog(values: Values): LogFormat | undefined {
+  const log = values.one("log");
+  if (log === undefined || log === "text" || log === "json") return log;
+  throw new UsageError(`--log must be text or json, received "${log}"`);
+}
+
+function parseServer(values: Values): Omit<TunnelCommand, Common> {
   const options = {
     listen: values.required("listen"),
     target: values.one("target"),
     allow: values.list("allow"),
     allowListen: values.list("allow-listen"),
+    acceptProxy: values.list("accept-proxy"),
+    users: values.has("users") ? parseUsers(values.one("users")!) : undefined,
     cert: values.one("cert"),
     key: values.one("key"),
     ...parseCommon(values),
   };
-  if (!(options.target ?? options.allow ?? options.allowListen)) {
-    throw new UsageError("expected --target, --allow or --allow-listen, received none of them");
+  if (!(options.target ?? options.allow ?? options.allowListen ?? options.users)) {
+    throw new UsageError("expected --target, --allow, --allow-listen or --users, received none of them");
   }
   const start = (reports: Reports) => {
     const tunnel = serveTunnel({ ...options, ...reports });
-    return { tunnel, addrs: [tunnel.serverAddr] };
+    return { tunnel, addrs: [tunnel.serverAddr], targets: [options.target] };
   };
   return { isPiped: false, start };
 }
 
-function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
+function parseClient(values: Values): Omit<TunnelCommand, Common> {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
@@ -230,27 +237,80 @@ function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
   if (!(forward ?? reverse ?? socks)) {
     throw new UsageError("expected --forward, --reverse or --socks, received none of them");
   }
-  const isPipe = (text: string) => /^-(=|$)/.test(text);
   const [pipe, ...more] = forward?.filter(isPipe) ?? [];
   if (more.length > 0) throw new UsageError("--forward - (stdin and stdout) must be specified only once");
   const piped = pipe === undefined ? undefined : parseForward("forward", pipe.replace("-", "0"));
+  if (piped?.isProxied) throw new UsageError("--forward - has no visitor whose address ,proxy could send");
   const options = {
     connect,
+    user: values.one("user"),
     ca,
     tls: values.has("tls") || ca !== undefined,
     version: smux === "1" ? 1 as const : 2 as const,
     forward: forward?.filter((text) => !isPipe(text)),
     reverse,
     socks,
+    retry: piped === undefined && !values.has("no-retry"),
+    resume: !values.has("no-resume"),
     reconnect: piped === undefined && !values.has("no-reconnect"),
+    wait: values.seconds("wait", 30),
     ...parseCommon(values),
   };
   const start = async (reports: Reports) => {
     const tunnel = await openTunnel({ ...options, ...reports });
-    const started = { tunnel, addrs: tunnel.listenAddrs };
-    return piped === undefined ? started : { ...started, connect: () => tunnel.connect(piped.target) };
+    const leads = (name: string) => (text: string) => parseForward(name, text).target;
+    const targets = [
+      ...(options.forward ?? []).map(leads("forward")),
+      ...(socks ?? []).map(() => undefined),
+      ...(reverse ?? []).map(leads("reverse")),
+    ];
+    const started = { tunnel, addrs: tunnel.listenAddrs, targets };
+    if (piped === undefined) return started;
+    return { ...started, connect: () => tunnel.connect(piped.target), pipedTo: piped.target };
   };
   return { isPiped: piped !== undefined, start };
+}
+
+/** Writes a new file. */
+async function writeNew(option: string, path: string, text: string, mode?: number): Promise<void> {
+  try {
+    await Deno.writeTextFile(path, text, { createNew: true, ...mode === undefined ? {} : { mode } });
+  } catch (error) {
+    const why = error instanceof Deno.errors.AlreadyExists
+      ? `the file exists; remove it, or choose another with ${option}`
+      : errorText(error);
+    throw new Error(`cannot write ${path}: ${why}`, { cause: error });
+  }
+}
+
+function parseCert(values: Values): ShortCommand {
+  const [cert, key] = [values.one("cert") ?? "cert.pem", values.one("key") ?? "key.pem"];
+  const hosts = values.list("host") ?? ["localhost", "127.0.0.1", "::1"];
+  const run = async () => {
+    const made = await makeCertificate(hosts);
+    // For the owner only.
+    await writeNew("--key", key, made.key, 0o600);
+    try {
+      await writeNew("--cert", cert, made.cert);
+    } catch (error) {
+      await Deno.remove(key);
+      throw error;
+    }
+    return [
+      `wrote ${cert} and ${key} for ${hosts.join(", ")}; valid until ${made.expires.toISOString().slice(0, 10)}`,
+      `server: --cert ${cert} --key ${key}`,
+      `client: --ca ${cert}`,
+    ];
+  };
+  return { run };
+}
+
+function parseHash(args: readonly string[]): ShortCommand {
+  const [name, ...more] = args;
+  if (name === undefined || more.length > 0) {
+    throw new UsageError(`expected "hash NAME", received ${args.length} arguments`);
+  }
+  return { run: async () => [await hashEntry(name, (await new Response(Deno.stdin.readable).text()).trim())] };
 }
 
 /**
@@ -258,10 +318,15 @@ function parseClient(values: Values): Omit<Command, "grace" | "isTraced"> {
  *
  * @throws {UsageError} The command line does not match the help.
  */
-export function parseCommand([role, ...rest]: readonly string[]): Command {
-  if (role === undefined) throw new UsageError('expected "server" or "client", received nothing');
-  if (!Object.hasOwn(OPTIONS, role)) throw new UsageError(`expected "server" or "client", received "${role}"`);
+export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand | ShortCommand {
+  const expected = 'expected "server", "client", "cert" or "hash"';
+  if (role === undefined) throw new UsageError(`${expected}, received nothing`);
+  if (!Object.hasOwn(OPTIONS, role)) {
+    throw new UsageError(`${expected}, received "${role}"`, commandHint(role, rest[0]));
+  }
+  if (role === "hash") return parseHash(rest);
   const values = new Values(role, rest);
+  if (role === "cert") return parseCert(values);
   const command = role === "server" ? parseServer(values) : parseClient(values);
-  return { ...command, grace: values.seconds("grace", "30"), isTraced: values.has("trace") };
+  return { ...command, grace: values.seconds("grace", 30), isTraced: values.has("trace"), log: parseLog(values) };
 }

@@ -4,82 +4,133 @@
  * @module
  */
 
-import { type FrameEvent, join, type Stream } from "../mod.ts";
-import { HELP, parseCommand, UsageError } from "./arguments.ts";
+import type { FrameEvent } from "../mod.ts";
+import { parseCommand, type TunnelCommand, UsageError } from "./arguments.ts";
 import { Display } from "./display.ts";
-import { errorText } from "./errors.ts";
-import { eventLine, frameLine, listeningLine, shutdownLine, totalLine } from "./log.ts";
-import type { Tunnel } from "./options.ts";
+import { errorText, PermanentError } from "./errors.ts";
+import { errorHint } from "./hints.ts";
+import {
+  errorEntry,
+  eventEntry,
+  formatEntry,
+  frameEntry,
+  listeningEntry,
+  type LogEntry,
+  type LogFormat,
+  pipedEntry,
+  shutdownEntry,
+  statusEntry,
+  totalEntry,
+} from "./log.ts";
+import { TunnelRefusedError } from "./options.ts";
+import { forwardStdio, type StdioFigures } from "./stdio.ts";
+import { textFor } from "./usage.ts";
 import { setDeadline } from "./wait.ts";
 
-// Milliseconds to send the final FIN after an error. Larger: tolerates a slower server; smaller: earlier exit.
-const PIPE_TIMEOUT = 1000;
+/** The exit codes of the command. */
+const EXIT = { ended: 0, failed: 1, usage: 2, refused: 3 };
 
-/** Joins stdin and stdout with a stream, then shuts the tunnel down. */
-async function pipe(tunnel: Tunnel, connect: () => Promise<Stream>, cut: AbortSignal): Promise<void> {
-  const { stdin, stdout } = Deno;
-  const read = (p: Uint8Array) => stdin.read(p);
-  const write = (p: Uint8Array) => stdout.write(p);
-  const closeWrite = () => Promise.resolve(stdout.close());
-  try {
-    await join(await connect(), { read, write, closeWrite, close() {} }, { signal: cut });
-  } catch (error) {
-    tunnel.shutdown({ timeout: PIPE_TIMEOUT });
-    throw error;
+/** Stdin and stdout, to forward. */
+const stdio = {
+  read: (p: Uint8Array) => Deno.stdin.read(p),
+  write: (p: Uint8Array) => Deno.stdout.write(p),
+  close: () => Deno.stdout.close(),
+};
+
+/** Formats an error as one line. */
+function errorLine(error: unknown): string {
+  const text = errorText(error).replaceAll(/\s*\n\s*/g, " ");
+  const hint = errorHint(text);
+  return hint === undefined ? text : `${text}: ${hint}`;
+}
+
+function exitCode(error: unknown): number {
+  if (error instanceof UsageError || error instanceof RangeError) return EXIT.usage;
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    if (cause instanceof TunnelRefusedError || cause instanceof PermanentError) return EXIT.refused;
   }
-  // Without a timeout: the last bytes may still be in transit.
-  tunnel.shutdown();
+  return EXIT.failed;
 }
 
 /** Runs the command; returns the exit code. */
 export async function main(args: readonly string[]): Promise<number> {
-  if (args.includes("--help") || args.includes("-h")) {
-    console.log(HELP);
-    return 0;
+  // A full pipe, or a terminal that is stopped or gone, must not block or end the process: only `Display` writes to it.
+  let display = new Display(Deno.stdout, Deno.stderr);
+  let format: LogFormat | undefined;
+  try {
+    const text = textFor(args);
+    if (text !== undefined) {
+      display.line(text);
+      return EXIT.ended;
+    }
+    const command = parseCommand(args);
+    if ("run" in command) {
+      for (const line of await command.run()) display.line(line);
+      return EXIT.ended;
+    }
+    format = command.log;
+    if (command.isPiped) display = new Display(Deno.stderr, Deno.stderr);
+    await runTunnel(command, display);
+    return EXIT.ended;
+  } catch (error) {
+    const code = exitCode(error);
+    const isHinted = error instanceof UsageError && error.isHinted;
+    const line = `${errorLine(error)}${code === EXIT.usage && !isHinted ? " (try --help)" : ""}`;
+    display.error(formatEntry(errorEntry(line), format, new Date()));
+    return code;
+  } finally {
+    await display.end();
   }
-  let display = new Display(Deno.stdout);
-  const onError = (error: unknown) => display.line(errorText(error), Deno.stderr);
-  const onFrame = (frame: FrameEvent) => display.line(frameLine(frame), Deno.stderr);
+}
+
+/** Runs a tunnel until it ends. */
+async function runTunnel(
+  { start, grace, isPiped, isTraced, log: format }: TunnelCommand,
+  display: Display,
+): Promise<void> {
+  const log = (entry: LogEntry) => display.line(formatEntry(entry, format, new Date()));
+  const logError = (entry: LogEntry) => display.error(formatEntry(entry, format, new Date()));
   // Windows has no SIGTERM.
   const signals: Deno.Signal[] = Deno.build.os === "windows" ? ["SIGINT"] : ["SIGINT", "SIGTERM"];
   let stop = () => {};
   const cut = new AbortController();
+  // ssh ends its ProxyCommand by SIGHUP: the server must not wait for the client to resume.
+  const hangUp = () => cut.abort(new Error("hung up"));
   const unlisten = () => signals.forEach((name) => Deno.removeSignalListener(name, stop));
   try {
-    const { start, grace, isPiped, isTraced } = parseCommand(args);
-    if (isPiped) display = new Display(Deno.stderr);
-    const { tunnel, addrs, connect } = await start({
-      onError,
-      onEvent: (event) => display.line(eventLine(event)),
-      onFrame: isTraced ? onFrame : undefined,
+    const { tunnel, addrs, targets, connect, pipedTo } = await start({
+      onError: (error) => logError(errorEntry(errorLine(error))),
+      // Without a format, the log has only what concerns the tunnel itself.
+      onEvent: (event) => void (event.type === "finished" && format === undefined || log(eventEntry(event))),
+      onFrame: isTraced ? (frame: FrameEvent) => logError(frameEntry(frame)) : undefined,
     });
     stop = () => {
       // The next signal ends the process.
       unlisten();
-      display.line(shutdownLine(grace));
+      log(shutdownEntry(grace));
       tunnel.shutdown({ timeout: grace });
       if (isPiped) setDeadline(() => cut.abort(new Error(`stdout was not read within ${grace / 1000} seconds`)), grace);
     };
     for (const name of signals) Deno.addSignalListener(name, stop);
-    for (const addr of addrs) display.line(listeningLine(addr));
+    if (isPiped && Deno.build.os !== "windows") Deno.addSignalListener("SIGHUP", hangUp);
+    addrs.forEach((addr, n) => log(listeningEntry(addr, format && targets[n])));
+    if (tunnel.statusAddr !== undefined) log(statusEntry(tunnel.statusAddr));
     display.live(() => tunnel.stats());
     if (connect !== undefined) {
       // After a lost connection stdout still receives what arrived before.
       let lost: unknown;
       tunnel.finished.catch((error) => lost = error);
-      await pipe(tunnel, connect, cut.signal).catch((error) => {
+      const ended = (figures: StdioFigures) => {
+        if (format !== undefined) log(pipedEntry({ ...figures, user: undefined, from: "stdin", to: pipedTo }));
+      };
+      await forwardStdio(tunnel, connect, stdio, cut.signal, ended).catch((error) => {
         throw lost ?? error;
       });
     }
     await tunnel.finished;
-    if (!isPiped) display.line(totalLine(tunnel.stats()));
-    return 0;
-  } catch (error) {
-    const isUsage = error instanceof UsageError || error instanceof RangeError;
-    onError(isUsage ? `${error.message} (try --help)` : error);
-    return isUsage ? 2 : 1;
+    if (!isPiped) log(totalEntry(tunnel.stats()));
   } finally {
-    display.end();
     unlisten();
+    if (isPiped && Deno.build.os !== "windows") Deno.removeSignalListener("SIGHUP", hangUp);
   }
 }

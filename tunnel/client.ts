@@ -4,24 +4,36 @@
  * @module
  */
 
-import { Session, SessionClosedError, type Stream } from "../mod.ts";
+import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
+import { writeAll } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
-import { checkSecret, request, serveRequest } from "./handshake.ts";
+import { checkSecret, type Credentials, request, serveRequest } from "./handshake.ts";
+import { Link } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
 import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
-import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
+import { checkStatus, type StatusListener, StatusServer } from "./status.ts";
+import { checkName } from "./users.ts";
+import { parseAddress, proxyHeaderOf } from "./visitor.ts";
+import { backoff, checkTimeout, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
-// Milliseconds. The default of `serve`.
-const STALLED_STREAM_TIMEOUT = 5000;
+// Milliseconds between requests to listen. Larger: less load on a server that refuses; smaller: an earlier port.
+const MAX_BIND_PAUSE = 30_000;
+
+// Milliseconds. Larger: new connections survive a longer outage; smaller: they fail earlier.
+const WAIT = 30_000;
 
 /**
  * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
- * a half-close. A connection whose target refuses is closed at once. When the connection to the server is lost, all
- * forwarded connections are closed, and so are new ones until the client has reconnected.
+ * a half-close. A connection whose target refuses is closed at once.
+ *
+ * When the connection to the server is lost, forwarded connections wait until it is resumed, up to 60 seconds. With a
+ * server that does not support this, and after a restart of the server, they are closed, and the client connects again.
+ * New connections wait for at most `wait` milliseconds; after that the client stops listening until it has reconnected.
  *
  * @param options The address of the server, what to forward, and callbacks for errors and events.
  * @returns The tunnel, once it is connected and listens on all addresses.
@@ -52,6 +64,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   return {
     serverAddr: client.serverAddr,
     listenAddrs: client.listenAddrs,
+    statusAddr: client.statusAddr,
     finished: client.finished,
     connect: (target) => client.connect(target),
     shutdown,
@@ -66,19 +79,31 @@ interface Local {
   /** `undefined`: the fixed target of the server, or that of each SOCKS 5 request. */
   target: string | undefined;
   isSocks: boolean;
+  /** Whether the target expects a header of the PROXY protocol. */
+  isProxied: boolean;
+}
+
+/** The target of an entry of `reverse`. */
+interface ReverseTarget {
+  target: string;
+  isProxied: boolean;
 }
 
 /** The checked options of a client, with defaults. */
 interface Settings {
-  tls: { caCerts: string[] } | undefined;
+  certificates: { caCerts: string[] } | undefined;
   locals: Local[];
   /** TARGET of the client by LISTEN of the server, in the order of the options. */
-  reverse: Map<string, string>;
+  reverse: Map<string, ReverseTarget>;
 }
 
 function checkOptions(options: OpenTunnelOptions): Settings {
-  const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
+  const { connect, user, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
+  checkStatus(options.status, insecure);
+  if (user !== undefined) checkName("user", user);
+  if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
+  checkTimeout("connectTimeout", options.connectTimeout);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
@@ -86,19 +111,29 @@ function checkOptions(options: OpenTunnelOptions): Settings {
   if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
   const locals = [
     ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
-    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true })),
+    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true, isProxied: false })),
   ];
   for (const { listen, isSocks } of locals) checkExposed(isSocks ? "socks" : "forward", listen, insecure);
-  const reverse = new Map<string, string>();
+  const reverse = new Map<string, ReverseTarget>();
   for (const text of options.reverse ?? []) {
-    const { listen, target } = parseForward("reverse", text);
+    const { listen, target, isProxied } = parseForward("reverse", text);
     if (target === undefined) throw new RangeError(`reverse must be LISTEN=TARGET, received "${text}"`);
     if (reverse.has(listen)) {
       throw new RangeError(`reverse must contain each LISTEN only once, received ${listen} twice`);
     }
-    reverse.set(listen, target);
+    reverse.set(listen, { target, isProxied });
   }
-  return { tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
+  return { certificates: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
+}
+
+/** Writes the first bytes of a connection; closes it if that fails. */
+async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Promise<void> {
+  try {
+    await writeAll(connection, bytes);
+  } catch (error) {
+    connection.close();
+    throw error;
+  }
 }
 
 /** The client's end of a tunnel. */
@@ -108,28 +143,50 @@ class Client {
   readonly #options: OpenTunnelOptions;
   readonly #settings: Settings;
   readonly #activity: Activity;
+  readonly #link: Link;
   readonly #finished = Promise.withResolvers<void>();
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
   /** Aborts when local connections that have no stream yet must be closed. */
   readonly #ending = new AbortController();
+  /** Aborts when the server cannot be reached, so that the client stops listening. */
+  #unavailable = new AbortController();
   /** Tasks that the end of the tunnel waits for. */
   readonly #tasks = new Set<Promise<unknown>>();
   /** Streams of BIND requests; the server listens until they end. */
   readonly #bound = new Set<Stream>();
   /** Removes the listener of the signal. */
   readonly #off: () => void;
-  #session: Session | undefined;
+  #status: StatusServer | undefined;
+  #isOpen = false;
 
   constructor(options: OpenTunnelOptions) {
     this.serverAddr = format(parseEndpoint("connect", options.connect, 1));
     this.#options = { ...options };
     this.#settings = checkOptions(options);
     this.#activity = new Activity(options);
+    const { locals, certificates, reverse } = this.#settings;
+    const { wait = WAIT, secret } = options;
+    const requests = locals.some(({ target, isSocks }) => target !== undefined || isSocks) || reverse.size > 0;
+    const settings = {
+      ...options,
+      serverAddr: this.serverAddr,
+      certificates,
+      isChecked: requests || secret !== undefined,
+      wait: wait === Infinity ? wait : clampTimeout(wait),
+    };
+    this.#link = new Link(settings, this.#activity, {
+      started: (session) => this.#started(session),
+      unavailable: () => this.#unavailable.abort(),
+      available: () => {
+        this.#unavailable = new AbortController();
+        this.#settings.locals.forEach((local, n) => this.#track(this.#listenAgain(local, this.listenAddrs[n]!)));
+      },
+    }, this.#stopping.signal);
     this.finished.catch(() => {});
     this.#off = onAbort(options.signal, (reason) => {
       this.#stopping.abort(reason);
-      this.#session?.abort(reason);
+      this.#link.session?.abort(reason);
       this.#activity.cut();
     });
   }
@@ -145,30 +202,92 @@ class Client {
   /** Connects and listens. When it rejects, everything that it opened is closed. */
   async open(): Promise<void> {
     try {
-      const session = this.#session = await this.#start();
-      for (const local of this.#settings.locals) this.#listen(local);
-      const streams: Stream[] = [];
-      for (const listen of this.#settings.reverse.keys()) streams.push(await this.#bind(session, listen));
-      this.#keepAllBound(session, streams);
+      this.#serveStatus();
+      // Before the server is there, which may take long: an address may be in use.
+      for (const { listen } of this.#settings.locals) listenOn(listen).close();
+      const bound = await this.#connectAndBind();
+      this.#settings.locals.forEach((local, n) => this.listenAddrs[n] = this.#listen(local, local.listen));
+      this.#isOpen = true;
+      this.#keepAllBound(this.#link.session!, bound);
     } catch (error) {
-      this.#session?.abort(error);
+      this.#link.session?.abort(error);
       await this.#end();
       throw error;
     }
-    this.#run().finally(() => this.#end()).then(this.#finished.resolve, this.#finished.reject);
+    this.#link.run().finally(() => this.#end()).then(this.#finished.resolve, this.#finished.reject);
+  }
+
+  /** Connects, and requests the server to listen; with `retry`, again when the connection is lost meanwhile. */
+  async #connectAndBind(): Promise<Stream[]> {
+    for (;;) {
+      await this.#link.open();
+      const session = this.#link.session!;
+      try {
+        const bound: Stream[] = [];
+        for (const listen of this.#settings.reverse.keys()) bound.push(await this.#bindFirst(session, listen));
+        return bound;
+      } catch (error) {
+        if (!this.#options.retry || !(error instanceof SessionClosedError)) throw error;
+        this.#bound.clear();
+        this.#activity.report(wrapError(`The connection to ${this.serverAddr} was lost`, error));
+      }
+    }
+  }
+
+  get statusAddr(): string | undefined {
+    return this.#status?.addr;
+  }
+
+  #serveStatus(): void {
+    const { status } = this.#options;
+    if (status === undefined) return;
+    this.#status = new StatusServer(status, this.#activity, {
+      end: "client",
+      isReady: () => this.#link.session !== undefined && !this.#link.isSuspended,
+      listeners: () => this.#listeners(),
+    });
+  }
+
+  /** Returns the addresses that are listened on so far, and where they lead. */
+  #listeners(): StatusListener[] {
+    const { locals, reverse } = this.#settings;
+    const targets = [...locals.map(({ target }) => target), ...Array.from(reverse.values(), ({ target }) => target)];
+    return this.listenAddrs.map((address, n) => ({ address, to: targets[n] }));
   }
 
   async connect(target?: string): Promise<Stream> {
-    if (this.#session === undefined) throw new Error(`Cannot open a stream: not connected to ${this.serverAddr}`);
-    if (target === undefined) return await this.#session.openStream();
-    parseEndpoint("target", target, 1);
-    return (await request(this.#session, "CONNECT", target, this.#options.secret)).stream;
+    try {
+      return await this.#connect(target);
+    } catch (error) {
+      this.#activity.countRefusal(error);
+      throw error;
+    }
+  }
+
+  /** What proves to the server who requests. */
+  get #credentials(): Credentials {
+    const { secret, user } = this.#options;
+    return { secret, user };
+  }
+
+  async #connect(target?: string): Promise<Stream> {
+    if (target !== undefined) parseEndpoint("target", target, 1);
+    const session = await this.#link.ready();
+    if (target === undefined) return await session.openStream();
+    return (await request(session, "CONNECT", target, this.#credentials)).stream;
   }
 
   shutdown(timeout = Infinity): Promise<void> {
     this.#stopping.abort();
     for (const stream of this.#bound) stream.close();
-    this.#session?.close({ drain: true, timeout: clampTimeout(timeout) });
+    const { session } = this.#link;
+    const end = () => {
+      if (this.#link.isSuspended) session?.abort();
+    };
+    // The timers of a suspended session do not run, and it cannot end in order.
+    if (this.stats().open === 0) end();
+    else if (timeout !== Infinity) this.finished.catch(() => {}).then(setDeadline(end, clampTimeout(timeout)));
+    session?.close({ drain: true, timeout: clampTimeout(timeout) });
     this.#activity.cutAfter(clampTimeout(timeout), this.finished);
     return this.finished.catch(() => {});
   }
@@ -182,30 +301,49 @@ class Client {
   async #end(): Promise<void> {
     this.#stopping.abort();
     this.#ending.abort();
+    this.#link.end();
     this.#off();
     while (this.#tasks.size > 0) await Promise.allSettled(this.#tasks);
+    await this.#status?.close();
   }
 
-  async #start(): Promise<Session> {
-    const { connect, version, stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = this.#options;
-    const { tls, reverse } = this.#settings;
-    const connection = await dial(connect, this.#stopping.signal, tls);
-    const session = Session.client(connection, { version, stalledStreamTimeout, onFrame: this.#activity.frame });
-    this.#activity.add(session);
+  #started(session: Session): void {
     // A server opens streams for `reverse` only. Without `reverse`, refuse each.
-    if (reverse.size === 0) session.incoming.close();
+    if (this.#settings.reverse.size === 0) session.incoming.close();
     else this.#track(this.#accept(session));
-    return session;
+    if (this.#isOpen) this.#keepAllBound(session);
   }
 
-  /** Listens, and forwards accepted connections to the server. */
-  #listen({ listen, target, isSocks }: Local): void {
+  /** Listens at an address, and forwards accepted connections to the server; returns the address with its port. */
+  #listen({ target, isSocks, isProxied, listen: named }: Local, listen: string): string {
     const listening = listenOn(listen);
-    this.listenAddrs.push(listening.addr);
-    const connect = (to?: string) => this.connect(to);
-    const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(target);
-    const all = forwardAll(this.#activity, listening, open, this.#stopping.signal, this.#ending.signal);
+    const open = async (from: Socket) => {
+      let to = target;
+      const stream = isSocks
+        ? await speakSocks(from, (asked) => this.#connect(to = asked))
+        : await this.#connect(target);
+      if (isProxied) await writeFirst(stream, proxyHeaderOf(from));
+      return { stream, to };
+    };
+    const kind = isSocks ? "socks" as const : "forward" as const;
+    const route = { kind, user: undefined, forward: target === undefined ? named : `${named}=${target}` };
+    const signal = AbortSignal.any([this.#stopping.signal, this.#unavailable.signal]);
+    const all = forwardAll(this.#activity, listening, open, route, signal, this.#ending.signal);
     this.#track(all.then(({ forwarded }) => forwarded));
+    return listening.addr;
+  }
+
+  /** Listens again at an address that the client has listened at before. */
+  async #listenAgain(local: Local, listen: string): Promise<void> {
+    const { signal } = this.#unavailable;
+    for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted && !this.#stopping.signal.aborted;) {
+      try {
+        return void this.#listen(local, listen);
+      } catch (error) {
+        this.#activity.report(error);
+      }
+      await sleep(delays.next().value, AbortSignal.any([signal, this.#stopping.signal]));
+    }
   }
 
   /** Forwards connections that the server accepts. */
@@ -213,28 +351,58 @@ class Client {
     try {
       for await (const stream of session) this.#track(this.#answer(stream).finally(() => stream.close()));
     } catch {
-      // `#run` reports the end of the session.
+      // The link reports the end of the session.
     }
   }
 
   async #answer(stream: Stream): Promise<void> {
     const { reverse } = this.#settings;
-    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address }) => {
-      const target = method === "CONNECT" ? reverse.get(address) : undefined;
-      if (target === undefined) throw new TunnelRefusedError(403, "not in reverse");
-      return await dial(target, stream);
+    let visitor: ProxyAddress | undefined;
+    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
+      // The server asks whether this end is alive.
+      if (method === "OPTIONS") return stream;
+      const found = method === "CONNECT" ? reverse.get(address) : undefined;
+      if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
+      visitor = parseAddress(forwardedFor ?? "");
+      const socket = await dial(found.target, stream, { connectTimeout: this.#options.connectTimeout });
+      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, this.#addressAt(address)));
+      return socket;
     });
-    await forwardStream(this.#activity, stream, opened, `to ${reverse.get(address)}`);
+    if (opened === stream) return;
+    const to = reverse.get(address)?.target;
+    const from = visitor === undefined ? this.serverAddr : format(visitor);
+    const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
+    await forwardStream(this.#activity, stream, opened as Socket, `to ${to}`, route);
+  }
+
+  /** Returns the address where the server listens for an entry of `reverse`; `undefined` if it is no IP address. */
+  #addressAt(listen: string): ProxyAddress | undefined {
+    const { locals, reverse } = this.#settings;
+    return parseAddress(this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] ?? "");
   }
 
   /** Requests the server to listen, until the returned stream ends. */
   async #bind(session: Session, listen: string): Promise<Stream> {
-    const { stream, addr } = await request(session, "BIND", listen, this.#options.secret);
+    const { stream, addr } = await request(session, "BIND", listen, this.#credentials);
     const { locals, reverse } = this.#settings;
     this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] = addr;
     this.#bound.add(stream);
     if (this.#stopping.signal.aborted) stream.close();
     return stream;
+  }
+
+  /** Requests the server to listen for the first time; with `retry`, until its address is free. */
+  async #bindFirst(session: Session, listen: string): Promise<Stream> {
+    for (const delays = backoff(MAX_BIND_PAUSE);;) {
+      try {
+        return await this.#bind(session, listen);
+      } catch (error) {
+        const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500;
+        if (!this.#options.retry || !mayBecomeFree || this.#stopping.signal.aborted) throw error;
+        this.#activity.report(error);
+      }
+      await sleep(delays.next().value, this.#stopping.signal);
+    }
   }
 
   #keepAllBound(session: Session, streams: readonly Stream[] = []): void {
@@ -246,7 +414,7 @@ class Client {
   /** Keeps the server listening until the session ends. */
   async #keepBound(session: Session, listen: string, stream?: Stream): Promise<void> {
     const { signal } = this.#stopping;
-    for (const delays = backoff(); !signal.aborted;) {
+    for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted;) {
       try {
         stream ??= await this.#bind(session, listen);
         // The server sends nothing more on the stream: the read waits for its end.
@@ -261,52 +429,5 @@ class Client {
       }
       await sleep(delays.next().value, signal);
     }
-  }
-
-  /** Waits for the end of each session, and reconnects. */
-  async #run(): Promise<void> {
-    const { signal, reconnect = true } = this.#options;
-    let delays = backoff();
-    while (this.#session !== undefined) {
-      const began = performance.now();
-      const reason = await this.#sessionEnd(this.#session);
-      this.#session = undefined;
-      const ended = performance.now();
-      const lost = wrapError(`The connection to ${this.serverAddr} was lost`, reason ?? "closed by the server");
-      if (this.#stopping.signal.aborted) {
-        if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
-        return;
-      }
-      if (!reconnect) throw lost;
-      this.#activity.report(lost);
-      if (ended - began > MAX_BACKOFF) delays = backoff();
-      const session = this.#session = await this.#startAgain(delays);
-      if (session === undefined) return;
-      const downtime = performance.now() - ended;
-      this.#activity.emit({ type: "reconnected", serverAddr: this.serverAddr, error: lost, downtime });
-      this.#keepAllBound(session);
-    }
-  }
-
-  /** Waits until a session has ended; returns the reason, `undefined` after a clean close. */
-  #sessionEnd(session: Session): Promise<unknown> {
-    const { signal } = this.#options;
-    // The tunnel may have been shut down while the session was being opened.
-    if (signal?.aborted) session.abort(signal.reason);
-    else if (this.#stopping.signal.aborted) session.close({ drain: true });
-    return session.closed.then(() => undefined, (error: unknown) => error);
-  }
-
-  async #startAgain(delays: ReturnType<typeof backoff>): Promise<Session | undefined> {
-    const { signal } = this.#stopping;
-    while (!signal.aborted) {
-      await sleep(delays.next().value, signal);
-      try {
-        return await this.#start();
-      } catch (error) {
-        if (!signal.aborted) this.#activity.report(error);
-      }
-    }
-    return undefined;
   }
 }

@@ -9,6 +9,18 @@ export function wrapError(what: string, cause: unknown): Error {
   return new Error(`${what}: ${errorText(cause)}`, { cause });
 }
 
+/** A request that this end has refused. */
+export class RefusalError extends Error {
+  /** The HTTP status of the response. */
+  readonly status: number;
+
+  /** Makes an error whose message is `what`, a colon and the message of the cause. */
+  constructor(status: number, what: string, cause: unknown) {
+    super(`${what}: ${errorText(cause)}`, { cause });
+    this.status = status;
+  }
+}
+
 /** Formats the message of an error for use after a colon. */
 export function errorText(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
@@ -22,3 +34,6 @@ export function errorText(error: unknown): string {
 export function toError(thrown: unknown): Error {
   return thrown instanceof Error ? thrown : new Error(String(thrown), { cause: thrown });
 }
+
+/** An error that lasts: another attempt would fail in the same way. */
+export class PermanentError extends Error {}

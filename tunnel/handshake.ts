@@ -5,12 +5,11 @@
  */
 
 import { type DuplexConnection, type Session, SessionClosedError } from "../mod.ts";
-import { parseEndpoint, type Rule } from "./address.ts";
 import { encoder, printable, readExactly, writeAll } from "./bytes.ts";
-import { errorText, wrapError } from "./errors.ts";
+import { errorText, RefusalError, wrapError } from "./errors.ts";
 import { TunnelRefusedError } from "./options.ts";
 import { Listening } from "./socket.ts";
-import { sleep, withDeadline } from "./wait.ts";
+import { HANDSHAKE_TIMEOUT, setDeadline, withDeadline } from "./wait.ts";
 
 /** Maximum bytes of a head. Larger: longer requests; smaller: less memory that a peer can occupy with each stream. */
 export const MAX_HEAD = 8192;
@@ -18,14 +17,26 @@ export const MAX_HEAD = 8192;
 /** Milliseconds before a wrong secret is refused. Larger: slower guessing; smaller: earlier errors. */
 export const WRONG_SECRET_DELAY = 1000;
 
-/** Reads the lines of an HTTP head, byte by byte: the bytes after it belong to the forwarded connection. */
+// The end of a head.
+const END = "\r\n\r\n";
+
+/** Reads the lines of an HTTP head, and no byte after it: those belong to the forwarded connection. */
 async function readHead(from: DuplexConnection): Promise<string[]> {
   let head = "";
-  while (!head.endsWith("\r\n\r\n")) {
-    if (head.length === MAX_HEAD) throw new TunnelRefusedError(431, `HTTP header exceeds ${MAX_HEAD} bytes`);
-    head += String.fromCharCode((await readExactly(from, 1))[0]!);
+  for (let missing = END.length; missing > 0; missing = missingOfEnd(head)) {
+    const count = Math.min(missing, MAX_HEAD - head.length);
+    if (count === 0) throw new TunnelRefusedError(431, `HTTP header exceeds ${MAX_HEAD} bytes`);
+    head += String.fromCharCode(...await readExactly(from, count));
   }
-  return head.slice(0, -4).split("\r\n").map(printable);
+  return head.slice(0, -END.length).split("\r\n").map(printable);
+}
+
+/** Returns the least number of bytes that complete a head. */
+function missingOfEnd(head: string): number {
+  for (let missing = 0; missing < END.length; missing++) {
+    if (head.endsWith(END.slice(0, END.length - missing))) return missing;
+  }
+  return END.length;
 }
 
 /** Returns the value of a header; empty if it is absent. */
@@ -34,12 +45,14 @@ function header(lines: readonly string[], name: string): string {
 }
 
 /** The request of a stream. */
-interface Request {
+export interface Request {
   method: string;
-  /** The target of CONNECT, or the address to listen at of BIND. */
+  /** The target of CONNECT, or the address to listen at of BIND. `*` of OPTIONS, which only awaits a response. */
   address: string;
   /** The value of `Proxy-Authorization`; empty if it is absent. */
   authorization: string;
+  /** The value of `Forwarded-For`: the address of the visitor of a reverse forward. */
+  forwardedFor?: string;
 }
 
 async function readRequest(from: DuplexConnection): Promise<Request> {
@@ -48,7 +61,9 @@ async function readRequest(from: DuplexConnection): Promise<Request> {
   if (method === undefined) {
     throw new TunnelRefusedError(400, `expected an HTTP request, received "${line!.slice(0, 40)}"`);
   }
-  return { method, address: address!, authorization: header(headers, "proxy-authorization") };
+  const request = { method, address: address!, authorization: header(headers, "proxy-authorization") };
+  const forwardedFor = header(headers, "forwarded-for");
+  return forwardedFor === "" ? request : { ...request, forwardedFor };
 }
 
 async function respond(to: DuplexConnection, status: number, reason: string, headers = ""): Promise<void> {
@@ -78,16 +93,59 @@ export async function serveRequest<T extends { close(): void }>(
     const status = error instanceof TunnelRefusedError ? error.status : isBad ? 400 : 502;
     await withDeadline(stream, respond(stream, status, errorText(error))).catch(() => {});
     const what = request === undefined ? "a request" : `${request.method} ${request.address}`;
-    throw wrapError(`Refused ${what} from ${peer}`, error);
+    throw new RefusalError(status, `Refused ${what} from ${peer}`, error);
   }
 }
 
-/** Requests the peer to connect or to listen. */
-export async function request(session: Session, method: "CONNECT" | "BIND", address: string, secret?: string) {
+/**
+ * Requests the server to do nothing: its response proves the secret, the version of smux and the protocol below.
+ *
+ * @throws {TunnelRefusedError} The server does not accept the secret.
+ */
+export async function checkServer(session: Session, by: Credentials): Promise<void> {
+  const clear = setDeadline(
+    () => session.abort(new Error(`handshake timed out after ${HANDSHAKE_TIMEOUT} ms`)),
+    HANDSHAKE_TIMEOUT,
+  );
+  try {
+    (await request(session, "OPTIONS", "*", by)).stream.close();
+  } catch (error) {
+    // A server that does not know the method has accepted the secret.
+    if (!(error instanceof TunnelRefusedError && error.status === 405)) throw error;
+  } finally {
+    clear();
+  }
+}
+
+/** A secret, shared or of a user. */
+export interface Credentials {
+  secret?: string | undefined;
+  user?: string | undefined;
+}
+
+/** Returns the value of `Proxy-Authorization` for a secret, shared or of a user. */
+export function credentials(secret: string, user?: string): string {
+  return user === undefined ? `Bearer ${secret}` : `Basic ${btoa(`${user}:${secret}`)}`;
+}
+
+/**
+ * Requests the peer to connect or to listen; OPTIONS with the address `*` requests a response only.
+ *
+ * @param by What proves who requests.
+ * @param more Further lines of the head.
+ */
+export async function request(
+  session: Session,
+  method: "CONNECT" | "BIND" | "OPTIONS",
+  address: string,
+  { secret, user }: Credentials = {},
+  more = "",
+) {
   const stream = await session.openStream();
   try {
-    const authorization = secret === undefined ? "" : `Proxy-Authorization: Bearer ${secret}\r\n`;
-    await writeAll(stream, encoder.encode(`${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}\r\n`));
+    const authorization = secret === undefined ? "" : `Proxy-Authorization: ${credentials(secret, user)}\r\n`;
+    const lines = `${method} ${address} HTTP/1.1\r\nHost: ${address}\r\n${authorization}${more}\r\n`;
+    await writeAll(stream, encoder.encode(lines));
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
     if (status === "200") return { stream, addr: header(headers, "address") };
@@ -100,42 +158,9 @@ export async function request(session: Session, method: "CONNECT" | "BIND", addr
   }
 }
 
+/** Throws a `RangeError` unless the secret can be part of an HTTP header. */
 export function checkSecret(secret: string | undefined): void {
   // The secret becomes part of an HTTP header.
   if (secret === undefined || /^[!-~]+$/.test(secret)) return;
   throw new RangeError("secret must be non-empty printable ASCII without spaces");
-}
-
-/** The rules of a server by the method of the request. */
-export interface Rules {
-  [method: string]: Rule[];
-}
-
-/**
- * Checks a request. A wrong secret is refused after a delay, which the signal ends.
- *
- * @throws {TunnelRefusedError} The request is not allowed.
- * @throws {RangeError} The address is malformed.
- */
-export async function authorize(
-  { method, address, authorization }: Request,
-  rules: Rules,
-  secret: string | undefined,
-  signal: AbortSignal,
-): Promise<void> {
-  if (secret !== undefined && !await timingSafeEqual(authorization, `Bearer ${secret}`)) {
-    await sleep(WRONG_SECRET_DELAY, signal);
-    throw new TunnelRefusedError(407, "wrong secret");
-  }
-  const allowed = rules[method];
-  if (allowed === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
-  const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
-  if (!allowed.some((rule) => rule(endpoint))) throw new TunnelRefusedError(403, "not allowed");
-}
-
-/** Compares two texts in a time that does not depend on the position of a difference. */
-async function timingSafeEqual(...texts: [string, string]): Promise<boolean> {
-  const digest = async (text: string) => new Uint8Array(await crypto.subtle.digest("SHA-256", encoder.encode(text)));
-  const [a, b] = await Promise.all(texts.map(digest));
-  return a!.reduce((difference, byte, n) => difference | (byte ^ b![n]!), 0) === 0;
 }

@@ -5,11 +5,83 @@
  */
 
 import type { FrameEvent } from "../mod.ts";
+import type { FinishedEvent } from "./accounting.ts";
 import { formatPeer, UNNAMED } from "./address.ts";
+import { errorText } from "./errors.ts";
 import type { TunnelEvent, TunnelStats } from "./options.ts";
+
+/** A format of the log for files and programs: lines with a time, or a JSON object on each line. */
+export type LogFormat = "text" | "json";
+
+/** One line of the log: its text, and the same as fields. */
+export interface LogEntry {
+  text: string;
+  type: string;
+  [field: string]: unknown;
+}
 
 function count(number: number, noun: string): string {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/** Formats an entry; without a format, its text alone. */
+export function formatEntry({ text, ...fields }: LogEntry, format: LogFormat | undefined, now: Date): string {
+  const time = now.toISOString();
+  switch (format) {
+    case "json":
+      return JSON.stringify({ time, ...fields });
+    case "text":
+      // Whole seconds leave more of the line; and one entry is one line.
+      return `${time.replace(/\.\d+/, "")} ${text.replaceAll(/\s*\n\s*/g, " ")}`;
+    case undefined:
+      return text;
+  }
+}
+
+/** Makes an entry of an error. */
+export function errorEntry(error: unknown): LogEntry {
+  const text = errorText(error);
+  return { text, type: "error", message: text };
+}
+
+/** Makes an entry of an event. */
+export function eventEntry(event: TunnelEvent): LogEntry {
+  const text = eventLine(event);
+  const error = "error" in event && event.error !== undefined ? errorText(event.error) : undefined;
+  if (event.type !== "finished") return { text, ...event, error };
+  return { text, ...event, outcome: error === undefined ? "closed" : "failed", error };
+}
+
+/** Formats a number of bytes. */
+function size(bytes: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB", "PB"];
+  let unit = 0;
+  // From 999.5 on, three digits would round to 1000.
+  for (; bytes >= (unit === 0 ? 1000 : 999.5) && unit < units.length - 1; unit++) bytes /= 1000;
+  return `${unit > 0 && bytes < 9.95 ? bytes.toFixed(1) : bytes.toFixed(0)}${units[unit]}`;
+}
+
+/** Formats milliseconds. */
+function time(duration: number): string {
+  if (duration < 1000) return `${duration}ms`;
+  if (duration < 9950) return `${(duration / 1000).toFixed(1)}s`;
+  const seconds = Math.round(duration / 1000);
+  if (seconds < 60) return `${seconds}s`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60 ? `${minutes}m${seconds % 60}s` : `${Math.floor(minutes / 60)}h${minutes % 60}m`;
+}
+
+/** Formats the end of a forwarded connection; the bytes are those sent to and received from the peer. */
+function finishedLine(event: Omit<FinishedEvent, "type" | "kind">): string {
+  const { user, from = UNNAMED, to = "the server", sent, received, duration, error } = event;
+  const outcome = error === undefined ? "closed" : `failed: ${errorText(error)}`;
+  const origin = user === undefined ? from : `${user}@${from}`;
+  return `${origin} > ${to} ${size(sent)}/${size(received)} ${time(duration)} ${outcome}`;
+}
+
+/** Makes an entry of the end of the connection that stdin and stdout were. */
+export function pipedEntry(event: Omit<FinishedEvent, "type" | "kind">): LogEntry {
+  return { ...eventEntry({ ...event, type: "finished", kind: "connect" }), kind: "stdio" };
 }
 
 /** Formats an event. */
@@ -21,8 +93,16 @@ export function eventLine(event: TunnelEvent): string {
       return `${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
     case "stopped":
       return `stopped ${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
+    case "suspended":
+      return errorText(event.error);
+    case "resumed":
+      return `resumed the connection to ${event.serverAddr} after ${time(Math.round(event.downtime))}`;
     case "reconnected":
-      return `reconnected to ${event.serverAddr}`;
+      return `reconnected to ${event.serverAddr} after ${time(Math.round(event.downtime))}`;
+    case "unresumable":
+      return `${event.serverAddr} does not resume: forwarded connections end when the connection to it is lost`;
+    case "finished":
+      return finishedLine(event);
   }
 }
 
@@ -39,12 +119,41 @@ export function listeningLine(addr: string): string {
   return `listening on ${addr}`;
 }
 
+/** Makes an entry of an address that the tunnel listens on; `to` is where its connections lead. */
+export function listeningEntry(listenAddr: string, to: string | undefined): LogEntry {
+  const text = to === undefined ? listeningLine(listenAddr) : `${listeningLine(listenAddr)}, leads to ${to}`;
+  return { text, type: "listening", listenAddr, to };
+}
+
+/** Makes an entry of the address of the status. */
+export function statusEntry(statusAddr: string): LogEntry {
+  const text = statusAddr.startsWith("unix:") ? `status at ${statusAddr}` : `status at http://${statusAddr}/status`;
+  return { text, type: "status", statusAddr };
+}
+
+/** Makes an entry of a frame. */
+export function frameEntry(event: FrameEvent): LogEntry {
+  const { direction, command, id, length, consumed, window, remoteAddr } = event;
+  const peer = formatPeer(remoteAddr);
+  return { text: frameLine(event), type: "frame", direction, command, id, length, consumed, window, peer };
+}
+
+/** Makes an entry of the first Ctrl-C; `grace` is in milliseconds. */
+export function shutdownEntry(grace: number): LogEntry {
+  return { text: shutdownLine(grace), type: "shutdown", grace };
+}
+
+/** Makes an entry of the totals. */
+export function totalEntry(stats: TunnelStats): LogEntry {
+  return { text: totalLine(stats), type: "total", ...stats };
+}
+
 /** Formats the line for the first Ctrl-C; `grace` is in milliseconds. */
 export function shutdownLine(grace: number): string {
   return `shutting down within ${count(grace / 1000, "second")}; press Ctrl-C again to exit at once`;
 }
 
 /** Formats the totals, the last line. */
-export function totalLine({ streams, connections }: TunnelStats): string {
+export function totalLine({ streams, connections }: Pick<TunnelStats, "streams" | "connections">): string {
   return `forwarded ${count(streams, "stream")} over ${count(connections, "connection")}`;
 }

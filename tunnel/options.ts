@@ -39,6 +39,17 @@ export interface TunnelOptions {
    * block all others; `Infinity`: never. See `stalledStreamTimeout` of a session. Default: 5000.
    */
   stalledStreamTimeout?: number | undefined;
+  /**
+   * LISTEN: serves the state of this end over HTTP: `/metrics` for Prometheus, `/status` in JSON, and `/healthz`, whose
+   * status is 200 while a client is connected or a server listens, else 503. Default: none.
+   */
+  status?: string | undefined;
+  /**
+   * Milliseconds until connecting fails: of a client to the server, and of either end to a target. A server also limits
+   * the resolving of a host name to this time. An integer, or `Infinity`: the limit of the system. Default: 10 000, and
+   * 4000 of a client to the server.
+   */
+  connectTimeout?: number | undefined;
   /** Called with each error of a connection; the tunnel continues. Default: `console.error`. */
   onError?: ((error: Error) => void) | undefined;
   /** Called with each event. Default: events are dropped. */
@@ -53,7 +64,12 @@ export interface TunnelOptions {
  * - `"connected"`, on a server: a client has connected.
  * - `"listening"`, on a server: it listens for an entry of a client's `reverse`.
  * - `"stopped"`, on a server: it has stopped listening for a client.
- * - `"reconnected"`, on a client: it has a new connection to the server after the previous one was lost.
+ * - `"suspended"`, on a client: the connection to the server was lost, and is being resumed.
+ * - `"resumed"`, on a client: forwarded connections continue where they were.
+ * - `"reconnected"`, on a client: it has a new connection to the server after the previous one was lost. Forwarded
+ *   connections of the previous one have ended.
+ * - `"unresumable"`, on a client, once: the server does not support resuming.
+ * - `"finished"`: a forwarded connection has ended.
  *
  * An address is `host:port`, `[ipv6]:port` or `unix:/path`. The address of a client at a Unix socket is `undefined`.
  *
@@ -70,8 +86,15 @@ export interface TunnelOptions {
  *       return `listening on ${event.listenAddr}`;
  *     case "stopped":
  *       return `stopped listening on ${event.listenAddr}: ${event.error?.message ?? "closed"}`;
+ *     case "suspended":
+ *       return event.error.message;
+ *     case "resumed":
  *     case "reconnected":
- *       return `reconnected after ${event.downtime} ms: ${event.error.message}`;
+ *       return `${event.type} after ${event.downtime} ms`;
+ *     case "unresumable":
+ *       return `${event.serverAddr} does not resume`;
+ *     case "finished":
+ *       return `${event.from} to ${event.to}: ${event.sent + event.received} bytes, ${event.error?.message ?? "closed"}`;
  *   }
  * }
  *
@@ -108,6 +131,25 @@ export type TunnelEvent =
     error: Error | undefined;
   }
   | {
+    type: "suspended";
+    /** The address of the server, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
+    /** Why the connection was lost. */
+    error: Error;
+  }
+  | {
+    type: "resumed";
+    /** The address of the server, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
+    /** Milliseconds without a connection. */
+    downtime: number;
+  }
+  | {
+    type: "unresumable";
+    /** The address of the server, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
+  }
+  | {
     type: "reconnected";
     /** The address of the server, as in `serverAddr` of the tunnel. */
     serverAddr: string;
@@ -115,6 +157,31 @@ export type TunnelEvent =
     error: Error;
     /** Milliseconds without a connection. */
     downtime: number;
+  }
+  | {
+    type: "finished";
+    /**
+     * What forwarded the connection. On a client: an entry of `forward`, `socks` or `reverse`. On a server: a CONNECT
+     * request, the fixed `target`, or listening for the `reverse` of a client.
+     */
+    kind: "forward" | "socks" | "reverse" | "connect" | "target";
+    /** The name that the client has authenticated with; `undefined` on a client, and for a client without a name. */
+    user: string | undefined;
+    /** The address of the connection's origin: of the visitor at a listening end, of the peer at the other end. */
+    from: string | undefined;
+    /**
+     * The target, at an end that connects or has requested it. On a server, for `"reverse"`: the address of the client.
+     * `undefined` if only the peer knows it.
+     */
+    to: string | undefined;
+    /** Bytes of the connection sent to the peer. */
+    sent: number;
+    /** Bytes of the connection received from the peer. */
+    received: number;
+    /** Milliseconds from its begin to its end. */
+    duration: number;
+    /** Why the connection failed; `undefined` when both directions have ended. */
+    error: Error | undefined;
   };
 
 /**
@@ -127,13 +194,13 @@ export type TunnelEvent =
  *
  * const options: ServeTunnelOptions = {
  *   listen: "127.0.0.1:0",
- *   allow: ["db.local:5432", "*:443"], // one database, and HTTPS on any host
+ *   allow: ["db.local:5432", "*:443", "!10.0.0.0/8:*"], // a database, and HTTPS on any host outside of this network
  *   allowListen: ["127.0.0.1:*"], // reachable from this machine only
  * };
  * await using server = serveTunnel(options);
  * assertMatch(server.serverAddr, /^127\.0\.0\.1:\d+$/);
  *
- * // An address that other machines can reach requires TLS and a secret.
+ * // An address that other machines can reach requires TLS and a secret, or users.
  * assertThrows(() => serveTunnel({ ...options, listen: "0.0.0.0:0" }), RangeError, "TLS and a secret");
  * ```
  */
@@ -143,16 +210,115 @@ export interface ServeTunnelOptions extends TunnelOptions {
   /** TARGET of every stream. Default: each stream requests its target, which `allow` must contain. */
   target?: string | undefined;
   /**
-   * Each TARGET that clients may request. `*` matches any host or any port, as in `*:443`. A host name is compared as
-   * requested, before it is resolved. Default: `[]`.
+   * Each TARGET that clients may request: `host:port`, where
+   *
+   * - the host is a name, which is compared as requested; an address or a network such as `10.0.0.0/8` or `[fd00::/8]`,
+   *   which is compared with the address that the requested name was resolved to; or `*`, any host;
+   * - the port is a number, a range such as `8000-8010`, or `*`, any port.
+   *
+   * An entry that begins with `!` denies. The last entry that matches decides, and without one the request is refused.
+   * `*` does not allow link-local addresses, nor this machine when it is requested by a name other than `localhost`:
+   * an entry of their own must allow these. The server connects to an address that is allowed, and to no other. Default:
+   * `[]`.
    */
   allow?: readonly string[] | undefined;
-  /** Each LISTEN that clients may request, with the same wildcards. Default: `[]`. */
+  /** Each LISTEN that clients may request, written as in `allow`. Default: `[]`. */
   allowListen?: readonly string[] | undefined;
+  /**
+   * IP addresses and networks (`10.0.0.0/8`) of proxies. Each of their connections must begin with a header of the
+   * PROXY protocol, version 1 or 2, whose address becomes that of the client. Connections of other addresses must not
+   * have a header. Cannot be combined with `cert`. Default: `[]`.
+   */
+  acceptProxy?: readonly string[] | undefined;
+  /**
+   * The users of the server, each with a secret and rules of its own. Cannot be combined with `secret`, `allow` and
+   * `allowListen`. Default: none.
+   */
+  users?: readonly TunnelUser[] | undefined;
+  /**
+   * Called with each request that the rules allow; returns whether it is allowed. It may throw a
+   * {@linkcode TunnelRefusedError}, whose status and message the client receives. Any other error refuses the request
+   * and is passed to `onError`. Default: all are allowed.
+   */
+  authorize?: ((request: TunnelRequest) => boolean | Promise<boolean>) | undefined;
   /** The certificate chain of the server, in PEM. Clients must then connect with TLS. */
   cert?: string | undefined;
   /** The certificate's private key, in PEM. */
   key?: string | undefined;
+}
+
+/**
+ * A user of a server, an element of `users`.
+ *
+ * @example Two users with different rules
+ * ```ts
+ * import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError, type TunnelUser } from "@sluice/smux/tunnel";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
+ * const target = `127.0.0.1:${web.addr.port}`;
+ * const users: TunnelUser[] = [
+ *   { name: "alice", secret: await hashSecret("open-sesame"), allow: ["127.0.0.1:*"], maxStreams: 100 },
+ *   { name: "bob", secret: await hashSecret("let-me-in"), allowListen: ["127.0.0.1:8000-8010"], maxPorts: 1 },
+ * ];
+ * await using server = serveTunnel({ listen: "127.0.0.1:0", users, onError() {} });
+ *
+ * await using alice = await openTunnel({ connect: server.serverAddr, user: "alice", secret: "open-sesame" });
+ * (await alice.connect(target)).close();
+ * await using bob = await openTunnel({ connect: server.serverAddr, user: "bob", secret: "let-me-in" });
+ * const error = await assertRejects(() => bob.connect(target), TunnelRefusedError);
+ * assertEquals(error.status, 403);
+ * await web.shutdown();
+ * ```
+ */
+export interface TunnelUser {
+  /** 1 to 64 printable ASCII characters without space or colon. */
+  name: string;
+  /** The hash of the secret, as {@linkcode hashSecret} returns it. */
+  secret: string;
+  /** As in {@linkcode ServeTunnelOptions}. Default: `[]`. */
+  allow?: readonly string[] | undefined;
+  /** As in {@linkcode ServeTunnelOptions}. Default: `[]`. */
+  allowListen?: readonly string[] | undefined;
+  /** Maximum number of open forwarded connections, of all clients with this name. Default: unlimited. */
+  maxStreams?: number | undefined;
+  /** Maximum number of addresses that the server listens on, for all clients with this name. Default: unlimited. */
+  maxPorts?: number | undefined;
+}
+
+/**
+ * A request of a client, the argument of `authorize`.
+ *
+ * @example Requests by the hour
+ * ```ts
+ * import { openTunnel, serveTunnel, TunnelRefusedError, type TunnelRequest } from "@sluice/smux/tunnel";
+ * import { assertRejects } from "@std/assert";
+ *
+ * let isOpen = false;
+ * const requests: TunnelRequest[] = [];
+ * await using server = serveTunnel({
+ *   listen: "127.0.0.1:0",
+ *   allow: ["*:*"],
+ *   authorize(request) {
+ *     requests.push(request);
+ *     if (!isOpen) throw new TunnelRefusedError(403, "closed until tomorrow");
+ *     return true;
+ *   },
+ *   onError() {},
+ * });
+ * await using client = await openTunnel({ connect: server.serverAddr });
+ * await assertRejects(() => client.connect("localhost:80"), TunnelRefusedError, "closed until tomorrow");
+ * ```
+ */
+export interface TunnelRequest {
+  /** The name of the user; `undefined` on a server without `users`. */
+  user: string | undefined;
+  /** `"CONNECT"` to connect to a target, `"BIND"` to listen. */
+  method: "CONNECT" | "BIND";
+  /** TARGET or LISTEN, as requested. */
+  target: string;
+  /** The address of the client; `undefined` at a Unix socket. */
+  remoteAddr: string | undefined;
 }
 
 /**
@@ -181,20 +347,41 @@ export interface ServeTunnelOptions extends TunnelOptions {
 export interface OpenTunnelOptions extends TunnelOptions {
   /** TARGET: the address of the server. */
   connect: string;
-  /** `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. */
+  /**
+   * `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. With
+   * `,proxy` at the end, each connection to the target begins with a header of the PROXY protocol, version 2.
+   */
   forward?: readonly string[] | undefined;
-  /** `LISTEN=TARGET`: the server listens, the client connects. */
+  /** `LISTEN=TARGET`: the server listens, the client connects. With `,proxy` at the end as in `forward`. */
   reverse?: readonly string[] | undefined;
   /** LISTEN: the client accepts SOCKS 5, the server connects to the target of each request. */
   socks?: readonly string[] | undefined;
+  /** The name of the user that `secret` belongs to, on a server with `users`. Default: none. */
+  user?: string | undefined;
   /** Whether to connect with TLS. Default: `true` if `ca` is set. */
   tls?: boolean | undefined;
   /** CA certificates to trust besides the system's, in PEM. */
   ca?: string | undefined;
   /** The version of smux. Default: 2. */
   version?: Version | undefined;
-  /** Whether to reconnect, after 0.05 to 30 seconds, when the connection is lost. Default: `true`. */
+  /**
+   * Whether to retry the first connection until it succeeds, and a reverse forward until its address is free. Errors
+   * that would happen again still reject: a wrong secret, a request that is not allowed, a certificate that is not
+   * trusted, a server that speaks another protocol. Default: `false`.
+   */
+  retry?: boolean | undefined;
+  /** Whether to reconnect, after 0.05 to 2 seconds, when the connection is lost. Default: `true`. */
   reconnect?: boolean | undefined;
+  /**
+   * Whether forwarded connections survive the loss of the connection to the server. A server that does not support it
+   * is recognized by a first connection, which it closes. Default: `true`.
+   */
+  resume?: boolean | undefined;
+  /**
+   * Milliseconds that a new connection waits while the server cannot be reached. After that the addresses of `forward`
+   * and `socks` refuse connections until it can be reached again. Default: 30 000.
+   */
+  wait?: number | undefined;
 }
 
 /**
@@ -220,6 +407,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
 export interface TunnelStats {
   /** Total number of connections between client and server. */
   connections: number;
+  /** Total number of connections after the first, on a client: one for each event `"reconnected"`. On a server: 0. */
+  reconnects: number;
   /** Total number of forwarded connections. */
   streams: number;
   /** Number of forwarded connections that are open. */
@@ -228,6 +417,11 @@ export interface TunnelStats {
   sent: number;
   /** Bytes received from the peer, including smux headers. */
   received: number;
+  /**
+   * Total number of requests that this end or its peer has refused, by HTTP status, such as `{ 403: 2 }`; see the
+   * `status` of {@linkcode TunnelRefusedError}. Unusual statuses count as `other`.
+   */
+  refused: { readonly [status: string]: number };
 }
 
 /**
@@ -261,6 +455,8 @@ export interface Tunnel extends AsyncDisposable {
    * client's list.
    */
   readonly listenAddrs: readonly string[];
+  /** The address of `status`; `undefined` without this option. */
+  readonly statusAddr: string | undefined;
   /**
    * Fulfils when the tunnel has ended, by `shutdown` or the signal. Rejects only when a client with `reconnect: false`
    * loses the connection to the server. Ignoring it is safe.
@@ -305,7 +501,7 @@ export interface TunnelClient extends Tunnel {
    * @returns A stream, joined to the target.
    * @throws {RangeError} The target is malformed.
    * @throws {TunnelRefusedError} The server does not allow the target, or cannot connect to it.
-   * @throws {Error} The client is not connected to the server.
+   * @throws {Error} The server could not be reached for `wait` milliseconds.
    */
   connect(target?: string): Promise<Stream>;
 }
@@ -334,7 +530,10 @@ export interface TunnelClient extends Tunnel {
 export class TunnelRefusedError extends Error {
   /** Its name. */
   override readonly name = "TunnelRefusedError";
-  /** The HTTP status: 403 not allowed, 407 wrong secret, 502 cannot connect or listen, other 4xx malformed request. */
+  /**
+   * The HTTP status: 403 not allowed, 407 wrong or missing secret, 429 limit of the user reached, 500 `authorize` failed,
+   * 502 cannot connect or listen, other 4xx malformed request.
+   */
   readonly status: number;
 
   /**

@@ -5,14 +5,21 @@
  */
 
 import { serve, type Server, type Session, type Stream } from "../mod.ts";
+import { resumableListener } from "../resume.ts";
+import { Access } from "./access.ts";
+import type { Route } from "./accounting.ts";
 import { Activity } from "./activity.ts";
-import { checkExposed, checkTls, formatPeer, parseEndpoint, parseRule, UNNAMED } from "./address.ts";
+import { checkExposed, checkTls, formatPeer, parseEndpoint, UNNAMED } from "./address.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
-import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
+import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
+import { Ports } from "./ports.ts";
+import { checkProxies, ProxyListener } from "./proxy_listener.ts";
 import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
-import { clampTimeout, onAbort } from "./wait.ts";
+import { checkStatus, StatusServer } from "./status.ts";
+import { visitorHeader } from "./visitor.ts";
+import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
 
 /**
  * Starts the server's end of a tunnel, for any number of clients. When the server cannot connect to a target, the
@@ -54,6 +61,7 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   return {
     serverAddr: server.addr,
     listenAddrs: [],
+    statusAddr: server.statusAddr,
     finished: server.finished,
     shutdown,
     stats: () => server.stats(),
@@ -61,25 +69,29 @@ export function serveTunnel(options: ServeTunnelOptions): Tunnel {
   };
 }
 
-function checkOptions(options: ServeTunnelOptions): Rules {
-  const { listen, target, secret, cert, key, allow = [], allowListen = [] } = options;
-  const rules: Rules = {
-    CONNECT: allow.map((entry) => parseRule("allow", entry)),
-    BIND: allowListen.map((entry) => parseRule("allowListen", entry)),
-  };
+function checkOptions(options: ServeTunnelOptions): void {
+  const { listen, target, secret, users, cert, key, allow = [], allowListen = [], authorize } = options;
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }
   if (cert !== undefined) checkTls("listen", listen);
   checkSecret(secret);
+  checkStatus(options.status, options.insecure);
+  checkTimeout("connectTimeout", options.connectTimeout);
+  const hasRules = allow.length > 0 || allowListen.length > 0;
+  if (users !== undefined && (secret !== undefined || hasRules)) {
+    throw new RangeError("users cannot be combined with secret, allow or allowListen: each user has its own");
+  }
   if (target !== undefined) {
     parseEndpoint("target", target, 1);
-    if (secret !== undefined || allow.length > 0 || allowListen.length > 0) {
+    if (secret !== undefined || hasRules) {
       throw new RangeError("target cannot be combined with secret, allow or allowListen");
     }
+    if (users !== undefined || authorize !== undefined) {
+      throw new RangeError("target cannot be combined with users or authorize");
+    }
   }
-  if (cert === undefined || secret === undefined) checkExposed("listen", listen, options.insecure);
-  return rules;
+  if (cert === undefined || (secret ?? users) === undefined) checkExposed("listen", listen, options.insecure);
 }
 
 /** The server's end of a tunnel. */
@@ -87,23 +99,37 @@ class TunnelServer {
   readonly addr: string;
   readonly finished: Promise<void>;
   readonly #target: string | undefined;
-  readonly #secret: string | undefined;
-  readonly #rules: Rules;
+  readonly #connectTimeout: number | undefined;
+  readonly #access: Access;
+  readonly #ports = new Ports();
+  /** The entries of `allow`, as they were written. */
+  readonly #named: ReadonlySet<string>;
   readonly #activity: Activity;
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
+  readonly #status: StatusServer | undefined;
 
   constructor(options: ServeTunnelOptions) {
     const { listen, cert, key, stalledStreamTimeout } = options;
-    this.#rules = checkOptions(options);
+    checkOptions(options);
+    const isProxy = checkProxies(options);
+    this.#named = new Set([options.allow ?? [], ...(options.users ?? []).map(({ allow = [] }) => allow)].flat());
     this.#target = options.target;
-    this.#secret = options.secret;
+    this.#connectTimeout = options.connectTimeout;
     this.#activity = new Activity(options);
+    this.#access = new Access(options, this.#activity.report);
     const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
     this.addr = listening.addr;
+    try {
+      this.#status = this.#serveStatus(options.status);
+    } catch (error) {
+      listening.close();
+      throw error;
+    }
+    const proxied = isProxy && new ProxyListener(listening, isProxy, this.#activity.report);
     const cut = new AbortController();
-    this.#server = serve(listening, (stream, session) => this.#handle(stream, session), {
+    this.#server = serve(resumableListener(proxied ?? listening), (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
       stalledStreamTimeout,
       onFrame: this.#activity.frame,
@@ -118,7 +144,27 @@ class TunnelServer {
       cut.abort(reason);
       this.#activity.cut();
     });
-    this.finished = this.#server.finished.finally(off);
+    this.finished = this.#server.finished.finally(async () => {
+      off();
+      await proxied?.ended;
+      await this.#status?.close();
+    });
+  }
+
+  get statusAddr(): string | undefined {
+    return this.#status?.addr;
+  }
+
+  #serveStatus(listen: string | undefined): StatusServer | undefined {
+    if (listen === undefined) return undefined;
+    return new StatusServer(listen, this.#activity, {
+      end: "server",
+      isReady: () => !this.#stopping.signal.aborted,
+      listeners: () => [
+        { address: this.addr, to: this.#target },
+        ...this.#activity.listening().map(({ listenAddr, clientAddr }) => ({ address: listenAddr, to: clientAddr })),
+      ],
+    });
   }
 
   stats(): TunnelStats {
@@ -134,26 +180,65 @@ class TunnelServer {
 
   async #handle(stream: Stream, session: Session): Promise<void> {
     try {
-      if (this.#target !== undefined) await this.#forward(stream, await dial(this.#target, stream), this.#target);
-      else await this.#answer(stream, session);
+      if (this.#target !== undefined) {
+        const socket = await dial(this.#target, stream, { connectTimeout: this.#connectTimeout }).catch((error) => {
+          // As if the stream had requested it.
+          this.#activity.refuse(502);
+          throw error;
+        });
+        await this.#forward(session, stream, socket, { kind: "target", forward: this.#target, to: this.#target });
+      } else {
+        await this.#answer(stream, session);
+      }
     } catch (error) {
       this.#activity.report(error);
     }
   }
 
-  async #forward(stream: Stream, socket: Socket, target: string): Promise<void> {
-    await forwardStream(this.#activity, stream, socket, `to ${target}`);
+  async #forward(
+    session: Session,
+    stream: Stream,
+    socket: Socket,
+    route: Pick<Route, "kind" | "forward" | "to">,
+  ): Promise<void> {
+    const [user, from] = [this.#activity.userOf(session), formatPeer(session.remoteAddr)];
+    await forwardStream(this.#activity, stream, socket, `to ${route.to}`, { ...route, user, from });
   }
 
   /** Serves the request that a stream begins with. */
   async #answer(stream: Stream, session: Session): Promise<void> {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
-    const { address, opened } = await serveRequest(stream, peer, async (request) => {
-      await authorize(request, this.#rules, this.#secret, this.#stopping.signal);
-      return request.method === "BIND" ? listenOn(request.address) : await dial(request.address, stream);
-    });
-    if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
-    else await this.#forward(stream, opened, address);
+    const { address, opened } = await serveRequest(stream, peer, (request) => this.#open(request, stream, session));
+    if (opened instanceof Listening) {
+      await this.#listenFor(session, stream, address, opened);
+    } else if (opened === stream) {
+      stream.close();
+    } else {
+      // A target that only a wildcard allows has no sums of its own.
+      const forward = this.#named.has(address) ? address : "*";
+      await this.#forward(session, stream, opened as Socket, { kind: "connect", forward, to: address });
+    }
+  }
+
+  /** Connects or listens for a request, if it is allowed; returns the stream if it only proves the secret. */
+  async #open(request: Request, stream: Stream, session: Session): Promise<Listening | Socket | Stream> {
+    const { signal } = this.#stopping;
+    const permit = await this.#access.check(request, session, signal);
+    this.#activity.setUser(session, this.#access.userOf(session));
+    if (permit === undefined) return stream;
+    const { account, addresses } = permit;
+    if (request.method === "CONNECT") {
+      await account.streams.takeFor(() => Promise.resolve(stream));
+      return await dial(request.address, stream, { addresses, connectTimeout: this.#connectTimeout });
+    }
+    const listening = await this.#ports.listen(permit, session, stream, signal);
+    try {
+      this.#access.checkListening(permit, listening.addr);
+    } catch (error) {
+      listening.close();
+      throw error;
+    }
+    return listening;
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */
@@ -162,8 +247,14 @@ class TunnelServer {
     const off = onAbort(this.#stopping.signal, () => ended.abort());
     const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
     this.#activity.emit({ type: "listening", ...where });
-    const open = async () => (await request(session, "CONNECT", address)).stream;
-    const listened = forwardAll(this.#activity, listening, open, ended.signal);
+    const streams = this.#access.accountOf(session)!.streams;
+    const open = async (from: Socket) => {
+      const header = visitorHeader(from);
+      const stream = await streams.takeFor(async () => (await request(session, "CONNECT", address, {}, header)).stream);
+      return { stream, to: where.clientAddr };
+    };
+    const route = { kind: "reverse" as const, user: this.#activity.userOf(session), forward: address };
+    const listened = forwardAll(this.#activity, listening, open, route, ended.signal);
     // The client sends nothing more on the stream: the read waits for its end.
     const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);
     const error = await Promise.race([reading, listened.then(() => undefined)]);

@@ -7,7 +7,9 @@
 import type { Stream } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
 import { errorText, wrapError } from "./errors.ts";
-import { onAbort, withDeadline } from "./wait.ts";
+import { resolve } from "./resolve.ts";
+import { closeUnix, identify, listenUnix } from "./unix.ts";
+import { CONNECT_TIMEOUT, onAbort, sleep, withDeadline, withTimeout } from "./wait.ts";
 
 export type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
 
@@ -17,23 +19,53 @@ export function checkRuntime(): void {
   if (Deno?.listen === undefined) throw new TypeError("Cannot run a tunnel in this runtime: it has no Deno.listen");
 }
 
+/** Asks the kernel to detect a peer that has vanished while the connection is idle. */
+function keepAlive<T extends Socket>(socket: T): T {
+  try {
+    if ("setKeepAlive" in socket) socket.setKeepAlive(true);
+  } catch {
+    // The connection is lost already, which its first read reports.
+  }
+  return socket;
+}
+
 /** A listener with its address as text; `close` removes a Unix socket's file. */
 export class Listening {
   readonly addr: string;
   readonly #listener: Deno.Listener<Socket & Deno.Conn>;
+  /** The path of a Unix socket. */
+  readonly #path: string | undefined;
+  /** Identifies the file of a Unix socket. */
+  readonly #file: string | undefined;
+  /** The last `accept`: the socket stays open until it settles. */
+  #accepting: Promise<unknown> = Promise.resolve();
+  #isClosed = false;
 
   constructor(listener: Deno.Listener<Socket & Deno.Conn>) {
     this.#listener = listener;
     this.addr = format(listener.addr as { path?: string });
+    if (!this.addr.startsWith("unix:")) return;
+    this.#path = this.addr.slice("unix:".length);
+    this.#file = identify(this.#path);
   }
 
-  accept(): Promise<Socket> {
-    return this.#listener.accept();
+  async accept(): Promise<Socket> {
+    const accepting = this.#listener.accept();
+    this.#accepting = accepting;
+    return keepAlive(await accepting);
   }
 
+  /** Settles when the address is free again, after `close`. */
+  get closed(): Promise<void> {
+    return this.#accepting.then(() => {}, () => {});
+  }
+
+  /** Stops listening. Closing again has no effect. */
   close(): void {
-    this.#listener.close();
-    if (this.addr.startsWith("unix:")) Deno.removeSync(this.addr.slice("unix:".length));
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    if (this.#path === undefined) this.#listener.close();
+    else closeUnix(this.#listener, this.#path, this.#file, this.#accepting);
   }
 }
 
@@ -44,7 +76,7 @@ const BACKLOG = 4096;
 export function listenOn(at: string, tls?: { cert: string; key: string }): Listening {
   const { path, hostname, port } = parseEndpoint("listen", at, 0);
   try {
-    if (path !== undefined) return new Listening(Deno.listen({ transport: "unix", path }));
+    if (path !== undefined) return new Listening(listenUnix(path));
     const options = { hostname, port, tcpBacklog: BACKLOG };
     return new Listening(tls ? Deno.listenTls({ ...options, ...tls }) : Deno.listen(options));
   } catch (error) {
@@ -57,27 +89,96 @@ export function listenOn(at: string, tls?: { cert: string; key: string }): Liste
   }
 }
 
+/** How to connect to a target. */
+interface DialOptions {
+  /** Connect with TLS, and trust these certificates in PEM too. */
+  caCerts?: string[] | undefined;
+  /** Milliseconds until connecting fails. Default: 10 000. */
+  connectTimeout?: number | undefined;
+  /** The only addresses to connect to. Default: those of the host. */
+  addresses?: readonly string[] | undefined;
+}
+
 /** Connects to a target; rejects when the stream that requests it fails first, or the signal aborts. */
-export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: string[] }): Promise<Socket> {
+export async function dial(to: string, by: Stream | AbortSignal, options: DialOptions = {}): Promise<Socket> {
   const { path, hostname, port } = parseEndpoint("target", to, 1);
+  const { caCerts, connectTimeout = CONNECT_TIMEOUT, addresses } = options;
   const gone = new AbortController();
   if (!(by instanceof AbortSignal)) by.closed.catch((error) => gone.abort(error));
   const signal = by instanceof AbortSignal ? by : gone.signal;
   try {
     signal.throwIfAborted();
     if (path !== undefined) return await Deno.connect({ transport: "unix", path });
-    const connection = await Deno.connect({ hostname, port, signal });
-    if (tls === undefined) return connection;
-    const secured = await Deno.startTls(connection, { hostname, ...tls });
-    const off = onAbort(signal, () => secured[Symbol.dispose]());
-    // Without a deadline the handshake with a silent server never settles.
-    await withDeadline(secured, secured.handshake()).catch((error) => {
-      secured[Symbol.dispose]();
-      throw error;
-    }).finally(off);
-    return secured;
+    const connection = await withTimeout(
+      "connecting",
+      connectTimeout,
+      signal,
+      async (signal) => await connectFirst(addresses ?? await addressesOf(hostname, signal), port, signal),
+    );
+    return caCerts === undefined ? connection : await secure(connection, hostname, caCerts, signal);
   } catch (error) {
     signal.throwIfAborted();
     throw wrapError(`Cannot connect to ${format({ path, hostname, port })}`, error);
   }
+}
+
+/** Returns the addresses of a host; the host itself in a process that may connect to some hosts only. */
+async function addressesOf(hostname: string, signal: AbortSignal): Promise<string[]> {
+  return Deno.permissions.querySync({ name: "net" }).state === "granted" ? await resolve(hostname, signal) : [hostname];
+}
+
+// Milliseconds until the next address is tried too. Larger: an address that does not answer delays more; smaller: more
+// connections that are not used.
+const NEXT_ADDRESS_DELAY = 250;
+
+/** Connects to the address that answers first; each is tried when the one before has failed or is late. */
+async function connectFirst(addresses: readonly string[], port: number, signal: AbortSignal): Promise<Deno.TcpConn> {
+  if (addresses.length === 1) return keepAlive(await Deno.connect({ hostname: addresses[0]!, port, signal }));
+  const settled = new AbortController();
+  const attempts: Promise<Deno.TcpConn>[] = [];
+  let connection: Deno.TcpConn | undefined;
+  try {
+    for (const [n, hostname] of addresses.entries()) {
+      signal.throwIfAborted();
+      attempts.push(Deno.connect({ hostname, port, signal: AbortSignal.any([signal, settled.signal]) }));
+      const isLast = n === addresses.length - 1;
+      const some = Promise.any(attempts);
+      connection = isLast ? await some : await Promise.race([
+        some.catch(() => undefined),
+        sleep(NEXT_ADDRESS_DELAY, settled.signal).then(() => undefined),
+      ]);
+      if (connection !== undefined) break;
+    }
+    return keepAlive(connection!);
+  } catch (error) {
+    signal.throwIfAborted();
+    throw error instanceof AggregateError ? summary(error) : error;
+  } finally {
+    settled.abort();
+    for (const attempt of attempts) attempt.then((other) => other !== connection && other[Symbol.dispose](), () => {});
+  }
+}
+
+/** Returns the only error of all attempts, or one with their different messages. */
+function summary({ errors }: AggregateError): unknown {
+  if (errors.length === 1) return errors[0];
+  const messages = new Set(errors.map(errorText));
+  return new AggregateError(errors, [...messages].join(", "));
+}
+
+/** Starts TLS on a connection. */
+async function secure(
+  connection: Deno.TcpConn,
+  hostname: string,
+  caCerts: string[],
+  signal: AbortSignal,
+): Promise<Deno.TlsConn> {
+  const secured = await Deno.startTls(connection, { hostname, caCerts });
+  const off = onAbort(signal, () => secured[Symbol.dispose]());
+  // Without a deadline the handshake with a silent server never settles.
+  await withDeadline(secured, secured.handshake()).catch((error) => {
+    secured[Symbol.dispose]();
+    throw error;
+  }).finally(off);
+  return secured;
 }

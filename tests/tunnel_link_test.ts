@@ -1,0 +1,276 @@
+/** The connection of a tunnel's client to its server: retries, resumption, and what happens meanwhile. */
+
+import { assertEquals, assertGreater, assertInstanceOf, assertMatch, assertRejects } from "@std/assert";
+import { serve } from "../mod.ts";
+import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { freePort, LOOPBACK, text, writeAll } from "./support.ts";
+import {
+  askSocks,
+  at,
+  dial,
+  FREE,
+  IPV4,
+  isEnded,
+  makeEcho,
+  makeLog,
+  makeProxy,
+  makeTarget,
+  portOf,
+  promptly,
+  say,
+  socksRequest,
+} from "./tunnel_support.ts";
+
+const TLS = new URL("./fixtures/tls/", import.meta.url);
+const readTls = (name: string) => Deno.readTextFileSync(new URL(name, TLS));
+
+/** Whether connections to an address are refused, instead of being accepted and closed. */
+async function refuses(addr: string): Promise<boolean> {
+  try {
+    (await dial(addr)).close();
+    return false;
+  } catch (error) {
+    // Reset: the listener was closed before it accepted the connection.
+    if (error instanceof Deno.errors.ConnectionReset) return false;
+    assertInstanceOf(error, Deno.errors.ConnectionRefused);
+    return true;
+  }
+}
+
+/** Starts an echo, a server that allows it, a proxy to the server, and a client behind the proxy. */
+async function makeProxied(options: { version?: 1 | 2; wait?: number; resume?: boolean; reconnect?: boolean } = {}) {
+  const echo = makeEcho();
+  const logs = { server: makeLog(), client: makeLog() };
+  const server = serveTunnel({
+    listen: FREE,
+    allow: ["127.0.0.1:*"],
+    allowListen: ["127.0.0.1:*"],
+    ...logs.server.options,
+  });
+  const proxy = makeProxy(server.serverAddr);
+  const client = await openTunnel({
+    connect: proxy.addr,
+    forward: [`${FREE}=${echo.addr}`],
+    socks: [FREE],
+    reverse: [`${FREE}=${echo.addr}`],
+    ...logs.client.options,
+    ...options,
+  });
+  const dispose = async () => {
+    await client.shutdown({ timeout: 1 });
+    await server.shutdown({ timeout: 1 });
+    await proxy.stop();
+    await echo.close();
+  };
+  return { echo, server, proxy, client, logs, [Symbol.asyncDispose]: dispose };
+}
+
+Deno.test("openTunnel() with retry connects once the server is there, and reports equal failures once", async () => {
+  const port = freePort();
+  const log = makeLog();
+  const opening = openTunnel({ connect: `${port}`, socks: [FREE], retry: true, ...log.options });
+  await log.until(/^Cannot connect to /);
+  const failures = log.errors.length;
+  const server = serveTunnel({ listen: `${port}`, allow: ["127.0.0.1:*"] });
+  const client = await promptly(opening);
+  assertEquals([failures, log.errors.length], [1, 1]);
+  assertEquals(client.listenAddrs.length, 1);
+  await client.shutdown();
+  await server.shutdown();
+});
+
+Deno.test("openTunnel() with retry rejects at once for an address in use, before the server is there", async () => {
+  using taken = Deno.listen(LOOPBACK);
+  const opening = openTunnel({ connect: `${freePort()}`, socks: [at(taken.addr)], retry: true, onError() {} });
+  await assertRejects(() => promptly(opening), Error, "address in use");
+});
+
+Deno.test("openTunnel() with retry ends by its signal while the server is not there", async () => {
+  const log = makeLog();
+  const stop = new AbortController();
+  const options = { connect: `${freePort()}`, socks: [FREE], retry: true, signal: stop.signal };
+  const opening = openTunnel({ ...options, ...log.options });
+  await log.until(/^Cannot connect to /);
+  stop.abort(new Error("enough"));
+  await assertRejects(() => promptly(opening), Error, "enough");
+});
+
+Deno.test("openTunnel() with retry waits for a reverse address that is in use", async () => {
+  const log = makeLog();
+  const taken = Deno.listen(LOOPBACK);
+  await using server = serveTunnel({ listen: FREE, allowListen: ["127.0.0.1:*"], onError() {} });
+  const reverse = [`${at(taken.addr)}=1`];
+  const opening = openTunnel({ connect: server.serverAddr, reverse, retry: true, ...log.options });
+  await log.until(/address in use/);
+  taken.close();
+  await using client = await promptly(opening);
+  assertEquals(client.listenAddrs, [at(taken.addr)]);
+});
+
+Deno.test("openTunnel() rejects at once, with retry too, when the server refuses the secret", async () => {
+  await using server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:*"], secret: "right", onError() {} });
+  for (const secret of ["wrong", undefined]) {
+    for (const asked of [{ socks: [FREE] }, { forward: [`${FREE}=127.0.0.1:1`] }, { reverse: [`${FREE}=1`] }]) {
+      const log = makeLog();
+      const opening = openTunnel({ connect: server.serverAddr, secret, retry: true, ...asked, ...log.options });
+      const error = await assertRejects(() => promptly(opening), TunnelRefusedError);
+      assertEquals(error.status, 407);
+      assertEquals(log.messages(), []);
+    }
+  }
+});
+
+Deno.test("openTunnel() names the protocol of a server that does not speak smux", async () => {
+  const cases: [RegExp, Uint8Array | "tls"][] = [
+    [/ expects TLS: use tls, or ca for its certificate$/, "tls"],
+    [
+      / does not speak smux: its answer begins with "HTTP\/1\.1"$/,
+      new TextEncoder().encode("HTTP/1.1 400 Bad\r\n\r\n"),
+    ],
+    [/ does not speak smux: its answer begins with "SSH-2\.0-"$/, new TextEncoder().encode("SSH-2.0-Server\r\n")],
+    [/ does not speak smux: its answer begins with "\?"$/, new Uint8Array([0])],
+  ];
+  for (const [message, answer] of cases) {
+    const server = answer === "tls"
+      ? serveTunnel({
+        listen: FREE,
+        target: "1",
+        cert: readTls("localhost.pem"),
+        key: readTls("localhost.key"),
+        onError() {},
+      })
+      : undefined;
+    const target = makeTarget(async (connection) => {
+      if (answer !== "tls") await writeAll(connection, answer);
+      await connection.read(new Uint8Array(100));
+    });
+    const opening = openTunnel({ connect: server?.serverAddr ?? target.addr, forward: [FREE], retry: true });
+    assertMatch((await assertRejects(() => promptly(opening), Error)).message, message);
+    await server?.shutdown();
+    await target.close();
+  }
+});
+
+Deno.test("openTunnel() serves forwarded connections over a server that does not resume, and reports that once", async () => {
+  const log = makeLog();
+  const listener = Deno.listen(LOOPBACK);
+  const server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable), { onError() {} });
+  const client = await openTunnel({ connect: at(listener.addr), forward: [FREE], ...log.options });
+  const connection = await dial(client.listenAddrs[0]!);
+  assertEquals(await say(connection, "hello"), "hello");
+  connection.close();
+  assertEquals(log.typesOf(), ["unresumable"]);
+  await client.shutdown();
+  await server.shutdown();
+});
+
+for (const version of [1, 2] as const) {
+  Deno.test(`tunnel: version ${version}: connections of each kind continue after the connection below is cut`, async () => {
+    await using all = await makeProxied({ version });
+    const { client, proxy, logs, echo } = all;
+    const [forward, socks, reverse] = client.listenAddrs as [string, string, string];
+    for (const addr of [forward, socks, reverse]) {
+      using connection = await dial(addr);
+      if (addr === socks) {
+        assertEquals(await askSocks(connection, socksRequest(1, 1, IPV4, portOf(echo.addr))), 0);
+      }
+      assertEquals(await say(connection, "before"), "before");
+      proxy.cut();
+      assertEquals(await promptly(say(connection, "after")), "after");
+    }
+    assertEquals(logs.client.messages(), []);
+    assertEquals(logs.client.typesOf(), Array.from({ length: 3 }, () => ["suspended", "resumed"]).flat());
+  });
+}
+
+Deno.test("tunnel: a connection that begins while the server cannot be reached waits for it", async () => {
+  await using all = await makeProxied();
+  const { client, proxy, logs } = all;
+  await proxy.stop();
+  await logs.client.until("suspended");
+  using connection = await dial(client.listenAddrs[0]!);
+  await writeAll(connection, new TextEncoder().encode("typed"));
+  proxy.start();
+  const p = new Uint8Array(16);
+  assertEquals(text(p.subarray(0, (await promptly(connection.read(p)))!)), "typed");
+});
+
+Deno.test("tunnel: local addresses refuse connections once the server was away for wait, until it is back", async () => {
+  for (const resume of [true, false]) {
+    await using all = await makeProxied({ wait: 50, resume });
+    const { client, proxy, logs } = all;
+    const [forward] = client.listenAddrs as [string];
+    assertEquals(await refuses(forward), false);
+    await proxy.stop();
+    await logs.client.until(resume ? "suspended" : /was lost/);
+    assertEquals(await refuses(forward), false);
+    while (!await refuses(forward));
+    proxy.start();
+    await logs.client.until(resume ? "resumed" : "reconnected");
+    using connection = await dial(forward);
+    assertEquals(await promptly(say(connection, "again")), "again");
+    assertEquals(client.listenAddrs[0], forward);
+  }
+});
+
+Deno.test("TunnelClient.connect() rejects after wait when the server cannot be reached", async () => {
+  await using all = await makeProxied({ wait: 50 });
+  const { client, proxy, logs, echo } = all;
+  await proxy.stop();
+  await logs.client.until("suspended");
+  const began = performance.now();
+  await assertRejects(() => client.connect(echo.addr), Error, "Cannot open a stream: not connected to");
+  assertGreater(performance.now() - began, 45);
+});
+
+Deno.test("openTunnel() without resume ends forwarded connections when the connection is lost", async () => {
+  await using all = await makeProxied({ resume: false });
+  const { client, proxy, logs } = all;
+  using connection = await dial(client.listenAddrs[0]!);
+  assertEquals(await say(connection, "before"), "before");
+  proxy.cut();
+  assertEquals(await promptly(isEnded(connection)), true);
+  await logs.client.until("reconnected");
+  assertEquals(logs.client.typesOf(), ["reconnected"]);
+});
+
+Deno.test("TunnelClient.shutdown() ends at once while the connection is suspended, if nothing is open", async () => {
+  await using all = await makeProxied();
+  await all.proxy.stop();
+  await all.logs.client.until("suspended");
+  await promptly(all.client.shutdown());
+});
+
+Deno.test("TunnelClient.shutdown() ends after its timeout while the connection is suspended", async () => {
+  await using all = await makeProxied();
+  using connection = await dial(all.client.listenAddrs[0]!);
+  assertEquals(await say(connection, "before"), "before");
+  await all.proxy.stop();
+  await all.logs.client.until("suspended");
+  await promptly(all.client.shutdown({ timeout: 50 }));
+  assertEquals(await promptly(isEnded(connection)), true);
+});
+
+Deno.test("openTunnel() reconnects when the server was restarted, and forwarded connections end", async () => {
+  const echo = makeEcho();
+  const log = makeLog();
+  const options = { listen: `127.0.0.1:${freePort()}`, allow: ["127.0.0.1:*"], onError() {} };
+  const stop = new AbortController();
+  const first = serveTunnel({ ...options, signal: stop.signal });
+  const client = await openTunnel({ connect: options.listen, forward: [`${FREE}=${echo.addr}`], ...log.options });
+  const connection = await dial(client.listenAddrs[0]!);
+  assertEquals(await say(connection, "before"), "before");
+  stop.abort();
+  await first.finished;
+  const second = serveTunnel(options);
+  assertEquals(await promptly(isEnded(connection)), true);
+  await promptly(log.until("reconnected"));
+  assertInstanceOf(log.errors[0], Error);
+  using again = await dial(client.listenAddrs[0]!);
+  assertEquals(await promptly(say(again, "after")), "after");
+  again.close();
+  connection.close();
+  await client.shutdown();
+  await second.shutdown();
+  await echo.close();
+});

@@ -1,0 +1,186 @@
+/** Reverse ports of a tunnel's server, whose client has fallen silent. */
+
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { type Connection, Session, type Stream, type Version } from "../mod.ts";
+import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { credentials } from "../tunnel/handshake.ts";
+import { PROBE_TIMEOUT } from "../tunnel/ports.ts";
+import { makeFolder } from "./programs.ts";
+import { bytes, text, writeAll } from "./support.ts";
+import {
+  changeDelays,
+  dial,
+  FREE,
+  makeEcho,
+  makeLog,
+  nowhere,
+  portOf,
+  promptly,
+  readHead,
+  say,
+} from "./tunnel_support.ts";
+
+/** A connection that can fall silent: it then neither sends nor receives, and does not end. */
+function makeFreezable(connection: Deno.Conn) {
+  let isFrozen = false;
+  const never = new Promise<never>(() => {});
+  const transport: Connection = {
+    read: async (p) => {
+      const count = await connection.read(p);
+      return isFrozen ? await never : count;
+    },
+    write: async (p) => isFrozen ? await never : await connection.write(p),
+    close: () => connection.close(),
+  };
+  return { transport, freeze: () => void (isFrozen = true) };
+}
+
+/** A client that listens by hand, and can fall silent. */
+async function bindByHand(
+  serverAddr: string,
+  place: string,
+  { version, authorization }: { version?: Version; authorization?: string } = {},
+) {
+  const { transport, freeze } = makeFreezable(await connect(serverAddr));
+  const session = Session.client(transport, { version, timeout: Infinity });
+  const stream = await session.openStream();
+  const header = authorization === undefined ? "" : `Proxy-Authorization: ${authorization}\r\n`;
+  await writeAll(stream, bytes(`BIND ${place} HTTP/1.1\r\n${header}\r\n`));
+  assertMatch(text(await readHead(stream)), /^HTTP\/1\.1 200 /);
+  return { session, stream, freeze, [Symbol.dispose]: () => session.abort() };
+}
+
+const connect = (addr: string): Promise<Deno.Conn> =>
+  addr.startsWith("unix:") ? Deno.connect({ transport: "unix", path: addr.slice("unix:".length) }) : dial(addr);
+
+/** Makes a silent client be found out at once. */
+const probeAtOnce = () => changeDelays((delay) => delay === PROBE_TIMEOUT ? 0 : delay);
+
+for (const version of [1, 2] as const) {
+  Deno.test(`serveTunnel() passes the port of a silent client on to a new one, version ${version}`, async () => {
+    using _delays = probeAtOnce();
+    await using echo = makeEcho();
+    const log = makeLog();
+    const place = nowhere();
+    await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], secret: "x", ...log.options });
+    const authorization = credentials("x");
+    using old = await bindByHand(server.serverAddr, place, { version, authorization });
+    old.freeze();
+    const asked = { connect: server.serverAddr, reverse: [`${place}=${echo.addr}`], secret: "x", version };
+    await using client = await openTunnel({ ...asked, reconnect: false });
+    using connection = await dial(client.listenAddrs[0]!);
+    assertEquals(await say(connection, "hello"), "hello");
+    connection.close();
+    await log.until("stopped");
+    const stopped = log.events.find(({ type }) => type === "stopped");
+    assert(stopped?.type === "stopped" && stopped.listenAddr === place);
+    await log.until(/the client was silent, and another one listens on/);
+  });
+}
+
+Deno.test("serveTunnel() refuses the port of a client that responds, also with a refusal", async () => {
+  await using echo = makeEcho();
+  const place = nowhere();
+  await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], onError() {} });
+  const reverse = [`${place}=${echo.addr}`];
+  const log = makeLog();
+  await using old = await openTunnel({ connect: server.serverAddr, reverse, ...log.options });
+  for (let n = 0; n < 2; n++) {
+    const opening = openTunnel({ connect: server.serverAddr, reverse });
+    const error = await assertRejects(
+      () => opening,
+      TunnelRefusedError,
+      `Cannot listen on ${place}: address in use`.slice(1),
+    );
+    assertEquals(error.status, 502);
+  }
+  using connection = await dial(old.listenAddrs[0]!);
+  assertEquals(await say(connection, "undisturbed"), "undisturbed");
+  connection.close();
+  assertEquals(log.errors, [], "the probe is not reported by the client");
+
+  // A client that does not know the probe refuses it.
+  const other = nowhere();
+  using byHand = await bindByHand(server.serverAddr, other);
+  const refusing = (async (stream: Stream) => {
+    await readHead(stream);
+    await writeAll(stream, bytes("HTTP/1.1 405 expected CONNECT\r\n\r\n"));
+    stream.close();
+  })(await Promise.race([byHand.session.acceptStream(), openTwice(server.serverAddr, other)]));
+  await refusing;
+});
+
+/** Requests a port that is in use, and never fulfils. */
+async function openTwice(connect: string, place: string): Promise<never> {
+  const opening = openTunnel({ connect, reverse: [`${place}=1`] });
+  await assertRejects(() => opening, TunnelRefusedError, "address in use");
+  return await new Promise(() => {});
+}
+
+Deno.test("serveTunnel() refuses the port of a silent client to another user, and to the same session", async () => {
+  using _delays = probeAtOnce();
+  const place = nowhere();
+  const user = async (name: string) => ({ name, secret: await hashSecret(name), allowListen: ["*:*"], maxPorts: 1 });
+  const users = [await user("alice"), await user("bob")];
+  await using server = serveTunnel({ listen: FREE, users, onError() {} });
+  using old = await bindByHand(server.serverAddr, place, { authorization: credentials("alice", "alice") });
+  const open = (name: string) =>
+    openTunnel({ connect: server.serverAddr, reverse: [`${place}=1`], user: name, secret: name });
+  const again = await old.session.openStream();
+  await writeAll(
+    again,
+    bytes(`BIND ${place} HTTP/1.1\r\nProxy-Authorization: ${credentials("alice", "alice")}\r\n\r\n`),
+  );
+  assertMatch(text(await readHead(again)), /^HTTP\/1\.1 502 /);
+  old.freeze();
+  await assertRejects(() => open("bob"), TunnelRefusedError, "address in use");
+  // The address of the silent client does not count for the limit of one port.
+  await using alice = await open("alice");
+  assertEquals(alice.listenAddrs, [place]);
+});
+
+Deno.test("serveTunnel() passes the port of a silent client on to one of two new clients, which keeps it", async () => {
+  using _delays = changeDelays((delay) => delay === PROBE_TIMEOUT ? 500 : delay);
+  const place = nowhere();
+  await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], onError() {} });
+  using old = await bindByHand(server.serverAddr, place);
+  old.freeze();
+  const opening = [1, 2].map(() => openTunnel({ connect: server.serverAddr, reverse: [`${place}=1`] }));
+  const outcomes = await Promise.allSettled(opening);
+  const opened = outcomes.flatMap((outcome) => outcome.status === "fulfilled" ? [outcome.value] : []);
+  const refused = outcomes.flatMap((outcome) => outcome.status === "rejected" ? [`${outcome.reason}`] : []);
+  assertEquals([opened.length, refused.length], [1, 1]);
+  assertMatch(refused[0]!, /address in use/);
+  for (const client of opened) await client.shutdown();
+});
+
+Deno.test("serveTunnel() passes an address on that a silent client listens on with all addresses, or as a Unix socket", async () => {
+  using _delays = probeAtOnce();
+  await using folder = await makeFolder("tunnel");
+  await using echo = makeEcho();
+  const socket = `unix:${folder.path}/socket`;
+  const port = portOf(nowhere());
+  const log = makeLog();
+  await using server = serveTunnel({ listen: FREE, allowListen: ["*:*", socket], ...log.options });
+  for (const [held, place] of [[`0.0.0.0:${port}`, `127.0.0.1:${port}`], [socket, socket]] as const) {
+    using old = await bindByHand(server.serverAddr, held);
+    old.freeze();
+    await using client = await openTunnel({ connect: server.serverAddr, reverse: [`${place}=${echo.addr}`] });
+    using connection = await connect(client.listenAddrs[0]!);
+    assertEquals(await say(connection, "hello"), "hello");
+    connection.close();
+  }
+});
+
+Deno.test("Tunnel.shutdown() of a server ends the wait for a silent client", async () => {
+  using _delays = changeDelays((delay) => delay === PROBE_TIMEOUT ? 1_000_000 : delay);
+  const place = nowhere();
+  const log = makeLog();
+  const server = serveTunnel({ listen: FREE, allowListen: ["*:*"], ...log.options });
+  using old = await bindByHand(server.serverAddr, place);
+  old.freeze();
+  const refused = assertRejects(() => openTunnel({ connect: server.serverAddr, reverse: [`${place}=1`] }));
+  await log.until("connected", 2);
+  await promptly(server.shutdown({ timeout: 50 }));
+  await refused;
+});

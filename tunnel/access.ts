@@ -1,0 +1,259 @@
+/**
+ * Decides what the clients of a server may do: secrets, users, rules and limits.
+ *
+ * @module
+ */
+
+import { timingSafeEqual } from "node:crypto";
+import { isIP } from "node:net";
+import type { Session, Stream } from "../mod.ts";
+import { canonical, type Endpoint, formatPeer, parseEndpoint } from "./address.ts";
+import { wrapError } from "./errors.ts";
+import { type Request, WRONG_SECRET_DELAY } from "./handshake.ts";
+import { type ServeTunnelOptions, TunnelRefusedError, type TunnelUser } from "./options.ts";
+import { resolve } from "./resolve.ts";
+import { Rules } from "./rules.ts";
+import { checkUsers, digestOf, isEqual, NO_HASH, verifySecret } from "./users.ts";
+import { CONNECT_TIMEOUT, sleep, withTimeout } from "./wait.ts";
+
+/** A limit on what one account holds at the same time. */
+class Quota {
+  readonly #what: string;
+  readonly #max: number;
+  #used = 0;
+
+  /** @param what What is counted, in the plural. */
+  constructor(what: string, max: number) {
+    this.#what = what;
+    this.#max = max;
+  }
+
+  /**
+   * Counts one more.
+   *
+   * @returns A function that counts it no more; calling it again has no effect.
+   * @throws {TunnelRefusedError} The limit is reached.
+   */
+  take(): () => void {
+    if (this.#used >= this.#max) {
+      throw new TunnelRefusedError(429, `expected at most ${this.#max} ${this.#what} at the same time`);
+    }
+    this.#used++;
+    let isTaken = true;
+    return () => {
+      if (isTaken) this.#used--;
+      isTaken = false;
+    };
+  }
+
+  /** Opens a stream, and counts it until it is closed. */
+  async takeFor(open: () => Promise<Stream>): Promise<Stream> {
+    const release = this.take();
+    try {
+      const stream = await open();
+      stream.closed.then(release, release);
+      return stream;
+    } catch (error) {
+      release();
+      throw error;
+    }
+  }
+}
+
+/** A user with what it holds, or all clients of a server without users. */
+export class Account {
+  /** `undefined` on a server without users. */
+  readonly name: string | undefined;
+  readonly hash: string | undefined;
+  readonly streams: Quota;
+  readonly ports: Quota;
+  /** By the method of the request. */
+  readonly rules: ReadonlyMap<string, Rules>;
+
+  constructor(user: Partial<TunnelUser>) {
+    this.name = user.name;
+    this.hash = user.secret;
+    this.streams = new Quota("streams", user.maxStreams ?? Infinity);
+    this.ports = new Quota("ports", user.maxPorts ?? Infinity);
+    this.rules = new Map([
+      ["CONNECT", new Rules("allow", user.allow ?? [])],
+      ["BIND", new Rules("allowListen", user.allowListen ?? [])],
+    ]);
+  }
+}
+
+/** The session of a client, as far as it is used here. */
+type Peer = Pick<Session, "remoteAddr">;
+
+/** What is known of the client of a session. */
+interface Client {
+  account: Account | undefined;
+  /** Digest of the credentials that were verified last. */
+  digest: Uint8Array | undefined;
+  /** Settles when the secrets of earlier requests are checked. */
+  checked: Promise<unknown>;
+}
+
+/** An allowed request. */
+export interface Permit {
+  account: Account;
+  endpoint: Endpoint;
+  /** The allowed addresses of the host; empty for a Unix socket. */
+  addresses: string[];
+}
+
+/** The secrets, users and rules of a server. */
+export class Access {
+  readonly #secret: string | undefined;
+  /** By name; `undefined` without users. */
+  readonly #users: ReadonlyMap<string, Account> | undefined;
+  /** All clients of a server without users. */
+  readonly #all: Account;
+  readonly #authorize: ServeTunnelOptions["authorize"];
+  readonly #timeout: number;
+  readonly #report: (error: unknown) => void;
+  readonly #clients = new WeakMap<Peer, Client>();
+
+  /**
+   * @param report Called with each error of `authorize`.
+   * @throws {RangeError} An option is malformed.
+   */
+  constructor(options: ServeTunnelOptions, report: (error: unknown) => void) {
+    const { secret, users, allow = [], allowListen = [], connectTimeout = CONNECT_TIMEOUT } = options;
+    this.#secret = secret;
+    this.#users = users && new Map(checkUsers(users).map((user) => [user.name, new Account(user)]));
+    this.#all = new Account({ allow, allowListen });
+    this.#authorize = options.authorize;
+    this.#timeout = connectTimeout;
+    this.#report = report;
+  }
+
+  /** Returns the account of a session; `undefined` before its first request that is not refused. */
+  accountOf(session: Peer): Account | undefined {
+    return this.#clients.get(session)?.account;
+  }
+
+  /** Returns the name of the user of a session; `undefined` without users, and before its first request. */
+  userOf(session: Peer): string | undefined {
+    return this.accountOf(session)?.name;
+  }
+
+  /**
+   * Checks a request. A wrong secret is refused after a delay, which the signal ends.
+   *
+   * @returns What is allowed; `undefined` for a request that only proves the secret.
+   * @throws {TunnelRefusedError} The request is not allowed.
+   * @throws {RangeError} The address is malformed.
+   */
+  async check(request: Request, session: Peer, signal: AbortSignal): Promise<Permit | undefined> {
+    const { method, address } = request;
+    const account = await this.#authenticate(request.authorization, session, signal);
+    if (method === "OPTIONS" && address === "*") return undefined;
+    const rules = account.rules.get(method);
+    if (rules === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
+    const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
+    const addresses = rules.mayAllow(endpoint) ? await this.#resolve(endpoint, signal) : [];
+    const allowed = addresses.filter((address) => rules.allows(endpoint, address));
+    if (allowed.length === 0) throw new TunnelRefusedError(403, "not allowed");
+    await this.#ask(account, method as "CONNECT" | "BIND", address, session);
+    return { account, endpoint, addresses: endpoint.path === undefined ? allowed : [] };
+  }
+
+  /**
+   * Checks the port that the system chose for a request of any free port.
+   *
+   * @throws {TunnelRefusedError} It is not allowed.
+   */
+  checkListening({ account, endpoint, addresses }: Permit, addr: string): void {
+    if (endpoint.port !== 0) return;
+    const chosen = { hostname: endpoint.hostname, port: parseEndpoint("listen", addr, 0).port! };
+    const rules = account.rules.get("BIND")!;
+    if (!addresses.some((address) => rules.allows(chosen, address))) throw new TunnelRefusedError(403, "not allowed");
+  }
+
+  async #resolve({ path, hostname }: Endpoint, signal: AbortSignal): Promise<string[]> {
+    if (path !== undefined) return [""];
+    const host = canonical(hostname);
+    if (isIP(host) !== 0) return [host];
+    try {
+      return await withTimeout("resolving", this.#timeout, signal, (signal) => resolve(hostname, signal));
+    } catch (error) {
+      throw wrapError(`Cannot resolve ${hostname}`, error);
+    }
+  }
+
+  /** Asks the function of the application. */
+  async #ask(account: Account, method: "CONNECT" | "BIND", target: string, session: Peer): Promise<void> {
+    if (this.#authorize === undefined) return;
+    let isAllowed: boolean;
+    try {
+      const remoteAddr = formatPeer(session.remoteAddr);
+      isAllowed = await this.#authorize({ user: account.name, method, target, remoteAddr });
+    } catch (error) {
+      if (error instanceof TunnelRefusedError) throw error;
+      // Its message is for the server only.
+      this.#report(wrapError(`Cannot authorize ${method} ${target}`, error));
+      throw new TunnelRefusedError(500, "authorize failed");
+    }
+    if (isAllowed !== true) throw new TunnelRefusedError(403, "not allowed");
+  }
+
+  async #authenticate(authorization: string, session: Peer, signal: AbortSignal): Promise<Account> {
+    const client = this.#clientOf(session);
+    if (this.#secret === undefined && this.#users === undefined) return client.account = this.#all;
+    const account = await this.#accountOf(authorization, client);
+    if (account !== undefined) return account;
+    await sleep(WRONG_SECRET_DELAY, signal);
+    const isMissing = authorization === "";
+    if (this.#users === undefined) {
+      throw new TunnelRefusedError(407, isMissing ? "a secret is required" : "wrong secret");
+    }
+    throw new TunnelRefusedError(407, isMissing ? "a user and a secret are required" : "wrong user or secret");
+  }
+
+  #clientOf(session: Peer): Client {
+    const known = this.#clients.get(session);
+    if (known !== undefined) return known;
+    const client: Client = { account: undefined, digest: undefined, checked: Promise.resolve() };
+    this.#clients.set(session, client);
+    return client;
+  }
+
+  /** Returns the account that has these credentials; `undefined` if none has. */
+  async #accountOf(authorization: string, client: Client): Promise<Account | undefined> {
+    if (this.#users === undefined) {
+      if (!isEqual(authorization, `Bearer ${this.#secret}`)) return undefined;
+      return client.account = this.#all;
+    }
+    const [name, secret] = parseBasic(authorization);
+    if (secret === undefined) return undefined;
+    // Hashing is slow: one request at a time, so that the others of the session find the result of the first.
+    const checking = client.checked.then(() => this.#verify(name!, secret, digestOf(authorization), client));
+    client.checked = checking.catch(() => {});
+    return await checking;
+  }
+
+  async #verify(name: string, secret: string, digest: Uint8Array, client: Client): Promise<Account | undefined> {
+    if (client.digest !== undefined && timingSafeEqual(digest, client.digest)) return client.account;
+    const account = this.#users!.get(name);
+    const isRight = await verifySecret(secret, account?.hash ?? NO_HASH);
+    if (!isRight || account === undefined) return undefined;
+    if (client.account !== undefined && client.account !== account) {
+      throw new TunnelRefusedError(403, "expected the user of the connection's first request");
+    }
+    client.account = account;
+    client.digest = digest;
+    return account;
+  }
+}
+
+/** Returns the user and the secret of an `Authorization` header; nothing if it is malformed. */
+function parseBasic(authorization: string): [name?: string, secret?: string] {
+  const [, encoded] = /^Basic ([A-Za-z0-9+/]+=*)$/.exec(authorization) ?? [];
+  try {
+    const [, name, secret] = /^([^:]+):(.+)$/s.exec(atob(encoded ?? "")) ?? [];
+    return secret === undefined ? [] : [name!, secret];
+  } catch {
+    return [];
+  }
+}

@@ -1,0 +1,280 @@
+/**
+ * Keeps a client connected to its server.
+ *
+ * @module
+ */
+
+import { type Connection, Session } from "../mod.ts";
+import type { Activity } from "./activity.ts";
+import { type Carrier, connectResumable } from "./carrier.ts";
+import { PermanentError, wrapError } from "./errors.ts";
+import { checkServer } from "./handshake.ts";
+import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
+import { dial } from "./socket.ts";
+import { backoff, onAbort, setDeadline, sleep } from "./wait.ts";
+
+// Milliseconds. The default of `serve`.
+const STALLED_STREAM_TIMEOUT = 5000;
+
+// Milliseconds between attempts to connect. Larger: less load on a server that restarts; smaller: a shorter outage.
+const MAX_PAUSE = 2000;
+
+// Milliseconds to connect, unless `connectTimeout` is set. A lost packet is sent again after 1 and 3 seconds. Larger: tolerates a slower
+// network; smaller: an attempt that began in an outage ends earlier after it.
+const CONNECT_TIMEOUT = 4000;
+
+/** What a link needs from its client. */
+export interface LinkHost {
+  /** Called with each new session, before anything else uses it. */
+  started(session: Session): void;
+  /** The server could not be reached for `wait` milliseconds. */
+  unavailable(): void;
+  /** The server can be reached again after `unavailable`. */
+  available(): void;
+}
+
+/** Settings of a link. */
+export interface LinkSettings extends OpenTunnelOptions {
+  /** The address of the server, for errors and events. */
+  serverAddr: string;
+  /** The certificates to trust; `undefined`: without TLS. */
+  certificates: { caCerts: string[] } | undefined;
+  /** Whether a request is sent on each new session, so that the server proves that it accepts the secret. */
+  isChecked: boolean;
+  /** Milliseconds to wait for the server. */
+  wait: number;
+}
+
+/** The connection of a client to its server, which is made again when it is lost. */
+export class Link {
+  readonly #settings: LinkSettings;
+  readonly #activity: Activity;
+  readonly #host: LinkHost;
+  /** Aborts when nothing new may begin. */
+  readonly #stopping: AbortSignal;
+  #session: Session | undefined;
+  #carrier: Carrier | undefined;
+  /** When the connection was suspended; `undefined` while it is not. */
+  #suspendedAt: number | undefined;
+  #changed = Promise.withResolvers<void>();
+  /** Clears the deadline after which the server is unavailable. */
+  #clearDeadline: (() => void) | undefined;
+  #isAvailable = true;
+  #isPlainReported = false;
+  #lastMessage: string | undefined;
+
+  constructor(settings: LinkSettings, activity: Activity, host: LinkHost, stopping: AbortSignal) {
+    this.#settings = settings;
+    this.#activity = activity;
+    this.#host = host;
+    this.#stopping = stopping;
+    onAbort(stopping, () => this.#change());
+  }
+
+  /** The session; `undefined` while there is none. */
+  get session(): Session | undefined {
+    return this.#session;
+  }
+
+  /** Whether the connection is lost, and is being resumed. */
+  get isSuspended(): boolean {
+    return this.#suspendedAt !== undefined;
+  }
+
+  get #isUp(): boolean {
+    return this.#session !== undefined && this.#suspendedAt === undefined;
+  }
+
+  /**
+   * Waits until the server can be reached, at most `wait` milliseconds.
+   *
+   * @throws {Error} The server could not be reached, or the client is ending.
+   */
+  async ready(): Promise<Session> {
+    if (!this.#isUp) {
+      let isLate = false;
+      const clear = this.#afterWait(() => {
+        isLate = true;
+        this.#change();
+      });
+      while (!this.#isUp && !isLate && !this.#stopping.aborted) {
+        this.#carrier?.retry();
+        await this.#changed.promise;
+      }
+      clear();
+    }
+    if (this.#session !== undefined && this.#isUp) return this.#session;
+    throw new Error(`Cannot open a stream: not connected to ${this.#settings.serverAddr}`);
+  }
+
+  /**
+   * Connects for the first time.
+   *
+   * @throws {Error} The client cannot connect. With `retry`, only if another attempt would fail in the same way.
+   */
+  async open(): Promise<void> {
+    if (!this.#settings.retry) return void await this.#start();
+    for (const delays = backoff(MAX_PAUSE); !await this.#tryStart(isPermanent);) {
+      await sleep(delays.next().value, this.#stopping);
+      this.#stopping.throwIfAborted();
+    }
+  }
+
+  /**
+   * Waits for the end of each session, and connects again.
+   *
+   * @returns A promise that fulfils when the client is ending; rejects if the session was lost, without `reconnect`.
+   */
+  async run(): Promise<void> {
+    const { signal, serverAddr, reconnect = true } = this.#settings;
+    while (this.#session !== undefined) {
+      const reason = await this.#sessionEnd(this.#session);
+      this.#session = this.#carrier = this.#suspendedAt = undefined;
+      const ended = performance.now();
+      const lost = wrapError(`The connection to ${serverAddr} was lost`, reason ?? "closed by the server");
+      if (this.#stopping.aborted) {
+        if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
+        return;
+      }
+      if (!reconnect) throw lost;
+      this.#activity.report(lost);
+      this.#down();
+      for (const delays = backoff(MAX_PAUSE); !this.#stopping.aborted;) {
+        await sleep(delays.next().value, this.#stopping);
+        if (this.#stopping.aborted || await this.#tryStart(() => false).catch(() => false)) break;
+      }
+      if (this.#session === undefined) return;
+      const downtime = performance.now() - ended;
+      this.#activity.emit({ type: "reconnected", serverAddr, error: lost, downtime });
+    }
+  }
+
+  /** Releases the timer. */
+  end(): void {
+    this.#clearDeadline?.();
+  }
+
+  /** Wakes everything that waits for a change. */
+  #change(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+
+  #up(): void {
+    this.#clearDeadline?.();
+    this.#clearDeadline = undefined;
+    this.#suspendedAt = undefined;
+    this.#change();
+    if (this.#isAvailable) return;
+    this.#isAvailable = true;
+    this.#host.available();
+  }
+
+  #down(): void {
+    this.#clearDeadline ??= this.#afterWait(() => {
+      this.#isAvailable = false;
+      this.#host.unavailable();
+    });
+  }
+
+  /** Calls `run` after `wait` milliseconds; returns a function that clears the timer. */
+  #afterWait(run: () => void): () => void {
+    const { wait } = this.#settings;
+    return wait === Infinity ? () => {} : setDeadline(run, wait);
+  }
+
+  /** Connects; reports a failure once, and returns whether it succeeded. Rejects with errors that `isFinal`. */
+  async #tryStart(isFinal: (error: unknown) => boolean): Promise<boolean> {
+    try {
+      await this.#start();
+      return true;
+    } catch (error) {
+      if (isFinal(error) || this.#stopping.aborted) throw error;
+      const message = String(error);
+      if (message !== this.#lastMessage) this.#activity.report(error);
+      this.#lastMessage = message;
+      return false;
+    }
+  }
+
+  async #start(): Promise<void> {
+    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked } = this.#settings;
+    const carrier = await this.#connect();
+    const { frame } = this.#activity;
+    const session = Session.client(carrier.connection, { version, stalledStreamTimeout, onFrame: frame });
+    const off = onAbort(this.#stopping, (reason) => session.abort(reason));
+    try {
+      if (isChecked) await checkServer(session, { secret, user });
+      this.#stopping.throwIfAborted();
+    } catch (error) {
+      session.abort(error);
+      throw error;
+    } finally {
+      off();
+    }
+    this.#session = session;
+    this.#carrier = carrier;
+    this.#lastMessage = undefined;
+    this.#activity.add(session);
+    this.#host.started(session);
+    this.#up();
+  }
+
+  async #connect(): Promise<Carrier> {
+    const { serverAddr, resume = true } = this.#settings;
+    const open = (signal: AbortSignal) => this.#dial(signal);
+    if (resume) {
+      const carrier = await connectResumable(serverAddr, open, {
+        signal: this.#stopping,
+        onSuspended: (error) => this.#suspended(error),
+        onResumed: () => this.#resumed(),
+      });
+      if (carrier !== undefined) return carrier;
+      if (!this.#isPlainReported) this.#activity.emit({ type: "unresumable", serverAddr });
+      this.#isPlainReported = true;
+    }
+    return { connection: await open(this.#stopping), retry() {} };
+  }
+
+  async #dial(signal: AbortSignal): Promise<Connection> {
+    const { connect, certificates, connectTimeout = CONNECT_TIMEOUT } = this.#settings;
+    try {
+      return await dial(connect, signal, { ...certificates, connectTimeout });
+    } catch (error) {
+      // A certificate that is not trusted, or a server without TLS.
+      const isTls = error instanceof Error && error.cause instanceof Deno.errors.InvalidData;
+      throw isTls ? new PermanentError(error.message, { cause: error }) : error;
+    }
+  }
+
+  #suspended(error: unknown): void {
+    if (this.#session === undefined || this.#stopping.aborted) return;
+    this.#suspendedAt = performance.now();
+    const { serverAddr } = this.#settings;
+    const lost = wrapError(`The connection to ${serverAddr} was lost`, error);
+    this.#activity.emit({ type: "suspended", serverAddr, error: lost });
+    this.#down();
+  }
+
+  #resumed(): void {
+    if (this.#suspendedAt === undefined) return;
+    const downtime = performance.now() - this.#suspendedAt;
+    this.#up();
+    this.#activity.emit({ type: "resumed", serverAddr: this.#settings.serverAddr, downtime });
+  }
+
+  /** Waits until a session has ended; returns the reason, `undefined` after a clean close. */
+  #sessionEnd(session: Session): Promise<unknown> {
+    const { signal } = this.#settings;
+    // The tunnel may have been shut down while the session was being opened.
+    if (signal?.aborted) session.abort(signal.reason);
+    else if (this.#stopping.aborted) session.close({ drain: true });
+    return session.closed.then(() => undefined, (error: unknown) => error);
+  }
+}
+
+/** Whether another attempt would fail in the same way. */
+function isPermanent(error: unknown): boolean {
+  return error instanceof PermanentError || error instanceof RangeError ||
+    (error instanceof TunnelRefusedError && error.status < 500);
+}

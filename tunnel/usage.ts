@@ -1,0 +1,202 @@
+/**
+ * Defines the options of the command, and formats its help and its version.
+ *
+ * @module
+ */
+
+import { VERSION } from "./version.ts";
+
+/** What the value of an option is, as the help names it. */
+export type Kind =
+  | "LISTEN"
+  | "TARGET"
+  | "LISTEN=TARGET"
+  | "FILE"
+  | "SECONDS"
+  | "1|2"
+  | "HOST"
+  | "NAME"
+  | "CIDR"
+  | "text|json";
+
+/** An option of a command. */
+export interface Option {
+  /** Its value; absent: the option accepts none. */
+  value?: Kind;
+  /** Whether it may be repeated. */
+  isList?: true;
+  /** Whether its value may contain wildcards. */
+  isRule?: true;
+  /** Whether its file is written, not read. */
+  isOutput?: true;
+  /** What it does, for the help, which breaks the lines. */
+  help: string;
+}
+
+/** The options of a command, by name, in the order of the help. */
+type Options = Record<string, Option>;
+
+const SERVER: Options = {
+  listen: { value: "LISTEN", help: "accept clients at this address" },
+  target: { value: "TARGET", help: "connect each stream of any smux client to TARGET" },
+  allow: {
+    value: "TARGET",
+    isList: true,
+    isRule: true,
+    help: "allowed target; * is any host or port, 8000-8010 a range, 10.0.0.0/8 a network; ! in front denies",
+  },
+  "allow-listen": {
+    value: "LISTEN",
+    isList: true,
+    isRule: true,
+    help: "allowed address for --reverse; * as in --allow",
+  },
+  users: { value: "FILE", help: "users with secrets and rules, from sluice hash" },
+  "accept-proxy": {
+    value: "CIDR",
+    isList: true,
+    help: "addresses of proxies, which must send a PROXY header",
+  },
+  cert: { value: "FILE", help: "TLS certificate, PEM; sluice cert makes one" },
+  key: { value: "FILE", help: "private key of the certificate, PEM" },
+};
+const CLIENT: Options = {
+  connect: { value: "TARGET", help: "address of the server" },
+  forward: {
+    value: "LISTEN=TARGET",
+    isList: true,
+    help:
+      "listen on the client, connect from the server; LISTEN - is stdin and stdout; no =TARGET: server's --target; ,proxy after TARGET: send it a PROXY header",
+  },
+  reverse: { value: "LISTEN=TARGET", isList: true, help: "listen on the server, connect from the client" },
+  socks: {
+    value: "LISTEN",
+    isList: true,
+    help: "listen on the client, connect from the server to the target of each SOCKS 5 request",
+  },
+  tls: { help: "connect with TLS" },
+  ca: { value: "FILE", help: "connect with TLS; also trust the CAs in FILE, PEM" },
+  user: { value: "NAME", help: "the secret is that of NAME in the server's --users" },
+  smux: { value: "1|2", help: "smux version of the client; default: 2" },
+  wait: {
+    value: "SECONDS",
+    help: "new connections wait this long for a lost server, then they are refused; default: 30",
+  },
+  // Options of their own: with `allowNegative` --no-tls, --no-insecure and --reconnect would be accepted too.
+  "no-retry": { help: "exit when the first connection fails" },
+  "no-resume": { help: "end forwarded connections when the connection to the server is lost" },
+  "no-reconnect": { help: "exit when the connection to the server is lost and cannot be resumed" },
+};
+const COMMON: Options = {
+  secret: { value: "FILE", help: "shared secret, in FILE; default: $SLUICE_SECRET" },
+  grace: { value: "SECONDS", help: "Ctrl-C waits this long for connections; default: 30" },
+  stall: {
+    value: "SECONDS",
+    help: "close a connection that is not read for this long and blocks all others; default: 5; 0: never",
+  },
+  status: { value: "LISTEN", help: "serve /metrics, /status and /healthz over HTTP" },
+  log: { value: "text|json", help: "log with times, and a line for each forwarded connection" },
+  trace: { help: "log every frame between client and server to stderr" },
+  insecure: { help: "allow other machines without TLS and a secret" },
+};
+const CERT: Options = {
+  host: {
+    value: "HOST",
+    isList: true,
+    help: "DNS name or IP address of the server; default: localhost, 127.0.0.1 and ::1",
+  },
+  cert: { value: "FILE", isOutput: true, help: "certificate to write; default: cert.pem" },
+  key: { value: "FILE", isOutput: true, help: "private key to write; default: key.pem" },
+};
+
+const HASH: Options = {};
+
+/** The options of each command. */
+export const OPTIONS: Record<string, Options> = {
+  server: { ...SERVER, ...COMMON },
+  client: { ...CLIENT, ...COMMON },
+  cert: CERT,
+  hash: HASH,
+};
+
+const SYNOPSES: Record<string, string> = {
+  server: `\
+  sluice server --listen LISTEN --target TARGET
+  sluice server --listen LISTEN --allow TARGET ... --allow-listen LISTEN ...`,
+  client: `\
+  sluice client --connect TARGET --forward LISTEN=TARGET ...
+                --reverse LISTEN=TARGET ... --socks LISTEN ...`,
+  cert: `\
+  sluice cert [--host HOST ...] [--cert FILE] [--key FILE]`,
+  hash: `\
+  sluice hash NAME`,
+};
+const EXAMPLES: Record<string, string> = {
+  server: `\
+  sluice server --listen 9000 --allow db.local:5432 --allow '*:443'`,
+  client: `\
+  sluice client --connect 9000 --forward 5432=db.local:5432 --socks 1080
+  ssh -o ProxyCommand='sluice client --connect 9000 --forward -=%h:%p' HOST`,
+  cert: `\
+  sluice cert --host example.com --cert cert.pem --key key.pem`,
+  hash: `\
+  sluice hash alice < secret.txt # prints an entry of the server's --users`,
+};
+const ADDRESSES = "LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).";
+const EXIT_CODES = `\
+Exit codes: 0 ended, 1 could not run or connection lost, 2 wrong command line,
+3 refused by the server, or the server cannot be used.`;
+
+// Characters. The width of a terminal, and where the descriptions begin.
+const WIDTH = 80;
+const INDENT = 27;
+
+/** Breaks a text into lines. */
+function wrap(text: string, width: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const line = lines.at(-1);
+    if (line === undefined || line.length + 1 + word.length > width) lines.push(word);
+    else lines[lines.length - 1] = `${line} ${word}`;
+  }
+  return lines;
+}
+
+function describe(title: string, options: Options): string {
+  const lines = Object.entries(options).flatMap(([name, { value, help }]) => {
+    const label = `  --${name}${value === undefined ? "" : ` ${value}`}`.padEnd(INDENT);
+    return wrap(help, WIDTH - INDENT).map((line, n) => (n === 0 ? label : " ".repeat(INDENT)) + line);
+  });
+  return [title, ...lines].join("\n");
+}
+
+/** Formats the help of a command, or that of all commands. */
+function formatHelp(command: string | undefined): string {
+  const roles = command === undefined ? Object.keys(SYNOPSES) : [command];
+  const isTunnel = roles.some((role) => role !== "cert");
+  const titles: [title: string, options: Options, isShown: boolean][] = [
+    ["sluice server:", SERVER, roles.includes("server")],
+    ["sluice client:", CLIENT, roles.includes("client")],
+    ["sluice server and sluice client:", COMMON, isTunnel],
+    ["sluice cert, which makes a self-signed certificate for --cert, --key and --ca:", CERT, roles.includes("cert")],
+  ];
+  return [
+    ...command === undefined ? ["Forwards any number of connections over one, like ssh -L, -R and -D."] : [],
+    roles.map((role) => SYNOPSES[role]).join("\n"),
+    ...isTunnel ? [ADDRESSES] : [],
+    ...titles.filter(([, , isShown]) => isShown).map(([title, options]) => describe(title, options)),
+    EXIT_CODES,
+    roles.map((role) => EXAMPLES[role]).join("\n"),
+  ].join("\n\n");
+}
+
+/** Returns the text that a command line asks for instead of a run: the help or the version. */
+export function textFor(args: readonly string[]): string | undefined {
+  const [first, second] = args;
+  const isCommand = (word: string | undefined) => word !== undefined && Object.hasOwn(OPTIONS, word);
+  const asks = (...words: string[]) => words.some((word) => args.includes(word));
+  if (first === "version" || asks("--version", "-V")) return `sluice ${VERSION}`;
+  if (first === "help") return formatHelp(isCommand(second) ? second : undefined);
+  if (asks("--help", "-h")) return formatHelp(isCommand(first) ? first : undefined);
+  return undefined;
+}

@@ -1,0 +1,199 @@
+/**
+ * Parses the users of a server, and hashes and verifies their secrets.
+ *
+ * @module
+ */
+
+import { Buffer } from "node:buffer";
+import { createHash, randomBytes, scrypt, timingSafeEqual } from "node:crypto";
+import { Channel } from "../mod.ts";
+import { errorText } from "./errors.ts";
+import { checkSecret } from "./handshake.ts";
+import type { TunnelUser } from "./options.ts";
+import { Rules } from "./rules.ts";
+
+// Cost of scrypt, 16 MiB and about 50 ms. Larger: guessing from a stolen file is slower; smaller: a connection costs
+// the server less. Hashes contain it, so those of another cost stay valid.
+const COST = 2 ** 14;
+const MIN_COST = 2 ** 10;
+const MAX_COST = 2 ** 20;
+const BLOCK_SIZE = 8;
+const SALT_LENGTH = 16;
+const KEY_LENGTH = 32;
+// Larger: more memory and threads that strangers can occupy; smaller: many new connections wait for longer.
+const MAX_CONCURRENT = 2;
+
+const HASH = /^scrypt:(\d{1,7}):([\w-]{22}):([\w-]{43})$/;
+const NAME = /^[!-9;-~]{1,64}$/;
+
+/** The slow hash, in one object that a test can replace. */
+export const hashing = {
+  derive(secret: string, salt: Uint8Array, cost: number): Promise<Uint8Array> {
+    const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
+    const options = { N: cost, r: BLOCK_SIZE, maxmem: 256 * cost * BLOCK_SIZE };
+    scrypt(secret, salt, KEY_LENGTH, options, (error, key) => error === null ? resolve(key) : reject(error));
+    return promise;
+  },
+};
+
+/** One value for each hash that is being computed. */
+const computing = new Channel<void>({ capacity: MAX_CONCURRENT });
+
+async function derive(secret: string, salt: Uint8Array, cost: number): Promise<Uint8Array> {
+  await computing.send();
+  try {
+    return await hashing.derive(secret, salt, cost);
+  } finally {
+    computing.tryReceive();
+  }
+}
+
+const encode = (bytes: Uint8Array) => Buffer.from(bytes).toString("base64url");
+const decode = (text: string) => Buffer.from(text, "base64url");
+
+/**
+ * Hashes a secret for the `secret` of a {@linkcode TunnelUser}, with scrypt and a random salt.
+ *
+ * @param secret Non-empty printable ASCII without spaces.
+ * @returns The hash, a text of about 80 characters.
+ * @throws {RangeError} The secret is malformed.
+ *
+ * @example A server with one user
+ * ```ts
+ * import { hashSecret, openTunnel, serveTunnel } from "@sluice/smux/tunnel";
+ * import { assertMatch } from "@std/assert";
+ *
+ * const secret = await hashSecret("open-sesame");
+ * assertMatch(secret, /^scrypt:16384:/);
+ *
+ * const users = [{ name: "alice", secret, allow: ["localhost:5432"] }];
+ * await using server = serveTunnel({ listen: "127.0.0.1:0", users });
+ * await using client = await openTunnel({ connect: server.serverAddr, user: "alice", secret: "open-sesame" });
+ * ```
+ */
+export async function hashSecret(secret: string): Promise<string> {
+  checkSecret(secret);
+  const salt = randomBytes(SALT_LENGTH);
+  return `scrypt:${COST}:${encode(salt)}:${encode(await derive(secret, salt, COST))}`;
+}
+
+/** Formats the entry of a user in a file of users, in one line. */
+export async function hashEntry(name: string, secret: string): Promise<string> {
+  checkName("name", name);
+  return JSON.stringify({ name, secret: await hashSecret(secret), allow: [], allowListen: [] });
+}
+
+/** Whether a secret has this hash, which must be well-formed. */
+export async function verifySecret(secret: string, hash: string): Promise<boolean> {
+  const [, cost, salt, key] = HASH.exec(hash)!;
+  return timingSafeEqual(await derive(secret, decode(salt!), Number(cost)), decode(key!));
+}
+
+/** A hash that no secret has, with the usual cost: an unknown user must not be refused faster than a known one. */
+export const NO_HASH = `scrypt:${COST}:${encode(new Uint8Array(SALT_LENGTH))}:${encode(new Uint8Array(KEY_LENGTH))}`;
+
+/** Returns a digest that can be compared in constant time. */
+export function digestOf(text: string): Uint8Array {
+  return createHash("sha256").update(text).digest();
+}
+
+/** Compares two texts in a time that does not depend on the position of a difference. */
+export function isEqual(a: string, b: string): boolean {
+  return timingSafeEqual(digestOf(a), digestOf(b));
+}
+
+/** Throws a `RangeError` unless the name can be part of credentials, and of a line of a log. */
+export function checkName(path: string, name: unknown): void {
+  if (typeof name === "string" && NAME.test(name)) return;
+  const expected = "1 to 64 printable ASCII characters without space or colon";
+  throw new RangeError(`${path} must be ${expected}, received ${show(name)}`);
+}
+
+/** Formats a value for an error: as JSON, shortened. */
+function show(value: unknown): string {
+  const text = JSON.stringify(value) ?? String(value);
+  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
+}
+
+const FIELDS: Record<keyof TunnelUser, (path: string, value: unknown) => void> = {
+  name: checkName,
+  secret: checkHash,
+  allow: checkRules,
+  allowListen: checkRules,
+  maxStreams: checkCount,
+  maxPorts: checkCount,
+};
+
+function checkHash(path: string, hash: unknown): void {
+  const [, cost = "0"] = typeof hash === "string" ? HASH.exec(hash) ?? [] : [];
+  const isCost = Number(cost) >= MIN_COST && Number(cost) <= MAX_COST && Number.isInteger(Math.log2(Number(cost)));
+  // The received text may be a secret that was not hashed: it stays out of the log.
+  if (!isCost) throw new RangeError(`${path} must be a hash as \`sluice hash\` prints it, received another text`);
+}
+
+function checkRules(path: string, entries: unknown): void {
+  if (!Array.isArray(entries)) throw new RangeError(`${path} must be a list of texts, received ${show(entries)}`);
+  for (const [n, entry] of entries.entries()) {
+    if (typeof entry !== "string") throw new RangeError(`${path}[${n}] must be a text, received ${show(entry)}`);
+    new Rules(`${path}[${n}]`, [entry]);
+  }
+}
+
+function checkCount(path: string, count: unknown): void {
+  if (count === Infinity || (Number.isSafeInteger(count) && (count as number) >= 0)) return;
+  throw new RangeError(`${path} must be an integer of at least 0, received ${show(count)}`);
+}
+
+/**
+ * Checks a list of users.
+ *
+ * @throws {RangeError} It is malformed: the message begins with the path of the mistake, as in "users[1].allow[0]".
+ */
+export function checkUsers(users: unknown): readonly TunnelUser[] {
+  if (!Array.isArray(users)) throw new RangeError(`users must be a list, received ${show(users)}`);
+  const names = new Map<unknown, string>();
+  for (const [n, user] of users.entries()) {
+    const path = `users[${n}]`;
+    checkUser(path, user);
+    const other = names.get(user.name);
+    if (other !== undefined) {
+      throw new RangeError(`${path}.name must differ from ${other}.name, received ${show(user.name)} twice`);
+    }
+    names.set(user.name, path);
+  }
+  return users;
+}
+
+function checkUser(path: string, user: unknown): asserts user is TunnelUser {
+  if (typeof user !== "object" || user === null || Array.isArray(user)) {
+    throw new RangeError(`${path} must be an object, received ${show(user)}`);
+  }
+  for (const field of ["name", "secret"]) {
+    if (!Object.hasOwn(user, field)) {
+      throw new RangeError(`${path} must have the field ${field}, received only ${Object.keys(user).join(", ")}`);
+    }
+  }
+  for (const [field, value] of Object.entries(user)) {
+    if (!Object.hasOwn(FIELDS, field)) {
+      const known = Object.keys(FIELDS).join(", ");
+      throw new RangeError(`${path} must have only the fields ${known}, received ${show(field)}`);
+    }
+    const isAbsent = value === undefined && field !== "name" && field !== "secret";
+    if (!isAbsent) FIELDS[field as keyof TunnelUser](`${path}.${field}`, value);
+  }
+}
+
+/**
+ * Parses the text of a file of users: a JSON list.
+ *
+ * @throws {RangeError} It is malformed.
+ */
+export function parseUsers(text: string): readonly TunnelUser[] {
+  let users: unknown;
+  try {
+    users = JSON.parse(text);
+  } catch (error) {
+    throw new RangeError(`users must be a list in JSON: ${errorText(error)}`, { cause: error });
+  }
+  return checkUsers(users);
+}
