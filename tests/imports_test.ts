@@ -36,6 +36,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "_receive_half.ts": ["_chunks.ts", "_gate.ts", "_window.ts", "errors.ts", "frame.ts", "transport.ts"],
   "_replay.ts": ["_resume_frame.ts", "transport.ts"],
+  "_reset.ts": [],
   "_resume_core.ts": [
     "_chunks.ts",
     "_clock.ts",
@@ -88,6 +89,7 @@ const ARROWS: Record<string, string[]> = {
     "_flood.ts",
     "_gate.ts",
     "_reader.ts",
+    "_reset.ts",
     "_stalled.ts",
     "_table.ts",
     "_trace.ts",
@@ -112,6 +114,7 @@ const ARROWS: Record<string, string[]> = {
   "_writer.ts": [
     "_clock.ts",
     "_coalesce.ts",
+    "_reset.ts",
     "_timeslice.ts",
     "_trace.ts",
     "_write_buffer.ts",
@@ -164,6 +167,7 @@ const ARROWS: Record<string, string[]> = {
     "_web_streams.ts",
     "_window.ts",
     "_writer.ts",
+    "errors.ts",
     "frame.ts",
     "transport.ts",
   ],

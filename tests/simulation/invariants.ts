@@ -50,6 +50,8 @@ export class Half {
   hasGap = false;
   /** Whether the writing user closed the whole stream. */
   isClosed = false;
+  /** Whether it aborted the stream before. */
+  isAborted = false;
   /** Whether the reader saw the end. */
   hasEnded = false;
 
