@@ -244,6 +244,8 @@ export class Workload {
       return true;
     } catch (error) {
       this.#judge(side, record, "write", error);
+      // A chunk that cannot be written ends the direction with FIN.
+      if (way === "web") half.isEnding = true;
       // Not closed at once: the session itself must not send a FIN.
       if (half.wasCut) await this.#pause(plan.patience);
       return false;
@@ -257,19 +259,21 @@ export class Workload {
     const wasClosing = isClosing[half.side];
     half.most += length;
     let count = 0;
+    let isKnown = true;
     try {
       count = await write();
       trace(`${half.name} wrote ${count} of ${length}`);
     } catch (error) {
       count = bytesWritten(error);
+      // The reason of an abort does not contain it.
+      isKnown = !half.isAborted;
       if (error instanceof SessionClosedError && isClosing[half.side] && !wasClosing) half.wasCut = true;
       // The write that waited behind this one continues, at an offset that is unknown here.
       if (error instanceof DOMException && error.name === "TimeoutError") half.hasGap = true;
       trace(`${half.name} wrote ${count} of ${length}: ${error}`);
       throw error;
     } finally {
-      // The reason of an abort does not contain how many bytes had been encoded.
-      if (!half.isAborted) {
+      if (isKnown) {
         half.taken += count;
         half.most -= length - count;
       }
