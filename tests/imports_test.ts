@@ -207,7 +207,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/wait.ts",
   ],
   "tunnel/display.ts": ["tunnel/bytes.ts", "tunnel/options.ts"],
-  "tunnel/errors.ts": [],
+  "tunnel/errors.ts": ["mod.ts"],
   "tunnel/forward.ts": [
     "mod.ts",
     "tunnel/activity.ts",
@@ -238,8 +238,9 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/socket.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
+  "tunnel/socket.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/tcp.ts", "tunnel/wait.ts"],
   "tunnel/socks5.ts": ["mod.ts", "tunnel/address.ts", "tunnel/bytes.ts", "tunnel/options.ts", "tunnel/wait.ts"],
+  "tunnel/tcp.ts": ["mod.ts", "node:net", "tunnel/wait.ts"],
   "tunnel/wait.ts": ["mod.ts"],
   "websocket.ts": [
     "_clock.ts",

@@ -6,7 +6,7 @@
 
 import { type FrameEvent, type Session, SessionClosedError } from "../mod.ts";
 import type { TunnelEvent, TunnelOptions, TunnelStats } from "./options.ts";
-import { toError } from "./errors.ts";
+import { isReportedElsewhere, toError } from "./errors.ts";
 import { setDeadline } from "./wait.ts";
 
 /** The sessions, streams and callbacks of one end of a tunnel. */
@@ -33,8 +33,7 @@ export class Activity {
       }
     };
     this.report = (error) => {
-      // Streams of a lost session are reported once, by the session.
-      if (!(error instanceof SessionClosedError)) guard(() => onError(toError(error)));
+      if (!isReportedElsewhere(error)) guard(() => onError(toError(error)));
     };
     this.emit = (event) => guard(() => onEvent(event));
     this.frame = onFrame && ((frame) => guard(() => onFrame(frame)));

@@ -11,7 +11,7 @@ import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, request, serveRequest } from "./handshake.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
-import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
+import { checkRuntime, dial, listenToForward, resetting, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
 import { backoff, clampTimeout, MAX_BACKOFF, onAbort, sleep } from "./wait.ts";
 
@@ -20,8 +20,8 @@ const STALLED_STREAM_TIMEOUT = 5000;
 
 /**
  * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
- * a half-close. A connection whose target refuses is closed at once. When the connection to the server is lost, all
- * forwarded connections are closed, and so are new ones until the client has reconnected.
+ * a half-close, a fault as a reset. A connection whose target refuses is reset at once. When the connection to the
+ * server is lost, all forwarded connections are reset, and so are new ones until the client has reconnected.
  *
  * @param options The address of the server, what to forward, and callbacks for errors and events.
  * @returns The tunnel, once it is connected and listens on all addresses.
@@ -146,7 +146,7 @@ class Client {
   async open(): Promise<void> {
     try {
       const session = this.#session = await this.#start();
-      for (const local of this.#settings.locals) this.#listen(local);
+      for (const local of this.#settings.locals) await this.#listen(local);
       const streams: Stream[] = [];
       for (const listen of this.#settings.reverse.keys()) streams.push(await this.#bind(session, listen));
       this.#keepAllBound(session, streams);
@@ -199,11 +199,11 @@ class Client {
   }
 
   /** Listens, and forwards accepted connections to the server. */
-  #listen({ listen, target, isSocks }: Local): void {
-    const listening = listenOn(listen);
+  async #listen({ listen, target, isSocks }: Local): Promise<void> {
+    const listening = await listenToForward(listen);
     this.listenAddrs.push(listening.addr);
     const connect = (to?: string) => this.connect(to);
-    const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(target);
+    const open = (from: Socket) => isSocks ? speakSocks(from, connect) : connect(target).catch(resetting(from));
     const all = forwardAll(this.#activity, listening, open, this.#stopping.signal, this.#ending.signal);
     this.#track(all.then(({ forwarded }) => forwarded));
   }

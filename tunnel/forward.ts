@@ -4,12 +4,17 @@
  * @module
  */
 
-import { connections, join, SessionClosedError, type Stream } from "../mod.ts";
+import { connections, type DuplexConnection, join, type Stream } from "../mod.ts";
 import type { Activity } from "./activity.ts";
 import { formatPeer, UNNAMED } from "./address.ts";
-import { wrapError } from "./errors.ts";
-import type { Listening, Socket } from "./socket.ts";
-import { onAbort } from "./wait.ts";
+import { isReportedElsewhere, wrapError } from "./errors.ts";
+import { type Listening, reset, type Socket } from "./socket.ts";
+import { onAbort, sleep } from "./wait.ts";
+
+// Milliseconds until a failed socket is closed after the end of a complete direction was written to it. It is not
+// reset, because that drops what the kernel has not sent, and so may its close. Larger: slower receivers get all of it;
+// smaller: its peer learns earlier that the other direction is not read.
+const LINGER = 500;
 
 /**
  * Forwards each accepted connection over the stream that `open` returns for it.
@@ -45,16 +50,50 @@ export async function forwardAll(
   return { forwarded: Promise.all(forwarding) };
 }
 
-/** Joins a stream and a socket; `name`, such as "to localhost:80", names the socket in errors. */
+/** A socket in a join, which leaves it to its owner how the socket is closed. */
+class JoinedSocket implements DuplexConnection {
+  readonly #socket: Socket;
+  /** Whether the end of a complete direction was written. */
+  hasEnded = false;
+
+  constructor(socket: Socket) {
+    this.#socket = socket;
+  }
+
+  read(p: Uint8Array): Promise<number | null> {
+    return this.#socket.read(p);
+  }
+
+  write(p: Uint8Array): Promise<number> {
+    return this.#socket.write(p);
+  }
+
+  async closeWrite(): Promise<void> {
+    await this.#socket.closeWrite();
+    this.hasEnded = true;
+  }
+
+  close(): void {}
+}
+
+/**
+ * Joins a stream and a socket. When one of them fails, the other is aborted or reset, so that the failure does not look
+ * like an end to its peer.
+ *
+ * @param name Names the socket in errors, such as "to localhost:80".
+ */
 export async function forwardStream(activity: Activity, stream: Stream, socket: Socket, name: string): Promise<void> {
   activity.begin();
+  const joined = new JoinedSocket(socket);
   try {
     // Nagle's algorithm would delay chunks that their sender did not delay.
     if ("setNoDelay" in socket) socket.setNoDelay(true);
-    await join(stream, socket, { signal: activity.cutting });
+    await join(stream, joined, { signal: activity.cutting });
   } catch (error) {
-    stream.close();
-    throw error instanceof SessionClosedError ? error : wrapError(`The connection ${name} failed`, error);
+    stream.abort(error);
+    if (joined.hasEnded) await sleep(LINGER, activity.cutting);
+    else reset(socket);
+    throw isReportedElsewhere(error) ? error : wrapError(`The connection ${name} failed`, error);
   } finally {
     socket[Symbol.dispose]();
     activity.end();

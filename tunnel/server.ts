@@ -11,7 +11,7 @@ import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { authorize, checkSecret, request, type Rules, serveRequest } from "./handshake.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
-import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
+import { checkRuntime, dial, Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
 import { clampTimeout, onAbort } from "./wait.ts";
 
 /**
@@ -137,6 +137,8 @@ class TunnelServer {
       if (this.#target !== undefined) await this.#forward(stream, await dial(this.#target, stream), this.#target);
       else await this.#answer(stream, session);
     } catch (error) {
+      // Without a response to a request, a target that refuses would look like one with an empty answer.
+      if (this.#target !== undefined) stream.abort(error);
       this.#activity.report(error);
     }
   }
@@ -150,7 +152,7 @@ class TunnelServer {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
     const { address, opened } = await serveRequest(stream, peer, async (request) => {
       await authorize(request, this.#rules, this.#secret, this.#stopping.signal);
-      return request.method === "BIND" ? listenOn(request.address) : await dial(request.address, stream);
+      return request.method === "BIND" ? await listenToForward(request.address) : await dial(request.address, stream);
     });
     if (opened instanceof Listening) await this.#listenFor(session, stream, address, opened);
     else await this.#forward(stream, opened, address);
@@ -162,7 +164,7 @@ class TunnelServer {
     const off = onAbort(this.#stopping.signal, () => ended.abort());
     const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
     this.#activity.emit({ type: "listening", ...where });
-    const open = async () => (await request(session, "CONNECT", address)).stream;
+    const open = async (from: Socket) => (await request(session, "CONNECT", address).catch(resetting(from))).stream;
     const listened = forwardAll(this.#activity, listening, open, ended.signal);
     // The client sends nothing more on the stream: the read waits for its end.
     const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);

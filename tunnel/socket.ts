@@ -7,9 +7,24 @@
 import type { Stream } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
 import { errorText, wrapError } from "./errors.ts";
+import { connectTcp, listenTcp, type TcpListener, TcpSocket } from "./tcp.ts";
 import { onAbort, withDeadline } from "./wait.ts";
 
-export type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
+export type Socket = TcpSocket | Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
+
+/** Resets a connection that can be reset, and closes any other. Closing again has no effect. */
+export function reset(socket: Socket): void {
+  if (socket instanceof TcpSocket) socket.reset();
+  else socket[Symbol.dispose]();
+}
+
+/** Returns a function that resets a connection and throws the error that it is called with. */
+export function resetting(socket: Socket): (error: unknown) => never {
+  return (error) => {
+    reset(socket);
+    throw error;
+  };
+}
 
 /** Throws a `TypeError` in a runtime without the network functions of Deno. */
 export function checkRuntime(): void {
@@ -20,9 +35,9 @@ export function checkRuntime(): void {
 /** A listener with its address as text; `close` removes a Unix socket's file. */
 export class Listening {
   readonly addr: string;
-  readonly #listener: Deno.Listener<Socket & Deno.Conn>;
+  readonly #listener: TcpListener | Deno.Listener<Socket & Deno.Conn>;
 
-  constructor(listener: Deno.Listener<Socket & Deno.Conn>) {
+  constructor(listener: TcpListener | Deno.Listener<Socket & Deno.Conn>) {
     this.#listener = listener;
     this.addr = format(listener.addr as { path?: string });
   }
@@ -57,6 +72,17 @@ export function listenOn(at: string, tls?: { cert: string; key: string }): Liste
   }
 }
 
+/** Listens for connections to forward; those over TCP can be reset. */
+export async function listenToForward(at: string): Promise<Listening> {
+  const { path, hostname, port } = parseEndpoint("listen", at, 0);
+  if (path !== undefined) return listenOn(at);
+  try {
+    return new Listening(await listenTcp({ hostname, port, backlog: BACKLOG }));
+  } catch (error) {
+    throw wrapError(`Cannot listen on ${format({ hostname, port })}`, error);
+  }
+}
+
 /** Connects to a target; rejects when the stream that requests it fails first, or the signal aborts. */
 export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts: string[] }): Promise<Socket> {
   const { path, hostname, port } = parseEndpoint("target", to, 1);
@@ -66,6 +92,8 @@ export async function dial(to: string, by: Stream | AbortSignal, tls?: { caCerts
   try {
     signal.throwIfAborted();
     if (path !== undefined) return await Deno.connect({ transport: "unix", path });
+    // A connection to forward can be reset.
+    if (!(by instanceof AbortSignal)) return await connectTcp({ hostname, port, signal });
     const connection = await Deno.connect({ hostname, port, signal });
     if (tls === undefined) return connection;
     const secured = await Deno.startTls(connection, { hostname, ...tls });

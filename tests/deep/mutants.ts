@@ -194,6 +194,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["stream_abort_test.ts"],
   },
   {
+    name: "a fault of a forwarded connection ends the socket instead of resetting it",
+    file: "tunnel/forward.ts",
+    from: "    else reset(socket);\n",
+    to: "",
+    tests: ["tunnel_faults_test.ts"],
+  },
+  {
+    name: "a reset loses the end of a complete direction",
+    file: "tunnel/forward.ts",
+    from: "    this.hasEnded = true;\n",
+    to: "",
+    tests: ["tunnel_faults_test.ts"],
+  },
+  {
     name: "FIN overtakes waiting data",
     file: "_send_half.ts",
     from: "    if (this.#isWriting) await this.#lockQueue.wait();\n",
