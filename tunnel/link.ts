@@ -29,8 +29,8 @@ export interface LinkHost {
   started(session: Session): void;
   /** The server could not be reached for `wait` milliseconds. */
   unavailable(): void;
-  /** The server can be reached again after `unavailable`. */
-  available(): void;
+  /** The server can be reached again after `unavailable`. Fulfils when the client listens again, where it can. */
+  available(): Promise<void>;
 }
 
 /** Settings of a link. */
@@ -160,14 +160,14 @@ export class Link {
     this.#changed = Promise.withResolvers();
   }
 
-  #up(): void {
+  async #up(): Promise<void> {
     this.#clearDeadline?.();
     this.#clearDeadline = undefined;
     this.#suspendedAt = undefined;
     this.#change();
     if (this.#isAvailable) return;
     this.#isAvailable = true;
-    this.#host.available();
+    await this.#host.available();
   }
 
   #down(): void {
@@ -217,7 +217,7 @@ export class Link {
     this.#lastMessage = undefined;
     this.#activity.add(session);
     this.#host.started(session);
-    this.#up();
+    await this.#up();
   }
 
   async #connect(): Promise<Carrier> {
@@ -256,10 +256,10 @@ export class Link {
     this.#down();
   }
 
-  #resumed(): void {
+  async #resumed(): Promise<void> {
     if (this.#suspendedAt === undefined) return;
     const downtime = performance.now() - this.#suspendedAt;
-    this.#up();
+    await this.#up();
     this.#activity.emit({ type: "resumed", serverAddr: this.#settings.serverAddr, downtime });
   }
 

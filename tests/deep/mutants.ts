@@ -119,6 +119,95 @@ export const MUTANTS: Mutant[] = [
     tests: ["writer_test.ts"],
   },
   {
+    name: "the signal of an abort is lost when the buffer is full",
+    file: "_writer.ts",
+    from: "      if (!this.#tryReset(source)) return false;\n",
+    to: "      if (!this.#tryReset(source)) return true;\n",
+    tests: ["writer_test.ts", "stream_abort_test.ts"],
+  },
+  {
+    name: "the signal of an abort overtakes the FIN of complete data",
+    file: "_writer.ts",
+    from:
+      "    if (isFinDue) this.#encode(FIN, id, EMPTY_BYTES, 0, 0);\n    this.#encode(NOP, id, EMPTY_BYTES, 0, 0);\n" +
+      "    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);\n    if (!isFinDue && !isFinEncoded)",
+    to: "    this.#encode(NOP, id, EMPTY_BYTES, 0, 0);\n    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);\n" +
+      "    if (!isFinEncoded)",
+    tests: ["writer_test.ts", "stream_abort_test.ts"],
+  },
+  {
+    name: "an abort drops the FIN of complete data that waits for room",
+    file: "stream.ts",
+    from: "    this.isFinDue = isFinDue;\n",
+    to: "",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "the two NOPs of an abort are not adjacent",
+    file: "_writer.ts",
+    from: "    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);\n    if (!isFinDue && !isFinEncoded) " +
+      "this.#encode(FIN, id, EMPTY_BYTES, 0, 0);\n",
+    to: "    if (!isFinDue && !isFinEncoded) this.#encode(FIN, id, EMPTY_BYTES, 0, 0);\n" +
+      "    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);\n",
+    tests: ["writer_test.ts", "stream_abort_test.ts"],
+  },
+  {
+    name: "two NOPs abort a stream although a frame arrived between them",
+    file: "_reset.ts",
+    from: "this.#id === first && this.#position + 1 === position",
+    to: "this.#id === first && this.#position >= 0",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "an aborted stream stays in the table",
+    file: "stream.ts",
+    from: "    this.sending.finish();\n    this.#leave();\n",
+    to: "    this.sending.finish();\n",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a stream that the peer aborted stays in the table",
+    file: "stream.ts",
+    from: "      this.#leave();\n      return new StreamResetError",
+    to: "      return new StreamResetError",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a stream that the peer aborted leaves the table before its handler has noticed",
+    file: "stream.ts",
+    from: "    if (this.sending.isFinished) this.#leave();\n    this.notifyWaiters();\n",
+    to: "    this.#leave();\n    this.notifyWaiters();\n",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "an abort of the peer drops what had arrived",
+    file: "stream.ts",
+    from: "    this.#isReset = true;\n",
+    to: "    this.#isReset = true;\n    this.receiving.cut();\n",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a failed side of a join looks like an end to the peer of the other",
+    file: "serve.ts",
+    from: "    for (const connection of [a, b]) if (connection instanceof Stream) connection.abort(error);\n",
+    to: "",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a fault of a forwarded connection ends the socket instead of resetting it",
+    file: "tunnel/forward.ts",
+    from: "    else reset(socket);\n",
+    to: "",
+    tests: ["tunnel_faults_test.ts"],
+  },
+  {
+    name: "a reset loses the end of a complete direction",
+    file: "tunnel/forward.ts",
+    from: "    this.hasEnded = true;\n",
+    to: "",
+    tests: ["tunnel_faults_test.ts"],
+  },
+  {
     name: "FIN overtakes waiting data",
     file: "_send_half.ts",
     from: "    if (this.#isWriting) await this.#lockQueue.wait();\n",
@@ -217,8 +306,9 @@ export const MUTANTS: Mutant[] = [
   {
     name: "close() after closeWrite() sends FIN twice",
     file: "stream.ts",
-    from: "      if (this.sending.isFinished) this.#leave();\n      else this.queueFin();\n    }\n    this.report();",
-    to: "      if (this.sending.isFinished) this.#leave();\n      this.queueFin();\n    }\n    this.report();",
+    from:
+      "      if (this.sending.isFinished) this.#leave();\n      else this.queueFin();\n    } else if (this.#isReset) {",
+    to: "      if (this.sending.isFinished) this.#leave();\n      this.queueFin();\n    } else if (this.#isReset) {",
   },
   {
     name: "the end of the transport counts as FIN",
@@ -964,8 +1054,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "late data for a closed stream pauses the peer",
     file: "_session_core.ts",
-    from: "    if (!stream.isEndedByPeer) this.flood.expectLateData();\n",
-    to: "",
+    from: "    if (this.#forget(stream) && !stream.isEndedByPeer) this.flood.expectLateData();\n",
+    to: "    this.#forget(stream);\n",
     tests: ["session_test.ts"],
   },
   {
