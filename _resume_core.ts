@@ -22,13 +22,16 @@ import {
   type RecordSink,
 } from "./_resume_frame.ts";
 import { ResumeTimers, type ResumeTimersHost } from "./_resume_timers.ts";
-import { clock } from "./_clock.ts";
+import { clock, type Timer } from "./_clock.ts";
 import { closeQuietly, type Connection, ReadBuffer } from "./transport.ts";
 
 // Received bytes after which an acknowledgement is sent. Larger: fewer records; smaller: the peer keeps less.
 const MAX_UNREPORTED_BYTES = 256 * 1024;
 // Size of a read while the application does not read. Larger: more memory; smaller: more reads.
 const READ_AHEAD_BYTES = 16 * 1024;
+// Milliseconds in which a closed connection sends its last record. Larger: a slow peer learns of it; smaller: a carrier
+// that hangs is closed earlier.
+const CLOSE_TIMEOUT_MS = 1000;
 
 /**
  * State of a resumable connection:
@@ -67,10 +70,20 @@ class Carrier {
   isAcknowledgementDue = false;
   isProbeDue = false;
   isProbeReplyDue = false;
+  isCloseDue = false;
+  isOpen = true;
+  /** Closes a carrier whose last record is not sent in time. */
+  closing: Timer | undefined;
 
   constructor(connection: Connection, sink: RecordSink, hasEnded: boolean) {
     this.connection = connection;
     this.decoder = new RecordDecoder(sink, hasEnded);
+  }
+
+  close(): void {
+    this.isOpen = false;
+    clock.clearTimer(this.closing);
+    closeQuietly(this.connection);
   }
 }
 
@@ -98,7 +111,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   #reported = 0;
   #written = 0;
   #isEndedByPeer = false;
-  #isEnding = false;
+  // Whether this end of writing was written, or the connection is to be closed when the peer has received it.
+  #phase: "open" | "ending" | "closing" = "open";
   // Bytes received while the application did not read.
   readonly #held = new ChunkQueue();
   // The lock of reading, and the number of reads that wait for it.
@@ -131,6 +145,11 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   /** Number of bytes received, plus 1 after the peer's end of writing: the count of a hello. */
   get received(): number {
     return this.#received;
+  }
+
+  /** Count of the bytes that the peer has acknowledged. */
+  get confirmed(): number {
+    return this.#replay.acknowledged;
   }
 
   /** The carrier; `undefined` while suspended. */
@@ -173,7 +192,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   detach(): void {
     const carrier = this.#carrier;
     this.#carrier = undefined;
-    if (carrier !== undefined) closeQuietly(carrier.connection);
+    carrier?.close();
   }
 
   /** Suspends the connection, because its carrier is lost. */
@@ -213,7 +232,9 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   /** Implements `Connection.read`. */
   async read(p: Uint8Array): Promise<number | null> {
+    if (p.length === 0) return 0;
     for (let count = 0;;) {
+      if (this.#phase === "closing") throw closedError("read from");
       count = this.#held.read(p);
       if (count === 0 && this.#isEndedByPeer) return null;
       if (count === 0 && this.#isReading) {
@@ -273,6 +294,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         this.#received += payload;
         // Before the lock is released, so that no later bytes overtake these.
         if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);
+        if (this.#phase === "closing") this.#held.clear();
         this.#send();
       }
     } catch (error) {
@@ -280,13 +302,20 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     }
     this.#isReading = false;
     if (this.#waitingReads > 0) this.#changed.notifyAll();
+    // If the application does not read again, the acknowledgement for which it waits must be received.
+    else if (ahead === undefined && this.#needsAcknowledgement) clock.pass(() => void this.#readAhead());
     return payload;
+  }
+
+  get #needsAcknowledgement(): boolean {
+    return this.#replay.room <= 0 || (this.#phase !== "open" && !this.#isEndAcknowledged);
   }
 
   /** Acknowledges what the application has read, at once or after a delay. */
   #report(): void {
     const unreported = this.#received - this.#held.length - this.#reported;
-    if (unreported >= MAX_UNREPORTED_BYTES) this.acknowledge();
+    // A peer with the same options must not have to wait for the delay.
+    if (unreported >= Math.min(MAX_UNREPORTED_BYTES, this.#replay.capacity / 2)) this.acknowledge();
     else if (unreported > 0 && this.#carrier !== undefined) this.timers.acknowledgeLater();
   }
 
@@ -310,7 +339,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   }
 
   closedByPeer(): void {
-    if (this.#isEndedByPeer && (this.#isEndAcknowledged || !this.#isEnding)) return this.end();
+    if (this.#isEndedByPeer && (this.#isEndAcknowledged || this.#phase === "open")) return this.end();
     const error = new Error("The peer has closed the connection");
     error.name = "ConnectionReset";
     this.end({ error });
@@ -322,7 +351,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   async write(p: Uint8Array): Promise<number> {
     for (let count = 0;;) {
       // Also after a wait: nothing may follow the end of writing.
-      if (this.#isEnding) throw closedError("write to");
+      if (this.#phase !== "open") throw closedError("write to");
       this.#checkOpen("write to");
       count = this.#replay.append(p);
       if (count > 0 || p.length === 0) return await this.#sent(count);
@@ -344,8 +373,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   /** Implements `Connection.closeWrite`: resolves when the peer has received everything. */
   async closeWrite(): Promise<void> {
-    if (!this.#isEnding) {
-      this.#isEnding = true;
+    if (this.#phase === "open") {
+      this.#phase = "ending";
       this.#replay.appendEnd();
       this.#send();
     }
@@ -357,26 +386,39 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   }
 
   get #isEndAcknowledged(): boolean {
-    return this.#isEnding && this.#replay.acknowledged === this.#replay.appended;
+    return this.#phase !== "open" && this.#replay.acknowledged === this.#replay.appended;
   }
 
   #checkOpen(action: string): void {
     if (this.hasEnded) throw this.#failure?.error ?? closedError(action);
   }
 
-  /** Implements `Connection.close`. */
+  /**
+   * Implements `Connection.close`. After `closeWrite` the connection goes on without its application until the peer has
+   * received everything, as a TCP connection does.
+   */
   close(): void {
-    const carrier = this.#carrier;
-    // A record cannot be cut by another one, so a carrier with a pending write is closed without that record.
-    if (carrier !== undefined && !carrier.isWriting) {
-      this.#carrier = undefined;
-      carrier.connection.write(CLOSE_RECORD).catch(() => {}).finally(() => closeQuietly(carrier.connection));
-    }
-    this.end();
+    if (this.hasEnded || this.#phase === "closing") return;
+    if (this.#phase === "open" || this.#isEndAcknowledged) return this.#close();
+    this.#phase = "closing";
+    this.#held.clear();
+    this.timers.close();
+    this.#changed.notifyAll();
+    this.closeWrite().then(() => this.#close(), () => {});
   }
 
-  async #send(): Promise<void> {
+  #close(): void {
     const carrier = this.#carrier;
+    // It is closed when the last record is sent.
+    this.#carrier = undefined;
+    this.end();
+    if (carrier === undefined) return;
+    carrier.isCloseDue = true;
+    carrier.closing = clock.setTimer(() => carrier.close(), CLOSE_TIMEOUT_MS);
+    this.#send(carrier);
+  }
+
+  async #send(carrier = this.#carrier): Promise<void> {
     if (carrier === undefined || carrier.isWriting) return;
     carrier.isWriting = true;
     try {
@@ -384,30 +426,36 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         const { sent } = this.#replay;
         for (let at = 0; at < bytes.length;) {
           const count = await carrier.connection.write(at === 0 ? bytes : bytes.subarray(at));
-          if (carrier !== this.#carrier) return;
+          if (!carrier.isOpen) return;
           this.timers.sent();
           at += count;
           // A carrier that keeps returning 0 would block the event loop.
           if (count === 0) await new Promise<void>((resolve) => void clock.pass(resolve));
         }
+        if (bytes === CLOSE_RECORD) carrier.close();
         if (sent > this.#written) {
           this.#written = sent;
           this.#changed.notifyAll();
         }
       }
     } catch (error) {
+      carrier.close();
       this.#lose(carrier, error);
     }
     carrier.isWriting = false;
   }
 
   #nextBytes(carrier: Carrier): Uint8Array | undefined {
-    if (carrier !== this.#carrier) return undefined;
+    if (!carrier.isOpen) return undefined;
     if (carrier.isAcknowledgementDue) {
       carrier.isAcknowledgementDue = false;
       this.timers.acknowledged();
       const count = this.#received - this.#held.length;
       if (count > this.#reported) return encodeAcknowledgement(this.#reported = count);
+    }
+    if (carrier.isCloseDue) {
+      carrier.isCloseDue = false;
+      return CLOSE_RECORD;
     }
     if (carrier.isProbeReplyDue) {
       carrier.isProbeReplyDue = false;

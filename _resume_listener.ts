@@ -167,17 +167,18 @@ export class ResumeListener {
       return closeQuietly(connection);
     }
     const entry = this.#add();
-    try {
-      await reply(ACCEPTED, entry.token, 0);
-      entry.core.attach(connection, received);
-    } catch (error) {
-      return entry.core.end({ error });
-    }
-    if (!this.#ready.trySend({ connection: this.#wrap(entry.core) })) entry.core.close();
+    const wrapped = this.#wrap(entry.core);
+    // The client may have received the reply although its write failed: the connection is then suspended.
+    const failure = await reply(ACCEPTED, entry.token, 0).then(() => undefined, (error) => ({ error }));
+    entry.core.attach(connection, received);
+    if (failure !== undefined) entry.core.lose(failure.error);
+    if (!this.#ready.trySend({ connection: wrapped })) entry.core.close();
   }
 
   async #resume(entry: Entry, connection: Connection, received: number): Promise<void> {
     const { core, token } = entry;
+    // An attempt that the client has given up may arrive after the one that has continued.
+    if (received < core.confirmed) return closeQuietly(connection);
     const hello = ++entry.hellos;
     // Nothing may be received from the old carrier once its count is reported.
     core.detach();

@@ -295,6 +295,10 @@ class CoreConnection implements ResumableConnection {
   constructor(core: ResumeCore, retry = () => {}) {
     this.#core = core;
     this.retry = retry;
+    core.setup.set("address", ({ localAddr, remoteAddr }) => {
+      this.#localAddr = localAddr;
+      this.#remoteAddr = remoteAddr;
+    });
   }
 
   get state(): ResumeState {
@@ -314,11 +318,11 @@ class CoreConnection implements ResumableConnection {
   }
 
   get localAddr(): Address | undefined {
-    return this.#localAddr = this.#core.connection?.localAddr ?? this.#localAddr;
+    return this.#localAddr;
   }
 
   get remoteAddr(): Address | undefined {
-    return this.#remoteAddr = this.#core.connection?.remoteAddr ?? this.#remoteAddr;
+    return this.#remoteAddr;
   }
 
   read(p: Uint8Array): Promise<number | null> {
