@@ -170,8 +170,13 @@ export class ResumeListener {
     const wrapped = this.#wrap(entry.core);
     // The client may have received the reply although its write failed: the connection is then suspended.
     const failure = await reply(ACCEPTED, entry.token, 0).then(() => undefined, (error) => ({ error }));
-    entry.core.attach(connection, received);
-    if (failure !== undefined) entry.core.lose(failure.error);
+    // A client that has lost this carrier may have resumed already.
+    if (entry.hellos > 0) {
+      closeQuietly(connection);
+    } else {
+      entry.core.attach(connection, received);
+      if (failure !== undefined) entry.core.lose(failure.error);
+    }
     if (!this.#ready.trySend({ connection: wrapped })) entry.core.close();
   }
 

@@ -251,6 +251,32 @@ Deno.test("resumableListener() keeps a new connection whose reply may have been 
   listener.close();
 });
 
+Deno.test("resumableListener() lets a resumption continue although the write of the first reply ends after it", async () => {
+  const { listener, dial } = listen();
+  const accepting = listener.accept();
+  const gate = Promise.withResolvers<void>();
+  const slow = (far: Connection): Connection => ({
+    read: (p) => far.read(p),
+    write: async (p) => {
+      await writeAll(far, p);
+      await gate.promise;
+      return p.length;
+    },
+    close: () => far.close(),
+  });
+  const { token } = await greet(dial(slow));
+  const second = dial();
+  assertEquals((await greet(second, token)).status, RESUMED);
+  await writeAll(second, record(pattern(10)));
+  gate.resolve();
+  const server = await accepting;
+  assertEquals(await readExactly(server, 10), pattern(10));
+  await writeAll(second, record(pattern(20)));
+  assertEquals(await readExactly(server, 20), pattern(20));
+  server.close();
+  listener.close();
+});
+
 Deno.test("resumableListener() closes a hello that is older than the last acknowledgement, and keeps the carrier", async () => {
   const { listener, dial } = listen();
   const accepting = listener.accept();

@@ -534,9 +534,16 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a new connection ends when the write of its reply fails",
     file: "_resume_listener.ts",
-    from: "    if (failure !== undefined) entry.core.lose(failure.error);\n",
-    to: "    if (failure !== undefined) return entry.core.end(failure);\n",
+    from: "      if (failure !== undefined) entry.core.lose(failure.error);\n",
+    to: "      if (failure !== undefined) return entry.core.end(failure);\n",
     isOfCarriers: true,
+  },
+  {
+    name: "the reply to a new connection replaces the carrier of its resumption",
+    file: "_resume_listener.ts",
+    from: "    if (entry.hellos > 0) {\n",
+    to: "    if (entry.hellos < 0) {\n",
+    tests: ["resume_recovery_test.ts"],
   },
   {
     name: "close() drops what was written, and not received by the peer",

@@ -134,14 +134,21 @@ export function makePlan(random: Random): Plan {
 
 // Shortest timeout of a session over carriers, in milliseconds: a carrier that hangs must be detected before.
 const LEAST_TIMEOUT = 10_000;
+// Longest time that a chunk takes at the rate of such a carrier, in milliseconds.
+const LONGEST_CHUNK = 200;
 
 /** Makes the plan of a seed whose sessions run over carriers that die, and which has no other fault. */
 export function makeCarriersPlan(random: Random): Plan {
   const plan = makePlan(random);
   const adjust = (limits: Limits) => ({ ...limits, timeout: Math.max(limits.timeout, LEAST_TIMEOUT) });
   const options = { client: adjust(plan.options.client), server: adjust(plan.options.server) };
-  // A pause would count as the silence of a lost carrier.
-  const travel = { client: { ...plan.travel.client, pauses: [] }, server: { ...plan.travel.server, pauses: [] } };
+  // A pause, or the time of one large chunk, would count as the silence of a lost carrier.
+  const steady = (travel: Travel) => ({
+    ...travel,
+    mostWrite: Math.min(travel.mostWrite, travel.rate * LONGEST_CHUNK),
+    pauses: [],
+  });
+  const travel = { client: steady(plan.travel.client), server: steady(plan.travel.server) };
   return {
     ...plan,
     serverVersion: plan.serverVersion === "auto" ? "auto" : plan.version,
