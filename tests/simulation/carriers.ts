@@ -5,7 +5,7 @@
  */
 
 import { equals } from "@std/bytes";
-import { BUSY, encodeReply, HELLO_LENGTH, NO_TOKEN } from "../../_resume_frame.ts";
+import { BUSY, encodeReply, HELLO_LENGTH, NO_TOKEN, REPLY_LENGTH, TOKEN_LENGTH } from "../../_resume_frame.ts";
 import type { Address, Connection, Listener } from "../../mod.ts";
 import { resumable, type ResumableConnection, resumableListener } from "../../resume.ts";
 import type { CarrierFault, CarriersPlan } from "./carriers_plan.ts";
@@ -26,6 +26,8 @@ export interface CarrierWorld {
   fault(kind: string): void;
 }
 
+// Position of the token in a reply.
+const TOKEN_AT = 9;
 const SIDES = ["client", "server"] as const;
 // One in this number of writes returns 0, as the interface of a connection allows.
 const EMPTY_WRITES = 40;
@@ -133,6 +135,8 @@ class Carrier {
   readonly #world: CarrierWorld;
   readonly #fault: CarrierFault | undefined;
   readonly #n: number;
+  // The bytes of the reply to the hello so far.
+  readonly #reply: number[] = [];
   #isBroken = false;
 
   constructor(world: CarrierWorld, n: number, fault: CarrierFault | undefined) {
@@ -155,6 +159,11 @@ class Carrier {
     return SIDES.some((side) => this.#pipes[side].isHeldUp && !this.ends[side].isClosed);
   }
 
+  /** The token of the reply, as text. */
+  get token(): string {
+    return this.#reply.slice(TOKEN_AT, TOKEN_AT + TOKEN_LENGTH).join();
+  }
+
   /** Loses the bytes of both directions from now on. */
   hang(): void {
     for (const side of SIDES) this.#pipes[side].stall();
@@ -167,6 +176,7 @@ class Carrier {
     let sent = 0;
     const watch: Watch = {
       sent: (bytes) => {
+        if (side === "server" && sent < REPLY_LENGTH) this.#reply.push(...bytes.subarray(0, REPLY_LENGTH - sent));
         sent += bytes.length;
         if (fault !== undefined && fault.side === side && sent > fault.at) this.#break(fault, true);
         return bytes;
@@ -406,10 +416,10 @@ export class Carriers {
   readonly #incoming = new Incoming();
   readonly #carriers: Carrier[] = [];
   readonly #faults: CarrierFault[];
-  // Accepted connections by the number of their first carrier, and the number of the client's first one.
-  readonly #accepted = new Map<number, ResumableConnection>();
+  readonly #accepted: ResumableConnection[] = [];
   readonly #partner = Promise.withResolvers<ResumableConnection>();
-  #first: number | undefined;
+  // The token of the client.
+  #token: string | undefined;
   #hasOutage = false;
 
   constructor(world: CarrierWorld) {
@@ -420,7 +430,14 @@ export class Carriers {
     const { silence, resumeTimeout, maxUnacknowledged } = carriers;
     const options = { silence, resumeTimeout, maxUnacknowledged };
     const changed = (side: string) => (state: string, reason: unknown) => trace(`${side} is ${state}: ${reason}`);
-    this.#listener = resumableListener(this.#incoming, { ...options, onChange: changed("server") });
+    const noteServer = changed("server");
+    this.#listener = resumableListener(this.#incoming, {
+      ...options,
+      onChange: (state, reason) => {
+        noteServer(state, reason);
+        if (state === "connected") this.#match();
+      },
+    });
     this.#acceptAll();
     const note = changed("client");
     this.#client = resumable(() => this.#dial(), {
@@ -429,7 +446,7 @@ export class Carriers {
         note(state, reason);
         if (state === "connected") this.#connected();
         // A server's session that has never had a peer must not wait.
-        if (state === "ended" && this.#first === undefined) {
+        if (state === "ended" && this.#token === undefined) {
           this.#partner.reject(broken("ConnectionReset", "No client"));
         }
       },
@@ -475,7 +492,7 @@ export class Carriers {
   /** Closes the listener, after the end of the sessions. */
   end(): void {
     this.#listener.close();
-    for (const connection of this.#accepted.values()) connection.close();
+    for (const connection of this.#accepted) connection.close();
     this.#client.close();
   }
 
@@ -525,10 +542,8 @@ export class Carriers {
           connection.close();
           continue;
         }
-        const address = connection.remoteAddr as { port: number } | undefined;
-        if (address === undefined) return this.#world.fail("A connection was accepted without a carrier");
-        this.#world.trace(`accepted on carrier ${address.port}`);
-        this.#accepted.set(address.port, connection);
+        this.#world.trace("accepted");
+        this.#accepted.push(connection);
         this.#match();
       }
     } catch {
@@ -536,17 +551,23 @@ export class Carriers {
     }
   }
 
+  #tokenOf(connection: ResumableConnection): string | undefined {
+    const address = connection.remoteAddr as { port: number } | undefined;
+    return address && this.#carriers[address.port]!.token;
+  }
+
   #connected(): void {
-    this.#first ??= (this.#client.remoteAddr as { port: number }).port;
+    this.#token ??= this.#tokenOf(this.#client);
     this.#match();
   }
 
   // A client that has not received the reply dials as a new one: all but one of the accepted connections have no peer.
   #match(): void {
-    if (this.#first === undefined) return;
-    for (const [n, connection] of this.#accepted) {
-      if (n === this.#first) this.#partner.resolve(connection);
-      else connection.close();
+    if (this.#token === undefined) return;
+    for (const connection of this.#accepted) {
+      const token = this.#tokenOf(connection);
+      if (token === this.#token) this.#partner.resolve(connection);
+      else if (token !== undefined) connection.close();
     }
   }
 }
