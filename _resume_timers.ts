@@ -147,8 +147,9 @@ export class ResumeTimers {
     if ((now >= this.#heardAt + half && !this.#hasProbed) || now >= this.#sentAt + half) {
       this.#hasProbed = true;
       this.#sentAt = now;
-      host.probe();
+      // Before the probe is written: memory is not freed during a write.
       host.trim();
+      host.probe();
     }
     this.#schedule();
   };

@@ -21,8 +21,10 @@ import {
   ManualClock,
   type MemoryConnection,
   memoryPair,
+  MiB,
   pattern,
   readExactly,
+  readSome,
   state,
   turn,
   writeAll,
@@ -322,4 +324,28 @@ Deno.test("a write that waits for room receives acknowledgements although the ap
   await writeAll(far, encodeAcknowledgement(65_536));
   assertEquals(await writing, 10);
   client.close();
+});
+
+Deno.test("a resumable connection frees the memory of its replay buffer when it is idle", async () => {
+  using time = new ManualClock();
+  const [near, far] = memoryPair(MiB);
+  const written = new Set<ArrayBufferLike>();
+  const client = resumable(() =>
+    Promise.resolve({
+      read: (p: Uint8Array) => near.read(p),
+      write: (p: Uint8Array) => {
+        written.add(p.buffer);
+        return near.write(p);
+      },
+      close: () => near.close(),
+    }), { silence: 1000 });
+  await answer(far, ACCEPTED);
+  await Promise.all([writeAll(client, pattern(300_000)), readSome(far, 300_000)]);
+  const reading = client.read(new Uint8Array(1));
+  await writeAll(far, encodeAcknowledgement(300_000));
+  await time.advance(600);
+  const large = [...written].filter(({ byteLength }) => byteLength > 1000);
+  assertEquals(large, []);
+  client.close();
+  await assertRejects(() => reading);
 });
