@@ -486,7 +486,7 @@ export const MUTANTS: Mutant[] = [
     name: "a lost carrier looks like the end of writing",
     file: "_resume_core.ts",
     from: 'if (count === null) throw new ResumptionError("The connection below has ended");',
-    to: "if (count === null) this.#isEndedByPeer = true;",
+    to: "if (count === null) this.#isEndedByPeer = true;\n        if (count === null) return 0;",
     isOfCarriers: true,
   },
   {

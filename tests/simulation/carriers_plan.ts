@@ -53,6 +53,8 @@ export interface CarriersPlan {
   readonly faults: CarrierFault[];
   /** When the network fails as a whole, in milliseconds after the start, and for how long. */
   readonly outage: { readonly after: number; readonly milliseconds: number; readonly hangs: boolean } | undefined;
+  /** Whether both ends exchange bytes without sessions. */
+  readonly isBytes: boolean;
   /** Most milliseconds from the close of a carrier until its pending operations settle. */
   readonly mostLinger: number;
 }
@@ -92,6 +94,7 @@ export function planCarriers(random: Random, mostBytes: number, timeout: number)
     outage: random.oneIn(4)
       ? { after: random.skewed(3000), milliseconds: random.skewed(80_000), hangs: random.oneIn(2) }
       : undefined,
+    isBytes: random.oneIn(4),
     mostLinger: random.pick([0, 0, 20, 500]),
   };
 }
