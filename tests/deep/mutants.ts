@@ -8,11 +8,11 @@
 
 import { cp } from "node:fs/promises";
 import { makeFolder } from "../programs.ts";
-import { anyText, integer, parse } from "./shared/options.ts";
+import { anyText, flag, integer, parse } from "./shared/options.ts";
 
 /** One line for the list of long tests. */
 export const description =
-  "Plants known bugs in a copy and expects a test to fail for each: [--seeds 4000] [--only WORDS OF NAME OR FILE]";
+  "Plants known bugs in a copy and expects a test to fail for each: [--seeds 4000] [--only WORDS OF NAME] [--carriers]";
 
 /** A known bug, as a replacement in a source file. */
 export interface Mutant {
@@ -1045,8 +1045,8 @@ const LIMIT = 5 * 60_000;
 
 /** Runs the tests for each bug; rejects if a bug is not found. */
 export async function run(args: string[]): Promise<void> {
-  const { seeds, only = "" } = parse(args, { seeds: integer(4000, 1), only: anyText });
-  const mutants = MUTANTS.filter(({ name, file }) => `${name} ${file}`.includes(only));
+  const { seeds, only = "", carriers } = parse(args, { seeds: integer(4000, 1), only: anyText, carriers: flag });
+  const mutants = MUTANTS.filter(({ name, isOfCarriers }) => name.includes(only) && (isOfCarriers || !carriers));
   await using folder = await makeFolder("mutants");
   const copy = folder.path;
   await copyRepository(copy);
