@@ -511,6 +511,13 @@ export const MUTANTS: Mutant[] = [
     isOfCarriers: true,
   },
   {
+    name: "a session counts the time of several carriers that hang one after the other",
+    file: "_deadlines.ts",
+    from: "    if (isResumed) {\n",
+    to: "    if (host.resumptions < 0) {\n",
+    tests: ["rules_liveness_test.ts"],
+  },
+  {
     name: "a write that waits for an acknowledgement sleeps on after a resumption",
     file: "_resume_core.ts",
     from: "    this.timers.attached();\n    this.#changed.notifyAll();\n",

@@ -336,6 +336,10 @@ class Checked implements Connection {
     return this.#known?.isSuspended ?? true;
   }
 
+  get resumptions(): number {
+    return this.#known?.resumptions ?? 0;
+  }
+
   async read(p: Uint8Array): Promise<number | null> {
     const inner = await this.#inner;
     this.#in.asked();
