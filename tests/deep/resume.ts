@@ -319,7 +319,7 @@ async function flood(count: number): Promise<void> {
       const address = Math.floor(n / HELLOS_PER_ADDRESS);
       const hostname = `127.1.${address >> 8 & 255}.${1 + address % 255}`;
       (await greet(port, hostname)).close();
-      if (hellos % Math.ceil(count / 10) === 0) memory.push(resident());
+      if ((n + 1) % Math.ceil(count / 10) === 0) memory.push(resident());
     }
   }));
   isOver = true;
