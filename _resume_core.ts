@@ -89,8 +89,6 @@ class Carrier {
 
 /** The bytes of one connection, and its present carrier. */
 export class ResumeCore implements RecordSink, ResumeTimersHost {
-  /** Resolves when the connection has ended in order; rejects with the error of any other end. */
-  readonly closed: Promise<void>;
   /** The error of the last carrier, or of the last attempt to connect; `undefined` while connected. */
   lastError: unknown;
   /** Number of carriers so far. */
@@ -100,9 +98,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   readonly timers: ResumeTimers;
   readonly #onChange: (state: ResumeState, reason: unknown) => void;
   readonly #replay: ReplayBuffer;
-  readonly #ended = deferred<void>();
-  // Notified of each change that a call may wait for.
-  readonly #changed = new Gate();
+  // Created when it is asked for.
+  #ended: PromiseWithResolvers<void> | undefined;
+  // Notified of each change that a call may wait for. Created for the first wait.
+  #changed: Gate | undefined;
   #state: ResumeState = "suspended";
   #failure: { error: unknown } | undefined;
   #carrier: Carrier | undefined;
@@ -126,8 +125,6 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   constructor(settings: ResumeSettings, onChange: (state: ResumeState, reason: unknown) => void) {
     this.#onChange = onChange;
     this.#replay = new ReplayBuffer(settings.maxUnacknowledged);
-    this.closed = this.#ended.promise;
-    this.closed.catch(() => {});
     this.timers = new ResumeTimers(settings, this);
     this.timers.suspended();
   }
@@ -135,6 +132,16 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   /** The state. */
   get state(): ResumeState {
     return this.#state;
+  }
+
+  /** Resolves when the connection has ended in order; rejects with the error of any other end. */
+  get closed(): Promise<void> {
+    if (this.#ended === undefined) {
+      this.#ended = deferred();
+      this.#ended.promise.catch(() => {});
+      if (this.hasEnded) this.#settle();
+    }
+    return this.#ended.promise;
   }
 
   /** Whether the connection was closed, or gave up. */
@@ -183,7 +190,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#state = "connected";
     this.lastError = undefined;
     this.timers.attached();
-    this.#changed.notifyAll();
+    this.#changed?.notifyAll();
+    this.#changed = undefined;
     this.#onChange("connected", undefined);
     this.#send();
   }
@@ -204,7 +212,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (this.#state === "suspended") return;
     this.#state = "suspended";
     this.timers.suspended();
-    this.#changed.notifyAll();
+    this.#changed?.notifyAll();
     this.#onChange("suspended", error);
   }
 
@@ -222,10 +230,14 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#failure = failure;
     this.timers.end();
     this.detach();
-    this.#changed.notifyAll();
-    if (failure === undefined) this.#ended.resolve();
-    else this.#ended.reject(failure.error);
+    this.#changed?.notifyAll();
+    this.#settle();
     this.#onChange("ended", failure?.error);
+  }
+
+  #settle(): void {
+    if (this.#failure === undefined) this.#ended?.resolve();
+    else this.#ended?.reject(this.#failure.error);
   }
 
   // Reading.
@@ -239,7 +251,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       if (count === 0 && this.#isEndedByPeer) return null;
       if (count === 0 && this.#isReading) {
         this.#waitingReads++;
-        await this.#changed.wait();
+        await this.#change();
         this.#waitingReads--;
         continue;
       }
@@ -277,7 +289,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     const carrier = this.#carrier;
     if (carrier === undefined) {
       if (this.hasEnded) throw this.#failure?.error ?? closedError("read from");
-      await this.#changed.wait();
+      await this.#change();
       return 0;
     }
     this.#isReading = true;
@@ -301,7 +313,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       this.#lose(carrier, error);
     }
     this.#isReading = false;
-    if (this.#waitingReads > 0) this.#changed.notifyAll();
+    if (this.#waitingReads > 0) this.#changed?.notifyAll();
     // If the application does not read again, the acknowledgement for which it waits must be received.
     else if (ahead === undefined && this.#needsAcknowledgement) clock.pass(() => void this.#readAhead());
     return payload;
@@ -325,7 +337,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (!this.#replay.acknowledge(count)) {
       throw new ProtocolError(this.#received, `an acknowledgement of at most ${this.#replay.sent} bytes`, `${count}`);
     }
-    this.#changed.notifyAll();
+    this.#changed?.notifyAll();
   }
 
   probed(): void {
@@ -356,7 +368,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       count = this.#replay.append(p);
       if (count > 0 || p.length === 0) return await this.#sent(count);
       this.#readAhead();
-      await this.#changed.wait();
+      await this.#change();
     }
   }
 
@@ -366,7 +378,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     await this.#send();
     while (this.#written < end) {
       this.#checkOpen("write to");
-      await this.#changed.wait();
+      await this.#change();
     }
     return count;
   }
@@ -381,8 +393,12 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     while (!this.#isEndAcknowledged) {
       this.#checkOpen("end");
       this.#readAhead();
-      await this.#changed.wait();
+      await this.#change();
     }
+  }
+
+  #change(): Promise<void> {
+    return (this.#changed ??= new Gate()).wait();
   }
 
   get #isEndAcknowledged(): boolean {
@@ -403,7 +419,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#phase = "closing";
     this.#held.clear();
     this.timers.close();
-    this.#changed.notifyAll();
+    this.#changed?.notifyAll();
     this.closeWrite().then(() => this.#close(), () => {});
   }
 
@@ -435,7 +451,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         if (bytes === CLOSE_RECORD) carrier.close();
         if (sent > this.#written) {
           this.#written = sent;
-          this.#changed.notifyAll();
+          this.#changed?.notifyAll();
         }
       }
     } catch (error) {

@@ -520,7 +520,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a write that waits for an acknowledgement sleeps on after a resumption",
     file: "_resume_core.ts",
-    from: "    this.timers.attached();\n    this.#changed.notifyAll();\n",
+    from: "    this.timers.attached();\n    this.#changed?.notifyAll();\n",
     to: "    this.timers.attached();\n",
     isOfCarriers: true,
   },
