@@ -29,6 +29,11 @@ import { closeQuietly, type Connection, ReadBuffer } from "./transport.ts";
 const MAX_UNREPORTED_BYTES = 256 * 1024;
 // Size of a read while the application does not read. Larger: more memory; smaller: more reads.
 const READ_AHEAD_BYTES = 16 * 1024;
+// Maximum payload of one record. Larger: fewer writes; smaller: a session sees the progress of a slow link earlier.
+const MAX_WRITE_BYTES = 64 * 1024;
+// Written bytes that may wait for the write of the carrier when `write` resolves. Larger: more is sent again after a
+// loss; smaller: the carrier waits for the next write.
+const MAX_WAITING_BYTES = 64 * 1024;
 // Milliseconds in which a closed connection sends its last record. Larger: a slow peer learns of it; smaller: a carrier
 // that hangs is closed earlier.
 const CLOSE_TIMEOUT_MS = 1000;
@@ -365,18 +370,18 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       // Also after a wait: nothing may follow the end of writing.
       if (this.#phase !== "open") throw closedError("write to");
       this.#checkOpen("write to");
-      count = this.#replay.append(p);
+      count = this.#replay.append(p.subarray(0, MAX_WRITE_BYTES));
       if (count > 0 || p.length === 0) return await this.#sent(count);
       this.#readAhead();
       await this.#change();
     }
   }
 
-  /** Waits until everything appended is written below, so that a slow carrier slows down the application. */
+  /** Waits until almost everything appended is written below, so that a slow carrier slows down the application. */
   async #sent(count: number): Promise<number> {
     const end = this.#replay.appended;
-    await this.#send();
-    while (this.#written < end) {
+    this.#send();
+    while (this.#written < end - (this.#carrier === undefined ? 0 : MAX_WAITING_BYTES)) {
       this.#checkOpen("write to");
       await this.#change();
     }
@@ -469,10 +474,6 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       const count = this.#received - this.#held.length;
       if (count > this.#reported) return encodeAcknowledgement(this.#reported = count);
     }
-    if (carrier.isCloseDue) {
-      carrier.isCloseDue = false;
-      return CLOSE_RECORD;
-    }
     if (carrier.isProbeReplyDue) {
       carrier.isProbeReplyDue = false;
       return PROBE_REPLY_RECORD;
@@ -481,7 +482,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       carrier.isProbeDue = false;
       return PROBE_RECORD;
     }
-    return this.#replay.next();
+    const bytes = this.#replay.next();
+    if (bytes !== undefined || !carrier.isCloseDue) return bytes;
+    carrier.isCloseDue = false;
+    return CLOSE_RECORD;
   }
 
   // Called by the timers.

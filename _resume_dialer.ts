@@ -66,7 +66,7 @@ export class ResumeDialer {
   readonly #dial: Dial;
   readonly #timeout: number;
   #token: Uint8Array | undefined;
-  // Ends the wait for the next attempt or for the loss of the carrier, or the attempt.
+  // Ends the attempt, or the wait for the next one.
   #proceed: (() => void) | undefined;
 
   /**
@@ -82,6 +82,7 @@ export class ResumeDialer {
     this.core = new ResumeCore(settings, (state, reason) => {
       this.#proceed?.();
       onChange(state, reason);
+      if (state === "suspended") this.#run();
     });
     this.#run();
   }
@@ -91,16 +92,13 @@ export class ResumeDialer {
     if (this.core.state === "suspended") this.#proceed?.();
   }
 
+  /** Dials until the connection has a carrier. */
   async #run(): Promise<void> {
     const { core } = this;
     let pause = MIN_PAUSE_MS;
     for (let n = 0; !core.hasEnded; n++) {
       try {
-        await this.#connect(n);
-        pause = MIN_PAUSE_MS;
-        n = -1;
-        while (core.state === "connected") await this.#wait(Infinity);
-        continue;
+        return await this.#connect(n);
       } catch (error) {
         if (core.hasEnded) return;
         if (error instanceof RetriedError) continue;
@@ -112,11 +110,11 @@ export class ResumeDialer {
     }
   }
 
-  /** Waits for a change of the state, for `retry`, or for some milliseconds. */
+  /** Waits for the end, for `retry`, or for some milliseconds. */
   async #wait(milliseconds: number): Promise<void> {
     const { promise, resolve } = deferred<void>();
     this.#proceed = resolve;
-    const timer = milliseconds === Infinity ? undefined : clock.setTimer(resolve, milliseconds);
+    const timer = clock.setTimer(resolve, milliseconds);
     await promise;
     clock.clearTimer(timer);
     this.#proceed = undefined;
@@ -139,10 +137,9 @@ export class ResumeDialer {
       this.#token = token;
       core.attach(connection, received);
     } catch (error) {
+      this.#proceed = undefined;
       attempt.giveUp(error);
       throw error;
-    } finally {
-      this.#proceed = undefined;
     }
   }
 

@@ -349,3 +349,19 @@ Deno.test("a resumable connection frees the memory of its replay buffer when it 
   client.close();
   await assertRejects(() => reading);
 });
+
+Deno.test("ResumableConnection.write() shows the progress of a slow carrier, and waits for all but the last 64 KiB", async () => {
+  using _clock = new ManualClock();
+  const { client, far } = await connect({}, 1000);
+  const sent = pattern(200_000);
+  assertEquals(await client.write(sent), 65_536);
+  const second = client.write(sent.subarray(65_536));
+  await turn();
+  assertEquals(await state(second), "pending");
+  await readExactly(far, 65_541);
+  assertEquals(await second, 65_536);
+  client.close();
+  // What was written is sent before the close.
+  const rest = await readExactly(far, 65_542);
+  assertEquals(rest, concat([record(sent.subarray(65_536, 131_072)), CLOSE]));
+});

@@ -449,8 +449,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a write resolves while suspended, and its bytes are dropped",
     file: "_resume_core.ts",
-    from: "      count = this.#replay.append(p);\n",
-    to: "      count = this.#carrier === undefined ? p.length : this.#replay.append(p);\n",
+    from: "      count = this.#replay.append(p.subarray(0, MAX_WRITE_BYTES));\n",
+    to: "      count = this.#carrier === undefined ? p.length : this.#replay.append(p.subarray(0, MAX_WRITE_BYTES));\n",
     isOfCarriers: true,
   },
   {
