@@ -435,7 +435,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "silence counts while the connection is suspended",
     file: "_deadlines.ts",
-    from: "if (host.isSuspended) this.#excuse(now - this.#tickedAt, now);\n    else if",
+    from: "if (host.isSuspended || isResumed) this.#excuse(now - this.#tickedAt, now);\n    else if",
     to: "if",
     tests: ["rules_liveness_test.ts"],
   },
