@@ -307,6 +307,10 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     return this.link.isSuspended;
   }
 
+  get resumptions(): number {
+    return this.link.resumptions;
+  }
+
   heard(now: number): void {
     this.deadlines.silence.since = now;
   }

@@ -22,6 +22,7 @@ const NO_ADDRESS = { transport: "tcp", hostname: "", port: 0 } as const;
 class FakeLink implements Link {
   readonly pushed = undefined;
   readonly isSuspended = false;
+  readonly resumptions = 0;
   /** A copy of the bytes of each write. */
   readonly writes: Uint8Array[] = [];
   readonly #pending: { settle: PromiseWithResolvers<number>; p: Uint8Array }[] = [];
