@@ -1,7 +1,7 @@
 /** Reverse ports of a tunnel's server, whose client has fallen silent. */
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { type Connection, Session, type Stream, type Version } from "../mod.ts";
+import { type Connection, Session, type Version } from "../mod.ts";
 import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { credentials } from "../tunnel/handshake.ts";
 import { PROBE_TIMEOUT } from "../tunnel/ports.ts";

@@ -188,7 +188,7 @@ Deno.test("openTunnel() rejects when the TLS handshake times out", async () => {
   using _delays = changeDelays((delay) => delay === HANDSHAKE_TIMEOUT ? 0 : delay);
   const listener = Deno.listen(LOOPBACK);
   const accepting = listener.accept();
-  const opening = openTunnel({ connect: at(listener.addr), tls: true, forward: [FREE] });
+  const opening = openTunnel({ connect: at(listener.addr), tls: true, resume: false, forward: [FREE] });
   const { message } = await assertRejects(() => opening, Error);
   assertMatch(message, new RegExp(`^Cannot connect to .*: handshake timed out after ${HANDSHAKE_TIMEOUT} ms$`));
   (await accepting).close();

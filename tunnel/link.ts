@@ -23,6 +23,9 @@ const MAX_PAUSE = 2000;
 // network; smaller: an attempt that began in an outage ends earlier after it.
 const CONNECT_TIMEOUT = 4000;
 
+// Milliseconds to send the last bytes of a session. Larger: tolerates a slower server; smaller: an earlier end.
+const CLOSE_TIMEOUT = 1000;
+
 /** What a link needs from its client. */
 export interface LinkHost {
   /** Called with each new session, before anything else uses it. */
@@ -129,6 +132,7 @@ export class Link {
     const { signal, serverAddr, reconnect = true } = this.#settings;
     while (this.#session !== undefined) {
       const reason = await this.#sessionEnd(this.#session);
+      await this.#closeCarrier(this.#carrier!, reason);
       this.#session = this.#carrier = this.#suspendedAt = undefined;
       const ended = performance.now();
       const lost = wrapError(`The connection to ${serverAddr} was lost`, reason ?? "closed by the server");
@@ -233,7 +237,7 @@ export class Link {
       if (!this.#isPlainReported) this.#activity.emit({ type: "unresumable", serverAddr });
       this.#isPlainReported = true;
     }
-    return { connection: await open(this.#stopping), retry() {} };
+    return { connection: await open(this.#stopping), retry() {}, closed: Promise.resolve(), abort() {} };
   }
 
   async #dial(signal: AbortSignal): Promise<Connection> {
@@ -245,6 +249,14 @@ export class Link {
       const isTls = error instanceof Error && error.cause instanceof Deno.errors.InvalidData;
       throw isTls ? new PermanentError(error.message, { cause: error }) : error;
     }
+  }
+
+  /** Waits until the last bytes of a session are sent, but not long, and not after an error. */
+  async #closeCarrier({ closed, abort }: Carrier, reason: unknown): Promise<void> {
+    if (reason !== undefined) return abort(reason);
+    const clear = setDeadline(() => abort(new Error("the server did not confirm the end")), CLOSE_TIMEOUT);
+    await closed.catch(() => {});
+    clear();
   }
 
   #suspended(error: unknown): void {

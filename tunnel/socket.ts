@@ -4,6 +4,7 @@
  * @module
  */
 
+import { setTimeout as delay } from "node:timers/promises";
 import type { Stream } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
 import { errorText, wrapError } from "./errors.ts";
@@ -20,9 +21,17 @@ export function reset(socket: Socket): void {
   else socket[Symbol.dispose]();
 }
 
-/** Returns a function that resets a connection and throws the error that it is called with. */
-export function resetting(socket: Socket): (error: unknown) => never {
-  return (error) => {
+// Milliseconds until a refused connection is reset. Larger: its peer has returned from connecting, also on a busy
+// machine; smaller: it learns of the refusal earlier.
+const REFUSAL_DELAY = 20;
+
+/**
+ * Returns a function that resets a connection and throws the error that it is called with. A reset that arrives while
+ * the peer still connects would look like a server that is not there, and programs that retry only that would loop.
+ */
+export function resetting(socket: Socket): (error: unknown) => Promise<never> {
+  return async (error) => {
+    await delay(REFUSAL_DELAY);
     reset(socket);
     throw error;
   };

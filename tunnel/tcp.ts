@@ -143,6 +143,8 @@ export class TcpListener {
     const { address, port } = server.address() as net.AddressInfo;
     this.addr = { transport: "tcp", hostname: address, port };
     server.on("connection", (socket) => {
+      // A connection may arrive while the server closes.
+      if (this.#isClosed) return void socket.destroy();
       this.#accepted.push(socket);
       this.#wake();
     });

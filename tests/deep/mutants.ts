@@ -988,7 +988,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a client of the tunnel does not listen again when the server is back",
     file: "tunnel/link.ts",
-    from: "    this.#host.available();\n",
+    from: "    await this.#host.available();\n",
     to: "",
     tests: ["tunnel_link_test.ts"],
   },
