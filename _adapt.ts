@@ -85,6 +85,10 @@ class ConnectionLink implements Link {
     return this.#connection.isSuspended ?? false;
   }
 
+  get resumptions(): number {
+    return this.#connection.resumptions ?? 0;
+  }
+
   get localAddr(): Address {
     return this.#connection.localAddr ?? NO_ADDRESS;
   }
@@ -147,6 +151,10 @@ class ChunkLink implements Link {
 
   get isSuspended(): boolean {
     return this.#connection.isSuspended ?? false;
+  }
+
+  get resumptions(): number {
+    return this.#connection.resumptions ?? 0;
   }
 
   get localAddr(): Address {
@@ -212,6 +220,7 @@ class StreamsLink implements Link {
   readonly remoteAddr = NO_ADDRESS;
   readonly pushed = undefined;
   readonly isSuspended = false;
+  readonly resumptions = 0;
 
   constructor(transport: Streams) {
     this.#reader = transport.readable.getReader();

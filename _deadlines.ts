@@ -59,6 +59,8 @@ export interface DeadlineHost {
   readonly silentSince: number;
   /** Whether the transport waits for another connection below. */
   readonly isSuspended: boolean;
+  /** How often the connection below was replaced. */
+  readonly resumptions: number;
   /** Whether everything was sent, and the session waits for the peer's end. */
   readonly isLingering: boolean;
   /** Total bytes read from the transport. */
@@ -91,6 +93,7 @@ export class Deadlines {
   #timer: Timer | undefined;
   #timerAt = Infinity;
   #tickedAt = clock.now();
+  #resumptions = 0;
   #isRef = true;
   #ended = false;
 
@@ -174,8 +177,15 @@ export class Deadlines {
     // The bytes of a pending write are a sign of life, and a keepalive could not overtake them.
     if (now >= writer.begunAt + this.#keepAliveInterval && writer.stalledSince === undefined) host.keepAlive();
     if (writer.isLarge && now >= writer.begunAt + TRIM_DELAY_MS) writer.trim();
+    const isResumed = host.resumptions !== this.#resumptions;
+    this.#resumptions = host.resumptions;
+    // A resumption is a sign of life, also if the carriers before it have hung, one after the other.
+    if (isResumed) {
+      this.silence.since = now;
+      writer.excuse(Infinity, now);
+    }
     // Without a connection below, the whole time since the last tick does not count.
-    if (host.isSuspended) this.#excuse(now - this.#tickedAt, now);
+    if (host.isSuspended || isResumed) this.#excuse(now - this.#tickedAt, now);
     else if (late > TIMER_LAG_MS) this.#excuse(late, now);
     this.#tickedAt = now;
     if (now >= this.#silenceAt) return host.silenceExpired();

@@ -21,7 +21,7 @@ export const FLOOD_BUDGET = 8192;
 export const REFUSAL_COST = 128;
 const BYTES_PER_COST = 8192;
 /**
- * Cost of a stream that the peer opened and ended without data. Larger: slows down peers with many short streams;
+ * Cost of a stream that the peer opened and ended without data, or aborted. Larger: slows down peers with many short streams;
  * smaller: less time for the acceptors, so that more of such streams are refused.
  */
 export const EMPTY_STREAM_COST = 64;
@@ -59,6 +59,11 @@ export class FloodGuard {
 
   /** Counts a stream that the peer opened and ended without data. */
   emptyStream(): void {
+    this.#cost += EMPTY_STREAM_COST;
+  }
+
+  /** Counts a stream that the peer aborted: its handler may go on for some time, although it left the table. */
+  abortedStream(): void {
     this.#cost += EMPTY_STREAM_COST;
   }
 

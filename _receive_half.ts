@@ -30,7 +30,7 @@ export interface ReceiveHost {
   /** Position of the frame that is being received, for errors. */
   readonly frameOffset: number;
   /** Creates the error of an operation, after the stream has failed. */
-  readonly failure: (() => Error) | undefined;
+  readonly failure: (() => unknown) | undefined;
   /** Queues a UPD. */
   queueUpdate(): void;
   /** Cancels a queued UPD. */
@@ -62,7 +62,7 @@ const park = (resolve: Resolve): void => {
  * - `open`: received data is kept for readers;
  * - `discarding`: `readable` was cancelled; received data is dropped, and counts as read;
  * - `failed`: the session has ended; data received before stays readable;
- * - `cut`: the stream was cut and its unread data dropped; a FIN does not count as a clean end;
+ * - `cut`: the stream was aborted or cut and its unread data dropped; a FIN does not count as a clean end;
  * - `closed`: the stream was closed by `close()`.
  */
 type State = "open" | "discarding" | "failed" | "cut" | "closed";
@@ -127,7 +127,7 @@ export class ReceiveHalf {
   }
 
   /** The error of all further reads; `undefined` while bytes are unread, and after the peer's FIN. */
-  get error(): Error | undefined {
+  get error(): unknown {
     if (this.#state === "closed") return new StreamClosedError("Cannot read from a closed stream");
     return this.#hasEnded || this.unread > 0 ? undefined : this.#stream.failure?.();
   }

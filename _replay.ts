@@ -15,7 +15,7 @@ import { freeBuffer } from "./transport.ts";
 const SMALL_PAGE_BYTES = 2048;
 const LARGE_PAGE_BYTES = 256 * 1024;
 // Pages kept for reuse. Larger: more memory after a burst; smaller: more allocations.
-const MAX_SPARE_PAGES = 8;
+const MAX_SPARE_PAGES = 16;
 
 /** A record in a page. */
 interface Entry {

@@ -22,13 +22,21 @@ import {
   type RecordSink,
 } from "./_resume_frame.ts";
 import { ResumeTimers, type ResumeTimersHost } from "./_resume_timers.ts";
-import { clock } from "./_clock.ts";
+import { clock, type Timer } from "./_clock.ts";
 import { closeQuietly, type Connection, ReadBuffer } from "./transport.ts";
 
 // Received bytes after which an acknowledgement is sent. Larger: fewer records; smaller: the peer keeps less.
 const MAX_UNREPORTED_BYTES = 256 * 1024;
 // Size of a read while the application does not read. Larger: more memory; smaller: more reads.
 const READ_AHEAD_BYTES = 16 * 1024;
+// Maximum payload of one record. Larger: fewer writes; smaller: a session sees the progress of a slow link earlier.
+const MAX_WRITE_BYTES = 64 * 1024;
+// Written bytes that may wait for the write of the carrier when `write` resolves. Larger: more is sent again after a
+// loss; smaller: the carrier waits for the next write.
+const MAX_WAITING_BYTES = 64 * 1024;
+// Milliseconds in which a closed connection sends its last record. Larger: a slow peer learns of it; smaller: a carrier
+// that hangs is closed earlier.
+const CLOSE_TIMEOUT_MS = 1000;
 
 /**
  * State of a resumable connection:
@@ -67,17 +75,25 @@ class Carrier {
   isAcknowledgementDue = false;
   isProbeDue = false;
   isProbeReplyDue = false;
+  isCloseDue = false;
+  isOpen = true;
+  /** Closes a carrier whose last record is not sent in time. */
+  closing: Timer | undefined;
 
   constructor(connection: Connection, sink: RecordSink, hasEnded: boolean) {
     this.connection = connection;
     this.decoder = new RecordDecoder(sink, hasEnded);
   }
+
+  close(): void {
+    this.isOpen = false;
+    clock.clearTimer(this.closing);
+    closeQuietly(this.connection);
+  }
 }
 
 /** The bytes of one connection, and its present carrier. */
 export class ResumeCore implements RecordSink, ResumeTimersHost {
-  /** Resolves when the connection has ended in order; rejects with the error of any other end. */
-  readonly closed: Promise<void>;
   /** The error of the last carrier, or of the last attempt to connect; `undefined` while connected. */
   lastError: unknown;
   /** Number of carriers so far. */
@@ -87,9 +103,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   readonly timers: ResumeTimers;
   readonly #onChange: (state: ResumeState, reason: unknown) => void;
   readonly #replay: ReplayBuffer;
-  readonly #ended = deferred<void>();
-  // Notified of each change that a call may wait for.
-  readonly #changed = new Gate();
+  // Created when it is asked for.
+  #ended: PromiseWithResolvers<void> | undefined;
+  // Notified of each change that a call may wait for. Created for the first wait.
+  #changed: Gate | undefined;
   #state: ResumeState = "suspended";
   #failure: { error: unknown } | undefined;
   #carrier: Carrier | undefined;
@@ -98,7 +115,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   #reported = 0;
   #written = 0;
   #isEndedByPeer = false;
-  #isEnding = false;
+  // Whether this end of writing was written, or the connection is to be closed when the peer has received it.
+  #phase: "open" | "ending" | "closing" = "open";
   // Bytes received while the application did not read.
   readonly #held = new ChunkQueue();
   // The lock of reading, and the number of reads that wait for it.
@@ -112,8 +130,6 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   constructor(settings: ResumeSettings, onChange: (state: ResumeState, reason: unknown) => void) {
     this.#onChange = onChange;
     this.#replay = new ReplayBuffer(settings.maxUnacknowledged);
-    this.closed = this.#ended.promise;
-    this.closed.catch(() => {});
     this.timers = new ResumeTimers(settings, this);
     this.timers.suspended();
   }
@@ -121,6 +137,16 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   /** The state. */
   get state(): ResumeState {
     return this.#state;
+  }
+
+  /** Resolves when the connection has ended in order; rejects with the error of any other end. */
+  get closed(): Promise<void> {
+    if (this.#ended === undefined) {
+      this.#ended = deferred();
+      this.#ended.promise.catch(() => {});
+      if (this.hasEnded) this.#settle();
+    }
+    return this.#ended.promise;
   }
 
   /** Whether the connection was closed, or gave up. */
@@ -131,6 +157,11 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   /** Number of bytes received, plus 1 after the peer's end of writing: the count of a hello. */
   get received(): number {
     return this.#received;
+  }
+
+  /** Count of the bytes that the peer has acknowledged. */
+  get confirmed(): number {
+    return this.#replay.acknowledged;
   }
 
   /** The carrier; `undefined` while suspended. */
@@ -164,7 +195,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#state = "connected";
     this.lastError = undefined;
     this.timers.attached();
-    this.#changed.notifyAll();
+    this.#changed?.notifyAll();
+    this.#changed = undefined;
     this.#onChange("connected", undefined);
     this.#send();
   }
@@ -173,7 +205,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   detach(): void {
     const carrier = this.#carrier;
     this.#carrier = undefined;
-    if (carrier !== undefined) closeQuietly(carrier.connection);
+    carrier?.close();
   }
 
   /** Suspends the connection, because its carrier is lost. */
@@ -185,7 +217,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (this.#state === "suspended") return;
     this.#state = "suspended";
     this.timers.suspended();
-    this.#changed.notifyAll();
+    this.#changed?.notifyAll();
     this.#onChange("suspended", error);
   }
 
@@ -203,22 +235,28 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#failure = failure;
     this.timers.end();
     this.detach();
-    this.#changed.notifyAll();
-    if (failure === undefined) this.#ended.resolve();
-    else this.#ended.reject(failure.error);
+    this.#changed?.notifyAll();
+    this.#settle();
     this.#onChange("ended", failure?.error);
+  }
+
+  #settle(): void {
+    if (this.#failure === undefined) this.#ended?.resolve();
+    else this.#ended?.reject(this.#failure.error);
   }
 
   // Reading.
 
   /** Implements `Connection.read`. */
   async read(p: Uint8Array): Promise<number | null> {
+    if (p.length === 0) return 0;
     for (let count = 0;;) {
+      if (this.#phase === "closing") throw closedError("read from");
       count = this.#held.read(p);
       if (count === 0 && this.#isEndedByPeer) return null;
       if (count === 0 && this.#isReading) {
         this.#waitingReads++;
-        await this.#changed.wait();
+        await this.#change();
         this.#waitingReads--;
         continue;
       }
@@ -256,7 +294,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     const carrier = this.#carrier;
     if (carrier === undefined) {
       if (this.hasEnded) throw this.#failure?.error ?? closedError("read from");
-      await this.#changed.wait();
+      await this.#change();
       return 0;
     }
     this.#isReading = true;
@@ -273,20 +311,28 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         this.#received += payload;
         // Before the lock is released, so that no later bytes overtake these.
         if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);
+        if (this.#phase === "closing") this.#held.clear();
         this.#send();
       }
     } catch (error) {
       this.#lose(carrier, error);
     }
     this.#isReading = false;
-    if (this.#waitingReads > 0) this.#changed.notifyAll();
+    if (this.#waitingReads > 0) this.#changed?.notifyAll();
+    // If the application does not read again, the acknowledgement for which it waits must be received.
+    else if (ahead === undefined && this.#needsAcknowledgement) clock.pass(() => void this.#readAhead());
     return payload;
+  }
+
+  get #needsAcknowledgement(): boolean {
+    return this.#replay.room <= 0 || (this.#phase !== "open" && !this.#isEndAcknowledged);
   }
 
   /** Acknowledges what the application has read, at once or after a delay. */
   #report(): void {
     const unreported = this.#received - this.#held.length - this.#reported;
-    if (unreported >= MAX_UNREPORTED_BYTES) this.acknowledge();
+    // A peer with the same options must not have to wait for the delay.
+    if (unreported >= Math.min(MAX_UNREPORTED_BYTES, this.#replay.capacity / 2)) this.acknowledge();
     else if (unreported > 0 && this.#carrier !== undefined) this.timers.acknowledgeLater();
   }
 
@@ -296,7 +342,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (!this.#replay.acknowledge(count)) {
       throw new ProtocolError(this.#received, `an acknowledgement of at most ${this.#replay.sent} bytes`, `${count}`);
     }
-    this.#changed.notifyAll();
+    this.#changed?.notifyAll();
   }
 
   probed(): void {
@@ -310,7 +356,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   }
 
   closedByPeer(): void {
-    if (this.#isEndedByPeer && (this.#isEndAcknowledged || !this.#isEnding)) return this.end();
+    if (this.#isEndedByPeer && (this.#isEndAcknowledged || this.#phase === "open")) return this.end();
     const error = new Error("The peer has closed the connection");
     error.name = "ConnectionReset";
     this.end({ error });
@@ -322,61 +368,78 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   async write(p: Uint8Array): Promise<number> {
     for (let count = 0;;) {
       // Also after a wait: nothing may follow the end of writing.
-      if (this.#isEnding) throw closedError("write to");
+      if (this.#phase !== "open") throw closedError("write to");
       this.#checkOpen("write to");
-      count = this.#replay.append(p);
+      count = this.#replay.append(p.subarray(0, MAX_WRITE_BYTES));
       if (count > 0 || p.length === 0) return await this.#sent(count);
       this.#readAhead();
-      await this.#changed.wait();
+      await this.#change();
     }
   }
 
-  /** Waits until everything appended is written below, so that a slow carrier slows down the application. */
+  /** Waits until almost everything appended is written below, so that a slow carrier slows down the application. */
   async #sent(count: number): Promise<number> {
     const end = this.#replay.appended;
-    await this.#send();
-    while (this.#written < end) {
+    this.#send();
+    while (this.#written < end - (this.#carrier === undefined ? 0 : MAX_WAITING_BYTES)) {
       this.#checkOpen("write to");
-      await this.#changed.wait();
+      await this.#change();
     }
     return count;
   }
 
   /** Implements `Connection.closeWrite`: resolves when the peer has received everything. */
   async closeWrite(): Promise<void> {
-    if (!this.#isEnding) {
-      this.#isEnding = true;
+    if (this.#phase === "open") {
+      this.#phase = "ending";
       this.#replay.appendEnd();
       this.#send();
     }
     while (!this.#isEndAcknowledged) {
       this.#checkOpen("end");
       this.#readAhead();
-      await this.#changed.wait();
+      await this.#change();
     }
   }
 
+  #change(): Promise<void> {
+    return (this.#changed ??= new Gate()).wait();
+  }
+
   get #isEndAcknowledged(): boolean {
-    return this.#isEnding && this.#replay.acknowledged === this.#replay.appended;
+    return this.#phase !== "open" && this.#replay.acknowledged === this.#replay.appended;
   }
 
   #checkOpen(action: string): void {
     if (this.hasEnded) throw this.#failure?.error ?? closedError(action);
   }
 
-  /** Implements `Connection.close`. */
+  /**
+   * Implements `Connection.close`. After `closeWrite` the connection goes on without its application until the peer has
+   * received everything, as a TCP connection does.
+   */
   close(): void {
-    const carrier = this.#carrier;
-    // A record cannot be cut by another one, so a carrier with a pending write is closed without that record.
-    if (carrier !== undefined && !carrier.isWriting) {
-      this.#carrier = undefined;
-      carrier.connection.write(CLOSE_RECORD).catch(() => {}).finally(() => closeQuietly(carrier.connection));
-    }
-    this.end();
+    if (this.hasEnded || this.#phase === "closing") return;
+    if (this.#phase === "open" || this.#isEndAcknowledged) return this.#close();
+    this.#phase = "closing";
+    this.#held.clear();
+    this.timers.close();
+    this.#changed?.notifyAll();
+    this.closeWrite().then(() => this.#close(), () => {});
   }
 
-  async #send(): Promise<void> {
+  #close(): void {
     const carrier = this.#carrier;
+    // It is closed when the last record is sent.
+    this.#carrier = undefined;
+    this.end();
+    if (carrier === undefined) return;
+    carrier.isCloseDue = true;
+    carrier.closing = clock.setTimer(() => carrier.close(), CLOSE_TIMEOUT_MS);
+    this.#send(carrier);
+  }
+
+  async #send(carrier = this.#carrier): Promise<void> {
     if (carrier === undefined || carrier.isWriting) return;
     carrier.isWriting = true;
     try {
@@ -384,25 +447,27 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         const { sent } = this.#replay;
         for (let at = 0; at < bytes.length;) {
           const count = await carrier.connection.write(at === 0 ? bytes : bytes.subarray(at));
-          if (carrier !== this.#carrier) return;
+          if (!carrier.isOpen) return;
           this.timers.sent();
           at += count;
           // A carrier that keeps returning 0 would block the event loop.
           if (count === 0) await new Promise<void>((resolve) => void clock.pass(resolve));
         }
+        if (bytes === CLOSE_RECORD) carrier.close();
         if (sent > this.#written) {
           this.#written = sent;
-          this.#changed.notifyAll();
+          this.#changed?.notifyAll();
         }
       }
     } catch (error) {
+      carrier.close();
       this.#lose(carrier, error);
     }
     carrier.isWriting = false;
   }
 
   #nextBytes(carrier: Carrier): Uint8Array | undefined {
-    if (carrier !== this.#carrier) return undefined;
+    if (!carrier.isOpen) return undefined;
     if (carrier.isAcknowledgementDue) {
       carrier.isAcknowledgementDue = false;
       this.timers.acknowledged();
@@ -417,7 +482,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       carrier.isProbeDue = false;
       return PROBE_RECORD;
     }
-    return this.#replay.next();
+    const bytes = this.#replay.next();
+    if (bytes !== undefined || !carrier.isCloseDue) return bytes;
+    carrier.isCloseDue = false;
+    return CLOSE_RECORD;
   }
 
   // Called by the timers.

@@ -28,6 +28,9 @@ const MIN_PAUSE_MS = 100;
 const MAX_PAUSE_MS = 5000;
 // Part of a pause that is random, so that clients of one server do not dial all at once.
 const JITTER = 0.5;
+// Milliseconds after which a dial is given up. Larger: a slow network still connects; smaller: a network that has
+// recovered is found earlier.
+const DIAL_TIMEOUT_MS = 10_000;
 
 /**
  * Opens a connection to the server, for {@linkcode resumable}.
@@ -62,9 +65,8 @@ export class ResumeDialer {
   readonly core: ResumeCore;
   readonly #dial: Dial;
   readonly #timeout: number;
-  readonly #stop = new AbortController();
   #token: Uint8Array | undefined;
-  // Ends the wait for the next attempt, or for the loss of the carrier.
+  // Ends the attempt, or the wait for the next one.
   #proceed: (() => void) | undefined;
 
   /**
@@ -78,9 +80,9 @@ export class ResumeDialer {
     this.#dial = dial;
     this.#timeout = settings.silence;
     this.core = new ResumeCore(settings, (state, reason) => {
-      if (state === "ended") this.#stop.abort(reason);
       this.#proceed?.();
       onChange(state, reason);
+      if (state === "suspended") this.#run();
     });
     this.#run();
   }
@@ -90,18 +92,16 @@ export class ResumeDialer {
     if (this.core.state === "suspended") this.#proceed?.();
   }
 
+  /** Dials until the connection has a carrier. */
   async #run(): Promise<void> {
     const { core } = this;
     let pause = MIN_PAUSE_MS;
     for (let n = 0; !core.hasEnded; n++) {
       try {
-        await this.#connect(n);
-        pause = MIN_PAUSE_MS;
-        n = -1;
-        while (core.state === "connected") await this.#wait(Infinity);
-        continue;
+        return await this.#connect(n);
       } catch (error) {
         if (core.hasEnded) return;
+        if (error instanceof RetriedError) continue;
         core.lastError = error;
         if (error instanceof ProtocolError || error instanceof RefusedError) return core.end({ error });
       }
@@ -110,44 +110,83 @@ export class ResumeDialer {
     }
   }
 
-  /** Waits for a change of the state, for `retry`, or for some milliseconds. */
+  /** Waits for the end, for `retry`, or for some milliseconds. */
   async #wait(milliseconds: number): Promise<void> {
     const { promise, resolve } = deferred<void>();
     this.#proceed = resolve;
-    const timer = milliseconds === Infinity ? undefined : clock.setTimer(resolve, milliseconds);
+    const timer = clock.setTimer(resolve, milliseconds);
     await promise;
     clock.clearTimer(timer);
     this.#proceed = undefined;
   }
 
+  /** Dials and greets. `#proceed` gives the attempt up. */
   async #connect(n: number): Promise<void> {
     const { core } = this;
-    const { signal } = this.#stop;
-    const connection = await this.#dial({ n, signal });
-    if (signal.aborted) return closeQuietly(connection);
-    // The timer closes the connection, so that the greeting fails.
-    let isLate = false;
-    const timer = clock.setTimer(() => {
-      isLate = true;
-      closeQuietly(connection);
-    }, this.#timeout);
+    const attempt = new Attempt();
+    const giveUp = () => attempt.giveUp(new RetriedError("Another attempt was wanted at once"));
+    this.#proceed = giveUp;
     try {
-      const { status, token, received } = await greet(connection, {
-        token: this.#token ?? NO_TOKEN,
-        received: core.received,
-      });
+      const dialling = this.#open(attempt, n);
+      const connection = await attempt.within(DIAL_TIMEOUT_MS, "The dial did not finish", dialling);
+      const greeting = greet(connection, { token: this.#token ?? NO_TOKEN, received: core.received });
+      const reply = await attempt.within(this.#timeout, "The server did not answer the hello", greeting);
+      const { status, token, received } = reply;
       if (status !== (this.#token === undefined ? ACCEPTED : RESUMED)) throw refusal(status, this.#token !== undefined);
+      this.#proceed = undefined;
       this.#token = token;
       core.attach(connection, received);
     } catch (error) {
-      closeQuietly(connection);
-      if (!isLate) throw error;
-      throw new DOMException(`The server did not answer the hello within ${this.#timeout} ms`, "TimeoutError");
+      this.#proceed = undefined;
+      attempt.giveUp(error);
+      throw error;
+    }
+  }
+
+  async #open(attempt: Attempt, n: number): Promise<Connection> {
+    const { signal } = attempt;
+    const connection = attempt.connection = await this.#dial({ n, signal });
+    if (signal.aborted) closeQuietly(connection);
+    return connection;
+  }
+}
+
+/** One dial and its hello. */
+class Attempt {
+  connection: Connection | undefined;
+  readonly #controller = new AbortController();
+  readonly #givenUp = deferred<never>();
+
+  constructor() {
+    this.#givenUp.promise.catch(() => {});
+  }
+
+  /** Aborts when the attempt is given up. */
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  /** Waits for a part of the attempt, for some milliseconds. */
+  async within<T>(milliseconds: number, message: string, part: Promise<T>): Promise<T> {
+    const expired = () => this.giveUp(new DOMException(`${message} within ${milliseconds} ms`, "TimeoutError"));
+    const timer = clock.setTimer(expired, milliseconds);
+    try {
+      return await Promise.race([part, this.#givenUp.promise]);
     } finally {
       clock.clearTimer(timer);
     }
   }
+
+  /** Ends the attempt with an error. A connection that is dialled later is closed, too. */
+  giveUp(error: unknown): void {
+    this.#controller.abort(error);
+    this.#givenUp.reject(error);
+    if (this.connection !== undefined) closeQuietly(this.connection);
+  }
 }
+
+/** An attempt was given up for the next one. */
+class RetriedError extends ResumptionError {}
 
 /** The server has refused for good. */
 class RefusedError extends ResumptionError {}

@@ -167,17 +167,23 @@ export class ResumeListener {
       return closeQuietly(connection);
     }
     const entry = this.#add();
-    try {
-      await reply(ACCEPTED, entry.token, 0);
+    const wrapped = this.#wrap(entry.core);
+    // The client may have received the reply although its write failed: the connection is then suspended.
+    const failure = await reply(ACCEPTED, entry.token, 0).then(() => undefined, (error) => ({ error }));
+    // A client that has lost this carrier may have resumed already.
+    if (entry.hellos > 0) {
+      closeQuietly(connection);
+    } else {
       entry.core.attach(connection, received);
-    } catch (error) {
-      return entry.core.end({ error });
+      if (failure !== undefined) entry.core.lose(failure.error);
     }
-    if (!this.#ready.trySend({ connection: this.#wrap(entry.core) })) entry.core.close();
+    if (!this.#ready.trySend({ connection: wrapped })) entry.core.close();
   }
 
   async #resume(entry: Entry, connection: Connection, received: number): Promise<void> {
     const { core, token } = entry;
+    // An attempt that the client has given up may arrive after the one that has continued.
+    if (received < core.confirmed) return closeQuietly(connection);
     const hello = ++entry.hellos;
     // Nothing may be received from the old carrier once its count is reported.
     core.detach();

@@ -21,7 +21,7 @@ export interface ResumeTimersHost {
   trim(): void;
   /** The carrier was silent for `silence`. */
   silenceExpired(): void;
-  /** The connection was suspended for `resumeTimeout`. */
+  /** The connection was suspended, or closed without an answer, for `resumeTimeout`. */
   suspensionExpired(): void;
 }
 
@@ -35,6 +35,7 @@ export class ResumeTimers {
   #heardAt = Infinity;
   #sentAt = Infinity;
   #suspendedAt = Infinity;
+  #closedAt = Infinity;
   #hasProbed = false;
   #timer: Timer | undefined;
   #timerAt = Infinity;
@@ -63,6 +64,12 @@ export class ResumeTimers {
   suspended(): void {
     this.#heardAt = this.#sentAt = this.#acknowledgeAt = Infinity;
     this.#suspendedAt = clock.now();
+    this.#schedule();
+  }
+
+  /** The application has closed the connection, which waits for its last acknowledgement. */
+  close(): void {
+    this.#closedAt = clock.now();
     this.#schedule();
   }
 
@@ -106,7 +113,8 @@ export class ResumeTimers {
     const half = this.#silence / 2;
     // The silence of a carrier that is not read is not known: look again later.
     const silenceAt = Math.max(this.#heardAt + (this.#hasProbed ? this.#silence : half), clock.now() + half / 4);
-    this.#arm(Math.min(this.#acknowledgeAt, silenceAt, this.#sentAt + half, this.#suspendedAt + this.#resumeTimeout));
+    const giveUpAt = Math.min(this.#suspendedAt, this.#closedAt) + this.#resumeTimeout;
+    this.#arm(Math.min(this.#acknowledgeAt, silenceAt, this.#sentAt + half, giveUpAt));
   }
 
   #arm(at: number): void {
@@ -127,16 +135,21 @@ export class ResumeTimers {
       this.#suspendedAt = excuse(this.#suspendedAt, late, now);
     }
     const host = this.#host;
-    if (now >= this.#suspendedAt + this.#resumeTimeout) return host.suspensionExpired();
-    if (now >= this.#acknowledgeAt) host.acknowledge();
+    if (now >= Math.min(this.#suspendedAt, this.#closedAt) + this.#resumeTimeout) return host.suspensionExpired();
+    if (now >= this.#acknowledgeAt) {
+      // It may have to wait for a pending write, or for the next carrier, and must not make the timer fire at once.
+      this.#acknowledgeAt = Infinity;
+      host.acknowledge();
+    }
     if (now >= this.#heardAt + this.#silence && this.#hasProbed && host.isListening) return host.silenceExpired();
     const half = this.#silence / 2;
     // A peer that is not read does not see the silence of this end, but must hear it.
     if ((now >= this.#heardAt + half && !this.#hasProbed) || now >= this.#sentAt + half) {
       this.#hasProbed = true;
       this.#sentAt = now;
-      host.probe();
+      // Before the probe is written: memory is not freed during a write.
       host.trim();
+      host.probe();
     }
     this.#schedule();
   };

@@ -14,8 +14,11 @@ import { StreamClosedError } from "./errors.ts";
 import { type Command, EMPTY_BYTES, ProtocolError, PSH, SYN } from "./frame.ts";
 import { SendWindow } from "./_window.ts";
 
-/** Creates the error of a failed stream. A write passes the number of its encoded bytes, also if it is 0. */
-export type Failure = (bytesWritten?: number) => Error;
+/**
+ * Creates the error of a failed stream, or returns the reason of its abort. A write passes the number of its encoded
+ * bytes, also if it is 0.
+ */
+export type Failure = (bytesWritten?: number) => unknown;
 
 /** Output for the frames of the half. */
 export interface FrameOutput {
@@ -43,6 +46,8 @@ export interface SendHost {
   readonly output: FrameOutput;
   /** Whether the stream was closed by `close()`. */
   readonly isClosed: boolean;
+  /** Whether the stream was aborted by `abort()`. */
+  readonly isAborted: boolean;
   /** Whether the peer's FIN has arrived. */
   readonly isEndedByPeer: boolean;
   /** Creates the error of an operation, after the stream has failed. */
@@ -132,9 +137,10 @@ export class SendHalf {
   }
 
   /** The error of all further writes; `undefined` while writing is possible, and after `closeWrite`. */
-  get error(): Error | undefined {
+  get error(): unknown {
     if (this.#stream.isClosed) return new StreamClosedError("Cannot write to a closed stream");
-    return this.#stream.failure?.() ?? this.#refusal?.();
+    const { failure } = this.#stream;
+    return failure !== undefined ? failure() : this.#refusal?.();
   }
 
   // Called by the session.
@@ -259,17 +265,22 @@ export class SendHalf {
   }
 
   /** Returns the error of a new write; `undefined` if writing is possible. */
-  #refuse(): Error | undefined {
+  #refuse(): unknown {
     const isClosing = this.#closing !== undefined && this.#refusal === undefined;
     return this.#makeError(0, isClosing || this.#stream.isClosed);
   }
 
   /** Returns the error of a write with `bytesWritten` encoded bytes; `undefined` if writing is possible. */
-  #makeError(bytesWritten: number, isClosed: boolean): Error | undefined {
+  #makeError(bytesWritten: number, isClosed: boolean): unknown {
+    const { failure, isAborted } = this.#stream;
+    // The reason of an abort belongs to the caller.
+    if (isAborted && !isClosed) return failure!();
     const error = isClosed
       ? new StreamClosedError("Cannot write to a closed stream")
-      : this.#stream.failure?.(bytesWritten) ?? this.#refusal?.();
-    return error && Object.assign(error, { bytesWritten });
+      : failure !== undefined
+      ? failure(bytesWritten)
+      : this.#refusal?.();
+    return error === undefined ? undefined : Object.assign(error as Error, { bytesWritten });
   }
 
   /** Returns the number of bytes for the next frame, 0 without credit. */

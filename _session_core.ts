@@ -12,6 +12,7 @@ import { deferred } from "./_deferred.ts";
 import { FloodGuard } from "./_flood.ts";
 import { Gate } from "./_gate.ts";
 import { FrameReader, type ReaderHost } from "./_reader.ts";
+import { ResetDetector } from "./_reset.ts";
 import { StalledStreams } from "./_stalled.ts";
 import { FrameWriter, type WriterHost } from "./_writer.ts";
 import { ChannelClosedError } from "./channel.ts";
@@ -66,6 +67,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   /** Id of the next stream that this end opens. */
   nextId: number;
   readonly #role: Role;
+  readonly #resets = new ResetDetector();
   #phase: Phase = "open";
   // The stream whose data is being decoded.
   #current: StreamCore | undefined;
@@ -145,16 +147,17 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
   }
 
   remove(stream: StreamCore): void {
-    if (!stream.isEndedByPeer) this.flood.expectLateData();
-    this.#forget(stream);
+    if (this.#forget(stream) && !stream.isEndedByPeer) this.flood.expectLateData();
   }
 
-  #forget(stream: StreamCore): void {
+  /** Returns `false` if the stream was not in the table. */
+  #forget(stream: StreamCore): boolean {
     // The id may already have been reused.
-    if (!this.streams.delete(stream)) return;
+    if (!this.streams.delete(stream)) return false;
     if (this.#isRemote(stream.id)) this.acceptor.remove();
     this.stalled?.leave(stream);
     if (this.streams.size === 0) this.#drained?.notifyOne();
+    return true;
   }
 
   // Opening.
@@ -227,7 +230,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
 
   fin(id: number): void {
     const stream = this.streams.get(id);
-    if (stream?.isEndedByPeer !== false) this.flood.uselessFrame();
+    if (stream === undefined || stream.isEndedByPeer || stream.failure !== undefined) this.flood.uselessFrame();
     else if (this.#isRemote(id) && !stream.receiving.hasData) this.flood.emptyStream();
     stream?.receiveFin();
   }
@@ -248,8 +251,10 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     if (isFirst) stream.notifyWaiters();
   }
 
-  nop(): void {
+  nop(id: number): void {
     this.flood.uselessFrame();
+    const aborted = this.#resets.nop(id, this.decoder.frames);
+    if (aborted !== undefined && this.streams.get(aborted)?.receiveReset()) this.flood.abortedStream();
   }
 
   upd(id: number, consumed: number, window: number): void {
@@ -300,6 +305,10 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
 
   get isSuspended(): boolean {
     return this.link.isSuspended;
+  }
+
+  get resumptions(): number {
+    return this.link.resumptions;
   }
 
   heard(now: number): void {

@@ -12,7 +12,8 @@ import { COALESCE_BYTES, Coalescer } from "./_coalesce.ts";
 import { MIN_BUFFER_BYTES, WriteBuffer } from "./_write_buffer.ts";
 import { bounded, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
 import { clock, excuse } from "./_clock.ts";
-import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, type Version } from "./frame.ts";
+import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP, type Version } from "./frame.ts";
+import { complement } from "./_reset.ts";
 import type { FrameTrace } from "./_trace.ts";
 import type { Link } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
@@ -63,12 +64,18 @@ export interface ControlSource {
   isUpdateDue: boolean;
   /** Whether a FIN is due. Reset by the writer. */
   isFinDue: boolean;
+  /** Whether the signal that aborts the stream is due, and a FIN if none was encoded. Reset by the writer. */
+  isResetDue: boolean;
+  /** Whether the FIN is encoded. */
+  readonly isFinEncoded: boolean;
   /** Bytes consumed for the UPD, modulo 2^32. */
   readonly consumed: number;
   /** Moves the limit of the window, and returns the window for the UPD. */
   advertise(): number;
   /** Called when the FIN is encoded. */
   finEncoded(): void;
+  /** Called when the signal that aborts the stream is encoded, and the FIN. */
+  resetEncoded(): void;
 }
 
 /** What the writer needs from its session. */
@@ -293,6 +300,19 @@ export class FrameWriter {
     this.#leaving.free();
   }
 
+  /** Encodes the signal that aborts a stream, and its FIN, also in the reserved room. Returns `false` without room. */
+  #tryReset(source: ControlSource): boolean {
+    if (this.#filling.length >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
+    const { id, isFinDue, isFinEncoded } = source;
+    // A FIN that was due before the abort ends complete data, so it comes first.
+    if (isFinDue) this.#encode(FIN, id, EMPTY_BYTES, 0, 0);
+    this.#encode(NOP, id, EMPTY_BYTES, 0, 0);
+    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);
+    if (!isFinDue && !isFinEncoded) this.#encode(FIN, id, EMPTY_BYTES, 0, 0);
+    this.#schedule();
+    return true;
+  }
+
   #encode(command: Command, id: number, bytes: Uint8Array, start: number, end: number): void {
     this.#filling.addFrame(this.version, command, id, bytes, start, end);
     this.#frames++;
@@ -398,7 +418,11 @@ export class FrameWriter {
       if (!this.tryUpdate(source.id, consumed, source.advertise())) return false;
       source.isUpdateDue = false;
     }
-    if (source.isFinDue) {
+    if (source.isResetDue) {
+      if (!this.#tryReset(source)) return false;
+      source.isResetDue = source.isFinDue = false;
+      source.resetEncoded();
+    } else if (source.isFinDue) {
       if (!this.tryControl(FIN, source.id)) return false;
       source.isFinDue = false;
       source.finEncoded();

@@ -37,7 +37,8 @@ export class SessionClosedError extends Error {
 }
 
 /**
- * Rejects an operation on a stream after its local `close()`, or a write after its local `closeWrite()`.
+ * Rejects an operation on a stream after its local `close()`, or `abort()` without a reason, or a write after its local
+ * `closeWrite()`.
  *
  * @example Writing after closeWrite()
  * ```ts
@@ -64,6 +65,43 @@ export class StreamClosedError extends Error {
   constructor(message: string) {
     super(message);
     this.name = "StreamClosedError";
+  }
+}
+
+/**
+ * Rejects an operation on a stream that the peer has aborted, by {@linkcode Stream.abort} or because an error ended it.
+ *
+ * Data received before stays readable. Only Sluice reports it: other peers of smux can only end a stream.
+ *
+ * @example Telling a failed answer from a complete one
+ * ```ts
+ * import { serve, Session, StreamResetError } from "@sluice/smux";
+ * import { assertRejects } from "@std/assert";
+ * import { toText } from "@std/streams";
+ *
+ * const listener = Deno.listen({ port: 0 });
+ * await using _server = serve(listener, async (stream) => {
+ *   await stream.write(new TextEncoder().encode("half of the ans"));
+ *   stream.abort(new Error("the disk failed"));
+ * });
+ *
+ * await using session = Session.client(await Deno.connect({ port: listener.addr.port }));
+ * const stream = await session.openStream();
+ * await assertRejects(() => toText(stream.readable), StreamResetError);
+ * ```
+ */
+export class StreamResetError extends Error {
+  /** Number of bytes of a rejected write that had been encoded. Absent on errors of other operations. */
+  declare bytesWritten?: number;
+
+  /**
+   * Creates the error.
+   *
+   * @param message What could not be done.
+   */
+  constructor(message: string) {
+    super(message);
+    this.name = "StreamResetError";
   }
 }
 

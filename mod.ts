@@ -38,8 +38,8 @@
  *   The package uses them itself; they are also exported alone, as `@sluice/smux/channel`.
  * - `@sluice/smux/websocket` has WebSockets as transports: for pages, for Deno Deploy, for any server.
  * - `@sluice/smux/tunnel` forwards ports over one connection, as `ssh -L`, `-R` and `-D` do: a command and functions.
- * - {@linkcode ProtocolError}, {@linkcode SessionClosedError}, {@linkcode StreamClosedError} and
- *   {@linkcode ChannelClosedError} are the errors.
+ * - {@linkcode ProtocolError}, {@linkcode SessionClosedError}, {@linkcode StreamClosedError},
+ *   {@linkcode StreamResetError} and {@linkcode ChannelClosedError} are the errors.
  *
  * smux does not encrypt: use TLS as the transport where the network is not trusted. The modules have no dependencies.
  *
@@ -68,7 +68,7 @@ export {
   type WaitOptions,
   WeakSender,
 } from "./channel.ts";
-export { SessionClosedError, StreamClosedError } from "./errors.ts";
+export { SessionClosedError, StreamClosedError, StreamResetError } from "./errors.ts";
 export { type CommandName, ProtocolError, type Version } from "./frame.ts";
 export type { FrameEvent } from "./_trace.ts";
 export type { ClientSessionOptions, ServerSessionOptions, SessionCloseOptions, SessionOptions } from "./options.ts";

@@ -126,8 +126,9 @@ export interface ResumableListenerOptions extends ResumeOptions {
 /**
  * A connection that survives the loss of the connection below it.
  *
- * `read` returns `null` only after the peer has ended writing. `write` resolves when the bytes are written below, and
- * waits while the connection is suspended. `closeWrite` resolves when the peer has received everything.
+ * `read` returns `null` only after the peer has ended writing. `write` writes up to 64 KiB; it resolves when at most
+ * that much waits to be written below, and waits while the connection is suspended. `closeWrite` resolves when the peer
+ * has received everything. `close` after it goes on until then, for `resumeTimeout` at most.
  *
  * @example The state of a connection
  * ```ts
@@ -295,6 +296,10 @@ class CoreConnection implements ResumableConnection {
   constructor(core: ResumeCore, retry = () => {}) {
     this.#core = core;
     this.retry = retry;
+    core.setup.set("address", ({ localAddr, remoteAddr }) => {
+      this.#localAddr = localAddr;
+      this.#remoteAddr = remoteAddr;
+    });
   }
 
   get state(): ResumeState {
@@ -314,11 +319,11 @@ class CoreConnection implements ResumableConnection {
   }
 
   get localAddr(): Address | undefined {
-    return this.#localAddr = this.#core.connection?.localAddr ?? this.#localAddr;
+    return this.#localAddr;
   }
 
   get remoteAddr(): Address | undefined {
-    return this.#remoteAddr = this.#core.connection?.remoteAddr ?? this.#remoteAddr;
+    return this.#remoteAddr;
   }
 
   read(p: Uint8Array): Promise<number | null> {

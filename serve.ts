@@ -475,7 +475,8 @@ const MAX_COPY_BYTES = 64 * 1024;
 
 /**
  * Copies between two connections in both directions until both have ended, and closes them. The end of one direction is
- * passed on while the other goes on.
+ * passed on while the other goes on. When one connection fails, so does the join: it closes both, and a
+ * {@linkcode Stream} by {@linkcode Stream.abort}, so that the failure does not look like an end to its peer.
  *
  * Two `pipeTo` calls do not do this: at its end, a pipe into the `writable` of a Deno connection closes both
  * directions, so a peer that ends its direction first does not receive the answer.
@@ -489,7 +490,8 @@ const MAX_COPY_BYTES = 64 * 1024;
  * @param b The second connection.
  * @param options A signal that aborts the join.
  * @returns The number of bytes copied in each direction.
- * @throws The first error of either connection, or the reason of the signal.
+ * @throws The first error of either connection, or the reason of the signal. {@linkcode StreamResetError}: the peer of
+ *   a stream has aborted it.
  *
  * @example Forwarding every stream to a local service
  * ```ts
@@ -559,6 +561,10 @@ async function joinConnections(
   try {
     Promise.all([there, back]).then(([sent, received]) => resolve({ sent, received }), () => {});
     return await promise;
+  } catch (error) {
+    // So that the peer of a stream does not take a part of the data for all of it.
+    for (const connection of [a, b]) if (connection instanceof Stream) connection.abort(error);
+    throw error;
   } finally {
     signal?.removeEventListener("abort", abort);
     for (const stop of stopWatching) stop();
@@ -567,7 +573,7 @@ async function joinConnections(
 }
 
 /** Calls `lost` when a stream fails. Other connections report a failure only to a read or a write. */
-function watch(connection: DuplexConnection, lost: (error: Error) => void): () => void {
+function watch(connection: DuplexConnection, lost: (error: unknown) => void): () => void {
   if (!(connection instanceof Stream)) return () => {};
   const core = coreOf(connection);
   return core.watch(() => {

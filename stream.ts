@@ -6,6 +6,7 @@
  */
 
 import { deferred } from "./_deferred.ts";
+import { StreamClosedError, StreamResetError } from "./errors.ts";
 import { ReceiveHalf, type ReceiveHost } from "./_receive_half.ts";
 import { type Failure, type FrameOutput, SendHalf, type SendHost } from "./_send_half.ts";
 import { makeReadable, makeWritable } from "./_web_streams.ts";
@@ -88,6 +89,8 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   isQueued = false;
   isUpdateDue = false;
   isFinDue = false;
+  isResetDue = false;
+  isAborted = false;
   /** Number of the session's last batch of finished reads with this stream; 0 after the stream reads again. */
   batch = 0;
   readonly #host: StreamHost;
@@ -96,6 +99,8 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   #isDone = false;
   // Creates the error of an operation, after the stream has failed.
   #failure: Failure | undefined;
+  // Whether that is because the peer has aborted the stream.
+  #isReset = false;
   #closed: PromiseWithResolvers<void> | undefined;
   // Created on first use.
   #watchers: Set<() => void> | undefined;
@@ -187,9 +192,18 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     return this.receiving.window.advertise();
   }
 
+  get isFinEncoded(): boolean {
+    return this.sending.isFinished;
+  }
+
   finEncoded(): void {
     this.sending.finish();
     if (this.isEndedByPeer || this.#isClosed || this.#failure !== undefined) this.#leave();
+  }
+
+  resetEncoded(): void {
+    this.sending.finish();
+    this.#leave();
   }
 
   // Called by the session.
@@ -223,6 +237,26 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   }
 
   /**
+   * Receives the signal that the peer has aborted the stream: received data stays readable, everything else rejects.
+   *
+   * The stream stays in the table, and counts against `maxStreams`, until the application has received an error or
+   * calls `close()`: otherwise a peer could open and abort streams faster than their handlers notice.
+   *
+   * @returns `false` if it has no effect.
+   */
+  receiveReset(): boolean {
+    if (this.#isClosed || this.#failure !== undefined) return false;
+    this.#isReset = true;
+    this.fail(() => {
+      this.#leave();
+      return new StreamResetError("The peer aborted the stream");
+    });
+    if (this.sending.isFinished) this.#leave();
+    this.notifyWaiters();
+    return true;
+  }
+
+  /**
    * Fails the stream: received data stays readable, everything else rejects. `notifyWaiters` settles pending
    * operations.
    *
@@ -251,15 +285,25 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     return isAwaited;
   }
 
-  /** Ends both directions with an error, and sends FIN. The session goes on. */
-  cut(failure: () => Error): void {
+  /** Ends both directions with an error, drops unread data, and aborts the stream at the peer. The session goes on. */
+  cut(failure: Failure): void {
+    if (this.#isReset) {
+      // Only unread data is left.
+      this.receiving.cut();
+      this.#leave();
+    }
     if (this.#failure !== undefined || this.#isClosed) return;
+    const { isFinDue } = this;
+    const isOver = this.#isDone;
     this.receiving.cut();
     this.#isDone = false;
     this.fail(failure);
     this.notifyWaiters();
-    if (this.sending.isFinished) this.#leave();
-    else this.queueFin();
+    // At the peer, too, both directions have ended.
+    if (isOver) return;
+    this.isFinDue = isFinDue;
+    this.isResetDue = true;
+    this.#host.writer.queueControl(this);
   }
 
   /**
@@ -284,8 +328,18 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     if (this.#failure === undefined) {
       if (this.sending.isFinished) this.#leave();
       else this.queueFin();
+    } else if (this.#isReset) {
+      this.#leave();
     }
     this.report();
+  }
+
+  abort(reason: unknown): void {
+    if (this.#failure !== undefined || this.#isClosed) return;
+    const isDone = this.#isDone;
+    this.isAborted = true;
+    this.cut(() => reason);
+    this.#isDone = isDone;
   }
 
   get closed(): Promise<void> {
@@ -323,8 +377,9 @@ export let coreOf: (stream: Stream) => StreamCore;
  * two directions end independently: {@linkcode Stream.closeWrite} ends the local one, and {@linkcode Stream.read}
  * returns `null` after the peer has ended the other.
  *
- * smux cannot report why a stream ended: a refusal, `close()` in the middle and an aborted pipe all look like a normal
- * end to the peer. A protocol that must recognize a complete message has to send its length.
+ * {@linkcode Stream.abort} reports a failure to the peer, if that is Sluice, too. smux itself cannot report why a
+ * stream ended: a refusal, `close()` in the middle and an aborted pipe all look like a normal end to the peer. With
+ * other peers a protocol that must recognize a complete message has to send its length.
  *
  * A stream stays open until both directions have ended, it is closed, or its session ends. Garbage collection does not
  * close it.
@@ -391,10 +446,11 @@ export class Stream {
    *   empty.
    * @throws {SessionClosedError} The session ended before the peer ended this stream.
    * @throws {StreamClosedError} The stream was closed by {@linkcode Stream.close}.
+   * @throws {StreamResetError} The peer aborted the stream, and everything that had arrived was read.
    * @throws {ProtocolError} The peer sent more than its credit allowed.
    * @throws {DOMException} "TimeoutError": the stream was cut by `stalledStreamTimeout`.
    * @throws {TypeError} `p` is not a `Uint8Array`.
-   * @throws The reason of the signal, when it aborts.
+   * @throws The reason of the signal, when it aborts, or of {@linkcode Stream.abort}.
    *
    * @example Reading up to a delimiter
    * ```ts
@@ -443,19 +499,20 @@ export class Stream {
    * It resolves when the bytes are in the session's write buffer, not when they are delivered. Do not change `p` until
    * then. An empty `p` sends nothing.
    *
-   * Errors, except `TypeError` and the reason of a signal, have a property `bytesWritten`: the number of bytes of `p`
-   * that had been encoded.
+   * Errors, except `TypeError` and the reason of a signal or of {@linkcode Stream.abort}, have a property
+   * `bytesWritten`: the number of bytes of `p` that had been encoded.
    *
    * @param p The bytes to write.
    * @param options A signal that aborts the wait.
    * @returns `p.length`, or less if the signal aborted after some bytes were encoded.
    * @throws {SessionClosedError} The session is closing or has ended.
    * @throws {StreamClosedError} {@linkcode Stream.close} or {@linkcode Stream.closeWrite} was called before.
+   * @throws {StreamResetError} The peer aborted the stream.
    * @throws {ProtocolError} The peer acknowledged more than was sent, or sent more than its credit allowed.
    * @throws {DOMException} "TimeoutError": the peer has ended its direction and granted no credit for the session's
    *   `timeout` (version 2), or the stream was cut by `stalledStreamTimeout`.
    * @throws {TypeError} `p` is not a `Uint8Array`.
-   * @throws The reason of the signal, when it aborts before a byte was encoded.
+   * @throws The reason of the signal, when it aborts before a byte was encoded, or of {@linkcode Stream.abort}.
    *
    * @example Concurrent writes
    * ```ts
@@ -514,8 +571,8 @@ export class Stream {
   /**
    * The received data as a readable byte stream, created on first use. It reads nothing ahead.
    *
-   * Cancelling it drops unread and later data; writing goes on. When the session is lost, it fails after the received
-   * data was read.
+   * Cancelling it drops unread and later data; writing goes on. When the session is lost or the peer aborts the stream,
+   * it fails after the received data was read.
    *
    * @example Reading lines of two streams at once
    * ```ts
@@ -546,8 +603,8 @@ export class Stream {
    * The data to send as a writable stream, created on first use.
    *
    * Closing it calls {@linkcode Stream.closeWrite}. Aborting it, or a chunk that cannot be written, sends FIN after the
-   * data already encoded. When the session is lost or the stream is closed, it fails at once, so that a pipe into it
-   * ends even if its source is idle.
+   * data already encoded. When the session is lost or the stream is closed or aborted, at either end, it fails at once,
+   * so that a pipe into it ends even if its source is idle.
    *
    * @example Piping a readable stream
    * ```ts
@@ -576,6 +633,8 @@ export class Stream {
    *
    * @returns A promise that resolves when FIN is in the session's write buffer. Later calls return the same promise.
    * @throws {SessionClosedError} The session ended before FIN was encoded.
+   * @throws {StreamResetError} The peer aborted the stream before FIN was encoded.
+   * @throws The reason of {@linkcode Stream.abort}.
    */
   closeWrite(): Promise<void> {
     return this.#core.sending.closeWrite();
@@ -590,8 +649,43 @@ export class Stream {
   }
 
   /**
+   * Aborts both directions at once, so that the peer does not take what it has received for complete.
+   *
+   * Pending and later reads and writes reject with `reason`, and unread bytes are dropped. Encoded bytes are still
+   * sent. If the peer is Sluice, its reads reject with a {@linkcode StreamResetError} after these bytes, and its writes
+   * at once. To any other peer it looks like {@linkcode Stream.close}. A direction that has ended before with
+   * {@linkcode Stream.closeWrite} stays complete. Aborting a stream that has failed or was closed has no effect.
+   *
+   * @param reason What reads, writes and `closed` reject with. Default: a {@linkcode StreamClosedError}.
+   *
+   * @example Aborting an upload
+   * ```ts
+   * import { Session, StreamResetError } from "@sluice/smux";
+   * import { assertEquals, assertRejects } from "@std/assert";
+   *
+   * const listener = Deno.listen({ port: 0 });
+   * await using client = Session.client(await Deno.connect({ port: listener.addr.port }));
+   * await using server = Session.server(await listener.accept());
+   * const [upload, received] = await Promise.all([client.openStream(), server.acceptStream()]);
+   *
+   * await upload.write(new Uint8Array(1000));
+   * upload.abort(new Error("the file has changed"));
+   * await assertRejects(() => upload.write(new Uint8Array(1000)), Error, "the file has changed");
+   *
+   * const p = new Uint8Array(4096);
+   * assertEquals(await received.read(p), 1000);
+   * await assertRejects(() => received.read(p), StreamResetError); // not null
+   * listener.close();
+   * ```
+   */
+  abort(reason: unknown = new StreamClosedError("The stream was aborted")): void {
+    this.#core.abort(reason);
+  }
+
+  /**
    * Resolves when both directions have ended or {@linkcode Stream.close} was called, and rejects with the error that
-   * ended the stream otherwise. It may be ignored: a rejection is never reported as unhandled.
+   * ended the stream otherwise: a {@linkcode StreamResetError} if the peer aborted it. It may be ignored: a rejection
+   * is never reported as unhandled.
    */
   get closed(): Promise<void> {
     return this.#core.closed;
@@ -611,7 +705,8 @@ export class Stream {
   /** Ends the writing direction with {@linkcode Stream.closeWrite}, then closes the stream, for `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      await this.closeWrite();
+      // The caller knows the reason of the abort.
+      if (!this.#core.isAborted) await this.closeWrite();
     } finally {
       this.close();
     }

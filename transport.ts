@@ -83,6 +83,8 @@ export interface Connection {
   readonly remoteAddr?: Address | undefined;
   /** Whether the connection waits for another one below. The timers of the session pause meanwhile. */
   readonly isSuspended?: boolean;
+  /** How often the connection below was replaced. Each time the session counts its peer as heard. */
+  readonly resumptions?: number;
   /** Sets TCP_NODELAY. The session turns it on, because it coalesces frames itself. */
   setNoDelay?(on?: boolean): void;
   /** Makes the open connection keep the process alive. */
@@ -245,6 +247,8 @@ export interface Link {
   readonly pushed: PushedConnection | undefined;
   /** Whether the transport waits for another connection below. */
   readonly isSuspended: boolean;
+  /** How often the connection below was replaced. */
+  readonly resumptions: number;
   ref(): void;
   unref(): void;
 }

@@ -27,6 +27,7 @@ function start(settings: { keepAliveInterval?: number; timeout?: number }, host:
       return deadlines.silence.since;
     },
     isSuspended: false,
+    resumptions: 0,
     isLingering: false,
     bytesReceived: 0,
     keepAlive: () => report("keepalive"),

@@ -16,6 +16,7 @@ function times(act: (flood: FloodGuard) => void): number {
 const prices: [what: string, count: number, act: (flood: FloodGuard) => void][] = [
   ["8192 useless frames", 8192, (flood) => flood.uselessFrame()],
   ["128 empty streams", 128, (flood) => flood.emptyStream()],
+  ["128 aborted streams", 128, (flood) => flood.abortedStream()],
   ["64 refused streams", 64, (flood) => flood.refusedStream()],
   ["64 small frames of unwanted data", 64, (flood) => flood.unwantedData(8 * KiB - 1)],
   ["32 frames of 8 KiB of unwanted data", 32, (flood) => flood.unwantedData(8 * KiB)],

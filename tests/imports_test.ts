@@ -36,6 +36,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "_receive_half.ts": ["_chunks.ts", "_gate.ts", "_window.ts", "errors.ts", "frame.ts", "transport.ts"],
   "_replay.ts": ["_resume_frame.ts", "transport.ts"],
+  "_reset.ts": [],
   "_resume_core.ts": [
     "_chunks.ts",
     "_clock.ts",
@@ -88,6 +89,7 @@ const ARROWS: Record<string, string[]> = {
     "_flood.ts",
     "_gate.ts",
     "_reader.ts",
+    "_reset.ts",
     "_stalled.ts",
     "_table.ts",
     "_trace.ts",
@@ -112,6 +114,7 @@ const ARROWS: Record<string, string[]> = {
   "_writer.ts": [
     "_clock.ts",
     "_coalesce.ts",
+    "_reset.ts",
     "_timeslice.ts",
     "_trace.ts",
     "_write_buffer.ts",
@@ -164,6 +167,7 @@ const ARROWS: Record<string, string[]> = {
     "_web_streams.ts",
     "_window.ts",
     "_writer.ts",
+    "errors.ts",
     "frame.ts",
     "transport.ts",
   ],
@@ -243,7 +247,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/wait.ts",
   ],
   "tunnel/display.ts": ["tunnel/options.ts", "tunnel/output.ts", "tunnel/wait.ts"],
-  "tunnel/errors.ts": [],
+  "tunnel/errors.ts": ["mod.ts"],
   "tunnel/forward.ts": [
     "mod.ts",
     "tunnel/accounting.ts",
@@ -318,9 +322,11 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/socket.ts": [
     "mod.ts",
+    "node:timers/promises",
     "tunnel/address.ts",
     "tunnel/errors.ts",
     "tunnel/resolve.ts",
+    "tunnel/tcp.ts",
     "tunnel/unix.ts",
     "tunnel/wait.ts",
   ],
@@ -333,6 +339,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/version.ts",
   ],
   "tunnel/stdio.ts": ["mod.ts", "tunnel/accounting.ts", "tunnel/errors.ts", "tunnel/options.ts", "tunnel/wait.ts"],
+  "tunnel/tcp.ts": ["mod.ts", "node:net", "tunnel/wait.ts"],
   "tunnel/unix.ts": [],
   "tunnel/usage.ts": ["tunnel/version.ts"],
   "tunnel/users.ts": [

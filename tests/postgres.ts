@@ -23,8 +23,12 @@ const programs = findPrograms();
 /** Whether PostgreSQL is installed. */
 export const hasPostgres = programs !== undefined;
 
-/** Starts PostgreSQL on a free port of 127.0.0.1; its user `postgres` needs no password. */
-export async function startPostgres() {
+/**
+ * Starts PostgreSQL on a free port of 127.0.0.1; its user `postgres` needs no password.
+ *
+ * @param prefix Command that runs the server, in another network namespace for example.
+ */
+export async function startPostgres(prefix: string[] = []) {
   await using resources = new AsyncDisposableStack();
   const { path: folder } = resources.use(await makeFolder("postgres"));
   // PostgreSQL refuses to run as root.
@@ -38,7 +42,8 @@ export async function startPostgres() {
   await run(program!, args, { cwd: folder });
 
   const port = freePort();
-  const [server, ...options] = [...asUser, `${programs}/postgres`, "-D", data, "-h", "127.0.0.1", "-p", `${port}`];
+  const command = [...prefix, ...asUser, `${programs}/postgres`];
+  const [server, ...options] = [...command, "-D", data, "-h", "127.0.0.1", "-p", `${port}`];
   const child = new Deno.Command(server!, {
     // Without sync, because the data is removed at the end.
     args: [...options, "-k", folder, "-F"],

@@ -608,7 +608,7 @@ Deno.test("resumableListener().close() closes clients that are silent, in a hell
 });
 
 Deno.test("a write and closeWrite() that wait together while suspended leave the event loop free", async () => {
-  const connection = resumable(() => new Promise<never>(() => {}), { maxUnacknowledged: 65_536 });
+  const connection = resumable(() => new Promise<never>(() => {}), { maxUnacknowledged: 65_536, resumeTimeout: 100 });
   const writes = [1, 2, 3].map(() => connection.write(new Uint8Array(65_536)).catch(() => {}));
   const closing = connection.closeWrite().catch(() => {});
   await turn();

@@ -23,6 +23,18 @@ Deno.test("rule 8: a peer silent for the timeout ends the session, and the error
   assertEquals(clock.pending, 0);
 });
 
+Deno.test("rule 8: a resumption of the connection counts as a sign of life", async () => {
+  using clock = new ManualClock();
+  const [near] = memoryPair();
+  let resumptions = 0;
+  const connection = Object.defineProperty(near, "resumptions", { get: () => resumptions });
+  const session = Session.server(connection, { timeout: 1000, keepAliveInterval: Infinity });
+  for (; resumptions < 10; resumptions++) await clock.advance(600);
+  assertEquals(await state(session.closed), "pending");
+  await clock.advance(1400);
+  await assertRejects(() => session.closed, DOMException, "silent for 1000 ms");
+});
+
 Deno.test("rule 8: neither silence nor a graceful close times out while the connection is suspended", async () => {
   using clock = new ManualClock();
   for (const isClosing of [false, true]) {

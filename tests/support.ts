@@ -25,7 +25,7 @@ export const MiB = 1024 * KiB;
 /** The number of bytes that a session may parse beyond a limit: those of one read of its transport. */
 export const READ_BUFFER = MAX_SHARED_READ_BYTES;
 /** The maximum size of one of the two write buffers of a session: data, one more frame, and control frames. */
-export const WRITE_BUFFER = CONTROL_HIGH_WATER_MARK + HEADER_LENGTH + UPDATE_LENGTH;
+export const WRITE_BUFFER = CONTROL_HIGH_WATER_MARK + HEADER_LENGTH + UPDATE_LENGTH + 3 * HEADER_LENGTH;
 
 /** The address of a free port on the loopback interface. */
 export const LOOPBACK = { hostname: "127.0.0.1", port: 0 };

@@ -373,8 +373,7 @@ Deno.test("serveTunnel() limits the streams of a user over all of its sessions, 
   await writeAndHold(visitor, pair.server.stats);
   const error = await assertRejects(() => second.connect(echo.addr), TunnelRefusedError, "at most 2 streams");
   assertEquals(error.status, 429);
-  using refused = await dial(pair.client.listenAddrs[0]!);
-  assertEquals(await isEnded(refused), true);
+  assertEquals(await isRefused(() => dial(pair.client.listenAddrs[0]!)), true);
   await pair.logs.server.until(/at most 2 streams/, 2);
   first.close();
   visitor.close();

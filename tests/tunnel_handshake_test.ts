@@ -159,7 +159,10 @@ Deno.test("serveTunnel() extends the timeout of a handshake by the time that the
   slow.close();
   silent.close();
   await session.close();
-  await server.shutdown();
+  // The forwarded connection lingers.
+  const ended = server.shutdown();
+  await time.advance(1000);
+  await ended;
 });
 
 Deno.test("serveTunnel() reports malformed requests without control characters", async () => {

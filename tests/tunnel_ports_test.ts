@@ -1,7 +1,7 @@
 /** Reverse ports of a tunnel's server, whose client has fallen silent. */
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { type Connection, Session, type Stream, type Version } from "../mod.ts";
+import { type Connection, Session, type Version } from "../mod.ts";
 import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { credentials } from "../tunnel/handshake.ts";
 import { PROBE_TIMEOUT } from "../tunnel/ports.ts";
@@ -102,20 +102,14 @@ Deno.test("serveTunnel() refuses the port of a client that responds, also with a
   // A client that does not know the probe refuses it.
   const other = nowhere();
   using byHand = await bindByHand(server.serverAddr, other);
-  const refusing = (async (stream: Stream) => {
-    await readHead(stream);
-    await writeAll(stream, bytes("HTTP/1.1 405 expected CONNECT\r\n\r\n"));
-    stream.close();
-  })(await Promise.race([byHand.session.acceptStream(), openTwice(server.serverAddr, other)]));
-  await refusing;
+  const opening = openTunnel({ connect: server.serverAddr, reverse: [`${other}=1`] });
+  const refused = assertRejects(() => opening, TunnelRefusedError, "address in use");
+  const stream = await byHand.session.acceptStream();
+  await readHead(stream);
+  await writeAll(stream, bytes("HTTP/1.1 405 expected CONNECT\r\n\r\n"));
+  stream.close();
+  await refused;
 });
-
-/** Requests a port that is in use, and never fulfils. */
-async function openTwice(connect: string, place: string): Promise<never> {
-  const opening = openTunnel({ connect, reverse: [`${place}=1`] });
-  await assertRejects(() => opening, TunnelRefusedError, "address in use");
-  return await new Promise(() => {});
-}
 
 Deno.test("serveTunnel() refuses the port of a silent client to another user, and to the same session", async () => {
   using _delays = probeAtOnce();

@@ -1,6 +1,7 @@
 /** Rules of a tunnel's server: entries of `allow` and `allowListen`, and the addresses of host names. */
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import net from "node:net";
 import fc from "fast-check";
 import { TunnelRefusedError } from "../tunnel.ts";
 import { canonical, parseEndpoint } from "../tunnel/address.ts";
@@ -283,15 +284,15 @@ function replaceResolver(table: Record<string, string[][]>) {
   return { asked, [Symbol.dispose]: () => void (resolver.lookup = lookup) };
 }
 
-/** Records the hosts that are connected to until disposed of. */
+/** Records the hosts that connections are forwarded to until disposed of. */
 function recordConnects() {
-  const { connect } = Deno;
+  const { connect } = net;
   const hosts: (string | undefined)[] = [];
-  Deno.connect = ((options: Deno.ConnectOptions) => {
-    hosts.push(options.hostname);
+  net.connect = ((options: net.TcpNetConnectOpts) => {
+    hosts.push(options.host);
     return connect(options);
   }) as typeof connect;
-  return { hosts, [Symbol.dispose]: () => void (Deno.connect = connect) };
+  return { hosts, [Symbol.dispose]: () => void (net.connect = connect) };
 }
 
 Deno.test("serveTunnel() with * refuses names that resolve to this machine or link-local, except localhost", async () => {

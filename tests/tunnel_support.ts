@@ -2,7 +2,7 @@
 
 import { assertEquals, assertInstanceOf, assertMatch } from "@std/assert";
 import { concat } from "@std/bytes";
-import { type Connection, Session } from "../mod.ts";
+import { type Connection, connections, Session } from "../mod.ts";
 import {
   openTunnel,
   type OpenTunnelOptions,
@@ -99,13 +99,19 @@ export async function makePair(
   return { server, client, logs, [Symbol.asyncDispose]: dispose };
 }
 
-/** Starts a target that answers connections one after the other. */
+/** Ignores that the tunnel has reset a connection. */
+export function ignoreReset(error: unknown): void {
+  if (!(error instanceof Deno.errors.ConnectionReset)) throw error;
+}
+
+/** Starts a target that answers connections one after the other, which may be reset. */
 export function makeTarget(answer: (connection: Deno.TcpConn) => Promise<void>) {
   const listener = Deno.listen(LOOPBACK);
   const answering = (async () => {
-    for await (const connection of listener) {
+    // A connection may be reset before it is accepted.
+    for await (const connection of connections(listener, { onError() {} })) {
       using answered = connection;
-      await answer(answered);
+      await answer(answered).catch(ignoreReset);
     }
   })();
   const close = async () => {
@@ -228,7 +234,7 @@ export const HELLO = new Uint8Array([5, 1, 0]);
 export const IPV4 = [127, 0, 0, 1];
 
 /** Sends a greeting and a request to a SOCKS server, and returns the code of the reply. */
-export async function askSocks(connection: Deno.TcpConn, request: Uint8Array): Promise<number> {
+export async function askSocks(connection: Pick<Connection, "read" | "write">, request: Uint8Array): Promise<number> {
   await writeAll(connection, HELLO);
   assertEquals(Array.from(await readSome(connection, 2)), [5, 0]);
   await writeAll(connection, request);

@@ -22,6 +22,7 @@ const NO_ADDRESS = { transport: "tcp", hostname: "", port: 0 } as const;
 class FakeLink implements Link {
   readonly pushed = undefined;
   readonly isSuspended = false;
+  readonly resumptions = 0;
   /** A copy of the bytes of each write. */
   readonly writes: Uint8Array[] = [];
   readonly #pending: { settle: PromiseWithResolvers<number>; p: Uint8Array }[] = [];
@@ -129,15 +130,22 @@ function waiting(id: number, length: number, command: Command = PSH): PendingFra
 }
 
 /** A stream whose control frames are due. */
-function source(id: number, due: { update?: boolean; fin?: boolean }, encoded: string[] = []): ControlSource {
+function source(
+  id: number,
+  due: { update?: boolean; fin?: boolean; reset?: boolean; isFinEncoded?: boolean },
+  encoded: string[] = [],
+): ControlSource {
   return {
     id,
     isQueued: false,
     isUpdateDue: due.update ?? false,
     isFinDue: due.fin ?? false,
+    isResetDue: due.reset ?? false,
+    isFinEncoded: due.isFinEncoded ?? false,
     consumed: 5,
     advertise: () => 65536,
     finEncoded: () => void encoded.push(`FIN ${id}`),
+    resetEncoded: () => void encoded.push(`reset ${id}`),
   };
 }
 
@@ -528,6 +536,38 @@ Deno.test("FrameWriter.queueControl() encodes due frames at once if there is roo
   writer.end();
   writer.queueControl(source(9, { fin: true }, encoded));
   assertEquals([encoded, writer.unsent], [["FIN 7"], 0]);
+});
+
+Deno.test("FrameWriter.queueControl() encodes a reset as two adjacent NOPs, with FIN where it is due or missing", async () => {
+  const { link, writer } = start();
+  const encoded: string[] = [];
+  assert(data(writer, 3, 1));
+  await link.begun(1);
+  fill(writer, 3, 32 * 1024);
+  while (writer.tryControl(NOP, 0));
+  const sources = [
+    source(7, { reset: true }, encoded),
+    source(9, { reset: true, fin: true }, encoded),
+    source(11, { reset: true, isFinEncoded: true }, encoded),
+  ];
+  for (const source of sources) writer.queueControl(source);
+  assertEquals([encoded, sources.map(({ isQueued }) => isQueued)], [[], [true, true, true]]);
+  link.open();
+  await writer.flushed();
+  assertEquals(encoded, ["reset 7", "reset 9", "reset 11"]);
+  assertEquals(sources.map(({ isQueued, isResetDue, isFinDue }) => isQueued || isResetDue || isFinDue), [
+    false,
+    false,
+    false,
+  ]);
+  assertEquals(frames(link.writes[2]!).slice(0, 8), [
+    ...["NOP 7", "NOP 4294967288", "FIN 7"],
+    ...["FIN 9", "NOP 9", "NOP 4294967286"],
+    ...["NOP 11", "NOP 4294967284"],
+  ]);
+  writer.end();
+  writer.queueControl(source(13, { reset: true }, encoded));
+  assertEquals(encoded.length, 3);
 });
 
 Deno.test("FrameWriter: waiting frames that exceed one buffer leave in several writes, complete and in order", async () => {

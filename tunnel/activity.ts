@@ -7,7 +7,7 @@
 import { type FrameEvent, type Session, SessionClosedError } from "../mod.ts";
 import { Accounting, type Forwarding, type Route, type Sums } from "./accounting.ts";
 import { formatPeer } from "./address.ts";
-import { RefusalError, toError } from "./errors.ts";
+import { isReportedElsewhere, RefusalError, toError } from "./errors.ts";
 import { type TunnelEvent, type TunnelOptions, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { setDeadline } from "./wait.ts";
 
@@ -53,8 +53,7 @@ export class Activity {
       }
     };
     this.report = (error) => {
-      // Streams of a lost session are reported once, by the session.
-      if (error instanceof SessionClosedError) return;
+      if (isReportedElsewhere(error)) return;
       this.countRefusal(error);
       guard(() => onError(toError(error)));
     };

@@ -19,10 +19,15 @@ export interface ResumeReports {
   onResumed(): void;
 }
 
-/** A connection to a server, and a function that dials at once while it is suspended. */
+/** A connection to a server. */
 export interface Carrier {
   connection: Connection;
+  /** Dials at once, if the connection is suspended. */
   retry(): void;
+  /** Settles when the connection has ended: one that is closed may still send its last bytes. */
+  closed: Promise<void>;
+  /** Ends the connection at once. */
+  abort(reason: unknown): void;
 }
 
 /**
@@ -40,6 +45,7 @@ export function connectResumable(
   { signal, onSuspended, onResumed }: ResumeReports,
 ): Promise<Carrier | undefined> {
   const { promise, resolve, reject } = Promise.withResolvers<Carrier | undefined>();
+  const ending = new AbortController();
   let isSettled = false;
   /** Settles the promise without a connection. */
   const fail = (settle: () => void) => {
@@ -62,12 +68,18 @@ export function connectResumable(
       throw error;
     }
   }, {
+    signal: ending.signal,
     onChange(state, reason) {
       if (state === "ended") return fail(() => reject(reason));
       if (state === "suspended") return onSuspended(reason);
       if (isSettled) return onResumed();
       isSettled = true;
-      resolve({ connection, retry: () => connection.retry() });
+      resolve({
+        connection,
+        retry: () => connection.retry(),
+        closed: connection.closed,
+        abort: (reason) => ending.abort(reason),
+      });
     },
   });
   const off = onAbort(signal, (reason) => fail(() => reject(reason)));

@@ -14,7 +14,7 @@ import { checkSecret, type Credentials, request, serveRequest } from "./handshak
 import { Link } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
-import { checkRuntime, dial, listenOn, type Socket } from "./socket.ts";
+import { checkRuntime, dial, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
 import { checkStatus, type StatusListener, StatusServer } from "./status.ts";
 import { checkName } from "./users.ts";
@@ -29,10 +29,10 @@ const WAIT = 30_000;
 
 /**
  * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
- * a half-close. A connection whose target refuses is closed at once.
+ * a half-close, a fault as a reset. A connection whose target refuses is reset at once.
  *
  * When the connection to the server is lost, forwarded connections wait until it is resumed, up to 60 seconds. With a
- * server that does not support this, and after a restart of the server, they are closed, and the client connects again.
+ * server that does not support this, and after a restart of the server, they are reset, and the client connects again.
  * New connections wait for at most `wait` milliseconds; after that the client stops listening until it has reconnected.
  *
  * @param options The address of the server, what to forward, and callbacks for errors and events.
@@ -178,9 +178,9 @@ class Client {
     this.#link = new Link(settings, this.#activity, {
       started: (session) => this.#started(session),
       unavailable: () => this.#unavailable.abort(),
-      available: () => {
+      available: async () => {
         this.#unavailable = new AbortController();
-        this.#settings.locals.forEach((local, n) => this.#track(this.#listenAgain(local, this.listenAddrs[n]!)));
+        await Promise.all(this.#settings.locals.map((local, n) => this.#listenAgain(local, this.listenAddrs[n]!)));
       },
     }, this.#stopping.signal);
     this.finished.catch(() => {});
@@ -206,7 +206,9 @@ class Client {
       // Before the server is there, which may take long: an address may be in use.
       for (const { listen } of this.#settings.locals) listenOn(listen).close();
       const bound = await this.#connectAndBind();
-      this.#settings.locals.forEach((local, n) => this.listenAddrs[n] = this.#listen(local, local.listen));
+      for (const [n, local] of this.#settings.locals.entries()) {
+        this.listenAddrs[n] = await this.#listen(local, local.listen);
+      }
       this.#isOpen = true;
       this.#keepAllBound(this.#link.session!, bound);
     } catch (error) {
@@ -315,13 +317,13 @@ class Client {
   }
 
   /** Listens at an address, and forwards accepted connections to the server; returns the address with its port. */
-  #listen({ target, isSocks, isProxied, listen: named }: Local, listen: string): string {
-    const listening = listenOn(listen);
+  async #listen({ target, isSocks, isProxied, listen: named }: Local, listen: string): Promise<string> {
+    const listening = await listenToForward(listen);
     const open = async (from: Socket) => {
       let to = target;
       const stream = isSocks
         ? await speakSocks(from, (asked) => this.#connect(to = asked))
-        : await this.#connect(target);
+        : await this.#connect(target).catch(resetting(from));
       if (isProxied) await writeFirst(stream, proxyHeaderOf(from));
       return { stream, to };
     };
@@ -333,16 +335,15 @@ class Client {
     return listening.addr;
   }
 
-  /** Listens again at an address that the client has listened at before. */
-  async #listenAgain(local: Local, listen: string): Promise<void> {
-    const { signal } = this.#unavailable;
-    for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted && !this.#stopping.signal.aborted;) {
-      try {
-        return void this.#listen(local, listen);
-      } catch (error) {
-        this.#activity.report(error);
-      }
-      await sleep(delays.next().value, AbortSignal.any([signal, this.#stopping.signal]));
+  /** Listens again at an address that the client has listened at before; if that fails, again and again. */
+  async #listenAgain(local: Local, listen: string, delays = backoff(MAX_BIND_PAUSE)): Promise<void> {
+    const signal = AbortSignal.any([this.#unavailable.signal, this.#stopping.signal]);
+    try {
+      await this.#listen(local, listen);
+    } catch (error) {
+      this.#activity.report(error);
+      const again = () => signal.aborted ? undefined : this.#listenAgain(local, listen, delays);
+      this.#track(sleep(delays.next().value, signal).then(again));
     }
   }
 

@@ -4,6 +4,13 @@
  * @module
  */
 
+import { SessionClosedError, StreamResetError } from "../mod.ts";
+
+/** Whether a stream failed because of a lost session, which reports it, or of a fault that the peer reports. */
+export function isReportedElsewhere(error: unknown): boolean {
+  return error instanceof SessionClosedError || error instanceof StreamResetError;
+}
+
 /** Makes an error whose message is `what`, a colon and the message of the cause. */
 export function wrapError(what: string, cause: unknown): Error {
   return new Error(`${what}: ${errorText(cause)}`, { cause });

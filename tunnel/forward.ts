@@ -4,13 +4,18 @@
  * @module
  */
 
-import { connections, join, SessionClosedError, type Stream } from "../mod.ts";
+import { connections, type DuplexConnection, join, type Stream } from "../mod.ts";
 import { CountedConnection, type Route } from "./accounting.ts";
 import type { Activity } from "./activity.ts";
 import { formatPeer, UNNAMED } from "./address.ts";
-import { toError, wrapError } from "./errors.ts";
-import type { Listening, Socket } from "./socket.ts";
-import { onAbort } from "./wait.ts";
+import { isReportedElsewhere, toError, wrapError } from "./errors.ts";
+import { type Listening, reset, type Socket } from "./socket.ts";
+import { onAbort, sleep } from "./wait.ts";
+
+// Milliseconds until a failed socket is closed after the end of a complete direction was written to it. It is not
+// reset, because that drops what the kernel has not sent, and so may its close. Larger: slower receivers get all of it;
+// smaller: its peer learns earlier that the other direction is not read.
+const LINGER = 500;
 
 /** A stream for an accepted connection. */
 export interface Opened {
@@ -56,7 +61,38 @@ export async function forwardAll(
   return { forwarded: Promise.all(forwarding) };
 }
 
-/** Joins a stream and a socket; `name`, such as "to localhost:80", names the socket in errors. */
+/** A socket in a join, which leaves it to its owner how the socket is closed. */
+class JoinedSocket implements DuplexConnection {
+  readonly #socket: Socket;
+  /** Whether the end of a complete direction was written. */
+  hasEnded = false;
+
+  constructor(socket: Socket) {
+    this.#socket = socket;
+  }
+
+  read(p: Uint8Array): Promise<number | null> {
+    return this.#socket.read(p);
+  }
+
+  write(p: Uint8Array): Promise<number> {
+    return this.#socket.write(p);
+  }
+
+  async closeWrite(): Promise<void> {
+    await this.#socket.closeWrite();
+    this.hasEnded = true;
+  }
+
+  close(): void {}
+}
+
+/**
+ * Joins a stream and a socket. When one of them fails, the other is aborted or reset, so that the failure does not look
+ * like an end to its peer.
+ *
+ * @param name Names the socket in errors, such as "to localhost:80".
+ */
 export async function forwardStream(
   activity: Activity,
   stream: Stream,
@@ -65,15 +101,18 @@ export async function forwardStream(
   route: Route,
 ): Promise<void> {
   const forwarding = activity.begin(route);
+  const joined = new JoinedSocket(socket);
   let failed: Error | undefined;
   try {
     // Nagle's algorithm would delay chunks that their sender did not delay.
     if ("setNoDelay" in socket) socket.setNoDelay(true);
-    await join(stream, new CountedConnection(socket, forwarding), { signal: activity.cutting });
+    await join(stream, new CountedConnection(joined, forwarding), { signal: activity.cutting });
   } catch (error) {
     failed = toError(error);
-    stream.close();
-    throw error instanceof SessionClosedError ? error : wrapError(`The connection ${name} failed`, error);
+    stream.abort(error);
+    if (joined.hasEnded) await sleep(LINGER, activity.cutting);
+    else reset(socket);
+    throw isReportedElsewhere(error) ? error : wrapError(`The connection ${name} failed`, error);
   } finally {
     socket[Symbol.dispose]();
     forwarding.end(failed);

@@ -23,14 +23,17 @@ const MAX_PAUSE = 2000;
 // network; smaller: an attempt that began in an outage ends earlier after it.
 const CONNECT_TIMEOUT = 4000;
 
+// Milliseconds to send the last bytes of a session. Larger: tolerates a slower server; smaller: an earlier end.
+const CLOSE_TIMEOUT = 1000;
+
 /** What a link needs from its client. */
 export interface LinkHost {
   /** Called with each new session, before anything else uses it. */
   started(session: Session): void;
   /** The server could not be reached for `wait` milliseconds. */
   unavailable(): void;
-  /** The server can be reached again after `unavailable`. */
-  available(): void;
+  /** The server can be reached again after `unavailable`. Fulfils when the client listens again, where it can. */
+  available(): Promise<void>;
 }
 
 /** Settings of a link. */
@@ -129,10 +132,12 @@ export class Link {
     const { signal, serverAddr, reconnect = true } = this.#settings;
     while (this.#session !== undefined) {
       const reason = await this.#sessionEnd(this.#session);
+      const isStopping = this.#stopping.aborted;
+      await this.#closeCarrier(this.#carrier!, reason);
       this.#session = this.#carrier = this.#suspendedAt = undefined;
       const ended = performance.now();
       const lost = wrapError(`The connection to ${serverAddr} was lost`, reason ?? "closed by the server");
-      if (this.#stopping.aborted) {
+      if (isStopping || this.#stopping.aborted && reason === undefined) {
         if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
         return;
       }
@@ -160,14 +165,14 @@ export class Link {
     this.#changed = Promise.withResolvers();
   }
 
-  #up(): void {
+  async #up(): Promise<void> {
     this.#clearDeadline?.();
     this.#clearDeadline = undefined;
     this.#suspendedAt = undefined;
     this.#change();
     if (this.#isAvailable) return;
     this.#isAvailable = true;
-    this.#host.available();
+    await this.#host.available();
   }
 
   #down(): void {
@@ -217,7 +222,7 @@ export class Link {
     this.#lastMessage = undefined;
     this.#activity.add(session);
     this.#host.started(session);
-    this.#up();
+    await this.#up();
   }
 
   async #connect(): Promise<Carrier> {
@@ -233,7 +238,7 @@ export class Link {
       if (!this.#isPlainReported) this.#activity.emit({ type: "unresumable", serverAddr });
       this.#isPlainReported = true;
     }
-    return { connection: await open(this.#stopping), retry() {} };
+    return { connection: await open(this.#stopping), retry() {}, closed: Promise.resolve(), abort() {} };
   }
 
   async #dial(signal: AbortSignal): Promise<Connection> {
@@ -247,6 +252,14 @@ export class Link {
     }
   }
 
+  /** Waits until the last bytes of a session are sent, but not long, and not after an error. */
+  async #closeCarrier({ closed, abort }: Carrier, reason: unknown): Promise<void> {
+    if (reason !== undefined) return abort(reason);
+    const clear = setDeadline(() => abort(new Error("the server did not confirm the end")), CLOSE_TIMEOUT);
+    await closed.catch(() => {});
+    clear();
+  }
+
   #suspended(error: unknown): void {
     if (this.#session === undefined || this.#stopping.aborted) return;
     this.#suspendedAt = performance.now();
@@ -256,10 +269,10 @@ export class Link {
     this.#down();
   }
 
-  #resumed(): void {
+  async #resumed(): Promise<void> {
     if (this.#suspendedAt === undefined) return;
     const downtime = performance.now() - this.#suspendedAt;
-    this.#up();
+    await this.#up();
     this.#activity.emit({ type: "resumed", serverAddr: this.#settings.serverAddr, downtime });
   }
 

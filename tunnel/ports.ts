@@ -9,7 +9,7 @@ import type { Account, Permit } from "./access.ts";
 import { format, parseEndpoint } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { request } from "./handshake.ts";
-import { type Listening, listenOn } from "./socket.ts";
+import { type Listening, listenToForward } from "./socket.ts";
 import { sleep } from "./wait.ts";
 
 /**
@@ -47,7 +47,7 @@ export class Ports {
     const free = account.ports.take();
     let listening: Listening;
     try {
-      listening = listenOn(addr);
+      listening = await listenToForward(addr);
     } catch (error) {
       free();
       throw error;

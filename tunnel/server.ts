@@ -16,7 +16,7 @@ import { checkSecret, type Request, request, serveRequest } from "./handshake.ts
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
 import { Ports } from "./ports.ts";
 import { checkProxies, ProxyListener } from "./proxy_listener.ts";
-import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
+import { checkRuntime, dial, Listening, listenOn, resetting, type Socket } from "./socket.ts";
 import { checkStatus, StatusServer } from "./status.ts";
 import { visitorHeader } from "./visitor.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
@@ -191,6 +191,8 @@ class TunnelServer {
         await this.#answer(stream, session);
       }
     } catch (error) {
+      // Without a response to a request, a target that refuses would look like one with an empty answer.
+      if (this.#target !== undefined) stream.abort(error);
       this.#activity.report(error);
     }
   }
@@ -250,7 +252,8 @@ class TunnelServer {
     const streams = this.#access.accountOf(session)!.streams;
     const open = async (from: Socket) => {
       const header = visitorHeader(from);
-      const stream = await streams.takeFor(async () => (await request(session, "CONNECT", address, {}, header)).stream);
+      const stream = await streams.takeFor(async () => (await request(session, "CONNECT", address, {}, header)).stream)
+        .catch(resetting(from));
       return { stream, to: where.clientAddr };
     };
     const route = { kind: "reverse" as const, user: this.#activity.userOf(session), forward: address };

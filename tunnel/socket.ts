@@ -4,14 +4,38 @@
  * @module
  */
 
+import { setTimeout as delay } from "node:timers/promises";
 import type { Stream } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
 import { errorText, wrapError } from "./errors.ts";
 import { resolve } from "./resolve.ts";
+import { connectTcp, listenTcp, type TcpListener, TcpSocket } from "./tcp.ts";
 import { closeUnix, identify, listenUnix } from "./unix.ts";
 import { CONNECT_TIMEOUT, onAbort, sleep, withDeadline, withTimeout } from "./wait.ts";
 
-export type Socket = Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
+export type Socket = TcpSocket | Deno.TcpConn | Deno.TlsConn | Deno.UnixConn;
+
+/** Resets a connection that can be reset, and closes any other. Closing again has no effect. */
+export function reset(socket: Socket): void {
+  if (socket instanceof TcpSocket) socket.reset();
+  else socket[Symbol.dispose]();
+}
+
+// Milliseconds until a refused connection is reset. Larger: its peer has returned from connecting, also on a busy
+// machine; smaller: it learns of the refusal earlier.
+const REFUSAL_DELAY = 20;
+
+/**
+ * Returns a function that resets a connection and throws the error that it is called with. A reset that arrives while
+ * the peer still connects would look like a server that is not there, and programs that retry only that would loop.
+ */
+export function resetting(socket: Socket): (error: unknown) => Promise<never> {
+  return async (error) => {
+    await delay(REFUSAL_DELAY);
+    reset(socket);
+    throw error;
+  };
+}
 
 /** Throws a `TypeError` in a runtime without the network functions of Deno. */
 export function checkRuntime(): void {
@@ -32,7 +56,7 @@ function keepAlive<T extends Socket>(socket: T): T {
 /** A listener with its address as text; `close` removes a Unix socket's file. */
 export class Listening {
   readonly addr: string;
-  readonly #listener: Deno.Listener<Socket & Deno.Conn>;
+  readonly #listener: TcpListener | Deno.Listener<Socket & Deno.Conn>;
   /** The path of a Unix socket. */
   readonly #path: string | undefined;
   /** Identifies the file of a Unix socket. */
@@ -41,7 +65,7 @@ export class Listening {
   #accepting: Promise<unknown> = Promise.resolve();
   #isClosed = false;
 
-  constructor(listener: Deno.Listener<Socket & Deno.Conn>) {
+  constructor(listener: TcpListener | Deno.Listener<Socket & Deno.Conn>) {
     this.#listener = listener;
     this.addr = format(listener.addr as { path?: string });
     if (!this.addr.startsWith("unix:")) return;
@@ -89,6 +113,17 @@ export function listenOn(at: string, tls?: { cert: string; key: string }): Liste
   }
 }
 
+/** Listens for connections to forward; those over TCP can be reset. */
+export async function listenToForward(at: string): Promise<Listening> {
+  const { path, hostname, port } = parseEndpoint("listen", at, 0);
+  if (path !== undefined) return listenOn(at);
+  try {
+    return new Listening(await listenTcp({ hostname, port, backlog: BACKLOG }));
+  } catch (error) {
+    throw wrapError(`Cannot listen on ${format({ hostname, port })}`, error);
+  }
+}
+
 /** How to connect to a target. */
 interface DialOptions {
   /** Connect with TLS, and trust these certificates in PEM too. */
@@ -109,12 +144,13 @@ export async function dial(to: string, by: Stream | AbortSignal, options: DialOp
   try {
     signal.throwIfAborted();
     if (path !== undefined) return await Deno.connect({ transport: "unix", path });
-    const connection = await withTimeout(
-      "connecting",
-      connectTimeout,
-      signal,
-      async (signal) => await connectFirst(addresses ?? await addressesOf(hostname, signal), port, signal),
-    );
+    const connectBy = <T extends Deno.TcpConn | TcpSocket>(connect: Connect<T>) =>
+      withTimeout("connecting", connectTimeout, signal, async (signal) => {
+        return await connectFirst(addresses ?? await addressesOf(hostname, signal), port, signal, connect);
+      });
+    // A connection to forward can be reset.
+    if (!(by instanceof AbortSignal)) return await connectBy(connectTcp);
+    const connection = await connectBy<Deno.TcpConn>(Deno.connect);
     return caCerts === undefined ? connection : await secure(connection, hostname, caCerts, signal);
   } catch (error) {
     signal.throwIfAborted();
@@ -131,16 +167,24 @@ async function addressesOf(hostname: string, signal: AbortSignal): Promise<strin
 // connections that are not used.
 const NEXT_ADDRESS_DELAY = 250;
 
+/** Connects to one address. */
+type Connect<T> = (options: { hostname: string; port: number; signal: AbortSignal }) => Promise<T>;
+
 /** Connects to the address that answers first; each is tried when the one before has failed or is late. */
-async function connectFirst(addresses: readonly string[], port: number, signal: AbortSignal): Promise<Deno.TcpConn> {
-  if (addresses.length === 1) return keepAlive(await Deno.connect({ hostname: addresses[0]!, port, signal }));
+async function connectFirst<T extends Deno.TcpConn | TcpSocket>(
+  addresses: readonly string[],
+  port: number,
+  signal: AbortSignal,
+  connect: Connect<T>,
+): Promise<T> {
+  if (addresses.length === 1) return keepAlive(await connect({ hostname: addresses[0]!, port, signal }));
   const settled = new AbortController();
-  const attempts: Promise<Deno.TcpConn>[] = [];
-  let connection: Deno.TcpConn | undefined;
+  const attempts: Promise<T>[] = [];
+  let connection: T | undefined;
   try {
     for (const [n, hostname] of addresses.entries()) {
       signal.throwIfAborted();
-      attempts.push(Deno.connect({ hostname, port, signal: AbortSignal.any([signal, settled.signal]) }));
+      attempts.push(connect({ hostname, port, signal: AbortSignal.any([signal, settled.signal]) }));
       const isLast = n === addresses.length - 1;
       const some = Promise.any(attempts);
       connection = isLast ? await some : await Promise.race([

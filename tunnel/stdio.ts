@@ -17,7 +17,7 @@ const FIN_TIMEOUT = 1000;
  * Milliseconds that stdin may pause once the target has ended: a target that has only ended its own direction still
  * receives a file, and a closed one does not keep the process. Larger: slower input still arrives; smaller: earlier exit.
  */
-export const MAX_PAUSE = 250;
+export const MAX_PAUSE = 2000;
 
 /** The used part of `Deno.stdin` and `Deno.stdout`. */
 export interface Stdio {

@@ -23,7 +23,11 @@ export async function withDeadline<T>(connection: DuplexConnection, step: Promis
   let isLate = false;
   const clear = setDeadline(() => {
     isLate = true;
-    connection.close();
+    try {
+      connection.close();
+    } catch {
+      // It is closed already.
+    }
   }, HANDSHAKE_TIMEOUT);
   try {
     return await step;

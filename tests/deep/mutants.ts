@@ -1,17 +1,18 @@
 /**
  * Plants known bugs, one at a time, in a copy of the repository, and checks that a test fails for each: first the
- * simulation, then the quick tests of the bug.
+ * simulation, then the quick tests of the bug. A bug of resumable connections must be found by the simulation with
+ * carriers that die.
  *
  * @module
  */
 
 import { cp } from "node:fs/promises";
 import { makeFolder } from "../programs.ts";
-import { anyText, integer, parse } from "./shared/options.ts";
+import { anyText, flag, integer, parse } from "./shared/options.ts";
 
 /** One line for the list of long tests. */
 export const description =
-  "Plants known bugs in a copy and expects a test to fail for each: [--seeds 4000] [--only WORDS]";
+  "Plants known bugs in a copy and expects a test to fail for each: [--seeds 4000] [--only WORDS OF NAME] [--carriers]";
 
 /** A known bug, as a replacement in a source file. */
 export interface Mutant {
@@ -23,6 +24,8 @@ export interface Mutant {
   to: string;
   /** The quick tests to run if the simulation does not fail. */
   tests?: string[];
+  /** Whether the simulation with carriers that die must find it. */
+  isOfCarriers?: boolean;
 }
 
 /** The bugs. */
@@ -117,6 +120,95 @@ export const MUTANTS: Mutant[] = [
     from: "    else if (!this.#isHeld) this.#pass ??= clock.pass(this.#passed);\n",
     to: "    else if (!this.#isHeld) this.#queue();\n",
     tests: ["writer_test.ts"],
+  },
+  {
+    name: "the signal of an abort is lost when the buffer is full",
+    file: "_writer.ts",
+    from: "      if (!this.#tryReset(source)) return false;\n",
+    to: "      if (!this.#tryReset(source)) return true;\n",
+    tests: ["writer_test.ts", "stream_abort_test.ts"],
+  },
+  {
+    name: "the signal of an abort overtakes the FIN of complete data",
+    file: "_writer.ts",
+    from:
+      "    if (isFinDue) this.#encode(FIN, id, EMPTY_BYTES, 0, 0);\n    this.#encode(NOP, id, EMPTY_BYTES, 0, 0);\n" +
+      "    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);\n    if (!isFinDue && !isFinEncoded)",
+    to: "    this.#encode(NOP, id, EMPTY_BYTES, 0, 0);\n    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);\n" +
+      "    if (!isFinEncoded)",
+    tests: ["writer_test.ts", "stream_abort_test.ts"],
+  },
+  {
+    name: "an abort drops the FIN of complete data that waits for room",
+    file: "stream.ts",
+    from: "    this.isFinDue = isFinDue;\n",
+    to: "",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "the two NOPs of an abort are not adjacent",
+    file: "_writer.ts",
+    from: "    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);\n    if (!isFinDue && !isFinEncoded) " +
+      "this.#encode(FIN, id, EMPTY_BYTES, 0, 0);\n",
+    to: "    if (!isFinDue && !isFinEncoded) this.#encode(FIN, id, EMPTY_BYTES, 0, 0);\n" +
+      "    this.#encode(NOP, complement(id), EMPTY_BYTES, 0, 0);\n",
+    tests: ["writer_test.ts", "stream_abort_test.ts"],
+  },
+  {
+    name: "two NOPs abort a stream although a frame arrived between them",
+    file: "_reset.ts",
+    from: "this.#id === first && this.#position + 1 === position",
+    to: "this.#id === first && this.#position >= 0",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "an aborted stream stays in the table",
+    file: "stream.ts",
+    from: "    this.sending.finish();\n    this.#leave();\n",
+    to: "    this.sending.finish();\n",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a stream that the peer aborted stays in the table",
+    file: "stream.ts",
+    from: "      this.#leave();\n      return new StreamResetError",
+    to: "      return new StreamResetError",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a stream that the peer aborted leaves the table before its handler has noticed",
+    file: "stream.ts",
+    from: "    if (this.sending.isFinished) this.#leave();\n    this.notifyWaiters();\n",
+    to: "    this.#leave();\n    this.notifyWaiters();\n",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "an abort of the peer drops what had arrived",
+    file: "stream.ts",
+    from: "    this.#isReset = true;\n",
+    to: "    this.#isReset = true;\n    this.receiving.cut();\n",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a failed side of a join looks like an end to the peer of the other",
+    file: "serve.ts",
+    from: "    for (const connection of [a, b]) if (connection instanceof Stream) connection.abort(error);\n",
+    to: "",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a fault of a forwarded connection ends the socket instead of resetting it",
+    file: "tunnel/forward.ts",
+    from: "    else reset(socket);\n",
+    to: "",
+    tests: ["tunnel_faults_test.ts"],
+  },
+  {
+    name: "a reset loses the end of a complete direction",
+    file: "tunnel/forward.ts",
+    from: "    this.hasEnded = true;\n",
+    to: "",
+    tests: ["tunnel_faults_test.ts"],
   },
   {
     name: "FIN overtakes waiting data",
@@ -217,8 +309,9 @@ export const MUTANTS: Mutant[] = [
   {
     name: "close() after closeWrite() sends FIN twice",
     file: "stream.ts",
-    from: "      if (this.sending.isFinished) this.#leave();\n      else this.queueFin();\n    }\n    this.report();",
-    to: "      if (this.sending.isFinished) this.#leave();\n      this.queueFin();\n    }\n    this.report();",
+    from:
+      "      if (this.sending.isFinished) this.#leave();\n      else this.queueFin();\n    } else if (this.#isReset) {",
+    to: "      if (this.sending.isFinished) this.#leave();\n      this.queueFin();\n    } else if (this.#isReset) {",
   },
   {
     name: "the end of the transport counts as FIN",
@@ -432,9 +525,136 @@ export const MUTANTS: Mutant[] = [
   {
     name: "silence counts while the connection is suspended",
     file: "_deadlines.ts",
-    from: "if (host.isSuspended) this.#excuse(now - this.#tickedAt, now);\n    else if",
+    from: "if (host.isSuspended || isResumed) this.#excuse(now - this.#tickedAt, now);\n    else if",
     to: "if",
     tests: ["rules_liveness_test.ts"],
+  },
+  {
+    name: "a resumption acknowledges what was only written",
+    file: "_resume_core.ts",
+    from: "          this.#written = sent;\n",
+    to: "          this.#written = sent;\n          this.#replay.acknowledge(sent);\n",
+    isOfCarriers: true,
+  },
+  {
+    name: "a write resolves while suspended, and its bytes are dropped",
+    file: "_resume_core.ts",
+    from: "      count = this.#replay.append(p.subarray(0, MAX_WRITE_BYTES));\n",
+    to: "      count = this.#carrier === undefined ? p.length : this.#replay.append(p.subarray(0, MAX_WRITE_BYTES));\n",
+    isOfCarriers: true,
+  },
+  {
+    name: "a reply to a resumption counts one byte too few",
+    file: "_resume_listener.ts",
+    from: "encodeReply(RESUMED, { token, received: core.received })",
+    to: "encodeReply(RESUMED, { token, received: Math.max(0, core.received - 1) })",
+    isOfCarriers: true,
+  },
+  {
+    name: "a resumption sends a record again from its start",
+    file: "_replay.ts",
+    from: "    this.#position = at + count - start;\n",
+    to: "    this.#position = at;\n",
+    isOfCarriers: true,
+  },
+  {
+    name: "a resumption does not send the end of writing again",
+    file: "_replay.ts",
+    from: "    if (!isEnd) encodeDataHeader(page.bytes, this.#position, end - count);\n",
+    to:
+      "    if (isEnd) this.#position = page.used;\n    else encodeDataHeader(page.bytes, this.#position, end - count);\n",
+    isOfCarriers: true,
+  },
+  {
+    name: "a lost carrier ends a half-closed connection",
+    file: "_resume_core.ts",
+    from: "    if (this.#isEndedByPeer && this.#isEndAcknowledged) return this.end();\n",
+    to: "    if (this.#isEndedByPeer || this.#isEndAcknowledged) return this.end();\n",
+    isOfCarriers: true,
+  },
+  {
+    name: "a lost carrier looks like the end of writing",
+    file: "_resume_core.ts",
+    from: 'if (count === null) throw new ResumptionError("The connection below has ended");',
+    to: "if (count === null) this.#isEndedByPeer = true;\n        if (count === null) return 0;",
+    isOfCarriers: true,
+  },
+  {
+    name: "bytes of an old carrier are read after a resumption",
+    file: "_resume_core.ts",
+    from: "      if (carrier === this.#carrier) {\n        if (count === null)",
+    to: "      {\n        if (count === null)",
+    isOfCarriers: true,
+  },
+  {
+    name: "an old carrier is read while the reply to a resumption is written",
+    file: "_resume_listener.ts",
+    from: "    core.detach();\n    try {",
+    to: "    try {",
+    isOfCarriers: true,
+  },
+  {
+    name: "the timers of a session run while its connection is suspended",
+    file: "resume.ts",
+    from: '    return this.#core.state === "suspended";\n',
+    to: "    return false;\n",
+    isOfCarriers: true,
+  },
+  {
+    name: "a session counts the time of several carriers that hang one after the other",
+    file: "_deadlines.ts",
+    from: "    if (isResumed) {\n",
+    to: "    if (host.resumptions < 0) {\n",
+    tests: ["rules_liveness_test.ts"],
+  },
+  {
+    name: "a write that waits for an acknowledgement sleeps on after a resumption",
+    file: "_resume_core.ts",
+    from: "    this.timers.attached();\n    this.#changed?.notifyAll();\n",
+    to: "    this.timers.attached();\n",
+    isOfCarriers: true,
+  },
+  {
+    name: "a silent carrier is never lost, so its connection is not resumed",
+    file: "_resume_core.ts",
+    from: '    this.lose(new DOMException("The connection below was silent for too long", "TimeoutError"));\n',
+    to: "",
+    isOfCarriers: true,
+  },
+  {
+    name: "a late hello of an attempt that was given up ends the connection",
+    file: "_resume_listener.ts",
+    from: "    if (received < core.confirmed) return closeQuietly(connection);\n",
+    to: "",
+    isOfCarriers: true,
+  },
+  {
+    name: "a new connection ends when the write of its reply fails",
+    file: "_resume_listener.ts",
+    from: "      if (failure !== undefined) entry.core.lose(failure.error);\n",
+    to: "      if (failure !== undefined) return entry.core.end(failure);\n",
+    isOfCarriers: true,
+  },
+  {
+    name: "the reply to a new connection replaces the carrier of its resumption",
+    file: "_resume_listener.ts",
+    from: "    if (entry.hellos > 0) {\n",
+    to: "    if (entry.hellos < 0) {\n",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
+    name: "close() drops what was written, and not received by the peer",
+    file: "_resume_core.ts",
+    from: 'if (this.#phase === "open" || this.#isEndAcknowledged) return this.#close();',
+    to: "if (this.#phase !== undefined) return this.#close();",
+    isOfCarriers: true,
+  },
+  {
+    name: "an acknowledgement that cannot be sent makes the timer fire at once",
+    file: "_resume_timers.ts",
+    from: "      this.#acknowledgeAt = Infinity;\n      host.acknowledge();\n",
+    to: "      host.acknowledge();\n",
+    isOfCarriers: true,
   },
   {
     name: "an acknowledgement of resumption counts what was only received ahead",
@@ -752,6 +972,62 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_proxy_test.ts"],
   },
   {
+    name: "a client of the tunnel retries what the server refuses for good",
+    file: "tunnel/link.ts",
+    from: "error.status < 500",
+    to: "error.status < 0",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "a client of the tunnel accepts connections while the server is away",
+    file: "tunnel/link.ts",
+    from: "      this.#host.unavailable();\n",
+    to: "",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "a client of the tunnel does not listen again when the server is back",
+    file: "tunnel/link.ts",
+    from: "    await this.#host.available();\n",
+    to: "",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "a client of the tunnel reports each failed attempt",
+    file: "tunnel/link.ts",
+    from: "if (message !== this.#lastMessage) this",
+    to: "this",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "a new connection does not wait for a suspended server",
+    file: "tunnel/link.ts",
+    from: "while (!this.#isUp && !isLate",
+    to: "while (this.#session === undefined && !isLate",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "a tunnel cannot be shut down while its connection is suspended",
+    file: "tunnel/client.ts",
+    from: "if (this.#link.isSuspended) session?.abort();",
+    to: "",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "a server that does not resume is not used",
+    file: "tunnel/carrier.ts",
+    from: "if (error === undefined) resolve(undefined);",
+    to: "if (error === undefined) reject(new Error());",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "the protocol of a server is not named",
+    file: "tunnel/carrier.ts",
+    from: "if (byte === TLS_ALERT)",
+    to: "if (byte === -1)",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
     name: "the client does not learn the visitor of a reverse forward",
     file: "tunnel/server.ts",
     from: "const header = visitorHeader(from);",
@@ -908,8 +1184,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "late data for a closed stream pauses the peer",
     file: "_session_core.ts",
-    from: "    if (!stream.isEndedByPeer) this.flood.expectLateData();\n",
-    to: "",
+    from: "    if (this.#forget(stream) && !stream.isEndedByPeer) this.flood.expectLateData();\n",
+    to: "    this.#forget(stream);\n",
     tests: ["session_test.ts"],
   },
   {
@@ -1156,22 +1432,26 @@ export const MUTANTS: Mutant[] = [
 
 const ROOT = `${import.meta.dirname}/../..`;
 // Timeout of a run, in milliseconds: a bug may make it hang.
-const LIMIT = 2 * 60_000;
+const LIMIT = 5 * 60_000;
 
 /** Runs the tests for each bug; rejects if a bug is not found. */
 export async function run(args: string[]): Promise<void> {
-  const { seeds, only = "" } = parse(args, { seeds: integer(4000, 1), only: anyText });
-  const mutants = MUTANTS.filter(({ name }) => name.includes(only));
+  const { seeds, only = "", carriers } = parse(args, { seeds: integer(4000, 1), only: anyText, carriers: flag });
+  const mutants = MUTANTS.filter(({ name, isOfCarriers }) => name.includes(only) && (isOfCarriers || !carriers));
   await using folder = await makeFolder("mutants");
   const copy = folder.path;
   await copyRepository(copy);
   const tests = [...new Set(mutants.flatMap(({ tests = [] }) => tests))];
   for (const mutant of mutants) plant(mutant, await Deno.readTextFile(`${copy}/${mutant.file}`));
   // Tests that fail without a bug prove nothing.
-  const sound = await simulation(copy, seeds);
-  if (!sound.success) throw new Error(`The simulation fails without any bug:\n${sound.output}`);
-  const quick = tests.length === 0 ? sound : await quickTests(copy, tests);
-  if (!quick.success) throw new Error(`The tests fail without any bug:\n${quick.output}`);
+  for (const mutant of mutants.filter((one, n) => mutants.findIndex((other) => isFoundAlike(one, other)) === n)) {
+    const sound = await simulation(copy, mutant, seeds);
+    if (!sound.success) throw new Error(`The simulation fails without any bug:\n${sound.output}`);
+  }
+  if (tests.length > 0) {
+    const quick = await quickTests(copy, tests);
+    if (!quick.success) throw new Error(`The tests fail without any bug:\n${quick.output}`);
+  }
 
   let found = 0;
   for (const mutant of mutants) {
@@ -1199,23 +1479,31 @@ export function plant({ name, file, from, to }: Mutant, text: string): string {
 
 /** Returns the name of the test that finds the bug, if one does. */
 async function find(copy: string, mutant: Mutant, seeds: number): Promise<string | undefined> {
-  const checked = await deno(copy, ["check", "mod.ts", "websocket.ts"]);
+  const checked = await deno(copy, ["check", "mod.ts", "resume.ts", "websocket.ts"]);
   if (!checked.success) throw new Error(`"${mutant.name}" does not compile:\n${checked.output}`);
-  const simulated = await simulation(copy, seeds);
-  if (!simulated.success) return `simulation, ${/^again: .*(--seed \d+)$/m.exec(simulated.output)?.[1] ?? "a hang"}`;
+  const simulated = await simulation(copy, mutant, seeds);
+  if (!simulated.success) {
+    return `simulation, ${/^again: .* simulate (.*--seed \d+)$/m.exec(simulated.output)?.[1] ?? "a hang"}`;
+  }
+  if (mutant.isOfCarriers) return undefined;
   for (const test of mutant.tests ?? []) {
     if (!(await quickTests(copy, [test])).success) return `tests/${test}`;
   }
   return undefined;
 }
 
-function simulation(copy: string, seeds: number): Promise<Result> {
+function isFoundAlike(one: Mutant, other: Mutant): boolean {
+  return Boolean(one.isOfCarriers) === Boolean(other.isOfCarriers);
+}
+
+function simulation(copy: string, { isOfCarriers }: Mutant, seeds: number): Promise<Result> {
   return deno(copy, [
     "run",
     "-A",
     "--no-check",
     "tests/deep/main.ts",
     "simulate",
+    ...isOfCarriers ? ["--carriers"] : [],
     "--fail-fast",
     "--seeds",
     `${seeds}`,

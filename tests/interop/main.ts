@@ -47,6 +47,7 @@ const WORKLOADS: Workload[] = [
   { ...DEFAULTS, name: "bulk both ways", kind: "bulk", size: 64 * MiB },
   { ...CHURN, name: "churn, 1 at a time" },
   { ...CHURN, name: "churn, 32 at a time", parallel: 32 },
+  { ...SOME, name: "aborted streams", parallel: 16, size: 20_000, isAborting: true },
   // 64 streams of 64 KiB fit Go's receive buffer: with a full one, Go would not read the credit for its echoes.
   { ...SOME, name: "stream buffer 1 KiB", size: 64 * 1024, options: { maxStreamBuffer: 1024 } },
   // More than half of Sluice's buffer is unread at first, so Go's streams lose credit and regain it.

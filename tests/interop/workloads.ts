@@ -30,6 +30,8 @@ export interface Workload {
   readonly ours?: SessionOptions;
   /** Bytes that must be unread at Sluice's server before it answers the first stream. */
   readonly held?: number;
+  /** Whether Sluice aborts each stream instead of closing it. A Go peer must see an end, and keep the session. */
+  readonly isAborting?: boolean;
 }
 
 /** The counts of one side: streams, and bytes inside streams. */
@@ -264,7 +266,12 @@ class Peer {
     const wire = await this.#open();
     this.#tally.streams++;
     await work(wire);
-    if (this.#workload.kind !== "hang-up") wire.stream.close();
+    if (this.#workload.kind !== "hang-up") this.#end(wire);
+  }
+
+  #end({ stream }: Wire): void {
+    if (this.#workload.isAborting) stream.abort();
+    else stream.close();
   }
 
   /** Calls `work` with a stream for each message, at most `parallel` at a time. */
@@ -329,7 +336,7 @@ class Peer {
       if (op === "Q") await Promise.all([...this.#accepted.slice(0, earlier), this.#opened]);
       this.#quit = true;
     }
-    wire.stream.close();
+    this.#end(wire);
   }
 
   #fail(error: unknown): void {

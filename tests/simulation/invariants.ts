@@ -50,6 +50,8 @@ export class Half {
   hasGap = false;
   /** Whether the writing user closed the whole stream. */
   isClosed = false;
+  /** Whether it aborted the stream before. */
+  isAborted = false;
   /** Whether the reader saw the end. */
   hasEnded = false;
 
@@ -234,6 +236,8 @@ export class WireRules {
   #forgedId = 0;
   #forgedFrom: SideName | undefined;
   #forgedEnd = Infinity;
+  // Whether the last frame of a side may be the first half of the signal that aborts a stream.
+  readonly #isInSignal = { client: false, server: false };
 
   constructor(observed: Observed, version: number, forgery: Forgery | undefined) {
     this.#observed = observed;
@@ -329,6 +333,7 @@ export class WireRules {
   // Checks a frame that a session sent.
   #sent(side: SideName, frame: SeenFrame): void {
     const { command, id, length } = frame;
+    this.#isInSignal[side] = command === NOP && id !== 0 && !this.#isInSignal[side];
     const fail = (what: string) =>
       this.#observed.fail(`The ${side} sent command ${command} of length ${length} on stream ${id}: ${what}`);
     if (frame.version !== this.#version && this.#version !== 0) fail(`version ${frame.version}`);
@@ -396,7 +401,7 @@ export class WireRules {
   // Forgeries.
 
   #isDue(side: SideName): boolean {
-    return this.forgery?.side === side && this.sent[side] >= this.forgery.at;
+    return this.forgery?.side === side && this.sent[side] >= this.forgery.at && !this.#isInSignal[side];
   }
 
   #forge(side: SideName): Uint8Array | undefined {

@@ -5,6 +5,7 @@
  */
 
 import type { Session } from "../../mod.ts";
+import { type CarriersPlan, planCarriers } from "./carriers_plan.ts";
 import { MAX_PAYLOAD_LENGTH } from "../../frame.ts";
 import { DEFAULTS, MAX_DEFAULT_STREAM_BUFFER } from "../../options.ts";
 import { type Forgery, HARMLESS, other, type SideName } from "./invariants.ts";
@@ -40,6 +41,8 @@ export interface Plan {
   readonly ending: Ending;
   /** Which ends of the connection are web streams. */
   readonly overStreams: { readonly [Side in SideName]: boolean };
+  /** The connections below a resumable connection; `undefined`: the sessions run over one connection. */
+  readonly carriers?: CarriersPlan;
 }
 
 /** The options that a seed decides. */
@@ -126,6 +129,35 @@ export function makePlan(random: Random): Plan {
       after: early ? random.skewed(2000) : undefined,
     },
     overStreams: { client: random.oneIn(6) && isWide(travel.client), server: random.oneIn(6) && isWide(travel.server) },
+  };
+}
+
+// Shortest timeout of a session over carriers, in milliseconds: a carrier that hangs must be detected before.
+const LEAST_TIMEOUT = 10_000;
+// Longest time that a chunk takes at the rate of such a carrier, in milliseconds.
+const LONGEST_CHUNK = 200;
+
+/** Makes the plan of a seed whose sessions run over carriers that die, and which has no other fault. */
+export function makeCarriersPlan(random: Random): Plan {
+  const plan = makePlan(random);
+  const adjust = (limits: Limits) => ({ ...limits, timeout: Math.max(limits.timeout, LEAST_TIMEOUT) });
+  const options = { client: adjust(plan.options.client), server: adjust(plan.options.server) };
+  // A pause, or the time of one large chunk, would count as the silence of a lost carrier.
+  const steady = (travel: Travel) => ({
+    ...travel,
+    mostWrite: Math.min(travel.mostWrite, travel.rate * LONGEST_CHUNK),
+    pauses: [],
+  });
+  const travel = { client: steady(plan.travel.client), server: steady(plan.travel.server) };
+  return {
+    ...plan,
+    serverVersion: plan.serverVersion === "auto" ? "auto" : plan.version,
+    options,
+    travel,
+    fault: undefined,
+    forgery: undefined,
+    overStreams: { client: false, server: false },
+    carriers: planCarriers(random, plan.mostBytes, options.client.timeout),
   };
 }
 

@@ -8,6 +8,9 @@ import { setImmediate } from "node:timers/promises";
 import { clock, type Timer } from "../../_clock.ts";
 import type { Random } from "./random.ts";
 
+// Above the number of events of any run: more show a timer that is set again and again.
+const MOST_STEPS = 2_000_000;
+
 interface Event {
   at: number;
   rank: number;
@@ -63,7 +66,7 @@ export class Scheduler implements Disposable {
   }
 
   /**
-   * Runs events until `isDone` returns `true` or no event is left.
+   * Runs events until `isDone` returns `true`, no event is left, or too many have run.
    *
    * @param isDone Called before each event.
    * @param until The time after which no event runs.
@@ -78,7 +81,7 @@ export class Scheduler implements Disposable {
       else for (let hops = this.#random.below(20); hops > 0; hops--) await null;
       if (isDone()) return true;
       const event = this.#heap[0];
-      if (event === undefined || event.at > until) return false;
+      if (event === undefined || event.at > until || this.steps > MOST_STEPS) return false;
       this.#shift();
       if (event.run === undefined) continue;
       this.now = Math.max(this.now, event.at);

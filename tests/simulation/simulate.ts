@@ -8,8 +8,10 @@ import { createHash } from "node:crypto";
 import { ProtocolError, Session } from "../../mod.ts";
 import { onUnhandled } from "../errors.ts";
 import { READ_BUFFER, WRITE_BUFFER } from "../support.ts";
+import { exchangeBytes } from "./bytes.ts";
+import { Carriers } from "./carriers.ts";
 import { FEW, other, type SideName, WireRules } from "./invariants.ts";
-import { end, isCalm, makePlan, type Plan } from "./plan.ts";
+import { end, isCalm, makeCarriersPlan, makePlan, type Plan } from "./plan.ts";
 import { Random } from "./random.ts";
 import { Scheduler } from "./scheduler.ts";
 import { asStreams, connect, Pipe } from "./wire.ts";
@@ -44,10 +46,17 @@ const TRACE_LENGTH = 400;
  *
  * @param seed Any integer.
  * @param traceLength The number of trace lines to keep, the last ones.
+ * @param isOverCarriers Whether the sessions run over a resumable connection, whose carriers die.
  */
-export async function simulate(seed: number, traceLength: number = TRACE_LENGTH): Promise<Outcome> {
+export async function simulate(
+  seed: number,
+  traceLength: number = TRACE_LENGTH,
+  isOverCarriers: boolean = false,
+): Promise<Outcome> {
   const random = new Random(seed);
-  const plan = makePlan(random);
+  const plan = isOverCarriers ? makeCarriersPlan(random) : makePlan(random);
+  // The pauses between dials have a random part.
+  using _random = seedMath(random);
   using scheduler = new Scheduler(random);
   const failures: string[] = [];
   const faults: string[] = [];
@@ -90,12 +99,12 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
   const forged = () => {
     wasForged = !isClosing.client && !isClosing.server;
   };
-  const encoded = (side: SideName) => {
+  const encoded = (side: SideName): number => {
     const { bytesSent, bytesUnsent } = sessions[side].stats();
     return bytesSent + bytesUnsent;
   };
   const maxReceiveBuffer = (side: SideName) => plan.options[side].maxReceiveBuffer;
-  const rules = new WireRules(
+  const rules: WireRules = new WireRules(
     { encoded, maxReceiveBuffer, fail, fault, forged },
     isMismatch(plan) ? 0 : plan.version,
     plan.forgery,
@@ -110,12 +119,53 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
     };
     return new Pipe(scheduler, random, plan.travel[side], planned, watch);
   };
-  const pipes = [pipe("client"), pipe("server")] as const;
-  const ends = connect(...pipes);
-  const transports = ends.map((end, n) => plan.overStreams[SIDES[n]!] ? asStreams(end) : end);
+  const overWire = () => {
+    const pipes = [pipe("client"), pipe("server")] as const;
+    const ends = connect(...pipes);
+    const [client, server] = ends.map((end, n) => plan.overStreams[SIDES[n]!] ? asStreams(end) : end);
+    return {
+      transports: { client: client!, server: server! },
+      hurry: () => pipes.forEach((pipe) => pipe.hurry()),
+      isHeldUp: () => pipes.some((pipe) => pipe.isHeldUp),
+      isClosed: () => ends.every((end) => end.isClosed),
+    };
+  };
+  const { carriers: carriersPlan } = plan;
+  if (carriersPlan?.isBytes) {
+    const fault = (kind: string) => {
+      trace(`fault: ${kind}`);
+      faults.push(kind);
+    };
+    const bytes = await exchangeBytes({
+      plan: { ...plan, carriers: carriersPlan },
+      random,
+      scheduler,
+      trace,
+      fail,
+      fault,
+    });
+    listening[Symbol.dispose]();
+    hash.update(lines.join("\n") + "\n");
+    return {
+      seed,
+      plan,
+      failures,
+      trace: lines.slice(-traceLength),
+      hash: hash.digest("hex"),
+      milliseconds: scheduler.now - started,
+      steps: scheduler.steps,
+      streams: 0,
+      bytes,
+      faults,
+    };
+  }
+  const carriers: Carriers | undefined = carriersPlan &&
+    new Carriers({ plan: { ...plan, carriers: carriersPlan }, random, scheduler, rules, trace, fail, fault });
+  const network = carriers ?? overWire();
+  const { transports } = network;
   const sessions = {
-    client: Session.client(transports[0]!, { ...plan.options.client, version: plan.version }),
-    server: Session.server(transports[1]!, { ...plan.options.server, version: plan.serverVersion }),
+    client: Session.client(transports.client, { ...plan.options.client, version: plan.version }),
+    server: Session.server(transports.server, { ...plan.options.server, version: plan.serverVersion }),
   };
   const isClosing = { client: false, server: false };
   const world: World = {
@@ -197,14 +247,14 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
   };
   const isIdle = () =>
     isOver() ||
-    (workload.active === 0 && rules.isQuiet && !pipes.some((pipe) => pipe.isHeldUp) &&
+    (workload.active === 0 && rules.isQuiet && !network.isHeldUp() &&
       SIDES.every((side) => isEmpty(sessions[side])));
 
   workload.start();
   let isDone = await scheduler.run(isIdle, started + LONGEST + (plan.freeze?.milliseconds ?? 0));
   if (isDone && !isOver()) {
     if (after === undefined) {
-      for (const pipe of pipes) pipe.hurry();
+      network.hurry();
       finish();
     }
     isDone = await scheduler.run(isOver, scheduler.now + LONGEST);
@@ -221,6 +271,7 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
   } else if (failures.length === 0) {
     // One more pass of the event loop, in which an unhandled rejection is reported.
     await scheduler.run(() => false, scheduler.now);
+    await finishCarriers(carriers, scheduler);
     if (scheduler.timers > 0) fail(`${scheduler.timers} timers are left`);
     for (const side of SIDES) {
       const { streams, bytesUnread, creditGranted } = sessions[side].stats();
@@ -228,9 +279,10 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
       if (bytesUnread !== 0) fail(`${bytesUnread} bytes are left unread at the ${side}`);
       if (creditGranted !== 0) fail(`${creditGranted} bytes of credit are left at the ${side}`);
     }
-    if (!ends.every((end) => end.isClosed)) fail("A session ended without closing its connection");
+    if (!network.isClosed()) fail("A session ended without closing its connection");
     workload.finish();
     judgeEnd({ plan, rules, endings, faultAt, wasForged, fail });
+    if (carriers !== undefined && endings.client?.error === undefined) judgeCarriers(plan, carriers, fail);
     if (isMismatch(plan) && SIDES.some((side) => last[side].accepted > 0)) {
       fail("A stream of another version was accepted");
     }
@@ -238,6 +290,7 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
   isJudged = true;
   // After a failure nothing may be left to run on the real clock.
   for (const side of SIDES) sessions[side].abort();
+  carriers?.end();
   await scheduler.run(() => false, scheduler.now);
   listening[Symbol.dispose]();
   hash.update(lines.join("\n") + "\n");
@@ -260,6 +313,28 @@ export async function simulate(seed: number, traceLength: number = TRACE_LENGTH)
     bytes,
     faults,
   };
+}
+
+/** Makes `Math.random` return numbers of the seed until it is disposed. */
+function seedMath(random: Random): Disposable {
+  const real = Math.random;
+  Math.random = () => random.below(2 ** 30) / 2 ** 30;
+  return { [Symbol.dispose]: () => void (Math.random = real) };
+}
+
+/** Lets closed connections send their last records, and closes what is left. */
+async function finishCarriers(carriers: Carriers | undefined, scheduler: Scheduler): Promise<void> {
+  if (carriers === undefined) return;
+  const isDone = () => scheduler.timers === 0 && carriers.isClosed();
+  await scheduler.run(isDone, scheduler.now + LONGEST);
+  carriers.end();
+  await scheduler.run(isDone, scheduler.now + LONGEST);
+}
+
+/** Reports an end of writing that got lost. */
+function judgeCarriers({ ending }: Plan, carriers: Carriers, fail: (message: string) => void): void {
+  if (ending.after !== undefined || (ending.how !== "close" && ending.how !== "drain")) return;
+  if (!carriers.wasEndRead(ending.side)) fail(`The end of writing of the ${ending.side} was not read`);
 }
 
 function isMismatch({ version, serverVersion }: Plan): boolean {
@@ -315,6 +390,6 @@ export function report({ seed, plan, failures, trace }: Outcome): string {
     `seed ${seed}: ${shown}`,
     ...trace.map((line) => `  | ${line}`),
     ...failures.map((failure) => `seed ${seed}: ${failure}`),
-    `again: deno task deep simulate --seed ${seed}`,
+    `again: deno task deep simulate ${plan.carriers === undefined ? "" : "--carriers "}--seed ${seed}`,
   ].join("\n");
 }

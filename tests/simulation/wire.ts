@@ -51,7 +51,7 @@ export interface Watch {
 }
 
 /** Creates an error like those of Deno's connections, which are identified by name. */
-function broken(name: string, message: string): Error {
+export function broken(name: string, message: string): Error {
   return Object.assign(new Error(message), { name });
 }
 
@@ -121,6 +121,11 @@ export class Pipe {
       this.#writer = waiting;
       this.#take();
     }) as Promise<number>;
+  }
+
+  /** Drops everything that is written from now on, without a sign of it. */
+  stall(): void {
+    this.#isStalled = true;
   }
 
   /** Ends the direction after the bytes written so far. */

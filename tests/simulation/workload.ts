@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Session, SessionClosedError, type Stream, StreamClosedError } from "../../mod.ts";
+import { type Session, SessionClosedError, type Stream, StreamClosedError, StreamResetError } from "../../mod.ts";
 import { type Half, MOST_CONTENT, other, type SideName, StreamRecord, type WireRules } from "./invariants.ts";
 import type { Plan } from "./plan.ts";
 import type { Random } from "./random.ts";
@@ -161,9 +161,18 @@ export class Workload {
   }
 
   #close(side: SideName, stream: Stream, record: StreamRecord): void {
-    this.#world.trace(`${side} closes ${stream.id}`);
-    record[side].isClosed = record[side].isEnding = record[side].isDone = true;
+    const half = record[side];
+    half.isClosed = half.isDone = true;
     this.#world.rules.closed(side, stream.id);
+    if (this.#world.random.oneIn(3)) {
+      // The reader must not see an end, unless the writer ended its direction before.
+      this.#world.trace(`${side} aborts ${stream.id}`);
+      half.isAborted = true;
+      stream.abort(new DOMException("The user aborted the stream", "AbortError"));
+    } else {
+      this.#world.trace(`${side} closes ${stream.id}`);
+      half.isEnding = true;
+    }
     stream.close();
   }
 
@@ -235,6 +244,8 @@ export class Workload {
       return true;
     } catch (error) {
       this.#judge(side, record, "write", error);
+      // A chunk that cannot be written ends the direction with FIN.
+      if (way === "web") half.isEnding = true;
       // Not closed at once: the session itself must not send a FIN.
       if (half.wasCut) await this.#pause(plan.patience);
       return false;
@@ -248,19 +259,24 @@ export class Workload {
     const wasClosing = isClosing[half.side];
     half.most += length;
     let count = 0;
+    let isKnown = true;
     try {
       count = await write();
       trace(`${half.name} wrote ${count} of ${length}`);
     } catch (error) {
       count = bytesWritten(error);
+      // The reason of an abort does not contain it.
+      isKnown = !half.isAborted;
       if (error instanceof SessionClosedError && isClosing[half.side] && !wasClosing) half.wasCut = true;
       // The write that waited behind this one continues, at an offset that is unknown here.
       if (error instanceof DOMException && error.name === "TimeoutError") half.hasGap = true;
       trace(`${half.name} wrote ${count} of ${length}: ${error}`);
       throw error;
     } finally {
-      half.taken += count;
-      half.most -= length - count;
+      if (isKnown) {
+        half.taken += count;
+        half.most -= length - count;
+      }
     }
   }
 
@@ -390,6 +406,10 @@ export class Workload {
     trace(`${side} ${what} ${record?.id ?? ""} failed: ${name}`);
     if (name === "AbortError" && (what === "open" || record !== undefined)) return;
     if (error instanceof StreamClosedError && record?.[side].isClosed) return;
+    if (error instanceof StreamResetError && record !== undefined) {
+      // The peer has aborted the stream, or has cut it as stalled.
+      if (record[other(side)].isAborted || plan.options[other(side)].stalledStreamTimeout !== Infinity) return;
+    }
     const isEnding = isClosing.client || isClosing.server || !this.#world.isCalm;
     if (error instanceof SessionClosedError && isEnding) return;
     if (name === "TimeoutError" && record !== undefined) {

@@ -13,9 +13,9 @@ import type { Role } from "../shared/end.ts";
 /** Kinds of links: the loopback device of one namespace, with one queue; or a pair of devices in two namespaces. */
 export const KINDS = ["lo", "veth"] as const;
 
-const PROGRAMS = ["unshare", "nsenter", "ip", "tc"];
-// Addresses for documentation: no real host has them.
-const ADDRESSES: Record<Role, string> = { client: "192.0.2.1", server: "192.0.2.2" };
+const PROGRAMS = ["unshare", "nsenter", "ip"];
+/** Addresses of the ends of a link. They are for documentation: no real host has them. */
+export const ADDRESSES: Record<Role, string> = { client: "192.0.2.1", server: "192.0.2.2" };
 const MTU = "1500";
 
 /** A link between the two ends. */
@@ -31,11 +31,11 @@ export interface Link extends AsyncDisposable {
  *
  * @param kind The kind of link.
  * @param sender The end whose device has the queue; ignored for `lo`.
- * @param queue The queueing discipline, as arguments of `tc`.
+ * @param queue The queueing discipline, as arguments of `tc`; empty for that of the kernel.
  * @throws {Error} If a program is missing or fails.
  */
 export async function makeLink(kind: typeof KINDS[number], sender: Role, queue: string[]): Promise<Link> {
-  for (const name of PROGRAMS) {
+  for (const name of queue.length > 0 ? [...PROGRAMS, "tc"] : PROGRAMS) {
     if (findProgram(name) === undefined) throw new Error(`${name} is not installed`);
   }
   await using processes = new AsyncDisposableStack();
@@ -63,7 +63,7 @@ export async function makeLink(kind: typeof KINDS[number], sender: Role, queue: 
     await execute(at[role], "ip", "address", "add", `${ADDRESSES[role]}/30`, "dev", "end");
     await execute(at[role], "ip", "link", "set", "end", "mtu", MTU, "up");
   }
-  await addQueue(at[sender], "end");
+  if (queue.length > 0) await addQueue(at[sender], "end");
   const kept = processes.move();
   return { at, hostname: ADDRESSES.server, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }

@@ -1,0 +1,367 @@
+/** Resumable connections whose carriers are lost at an awkward moment: while dialling, greeting, waiting or closing. */
+
+import { assert, assertEquals, assertLess, assertRejects } from "@std/assert";
+import { concat } from "@std/bytes";
+import { clock } from "../_clock.ts";
+import {
+  ACCEPTED,
+  decodeReply,
+  encodeAcknowledgement,
+  encodeHello,
+  encodeReply,
+  HELLO_LENGTH,
+  NO_TOKEN,
+  REPLY_LENGTH,
+  RESUMED,
+  type Status,
+} from "../_resume_frame.ts";
+import type { Connection, Listener } from "../mod.ts";
+import { resumable, type ResumableConnection, resumableListener, type ResumableOptions } from "../resume.ts";
+import {
+  ManualClock,
+  type MemoryConnection,
+  memoryPair,
+  MiB,
+  pattern,
+  readExactly,
+  readSome,
+  state,
+  turn,
+  writeAll,
+} from "./support.ts";
+
+const TOKEN = new Uint8Array(16).fill(7);
+const [END, CLOSE] = [Uint8Array.of(4), Uint8Array.of(5)];
+
+const record = (bytes: Uint8Array) =>
+  concat([Uint8Array.of(0), new Uint8Array(Uint32Array.of(bytes.length).buffer), bytes]);
+
+/** Reads a hello, and answers it. Returns the count of the hello. */
+async function answer(far: Connection, status: Status, received = 0): Promise<number> {
+  const hello = await readExactly(far, HELLO_LENGTH);
+  await writeAll(far, encodeReply(status, { token: TOKEN, received }));
+  return hello[24]!;
+}
+
+/** A client, connected to an end that speaks the format by hand. `next` is the far end of the next carrier. */
+async function connect(options: ResumableOptions = {}, capacity?: number) {
+  const waiting: MemoryConnection[] = [];
+  let dialled = Promise.withResolvers<MemoryConnection>();
+  const next = async () => {
+    const far = await dialled.promise;
+    dialled = Promise.withResolvers();
+    return far;
+  };
+  const client = resumable(() => {
+    const [near, far] = memoryPair(capacity);
+    waiting.push(near);
+    dialled.resolve(far);
+    return Promise.resolve(near);
+  }, options);
+  const far = await next();
+  await answer(far, ACCEPTED);
+  while (client.state !== "connected") await turn();
+  return { client, far, next, carriers: waiting };
+}
+
+/** A listener of memory connections, and a function that dials it. */
+function listen(): {
+  listener: Listener<Connection>;
+  dial: (wrap?: (far: Connection) => Connection) => MemoryConnection;
+} {
+  const waiting: Connection[] = [];
+  let accepting: PromiseWithResolvers<Connection> | undefined;
+  const listener = resumableListener({
+    accept() {
+      const first = waiting.shift();
+      if (first !== undefined) return Promise.resolve(first);
+      accepting = Promise.withResolvers();
+      return accepting.promise;
+    },
+    close() {},
+  });
+  const dial = (wrap = (far: Connection) => far) => {
+    const [near, far] = memoryPair();
+    if (accepting === undefined) waiting.push(wrap(far));
+    else accepting.resolve(wrap(far));
+    accepting = undefined;
+    return near;
+  };
+  return { listener, dial };
+}
+
+async function greet(near: Connection, token = NO_TOKEN, received = 0) {
+  await writeAll(near, encodeHello({ token, received }));
+  return decodeReply(await readExactly(near, REPLY_LENGTH));
+}
+
+Deno.test("an acknowledgement that waits for a pending write does not make the timer fire again and again", async () => {
+  using time = new ManualClock();
+  const { setTimer } = clock;
+  let timers = 0;
+  clock.setTimer = (run, delay) => {
+    if (++timers > 1000) throw new Error("too many timers");
+    return setTimer(run, delay);
+  };
+  const { client, far } = await connect({}, 64);
+  // The peer does not read, so the write stays pending.
+  client.write(pattern(1000)).catch(() => {});
+  await writeAll(far, record(pattern(10)));
+  assertEquals(await readExactly(client, 10), pattern(10));
+  timers = 0;
+  await time.advance(2000);
+  assertLess(timers, 10);
+  client.close();
+  await time.advance(2000);
+});
+
+Deno.test("ResumableConnection.read() returns 0 for an empty buffer, also while suspended", async () => {
+  const client = resumable(() => new Promise<never>(() => {}));
+  const reading = client.read(new Uint8Array());
+  assertEquals(await state(reading), "fulfilled");
+  assertEquals(await reading, 0);
+  client.close();
+});
+
+Deno.test("ResumableConnection.close() after closeWrite() goes on until the peer has received everything", async () => {
+  using _clock = new ManualClock();
+  const { client, far, next } = await connect();
+  await client.write(pattern(100));
+  const closing = client.closeWrite();
+  const reading = client.read(new Uint8Array(1));
+  reading.catch(() => {});
+  client.close();
+  await assertRejects(() => client.read(new Uint8Array(1)), Error, "closed connection");
+  await assertRejects(() => client.write(new Uint8Array(1)), Error, "closed connection");
+  assertEquals(await readExactly(far, 106), concat([record(pattern(100)), END]));
+  // None of it is acknowledged.
+  far.close();
+  const second = await next();
+  assertEquals(await answer(second, RESUMED, 40), 0);
+  assertEquals(await readExactly(second, 66), concat([record(pattern(100).subarray(40)), END]));
+  // What the peer still sends is dropped.
+  await writeAll(second, record(pattern(1000)));
+  await turn();
+  assertEquals(await state(closing), "pending");
+  await writeAll(second, encodeAcknowledgement(101));
+  await closing;
+  await client.closed;
+  assertEquals((await readExactly(second, 1))[0], CLOSE[0]);
+  await assertRejects(() => reading, Error, "closed connection");
+});
+
+Deno.test("ResumableConnection.close() after closeWrite() gives up after resumeTimeout, also while the peer is connected", async () => {
+  using time = new ManualClock();
+  const { client, far } = await connect({ resumeTimeout: 5000, silence: 60_000 });
+  client.closeWrite().catch(() => {});
+  client.close();
+  await time.advance(4900);
+  assertEquals(client.state, "connected");
+  await time.advance(200);
+  assertEquals(client.state, "ended");
+  assertEquals(await readExactly(far, 1), END);
+  assertEquals(time.pending, 0);
+});
+
+Deno.test("ResumableConnection.close() during a write completes its record, and sends the close after it", async () => {
+  using time = new ManualClock();
+  for (const isRead of [true, false]) {
+    const { client, far, carriers } = await connect({}, 64);
+    client.write(pattern(1000)).catch(() => {});
+    await turn();
+    client.close();
+    assertEquals(client.state, "ended");
+    if (isRead) {
+      assertEquals(await readExactly(far, 1006), concat([record(pattern(1000)), CLOSE]));
+    } else {
+      await time.advance(900);
+      assertEquals(carriers[0]!.isClosed, false);
+      await time.advance(200);
+    }
+    await turn();
+    assert(carriers[0]!.isClosed);
+  }
+  assertEquals(time.pending, 0);
+});
+
+Deno.test("ResumableConnection.retry() gives a pending dial up, as time does, and closes its late connection", async () => {
+  using time = new ManualClock();
+  const dials: { signal: AbortSignal; resolve: (connection: Connection) => void }[] = [];
+  const client = resumable(({ signal }) => {
+    const { promise, resolve } = Promise.withResolvers<Connection>();
+    dials.push({ signal, resolve });
+    return promise;
+  });
+  await time.advance(0);
+  client.retry();
+  await time.advance(0);
+  assertEquals(dials.length, 2);
+  await time.advance(9900);
+  assertEquals([dials.length, dials[1]!.signal.aborted], [2, false]);
+  await time.advance(300);
+  assertEquals([dials.length, dials[1]!.signal.aborted], [3, true]);
+  const pairs = [memoryPair(), memoryPair()];
+  dials[0]!.resolve(pairs[0]![0]);
+  dials[2]!.resolve(pairs[1]![0]);
+  await answer(pairs[1]![1], ACCEPTED);
+  await time.advance(0);
+  assertEquals(client.state, "connected");
+  assertEquals(pairs.map(([near]) => near.isClosed), [true, false]);
+  client.close();
+  await time.advance(0);
+  assertEquals(time.pending, 0);
+});
+
+Deno.test("ResumableConnection.close() while it greets closes the carrier, and the connection stays ended", async () => {
+  using time = new ManualClock();
+  const [near, far] = memoryPair();
+  const client = resumable(() => Promise.resolve(near));
+  await readExactly(far, HELLO_LENGTH);
+  client.close();
+  await turn();
+  assert(near.isClosed);
+  await writeAll(far, encodeReply(ACCEPTED, { token: TOKEN, received: 0 })).catch(() => {});
+  await turn();
+  assertEquals([client.state, client.resumptions], ["ended", 0]);
+  assertEquals(time.pending, 0);
+});
+
+Deno.test("resumableListener() keeps a new connection whose reply may have been received although its write failed", async () => {
+  const { listener, dial } = listen();
+  const accepting = listener.accept();
+  const states: string[] = [];
+  const failing = (far: Connection): Connection => ({
+    read: (p) => far.read(p),
+    write: async (p) => {
+      await writeAll(far, p);
+      throw new Error("cut");
+    },
+    close: () => {
+      states.push("closed");
+      far.close();
+    },
+  });
+  const { token, status } = await greet(dial(failing));
+  assertEquals(status, ACCEPTED);
+  const server = await accepting as ResumableConnection;
+  assertEquals([server.state, ...states], ["suspended", "closed"]);
+  const second = dial();
+  assertEquals((await greet(second, token)).status, RESUMED);
+  await writeAll(second, record(pattern(10)));
+  assertEquals(await readExactly(server, 10), pattern(10));
+  server.close();
+  listener.close();
+});
+
+Deno.test("resumableListener() lets a resumption continue although the write of the first reply ends after it", async () => {
+  const { listener, dial } = listen();
+  const accepting = listener.accept();
+  const gate = Promise.withResolvers<void>();
+  const slow = (far: Connection): Connection => ({
+    read: (p) => far.read(p),
+    write: async (p) => {
+      await writeAll(far, p);
+      await gate.promise;
+      return p.length;
+    },
+    close: () => far.close(),
+  });
+  const { token } = await greet(dial(slow));
+  const second = dial();
+  assertEquals((await greet(second, token)).status, RESUMED);
+  await writeAll(second, record(pattern(10)));
+  gate.resolve();
+  const server = await accepting;
+  assertEquals(await readExactly(server, 10), pattern(10));
+  await writeAll(second, record(pattern(20)));
+  assertEquals(await readExactly(server, 20), pattern(20));
+  server.close();
+  listener.close();
+});
+
+Deno.test("resumableListener() closes a hello that is older than the last acknowledgement, and keeps the carrier", async () => {
+  const { listener, dial } = listen();
+  const accepting = listener.accept();
+  const first = dial();
+  const { token } = await greet(first);
+  const server = await accepting as ResumableConnection;
+  await server.write(pattern(100));
+  assertEquals(await readExactly(first, 105), record(pattern(100)));
+  await writeAll(first, concat([encodeAcknowledgement(100), record(pattern(10))]));
+  assertEquals(await readExactly(server, 10), pattern(10));
+  // An attempt that was given up, and delivered late.
+  const late = dial();
+  await writeAll(late, encodeHello({ token, received: 60 }));
+  assertEquals(await late.read(new Uint8Array(1)), null);
+  assertEquals(server.state, "connected");
+  await writeAll(first, record(pattern(20)));
+  assertEquals(await readExactly(server, 20), pattern(20));
+  server.close();
+  listener.close();
+});
+
+Deno.test("an acknowledgement is sent after half of maxUnacknowledged, so that a peer with the same option need not wait", async () => {
+  using _clock = new ManualClock();
+  const { client, far } = await connect({ maxUnacknowledged: 65_536 });
+  const sending = writeAll(far, record(pattern(40_000)));
+  await readExactly(client, 40_000);
+  await sending;
+  const received = await readExactly(far, 9);
+  assertEquals(received[0], 1);
+  assert(new DataView(received.buffer).getUint32(1, true) >= 32_768);
+  client.close();
+});
+
+Deno.test("a write that waits for room receives acknowledgements although the application reads only once", async () => {
+  using _clock = new ManualClock();
+  const { client, far } = await connect({ maxUnacknowledged: 65_536 });
+  const p = new Uint8Array(100);
+  const reading = client.read(p);
+  await Promise.all([client.write(pattern(65_536)), readExactly(far, 65_541)]);
+  const writing = client.write(pattern(10));
+  await writeAll(far, record(pattern(10)));
+  assertEquals(await reading, 10);
+  await writeAll(far, encodeAcknowledgement(65_536));
+  assertEquals(await writing, 10);
+  client.close();
+});
+
+Deno.test("a resumable connection frees the memory of its replay buffer when it is idle", async () => {
+  using time = new ManualClock();
+  const [near, far] = memoryPair(MiB);
+  const written = new Set<ArrayBufferLike>();
+  const client = resumable(() =>
+    Promise.resolve({
+      read: (p: Uint8Array) => near.read(p),
+      write: (p: Uint8Array) => {
+        written.add(p.buffer);
+        return near.write(p);
+      },
+      close: () => near.close(),
+    }), { silence: 1000 });
+  await answer(far, ACCEPTED);
+  await Promise.all([writeAll(client, pattern(300_000)), readSome(far, 300_000)]);
+  const reading = client.read(new Uint8Array(1));
+  await writeAll(far, encodeAcknowledgement(300_000));
+  await time.advance(600);
+  const large = [...written].filter(({ byteLength }) => byteLength > 1000);
+  assertEquals(large, []);
+  client.close();
+  await assertRejects(() => reading);
+});
+
+Deno.test("ResumableConnection.write() shows the progress of a slow carrier, and waits for all but the last 64 KiB", async () => {
+  using _clock = new ManualClock();
+  const { client, far } = await connect({}, 1000);
+  const sent = pattern(200_000);
+  assertEquals(await client.write(sent), 65_536);
+  const second = client.write(sent.subarray(65_536));
+  await turn();
+  assertEquals(await state(second), "pending");
+  await readExactly(far, 65_541);
+  assertEquals(await second, 65_536);
+  client.close();
+  // What was written is sent before the close.
+  const rest = await readExactly(far, 65_542);
+  assertEquals(rest, concat([record(sent.subarray(65_536, 131_072)), CLOSE]));
+});

@@ -1,0 +1,212 @@
+/**
+ * TCP connections over sockets of `node:net`, which can be reset; those of Deno cannot. See
+ * docs/decisions/008-sockets-of-node-for-forwarded-connections.md.
+ *
+ * @module
+ */
+
+import net from "node:net";
+import type { DuplexConnection } from "../mod.ts";
+import { onAbort } from "./wait.ts";
+
+/** Where to connect to or to listen. */
+interface Endpoint {
+  hostname: string;
+  port: number;
+}
+
+/** A TCP connection. */
+export class TcpSocket implements DuplexConnection {
+  readonly localAddr: Deno.NetAddr;
+  readonly remoteAddr: Deno.NetAddr;
+  readonly #socket: net.Socket;
+  /** A received chunk, or what `read` has left of it. While there is one, no more is received. */
+  #chunk: Uint8Array | undefined;
+  #hasEnded = false;
+  #hasClosed = false;
+  #failure: Error | undefined;
+  #changed: PromiseWithResolvers<void> | undefined;
+
+  /** @param socket A connected socket with `allowHalfOpen`, which is paused. */
+  constructor(socket: net.Socket) {
+    this.#socket = socket;
+    this.localAddr = { transport: "tcp", hostname: socket.localAddress ?? "", port: socket.localPort ?? 0 };
+    this.remoteAddr = { transport: "tcp", hostname: socket.remoteAddress ?? "", port: socket.remotePort ?? 0 };
+    socket.on("data", (chunk) => {
+      this.#chunk = chunk as unknown as Uint8Array;
+      socket.pause();
+      this.#wake();
+    });
+    socket.pause();
+    socket.on("end", () => {
+      this.#hasEnded = true;
+      this.#wake();
+    });
+    socket.on("error", (error) => {
+      this.#failure ??= translate(error);
+      this.#wake();
+    });
+    socket.on("close", () => {
+      this.#hasClosed = true;
+      this.#wake();
+    });
+  }
+
+  async read(p: Uint8Array): Promise<number | null> {
+    if (p.length === 0) return 0;
+    while (this.#chunk === undefined) {
+      if (this.#failure !== undefined) throw this.#failure;
+      if (this.#hasEnded) return null;
+      if (this.#hasClosed || this.#socket.destroyed) throw new Deno.errors.BadResource("The connection is closed");
+      this.#socket.resume();
+      await (this.#changed ??= Promise.withResolvers()).promise;
+    }
+    const chunk = this.#chunk;
+    const count = Math.min(chunk.length, p.length);
+    p.set(count < chunk.length ? chunk.subarray(0, count) : chunk);
+    this.#chunk = count < chunk.length ? chunk.subarray(count) : undefined;
+    return count;
+  }
+
+  /** Writes all bytes. */
+  write(p: Uint8Array): Promise<number> {
+    const { promise, resolve, reject } = Promise.withResolvers<number>();
+    this.#socket.write(p, (error) => error ? reject(this.#failure ?? translate(error)) : resolve(p.length));
+    return promise;
+  }
+
+  closeWrite(): Promise<void> {
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#socket.end((error?: Error | null) => error ? reject(this.#failure ?? translate(error)) : resolve());
+    return promise;
+  }
+
+  /** Closes the connection. Closing again has no effect. */
+  close(): void {
+    this.#socket.destroy();
+  }
+
+  /** Closes the connection with RST: the peer's reads reject instead of ending, and what is unsent is dropped. */
+  reset(): void {
+    if (!this.#socket.destroyed) this.#socket.resetAndDestroy();
+  }
+
+  setNoDelay(on: boolean): void {
+    this.#socket.setNoDelay(on);
+  }
+
+  setKeepAlive(on: boolean): void {
+    this.#socket.setKeepAlive(on);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #wake(): void {
+    this.#changed?.resolve();
+    this.#changed = undefined;
+  }
+}
+
+/** Connects; rejects with the reason of the signal when it aborts. */
+export async function connectTcp({ hostname, port, signal }: Endpoint & { signal: AbortSignal }): Promise<TcpSocket> {
+  signal.throwIfAborted();
+  const socket = net.connect({ host: hostname, port, allowHalfOpen: true });
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  socket.once("connect", () => resolve());
+  socket.on("error", (error) => reject(translate(error)));
+  const off = onAbort(signal, reject);
+  try {
+    await promise;
+    return new TcpSocket(socket);
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  } finally {
+    off();
+  }
+}
+
+/** A listener for TCP connections, in the shape of `Deno.Listener`. */
+export class TcpListener {
+  readonly addr: Deno.NetAddr;
+  readonly #server: net.Server;
+  #accepted: net.Socket[] = [];
+  #failures: Error[] = [];
+  #isClosed = false;
+  #changed = Promise.withResolvers<void>();
+
+  /** @param server A server that listens, with `allowHalfOpen` and `pauseOnConnect`. */
+  constructor(server: net.Server) {
+    this.#server = server;
+    const { address, port } = server.address() as net.AddressInfo;
+    this.addr = { transport: "tcp", hostname: address, port };
+    server.on("connection", (socket) => {
+      // A connection may arrive while the server closes.
+      if (this.#isClosed) return void socket.destroy();
+      this.#accepted.push(socket);
+      this.#wake();
+    });
+    server.on("error", (error) => {
+      this.#failures.push(translate(error));
+      this.#wake();
+    });
+  }
+
+  async accept(): Promise<TcpSocket> {
+    for (;;) {
+      const failure = this.#failures.shift();
+      if (failure !== undefined) throw failure;
+      const socket = this.#accepted.shift();
+      if (socket?.remoteAddress !== undefined) return new TcpSocket(socket);
+      if (socket !== undefined) {
+        socket.destroy();
+        throw new Deno.errors.NotConnected("The connection was reset before it was accepted");
+      }
+      if (this.#isClosed) throw new Deno.errors.BadResource("The listener is closed");
+      await this.#changed.promise;
+    }
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    this.#server.close();
+    for (const socket of this.#accepted) socket.destroy();
+    this.#accepted = [];
+    this.#wake();
+  }
+
+  #wake(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+}
+
+/** Listens on a TCP port. */
+export async function listenTcp({ hostname, port, backlog }: Endpoint & { backlog: number }): Promise<TcpListener> {
+  const server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true });
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  server.once("error", (error) => reject(translate(error)));
+  server.listen({ host: hostname, port, backlog }, resolve);
+  await promise;
+  return new TcpListener(server);
+}
+
+/** The names of the errors of Deno, and their messages. */
+const ERRORS: { [code: string]: [name: keyof typeof Deno.errors, message: string] } = {
+  EACCES: ["PermissionDenied", "Permission denied"],
+  EADDRINUSE: ["AddrInUse", "Address already in use"],
+  EADDRNOTAVAIL: ["AddrNotAvailable", "Cannot assign requested address"],
+  ECONNABORTED: ["ConnectionAborted", "Connection aborted"],
+  ECONNREFUSED: ["ConnectionRefused", "Connection refused"],
+  ECONNRESET: ["ConnectionReset", "Connection reset by peer"],
+  EPIPE: ["BrokenPipe", "Broken pipe"],
+  ETIMEDOUT: ["TimedOut", "Connection timed out"],
+};
+
+/** Returns the error of Deno for one of Node, or the error itself. */
+function translate(error: Error): Error {
+  const [name, message] = ERRORS[(error as NodeJS.ErrnoException).code ?? ""] ?? [];
+  return name === undefined ? error : new Deno.errors[name](message, { cause: error });
+}
