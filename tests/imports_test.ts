@@ -322,6 +322,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/socket.ts": [
     "mod.ts",
+    "node:timers/promises",
     "tunnel/address.ts",
     "tunnel/errors.ts",
     "tunnel/resolve.ts",
