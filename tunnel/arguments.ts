@@ -42,6 +42,12 @@ function checkValue(name: string, { value, isRule }: Option, text: string): void
   else if (value === "CIDR") parseNetworks(name, [text]);
   else if (value === "SECONDS" && !/^\d{1,6}$/.test(text)) {
     throw new RangeError(`${name} must be an integer from 0 to 999999, received "${text}"`);
+  } else if (value === "NUMBER" || value === "MIB") {
+    // 2048 MiB are more than a session accepts.
+    const most = value === "MIB" ? 2047 : 2 ** 31 - 1;
+    if (!/^[1-9]\d{0,9}$/.test(text) || Number(text) > most) {
+      throw new RangeError(`${name} must be an integer from 1 to ${most}, received "${text}"`);
+    }
   } else if (value === "LISTEN=TARGET") {
     const isPiped = name === "--forward" && isPipe(text);
     const { target } = parseForward(name, isPiped ? text.replace("-", "0") : text);
@@ -133,6 +139,16 @@ class Values {
   seconds(name: string, fallback: number): number {
     return Number(this.one(name) ?? fallback) * 1000;
   }
+
+  /** Returns a time that is infinite if it is 0 seconds, in milliseconds; `undefined` if it is absent. */
+  duration(name: string): number | undefined {
+    return this.has(name) ? this.seconds(name, 0) || Infinity : undefined;
+  }
+
+  /** Returns a number times `unit`; `undefined` if it is absent. */
+  number(name: string, unit = 1): number | undefined {
+    return this.has(name) ? Number(this.one(name)) * unit : undefined;
+  }
 }
 
 function readFile(option: string, path: string): string {
@@ -191,7 +207,17 @@ interface ShortCommand {
 
 /** Parses the options of both commands. */
 function parseCommon(values: Values) {
+  const [keepAliveInterval, timeout] = [values.duration("keepalive"), values.duration("timeout")];
+  const most = timeout ?? 30_000;
+  if (keepAliveInterval !== undefined && keepAliveInterval !== Infinity && keepAliveInterval > most) {
+    const received = `${keepAliveInterval / 1000} and ${most / 1000}`;
+    throw new UsageError(`--keepalive must be at most --timeout, received ${received} seconds`);
+  }
   return {
+    keepAliveInterval,
+    timeout,
+    maxStreams: values.number("max-streams"),
+    maxReceiveBuffer: values.number("max-receive-buffer", 2 ** 20),
     // `target` and `users` cannot be combined with a secret: ignore that of the environment.
     secret: values.one("secret") ?? (values.has("target") || values.has("users") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),

@@ -13,6 +13,8 @@ import { onAbort } from "./wait.ts";
 export interface ResumeReports {
   /** Ends the attempt. It has no effect on a connection. */
   signal: AbortSignal;
+  /** Milliseconds without a byte before the connection counts as lost. Default: 10 000. */
+  silence?: number | undefined;
   /** The connection to the server was lost; it is being resumed. */
   onSuspended(error: unknown): void;
   /** The connection continues. */
@@ -22,6 +24,7 @@ export interface ResumeReports {
 /** A connection to a server, and a function that dials at once while it is suspended. */
 export interface Carrier {
   connection: Connection;
+  isResumable: boolean;
   retry(): void;
 }
 
@@ -37,7 +40,7 @@ export interface Carrier {
 export function connectResumable(
   addr: string,
   dial: (signal: AbortSignal) => Promise<Connection>,
-  { signal, onSuspended, onResumed }: ResumeReports,
+  { signal, silence, onSuspended, onResumed }: ResumeReports,
 ): Promise<Carrier | undefined> {
   const { promise, resolve, reject } = Promise.withResolvers<Carrier | undefined>();
   let isSettled = false;
@@ -62,12 +65,13 @@ export function connectResumable(
       throw error;
     }
   }, {
+    silence,
     onChange(state, reason) {
       if (state === "ended") return fail(() => reject(reason));
       if (state === "suspended") return onSuspended(reason);
       if (isSettled) return onResumed();
       isSettled = true;
-      resolve({ connection, retry: () => connection.retry() });
+      resolve({ connection, isResumable: true, retry: () => connection.retry() });
     },
   });
   const off = onAbort(signal, (reason) => fail(() => reject(reason)));

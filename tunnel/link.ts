@@ -9,6 +9,7 @@ import type { Activity } from "./activity.ts";
 import { type Carrier, connectResumable } from "./carrier.ts";
 import { PermanentError, wrapError } from "./errors.ts";
 import { checkServer } from "./handshake.ts";
+import type { Limits } from "./limits.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
 import { dial } from "./socket.ts";
 import { backoff, onAbort, setDeadline, sleep } from "./wait.ts";
@@ -43,6 +44,7 @@ export interface LinkSettings extends OpenTunnelOptions {
   isChecked: boolean;
   /** Milliseconds to wait for the server. */
   wait: number;
+  limits: Limits;
 }
 
 /** The connection of a client to its server, which is made again when it is lost. */
@@ -198,14 +200,20 @@ export class Link {
   }
 
   async #start(): Promise<void> {
-    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked } = this.#settings;
+    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked, limits } = this.#settings;
     const carrier = await this.#connect();
     const { frame } = this.#activity;
-    const session = Session.client(carrier.connection, { version, stalledStreamTimeout, onFrame: frame });
+    const session = Session.client(carrier.connection, {
+      version,
+      stalledStreamTimeout,
+      onFrame: frame,
+      ...limits.session,
+    });
     const off = onAbort(this.#stopping, (reason) => session.abort(reason));
     try {
       if (isChecked) await checkServer(session, { secret, user });
       this.#stopping.throwIfAborted();
+      this.#reportPlain(carrier);
     } catch (error) {
       session.abort(error);
       throw error;
@@ -221,19 +229,26 @@ export class Link {
   }
 
   async #connect(): Promise<Carrier> {
-    const { serverAddr, resume = true } = this.#settings;
+    const { serverAddr, resume = true, limits } = this.#settings;
     const open = (signal: AbortSignal) => this.#dial(signal);
     if (resume) {
       const carrier = await connectResumable(serverAddr, open, {
         signal: this.#stopping,
+        silence: limits.silence,
         onSuspended: (error) => this.#suspended(error),
         onResumed: () => this.#resumed(),
       });
       if (carrier !== undefined) return carrier;
-      if (!this.#isPlainReported) this.#activity.emit({ type: "unresumable", serverAddr });
-      this.#isPlainReported = true;
     }
-    return { connection: await open(this.#stopping), retry() {} };
+    return { connection: await open(this.#stopping), isResumable: false, retry() {} };
+  }
+
+  /** Reports once that the server does not resume: only now, because one without free descriptors answers like it. */
+  #reportPlain({ isResumable }: Carrier): void {
+    const { serverAddr, resume = true } = this.#settings;
+    if (isResumable || !resume || this.#isPlainReported) return;
+    this.#isPlainReported = true;
+    this.#activity.emit({ type: "unresumable", serverAddr });
   }
 
   async #dial(signal: AbortSignal): Promise<Connection> {

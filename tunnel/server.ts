@@ -13,6 +13,7 @@ import { checkExposed, checkTls, formatPeer, parseEndpoint, UNNAMED } from "./ad
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
+import { limitsOf } from "./limits.ts";
 import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
 import { Ports } from "./ports.ts";
 import { checkProxies, ProxyListener } from "./proxy_listener.ts";
@@ -113,6 +114,7 @@ class TunnelServer {
   constructor(options: ServeTunnelOptions) {
     const { listen, cert, key, stalledStreamTimeout } = options;
     checkOptions(options);
+    const { session, silence } = limitsOf(options);
     const isProxy = checkProxies(options);
     this.#named = new Set([options.allow ?? [], ...(options.users ?? []).map(({ allow = [] }) => allow)].flat());
     this.#target = options.target;
@@ -129,8 +131,10 @@ class TunnelServer {
     }
     const proxied = isProxy && new ProxyListener(listening, isProxy, this.#activity.report);
     const cut = new AbortController();
-    this.#server = serve(resumableListener(proxied ?? listening), (stream, session) => this.#handle(stream, session), {
+    const listener = resumableListener(proxied ?? listening, { silence });
+    this.#server = serve(listener, (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
+      ...session,
       stalledStreamTimeout,
       onFrame: this.#activity.frame,
       onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),

@@ -13,6 +13,8 @@ export type Kind =
   | "LISTEN=TARGET"
   | "FILE"
   | "SECONDS"
+  | "NUMBER"
+  | "MIB"
   | "1|2"
   | "HOST"
   | "NAME"
@@ -93,6 +95,16 @@ const COMMON: Options = {
   stall: {
     value: "SECONDS",
     help: "close a connection that is not read for this long and blocks all others; default: 5; 0: never",
+  },
+  keepalive: {
+    value: "SECONDS",
+    help: "send a keepalive after this long without data; default: 10, at most a third of --timeout; 0: never",
+  },
+  timeout: { value: "SECONDS", help: "the other end is lost after this long without a byte; default: 30; 0: never" },
+  "max-streams": { value: "NUMBER", help: "streams that the other end may have open; default: 8192" },
+  "max-receive-buffer": {
+    value: "MIB",
+    help: "unread data of one connection between client and server; default: 16",
   },
   status: { value: "LISTEN", help: "serve /metrics, /status and /healthz over HTTP" },
   log: { value: "text|json", help: "log with times, and a line for each forwarded connection" },
