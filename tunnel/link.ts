@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Connection, Session } from "../mod.ts";
+import { type Connection, Session, SessionClosedError } from "../mod.ts";
 import type { Activity } from "./activity.ts";
 import { type Carrier, connectResumable } from "./carrier.ts";
 import { PermanentError, wrapError } from "./errors.ts";
@@ -216,7 +216,7 @@ export class Link {
       this.#reportPlain(carrier);
     } catch (error) {
       session.abort(error);
-      throw error;
+      throw this.#explain(error);
     } finally {
       off();
     }
@@ -226,6 +226,17 @@ export class Link {
     this.#activity.add(session);
     this.#host.started(session);
     this.#up();
+  }
+
+  /** Names the server in the error of a session that ended before the server had answered. */
+  #explain(error: unknown): unknown {
+    if (!(error instanceof SessionClosedError) || this.#stopping.aborted) return error;
+    const cause = error.cause ?? error;
+    const { serverAddr } = this.#settings;
+    if (cause instanceof Error && cause.name === "TimeoutError") {
+      return wrapError(`${serverAddr} accepts connections, but does not answer`, cause);
+    }
+    return wrapError(`The connection to ${serverAddr} was lost`, cause);
   }
 
   async #connect(): Promise<Carrier> {
