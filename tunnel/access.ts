@@ -10,6 +10,7 @@ import type { Session, Stream } from "../mod.ts";
 import { canonical, type Endpoint, formatPeer, parseEndpoint } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { type Request, WRONG_SECRET_DELAY } from "./handshake.ts";
+import { isDirection } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelUser } from "./options.ts";
 import { resolve } from "./resolve.ts";
 import { Rules } from "./rules.ts";
@@ -141,14 +142,14 @@ export class Access {
   /**
    * Checks a request. A wrong secret is refused after a delay, which the signal ends.
    *
-   * @returns What is allowed; `undefined` for a request that only proves the secret.
+   * @returns What is allowed; `undefined` for a request that only proves the secret, and for MEASURE.
    * @throws {TunnelRefusedError} The request is not allowed.
    * @throws {RangeError} The address is malformed.
    */
   async check(request: Request, session: Peer, signal: AbortSignal): Promise<Permit | undefined> {
     const { method, address } = request;
     const account = await this.#authenticate(request.authorization, session, signal);
-    if (method === "OPTIONS" && address === "*") return undefined;
+    if ((method === "OPTIONS" && address === "*") || (method === "MEASURE" && isDirection(address))) return undefined;
     const rules = account.rules.get(method);
     if (rules === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
     const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);

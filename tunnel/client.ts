@@ -91,7 +91,7 @@ interface ReverseTarget {
 }
 
 /** The checked options of a client, with defaults. */
-interface Settings {
+export interface Settings {
   certificates: { caCerts: string[] } | undefined;
   locals: Local[];
   /** TARGET of the client by LISTEN of the server, in the order of the options. */
@@ -99,7 +99,8 @@ interface Settings {
   limits: Limits;
 }
 
-function checkOptions(options: OpenTunnelOptions): Settings {
+/** Checks the options of a client, and fills in the defaults. */
+export function checkOptions(options: OpenTunnelOptions): Settings {
   const { connect, user, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
   checkStatus(options.status, insecure);

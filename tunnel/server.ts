@@ -14,11 +14,13 @@ import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import { limitsOf } from "./limits.ts";
-import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
+import { type Direction, serveMeasure } from "./measure.ts";
+import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { Ports } from "./ports.ts";
 import { checkProxies, ProxyListener } from "./proxy_listener.ts";
 import { checkRuntime, dial, Listening, listenOn, type Socket } from "./socket.ts";
 import { checkStatus, StatusServer } from "./status.ts";
+import { VERSION } from "./version.ts";
 import { visitorHeader } from "./visitor.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
 
@@ -103,6 +105,10 @@ class TunnelServer {
   readonly #connectTimeout: number | undefined;
   readonly #access: Access;
   readonly #ports = new Ports();
+  /** Sessions whose throughput is being measured. */
+  readonly #measuring = new WeakSet<Session>();
+  /** Headers of the response to OPTIONS. */
+  readonly #about: string;
   /** The entries of `allow`, as they were written. */
   readonly #named: ReadonlySet<string>;
   readonly #activity: Activity;
@@ -115,6 +121,7 @@ class TunnelServer {
     const { listen, cert, key, stalledStreamTimeout } = options;
     checkOptions(options);
     const { session, silence } = limitsOf(options);
+    this.#about = `Server: sluice/${VERSION}\r\nTimeout: ${session.timeout ?? 30_000}\r\n`;
     const isProxy = checkProxies(options);
     this.#named = new Set([options.allow ?? [], ...(options.users ?? []).map(({ allow = [] }) => allow)].flat());
     this.#target = options.target;
@@ -212,11 +219,13 @@ class TunnelServer {
   /** Serves the request that a stream begins with. */
   async #answer(stream: Stream, session: Session): Promise<void> {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
-    const { address, opened } = await serveRequest(stream, peer, (request) => this.#open(request, stream, session));
+    const open = (request: Request) => this.#open(request, stream, session);
+    const { method, address, opened } = await serveRequest(stream, peer, open, this.#about);
     if (opened instanceof Listening) {
       await this.#listenFor(session, stream, address, opened);
     } else if (opened === stream) {
-      stream.close();
+      if (method === "MEASURE") await serveMeasure(stream, address as Direction);
+      else stream.close();
     } else {
       // A target that only a wildcard allows has no sums of its own.
       const forward = this.#named.has(address) ? address : "*";
@@ -229,7 +238,10 @@ class TunnelServer {
     const { signal } = this.#stopping;
     const permit = await this.#access.check(request, session, signal);
     this.#activity.setUser(session, this.#access.userOf(session));
-    if (permit === undefined) return stream;
+    if (permit === undefined) {
+      if (request.method === "MEASURE") this.#measure(session, stream);
+      return stream;
+    }
     const { account, addresses } = permit;
     if (request.method === "CONNECT") {
       await account.streams.takeFor(() => Promise.resolve(stream));
@@ -243,6 +255,14 @@ class TunnelServer {
       throw error;
     }
     return listening;
+  }
+
+  /** Counts a measurement until its stream has ended: each takes all that the link has. */
+  #measure(session: Session, stream: Stream): void {
+    if (this.#measuring.has(session)) throw new TunnelRefusedError(429, "another measurement is running");
+    this.#measuring.add(session);
+    const ended = () => void this.#measuring.delete(session);
+    stream.closed.then(ended, ended);
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */

@@ -166,7 +166,7 @@ export async function dial(to: string, by: Stream | AbortSignal, options: DialOp
 }
 
 /** Returns the addresses of a host; the host itself in a process that may connect to some hosts only. */
-async function addressesOf(hostname: string, signal: AbortSignal): Promise<string[]> {
+export async function addressesOf(hostname: string, signal: AbortSignal): Promise<string[]> {
   return Deno.permissions.querySync({ name: "net" }).state === "granted" ? await resolve(hostname, signal) : [hostname];
 }
 
@@ -209,8 +209,8 @@ function summary({ errors }: AggregateError): unknown {
   return new AggregateError(errors, [...messages].join(", "));
 }
 
-/** Starts TLS on a connection. */
-async function secure(
+/** Starts TLS on a connection; closes it if that fails. */
+export async function secure(
   connection: Deno.TcpConn,
   hostname: string,
   caCerts: string[],
