@@ -54,8 +54,8 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
     ],
   ],
   smux: [
-    [/but smux 1 does/, "Use --smux 1."],
-    [/but smux 2 does/, "Use --smux 2, the default."],
+    [/but smux 1 is/, "Use --smux 1."],
+    [/but smux 2 is/, "Use --smux 2, the default."],
     [/not as a server of tunnels/, "For a server with a fixed --target use --forward LISTEN, without a target."],
     [undefined, "The server speaks another protocol, or is out of descriptors: see its log."],
   ],

@@ -327,22 +327,29 @@ class Check {
     try {
       return await this.#answer(this.#session, version);
     } catch (error) {
-      if (this.#isResumable || !(error instanceof SessionClosedError)) throw error;
       const other = version === 1 ? 2 : 1;
-      const session = Session.client(await this.#open(), { version: other });
-      const isOther = await this.#answer(session, other).then(() => true, () => false);
+      if (this.#isResumable || !(error instanceof SessionClosedError) || !await this.#answers(other)) throw error;
+      throw new Error(`smux ${version} is not answered, but smux ${other} is`, { cause: error });
+    }
+  }
+
+  /** Whether the server answers in a version of smux. */
+  async #answers(version: Version): Promise<boolean> {
+    const session = Session.client(await this.#open(), { ...this.#settings.limits.session, version });
+    try {
+      await this.#answer(session, version);
+      return true;
+    } catch {
+      return false;
+    } finally {
       session.abort();
-      if (!isOther) throw error;
-      throw new Error(`smux ${version} is not answered, but smux ${other} does`, { cause: error });
     }
   }
 
   /** Requests an answer; returns what has answered. */
   async #answer(session: Session, version: Version): Promise<string> {
-    const clear = setDeadline(
-      () => session.abort(new Error(`no answer for ${HANDSHAKE_TIMEOUT} ms`)),
-      HANDSHAKE_TIMEOUT,
-    );
+    const timeout = Math.min(HANDSHAKE_TIMEOUT, this.#options.timeout ?? Infinity);
+    const clear = setDeadline(() => session.abort(new Error(`no answer for ${timeout} ms`)), timeout);
     let server = "";
     try {
       const { stream, headers } = await request(session, "OPTIONS", "*", this.#credentials);
