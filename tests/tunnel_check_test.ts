@@ -1,7 +1,7 @@
 /** checkTunnel() and the command check. */
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch, assertRejects, assertThrows } from "@std/assert";
-import { serve, Session } from "../mod.ts";
+import { serve } from "../mod.ts";
 import {
   checkTunnel,
   type CheckTunnelOptions,
@@ -320,7 +320,7 @@ Deno.test("check command: prints a line for each step, and exits with 0, 1, 2 or
   assertEquals(good.lines.filter((line) => /^(ok|failed) /.test(line)).length, 9);
   const refused = await run(...connect);
   assertEquals([refused.code, refused.stderr], [3, "check failed: secret\n"]);
-  assertMatch(refused.stdout, /\nfailed +\S+ m?s  secret: .*a secret is required\n {18}Use --secret FILE, /);
+  assertMatch(refused.stdout, /\nfailed +\S+ m?s {2}secret: .*a secret is required\n {18}Use --secret FILE, /);
   const missing = await run("--connect", nowhere());
   assertEquals([missing.code, missing.stderr], [1, "check failed: TCP\n"]);
   const wrong = await run("--connect", "localhost");

@@ -95,6 +95,21 @@ Deno.test(
 );
 
 Deno.test(
+  "tunnel command: a server with too many open files refuses further targets, and serves again",
+  { ignore },
+  async () => {
+    await using echo = makeManyEchoes();
+    await using server = await start(["server", "--listen", "0", "--allow", echo.addr], LIMIT);
+    await using client = await start(["client", "--connect", server.addr, "--forward", `0=${echo.addr}`]);
+    const open = await openMany(client.addr);
+    assertLess(open.length, LIMIT);
+    assertGreater(open.length, 10);
+    await client.until(/the peer refused CONNECT .*: too many open files: raise the limit with ulimit -n$/m, "stderr");
+    await recover(client.addr, open);
+  },
+);
+
+Deno.test(
   "tunnel command: a server with too many open files closes further connections to a reverse port",
   { ignore },
   async () => {

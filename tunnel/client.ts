@@ -388,7 +388,6 @@ class Client {
 
   /** Requests the server to listen, until the returned stream ends. */
   async #bind(session: Session, listen: string): Promise<Stream> {
-    const { secret, user } = this.#options;
     const { stream, addr } = await request(session, "BIND", listen, this.#credentials);
     const { locals, reverse } = this.#settings;
     this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] = addr;
