@@ -236,7 +236,7 @@ class TunnelServer {
   /** Connects or listens for a request, if it is allowed; returns the stream if it only proves the secret. */
   async #open(request: Request, stream: Stream, session: Session): Promise<Listening | Socket | Stream> {
     const { signal } = this.#stopping;
-    const permit = await this.#access.check(request, session, signal);
+    const permit = await this.#access.check(request, session, signal, stream);
     this.#activity.setUser(session, this.#access.userOf(session));
     if (permit === undefined) {
       if (request.method === "MEASURE") this.#measure(session, stream);

@@ -612,10 +612,24 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_access_test.ts"],
   },
   {
+    name: "a tunnel hashes the secret of each client of a user that connects at the same time",
+    file: "tunnel/users.ts",
+    from: "verifying.get(name) ?? startVerification(",
+    to: "startVerification(",
+    tests: ["tunnel_access_test.ts"],
+  },
+  {
+    name: "a tunnel hashes the secrets of clients that have given up",
+    file: "tunnel/users.ts",
+    from: "  gone?.then(leave, leave);\n",
+    to: "  gone?.then(() => leave, () => leave);\n",
+    tests: ["tunnel_access_test.ts"],
+  },
+  {
     name: "a tunnel refuses an unknown user without hashing",
     file: "tunnel/access.ts",
-    from: "const isRight = await verifySecret(secret, account?.hash ?? NO_HASH);",
-    to: "const isRight = account !== undefined && await verifySecret(secret, account.hash ?? NO_HASH);",
+    from: "const isRight = await verifySecret(secret, account?.hash ?? NO_HASH, name, gone);",
+    to: "const isRight = account !== undefined && await verifySecret(secret, account.hash ?? NO_HASH, name, gone);",
     tests: ["tunnel_access_test.ts"],
   },
   {

@@ -8,18 +8,19 @@
 import { assertEquals } from "@std/assert";
 import { deadline } from "@std/async";
 import { setTimeout } from "node:timers/promises";
-import { openTunnel, type TunnelClient } from "../../tunnel.ts";
-import { kill, lines, watch } from "../programs.ts";
+import { hashSecret, openTunnel, type TunnelClient } from "../../tunnel.ts";
+import { kill, lines, makeFolder, watch } from "../programs.ts";
 import { percentile } from "../stats.ts";
 import { bytes, freePort, LOOPBACK, readSome, text, writeAll } from "../support.ts";
-import { integer, parse } from "./shared/options.ts";
+import { flag, integer, parse } from "./shared/options.ts";
 
 /** One line for the list of long tests. */
 export const description =
-  "Clients of a tunnel that reconnect at once after a restart of its server: [--clients 1000] [--outage 1]";
+  "Clients of a tunnel that reconnect at once after a restart of its server: [--clients 1000] [--outage 1] [--users]";
 
 const TUNNEL = `${import.meta.dirname}/../../tunnel.ts`;
 const SECRET = "open-sesame";
+const USER = "alice";
 // Clients that connect at the same time before the restart.
 const BATCH = 50;
 
@@ -30,9 +31,9 @@ const LIMIT = 120_000;
 const now = () => performance.timeOrigin + performance.now();
 
 /** Starts the server, and waits until it listens. */
-async function startServer(port: number, target: string) {
+async function startServer(port: number, access: string[]) {
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-config", "-A", TUNNEL, "server", "--listen", `127.0.0.1:${port}`, "--allow", target],
+    args: ["run", "--no-config", "-A", TUNNEL, "server", "--listen", `127.0.0.1:${port}`, ...access],
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
@@ -61,18 +62,24 @@ function startTarget() {
 
 /** Restarts a server with many clients; rejects if one does not come back. */
 export async function run(args: string[]): Promise<void> {
-  const { clients, outage } = parse(args, { clients: integer(1000, 1), outage: integer(1, 0) });
+  const { clients, outage, users } = parse(args, { clients: integer(1000, 1), outage: integer(1, 0), users: flag });
   using target = startTarget();
   const port = freePort();
-  const first = await startServer(port, target.addr);
+  await using folder = await makeFolder("reconnect");
+  const file = `${folder.path}/users.json`;
+  const secret = await hashSecret(SECRET);
+  await Deno.writeTextFile(file, JSON.stringify([{ name: USER, secret, allow: [target.addr] }]));
+  // The environment has the secret of a server without users.
+  const access = users ? ["--users", file] : ["--allow", target.addr];
+  const first = await startServer(port, access);
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", import.meta.filename!, `127.0.0.1:${port}`, `${clients}`, target.addr],
+    args: ["run", "-A", import.meta.filename!, `127.0.0.1:${port}`, `${clients}`, target.addr, ...users ? [USER] : []],
     stdin: "null",
     stdout: "piped",
     env: { NO_COLOR: "1" },
   }).spawn();
   try {
-    await restart(lines(child.stdout).getReader(), { clients, outage, port, target: target.addr, first });
+    await restart(lines(child.stdout).getReader(), { clients, outage, port, access, first });
   } finally {
     kill(child);
     await child.status;
@@ -85,11 +92,11 @@ type Server = Awaited<ReturnType<typeof startServer>>;
 /** Kills the first server when all clients are connected, starts another, and prints what the clients report. */
 async function restart(
   printed: ReadableStreamDefaultReader<string>,
-  { clients, outage, port, target, first }: {
+  { clients, outage, port, access, first }: {
     clients: number;
     outage: number;
     port: number;
-    target: string;
+    access: string[];
     first: Server;
   },
 ): Promise<void> {
@@ -99,7 +106,7 @@ async function restart(
   console.log(`${clients} clients connected; the server uses ${await memory(first.child.pid, "VmRSS")} MB`);
   await first.end();
   await setTimeout(outage * 1000);
-  await using second = await startServer(port, target);
+  await using second = await startServer(port, access);
   const times: number[] = JSON.parse((await next())!);
   assertEquals(times.length, clients);
   const after = times.map((time) => time - second.listening);
@@ -125,13 +132,14 @@ async function isForwarding(client: TunnelClient, target: string): Promise<boole
 }
 
 /** Runs the clients: prints "connected", then the times at which they reconnected, then how many of them forward. */
-async function runClients(connect: string, count: number, target: string): Promise<void> {
+async function runClients(connect: string, count: number, target: string, user?: string): Promise<void> {
   const all: TunnelClient[] = [];
   const times: number[] = [];
   const back = Promise.withResolvers<void>();
   const options = {
     connect,
     secret: SECRET,
+    user,
     onError() {},
     onEvent({ type }: { type: string }) {
       if (type === "reconnected" && times.push(now()) === count) back.resolve();
@@ -149,7 +157,7 @@ async function runClients(connect: string, count: number, target: string): Promi
 }
 
 if (import.meta.main) {
-  const [connect, count, target] = Deno.args as [string, string, string];
-  await runClients(connect, Number(count), target);
+  const [connect, count, target, user] = Deno.args as [string, string, string, string?];
+  await runClients(connect, Number(count), target, user);
   Deno.exit(0);
 }
