@@ -12,20 +12,22 @@ import { hashSecret, openTunnel, type TunnelClient } from "../../tunnel.ts";
 import { kill, lines, makeFolder, watch } from "../programs.ts";
 import { percentile } from "../stats.ts";
 import { bytes, freePort, LOOPBACK, readSome, text, writeAll } from "../support.ts";
-import { flag, integer, parse } from "./shared/options.ts";
+import { integer, parse } from "./shared/options.ts";
 
 /** One line for the list of long tests. */
 export const description =
-  "Clients of a tunnel that reconnect at once after a restart of its server: [--clients 1000] [--outage 1] [--users]";
+  "Clients of a tunnel that reconnect at once after a restart of its server: [--clients 1000] [--outage 1] [--users 0]";
 
 const TUNNEL = `${import.meta.dirname}/../../tunnel.ts`;
 const SECRET = "open-sesame";
-const USER = "alice";
 // Clients that connect at the same time before the restart.
 const BATCH = 50;
 
 // Milliseconds to wait for the clients.
 const LIMIT = 120_000;
+
+/** Returns the name of a user. */
+const nameOf = (n: number) => `user${n}`;
 
 /** Milliseconds since 1970, also for comparison with other processes. */
 const now = () => performance.timeOrigin + performance.now();
@@ -62,18 +64,24 @@ function startTarget() {
 
 /** Restarts a server with many clients; rejects if one does not come back. */
 export async function run(args: string[]): Promise<void> {
-  const { clients, outage, users } = parse(args, { clients: integer(1000, 1), outage: integer(1, 0), users: flag });
+  const { clients, outage, users } = parse(args, {
+    clients: integer(1000, 1),
+    outage: integer(1, 0),
+    users: integer(0, 0),
+  });
   using target = startTarget();
   const port = freePort();
   await using folder = await makeFolder("reconnect");
   const file = `${folder.path}/users.json`;
-  const secret = await hashSecret(SECRET);
-  await Deno.writeTextFile(file, JSON.stringify([{ name: USER, secret, allow: [target.addr] }]));
+  const entries = Array.from({ length: users }, async (_, n) => {
+    return { name: nameOf(n), secret: await hashSecret(SECRET), allow: [target.addr] };
+  });
+  await Deno.writeTextFile(file, JSON.stringify(await Promise.all(entries)));
   // The environment has the secret of a server without users.
-  const access = users ? ["--users", file] : ["--allow", target.addr];
+  const access = users > 0 ? ["--users", file] : ["--allow", target.addr];
   const first = await startServer(port, access);
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", import.meta.filename!, `127.0.0.1:${port}`, `${clients}`, target.addr, ...users ? [USER] : []],
+    args: ["run", "-A", import.meta.filename!, `127.0.0.1:${port}`, `${clients}`, target.addr, `${users}`],
     stdin: "null",
     stdout: "piped",
     env: { NO_COLOR: "1" },
@@ -132,14 +140,13 @@ async function isForwarding(client: TunnelClient, target: string): Promise<boole
 }
 
 /** Runs the clients: prints "connected", then the times at which they reconnected, then how many of them forward. */
-async function runClients(connect: string, count: number, target: string, user?: string): Promise<void> {
+async function runClients(connect: string, count: number, target: string, users: number): Promise<void> {
   const all: TunnelClient[] = [];
   const times: number[] = [];
   const back = Promise.withResolvers<void>();
   const options = {
     connect,
     secret: SECRET,
-    user,
     onError() {},
     onEvent({ type }: { type: string }) {
       if (type === "reconnected" && times.push(now()) === count) back.resolve();
@@ -147,7 +154,14 @@ async function runClients(connect: string, count: number, target: string, user?:
   };
   while (all.length < count) {
     const batch = Math.min(BATCH, count - all.length);
-    all.push(...await Promise.all(Array.from({ length: batch }, () => openTunnel(options))));
+    all.push(
+      ...await Promise.all(
+        Array.from(
+          { length: batch },
+          (_, n) => openTunnel({ ...options, user: users === 0 ? undefined : nameOf((all.length + n) % users) }),
+        ),
+      ),
+    );
   }
   console.log("connected");
   await back.promise;
@@ -157,7 +171,7 @@ async function runClients(connect: string, count: number, target: string, user?:
 }
 
 if (import.meta.main) {
-  const [connect, count, target, user] = Deno.args as [string, string, string, string?];
-  await runClients(connect, Number(count), target, user);
+  const [connect, count, target, users] = Deno.args as [string, string, string, string];
+  await runClients(connect, Number(count), target, Number(users));
   Deno.exit(0);
 }
