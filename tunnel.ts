@@ -46,6 +46,7 @@
  * @module
  */
 
+export { checkTunnel, type CheckTunnelOptions, type TunnelCheck } from "./tunnel/check.ts";
 export { openTunnel } from "./tunnel/client.ts";
 export {
   type OpenTunnelOptions,

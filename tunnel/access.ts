@@ -10,6 +10,7 @@ import type { Session, Stream } from "../mod.ts";
 import { canonical, type Endpoint, formatPeer, parseEndpoint } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { type Request, WRONG_SECRET_DELAY } from "./handshake.ts";
+import { isDirection } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelUser } from "./options.ts";
 import { resolve } from "./resolve.ts";
 import { Rules } from "./rules.ts";
@@ -141,14 +142,20 @@ export class Access {
   /**
    * Checks a request. A wrong secret is refused after a delay, which the signal ends.
    *
-   * @returns What is allowed; `undefined` for a request that only proves the secret.
+   * @param stream The stream of the request: its secret is not verified any more when it has ended.
+   * @returns What is allowed; `undefined` for a request that only proves the secret, and for MEASURE.
    * @throws {TunnelRefusedError} The request is not allowed.
    * @throws {RangeError} The address is malformed.
    */
-  async check(request: Request, session: Peer, signal: AbortSignal): Promise<Permit | undefined> {
+  async check(
+    request: Request,
+    session: Peer,
+    signal: AbortSignal,
+    stream?: Pick<Stream, "closed">,
+  ): Promise<Permit | undefined> {
     const { method, address } = request;
-    const account = await this.#authenticate(request.authorization, session, signal);
-    if (method === "OPTIONS" && address === "*") return undefined;
+    const account = await this.#authenticate(request.authorization, session, signal, stream);
+    if ((method === "OPTIONS" && address === "*") || (method === "MEASURE" && isDirection(address))) return undefined;
     const rules = account.rules.get(method);
     if (rules === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
     const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
@@ -198,10 +205,15 @@ export class Access {
     if (isAllowed !== true) throw new TunnelRefusedError(403, "not allowed");
   }
 
-  async #authenticate(authorization: string, session: Peer, signal: AbortSignal): Promise<Account> {
+  async #authenticate(
+    authorization: string,
+    session: Peer,
+    signal: AbortSignal,
+    stream?: Pick<Stream, "closed">,
+  ): Promise<Account> {
     const client = this.#clientOf(session);
     if (this.#secret === undefined && this.#users === undefined) return client.account = this.#all;
-    const account = await this.#accountOf(authorization, client);
+    const account = await this.#accountOf(authorization, client, stream);
     if (account !== undefined) return account;
     await sleep(WRONG_SECRET_DELAY, signal);
     const isMissing = authorization === "";
@@ -220,7 +232,11 @@ export class Access {
   }
 
   /** Returns the account that has these credentials; `undefined` if none has. */
-  async #accountOf(authorization: string, client: Client): Promise<Account | undefined> {
+  async #accountOf(
+    authorization: string,
+    client: Client,
+    stream?: Pick<Stream, "closed">,
+  ): Promise<Account | undefined> {
     if (this.#users === undefined) {
       if (!isEqual(authorization, `Bearer ${this.#secret}`)) return undefined;
       return client.account = this.#all;
@@ -228,15 +244,23 @@ export class Access {
     const [name, secret] = parseBasic(authorization);
     if (secret === undefined) return undefined;
     // Hashing is slow: one request at a time, so that the others of the session find the result of the first.
-    const checking = client.checked.then(() => this.#verify(name!, secret, digestOf(authorization), client));
+    const checking = client.checked.then(() =>
+      this.#verify(name!, secret, digestOf(authorization), client, stream?.closed)
+    );
     client.checked = checking.catch(() => {});
     return await checking;
   }
 
-  async #verify(name: string, secret: string, digest: Uint8Array, client: Client): Promise<Account | undefined> {
+  async #verify(
+    name: string,
+    secret: string,
+    digest: Uint8Array,
+    client: Client,
+    gone?: Promise<unknown>,
+  ): Promise<Account | undefined> {
     if (client.digest !== undefined && timingSafeEqual(digest, client.digest)) return client.account;
     const account = this.#users!.get(name);
-    const isRight = await verifySecret(secret, account?.hash ?? NO_HASH);
+    const isRight = await verifySecret(secret, account?.hash ?? NO_HASH, name, gone);
     if (!isRight || account === undefined) return undefined;
     if (client.account !== undefined && client.account !== account) {
       throw new TunnelRefusedError(403, "expected the user of the connection's first request");

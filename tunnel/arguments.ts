@@ -8,12 +8,14 @@ import { parseArgs } from "node:util";
 import type { Stream } from "../mod.ts";
 import { parseEndpoint, parseForward } from "./address.ts";
 import { makeCertificate, parseHost } from "./certificate.ts";
+import { checkTunnel, type CheckTunnelOptions } from "./check.ts";
 import { parseNetworks } from "./cidr.ts";
 import { openTunnel } from "./client.ts";
 import { errorText } from "./errors.ts";
 import { commandHint, fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
 import type { LogFormat } from "./log.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
+import { formatCheck } from "./report.ts";
 import { parseRule } from "./rules.ts";
 import { serveTunnel } from "./server.ts";
 import { type Option, OPTIONS } from "./usage.ts";
@@ -42,6 +44,12 @@ function checkValue(name: string, { value, isRule }: Option, text: string): void
   else if (value === "CIDR") parseNetworks(name, [text]);
   else if (value === "SECONDS" && !/^\d{1,6}$/.test(text)) {
     throw new RangeError(`${name} must be an integer from 0 to 999999, received "${text}"`);
+  } else if (value === "NUMBER" || value === "MIB") {
+    // 2048 MiB are more than a session accepts.
+    const most = value === "MIB" ? 2047 : 2 ** 31 - 1;
+    if (!/^[1-9]\d{0,9}$/.test(text) || Number(text) > most) {
+      throw new RangeError(`${name} must be an integer from 1 to ${most}, received "${text}"`);
+    }
   } else if (value === "LISTEN=TARGET") {
     const isPiped = name === "--forward" && isPipe(text);
     const { target } = parseForward(name, isPiped ? text.replace("-", "0") : text);
@@ -133,6 +141,16 @@ class Values {
   seconds(name: string, fallback: number): number {
     return Number(this.one(name) ?? fallback) * 1000;
   }
+
+  /** Returns a time that is infinite if it is 0 seconds, in milliseconds; `undefined` if it is absent. */
+  duration(name: string): number | undefined {
+    return this.has(name) ? this.seconds(name, 0) || Infinity : undefined;
+  }
+
+  /** Returns a number times `unit`; `undefined` if it is absent. */
+  number(name: string, unit = 1): number | undefined {
+    return this.has(name) ? Number(this.one(name)) * unit : undefined;
+  }
 }
 
 function readFile(option: string, path: string): string {
@@ -185,13 +203,23 @@ type Common = "grace" | "isTraced" | "log";
 
 /** A parsed command line that does something else and ends. */
 interface ShortCommand {
-  /** Returns the lines to print. */
-  run(): Promise<string[]>;
+  /** Returns the lines to print. The iterator rejects after the last line if the command has failed. */
+  run(): Promise<string[]> | AsyncIterable<string>;
 }
 
 /** Parses the options of both commands. */
 function parseCommon(values: Values) {
+  const [keepAliveInterval, timeout] = [values.duration("keepalive"), values.duration("timeout")];
+  const most = timeout ?? 30_000;
+  if (keepAliveInterval !== undefined && keepAliveInterval !== Infinity && keepAliveInterval > most) {
+    const received = `${keepAliveInterval / 1000} and ${most / 1000}`;
+    throw new UsageError(`--keepalive must be at most --timeout, received ${received} seconds`);
+  }
   return {
+    keepAliveInterval,
+    timeout,
+    maxStreams: values.number("max-streams"),
+    maxReceiveBuffer: values.number("max-receive-buffer", 2 ** 20),
     // `target` and `users` cannot be combined with a secret: ignore that of the environment.
     secret: values.one("secret") ?? (values.has("target") || values.has("users") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),
@@ -229,10 +257,16 @@ function parseServer(values: Values): Omit<TunnelCommand, Common> {
   return { isPiped: false, start };
 }
 
-function parseClient(values: Values): Omit<TunnelCommand, Common> {
+/** Parses how a client connects to its server. */
+function parseServerAddress(values: Values) {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
+  return { connect, ca, tls: values.has("tls") || ca !== undefined, version: smux === "1" ? 1 as const : 2 as const };
+}
+
+function parseClient(values: Values): Omit<TunnelCommand, Common> {
+  const server = parseServerAddress(values);
   const [forward, reverse, socks] = ["forward", "reverse", "socks"].map((name) => values.list(name));
   if (!(forward ?? reverse ?? socks)) {
     throw new UsageError("expected --forward, --reverse or --socks, received none of them");
@@ -242,11 +276,8 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
   const piped = pipe === undefined ? undefined : parseForward("forward", pipe.replace("-", "0"));
   if (piped?.isProxied) throw new UsageError("--forward - has no visitor whose address ,proxy could send");
   const options = {
-    connect,
+    ...server,
     user: values.one("user"),
-    ca,
-    tls: values.has("tls") || ca !== undefined,
-    version: smux === "1" ? 1 as const : 2 as const,
     forward: forward?.filter((text) => !isPipe(text)),
     reverse,
     socks,
@@ -269,6 +300,33 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
     return { ...started, connect: () => tunnel.connect(piped.target), pipedTo: piped.target };
   };
   return { isPiped: piped !== undefined, start };
+}
+
+/** Formats each result; rejects after the one that failed. */
+async function* checkLines(options: CheckTunnelOptions): AsyncGenerator<string, void> {
+  for await (const check of checkTunnel(options)) {
+    yield* formatCheck(check);
+    if (check.error !== undefined) throw new Error(`check failed: ${check.name}`, { cause: check.error });
+  }
+}
+
+function parseCheck(values: Values): ShortCommand {
+  const { connect, ca, tls, version } = parseServerAddress(values);
+  const options = {
+    connect,
+    ca,
+    tls,
+    version,
+    user: values.one("user"),
+    secret: values.one("secret") ?? secretOfEnvironment(),
+    insecure: values.has("insecure"),
+    timeout: values.duration("timeout"),
+    // Stdin and stdout need no address.
+    forward: values.list("forward")?.map((text) => isPipe(text) ? text.replace("-", "0") : text),
+    reverse: values.list("reverse"),
+    idle: values.has("idle") ? values.seconds("idle", 0) || undefined : undefined,
+  };
+  return { run: () => checkLines(options) };
 }
 
 /** Writes a new file. */
@@ -319,7 +377,7 @@ function parseHash(args: readonly string[]): ShortCommand {
  * @throws {UsageError} The command line does not match the help.
  */
 export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand | ShortCommand {
-  const expected = 'expected "server", "client", "cert" or "hash"';
+  const expected = 'expected "server", "client", "check", "cert" or "hash"';
   if (role === undefined) throw new UsageError(`${expected}, received nothing`);
   if (!Object.hasOwn(OPTIONS, role)) {
     throw new UsageError(`${expected}, received "${role}"`, commandHint(role, rest[0]));
@@ -327,6 +385,7 @@ export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand 
   if (role === "hash") return parseHash(rest);
   const values = new Values(role, rest);
   if (role === "cert") return parseCert(values);
+  if (role === "check") return parseCheck(values);
   const command = role === "server" ? parseServer(values) : parseClient(values);
   return { ...command, grace: values.seconds("grace", 30), isTraced: values.has("trace"), log: parseLog(values) };
 }

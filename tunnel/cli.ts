@@ -65,7 +65,7 @@ export async function main(args: readonly string[]): Promise<number> {
     }
     const command = parseCommand(args);
     if ("run" in command) {
-      for (const line of await command.run()) display.line(line);
+      for await (const line of await command.run()) display.line(line);
       return EXIT.ended;
     }
     format = command.log;

@@ -11,6 +11,7 @@ import { writeAll } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Credentials, request, serveRequest } from "./handshake.ts";
+import { type Limits, limitsOf } from "./limits.ts";
 import { Link } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
@@ -90,14 +91,16 @@ interface ReverseTarget {
 }
 
 /** The checked options of a client, with defaults. */
-interface Settings {
+export interface Settings {
   certificates: { caCerts: string[] } | undefined;
   locals: Local[];
   /** TARGET of the client by LISTEN of the server, in the order of the options. */
   reverse: Map<string, ReverseTarget>;
+  limits: Limits;
 }
 
-function checkOptions(options: OpenTunnelOptions): Settings {
+/** Checks the options of a client, and fills in the defaults. */
+export function checkOptions(options: OpenTunnelOptions): Settings {
   const { connect, user, secret, ca, tls = ca !== undefined, insecure } = options;
   checkSecret(secret);
   checkStatus(options.status, insecure);
@@ -123,7 +126,8 @@ function checkOptions(options: OpenTunnelOptions): Settings {
     }
     reverse.set(listen, { target, isProxied });
   }
-  return { certificates: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
+  const certificates = tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined;
+  return { certificates, locals, reverse, limits: limitsOf(options) };
 }
 
 /** Writes the first bytes of a connection; closes it if that fails. */
@@ -165,7 +169,7 @@ class Client {
     this.#options = { ...options };
     this.#settings = checkOptions(options);
     this.#activity = new Activity(options);
-    const { locals, certificates, reverse } = this.#settings;
+    const { locals, certificates, reverse, limits } = this.#settings;
     const { wait = WAIT, secret } = options;
     const requests = locals.some(({ target, isSocks }) => target !== undefined || isSocks) || reverse.size > 0;
     const settings = {
@@ -174,6 +178,7 @@ class Client {
       certificates,
       isChecked: requests || secret !== undefined,
       wait: wait === Infinity ? wait : clampTimeout(wait),
+      limits,
     };
     this.#link = new Link(settings, this.#activity, {
       started: (session) => this.#started(session),

@@ -4,11 +4,12 @@
  * @module
  */
 
-import { type Connection, Session } from "../mod.ts";
+import { type Connection, Session, SessionClosedError } from "../mod.ts";
 import type { Activity } from "./activity.ts";
 import { type Carrier, connectResumable } from "./carrier.ts";
 import { PermanentError, wrapError } from "./errors.ts";
 import { checkServer } from "./handshake.ts";
+import type { Limits } from "./limits.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
 import { dial } from "./socket.ts";
 import { backoff, onAbort, setDeadline, sleep } from "./wait.ts";
@@ -46,6 +47,7 @@ export interface LinkSettings extends OpenTunnelOptions {
   isChecked: boolean;
   /** Milliseconds to wait for the server. */
   wait: number;
+  limits: Limits;
 }
 
 /** The connection of a client to its server, which is made again when it is lost. */
@@ -202,17 +204,23 @@ export class Link {
   }
 
   async #start(): Promise<void> {
-    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked } = this.#settings;
+    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked, limits } = this.#settings;
     const carrier = await this.#connect();
     const { frame } = this.#activity;
-    const session = Session.client(carrier.connection, { version, stalledStreamTimeout, onFrame: frame });
+    const session = Session.client(carrier.connection, {
+      version,
+      stalledStreamTimeout,
+      onFrame: frame,
+      ...limits.session,
+    });
     const off = onAbort(this.#stopping, (reason) => session.abort(reason));
     try {
       if (isChecked) await checkServer(session, { secret, user });
       this.#stopping.throwIfAborted();
+      this.#reportPlain(carrier);
     } catch (error) {
       session.abort(error);
-      throw error;
+      throw this.#explain(error);
     } finally {
       off();
     }
@@ -224,20 +232,44 @@ export class Link {
     await this.#up();
   }
 
+  /** Names the server in the error of a session that ended before the server had answered. */
+  #explain(error: unknown): unknown {
+    if (!(error instanceof SessionClosedError) || this.#stopping.aborted) return error;
+    const cause = error.cause ?? error;
+    const { serverAddr } = this.#settings;
+    if (cause instanceof Error && cause.name === "TimeoutError") {
+      return wrapError(`${serverAddr} accepts connections, but does not answer`, cause);
+    }
+    return wrapError(`The connection to ${serverAddr} was lost`, cause);
+  }
+
   async #connect(): Promise<Carrier> {
-    const { serverAddr, resume = true } = this.#settings;
+    const { serverAddr, resume = true, limits } = this.#settings;
     const open = (signal: AbortSignal) => this.#dial(signal);
     if (resume) {
       const carrier = await connectResumable(serverAddr, open, {
         signal: this.#stopping,
+        silence: limits.silence,
         onSuspended: (error) => this.#suspended(error),
         onResumed: () => this.#resumed(),
       });
       if (carrier !== undefined) return carrier;
-      if (!this.#isPlainReported) this.#activity.emit({ type: "unresumable", serverAddr });
-      this.#isPlainReported = true;
     }
-    return { connection: await open(this.#stopping), retry() {}, closed: Promise.resolve(), abort() {} };
+    return {
+      connection: await open(this.#stopping),
+      isResumable: false,
+      retry() {},
+      closed: Promise.resolve(),
+      abort() {},
+    };
+  }
+
+  /** Reports once that the server does not resume: only now, because one without free descriptors answers like it. */
+  #reportPlain({ isResumable }: Carrier): void {
+    const { serverAddr, resume = true } = this.#settings;
+    if (isResumable || !resume || this.#isPlainReported) return;
+    this.#isPlainReported = true;
+    this.#activity.emit({ type: "unresumable", serverAddr });
   }
 
   async #dial(signal: AbortSignal): Promise<Connection> {

@@ -40,6 +40,29 @@ export interface TunnelOptions {
    */
   stalledStreamTimeout?: number | undefined;
   /**
+   * Milliseconds without a write after which a keepalive is sent to the other end, so that it and the devices between
+   * do not regard the connection as dead. An integer, or `Infinity`: never. Default: a third of `timeout`, at most
+   * 10 000.
+   */
+  keepAliveInterval?: number | undefined;
+  /**
+   * Milliseconds of silence after which the other end counts as lost. If it resumes, the connection is suspended after a
+   * third of it. An integer of at least `keepAliveInterval`, or `Infinity`: never, for a peer that is not resumable and
+   * sends no keepalive, such as AWS's session-manager-plugin. Default: 30 000.
+   */
+  timeout?: number | undefined;
+  /**
+   * Maximum number of open streams that one connection's other end has opened: on a server the connections that one
+   * client forwards to it, on a client those of `reverse`. More are refused. Default: 8192.
+   */
+  maxStreams?: number | undefined;
+  /**
+   * Maximum number of unread bytes of all streams of one connection between client and server. The memory of this end
+   * that its peer can occupy grows with it. Smaller: less memory for each client; larger: more throughput on links with
+   * a long delay. Default: 16 777 216.
+   */
+  maxReceiveBuffer?: number | undefined;
+  /**
    * LISTEN: serves the state of this end over HTTP: `/metrics` for Prometheus, `/status` in JSON, and `/healthz`, whose
    * status is 200 while a client is connected or a server listens, else 503. Default: none.
    */

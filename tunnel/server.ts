@@ -13,11 +13,14 @@ import { checkExposed, checkTls, formatPeer, parseEndpoint, UNNAMED } from "./ad
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
-import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
+import { limitsOf } from "./limits.ts";
+import { type Direction, serveMeasure } from "./measure.ts";
+import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { Ports } from "./ports.ts";
 import { checkProxies, ProxyListener } from "./proxy_listener.ts";
 import { checkRuntime, dial, Listening, listenOn, resetting, type Socket } from "./socket.ts";
 import { checkStatus, StatusServer } from "./status.ts";
+import { VERSION } from "./version.ts";
 import { visitorHeader } from "./visitor.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
 
@@ -102,6 +105,10 @@ class TunnelServer {
   readonly #connectTimeout: number | undefined;
   readonly #access: Access;
   readonly #ports = new Ports();
+  /** Sessions whose throughput is being measured. */
+  readonly #measuring = new WeakSet<Session>();
+  /** Headers of the response to OPTIONS. */
+  readonly #about: string;
   /** The entries of `allow`, as they were written. */
   readonly #named: ReadonlySet<string>;
   readonly #activity: Activity;
@@ -113,6 +120,8 @@ class TunnelServer {
   constructor(options: ServeTunnelOptions) {
     const { listen, cert, key, stalledStreamTimeout } = options;
     checkOptions(options);
+    const { session, silence } = limitsOf(options);
+    this.#about = `Server: sluice/${VERSION}\r\nTimeout: ${session.timeout ?? 30_000}\r\n`;
     const isProxy = checkProxies(options);
     this.#named = new Set([options.allow ?? [], ...(options.users ?? []).map(({ allow = [] }) => allow)].flat());
     this.#target = options.target;
@@ -129,8 +138,10 @@ class TunnelServer {
     }
     const proxied = isProxy && new ProxyListener(listening, isProxy, this.#activity.report);
     const cut = new AbortController();
-    this.#server = serve(resumableListener(proxied ?? listening), (stream, session) => this.#handle(stream, session), {
+    const listener = resumableListener(proxied ?? listening, { silence });
+    this.#server = serve(listener, (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
+      ...session,
       stalledStreamTimeout,
       onFrame: this.#activity.frame,
       onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
@@ -210,11 +221,13 @@ class TunnelServer {
   /** Serves the request that a stream begins with. */
   async #answer(stream: Stream, session: Session): Promise<void> {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
-    const { address, opened } = await serveRequest(stream, peer, (request) => this.#open(request, stream, session));
+    const open = (request: Request) => this.#open(request, stream, session);
+    const { method, address, opened } = await serveRequest(stream, peer, open, this.#about);
     if (opened instanceof Listening) {
       await this.#listenFor(session, stream, address, opened);
     } else if (opened === stream) {
-      stream.close();
+      if (method === "MEASURE") await serveMeasure(stream, address as Direction);
+      else stream.close();
     } else {
       // A target that only a wildcard allows has no sums of its own.
       const forward = this.#named.has(address) ? address : "*";
@@ -225,9 +238,12 @@ class TunnelServer {
   /** Connects or listens for a request, if it is allowed; returns the stream if it only proves the secret. */
   async #open(request: Request, stream: Stream, session: Session): Promise<Listening | Socket | Stream> {
     const { signal } = this.#stopping;
-    const permit = await this.#access.check(request, session, signal);
+    const permit = await this.#access.check(request, session, signal, stream);
     this.#activity.setUser(session, this.#access.userOf(session));
-    if (permit === undefined) return stream;
+    if (permit === undefined) {
+      if (request.method === "MEASURE") this.#measure(session, stream);
+      return stream;
+    }
     const { account, addresses } = permit;
     if (request.method === "CONNECT") {
       await account.streams.takeFor(() => Promise.resolve(stream));
@@ -241,6 +257,14 @@ class TunnelServer {
       throw error;
     }
     return listening;
+  }
+
+  /** Counts a measurement until its stream has ended: each takes all that the link has. */
+  #measure(session: Session, stream: Stream): void {
+    if (this.#measuring.has(session)) throw new TunnelRefusedError(429, "another measurement is running");
+    this.#measuring.add(session);
+    const ended = () => void this.#measuring.delete(session);
+    stream.closed.then(ended, ended);
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */

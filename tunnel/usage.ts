@@ -13,6 +13,8 @@ export type Kind =
   | "LISTEN=TARGET"
   | "FILE"
   | "SECONDS"
+  | "NUMBER"
+  | "MIB"
   | "1|2"
   | "HOST"
   | "NAME"
@@ -94,6 +96,10 @@ const COMMON: Options = {
     value: "SECONDS",
     help: "close a connection that is not read for this long and blocks all others; default: 5; 0: never",
   },
+  keepalive: { value: "SECONDS", help: "keepalive after this long; default: 10; 0: never" },
+  timeout: { value: "SECONDS", help: "silence that ends a connection; default: 30; 0: never" },
+  "max-streams": { value: "NUMBER", help: "open streams of one connection; default: 8192" },
+  "max-receive-buffer": { value: "MIB", help: "unread data of one connection; default: 16" },
   status: { value: "LISTEN", help: "serve /metrics, /status and /healthz over HTTP" },
   log: { value: "text|json", help: "log with times, and a line for each forwarded connection" },
   trace: { help: "log every frame between client and server to stderr" },
@@ -111,10 +117,20 @@ const CERT: Options = {
 
 const HASH: Options = {};
 
+const IDLE: Options = {
+  idle: { value: "SECONDS", help: "also check whether a connection survives this long without data" },
+};
+const CHECKED = ["connect", "forward", "reverse", "tls", "ca", "user", "smux", "secret", "timeout", "insecure"];
+const CHECK: Options = {
+  ...Object.fromEntries(Object.entries({ ...CLIENT, ...COMMON }).filter(([name]) => CHECKED.includes(name))),
+  ...IDLE,
+};
+
 /** The options of each command. */
 export const OPTIONS: Record<string, Options> = {
   server: { ...SERVER, ...COMMON },
   client: { ...CLIENT, ...COMMON },
+  check: CHECK,
   cert: CERT,
   hash: HASH,
 };
@@ -126,6 +142,8 @@ const SYNOPSES: Record<string, string> = {
   client: `\
   sluice client --connect TARGET --forward LISTEN=TARGET ...
                 --reverse LISTEN=TARGET ... --socks LISTEN ...`,
+  check: `\
+  sluice check --connect TARGET ... [--idle SECONDS]`,
   cert: `\
   sluice cert [--host HOST ...] [--cert FILE] [--key FILE]`,
   hash: `\
@@ -137,6 +155,8 @@ const EXAMPLES: Record<string, string> = {
   client: `\
   sluice client --connect 9000 --forward 5432=db.local:5432 --socks 1080
   ssh -o ProxyCommand='sluice client --connect 9000 --forward -=%h:%p' HOST`,
+  check: `\
+  sluice check --connect example.com:9000 --tls --forward 5432=db.local:5432`,
   cert: `\
   sluice cert --host example.com --cert cert.pem --key key.pem`,
   hash: `\
@@ -147,12 +167,13 @@ const EXIT_CODES = `\
 Exit codes: 0 ended, 1 could not run or connection lost, 2 wrong command line,
 3 refused by the server, or the server cannot be used.`;
 
-// Characters. The width of a terminal, and where the descriptions begin.
-const WIDTH = 80;
+/** Characters: the width of a terminal. */
+export const WIDTH = 80;
+// Characters: where the descriptions begin.
 const INDENT = 27;
 
 /** Breaks a text into lines. */
-function wrap(text: string, width: number): string[] {
+export function wrap(text: string, width: number): string[] {
   const lines: string[] = [];
   for (const word of text.split(" ")) {
     const line = lines.at(-1);
@@ -177,7 +198,9 @@ function formatHelp(command: string | undefined): string {
   const titles: [title: string, options: Options, isShown: boolean][] = [
     ["sluice server:", SERVER, roles.includes("server")],
     ["sluice client:", CLIENT, roles.includes("client")],
-    ["sluice server and sluice client:", COMMON, isTunnel],
+    ["sluice server and sluice client:", COMMON, isTunnel && command !== "check"],
+    ["sluice check, which tests the connection of a client; others as for the client:", IDLE, command === undefined],
+    ["sluice check, which tests the connection of a client:", CHECK, command === "check"],
     ["sluice cert, which makes a self-signed certificate for --cert, --key and --ca:", CERT, roles.includes("cert")],
   ];
   return [
