@@ -134,11 +134,12 @@ export class Link {
     const { signal, serverAddr, reconnect = true } = this.#settings;
     while (this.#session !== undefined) {
       const reason = await this.#sessionEnd(this.#session);
+      const isStopping = this.#stopping.aborted;
       await this.#closeCarrier(this.#carrier!, reason);
       this.#session = this.#carrier = this.#suspendedAt = undefined;
       const ended = performance.now();
       const lost = wrapError(`The connection to ${serverAddr} was lost`, reason ?? "closed by the server");
-      if (this.#stopping.aborted) {
+      if (isStopping || this.#stopping.aborted && reason === undefined) {
         if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
         return;
       }
