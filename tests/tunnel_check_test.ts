@@ -222,10 +222,11 @@ Deno.test("checkTunnel() checks the fixed target of a server, and does not send 
 Deno.test("checkTunnel() with idle reports a connection that survives, and one that is cut", async () => {
   await using server = start({ allow: ["127.0.0.1:1"], timeout: 1400 });
   const kept = lastOf(await check({ connect: server.serverAddr, idle: 30 }));
-  assertEquals([kept.name, kept.text], ["idle", "a connection survives 0 s without data"]);
+  assertEquals(kept.name, "idle");
+  assertMatch(kept.text, /^a connection survives \d s without data$/);
   // The server would cut it.
   const limited = lastOf(await check({ connect: server.serverAddr, idle: 60_000 }));
-  assertMatch(limited.text, /^a connection survives 0 s .*; the server itself ends silent connections after 1\.4 s$/);
+  assertMatch(limited.text, /^a connection survives \d s .*; the server itself ends silent connections after 1\.4 s$/);
 
   for (const fault of ["cut", "silence"] as const) {
     const listener = Deno.listen(LOOPBACK);
@@ -243,7 +244,7 @@ Deno.test("checkTunnel() with idle reports a connection that survives, and one t
       }
     })();
     const message = fault === "cut"
-      ? /^the connection was cut after 0 s without data$/
+      ? /^the connection was cut after \d s without data$/
       : /^the connection was cut silently/;
     await assertFails(
       { connect: at(listener.addr), idle: 30, timeout: 600 },
