@@ -376,7 +376,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/version.ts",
   ],
   "tunnel/stdio.ts": ["mod.ts", "tunnel/accounting.ts", "tunnel/errors.ts", "tunnel/options.ts", "tunnel/wait.ts"],
-  "tunnel/tcp.ts": ["mod.ts", "node:net", "tunnel/wait.ts"],
+  "tunnel/tcp.ts": ["mod.ts", "node:net", "tunnel/descriptors.ts", "tunnel/wait.ts"],
   "tunnel/unix.ts": [],
   "tunnel/usage.ts": ["tunnel/version.ts"],
   "tunnel/users.ts": [

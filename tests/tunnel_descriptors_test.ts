@@ -48,7 +48,9 @@ function makeManyEchoes() {
 
 /** Opens connections at once; returns those that answer, when the others have ended. */
 async function openMany(addr: string): Promise<Deno.TcpConn[]> {
-  const all = await Promise.all(Array.from({ length: AT_ONCE }, () => dial(addr)));
+  // Beyond the limit a connection is refused, or reset.
+  const dialled = await Promise.all(Array.from({ length: AT_ONCE }, () => dial(addr).catch(() => undefined)));
+  const all = dialled.filter((connection) => connection !== undefined);
   const answers = await promptly(Promise.all(all.map((connection) => say(connection, "hi").catch(() => ""))));
   const [open, ended] = [true, false].map((isOpen) => all.filter((_, n) => (answers[n] === "hi") === isOpen));
   for (const connection of ended!) {
@@ -62,7 +64,8 @@ async function openMany(addr: string): Promise<Deno.TcpConn[]> {
 async function recover(addr: string, open: Deno.TcpConn[]): Promise<void> {
   for (const connection of open) connection.close();
   for (;;) {
-    using connection = await dial(addr);
+    using connection = await dial(addr).catch(() => undefined);
+    if (connection === undefined) continue;
     if (await promptly(say(connection, "again").catch(() => "")) === "again") return;
   }
 }

@@ -12,6 +12,27 @@ export function isLimitError(error: unknown): boolean {
   return error instanceof Error && /too many open files/i.test(error.message);
 }
 
+/** Opens a descriptor of the cheapest kind that the process has permission for; `undefined` if it has none. */
+function open(): { close(): void } | undefined {
+  // Without the queries a process on a terminal would ask for the permissions.
+  if (Deno.permissions.querySync({ name: "read", path: PATH }).state === "granted") return Deno.openSync(PATH);
+  const { state } = Deno.permissions.querySync({ name: "net", host: "127.0.0.1:0" });
+  return state === "granted" ? Deno.listen({ hostname: "127.0.0.1", port: 0 }) : undefined;
+}
+
+/** Whether the process has `count` free descriptors. `true` also if it may not open any. */
+export function hasFree(count: number): boolean {
+  const opened: ({ close(): void } | undefined)[] = [];
+  try {
+    for (let n = 0; n < count; n++) opened.push(open());
+    return true;
+  } catch (error) {
+    return !isLimitError(error);
+  } finally {
+    for (const descriptor of opened) descriptor?.close();
+  }
+}
+
 /** Returns the maximum number of descriptors; `undefined` without full permissions, and on systems other than Linux. */
 export function descriptorLimit(): number | undefined {
   try {

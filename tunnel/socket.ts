@@ -10,7 +10,7 @@ import { format, parseEndpoint } from "./address.ts";
 import { descriptorLimit, isLimitError, reserve } from "./descriptors.ts";
 import { errorText, wrapError } from "./errors.ts";
 import { resolve } from "./resolve.ts";
-import { connectTcp, listenTcp, type TcpListener, TcpSocket } from "./tcp.ts";
+import { connectTcp, listenTcp, TcpListener, TcpSocket } from "./tcp.ts";
 import { closeUnix, identify, listenUnix } from "./unix.ts";
 import { CONNECT_TIMEOUT, onAbort, sleep, withDeadline, withTimeout } from "./wait.ts";
 
@@ -96,13 +96,15 @@ export class Listening {
       try {
         const socket = await accepting;
         // Without a descriptor in reserve, the next connection would wait in the kernel.
-        if (reserve.hold()) return keepAlive(socket);
+        if (this.#listener instanceof TcpListener || reserve.hold()) return keepAlive(socket);
         socket[Symbol.dispose]();
       } catch (error) {
         if (!isLimitError(error)) throw error;
+        // It stops listening until descriptors are free.
+        const isPaused = this.#listener instanceof TcpListener;
         // On an empty queue too: whether a connection is lost is known only when one was accepted.
-        if (reserve.release()) continue;
-        await sleep(LIMIT_PAUSE, this.#closing.signal);
+        if (!isPaused && reserve.release()) continue;
+        if (!isPaused) await sleep(LIMIT_PAUSE, this.#closing.signal);
       }
       this.#reportLimit();
     }
@@ -112,6 +114,7 @@ export class Listening {
     const now = performance.now();
     const isDue = now - this.#reportedAt >= LIMIT_REPORT_INTERVAL;
     // It reads a file, which needs a descriptor.
+    if (isDue) reserve.release();
     const limit = isDue ? descriptorLimit() : undefined;
     reserve.hold();
     if (!isDue) return;
