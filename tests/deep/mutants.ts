@@ -736,15 +736,22 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a tunnel leaves connections beyond the limit of open files in the kernel",
     file: "tunnel/socket.ts",
-    from: "        if (reserve.release()) continue;\n",
+    from: "        if (!isPaused && reserve.release()) continue;\n",
     to: "",
     tests: ["tunnel_descriptors_test.ts"],
   },
   {
     name: "a tunnel does not open its reserved descriptor again",
     file: "tunnel/socket.ts",
-    from: "        if (reserve.hold()) return keepAlive(socket);\n",
-    to: "        if (socket !== undefined) return keepAlive(socket);\n",
+    from: "|| reserve.hold()) return keepAlive(socket);",
+    to: "|| socket !== undefined) return keepAlive(socket);",
+    tests: ["tunnel_descriptors_test.ts"],
+  },
+  {
+    name: "a tunnel does not listen again after too many open files",
+    file: "tunnel/tcp.ts",
+    from: "      this.#server.close();\n      this.#resume();\n",
+    to: "",
     tests: ["tunnel_descriptors_test.ts"],
   },
   {
