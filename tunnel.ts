@@ -56,6 +56,7 @@ export {
   type TunnelOptions,
   TunnelRefusedError,
   type TunnelRequest,
+  type TunnelServer,
   type TunnelStats,
   type TunnelUser,
 } from "./tunnel/options.ts";
