@@ -6,27 +6,24 @@
 
 import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
-import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
+import { format, parseEndpoint } from "./address.ts";
 import { writeAll } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
-import { checkSecret, type Credentials, request, serveRequest } from "./handshake.ts";
+import { type Credentials, request, serveRequest } from "./handshake.ts";
 import { Link, type LinkSettings } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
-import { type Changes, compare, type Local, makeLocal, makeReverse, type Reverse } from "./places.ts";
+import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
+import { checkOptions, linkSettings, type Settings } from "./settings.ts";
 import { checkRuntime, dial, type Listening, listenOn, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
-import { checkStatus, type StatusListener, StatusServer } from "./status.ts";
-import { checkName } from "./users.ts";
+import { type StatusListener, StatusServer } from "./status.ts";
 import { parseAddress, proxyHeaderOf } from "./visitor.ts";
-import { backoff, checkTimeout, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
+import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
 // Milliseconds between requests to listen. Larger: less load on a server that refuses; smaller: an earlier port.
 const MAX_BIND_PAUSE = 30_000;
-
-// Milliseconds. Larger: new connections survive a longer outage; smaller: they fail earlier.
-const WAIT = 30_000;
 
 /**
  * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
@@ -81,49 +78,6 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   };
 }
 
-/** The checked options of a client, with defaults. */
-interface Settings {
-  certificates: { caCerts: string[] } | undefined;
-  locals: Local[];
-  /** By LISTEN of the server, in the order of the options. */
-  reverse: Map<string, Reverse>;
-}
-
-/**
- * Checks options, and returns them parsed.
- *
- * @throws {RangeError} They are malformed, or cannot be combined.
- */
-export function checkOptions(options: OpenTunnelOptions): Settings {
-  const { connect, user, secret, ca, tls = ca !== undefined, insecure } = options;
-  parseEndpoint("connect", connect, 1);
-  checkSecret(secret);
-  checkStatus(options.status, insecure);
-  if (user !== undefined) checkName("user", user);
-  if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
-  checkTimeout("connectTimeout", options.connectTimeout);
-  if (tls) checkTls("connect", connect);
-  if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
-    throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
-  }
-  if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
-  const locals = [
-    ...(options.forward ?? []).map((text) => makeLocal({ ...parseForward("forward", text), isSocks: false })),
-    ...(options.socks ?? []).map((listen) => makeLocal({ listen, target: undefined, isSocks: true, isProxied: false })),
-  ];
-  for (const { listen, isSocks } of locals) checkExposed(isSocks ? "socks" : "forward", listen, insecure);
-  const reverse = new Map<string, Reverse>();
-  for (const text of options.reverse ?? []) {
-    const { listen, target, isProxied } = parseForward("reverse", text);
-    if (target === undefined) throw new RangeError(`reverse must be LISTEN=TARGET, received "${text}"`);
-    if (reverse.has(listen)) {
-      throw new RangeError(`reverse must contain each LISTEN only once, received ${listen} twice`);
-    }
-    reverse.set(listen, makeReverse({ listen, target, isProxied }));
-  }
-  return { certificates: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
-}
-
 /** Writes the first bytes of a connection; closes it if that fails. */
 async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Promise<void> {
   try {
@@ -132,18 +86,6 @@ async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Prom
     connection.close();
     throw error;
   }
-}
-
-function linkSettings(options: OpenTunnelOptions, { certificates, locals, reverse }: Settings): LinkSettings {
-  const { connect, wait = WAIT, secret } = options;
-  const requests = locals.some(({ target, isSocks }) => target !== undefined || isSocks) || reverse.size > 0;
-  return {
-    ...options,
-    serverAddr: format(parseEndpoint("connect", connect, 1)),
-    certificates,
-    isChecked: requests || secret !== undefined,
-    wait: wait === Infinity ? wait : clampTimeout(wait),
-  };
 }
 
 /** The client's end of a tunnel. */
@@ -329,35 +271,44 @@ class Client {
   async #update(options: OpenTunnelOptions): Promise<void> {
     if (this.#stopping.signal.aborted) throw new Error("Cannot update the tunnel: it has ended");
     const wanted = checkOptions(options);
-    const changes = compare(this.#settings.locals, wanted.locals);
+    const locals = compareLocals(this.#settings.locals, wanted.locals);
+    const reverses = compareReverses(this.#settings.reverse.values(), wanted.reverse.values());
     const hasNewStatus = options.status !== this.#options.status;
     const opened = new Map<Local, Listening>();
+    const bound = new Map<Reverse, Stream>();
+    const { session } = this.#link;
     let status: StatusServer | undefined;
     let link: Link | undefined;
     try {
-      for (const { local, mustWait } of changes.added) if (!mustWait) opened.set(local, listenOn(local.listen));
+      for (const { place, mustWait } of locals.added) if (!mustWait) opened.set(place, listenOn(place.listen));
       if (hasNewStatus) status = this.#serveStatus(options.status);
-      link = await this.#connectAnew(linkSettings(options, wanted));
+      const settings = linkSettings(options, wanted);
+      if (!this.#link.accepts(settings)) link = await this.#connectAnew(settings);
+      else if (this.#link.isUp) await this.#bindAll(session!, reverses, bound);
+      if (link === undefined) this.#link.configure(settings);
     } catch (error) {
-      for (const listening of opened.values()) listening.close();
+      for (const opening of [...opened.values(), ...bound.values()]) opening.close();
       await status?.close();
       throw error;
     }
     const old = this.#status;
     if (hasNewStatus) this.#status = status;
     this.#options = options;
-    this.#changeReverse(wanted, link);
-    await this.#changeLocals(changes, opened);
+    this.#settings = {
+      certificates: wanted.certificates,
+      locals: locals.next,
+      reverse: new Map(reverses.next.map((reverse) => [reverse.listen, reverse])),
+    };
+    // Those of a session that was lost meanwhile have ended.
+    if (session !== this.#link.session) bound.clear();
+    this.#changeReverses(reverses, bound, link);
+    await this.#changeLocals(locals, opened);
     if (link !== undefined && this.#unavailable.signal.aborted) this.#available();
     if (hasNewStatus) await old?.close();
   }
 
-  /** Connects with new settings where these need another connection; `undefined` if the present one suffices. */
-  async #connectAnew(settings: LinkSettings): Promise<Link | undefined> {
-    if (this.#link.accepts(settings)) {
-      this.#link.configure(settings);
-      return undefined;
-    }
+  /** Connects with settings that need another connection. */
+  async #connectAnew(settings: LinkSettings): Promise<Link> {
     // One attempt only: the present connection stays unless it succeeds.
     const link = this.#makeLink({ ...settings, retry: false });
     try {
@@ -370,44 +321,51 @@ class Client {
     return link;
   }
 
-  /** Uses a new link, and requests the server to listen for new entries of `reverse` only. */
-  #changeReverse({ certificates, reverse }: Settings, link: Link | undefined): void {
-    const { locals, reverse: old } = this.#settings;
-    const next = new Map<string, Reverse>();
-    const added: Reverse[] = [];
-    for (const [listen, entry] of reverse) {
-      const known = old.get(listen);
-      if (known === undefined) added.push(entry);
-      next.set(
-        listen,
-        known === undefined ? entry : Object.assign(known, { target: entry.target, isProxied: entry.isProxied }),
-      );
-    }
-    for (const [listen, { removed }] of old) if (!next.has(listen)) removed.abort();
-    this.#settings = { certificates, locals, reverse: next };
-    if (link !== undefined) {
-      const former = this.#link;
-      this.#link = link;
-      this.#follow(link);
-      former.retire();
-      this.#keepAllBound(link, link.session!);
-    } else if (this.#link.session !== undefined) {
-      for (const entry of added) this.#track(this.#keepBound(this.#link, this.#link.session, entry));
-    }
+  /** Requests the server to listen for new entries of `reverse`; those that must wait are left to `#keepBound`. */
+  async #bindAll(session: Session, { added }: Changes<Reverse>, bound: Map<Reverse, Stream>): Promise<void> {
+    for (const { place, mustWait } of added) if (!mustWait) bound.set(place, await this.#bind(session, place));
   }
 
-  async #changeLocals({ next, added, removed, apply }: Changes, opened: ReadonlyMap<Local, Listening>): Promise<void> {
-    for (const local of removed) local.removed.abort();
-    apply();
-    this.#settings = { ...this.#settings, locals: next };
+  /** Stops what was removed, and keeps the server listening for new entries; with a new link, for all. */
+  #changeReverses(
+    { kept, added, removed }: Changes<Reverse>,
+    bound: ReadonlyMap<Reverse, Stream>,
+    link: Link | undefined,
+  ): void {
+    for (const place of removed) place.removed.abort();
+    for (const [{ target, isProxied }, place] of kept) Object.assign(place, { target, isProxied });
+    if (link === undefined) {
+      const { session } = this.#link;
+      // Without a session, the next one listens for all.
+      if (session === undefined) return;
+      for (const { place } of added) this.#track(this.#keepBound(this.#link, session, place, bound.get(place)));
+      return;
+    }
+    const former = this.#link;
+    this.#link = link;
+    this.#follow(link);
+    former.retire();
+    this.#keepAllBound(link, link.session!);
+  }
+
+  /** Stops what was removed, and listens at new addresses. */
+  async #changeLocals(
+    { kept, added, removed }: Changes<Local>,
+    opened: ReadonlyMap<Local, Listening>,
+  ): Promise<void> {
+    for (const place of removed) place.removed.abort();
+    for (const [{ listen, target, isSocks, isProxied, route }, place] of kept) {
+      Object.assign(place, { listen, target, isSocks, isProxied });
+      Object.assign(place.route, route);
+    }
     for (const [local, listening] of opened) this.#listen(local, listening);
     const waiting = added.filter(({ mustWait }) => mustWait);
     if (waiting.length > 0) await Promise.all(removed.map(({ listening }) => listening?.closed));
-    for (const { local } of waiting) {
+    for (const { place } of waiting) {
       try {
-        this.#listen(local, listenOn(local.listen));
+        this.#listen(place, listenOn(place.listen));
       } catch {
-        this.#track(this.#listenAgain(local));
+        this.#track(this.#listenAgain(place));
       }
     }
   }

@@ -9,7 +9,7 @@ import { format, parseEndpoint } from "./address.ts";
 import type { ServeTunnelOptions } from "./options.ts";
 import { overlaps } from "./ports.ts";
 import { checkProxies, ProxyListener } from "./proxy_listener.ts";
-import { Listening, listenOn, type Socket } from "./socket.ts";
+import { type Listening, listenOn, type Socket } from "./socket.ts";
 import { backoff, sleep } from "./wait.ts";
 
 // Milliseconds between attempts to listen again. Larger: less load while the address is in use; smaller: a shorter

@@ -88,7 +88,8 @@ export class Link {
     return this.#suspendedAt !== undefined;
   }
 
-  get #isUp(): boolean {
+  /** Whether there is a connection to the server. */
+  get isUp(): boolean {
     return this.#session !== undefined && this.#suspendedAt === undefined;
   }
 
@@ -98,19 +99,19 @@ export class Link {
    * @throws {Error} The server could not be reached, or the client is ending.
    */
   async ready(): Promise<Session> {
-    if (!this.#isUp) {
+    if (!this.isUp) {
       let isLate = false;
       const clear = this.#afterWait(() => {
         isLate = true;
         this.#change();
       });
-      while (!this.#isUp && !isLate && !this.stopping.aborted) {
+      while (!this.isUp && !isLate && !this.stopping.aborted) {
         this.#carrier?.retry();
         await this.#changed.promise;
       }
       clear();
     }
-    if (this.#session !== undefined && this.#isUp) return this.#session;
+    if (this.#session !== undefined && this.isUp) return this.#session;
     throw new Error(`Cannot open a stream: not connected to ${this.#settings.serverAddr}`);
   }
 

@@ -53,42 +53,52 @@ function normalize(listen: string): string {
 }
 
 /** The difference between the entries that are listened on and new ones. */
-export interface Changes {
+export interface Changes<P extends Place> {
   /** The entries to listen on, in the order of the new ones: an old one where its LISTEN stays. */
-  next: Local[];
+  next: P[];
   /** The new ones whose LISTEN no old one has, and whether an old one must be closed before. */
-  added: { local: Local; mustWait: boolean }[];
-  removed: Local[];
-  /** Replaces the targets of the old ones that stay. */
-  apply(): void;
+  added: { place: P; mustWait: boolean }[];
+  removed: P[];
+  /** The old ones that stay, by the new one. */
+  kept: ReadonlyMap<P, P>;
 }
 
-/** Compares entries by their LISTEN. Entries with the same, as with port 0, are first compared by their target. */
-export function compare(old: readonly Local[], wanted: readonly Local[]): Changes {
+/** Compares entries by their LISTEN. Several with the same, as with port 0, are first compared by `isEqual`. */
+function compare<P extends Place>(
+  old: Iterable<P>,
+  wanted: readonly P[],
+  isEqual: (one: P, other: P) => boolean,
+): Changes<P> {
   const left = new Set(old);
-  const kept = new Map<Local, Local>();
-  const keep = (isSame: (one: Local, other: Local) => boolean) => {
-    for (const local of wanted) {
-      const found = kept.has(local) ? undefined : [...left].find((other) => isSame(local, other));
+  const kept = new Map<P, P>();
+  const keep = (isSame: (one: P, other: P) => boolean) => {
+    for (const place of wanted) {
+      const found = kept.has(place) ? undefined : [...left].find((other) => isSame(place, other));
       if (found === undefined) continue;
-      kept.set(local, found);
+      kept.set(place, found);
       left.delete(found);
     }
   };
-  const hasSameListen = (one: Local, other: Local) => normalize(one.listen) === normalize(other.listen);
-  keep((one, other) => hasSameListen(one, other) && one.target === other.target && one.isSocks === other.isSocks);
+  const hasSameListen = (one: P, other: P) => normalize(one.listen) === normalize(other.listen);
+  keep((one, other) => hasSameListen(one, other) && isEqual(one, other));
   keep(hasSameListen);
-  const mustWait = ({ listen }: Local) =>
+  const mustWait = ({ listen }: P) =>
     [...left].some(({ addr }) => addr !== undefined && overlaps(addr, normalize(listen)));
   return {
-    next: wanted.map((local) => kept.get(local) ?? local),
-    added: wanted.filter((local) => !kept.has(local)).map((local) => ({ local, mustWait: mustWait(local) })),
+    next: wanted.map((place) => kept.get(place) ?? place),
+    added: wanted.filter((place) => !kept.has(place)).map((place) => ({ place, mustWait: mustWait(place) })),
     removed: [...left],
-    apply() {
-      for (const [{ listen, target, isSocks, isProxied, route }, local] of kept) {
-        Object.assign(local, { listen, target, isSocks, isProxied });
-        Object.assign(local.route, route);
-      }
-    },
+    kept,
   };
+}
+
+/** Compares entries of `forward` and `socks`. */
+export function compareLocals(old: readonly Local[], wanted: readonly Local[]): Changes<Local> {
+  return compare(old, wanted, (one, other) => one.target === other.target && one.isSocks === other.isSocks);
+}
+
+/** Compares entries of `reverse`. */
+export function compareReverses(old: Iterable<Reverse>, wanted: Iterable<Reverse>): Changes<Reverse> {
+  // The server names the LISTEN as it was requested.
+  return compare(old, [...wanted], (one, other) => one.listen === other.listen);
 }
