@@ -28,7 +28,8 @@ export interface Json {
 }
 
 const SPACE = /[ \t\r\n]*/y;
-const STRING = /"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))*"/y;
+// Its escapes are checked afterwards.
+const STRING = /"(?:[^"\\\n]|\\.)*"/y;
 const OTHER = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.])|(?:true|false|null)(?!\w)/y;
 
 // Characters of a mistake that its message contains.
@@ -90,15 +91,27 @@ class Parser {
       let count = 0;
       return this.#items("]", () => this.#value(`${path}[${count++}]`), "a value");
     }
-    const token = this.#match(STRING) ?? this.#match(OTHER);
+    if (next === '"') return this.#string();
+    const token = this.#match(OTHER);
     return token === undefined ? this.#fail("a value") : JSON.parse(token);
+  }
+
+  #string(): string {
+    const start = this.#at;
+    const token = this.#match(STRING);
+    try {
+      if (token !== undefined) return JSON.parse(token);
+    } catch {
+      // A control character, or an unknown escape.
+    }
+    this.#at = start;
+    return this.#fail("a text that ends with a double quote, with valid escapes");
   }
 
   #field(path: string): [name: string, value: unknown] {
     const start = this.#at;
-    const token = this.#match(STRING);
-    if (token === undefined) return this.#fail("a name in double quotes");
-    const name: string = JSON.parse(token);
+    if (this.#peek() !== '"') this.#fail("a name in double quotes");
+    const name = this.#string();
     const inner = join(path, name);
     if (this.offsets.has(inner)) throw new JsonError(`${inner} must occur only once`, this.position(start));
     if (this.#peek() !== ":") this.#fail('":"');

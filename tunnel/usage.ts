@@ -192,11 +192,12 @@ function describe(title: string, options: Options): string {
 /** Formats the help of a command, or that of all commands. */
 function formatHelp(command: string | undefined): string {
   const roles = command === undefined ? Object.keys(SYNOPSES) : [command];
-  const isTunnel = roles.some((role) => role !== "cert");
+  const isTunnel = roles.some((role) => role !== "cert" && role !== CONFIGURED);
   const titles: [title: string, options: Options, isShown: boolean][] = [
     ["sluice server:", SERVER, roles.includes("server")],
     ["sluice client:", CLIENT, roles.includes("client")],
     ["sluice server and sluice client:", COMMON, isTunnel],
+    ["sluice --config:", OPTIONS[CONFIGURED]!, command === CONFIGURED],
     ["sluice cert, which makes a self-signed certificate for --cert, --key and --ca:", CERT, roles.includes("cert")],
   ];
   return [
