@@ -103,7 +103,7 @@ Deno.test("TunnelServer.update() counts what a user holds against the new limits
   const user = { name: "alice", secret, allow: [echo.addr] };
   await using server = serveTunnel({ listen: FREE, users: [{ ...user, maxStreams: 9 }], ...quiet });
   await using client = await openTunnel({ connect: server.serverAddr, user: "alice", secret: "first", ...quiet });
-  using stream = await client.connect(echo.addr);
+  using _stream = await client.connect(echo.addr);
   await server.update({ listen: FREE, users: [{ ...user, maxStreams: 1 }] });
   assertEquals((await assertRejects(() => client.connect(echo.addr), TunnelRefusedError)).status, 429);
 });

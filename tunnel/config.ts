@@ -251,7 +251,7 @@ class Loader {
 
   #config(value: unknown, end: End | undefined): Config {
     const ends = this.#object("", value, ["server", "client"]);
-    const isMissing = end === undefined ? Object.keys(ends).length === 0 : ends[end] === undefined;
+    const isMissing = (end === undefined ? ["server", "client"] : [end]).every((end) => !Object.hasOwn(ends, end));
     if (isMissing) throw new RangeError(`the file must have ${end ?? "server or client"}`);
     const server = this.#end("server", ends.server, SERVER, "listen", [
       "target",
