@@ -610,7 +610,7 @@ Deno.test("tunnel command: a client that waits for its server follows changes of
   const forward = [`127.0.0.1:${freePort()}=${echo.addr}`];
   const server = { listen: `${port}`, allow: [echo.addr] };
   await using command = await start({ server, client: { connect: nowhere(), forward } });
-  await command.watched.until(/Cannot connect to/, "stderr");
+  await command.watched.until(/cannot connect to/, "stderr");
   await command.reload({ server, client: { connect: `${port}`, forward } });
   await command.watched.until(new RegExp(`listening on ${forward[0]!.split("=")[0]}\n`));
   using connection = await dial(forward[0]!.split("=")[0]!);
@@ -624,17 +624,27 @@ Deno.test("tunnel command: a client that still waits for its server ends on SIGT
   const client = { connect: nowhere(), socks: ["0"] };
   const server = { listen: "127.0.0.1:0", allow: [] };
   await using command = await start({ server, client });
-  await command.watched.until(/Cannot connect to/, "stderr");
+  await command.watched.until(/cannot connect to/, "stderr");
   command.watched.child.kill("SIGTERM");
   assertEquals((await command.watched.ended()).code, 0);
 });
 
 Deno.test("tunnel command: SIGHUP without a change reloads; a change of another file in the folder does not", async () => {
   await using command = await start({ server: { listen: "127.0.0.1:0", allow: ["1"] } });
+  const seen = Promise.withResolvers<void>();
+  const watcher = new FileWatcher(seen.resolve, seen.reject);
+  watcher.watch([command.path]);
   await command.put("other.json", "{}");
+  // The command has seen it too, or does before it sees the next change.
+  await promptly(seen.promise);
+  watcher.close();
   command.watched.child.kill("SIGHUP");
   await command.count("reloaded", 1);
-  await command.reload({ server: { listen: "127.0.0.1:0", allow: ["2"] } }).catch(() => {});
+  await command.write({ server: { listen: "127.0.0.1:0", allow: ["2"] } });
+  await command.count("reloaded", 2);
+  command.watched.child.kill("SIGTERM");
+  const { stdout } = await command.watched.ended();
+  assertEquals(stdout.match(/^reloaded /gm)?.length, 2);
 });
 
 /** Runs the command with these arguments to its end. */
