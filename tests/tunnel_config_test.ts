@@ -640,8 +640,8 @@ Deno.test("tunnel command: SIGHUP without a change reloads; a change of another 
   watcher.close();
   command.watched.child.kill("SIGHUP");
   await command.count("reloaded", 1);
-  await command.write({ server: { listen: "127.0.0.1:0", allow: ["2"] } });
-  await command.count("reloaded", 2);
+  await command.write({ server: { listen: "127.0.0.1:0", allow: ["1"], status: "127.0.0.1:0" } });
+  await command.watched.until(/status at \S+\nreloaded .*\n/);
   command.watched.child.kill("SIGTERM");
   const { stdout } = await command.watched.ended();
   assertEquals(stdout.match(/^reloaded /gm)?.length, 2);

@@ -1,9 +1,11 @@
 /** New options of running tunnels: `update` of both ends. */
 
-import { assertEquals, assertMatch, assertNotEquals, assertRejects } from "@std/assert";
-import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { assertEquals, assertInstanceOf, assertMatch, assertNotEquals, assertRejects } from "@std/assert";
+import { hashSecret, openTunnel, serveTunnel, type TunnelClient, TunnelRefusedError } from "../tunnel.ts";
 import { makeCertificate } from "../tunnel/certificate.ts";
-import { freePort, readAll, text } from "./support.ts";
+import { compareLocals } from "../tunnel/places.ts";
+import { checkOptions } from "../tunnel/settings.ts";
+import { freePort, readAll, readSome, text } from "./support.ts";
 import {
   at,
   dial,
@@ -14,6 +16,7 @@ import {
   makeProxy,
   makeTarget,
   nowhere,
+  openAtSession,
   portOf,
   promptly,
   say,
@@ -36,6 +39,17 @@ async function isFree(addr: string): Promise<boolean> {
   return await dial(addr).then((connection) => connection.close(), () => true) ?? false;
 }
 
+/** Requests a target; returns the status of the response. */
+async function statusOf(client: TunnelClient, target: string): Promise<number> {
+  try {
+    (await client.connect(target)).close();
+    return 200;
+  } catch (error) {
+    assertInstanceOf(error, TunnelRefusedError);
+    return error.status;
+  }
+}
+
 const quiet = { onError() {}, onEvent() {} };
 
 Deno.test("TunnelServer.update() applies allow to new requests, and open connections continue", async () => {
@@ -49,7 +63,7 @@ Deno.test("TunnelServer.update() applies allow to new requests, and open connect
   const { serverAddr } = server;
   await server.update({ ...options, allow: [named.addr] });
   assertEquals(server.serverAddr, serverAddr);
-  assertEquals((await assertRejects(() => client.connect(echo.addr), TunnelRefusedError)).status, 403);
+  assertEquals(await statusOf(client, echo.addr), 403);
   using other = await client.connect(named.addr);
   assertEquals(text(await readAll(other)), "named");
   assertEquals(await say(stream, "after"), "after");
@@ -65,7 +79,7 @@ Deno.test("TunnelServer.update() replaces the target and the secret for new requ
   await server.update({ listen: FREE, target: two.addr });
   assertEquals(await nameAt(addr!), "two");
   await server.update({ listen: FREE, allow: [one.addr], secret: "sesame" });
-  assertEquals((await assertRejects(() => client.connect(one.addr), TunnelRefusedError)).status, 407);
+  assertEquals(await statusOf(client, one.addr), 407);
   await client.update({ connect: server.serverAddr, forward: [`${addr}=${one.addr}`], secret: "sesame" });
   assertEquals(client.listenAddrs, [addr]);
   assertEquals(await nameAt(addr!), "one");
@@ -90,7 +104,7 @@ Deno.test("TunnelServer.update() ends the connections of removed users only, and
   await promptly(log.until(/the user was removed/));
   await assertRejects(() => promptly(streamB.read(new Uint8Array(1))));
   assertEquals(await say(streamA, "still"), "still");
-  assertEquals((await assertRejects(() => a.connect(echo.addr), TunnelRefusedError)).status, 407);
+  assertEquals(await statusOf(a, echo.addr), 407);
   await a.update({ connect: server.serverAddr, user: "alice", secret: "second" });
   streamA.close();
   using again = await a.connect(echo.addr);
@@ -105,7 +119,7 @@ Deno.test("TunnelServer.update() counts what a user holds against the new limits
   await using client = await openTunnel({ connect: server.serverAddr, user: "alice", secret: "first", ...quiet });
   using _stream = await client.connect(echo.addr);
   await server.update({ listen: FREE, users: [{ ...user, maxStreams: 1 }] });
-  assertEquals((await assertRejects(() => client.connect(echo.addr), TunnelRefusedError)).status, 429);
+  assertEquals(await statusOf(client, echo.addr), 429);
 });
 
 Deno.test("TunnelServer.update() stops listening where allowListen does not allow it, and open connections continue", async () => {
@@ -230,6 +244,34 @@ Deno.test("TunnelClient.update() changes targets, adds and removes addresses, an
   assertEquals(client.listenAddrs, [socks]);
   assertEquals(await nameAt(socks), "two");
   assertEquals([await isFree(added), await isFree(first)], [true, true]);
+});
+
+Deno.test("compareLocals() keeps the listener of an address whose target changes, and closes what overlaps first", () => {
+  const localsOf = (forward: string[], socks: string[] = []) => checkOptions({ connect: "1", forward, socks }).locals;
+  const old = localsOf(["8080=a:1", "8081=b:1", "8082=c:1"]);
+  for (const local of old) local.addr = `127.0.0.1:${local.listen}`;
+  const wanted = localsOf(["127.0.0.1:8081=z:1"], ["8080", "8083"]);
+  const { next, added, removed } = compareLocals(old, wanted);
+  assertEquals(next.map((local) => old.indexOf(local)), [1, 0, -1]);
+  assertEquals(added.map(({ place, mustWait }) => [place.listen, mustWait]), [["8083", false]]);
+  assertEquals(removed, [old[2]]);
+  const all = checkOptions({ connect: "1", forward: ["0.0.0.0:8082=c:1"], insecure: true }).locals;
+  assertEquals(compareLocals(old, all).added.map(({ mustWait }) => mustWait), [true]);
+});
+
+Deno.test("TunnelClient.update() leaves its old server when the last connection has ended", async () => {
+  await using echo = makeEcho();
+  await using other = serveTunnel({ listen: FREE, allow: [echo.addr], ...quiet });
+  const { opening, session } = await openAtSession({ ...quiet });
+  await using client = await opening;
+  const [stream, accepted] = await Promise.all([client.connect(), session.acceptStream()]);
+  await client.update({ connect: other.serverAddr, resume: false });
+  await accepted.write(new Uint8Array(5));
+  assertEquals((await readSome(stream, 5)).length, 5);
+  stream.close();
+  accepted.close();
+  await promptly(session.closed);
+  assertEquals(await statusOf(client, echo.addr), 200);
 });
 
 Deno.test("TunnelClient.update() keeps the free ports of entries with port 0, each with its target", async () => {
