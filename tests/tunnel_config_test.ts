@@ -79,7 +79,7 @@ Deno.test("parseJson() throws with what was expected and received, and where", (
     ["[+1]", "1:2 expected a value, received +1]"],
     ["[1.]", "1:2 expected a value, received 1.]"],
     ["[nul]", "1:2 expected a value, received nul]"],
-    ["[nullx]", "1:2 expected a value, received nullx]"],
+    ["[nulls]", "1:2 expected a value, received nulls]"],
     ["[undefined]", "1:2 expected a value, received undefined]"],
     ["[1] // comment", "1:5 expected the end of the text, received // comment"],
     ['{"a": {"b": 1,\n"b": 2}}', "2:1 a.b must occur only once"],
@@ -540,11 +540,11 @@ Deno.test("tunnel command: an invalid file changes nothing, and each mistake is 
   using open = await dial(second);
   assertEquals(await say(open, "before"), "before");
 
-  await command.write({ ...config, client: { connect: `${port}`, forward: ["x", forward[0], "y"], wiat: 1 } });
+  await command.write({ ...config, client: { connect: `${port}`, forward: ["x", forward[0], "y"], target: 1 } });
   await command.count("did not reload", 1);
   const { stderr } = command.watched.printed;
   assertEquals(stderr.match(/^.*sluice\.json:1:\d+: client\.\S+/gm)?.map((line) => line.replace(/.*: /, "")), [
-    "client.wiat",
+    "client.target",
     "client.forward[0]",
     "client.forward[2]",
   ]);
@@ -680,8 +680,8 @@ Deno.test("tunnel command: exits with 2 for a malformed file or a combination wi
       ],
       [["--config"], "expected --config FILE, received no value (try --help)\n"],
       [
-        ["--confg", file],
-        'expected "server", "client", "cert" or "hash", received "--confg": did you mean sluice --config?\n',
+        ["--conf", file],
+        'expected "server", "client", "cert" or "hash", received "--conf": did you mean sluice --config?\n',
       ],
     ];
     for (const [args, stderr] of cases) assertEquals(await run(...args), { code: 2, stdout: "", stderr });

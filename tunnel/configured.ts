@@ -7,7 +7,7 @@
 import { parseForward } from "./address.ts";
 import { openTunnel } from "./client.ts";
 import { type Config, ConfigError, type End, loadConfig, readText } from "./config.ts";
-import { listeningEntry, type LogEntry, notReloadedEntry, reloadedEntry, statusEntry, unlistenedEntry } from "./log.ts";
+import { listeningEntry, type LogEntry, notReloadedEntry, reloadedEntry, statusEntry, stoppedEntry } from "./log.ts";
 import type { OpenTunnelOptions, Tunnel, TunnelClient, TunnelOptions, TunnelServer, TunnelStats } from "./options.ts";
 import { serveTunnel } from "./server.ts";
 import { FileWatcher } from "./watch.ts";
@@ -224,7 +224,7 @@ export class ConfiguredTunnels implements Running {
       entries.map((entry) => parseForward(name, entry).target);
     const targets = [...targetsOf("forward", forward), ...socks.map(() => undefined), ...targetsOf("reverse", reverse)];
     for (const [n, addr] of (tunnel?.listenAddrs ?? []).entries()) addresses.set(addr, targets[n]);
-    for (const addr of this.#printed) if (!addresses.has(addr)) this.#printer.log(unlistenedEntry(addr));
+    for (const addr of this.#printed) if (!addresses.has(addr)) this.#printer.log(stoppedEntry(addr));
     for (const [addr, to] of addresses) {
       if (!this.#printed.has(addr)) this.#printer.log(listeningEntry(addr, this.#printer.hasTargets ? to : undefined));
     }

@@ -126,7 +126,7 @@ export function listeningEntry(listenAddr: string, to: string | undefined): LogE
 }
 
 /** Makes an entry of an address that a changed configuration file does not contain any more. */
-export function unlistenedEntry(listenAddr: string): LogEntry {
+export function stoppedEntry(listenAddr: string): LogEntry {
   return { text: `stopped ${listeningLine(listenAddr)}`, type: "stopped", listenAddr };
 }
 
