@@ -57,6 +57,7 @@ export {
   type TunnelOptions,
   TunnelRefusedError,
   type TunnelRequest,
+  type TunnelServer,
   type TunnelStats,
   type TunnelUser,
 } from "./tunnel/options.ts";

@@ -11,6 +11,9 @@ import { makeCertificate, parseHost } from "./certificate.ts";
 import { checkTunnel, type CheckTunnelOptions } from "./check.ts";
 import { parseNetworks } from "./cidr.ts";
 import { openTunnel } from "./client.ts";
+import type { End } from "./config.ts";
+import { ConfiguredTunnels, type Printer, type Running } from "./configured.ts";
+import { secretOfEnvironment } from "./environment.ts";
 import { errorText } from "./errors.ts";
 import { commandHint, fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
 import type { LogFormat } from "./log.ts";
@@ -18,7 +21,7 @@ import type { Tunnel, TunnelOptions } from "./options.ts";
 import { formatCheck } from "./report.ts";
 import { parseRule } from "./rules.ts";
 import { serveTunnel } from "./server.ts";
-import { type Option, OPTIONS } from "./usage.ts";
+import { CONFIGURED, type Option, OPTIONS } from "./usage.ts";
 import { hashEntry, parseUsers } from "./users.ts";
 
 /** A malformed command line; the message is one line. */
@@ -111,12 +114,17 @@ class Values {
     } catch (error) {
       throw new UsageError(errorText(error), valueHint(rawName, option, value));
     }
-    const isRead = option.value === "FILE" && !option.isOutput;
+    const isRead = option.value === "FILE" && !option.isOutput && !option.isPath;
     this.#values.set(name, [...values, isRead ? readFile(rawName, value) : value]);
   }
 
   #option(name: string): Option | undefined {
     return Object.hasOwn(OPTIONS[this.#role]!, name) ? OPTIONS[this.#role]![name] : undefined;
+  }
+
+  /** The names of the options that were specified. */
+  get names(): string[] {
+    return [...this.#values.keys()];
   }
 
   has(name: string): boolean {
@@ -163,19 +171,13 @@ function readFile(option: string, path: string): string {
   }
 }
 
-/** Returns $SLUICE_SECRET, if the process has permission to read it and it is not empty. */
-function secretOfEnvironment(): string | undefined {
-  const { state } = Deno.permissions.querySync({ name: "env", variable: "SLUICE_SECRET" });
-  return state === "granted" ? Deno.env.get("SLUICE_SECRET") || undefined : undefined;
-}
-
 /** The callbacks of a tunnel. */
 type Reports = Pick<TunnelOptions, "onError" | "onEvent" | "onFrame">;
 
 /** A running tunnel. */
 interface Started {
-  tunnel: Tunnel;
-  /** The addresses to print: where it listens. */
+  tunnel: Running & Partial<Pick<Tunnel, "statusAddr">>;
+  /** The addresses to print: where it listens. Tunnels of a file print theirs. */
   addrs: readonly string[];
   /** Where the connections of each address lead; `undefined` if each request contains its target. */
   targets: readonly (string | undefined)[];
@@ -187,7 +189,7 @@ interface Started {
 
 /** A parsed command line of a tunnel. */
 export interface TunnelCommand {
-  start(reports: Reports): Started | Promise<Started>;
+  start(reports: Reports, printer: Printer): Started | Promise<Started>;
   /** Milliseconds that the first Ctrl-C waits for open connections. */
   grace: number;
   /** Whether stdin and stdout are forwarded. */
@@ -329,6 +331,29 @@ function parseCheck(values: Values): ShortCommand {
   return { run: () => checkLines(options) };
 }
 
+// Options of the process, which a configuration file does not contain.
+const WITH_CONFIG = ["config", "grace", "log", "trace"];
+
+/** Parses `--config`: the file has the options of the tunnel. */
+function parseConfigured(values: Values, end: End | undefined): Omit<TunnelCommand, Common> {
+  const file = values.required("config");
+  const other = values.names.find((name) => !WITH_CONFIG.includes(name));
+  if (other !== undefined) {
+    throw new UsageError(`--config cannot be combined with --${other}`, "write its value into the file");
+  }
+  const start = (reports: Reports, printer: Printer) => ({
+    tunnel: new ConfiguredTunnels(file, end, reports, printer),
+    addrs: [],
+    targets: [],
+  });
+  return { isPiped: false, start };
+}
+
+/** Whether a command line has only options, with `--config` among them. */
+function isConfigured(args: readonly string[]): boolean {
+  return args[0]!.startsWith("--") && args.some((word) => /^--config(=|$)/.test(word));
+}
+
 /** Writes a new file. */
 async function writeNew(option: string, path: string, text: string, mode?: number): Promise<void> {
   try {
@@ -376,7 +401,9 @@ function parseHash(args: readonly string[]): ShortCommand {
  *
  * @throws {UsageError} The command line does not match the help.
  */
-export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand | ShortCommand {
+export function parseCommand(args: readonly string[]): TunnelCommand | ShortCommand {
+  if (args.length > 0 && isConfigured(args)) args = [CONFIGURED, ...args];
+  const [role, ...rest] = args;
   const expected = 'expected "server", "client", "check", "cert" or "hash"';
   if (role === undefined) throw new UsageError(`${expected}, received nothing`);
   if (!Object.hasOwn(OPTIONS, role)) {
@@ -386,6 +413,11 @@ export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand 
   const values = new Values(role, rest);
   if (role === "cert") return parseCert(values);
   if (role === "check") return parseCheck(values);
-  const command = role === "server" ? parseServer(values) : parseClient(values);
+  const end = role === "server" || role === "client" ? role : undefined;
+  const command = end === undefined || values.has("config")
+    ? parseConfigured(values, end)
+    : end === "server"
+    ? parseServer(values)
+    : parseClient(values);
   return { ...command, grace: values.seconds("grace", 30), isTraced: values.has("trace"), log: parseLog(values) };
 }

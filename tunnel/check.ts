@@ -9,7 +9,7 @@ import { type Connection, Session, SessionClosedError, type Stream, type Version
 import { adviceFor, type StepKind } from "./advice.ts";
 import { type Endpoint, format, parseEndpoint, parseForward } from "./address.ts";
 import { connectResumable } from "./carrier.ts";
-import { checkOptions, type Settings } from "./client.ts";
+import { checkOptions, type Settings } from "./settings.ts";
 import { errorText, PermanentError, toError, wrapError } from "./errors.ts";
 import { type Credentials, header, request } from "./handshake.ts";
 import { type Direction, measure } from "./measure.ts";

@@ -52,11 +52,13 @@ export interface LinkSettings extends OpenTunnelOptions {
 
 /** The connection of a client to its server, which is made again when it is lost. */
 export class Link {
-  readonly #settings: LinkSettings;
+  /** Aborts when nothing new may begin. */
+  readonly stopping: AbortSignal;
+  #settings: LinkSettings;
   readonly #activity: Activity;
   readonly #host: LinkHost;
-  /** Aborts when nothing new may begin. */
-  readonly #stopping: AbortSignal;
+  /** Aborts when another link is used instead. */
+  readonly #retired = new AbortController();
   #session: Session | undefined;
   #carrier: Carrier | undefined;
   /** When the connection was suspended; `undefined` while it is not. */
@@ -72,8 +74,13 @@ export class Link {
     this.#settings = settings;
     this.#activity = activity;
     this.#host = host;
-    this.#stopping = stopping;
-    onAbort(stopping, () => this.#change());
+    this.stopping = AbortSignal.any([stopping, this.#retired.signal]);
+    onAbort(this.stopping, () => this.#change());
+  }
+
+  /** The address of the server. */
+  get serverAddr(): string {
+    return this.#settings.serverAddr;
   }
 
   /** The session; `undefined` while there is none. */
@@ -86,7 +93,8 @@ export class Link {
     return this.#suspendedAt !== undefined;
   }
 
-  get #isUp(): boolean {
+  /** Whether there is a connection to the server. */
+  get isUp(): boolean {
     return this.#session !== undefined && this.#suspendedAt === undefined;
   }
 
@@ -96,20 +104,42 @@ export class Link {
    * @throws {Error} The server could not be reached, or the client is ending.
    */
   async ready(): Promise<Session> {
-    if (!this.#isUp) {
+    if (!this.isUp) {
       let isLate = false;
       const clear = this.#afterWait(() => {
         isLate = true;
         this.#change();
       });
-      while (!this.#isUp && !isLate && !this.#stopping.aborted) {
+      while (!this.isUp && !isLate && !this.stopping.aborted) {
         this.#carrier?.retry();
         await this.#changed.promise;
       }
       clear();
     }
-    if (this.#session !== undefined && this.#isUp) return this.#session;
+    if (this.#session !== undefined && this.isUp) return this.#session;
     throw new Error(`Cannot open a stream: not connected to ${this.#settings.serverAddr}`);
+  }
+
+  /** Whether the connection can have these settings. */
+  accepts(settings: LinkSettings): boolean {
+    const { serverAddr, certificates, user, version = 2 } = this.#settings;
+    return settings.serverAddr === serverAddr && settings.user === user && (settings.version ?? 2) === version &&
+      (settings.certificates === undefined) === (certificates === undefined);
+  }
+
+  /** Replaces the settings, for new requests and connections. */
+  configure(settings: LinkSettings): void {
+    this.#settings = settings;
+  }
+
+  /** Ends the connection after its last stream. */
+  retire(): void {
+    this.#retired.abort();
+    this.end();
+    const session = this.#session;
+    // A suspended session cannot end in order.
+    if (this.isSuspended && session?.stats().streams === 0) session.abort();
+    else session?.close({ drain: true, timeout: Infinity });
   }
 
   /**
@@ -120,8 +150,8 @@ export class Link {
   async open(): Promise<void> {
     if (!this.#settings.retry) return void await this.#start();
     for (const delays = backoff(MAX_PAUSE); !await this.#tryStart(isPermanent);) {
-      await sleep(delays.next().value, this.#stopping);
-      this.#stopping.throwIfAborted();
+      await sleep(delays.next().value, this.stopping);
+      this.stopping.throwIfAborted();
     }
   }
 
@@ -131,24 +161,24 @@ export class Link {
    * @returns A promise that fulfils when the client is ending; rejects if the session was lost, without `reconnect`.
    */
   async run(): Promise<void> {
-    const { signal, serverAddr, reconnect = true } = this.#settings;
+    const { signal, serverAddr } = this.#settings;
     while (this.#session !== undefined) {
       const reason = await this.#sessionEnd(this.#session);
-      const isStopping = this.#stopping.aborted;
+      const isStopping = this.stopping.aborted;
       await this.#closeCarrier(this.#carrier!, reason);
       this.#session = this.#carrier = this.#suspendedAt = undefined;
       const ended = performance.now();
       const lost = wrapError(`The connection to ${serverAddr} was lost`, reason ?? "closed by the server");
-      if (isStopping || this.#stopping.aborted && reason === undefined) {
+      if (isStopping || this.stopping.aborted && reason === undefined) {
         if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
         return;
       }
-      if (!reconnect) throw lost;
+      if (this.#settings.reconnect === false) throw lost;
       this.#activity.report(lost);
       this.#down();
-      for (const delays = backoff(MAX_PAUSE); !this.#stopping.aborted;) {
-        await sleep(delays.next().value, this.#stopping);
-        if (this.#stopping.aborted || await this.#tryStart(() => false).catch(() => false)) break;
+      for (const delays = backoff(MAX_PAUSE); !this.stopping.aborted;) {
+        await sleep(delays.next().value, this.stopping);
+        if (this.stopping.aborted || await this.#tryStart(() => false).catch(() => false)) break;
       }
       if (this.#session === undefined) return;
       const downtime = performance.now() - ended;
@@ -196,7 +226,7 @@ export class Link {
       await this.#start();
       return true;
     } catch (error) {
-      if (isFinal(error) || this.#stopping.aborted) throw error;
+      if (isFinal(error) || this.stopping.aborted) throw error;
       const message = String(error);
       if (message !== this.#lastMessage) this.#activity.report(error);
       this.#lastMessage = message;
@@ -214,10 +244,10 @@ export class Link {
       onFrame: frame,
       ...limits.session,
     });
-    const off = onAbort(this.#stopping, (reason) => session.abort(reason));
+    const off = onAbort(this.stopping, (reason) => session.abort(reason));
     try {
       if (isChecked) await checkServer(session, { secret, user });
-      this.#stopping.throwIfAborted();
+      this.stopping.throwIfAborted();
       this.#reportPlain(carrier);
     } catch (error) {
       session.abort(error);
@@ -235,7 +265,7 @@ export class Link {
 
   /** Names the server in the error of a session that ended before the server had answered. */
   #explain(error: unknown): unknown {
-    if (!(error instanceof SessionClosedError) || this.#stopping.aborted) return error;
+    if (!(error instanceof SessionClosedError) || this.stopping.aborted) return error;
     const cause = error.cause ?? error;
     const { serverAddr } = this.#settings;
     if (cause instanceof Error && cause.name === "TimeoutError") {
@@ -249,7 +279,7 @@ export class Link {
     const open = (signal: AbortSignal) => this.#dial(signal);
     if (resume) {
       const carrier = await connectResumable(serverAddr, open, {
-        signal: this.#stopping,
+        signal: this.stopping,
         silence: limits.silence,
         onSuspended: (error) => this.#suspended(error),
         onResumed: () => this.#resumed(),
@@ -257,7 +287,7 @@ export class Link {
       if (carrier !== undefined) return carrier;
     }
     return {
-      connection: await open(this.#stopping),
+      connection: await open(this.stopping),
       isResumable: false,
       retry() {},
       closed: Promise.resolve(),
@@ -293,7 +323,7 @@ export class Link {
   }
 
   #suspended(error: unknown): void {
-    if (this.#session === undefined || this.#stopping.aborted) return;
+    if (this.#session === undefined || this.stopping.aborted) return;
     this.#suspendedAt = performance.now();
     const { serverAddr } = this.#settings;
     const lost = wrapError(`The connection to ${serverAddr} was lost`, error);
@@ -313,7 +343,7 @@ export class Link {
     const { signal } = this.#settings;
     // The tunnel may have been shut down while the session was being opened.
     if (signal?.aborted) session.abort(signal.reason);
-    else if (this.#stopping.aborted) session.close({ drain: true });
+    else if (this.stopping.aborted) session.close({ drain: true });
     return session.closed.then(() => undefined, (error: unknown) => error);
   }
 }

@@ -10,15 +10,16 @@ import { Access } from "./access.ts";
 import type { Route } from "./accounting.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, formatPeer, parseEndpoint, UNNAMED } from "./address.ts";
+import { Entrance } from "./entrance.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import { limitsOf } from "./limits.ts";
 import { type Direction, serveMeasure } from "./measure.ts";
-import { type ServeTunnelOptions, type Tunnel, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type TunnelStats } from "./options.ts";
 import { Ports } from "./ports.ts";
-import { checkProxies, ProxyListener } from "./proxy_listener.ts";
-import { checkRuntime, dial, Listening, listenOn, resetting, type Socket } from "./socket.ts";
+import { checkProxies } from "./proxy_listener.ts";
+import { checkRuntime, dial, Listening, resetting, type Socket } from "./socket.ts";
 import { checkStatus, StatusServer } from "./status.ts";
 import { VERSION } from "./version.ts";
 import { visitorHeader } from "./visitor.ts";
@@ -57,27 +58,35 @@ import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
  * await web.shutdown();
  * ```
  */
-export function serveTunnel(options: ServeTunnelOptions): Tunnel {
+export function serveTunnel(options: ServeTunnelOptions): TunnelServer {
   checkRuntime();
-  const server = new TunnelServer(options);
-  const shutdown: Tunnel["shutdown"] = ({ timeout } = {}) => server.shutdown(timeout);
+  const server = new ServerEnd(options);
+  const shutdown: TunnelServer["shutdown"] = ({ timeout } = {}) => server.shutdown(timeout);
   return {
-    serverAddr: server.addr,
+    get serverAddr() {
+      return server.addr;
+    },
     listenAddrs: [],
-    statusAddr: server.statusAddr,
+    get statusAddr() {
+      return server.statusAddr;
+    },
     finished: server.finished,
+    update: (options) => server.update(options),
     shutdown,
     stats: () => server.stats(),
     [Symbol.asyncDispose]: shutdown,
   };
 }
 
-function checkOptions(options: ServeTunnelOptions): void {
+/** Throws a `RangeError` for options that are malformed, or cannot be combined. */
+export function checkOptions(options: ServeTunnelOptions): void {
   const { listen, target, secret, users, cert, key, allow = [], allowListen = [], authorize } = options;
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }
+  parseEndpoint("listen", listen, 0);
   if (cert !== undefined) checkTls("listen", listen);
+  checkProxies(options);
   checkSecret(secret);
   checkStatus(options.status, options.insecure);
   checkTimeout("connectTimeout", options.connectTimeout);
@@ -95,14 +104,22 @@ function checkOptions(options: ServeTunnelOptions): void {
     }
   }
   if (cert === undefined || (secret ?? users) === undefined) checkExposed("listen", listen, options.insecure);
+  // Checks the users and the rules.
+  new Access(options, () => {});
 }
 
+/** Returns the entries of `allow`, as they were written. */
+function namesOf({ allow = [], users = [] }: ServeTunnelOptions): Set<string> {
+  return new Set([allow, ...users.map(({ allow = [] }) => allow)].flat());
+}
+
+/** Options of sessions, which a running server keeps. */
+const FIXED = ["stalledStreamTimeout", "keepAliveInterval", "timeout", "maxStreams", "maxReceiveBuffer"] as const;
+
 /** The server's end of a tunnel. */
-class TunnelServer {
-  readonly addr: string;
+class ServerEnd {
   readonly finished: Promise<void>;
-  readonly #target: string | undefined;
-  readonly #connectTimeout: number | undefined;
+  #options: ServeTunnelOptions;
   readonly #access: Access;
   readonly #ports = new Ports();
   /** Sessions whose throughput is being measured. */
@@ -110,39 +127,37 @@ class TunnelServer {
   /** Headers of the response to OPTIONS. */
   readonly #about: string;
   /** The entries of `allow`, as they were written. */
-  readonly #named: ReadonlySet<string>;
+  #named: ReadonlySet<string>;
   readonly #activity: Activity;
+  readonly #entrance: Entrance;
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
-  readonly #status: StatusServer | undefined;
+  #status: StatusServer | undefined;
+  /** Settles when the last update has ended. */
+  #updated: Promise<unknown> = Promise.resolve();
 
   constructor(options: ServeTunnelOptions) {
-    const { listen, cert, key, stalledStreamTimeout } = options;
     checkOptions(options);
     const { session, silence } = limitsOf(options);
     this.#about = `Server: sluice/${VERSION}\r\nTimeout: ${session.timeout ?? 30_000}\r\n`;
-    const isProxy = checkProxies(options);
-    this.#named = new Set([options.allow ?? [], ...(options.users ?? []).map(({ allow = [] }) => allow)].flat());
-    this.#target = options.target;
-    this.#connectTimeout = options.connectTimeout;
+    this.#options = { ...options };
+    this.#named = namesOf(options);
     this.#activity = new Activity(options);
     this.#access = new Access(options, this.#activity.report);
-    const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
-    this.addr = listening.addr;
+    this.#entrance = new Entrance(options, this.#activity.report);
     try {
       this.#status = this.#serveStatus(options.status);
     } catch (error) {
-      listening.close();
+      this.#entrance.close();
       throw error;
     }
-    const proxied = isProxy && new ProxyListener(listening, isProxy, this.#activity.report);
     const cut = new AbortController();
-    const listener = resumableListener(proxied ?? listening, { silence });
+    const listener = resumableListener(this.#entrance, { silence });
     this.#server = serve(listener, (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
       ...session,
-      stalledStreamTimeout,
+      stalledStreamTimeout: options.stalledStreamTimeout,
       onFrame: this.#activity.frame,
       onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
       onSession: (session) => {
@@ -157,9 +172,15 @@ class TunnelServer {
     });
     this.finished = this.#server.finished.finally(async () => {
       off();
-      await proxied?.ended;
+      await this.#updated;
+      await this.#entrance.ended;
       await this.#status?.close();
     });
+  }
+
+  /** The address that accepts clients. */
+  get addr(): string {
+    return this.#entrance.addr;
   }
 
   get statusAddr(): string | undefined {
@@ -172,7 +193,7 @@ class TunnelServer {
       end: "server",
       isReady: () => !this.#stopping.signal.aborted,
       listeners: () => [
-        { address: this.addr, to: this.#target },
+        { address: this.addr, to: this.#options.target },
         ...this.#activity.listening().map(({ listenAddr, clientAddr }) => ({ address: listenAddr, to: clientAddr })),
       ],
     });
@@ -180,6 +201,41 @@ class TunnelServer {
 
   stats(): TunnelStats {
     return this.#activity.stats();
+  }
+
+  /** Applies new options, after those of earlier calls. */
+  update(options: ServeTunnelOptions): Promise<void> {
+    const updating = this.#updated.then(() => this.#update({ ...options }));
+    this.#updated = updating.catch(() => {});
+    return updating;
+  }
+
+  async #update(options: ServeTunnelOptions): Promise<void> {
+    if (this.#stopping.signal.aborted) throw new Error("Cannot update the tunnel: it has ended");
+    checkOptions(options);
+    limitsOf(options);
+    for (const name of FIXED) {
+      const [present, wanted] = [this.#options[name], options[name]];
+      if (wanted === present) continue;
+      throw new RangeError(`${name} of a server cannot be changed, expected ${present}, received ${wanted}`);
+    }
+    const { status } = options;
+    const old = this.#status;
+    const isSameStatus = status === this.#options.status;
+    const next = isSameStatus ? old : this.#serveStatus(status);
+    try {
+      await this.#entrance.replace(options);
+    } catch (error) {
+      if (!isSameStatus) await next?.close();
+      throw error;
+    }
+    this.#access.update(options);
+    this.#named = namesOf(options);
+    this.#options = options;
+    this.#status = next;
+    this.#activity.abortIf((session) => this.#access.isRemoved(session), new Error("The user was removed"));
+    this.#ports.releaseUnless((permit, addr) => this.#access.mayKeep(permit, addr));
+    if (!isSameStatus) await old?.close();
   }
 
   async shutdown(timeout = Infinity): Promise<void> {
@@ -191,19 +247,20 @@ class TunnelServer {
 
   async #handle(stream: Stream, session: Session): Promise<void> {
     try {
-      if (this.#target !== undefined) {
-        const socket = await dial(this.#target, stream, { connectTimeout: this.#connectTimeout }).catch((error) => {
+      const { target, connectTimeout } = this.#options;
+      if (target !== undefined) {
+        const socket = await dial(target, stream, { connectTimeout }).catch((error) => {
           // As if the stream had requested it.
           this.#activity.refuse(502);
           throw error;
         });
-        await this.#forward(session, stream, socket, { kind: "target", forward: this.#target, to: this.#target });
+        await this.#forward(session, stream, socket, { kind: "target", forward: target, to: target });
       } else {
         await this.#answer(stream, session);
       }
     } catch (error) {
       // Without a response to a request, a target that refuses would look like one with an empty answer.
-      if (this.#target !== undefined) stream.abort(error);
+      if (this.#options.target !== undefined) stream.abort(error);
       this.#activity.report(error);
     }
   }
@@ -247,7 +304,8 @@ class TunnelServer {
     const { account, addresses } = permit;
     if (request.method === "CONNECT") {
       await account.streams.takeFor(() => Promise.resolve(stream));
-      return await dial(request.address, stream, { addresses, connectTimeout: this.#connectTimeout });
+      const { connectTimeout } = this.#options;
+      return await dial(request.address, stream, { addresses, connectTimeout });
     }
     const listening = await this.#ports.listen(permit, session, stream, signal);
     try {

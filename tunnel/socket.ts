@@ -150,7 +150,8 @@ export function listenOn(at: string, tls?: { cert: string; key: string }): Liste
     const options = { hostname, port, tcpBacklog: BACKLOG };
     return new Listening(tls ? Deno.listenTls({ ...options, ...tls }) : Deno.listen(options));
   } catch (error) {
-    if (!(error instanceof Deno.errors.InvalidData)) {
+    // Deno has no class for the error of a key that belongs to another certificate.
+    if (!(error instanceof Deno.errors.InvalidData) && !/KeyMismatch/.test(String(error))) {
       throw wrapError(`Cannot listen on ${format({ path, hostname, port })}`, error);
     }
     throw new RangeError(`cert and key must be a certificate and its private key in PEM: ${errorText(error)}`, {

@@ -31,6 +31,8 @@ export interface Option {
   isRule?: true;
   /** Whether its file is written, not read. */
   isOutput?: true;
+  /** Whether the path of its file is needed, not only its content. */
+  isPath?: true;
   /** What it does, for the help, which breaks the lines. */
   help: string;
 }
@@ -89,9 +91,18 @@ const CLIENT: Options = {
   "no-resume": { help: "end forwarded connections when the connection to the server is lost" },
   "no-reconnect": { help: "exit when the connection to the server is lost and cannot be resumed" },
 };
+const GRACE: Option = { value: "SECONDS", help: "Ctrl-C waits this long for connections; default: 30" };
+const LOG: Option = { value: "text|json", help: "log with times, and a line for each forwarded connection" };
+const TRACE: Option = { help: "log every frame between client and server to stderr" };
+const CONFIG: Option = {
+  value: "FILE",
+  isPath: true,
+  help: "options in JSON, instead of others but --grace, --log and --trace; reread on SIGHUP and when it changes",
+};
 const COMMON: Options = {
+  config: CONFIG,
   secret: { value: "FILE", help: "shared secret, in FILE; default: $SLUICE_SECRET" },
-  grace: { value: "SECONDS", help: "Ctrl-C waits this long for connections; default: 30" },
+  grace: GRACE,
   stall: {
     value: "SECONDS",
     help: "close a connection that is not read for this long and blocks all others; default: 5; 0: never",
@@ -101,8 +112,8 @@ const COMMON: Options = {
   "max-streams": { value: "NUMBER", help: "open streams of one connection; default: 8192" },
   "max-receive-buffer": { value: "MIB", help: "unread data of one connection; default: 16" },
   status: { value: "LISTEN", help: "serve /metrics, /status and /healthz over HTTP" },
-  log: { value: "text|json", help: "log with times, and a line for each forwarded connection" },
-  trace: { help: "log every frame between client and server to stderr" },
+  log: LOG,
+  trace: TRACE,
   insecure: { help: "allow other machines without TLS and a secret" },
 };
 const CERT: Options = {
@@ -125,6 +136,8 @@ const CHECK: Options = {
   ...Object.fromEntries(Object.entries({ ...CLIENT, ...COMMON }).filter(([name]) => CHECKED.includes(name))),
   ...IDLE,
 };
+/** Stands for the command of a command line that begins with an option. */
+export const CONFIGURED = "--config";
 
 /** The options of each command. */
 export const OPTIONS: Record<string, Options> = {
@@ -133,6 +146,7 @@ export const OPTIONS: Record<string, Options> = {
   check: CHECK,
   cert: CERT,
   hash: HASH,
+  [CONFIGURED]: { config: CONFIG, grace: GRACE, log: LOG, trace: TRACE },
 };
 
 const SYNOPSES: Record<string, string> = {
@@ -148,6 +162,8 @@ const SYNOPSES: Record<string, string> = {
   sluice cert [--host HOST ...] [--cert FILE] [--key FILE]`,
   hash: `\
   sluice hash NAME`,
+  [CONFIGURED]: `\
+  sluice [server|client] --config FILE`,
 };
 const EXAMPLES: Record<string, string> = {
   server: `\
@@ -161,6 +177,8 @@ const EXAMPLES: Record<string, string> = {
   sluice cert --host example.com --cert cert.pem --key key.pem`,
   hash: `\
   sluice hash alice < secret.txt # prints an entry of the server's --users`,
+  [CONFIGURED]: `\
+  sluice --config sluice.json --log text`,
 };
 const ADDRESSES = "LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).";
 const EXIT_CODES = `\
@@ -194,13 +212,14 @@ function describe(title: string, options: Options): string {
 /** Formats the help of a command, or that of all commands. */
 function formatHelp(command: string | undefined): string {
   const roles = command === undefined ? Object.keys(SYNOPSES) : [command];
-  const isTunnel = roles.some((role) => role !== "cert");
+  const isTunnel = roles.some((role) => role !== "cert" && role !== CONFIGURED);
   const titles: [title: string, options: Options, isShown: boolean][] = [
     ["sluice server:", SERVER, roles.includes("server")],
     ["sluice client:", CLIENT, roles.includes("client")],
     ["sluice server and sluice client:", COMMON, isTunnel && command !== "check"],
     ["sluice check, which tests the connection of a client; others as for the client:", IDLE, command === undefined],
     ["sluice check, which tests the connection of a client:", CHECK, command === "check"],
+    ["sluice --config:", OPTIONS[CONFIGURED]!, command === CONFIGURED],
     ["sluice cert, which makes a self-signed certificate for --cert, --key and --ca:", CERT, roles.includes("cert")],
   ];
   return [

@@ -153,7 +153,7 @@ export function checkName(path: string, name: unknown): void {
 }
 
 /** Formats a value for an error: as JSON, shortened. */
-function show(value: unknown): string {
+export function show(value: unknown): string {
   const text = JSON.stringify(value) ?? String(value);
   return text.length > 60 ? `${text.slice(0, 60)}...` : text;
 }
@@ -192,11 +192,11 @@ function checkCount(path: string, count: unknown): void {
  *
  * @throws {RangeError} It is malformed: the message begins with the path of the mistake, as in "users[1].allow[0]".
  */
-export function checkUsers(users: unknown): readonly TunnelUser[] {
-  if (!Array.isArray(users)) throw new RangeError(`users must be a list, received ${show(users)}`);
+export function checkUsers(users: unknown, name = "users"): readonly TunnelUser[] {
+  if (!Array.isArray(users)) throw new RangeError(`${name} must be a list, received ${show(users)}`);
   const names = new Map<unknown, string>();
   for (const [n, user] of users.entries()) {
-    const path = `users[${n}]`;
+    const path = `${name}[${n}]`;
     checkUser(path, user);
     const other = names.get(user.name);
     if (other !== undefined) {
