@@ -105,7 +105,7 @@ async function mistakesOf(text: string, files: Record<string, string> = {}): Pro
 }
 
 const SERVER_FIELDS = "listen, target, allow, allowListen, acceptProxy, users, cert, key, secret, insecure, " +
-  "stalledStreamTimeout, status, connectTimeout";
+  "stalledStreamTimeout, status, connectTimeout, keepAliveInterval, timeout, maxStreams, maxReceiveBuffer";
 const FORMS = "HOST:PORT, [IPV6]:PORT, PORT or unix:PATH";
 
 // Each mistake of one option: its JSON, and the message after the path of the option.
@@ -681,7 +681,7 @@ Deno.test("tunnel command: exits with 2 for a malformed file or a combination wi
       [["--config"], "expected --config FILE, received no value (try --help)\n"],
       [
         ["--conf", file],
-        'expected "server", "client", "cert" or "hash", received "--conf": did you mean sluice --config?\n',
+        'expected "server", "client", "check", "cert" or "hash", received "--conf": did you mean sluice --config?\n',
       ],
     ];
     for (const [args, stderr] of cases) assertEquals(await run(...args), { code: 2, stdout: "", stderr });
