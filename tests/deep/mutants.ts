@@ -1219,14 +1219,14 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a new connection does not wait for a suspended server",
     file: "tunnel/link.ts",
-    from: "while (!this.#isUp && !isLate",
+    from: "while (!this.isUp && !isLate",
     to: "while (this.#session === undefined && !isLate",
     tests: ["tunnel_link_test.ts"],
   },
   {
     name: "a tunnel cannot be shut down while its connection is suspended",
     file: "tunnel/client.ts",
-    from: "if (this.#link.isSuspended) session?.abort();",
+    from: "if (link.isSuspended) session?.abort();",
     to: "",
     tests: ["tunnel_link_test.ts"],
   },
