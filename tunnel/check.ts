@@ -82,7 +82,7 @@ export interface CheckTunnelOptions extends
  * await using server = serveTunnel({ listen: "127.0.0.1:0", target: "127.0.0.1:1", onError() {} });
  * const lines: string[] = [];
  * for await (const check of checkTunnel({ connect: server.serverAddr, forward: ["8080"] })) lines.push(format(check));
- * assertEquals(lines.at(-1), "failed target: the server ended the stream: it cannot connect to its target");
+ * assertEquals(lines.at(-1), "failed target: the peer aborted the stream");
  * ```
  */
 export interface TunnelCheck {

@@ -260,6 +260,7 @@ const ERRORS: { [code: string]: [name: keyof typeof Deno.errors, message: string
 
 /** Returns the error of Deno for one of Node, or the error itself. */
 function translate(error: Error): Error {
+  if ((error as NodeJS.ErrnoException).code === "EMFILE") return new Error("Too many open files", { cause: error });
   const [name, message] = ERRORS[(error as NodeJS.ErrnoException).code ?? ""] ?? [];
   return name === undefined ? error : new Deno.errors[name](message, { cause: error });
 }
