@@ -14,6 +14,7 @@ import {
   type Link,
   type NodeStream,
   type PushedConnection,
+  type PushListener,
   ReadBuffer,
   type Transport,
 } from "./transport.ts";
@@ -141,9 +142,9 @@ type Streams = Exclude<Transport, Connection | NodeStream>;
 class ChunkLink implements Link {
   readonly pushed: PushedConnection | undefined;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
-  readonly #connection: ChunkConnection;
+  readonly #connection: ChunkConnection | PushedConnection;
 
-  constructor(connection: ChunkConnection) {
+  constructor(connection: ChunkConnection | PushedConnection) {
     this.#connection = connection;
     this.pushed = "isBehind" in connection ? connection as PushedConnection : undefined;
     connection.setNoDelay?.(true);
@@ -167,16 +168,20 @@ class ChunkLink implements Link {
 
   async read(): Promise<number | null> {
     const bytes = await this.#connection.readChunk();
-    return bytes === null ? null : this.#hold(bytes);
+    return bytes === null ? null : this.hold(bytes);
   }
 
   tryRead(): number {
     const bytes = this.pushed?.tryReadChunk();
-    return bytes === undefined ? 0 : this.#hold(bytes);
+    return bytes === undefined ? 0 : this.hold(bytes);
+  }
+
+  listen(listener: PushListener): void {
+    this.#connection.listen?.(listener);
   }
 
   // The chunks of other connections may be parts of a larger array.
-  #hold(bytes: Uint8Array): number {
+  hold(bytes: Uint8Array): number {
     this.buffer.release();
     this.buffer = new ReadBuffer(bytes, this.pushed !== undefined);
     return bytes.length;
@@ -195,7 +200,7 @@ class ChunkLink implements Link {
   }
 
   free(): void {
-    this.#hold(EMPTY_BYTES);
+    this.hold(EMPTY_BYTES);
   }
 
   ref(): void {

@@ -6,12 +6,14 @@
 
 import { deferred } from "./_deferred.ts";
 import { EMPTY_BYTES } from "./frame.ts";
-import type { Address, ChunkConnection, NodeStream } from "./transport.ts";
+import type { Address, ChunkConnection, ChunkListener, NodeStream } from "./transport.ts";
 
 /** A {@linkcode NodeStream} with the members that its public type omits. */
 interface ReadWriteStream extends NodeStream {
-  /** Returns up to `size` buffered bytes; `null` if none are buffered. */
-  read(size?: number): unknown;
+  /** Starts `data` events again. */
+  resume(): unknown;
+  /** Stops `data` events. */
+  pause(): unknown;
   /** Writes bytes. Calls `callback` when they are written, or with an error. */
   write(chunk: Uint8Array, callback: (error?: Error | null) => void): unknown;
   /** Whether `end` was emitted. */
@@ -44,7 +46,11 @@ export class NodeConnection implements ChunkConnection {
   #hasClosed: boolean;
   // What `read` has left of a chunk.
   #rest: Uint8Array = EMPTY_BYTES;
+  // The chunk that `readChunk` returns next. The stream is paused meanwhile.
+  #held: Uint8Array | undefined;
+  // Ends the wait of `readChunk`, while no chunk is held for it.
   #changed: PromiseWithResolvers<void> | undefined;
+  #listener: ChunkListener | undefined;
 
   /**
    * Adds listeners to a stream, which the connection owns from now on.
@@ -60,7 +66,7 @@ export class NodeConnection implements ChunkConnection {
     this.#hasEnded = readableEnded;
     this.#hasClosed = destroyed;
     this.#failure = errored ?? undefined;
-    stream.on("readable", () => this.#wake());
+    stream.on("data", (chunk) => this.#receive(chunk));
     stream.on("end", () => {
       this.#hasEnded = true;
       this.#wake();
@@ -83,14 +89,19 @@ export class NodeConnection implements ChunkConnection {
     return address(this.#stream.remoteAddress, this.#stream.remotePort);
   }
 
+  listen(listener: ChunkListener): void {
+    this.#listener = listener;
+  }
+
   async readChunk(): Promise<Uint8Array | null> {
     for (;;) {
-      const chunk = this.#stream.read();
-      if (chunk instanceof Uint8Array) return chunk;
-      if (chunk !== null) throw new TypeError(`Cannot use a stream of Node that reads a ${typeof chunk}, not bytes`);
+      const chunk = this.#held;
+      this.#held = undefined;
+      if (chunk !== undefined) return chunk;
       if (this.#failure !== undefined) throw this.#failure;
       if (this.#hasEnded) return null;
       if (this.#hasClosed) throw new Error("The stream of Node was destroyed before its end");
+      this.#stream.resume();
       await (this.#changed = deferred()).promise;
     }
   }
@@ -135,6 +146,19 @@ export class NodeConnection implements ChunkConnection {
 
   unref(): void {
     this.#stream.unref?.();
+  }
+
+  // No event follows while a chunk is held.
+  #receive(chunk: unknown): void {
+    if (!(chunk instanceof Uint8Array)) {
+      this.#failure ??= new TypeError(`Cannot use a stream of Node that reads a ${typeof chunk}, not bytes`);
+    } else {
+      const isAwaited = this.#changed !== undefined && this.#listener !== undefined;
+      this.#held = isAwaited ? this.#listener!.tryReceive(chunk) : chunk;
+      if (this.#held === undefined) return;
+    }
+    this.#stream.pause();
+    this.#wake();
   }
 
   #wake(): void {

@@ -9,7 +9,7 @@ import { deferred } from "./_deferred.ts";
 import { Gate } from "./_gate.ts";
 import type { FrameWriter } from "./_writer.ts";
 import { clock, type Pass } from "./_clock.ts";
-import { FrameDecoder, type FrameSink, type Version } from "./frame.ts";
+import { EMPTY_BYTES, FrameDecoder, type FrameSink, type Version } from "./frame.ts";
 import type { StreamCore } from "./stream.ts";
 import type { Link, PushListener } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
@@ -24,6 +24,8 @@ const MAX_STEP_BYTES = 1024 * 1024;
 
 /** What the reader needs from its session. */
 export interface ReaderHost extends FrameSink {
+  /** Counts the cost of the peer's frames. */
+  readonly flood: FloodGuard;
   /** Whether the session has ended. */
   readonly hasEnded: boolean;
   /** Whether reading must pause, because too much is unread or too many refusals wait. */
@@ -58,7 +60,6 @@ export class FrameReader implements PushListener {
   readonly #host: ReaderHost;
   readonly #sink: FrameSink;
   readonly #writer: FrameWriter;
-  readonly #flood: FloodGuard;
   #bytesReceived = 0;
   #isPaused = false;
   #resumed: Gate | undefined;
@@ -74,6 +75,8 @@ export class FrameReader implements PushListener {
   // The pass of the event loop after which the loop stops waiting for them, and the function that resumes the loop.
   #pass: Pass | undefined;
   #goOn: (() => void) | undefined;
+  // Whether the loop waits for nothing but the next bytes.
+  #isIdle = false;
   // Ends a yield early.
   #hurried: PromiseWithResolvers<void> | undefined;
 
@@ -82,7 +85,6 @@ export class FrameReader implements PushListener {
    * @param version The version of every frame; `undefined` for that of the first frame.
    * @param host The session.
    * @param writer Coalesces the answers of the readers.
-   * @param flood Counts the cost of the peer's frames.
    * @param sink Receives the frames; default: the session.
    */
   constructor(
@@ -90,7 +92,6 @@ export class FrameReader implements PushListener {
     version: Version | undefined,
     host: ReaderHost,
     writer: FrameWriter,
-    flood: FloodGuard,
     sink: FrameSink = host,
   ) {
     this.link = link;
@@ -98,8 +99,7 @@ export class FrameReader implements PushListener {
     this.#host = host;
     this.#sink = sink;
     this.#writer = writer;
-    this.#flood = flood;
-    link.pushed?.listen(this);
+    link.listen?.(this);
   }
 
   /** Total bytes read from the transport. */
@@ -121,8 +121,8 @@ export class FrameReader implements PushListener {
   readWaits(stream: StreamCore): void {
     if (stream.batch !== this.#batch) return;
     stream.batch = 0;
-    if (this.#goOn === undefined) return;
-    if (--this.#serving === 0) queueMicrotask(this.#resume);
+    if (this.#serving === 0 || (this.#goOn === undefined && !this.#isIdle)) return;
+    if (--this.#serving === 0 && this.#goOn !== undefined) queueMicrotask(this.#resume);
   }
 
   /** Resumes reading, if it need not pause any more. */
@@ -135,6 +135,36 @@ export class FrameReader implements PushListener {
     this.#resumed?.close();
     clock.clearPass(this.#pass);
     this.#resume();
+  }
+
+  // The bytes are decoded in the event that brings them, without a promise, unless the loop has to wait.
+  tryReceive(chunk: Uint8Array): Uint8Array | undefined {
+    const { slice } = this;
+    const now = clock.now();
+    const isExpired = slice.isExpired(now);
+    if (!this.#isIdle || this.#serving > 0 || (isExpired && slice.isWatched)) return chunk;
+    if (isExpired || chunk.length >= LARGE_READ_BYTES) slice.watch();
+    // Until it is certain that the loop has nothing to do.
+    this.#isIdle = false;
+    this.#startBatch();
+    this.#bytesReceived += this.link.hold!(chunk);
+    try {
+      this.#decode(chunk, 0, chunk.length, now);
+    } catch (error) {
+      this.#host.decodingFailed(error);
+      return undefined;
+    }
+    this.#host.readDone();
+    if (this.#decodedTo < chunk.length) {
+      // The rest is a batch of its own.
+      this.#writer.release();
+      return chunk.slice(this.#decodedTo);
+    }
+    const mustWait = this.#isBlocked || this.#serving > 1 || this.#host.mustPause || this.#host.flood.isExhausted;
+    if (mustWait) return EMPTY_BYTES;
+    if (this.#serving > 0) this.#writer.awaitAnswer();
+    this.#isIdle = true;
+    return undefined;
   }
 
   fellBehind(): void {
@@ -171,7 +201,9 @@ export class FrameReader implements PushListener {
         if (isWatched || isServing) slice.observe(reading);
         if (isServing) await this.#served();
         else if (this.#serving > 0) this.#writer.awaitAnswer();
+        this.#isIdle = true;
         count = await reading;
+        this.#isIdle = false;
         if (host.hasEnded) return;
         if (count === null) return host.transportEnded();
         if (!(count >= 0 && count <= link.buffer.bytes.length)) {
@@ -179,14 +211,14 @@ export class FrameReader implements PushListener {
         }
         isReading = false;
         now = clock.now();
-        this.#batch++;
-        this.#serving = 0;
+        if (count > 0) this.#startBatch();
         let received = 0;
         do {
           const { bytes } = link.buffer;
           this.#bytesReceived += count;
           received += count;
-          this.#decode(bytes, 0, count, now);
+          if (this.#isBlocked) this.#decodedTo = 0;
+          else this.#decode(bytes, 0, count, now);
           if (this.#isBlocked || this.#decodedTo < count) now = await this.#decodeRest(bytes, count, now);
           if (host.hasEnded) return;
           // A message costs Deno fewer microtasks than a read costs this loop, so several are decoded in one step.
@@ -196,7 +228,7 @@ export class FrameReader implements PushListener {
         isShared = this.#serving > 1;
         host.readDone();
         const isLong = isWatched && !this.#isBehind && slice.isExpired(now);
-        if (isLong || this.#flood.isExhausted) now = await this.#yield(now);
+        if (isLong || host.flood.isExhausted) now = await this.#yield(now);
       }
     } catch (error) {
       if (isReading) host.transportFailed(error);
@@ -204,6 +236,11 @@ export class FrameReader implements PushListener {
     } finally {
       link.free();
     }
+  }
+
+  #startBatch(): void {
+    this.#batch++;
+    this.#serving = 0;
   }
 
   /** Waits until reading need not pause any more. Returns the time. */
@@ -292,7 +329,7 @@ export class FrameReader implements PushListener {
 
   /** Yields, or pauses reading from a flooding peer. Returns the time. */
   async #yield(now: number): Promise<number> {
-    const flood = this.#flood;
+    const { flood } = this.#host;
     // First, so that the answers of the readers do not wait for the pause.
     if (this.#serving > 0) await this.#served();
     if (this.#host.hasEnded) return now;

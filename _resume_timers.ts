@@ -131,8 +131,9 @@ export class ResumeTimers {
     this.#timerAt = Infinity;
     // The process was suspended or blocked: bytes may wait in the carrier.
     if (late > TIMER_LAG_MS) {
-      this.#heardAt = excuse(this.#heardAt, late, now);
-      this.#suspendedAt = excuse(this.#suspendedAt, late, now);
+      // Only one of the two waits has begun; the start of the other is `Infinity`, and must remain so.
+      if (this.#suspendedAt === Infinity) this.#heardAt = excuse(this.#heardAt, late, now);
+      else this.#suspendedAt = excuse(this.#suspendedAt, late, now);
     }
     const host = this.#host;
     if (now >= Math.min(this.#suspendedAt, this.#closedAt) + this.#resumeTimeout) return host.suspensionExpired();

@@ -91,7 +91,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     const trace = onFrame && new FrameTrace(this, onFrame, adapted, (error) => this.end(error));
     this.writer = new FrameWriter(adapted, version === "auto" ? 2 : version, this, trace);
     const expected = version === "auto" ? undefined : version;
-    this.reader = new FrameReader(adapted, expected, this, this.writer, this.flood, trace);
+    this.reader = new FrameReader(adapted, expected, this, this.writer, trace);
     this.acceptor = new Acceptor(settings, this);
     if (stalledStreamTimeout !== Infinity) {
       this.stalled = new StalledStreams(stalledStreamTimeout, maxReceiveBuffer, this.windows, this.streams);

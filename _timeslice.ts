@@ -59,9 +59,29 @@ export class TimeSlice {
    * blocked, and the next call of `isExpired` starts a new slice.
    */
   observe(operation: Promise<unknown>): void {
-    this.#hasSettled = false;
     operation.then(this.#settled, this.#settled);
+    this.watch();
+  }
+
+  /** Starts a new slice after the next pass of the event loop, for a loop whose operations never wait. */
+  watch(): void {
+    this.#hasSettled = false;
     this.#pass ??= clock.pass(this.#passed);
+  }
+
+  /**
+   * Does the same, and returns whether the loop must yield: the event loop has not passed since an earlier call in this
+   * slice.
+   */
+  hasLasted(now: number): boolean {
+    if (this.#pass === undefined) this.#startedAt = now;
+    this.watch();
+    return this.isExpired(now);
+  }
+
+  /** Whether the event loop has not passed since `watch`. */
+  get isWatched(): boolean {
+    return this.#pass !== undefined;
   }
 
   /** Yields until the loops that yielded before have run and the runtime has polled its sockets. Returns the time. */

@@ -10,7 +10,7 @@ import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
 import { HEADER_LENGTH, MAX_PAYLOAD_LENGTH, ProtocolError } from "./frame.ts";
 import { Gate } from "./_gate.ts";
-import type { Address, Connection, PushedConnection, PushListener } from "./transport.ts";
+import { type Address, type Connection, MESSAGE_BYTES, type PushedConnection, type PushListener } from "./transport.ts";
 
 /**
  * A WebSocket of any runtime, by shape: that of browsers, Deno, Node 22, Bun and workerd, and that of `npm:ws`.
@@ -91,9 +91,6 @@ export interface WebSocketOptions {
   remoteAddr?: Address | undefined;
 }
 
-// Maximum size of a sent message: one read of a session. Larger: lower cost per byte; smaller: the event loop is
-// blocked for less time.
-const MAX_MESSAGE_BYTES = 63 * 1024;
 // Writes wait while more than this is queued in the socket. Larger: the socket is never idle; smaller: less delay for
 // the next small frame.
 const MAX_QUEUED_BYTES = 512 * 1024;
@@ -143,6 +140,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
   #rest: Uint8Array | undefined;
   #isReading = false;
   #readQueue: Gate | undefined;
+  // Whether `readChunk` waits, and no message was passed to it.
+  #isAwaited = false;
   // Bytes of unread messages, overhead included.
   #queued = 0;
   #received = 0;
@@ -222,9 +221,11 @@ export class WebSocketConnection implements Connection, PushedConnection {
 
   /** Returns the next message. It must not be mixed with `read`. */
   async readChunk(): Promise<Uint8Array | null> {
-    const { receiver } = this.#messages;
+    const held = this.tryReadChunk();
+    if (held !== undefined) return held;
+    this.#isAwaited = true;
     try {
-      return this.tryReadChunk() ?? this.#dequeued(await receiver.receive());
+      return this.#dequeued(await this.#messages.receiver.receive());
     } catch {
       if (this.#failure !== undefined) throw this.#failure;
       return null;
@@ -237,16 +238,23 @@ export class WebSocketConnection implements Connection, PushedConnection {
   }
 
   async write(p: Uint8Array): Promise<number> {
+    await this.drained();
+    return this.#send(p);
+  }
+
+  tryWrite(p: Uint8Array): number {
+    let count = 0;
+    while (count < p.length && this.#isOpen && !this.#isFull) count += this.#send(count > 0 ? p.subarray(count) : p);
+    return count;
+  }
+
+  async drained(): Promise<void> {
     if (this.#socket.readyState === CONNECTING) await this.#opened.promise;
-    if (this.#isFull) await this.#drained();
+    if (this.#isFull) await this.#waitForRoom();
     // A closing socket drops messages.
-    if (this.#failure !== undefined || this.#socket.readyState > OPEN) {
-      await this.#closed.promise;
-      throw this.#failure ?? new WebSocketClosedError(NORMAL, "");
-    }
-    const part = p.subarray(0, MAX_MESSAGE_BYTES) as Uint8Array<ArrayBuffer>;
-    this.#socket.send(this.#isCopying ? part : part.slice());
-    return part.length;
+    if (this.#isOpen) return;
+    await this.#closed.promise;
+    throw this.#failure ?? new WebSocketClosedError(NORMAL, "");
   }
 
   /** Sends what was written and closes both directions: a WebSocket has no half-close. */
@@ -269,12 +277,23 @@ export class WebSocketConnection implements Connection, PushedConnection {
     return message;
   }
 
+  get #isOpen(): boolean {
+    return this.#socket.readyState === OPEN && this.#failure === undefined;
+  }
+
   get #isFull(): boolean {
     return (this.#socket.bufferedAmount ?? 0) > MAX_QUEUED_BYTES && this.#socket.readyState === OPEN &&
       this.#closedWith === undefined;
   }
 
-  async #drained(): Promise<void> {
+  /** Sends one message from the start of `p`, and returns its length. */
+  #send(p: Uint8Array): number {
+    const part = (p.length > MESSAGE_BYTES ? p.subarray(0, MESSAGE_BYTES) : p) as Uint8Array<ArrayBuffer>;
+    this.#socket.send(this.#isCopying ? part : part.slice());
+    return part.length;
+  }
+
+  async #waitForRoom(): Promise<void> {
     const since = clock.now();
     while (this.#isFull) {
       const waited = clock.now() - since;
@@ -308,9 +327,17 @@ export class WebSocketConnection implements Connection, PushedConnection {
       );
       return;
     }
-    const chunk = data instanceof Uint8Array ? data.slice() : new Uint8Array(data);
+    let chunk: Uint8Array | undefined = data instanceof Uint8Array ? data.slice() : new Uint8Array(data);
     this.#received += chunk.length;
     if (chunk.length === 0) return;
+    if (this.#isAwaited && this.#listener !== undefined && chunk.length <= this.#maxReceiveBuffer) {
+      chunk = this.#listener.tryReceive(chunk);
+    }
+    if (chunk !== undefined) this.#hold(chunk);
+  }
+
+  #hold(chunk: Uint8Array): void {
+    this.#isAwaited = false;
     const cost = chunk.length + MESSAGE_OVERHEAD_BYTES;
     if (this.#queued + cost > this.#maxReceiveBuffer) {
       const message = `More than ${this.#maxReceiveBuffer} bytes arrived before they were read`;

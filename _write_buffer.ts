@@ -20,16 +20,22 @@ import { freeBuffer } from "./transport.ts";
  */
 export const MIN_BUFFER_BYTES = 16 * 1024;
 
+// Maximum size of a rest that is moved to the start of the buffer. Larger: more copying; smaller: less room while a part
+// was dropped.
+const MAX_MOVED_BYTES = 64 * 1024;
+
 /** A buffer of encoded frames. */
 export class WriteBuffer {
   #memory: Uint8Array = EMPTY_BYTES;
-  #length = 0;
+  // Position of the first encoded byte, and after the last.
+  #start = 0;
+  #end = 0;
   #dataLength = 0;
   #frames = 0;
 
   /** Number of encoded bytes. */
   get length(): number {
-    return this.#length;
+    return this.#end - this.#start;
   }
 
   /** Number of bytes of payload among them. */
@@ -42,6 +48,11 @@ export class WriteBuffer {
     return this.#frames;
   }
 
+  /** Position after the last encoded byte: `length`, and what was dropped before it. */
+  get used(): number {
+    return this.#end;
+  }
+
   /** Allocated memory in bytes. */
   get capacity(): number {
     return this.#memory.length;
@@ -49,16 +60,16 @@ export class WriteBuffer {
 
   /** The encoded bytes, as a view that is valid until the next change. */
   get bytes(): Uint8Array {
-    return this.#memory.subarray(0, this.#length);
+    return this.#memory.subarray(this.#start, this.#end);
   }
 
   /** Encodes a frame whose payload is `bytes` from `start` to before `end`. */
   addFrame(version: Version, command: Command, id: number, bytes: Uint8Array, start: number, end: number): void {
     const length = end - start;
     this.#reserve(HEADER_LENGTH + length);
-    const at = encodeHeader(this.#memory, this.#length, version, command, length, id);
+    const at = encodeHeader(this.#memory, this.#end, version, command, length, id);
     if (length > 0) this.#memory.set(start === 0 && end === bytes.length ? bytes : bytes.subarray(start, end), at);
-    this.#length = at + length;
+    this.#end = at + length;
     this.#dataLength += length;
     this.#frames++;
   }
@@ -66,13 +77,39 @@ export class WriteBuffer {
   /** Encodes a UPD. */
   addUpdate(id: number, consumed: number, window: number): void {
     this.#reserve(HEADER_LENGTH + UPDATE_LENGTH);
-    this.#length = encodeUpdate(this.#memory, this.#length, id, consumed, window);
+    this.#end = encodeUpdate(this.#memory, this.#end, id, consumed, window);
     this.#frames++;
+  }
+
+  /** Drops `count` bytes from the start. A frame that is cut counts as one. */
+  drop(count: number): void {
+    this.#start += count;
+    const { length } = this;
+    if (length === 0) return this.clear();
+    this.#dataLength = Math.min(this.#dataLength, length);
+    this.#frames = 1;
+    if (length >= MAX_MOVED_BYTES) return;
+    this.#memory.copyWithin(0, this.#start, this.#end);
+    this.#start = 0;
+    this.#end = length;
+  }
+
+  /** Adds the frames of another buffer. */
+  append(other: WriteBuffer): void {
+    this.#reserve(other.length);
+    this.#memory.set(other.bytes, this.#end);
+    this.#end += other.length;
+    this.#dataLength += other.dataLength;
+    this.#frames += other.frames;
   }
 
   /** Drops the encoded frames, and keeps the memory. */
   clear(): void {
-    this.#length = this.#dataLength = this.#frames = 0;
+    this.#start =
+      this.#end =
+      this.#dataLength =
+      this.#frames =
+        0;
   }
 
   /** Drops the encoded frames, and frees the memory. */
@@ -83,12 +120,12 @@ export class WriteBuffer {
   }
 
   #reserve(length: number): void {
-    const needed = this.#length + length;
+    const needed = this.#end + length;
     if (needed <= this.#memory.length) return;
     let size = Math.max(this.#memory.length, MIN_BUFFER_BYTES);
     while (size < needed) size *= 2;
     const larger = new Uint8Array(size);
-    larger.set(this.bytes);
+    larger.set(this.#memory.subarray(0, this.#end));
     freeBuffer(this.#memory);
     this.#memory = larger;
   }

@@ -15,7 +15,7 @@ import { clock, excuse } from "./_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP, type Version } from "./frame.ts";
 import { complement } from "./_reset.ts";
 import type { FrameTrace } from "./_trace.ts";
-import type { Link } from "./transport.ts";
+import { type Link, MESSAGE_BYTES, type PushedConnection } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
 
 /**
@@ -175,7 +175,7 @@ export class FrameWriter {
   /** Encodes a frame if there is room. Returns whether it did. */
   tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean {
     // While there is room no frame waits for it, so none is overtaken here.
-    if (this.#filling.length >= HIGH_WATER_MARK || this.#ended) return false;
+    if (this.#filling.used >= HIGH_WATER_MARK || this.#ended) return false;
     this.#encode(command, id, bytes, start, end);
     const isWriting = this.#running !== undefined;
     if (end > start) this.#coalescer.scheduleData(this.#filling, isWriting);
@@ -185,7 +185,7 @@ export class FrameWriter {
 
   /** Encodes a frame without payload, also in the room reserved for control frames. Returns `false` without room. */
   tryControl(command: Command, id: number): boolean {
-    if (this.#filling.length >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
+    if (this.#filling.used >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
     this.#encode(command, id, EMPTY_BYTES, 0, 0);
     this.#schedule();
     return true;
@@ -193,7 +193,7 @@ export class FrameWriter {
 
   /** Encodes a UPD, also in the room reserved for control frames. Returns `false` without room. */
   tryUpdate(id: number, consumed: number, window: number): boolean {
-    if (this.#filling.length >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
+    if (this.#filling.used >= CONTROL_HIGH_WATER_MARK || this.#ended) return false;
     this.#filling.addUpdate(id, consumed, window);
     this.#frames++;
     this.#trace?.sentUpdate(id, consumed, window);
@@ -324,7 +324,58 @@ export class FrameWriter {
   }
 
   #flush(): void {
-    if (this.#filling.length > 0 && !this.#ended) this.#running ??= this.#run();
+    if (this.#filling.length === 0 || this.#ended || this.#isWriting) return;
+    const { pushed } = this.#link;
+    if (pushed === undefined) this.#running ??= this.#run();
+    else if (this.#running === undefined) this.#writeNow(pushed);
+  }
+
+  // To a transport that copies what it writes. 64 KiB or more leave in messages of full size, and the rest with the next
+  // frames, or with the pass of the event loop.
+  #writeNow(pushed: PushedConnection): void {
+    const now = this.#begunAt = this.#progressAt = clock.now();
+    // First, because the transport may call the session: its frames then go into the other buffer.
+    this.#swap();
+    const leaving = this.#leaving;
+    const { bytes } = leaving;
+    const { length } = bytes;
+    const wanted = length < COALESCE_BYTES ? length : length - length % MESSAGE_BYTES;
+    this.#isWriting = true;
+    let count = 0;
+    try {
+      count = pushed.tryWrite(wanted < length ? bytes.subarray(0, wanted) : bytes);
+    } catch (error) {
+      if (!this.#ended) this.#host.writerFailed(error);
+    }
+    this.#isWriting = false;
+    if (this.#ended) return leaving.free();
+    this.#bytes += count;
+    leaving.drop(count);
+    if (this.#filling.length > 0) {
+      leaving.append(this.#filling);
+      this.#filling.clear();
+    }
+    this.#swap();
+    this.#refill();
+    const isLong = length >= COALESCE_BYTES && this.slice.hasLasted(now);
+    if (count < wanted || isLong) this.#running = this.#waitForRoom(pushed, isLong);
+    else if (this.#filling.length > 0) this.#schedule();
+    else this.#host.writerIdle();
+  }
+
+  /** Waits until the transport writes again, after a yield if the loop has not blocked. */
+  async #waitForRoom(pushed: PushedConnection, isLong: boolean): Promise<void> {
+    this.#isWriting = true;
+    try {
+      if (isLong) await this.slice.yieldToEventLoop();
+      await pushed.drained();
+    } catch (error) {
+      if (!this.#ended) this.#host.writerFailed(error);
+    }
+    this.#isWriting = false;
+    this.#running = undefined;
+    if (this.#ended) this.#leaving.free();
+    else this.#flush();
   }
 
   async #run(): Promise<void> {
@@ -386,7 +437,7 @@ export class FrameWriter {
   // Control frames first, because they unblock the peer.
   #refill(): void {
     this.#encodeQueued();
-    while (this.#filling.length < HIGH_WATER_MARK) {
+    while (this.#filling.used < HIGH_WATER_MARK) {
       const next = this.#waiting.tryReceive();
       if (next.state !== "ok") return;
       const frame = next.value;

@@ -200,20 +200,43 @@ export type Transport =
 export interface ChunkConnection extends Omit<Connection, "read"> {
   /** Returns the next chunk, or `null` at the end. The connection does not access the chunk afterwards. */
   readChunk(): Promise<Uint8Array | null>;
+  /** Sets the listener, which may read a chunk in the event that brings it. */
+  listen?(listener: ChunkListener): void;
 }
 
+/** Notified of received chunks. */
+export interface ChunkListener {
+  /**
+   * Called with a chunk that has arrived while `readChunk` waits for one. Reads as much of it as needs no wait.
+   *
+   * @returns The chunk for `readChunk`: the whole, a copy of the rest, or an empty one that only ends its wait;
+   * `undefined` if it must go on waiting.
+   */
+  tryReceive(chunk: Uint8Array): Uint8Array | undefined;
+}
+
+/**
+ * Maximum size of a sent message. Larger: lower cost per byte, but from 64 KiB on Deno reads each message with a system
+ * call of its own; smaller: the event loop is blocked for less time.
+ */
+export const MESSAGE_BYTES: number = 63 * 1024;
+
 /** A connection without backpressure, such as a WebSocket. It holds the chunks that arrive before they are read. */
-export interface PushedConnection extends ChunkConnection {
+export interface PushedConnection extends Omit<ChunkConnection, "listen"> {
   /** Returns the next chunk if one is held, otherwise `undefined`. Each chunk is a whole buffer, which may be freed. */
   tryReadChunk(): Uint8Array | undefined;
   /** Whether the session must read without yielding, because too many bytes are unread. */
   readonly isBehind: boolean;
   /** Sets the listener, which is called while the connection is not read, too. */
   listen(listener: PushListener): void;
+  /** Writes bytes without waiting, and returns their number: less than `p.length` if `drained` must be awaited first. */
+  tryWrite(p: Uint8Array): number;
+  /** Waits until `tryWrite` can write. Rejects when the connection has ended. */
+  drained(): Promise<void>;
 }
 
-/** Notified of unread bytes by a pushed connection. */
-export interface PushListener {
+/** Notified of received chunks, and of unread bytes, by a pushed connection. */
+export interface PushListener extends ChunkListener {
   /** Called when `isBehind` has become true. */
   fellBehind(): void;
   /** Called when the unread bytes exceed the limit of the connection, which has failed with `error`. */
@@ -233,6 +256,10 @@ export interface Link {
   readonly buffer: ReadBuffer;
   /** Does the same without waiting, for a pushed connection. Returns 0 if it holds no bytes. */
   tryRead?(): number;
+  /** Sets the listener of a connection that receives chunks. */
+  listen?(listener: PushListener): void;
+  /** Makes a chunk that the listener reads the bytes of the last `read`. Returns its length. */
+  hold?(chunk: Uint8Array): number;
   /** Writes bytes from the start of `bytes`, and returns their number. `bytes` may be reused when it has settled. */
   write(bytes: Uint8Array): Promise<number>;
   /** Ends the writing direction; reading goes on. */
@@ -253,13 +280,16 @@ export interface Link {
   unref(): void;
 }
 
+// Smaller buffers are left to the garbage collector. Larger: more garbage; smaller: more work per small message.
+const MIN_FREED_BYTES = 4096;
+
 /**
  * Frees the memory of a buffer, which must not be used afterwards. The garbage collector sees only the small object of
  * a buffer, so unreferenced buffers accumulate before a collection.
  */
 export function freeBuffer(bytes: Uint8Array): void {
   // Node 20 has no `transfer`. A buffer that was transferred already has no length.
-  if (bytes.length > 0 && "transfer" in bytes.buffer) bytes.buffer.transfer(0);
+  if (bytes.length >= MIN_FREED_BYTES && "transfer" in bytes.buffer) bytes.buffer.transfer(0);
 }
 
 /** The buffer of one read, with a count of references: one of the link until its next read, one of each view in use. */

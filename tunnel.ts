@@ -46,6 +46,7 @@
  * @module
  */
 
+export { checkTunnel, type CheckTunnelOptions, type TunnelCheck } from "./tunnel/check.ts";
 export { openTunnel } from "./tunnel/client.ts";
 export {
   type OpenTunnelOptions,
@@ -56,6 +57,7 @@ export {
   type TunnelOptions,
   TunnelRefusedError,
   type TunnelRequest,
+  type TunnelServer,
   type TunnelStats,
   type TunnelUser,
 } from "./tunnel/options.ts";

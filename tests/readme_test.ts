@@ -130,8 +130,8 @@ async function commandProblem(command: string): Promise<string | undefined> {
     }
     case "sluice":
       if (TUNNELS.some(({ commands }) => commands.includes(command)) || command === "sluice --help") return undefined;
-      // tests/tunnel_cli_test.ts runs it.
-      if (rest[0] === "cert") return unknownOptions(rest, await tunnelHelp())[0] && "no such option";
+      // tests/tunnel_cli_test.ts and tests/tunnel_check_test.ts run them.
+      if (["cert", "check"].includes(rest[0]!)) return unknownOptions(rest, await tunnelHelp())[0] && "no such option";
       return "not run by this test";
     default:
       return "a command this test does not know";

@@ -235,6 +235,25 @@ Deno.test("resumable() gives up after resumeTimeout with the error of the last a
   assertEquals(clock.pending, 0);
 });
 
+Deno.test("resumable() stays connected for longer than resumeTimeout after a timer was late", async () => {
+  using clock = new ManualClock();
+  const [near, far] = memoryPair();
+  const connection = resumable(() => Promise.resolve(near), { resumeTimeout: 5000, silence: 4000 });
+  await readExactly(far, HELLO_LENGTH);
+  await writeAll(far, reply(ACCEPTED));
+  await turn();
+  const reading = readAll(connection).catch(() => {});
+  // As in a process that stands still.
+  clock.freeze(10_000);
+  for (let n = 0; n < 20; n++) {
+    await writeAll(far, record(new Uint8Array(1)));
+    await clock.advance(500);
+    assertEquals(connection.state, "connected", `after ${n * 500} ms`);
+  }
+  connection.close();
+  await reading;
+});
+
 function reply(status: number, token = new Uint8Array(16).fill(7), received = 0): Uint8Array {
   const bytes = new Uint8Array(REPLY_LENGTH);
   bytes.set(encodeHello({ token, received }).subarray(0, 8));

@@ -42,6 +42,23 @@ Deno.test("TimeSlice.observe() starts a new slice after an operation that waits,
   assertEquals(times.map((time) => slice.isExpired(time)), [false, false, true]);
 });
 
+Deno.test("TimeSlice.hasLasted() is true 2 ms after the first call in one pass of the event loop, and starts anew in the next", async () => {
+  const slice = new TimeSlice();
+  const now = clock.now();
+  for (let n = 0; n < 3; n++) {
+    const begun = now + 100 * n;
+    assertEquals([0, ALMOST_MS, MAX_SLICE_MS, 50].map((elapsed) => slice.hasLasted(begun + elapsed)), [
+      false,
+      false,
+      true,
+      true,
+    ]);
+    assertEquals(slice.isWatched, true);
+    await pass();
+    assertEquals(slice.isWatched, false);
+  }
+});
+
 Deno.test("TimeSlice.yieldToEventLoop() yields once for concurrent calls", async () => {
   const slices = [new TimeSlice(), new TimeSlice()];
   const before = clock.now();

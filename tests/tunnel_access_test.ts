@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { Session } from "../mod.ts";
+import { Session, SessionClosedError } from "../mod.ts";
 import {
   hashSecret,
   openTunnel,
@@ -161,14 +161,49 @@ Deno.test("Access.check() hashes the secret of a session once, also for requests
 
 Deno.test("Access.check() computes at most two hashes at the same time", async () => {
   using work = hashFast();
-  const users = [await makeUser("alice", { allow: ["*:*"] })];
+  const names = Array.from({ length: 20 }, (_, n) => `user${n}`);
+  const users = await Promise.all(names.map((name) => makeUser(name, { allow: ["*:*"] })));
   const { access } = makeAccess({ users });
-  const asked = Array.from({ length: 20 }, () => {
-    const of = { method: "CONNECT", address: "192.0.2.1:1", authorization: basic("alice") };
+  const asked = names.map((name) => {
+    const of = { method: "CONNECT", address: "192.0.2.1:1", authorization: basic(name) };
     return access.check(of, makePeer(), ABORTED);
   });
   await Promise.all(asked);
   assertEquals(work.most, 2);
+});
+
+Deno.test("Access.check() computes one hash for clients with the same user and secret that ask at the same time", async () => {
+  using work = hashFast();
+  const { access } = makeAccess({ users: [await makeUser("alice", { allow: ["*:*"] })] });
+  const ask = (authorization: string) =>
+    access.check({ method: "OPTIONS", address: "*", authorization }, makePeer(), ABORTED);
+  const before = work.count;
+  await Promise.all(Array.from({ length: 50 }, () => ask(basic("alice"))));
+  assertEquals(work.count - before, 1);
+  // Unknown users with the same secret are as slow as known ones.
+  const strangers = ["bob", "carol", "dave"].map((name) => assertRejects(() => ask(basic(name, "x"))));
+  await Promise.all(strangers);
+  assertEquals(work.count - before, 4);
+});
+
+Deno.test("Access.check() computes no hash for a client that has ended, and still serves those that wait", async () => {
+  using work = hashFast();
+  const names = ["alice", "bob", "carol", "dave"];
+  const users = await Promise.all(names.map((name) => makeUser(name)));
+  const { access } = makeAccess({ users });
+  const before = work.count;
+  const [gone, waiting] = [Promise.resolve(), new Promise<void>(() => {})];
+  const ask = (name: string, closed: Promise<void>) =>
+    access.check({ method: "OPTIONS", address: "*", authorization: basic(name) }, makePeer(), ABORTED, { closed });
+  // The first two are computed at once.
+  const served = [ask("alice", waiting), ask("bob", waiting)];
+  const left = [ask("carol", gone), ask("dave", gone)];
+  served.push(ask("dave", waiting));
+  await assertRejects(() => left[0]!, SessionClosedError);
+  await Promise.all(served);
+  // Its result is there for the client that has left, too.
+  await left[1];
+  assertEquals(work.count - before, 3);
 });
 
 Deno.test("Access.check() rejects with 403 for another user on the same session", async () => {

@@ -491,7 +491,7 @@ Deno.test("tunnel command: prints one line and exits with 2 for a malformed comm
   const server = "server --listen 0 --target 1";
   const client = "client --connect 1 --forward 0";
   const place = "must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received";
-  const command = 'expected "server", "client", "cert" or "hash", received';
+  const command = 'expected "server", "client", "check", "cert" or "hash", received';
   const rule =
     "must be HOST:PORT, [IPV6]:PORT, NETWORK/BITS:PORT, PORT or unix:PATH, where HOST may be *, PORT may be " +
     "* or a range as 8000-8010, and ! in front denies, received";
@@ -534,6 +534,17 @@ Deno.test("tunnel command: prints one line and exits with 2 for a malformed comm
     [`${server} --cert /dev/null`]: /cert/,
     [`${server} --key /dev/null`]: /key/,
     [`${server} --cert /dev/null --key /dev/null`]: /cert/,
+    [`${server} --keepalive 31`]: "--keepalive must be at most --timeout, received 31 and 30 seconds",
+    [`${client} --keepalive 6 --timeout 5`]: "--keepalive must be at most --timeout, received 6 and 5 seconds",
+    [`${client} --timeout 1m`]: '--timeout must be an integer from 0 to 999999, received "1m": write --timeout 60',
+    [`${client} --max-streams 0`]: '--max-streams must be an integer from 1 to 2147483647, received "0"',
+    [`${server} --max-receive-buffer 2048`]: '--max-receive-buffer must be an integer from 1 to 2047, received "2048"',
+    "check": "missing option --connect TARGET",
+    "check --connect a": `--connect ${place} "a": it has no port: write --connect a:PORT`,
+    "check --connect 1 --socks 0": "unknown option --socks for sluice check: --socks is an option of sluice client",
+    "check --connect 10.0.0.1:1 --secret hunter2":
+      "cannot read the file of --secret: no such file: the secret must be in a file, or in $SLUICE_SECRET",
+    "check --connect 1 --smux 3": '--smux must be 1 or 2, received "3"',
     [`${server} --grace x`]: '--grace must be an integer from 0 to 999999, received "x"',
     [`${server} --grace -1`]: '--grace must be an integer from 0 to 999999, received "-1"',
     [`${server} --grace 1.5`]: '--grace must be an integer from 0 to 999999, received "1.5"',

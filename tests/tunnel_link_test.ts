@@ -292,3 +292,32 @@ Deno.test("openTunnel() reconnects when the server was restarted, and forwarded 
   await second.shutdown();
   await echo.close();
 });
+
+Deno.test("openTunnel() does not report that a server does not resume before that server has answered", async () => {
+  const listener = Deno.listen(LOOPBACK);
+  const accepting = (async () => {
+    // As a process without free descriptors does.
+    for await (const connection of listener) connection.close();
+  })();
+  const log = makeLog();
+  const stop = new AbortController();
+  const options = { connect: at(listener.addr), socks: [FREE], retry: true, signal: stop.signal };
+  const opening = openTunnel({ ...options, ...log.options });
+  await promptly(log.until(/^The connection to \S+ was lost: /));
+  stop.abort(new Error("enough"));
+  await assertRejects(() => promptly(opening), Error, "enough");
+  assertEquals(log.typesOf(), []);
+  listener.close();
+  await accepting;
+});
+
+Deno.test("openTunnel() without resume reports a server that accepts connections and does not answer", async () => {
+  using listener = Deno.listen(LOOPBACK);
+  const log = makeLog();
+  const stop = new AbortController();
+  const options = { connect: at(listener.addr), socks: [FREE], resume: false, retry: true, timeout: 100 };
+  const opening = openTunnel({ ...options, signal: stop.signal, ...log.options });
+  await promptly(log.until(/ accepts connections, but does not answer: the peer was silent for 100 ms/));
+  stop.abort(new Error("enough"));
+  await assertRejects(() => promptly(opening), Error, "enough");
+});

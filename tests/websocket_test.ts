@@ -16,7 +16,8 @@ import {
 import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import { clock } from "../_clock.ts";
-import { FIN, HEADER_LENGTH, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
+import { FLOOD_BUDGET } from "../_flood.ts";
+import { FIN, FrameDecoder, HEADER_LENGTH, NOP, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
 import { bounded, serve, Session, SessionClosedError, type Stream } from "../mod.ts";
 import {
   connectWebSocket,
@@ -27,19 +28,24 @@ import {
   WebSocketListener,
 } from "../websocket.ts";
 import {
+  collector,
   exchangeHashed,
   frame,
   KiB,
   LOOPBACK,
   ManualClock,
   MiB,
+  microtasks,
   pattern,
+  type RawFrame,
   readAll,
   readExactly,
   sha256,
   state,
   turn,
+  WRITE_BUFFER,
   writeAll,
+  xorshift,
 } from "./support.ts";
 
 /** A socket whose events the test emits. */
@@ -757,4 +763,262 @@ Deno.test("WebSocketListener.close() closes sockets that wait to be accepted, an
   const error = await assertRejects(() => sockets.accept(), Error, "closed");
   assertEquals(error.name, "Interrupted");
   accepted.close();
+});
+
+// Steps without a promise: writes, and messages that are decoded in their events.
+
+/** The payloads of stream 3 in these messages, as one array. */
+function payloads(messages: Uint8Array[]): Uint8Array {
+  const frames: RawFrame[] = [];
+  const decoder = new FrameDecoder();
+  for (const message of messages) decoder.push(message, collector(frames));
+  return concat(frames.filter(({ command, id }) => command === PSH && id === 3).map(({ data }) => data));
+}
+
+Deno.test("a session sends 64 KiB or more in messages of 63 KiB, and the rest with the pass of the event loop", async () => {
+  using _time = new ManualClock();
+  const socket = new FakeSocket();
+  const session = Session.client(webSocketConnection(socket), { version: 1 });
+  const stream = await session.openStream();
+  await turn();
+  socket.sent.length = 0;
+  const data = pattern(640 * KiB);
+  for (let at = 0; at < data.length; at += 64 * KiB) {
+    socket.bufferedAmount = 0;
+    await stream.write(data.subarray(at, at + 64 * KiB));
+  }
+  const full = socket.sent.length;
+  assertEquals(socket.sent.map(({ length }) => length), Array(10).fill(63 * KiB));
+  await turn();
+  assertEquals(socket.sent.slice(full).map(({ length }) => length), [10 * KiB + 20 * HEADER_LENGTH]);
+  assertEquals(payloads(socket.sent), data);
+  assertEquals(session.stats().bytesUnsent, 0);
+  session.abort();
+  await session.closed.catch(() => {});
+});
+
+Deno.test("a session holds frames while a WebSocket has more than 512 KiB queued, and sends them in order", async () => {
+  const socket = new FakeSocket();
+  const session = Session.client(webSocketConnection(socket), { version: 1 });
+  const streams = [await session.openStream(), await session.openStream()];
+  const data = pattern(3 * MiB);
+  let isWritten = false;
+  const writing = Promise.all(streams.map((stream) => writeAll(stream, data))).then(() => isWritten = true);
+  while (socket.bufferedAmount <= 512 * KiB) await turn(1);
+  const queued = socket.bufferedAmount;
+  assertLessOrEqual(queued, (512 + 63) * KiB);
+  await turn();
+  assertEquals([socket.bufferedAmount, isWritten], [queued, false]);
+  assertLessOrEqual(session.stats().bytesUnsent, WRITE_BUFFER);
+  while (!isWritten || session.stats().bytesUnsent > 0) {
+    socket.bufferedAmount = 0;
+    await turn(1);
+  }
+  await writing;
+  assertEquals(payloads(socket.sent), data);
+  assertEquals(socket.sent.reduce((sum, { length }) => sum + length, 0), session.stats().bytesSent);
+  session.abort();
+  await session.closed.catch(() => {});
+});
+
+Deno.test("frames written from inside send() of a WebSocket follow those that are being sent", async () => {
+  using _time = new ManualClock();
+  const socket = new FakeSocket();
+  const session = Session.client(webSocketConnection(socket), { version: 1 });
+  const stream = await session.openStream();
+  await turn();
+  const send = socket.send.bind(socket);
+  const parts = [pattern(100 * KiB, 1), pattern(40 * KiB, 2), pattern(100, 3)];
+  const later = parts.slice(1);
+  socket.send = (data) => {
+    const next = later.shift();
+    if (next !== undefined) assertEquals(stream.tryWrite(next), next.length);
+    send(data);
+  };
+  await stream.write(parts[0]!);
+  await turn();
+  assertEquals(payloads(socket.sent), concat(parts));
+  session.abort();
+  await session.closed.catch(() => {});
+});
+
+Deno.test("a session aborted from inside send() of a WebSocket ends, and sends nothing more", async () => {
+  const socket = new FakeSocket();
+  const session = Session.client(webSocketConnection(socket), { version: 1 });
+  const stream = await session.openStream();
+  await turn();
+  const count = socket.sent.length;
+  const send = socket.send.bind(socket);
+  socket.send = (data) => {
+    session.abort();
+    send(data);
+  };
+  stream.write(new Uint8Array(200 * KiB)).catch(() => {});
+  await turn();
+  assertEquals(await state(session.closed), "rejected");
+  assertEquals(socket.sent.length, count + 1);
+  await assertRejects(() => stream.write(new Uint8Array(1)), SessionClosedError);
+});
+
+Deno.test("a message is decoded in its event, unless its reader has not read again", async () => {
+  using _time = new ManualClock();
+  for (const version of [1, 2] as const) {
+    const socket = new FakeSocket();
+    const session = Session.server(webSocketConnection(socket));
+    socket.receive(frame(version, SYN, 3) as Uint8Array<ArrayBuffer>);
+    const stream = await session.acceptStream();
+    const p = new Uint8Array(10);
+    for (let n = 0; n < 3; n++) {
+      const reading = stream.read(p);
+      await turn();
+      const { framesReceived } = session.stats();
+      const decoded = [];
+      for (let at = 0; at < 3; at++) {
+        socket.receive(frame(version, PSH, 3, pattern(2, at)) as Uint8Array<ArrayBuffer>);
+        decoded.push(session.stats().framesReceived - framesReceived);
+      }
+      assertEquals(decoded, [1, 1, 1]);
+      assertEquals([await reading, p.slice(0, 2)], [2, pattern(2, 0)]);
+      assertEquals(await readExactly(stream, 4), concat([pattern(2, 1), pattern(2, 2)]));
+    }
+    session.abort();
+    await session.closed.catch(() => {});
+  }
+});
+
+Deno.test("the answers of all readers that one message serves are sent, also if they read again first", async () => {
+  for (const count of [1, 2, 3]) {
+    const socket = new FakeSocket();
+    const session = Session.server(webSocketConnection(socket));
+    const ids = Array.from({ length: count }, (_, n) => 3 + 2 * n);
+    for (const id of ids) socket.receive(frame(2, SYN, id) as Uint8Array<ArrayBuffer>);
+    const streams = await Promise.all(ids.map(() => session.acceptStream()));
+    for (const size of [10, 10_000]) {
+      const p = new Uint8Array(size);
+      const answered = streams.map(async (stream) => {
+        await stream.read(p);
+        const next = stream.read(new Uint8Array(1));
+        await microtasks();
+        await stream.write(p.subarray(0, 5));
+        return next;
+      });
+      await turn();
+      socket.sent.length = 0;
+      socket.receive(concat(ids.map((id) => frame(2, PSH, id, p))) as Uint8Array<ArrayBuffer>);
+      await turn();
+      const frames: RawFrame[] = [];
+      const decoder = new FrameDecoder();
+      for (const message of socket.sent) decoder.push(message, collector(frames));
+      assertEquals(frames.filter(({ command }) => command === PSH).map(({ id }) => id), ids);
+      for (const id of ids) socket.receive(frame(2, PSH, id, new Uint8Array(1)) as Uint8Array<ArrayBuffer>);
+      assertEquals(await Promise.all(answered), ids.map(() => 1));
+    }
+    session.abort();
+    await session.closed.catch(() => {});
+  }
+});
+
+Deno.test("messages of any size are received in order, in their events and behind slow readers", async () => {
+  for (let seed = 1; seed <= 60; seed++) {
+    let random = seed;
+    const below = (limit: number) => ((random = xorshift(random)) >>> 0) % limit;
+    const version = (1 + seed % 2) as Version;
+    const socket = new FakeSocket();
+    const session = Session.server(webSocketConnection(socket));
+    const data = [pattern(200_000, seed), pattern(100_000, seed + 1)];
+    const wire: Uint8Array[] = data.map((_, n) => frame(version, SYN, 3 + 2 * n));
+    const at = [0, 0];
+    while (at[0]! < data[0]!.length || at[1]! < data[1]!.length) {
+      const n = at[1]! < data[1]!.length && (at[0] === data[0]!.length || below(2) === 0) ? 1 : 0;
+      const end = Math.min(data[n]!.length, at[n]! + 1 + below(below(4) === 0 ? 32 * KiB : 300));
+      wire.push(frame(version, PSH, 3 + 2 * n, data[n]!.subarray(at[n]!, end)));
+      at[n] = end;
+    }
+    wire.push(frame(version, FIN, 3), frame(version, FIN, 5));
+    const bytes = concat(wire);
+    const received = Promise.all(data.map(async (_, n) => {
+      const stream = await session.acceptStream();
+      const parts: Uint8Array[] = [];
+      for (const p = new Uint8Array(1 + seed * 997 % (70 * KiB));;) {
+        const count = await stream.read(p);
+        if (count === null) return concat(parts);
+        parts.push(p.slice(0, count));
+        if ((seed + n) % 3 === 0) await microtasks(parts.length % 7);
+        if ((seed + n) % 5 === 0 && parts.length % 4 === 0) await turn(1);
+      }
+    }));
+    for (let sent = 0; sent < bytes.length;) {
+      const count = 1 + below(below(3) === 0 ? 64 * KiB : 500);
+      socket.receive(bytes.slice(sent, sent + count));
+      sent += count;
+      if (below(3) === 0) await microtasks(below(6));
+      if (below(20) === 0) await turn(1);
+    }
+    for (const [n, part] of (await received).entries()) assertEquals(part, data[n]);
+    session.abort();
+    await session.closed.catch(() => {});
+  }
+});
+
+Deno.test("one message with more SYNs than acceptors take at once is received to its end", async () => {
+  for (const count of [255, 256, 257, 600]) {
+    const socket = new FakeSocket();
+    const session = Session.server(webSocketConnection(socket));
+    const counted = (async () => {
+      for (let n = 0; n < count - 1; n++) await session.acceptStream();
+      return await readExactly(await session.acceptStream(), 100);
+    })();
+    await turn();
+    const frames = Array.from({ length: count }, (_, n) => frame(1, SYN, 3 + 2 * n));
+    socket.receive(concat(frames) as Uint8Array<ArrayBuffer>);
+    socket.receive(frame(1, PSH, 1 + 2 * count, pattern(100)) as Uint8Array<ArrayBuffer>);
+    assertEquals(await deadline(counted, 5000), pattern(100));
+    const { accepted, refused } = session.stats();
+    assertEquals([accepted, refused], [count, 0]);
+    session.abort();
+    await session.closed.catch(() => {});
+  }
+});
+
+Deno.test("a message with data and more SYNs than acceptors take at once does not hold the answer to the data", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket));
+  socket.receive(frame(1, SYN, 3) as Uint8Array<ArrayBuffer>);
+  const stream = await session.acceptStream();
+  const reading = stream.read(new Uint8Array(10));
+  await turn();
+  const syns = Array.from({ length: 600 }, (_, n) => frame(1, SYN, 5 + 2 * n));
+  socket.receive(concat([frame(1, PSH, 3, pattern(10)), ...syns]) as Uint8Array<ArrayBuffer>);
+  assertEquals(await reading, 10);
+  stream.read(new Uint8Array(1)).catch(() => {});
+  await turn(100);
+  socket.sent.length = 0;
+  await stream.write(pattern(5));
+  await turn();
+  assertEquals(payloads(socket.sent), pattern(5));
+  session.abort();
+  await session.closed.catch(() => {});
+});
+
+Deno.test("a flood of frames without effect in messages pauses reading", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket));
+  const nops = concat(Array.from({ length: 1000 }, () => frame(1, NOP, 0))) as Uint8Array<ArrayBuffer>;
+  await turn();
+  for (let n = 0; n < 50; n++) socket.receive(nops);
+  const { framesReceived } = session.stats();
+  assertLess(0, framesReceived);
+  assertLessOrEqual(framesReceived, FLOOD_BUDGET + 1000);
+  session.abort();
+  await session.closed.catch(() => {});
+});
+
+Deno.test("an invalid frame in a message ends the session, and closes the WebSocket", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket));
+  await turn();
+  socket.receive(frame(1, SYN, 4) as Uint8Array<ArrayBuffer>);
+  assertEquals(socket.closes.length, 1);
+  const error = await assertRejects(() => session.closed, ProtocolError);
+  assertEquals(error.offset, 0);
 });

@@ -10,6 +10,7 @@ import type { Session, Stream } from "../mod.ts";
 import { canonical, type Endpoint, formatPeer, parseEndpoint } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { type Request, WRONG_SECRET_DELAY } from "./handshake.ts";
+import { isDirection } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelUser } from "./options.ts";
 import { resolve } from "./resolve.ts";
 import { Rules } from "./rules.ts";
@@ -18,14 +19,14 @@ import { CONNECT_TIMEOUT, sleep, withTimeout } from "./wait.ts";
 
 /** A limit on what one account holds at the same time. */
 class Quota {
+  /** May change; what is held already stays. */
+  max = Infinity;
   readonly #what: string;
-  readonly #max: number;
   #used = 0;
 
   /** @param what What is counted, in the plural. */
-  constructor(what: string, max: number) {
+  constructor(what: string) {
     this.#what = what;
-    this.#max = max;
   }
 
   /**
@@ -35,8 +36,8 @@ class Quota {
    * @throws {TunnelRefusedError} The limit is reached.
    */
   take(): () => void {
-    if (this.#used >= this.#max) {
-      throw new TunnelRefusedError(429, `expected at most ${this.#max} ${this.#what} at the same time`);
+    if (this.#used >= this.max) {
+      throw new TunnelRefusedError(429, `expected at most ${this.max} ${this.#what} at the same time`);
     }
     this.#used++;
     let isTaken = true;
@@ -64,21 +65,35 @@ class Quota {
 export class Account {
   /** `undefined` on a server without users. */
   readonly name: string | undefined;
-  readonly hash: string | undefined;
-  readonly streams: Quota;
-  readonly ports: Quota;
-  /** By the method of the request. */
-  readonly rules: ReadonlyMap<string, Rules>;
+  readonly streams = new Quota("streams");
+  readonly ports = new Quota("ports");
+  #hash: string | undefined;
+  #rules: ReadonlyMap<string, Rules> = new Map();
 
   constructor(user: Partial<TunnelUser>) {
     this.name = user.name;
-    this.hash = user.secret;
-    this.streams = new Quota("streams", user.maxStreams ?? Infinity);
-    this.ports = new Quota("ports", user.maxPorts ?? Infinity);
-    this.rules = new Map([
+    this.update(user);
+  }
+
+  /** The hash of the secret. */
+  get hash(): string | undefined {
+    return this.#hash;
+  }
+
+  /** By the method of the request. */
+  get rules(): ReadonlyMap<string, Rules> {
+    return this.#rules;
+  }
+
+  /** Replaces the secret, the rules and the limits; what the user holds stays counted. */
+  update(user: Partial<TunnelUser>): void {
+    this.#rules = new Map([
       ["CONNECT", new Rules("allow", user.allow ?? [])],
       ["BIND", new Rules("allowListen", user.allowListen ?? [])],
     ]);
+    this.#hash = user.secret;
+    this.streams.max = user.maxStreams ?? Infinity;
+    this.ports.max = user.maxPorts ?? Infinity;
   }
 }
 
@@ -90,6 +105,8 @@ interface Client {
   account: Account | undefined;
   /** Digest of the credentials that were verified last. */
   digest: Uint8Array | undefined;
+  /** The hash that they were verified with. */
+  hash: string | undefined;
   /** Settles when the secrets of earlier requests are checked. */
   checked: Promise<unknown>;
 }
@@ -104,13 +121,13 @@ export interface Permit {
 
 /** The secrets, users and rules of a server. */
 export class Access {
-  readonly #secret: string | undefined;
+  #secret: string | undefined;
   /** By name; `undefined` without users. */
-  readonly #users: ReadonlyMap<string, Account> | undefined;
+  #users: ReadonlyMap<string, Account> | undefined;
   /** All clients of a server without users. */
-  readonly #all: Account;
-  readonly #authorize: ServeTunnelOptions["authorize"];
-  readonly #timeout: number;
+  readonly #all = new Account({});
+  #authorize: ServeTunnelOptions["authorize"];
+  #timeout = CONNECT_TIMEOUT;
   readonly #report: (error: unknown) => void;
   readonly #clients = new WeakMap<Peer, Client>();
 
@@ -119,13 +136,44 @@ export class Access {
    * @throws {RangeError} An option is malformed.
    */
   constructor(options: ServeTunnelOptions, report: (error: unknown) => void) {
+    this.#report = report;
+    this.update(options);
+  }
+
+  /**
+   * Replaces all options, for new requests. Users with the same name keep what they hold.
+   *
+   * @throws {RangeError} An option is malformed. Nothing has changed.
+   */
+  update(options: ServeTunnelOptions): void {
     const { secret, users, allow = [], allowListen = [], connectTimeout = CONNECT_TIMEOUT } = options;
+    if (users !== undefined) checkUsers(users);
+    this.#all.update({ allow, allowListen });
+    this.#users = users && new Map(users.map((user) => [user.name, this.#renew(user)]));
     this.#secret = secret;
-    this.#users = users && new Map(checkUsers(users).map((user) => [user.name, new Account(user)]));
-    this.#all = new Account({ allow, allowListen });
     this.#authorize = options.authorize;
     this.#timeout = connectTimeout;
-    this.#report = report;
+  }
+
+  /** Returns the account of a user, with its new options. */
+  #renew(user: TunnelUser): Account {
+    const known = this.#users?.get(user.name);
+    known?.update(user);
+    return known ?? new Account(user);
+  }
+
+  /** Whether the user of a session has been removed. */
+  isRemoved(session: Peer): boolean {
+    const name = this.userOf(session);
+    return name !== undefined && this.#users !== undefined && !this.#users.has(name);
+  }
+
+  /** Whether the rules allow an address that is listened on. */
+  mayKeep({ account, endpoint, addresses }: Permit, addr: string): boolean {
+    const rules = account.rules.get("BIND")!;
+    if (endpoint.path !== undefined) return rules.allows(endpoint, "");
+    const { port } = parseEndpoint("listen", addr, 0);
+    return rules.allows({ hostname: endpoint.hostname, port: port! }, addresses[0]!);
   }
 
   /** Returns the account of a session; `undefined` before its first request that is not refused. */
@@ -141,14 +189,20 @@ export class Access {
   /**
    * Checks a request. A wrong secret is refused after a delay, which the signal ends.
    *
-   * @returns What is allowed; `undefined` for a request that only proves the secret.
+   * @param stream The stream of the request: its secret is not verified any more when it has ended.
+   * @returns What is allowed; `undefined` for a request that only proves the secret, and for MEASURE.
    * @throws {TunnelRefusedError} The request is not allowed.
    * @throws {RangeError} The address is malformed.
    */
-  async check(request: Request, session: Peer, signal: AbortSignal): Promise<Permit | undefined> {
+  async check(
+    request: Request,
+    session: Peer,
+    signal: AbortSignal,
+    stream?: Pick<Stream, "closed">,
+  ): Promise<Permit | undefined> {
     const { method, address } = request;
-    const account = await this.#authenticate(request.authorization, session, signal);
-    if (method === "OPTIONS" && address === "*") return undefined;
+    const account = await this.#authenticate(request.authorization, session, signal, stream);
+    if ((method === "OPTIONS" && address === "*") || (method === "MEASURE" && isDirection(address))) return undefined;
     const rules = account.rules.get(method);
     if (rules === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
     const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
@@ -160,15 +214,12 @@ export class Access {
   }
 
   /**
-   * Checks the port that the system chose for a request of any free port.
+   * Checks an address that is listened on: the system may have chosen its port, and the rules may have changed.
    *
    * @throws {TunnelRefusedError} It is not allowed.
    */
-  checkListening({ account, endpoint, addresses }: Permit, addr: string): void {
-    if (endpoint.port !== 0) return;
-    const chosen = { hostname: endpoint.hostname, port: parseEndpoint("listen", addr, 0).port! };
-    const rules = account.rules.get("BIND")!;
-    if (!addresses.some((address) => rules.allows(chosen, address))) throw new TunnelRefusedError(403, "not allowed");
+  checkListening(permit: Permit, addr: string): void {
+    if (!this.mayKeep(permit, addr)) throw new TunnelRefusedError(403, "not allowed");
   }
 
   async #resolve({ path, hostname }: Endpoint, signal: AbortSignal): Promise<string[]> {
@@ -198,10 +249,15 @@ export class Access {
     if (isAllowed !== true) throw new TunnelRefusedError(403, "not allowed");
   }
 
-  async #authenticate(authorization: string, session: Peer, signal: AbortSignal): Promise<Account> {
+  async #authenticate(
+    authorization: string,
+    session: Peer,
+    signal: AbortSignal,
+    stream?: Pick<Stream, "closed">,
+  ): Promise<Account> {
     const client = this.#clientOf(session);
     if (this.#secret === undefined && this.#users === undefined) return client.account = this.#all;
-    const account = await this.#accountOf(authorization, client);
+    const account = await this.#accountOf(authorization, client, stream);
     if (account !== undefined) return account;
     await sleep(WRONG_SECRET_DELAY, signal);
     const isMissing = authorization === "";
@@ -214,13 +270,17 @@ export class Access {
   #clientOf(session: Peer): Client {
     const known = this.#clients.get(session);
     if (known !== undefined) return known;
-    const client: Client = { account: undefined, digest: undefined, checked: Promise.resolve() };
+    const client: Client = { account: undefined, digest: undefined, hash: undefined, checked: Promise.resolve() };
     this.#clients.set(session, client);
     return client;
   }
 
   /** Returns the account that has these credentials; `undefined` if none has. */
-  async #accountOf(authorization: string, client: Client): Promise<Account | undefined> {
+  async #accountOf(
+    authorization: string,
+    client: Client,
+    stream?: Pick<Stream, "closed">,
+  ): Promise<Account | undefined> {
     if (this.#users === undefined) {
       if (!isEqual(authorization, `Bearer ${this.#secret}`)) return undefined;
       return client.account = this.#all;
@@ -228,21 +288,36 @@ export class Access {
     const [name, secret] = parseBasic(authorization);
     if (secret === undefined) return undefined;
     // Hashing is slow: one request at a time, so that the others of the session find the result of the first.
-    const checking = client.checked.then(() => this.#verify(name!, secret, digestOf(authorization), client));
+    const checking = client.checked.then(() =>
+      this.#verify(name!, secret, digestOf(authorization), client, stream?.closed)
+    );
     client.checked = checking.catch(() => {});
     return await checking;
   }
 
-  async #verify(name: string, secret: string, digest: Uint8Array, client: Client): Promise<Account | undefined> {
-    if (client.digest !== undefined && timingSafeEqual(digest, client.digest)) return client.account;
-    const account = this.#users!.get(name);
-    const isRight = await verifySecret(secret, account?.hash ?? NO_HASH);
-    if (!isRight || account === undefined) return undefined;
-    if (client.account !== undefined && client.account !== account) {
+  async #verify(
+    name: string,
+    secret: string,
+    digest: Uint8Array,
+    client: Client,
+    gone?: Promise<unknown>,
+  ): Promise<Account | undefined> {
+    const account = this.#users?.get(name);
+    const isKnown = account !== undefined && account === client.account && account.hash === client.hash;
+    if (isKnown && client.digest !== undefined && timingSafeEqual(digest, client.digest)) return account;
+    const { hash = NO_HASH } = account ?? {};
+    const isRight = await verifySecret(secret, hash, name, gone);
+    // The users may have changed meanwhile.
+    if (!isRight || account === undefined || this.#users?.get(name) !== account || account.hash !== hash) {
+      return undefined;
+    }
+    // A session that began before the server had users has no name yet.
+    if (client.account?.name !== undefined && client.account.name !== account.name) {
       throw new TunnelRefusedError(403, "expected the user of the connection's first request");
     }
     client.account = account;
     client.digest = digest;
+    client.hash = hash;
     return account;
   }
 }

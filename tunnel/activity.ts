@@ -86,6 +86,11 @@ export class Activity {
     return this.#sessions.get(session)?.user;
   }
 
+  /** Ends sessions at once. */
+  abortIf(isEnding: (session: Session) => boolean, reason: unknown): void {
+    for (const session of [...this.#sessions.keys()]) if (isEnding(session)) session.abort(reason);
+  }
+
   /** Counts the begin of a forwarded connection; the result reports its end. */
   begin(route: Route): Forwarding {
     this.#stats.streams++;

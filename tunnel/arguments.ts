@@ -8,15 +8,20 @@ import { parseArgs } from "node:util";
 import type { Stream } from "../mod.ts";
 import { parseEndpoint, parseForward } from "./address.ts";
 import { makeCertificate, parseHost } from "./certificate.ts";
+import { checkTunnel, type CheckTunnelOptions } from "./check.ts";
 import { parseNetworks } from "./cidr.ts";
 import { openTunnel } from "./client.ts";
+import type { End } from "./config.ts";
+import { ConfiguredTunnels, type Printer, type Running } from "./configured.ts";
+import { secretOfEnvironment } from "./environment.ts";
 import { errorText } from "./errors.ts";
 import { commandHint, fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
 import type { LogFormat } from "./log.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
+import { formatCheck } from "./report.ts";
 import { parseRule } from "./rules.ts";
 import { serveTunnel } from "./server.ts";
-import { type Option, OPTIONS } from "./usage.ts";
+import { CONFIGURED, type Option, OPTIONS } from "./usage.ts";
 import { hashEntry, parseUsers } from "./users.ts";
 
 /** A malformed command line; the message is one line. */
@@ -42,6 +47,12 @@ function checkValue(name: string, { value, isRule }: Option, text: string): void
   else if (value === "CIDR") parseNetworks(name, [text]);
   else if (value === "SECONDS" && !/^\d{1,6}$/.test(text)) {
     throw new RangeError(`${name} must be an integer from 0 to 999999, received "${text}"`);
+  } else if (value === "NUMBER" || value === "MIB") {
+    // 2048 MiB are more than a session accepts.
+    const most = value === "MIB" ? 2047 : 2 ** 31 - 1;
+    if (!/^[1-9]\d{0,9}$/.test(text) || Number(text) > most) {
+      throw new RangeError(`${name} must be an integer from 1 to ${most}, received "${text}"`);
+    }
   } else if (value === "LISTEN=TARGET") {
     const isPiped = name === "--forward" && isPipe(text);
     const { target } = parseForward(name, isPiped ? text.replace("-", "0") : text);
@@ -103,12 +114,17 @@ class Values {
     } catch (error) {
       throw new UsageError(errorText(error), valueHint(rawName, option, value));
     }
-    const isRead = option.value === "FILE" && !option.isOutput;
+    const isRead = option.value === "FILE" && !option.isOutput && !option.isPath;
     this.#values.set(name, [...values, isRead ? readFile(rawName, value) : value]);
   }
 
   #option(name: string): Option | undefined {
     return Object.hasOwn(OPTIONS[this.#role]!, name) ? OPTIONS[this.#role]![name] : undefined;
+  }
+
+  /** The names of the options that were specified. */
+  get names(): string[] {
+    return [...this.#values.keys()];
   }
 
   has(name: string): boolean {
@@ -133,6 +149,16 @@ class Values {
   seconds(name: string, fallback: number): number {
     return Number(this.one(name) ?? fallback) * 1000;
   }
+
+  /** Returns a time that is infinite if it is 0 seconds, in milliseconds; `undefined` if it is absent. */
+  duration(name: string): number | undefined {
+    return this.has(name) ? this.seconds(name, 0) || Infinity : undefined;
+  }
+
+  /** Returns a number times `unit`; `undefined` if it is absent. */
+  number(name: string, unit = 1): number | undefined {
+    return this.has(name) ? Number(this.one(name)) * unit : undefined;
+  }
 }
 
 function readFile(option: string, path: string): string {
@@ -145,19 +171,13 @@ function readFile(option: string, path: string): string {
   }
 }
 
-/** Returns $SLUICE_SECRET, if the process has permission to read it and it is not empty. */
-function secretOfEnvironment(): string | undefined {
-  const { state } = Deno.permissions.querySync({ name: "env", variable: "SLUICE_SECRET" });
-  return state === "granted" ? Deno.env.get("SLUICE_SECRET") || undefined : undefined;
-}
-
 /** The callbacks of a tunnel. */
 type Reports = Pick<TunnelOptions, "onError" | "onEvent" | "onFrame">;
 
 /** A running tunnel. */
 interface Started {
-  tunnel: Tunnel;
-  /** The addresses to print: where it listens. */
+  tunnel: Running & Partial<Pick<Tunnel, "statusAddr">>;
+  /** The addresses to print: where it listens. Tunnels of a file print theirs. */
   addrs: readonly string[];
   /** Where the connections of each address lead; `undefined` if each request contains its target. */
   targets: readonly (string | undefined)[];
@@ -169,7 +189,7 @@ interface Started {
 
 /** A parsed command line of a tunnel. */
 export interface TunnelCommand {
-  start(reports: Reports): Started | Promise<Started>;
+  start(reports: Reports, printer: Printer): Started | Promise<Started>;
   /** Milliseconds that the first Ctrl-C waits for open connections. */
   grace: number;
   /** Whether stdin and stdout are forwarded. */
@@ -185,13 +205,23 @@ type Common = "grace" | "isTraced" | "log";
 
 /** A parsed command line that does something else and ends. */
 interface ShortCommand {
-  /** Returns the lines to print. */
-  run(): Promise<string[]>;
+  /** Returns the lines to print. The iterator rejects after the last line if the command has failed. */
+  run(): Promise<string[]> | AsyncIterable<string>;
 }
 
 /** Parses the options of both commands. */
 function parseCommon(values: Values) {
+  const [keepAliveInterval, timeout] = [values.duration("keepalive"), values.duration("timeout")];
+  const most = timeout ?? 30_000;
+  if (keepAliveInterval !== undefined && keepAliveInterval !== Infinity && keepAliveInterval > most) {
+    const received = `${keepAliveInterval / 1000} and ${most / 1000}`;
+    throw new UsageError(`--keepalive must be at most --timeout, received ${received} seconds`);
+  }
   return {
+    keepAliveInterval,
+    timeout,
+    maxStreams: values.number("max-streams"),
+    maxReceiveBuffer: values.number("max-receive-buffer", 2 ** 20),
     // `target` and `users` cannot be combined with a secret: ignore that of the environment.
     secret: values.one("secret") ?? (values.has("target") || values.has("users") ? undefined : secretOfEnvironment()),
     insecure: values.has("insecure"),
@@ -229,10 +259,16 @@ function parseServer(values: Values): Omit<TunnelCommand, Common> {
   return { isPiped: false, start };
 }
 
-function parseClient(values: Values): Omit<TunnelCommand, Common> {
+/** Parses how a client connects to its server. */
+function parseServerAddress(values: Values) {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
+  return { connect, ca, tls: values.has("tls") || ca !== undefined, version: smux === "1" ? 1 as const : 2 as const };
+}
+
+function parseClient(values: Values): Omit<TunnelCommand, Common> {
+  const server = parseServerAddress(values);
   const [forward, reverse, socks] = ["forward", "reverse", "socks"].map((name) => values.list(name));
   if (!(forward ?? reverse ?? socks)) {
     throw new UsageError("expected --forward, --reverse or --socks, received none of them");
@@ -242,11 +278,8 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
   const piped = pipe === undefined ? undefined : parseForward("forward", pipe.replace("-", "0"));
   if (piped?.isProxied) throw new UsageError("--forward - has no visitor whose address ,proxy could send");
   const options = {
-    connect,
+    ...server,
     user: values.one("user"),
-    ca,
-    tls: values.has("tls") || ca !== undefined,
-    version: smux === "1" ? 1 as const : 2 as const,
     forward: forward?.filter((text) => !isPipe(text)),
     reverse,
     socks,
@@ -269,6 +302,56 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
     return { ...started, connect: () => tunnel.connect(piped.target), pipedTo: piped.target };
   };
   return { isPiped: piped !== undefined, start };
+}
+
+/** Formats each result; rejects after the one that failed. */
+async function* checkLines(options: CheckTunnelOptions): AsyncGenerator<string, void> {
+  for await (const check of checkTunnel(options)) {
+    yield* formatCheck(check);
+    if (check.error !== undefined) throw new Error(`check failed: ${check.name}`, { cause: check.error });
+  }
+}
+
+function parseCheck(values: Values): ShortCommand {
+  const { connect, ca, tls, version } = parseServerAddress(values);
+  const options = {
+    connect,
+    ca,
+    tls,
+    version,
+    user: values.one("user"),
+    secret: values.one("secret") ?? secretOfEnvironment(),
+    insecure: values.has("insecure"),
+    timeout: values.duration("timeout"),
+    // Stdin and stdout need no address.
+    forward: values.list("forward")?.map((text) => isPipe(text) ? text.replace("-", "0") : text),
+    reverse: values.list("reverse"),
+    idle: values.has("idle") ? values.seconds("idle", 0) || undefined : undefined,
+  };
+  return { run: () => checkLines(options) };
+}
+
+// Options of the process, which a configuration file does not contain.
+const WITH_CONFIG = ["config", "grace", "log", "trace"];
+
+/** Parses `--config`: the file has the options of the tunnel. */
+function parseConfigured(values: Values, end: End | undefined): Omit<TunnelCommand, Common> {
+  const file = values.required("config");
+  const other = values.names.find((name) => !WITH_CONFIG.includes(name));
+  if (other !== undefined) {
+    throw new UsageError(`--config cannot be combined with --${other}`, "write its value into the file");
+  }
+  const start = (reports: Reports, printer: Printer) => ({
+    tunnel: new ConfiguredTunnels(file, end, reports, printer),
+    addrs: [],
+    targets: [],
+  });
+  return { isPiped: false, start };
+}
+
+/** Whether a command line has only options, with `--config` among them. */
+function isConfigured(args: readonly string[]): boolean {
+  return args[0]!.startsWith("--") && args.some((word) => /^--config(=|$)/.test(word));
 }
 
 /** Writes a new file. */
@@ -318,8 +401,10 @@ function parseHash(args: readonly string[]): ShortCommand {
  *
  * @throws {UsageError} The command line does not match the help.
  */
-export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand | ShortCommand {
-  const expected = 'expected "server", "client", "cert" or "hash"';
+export function parseCommand(args: readonly string[]): TunnelCommand | ShortCommand {
+  if (args.length > 0 && isConfigured(args)) args = [CONFIGURED, ...args];
+  const [role, ...rest] = args;
+  const expected = 'expected "server", "client", "check", "cert" or "hash"';
   if (role === undefined) throw new UsageError(`${expected}, received nothing`);
   if (!Object.hasOwn(OPTIONS, role)) {
     throw new UsageError(`${expected}, received "${role}"`, commandHint(role, rest[0]));
@@ -327,6 +412,12 @@ export function parseCommand([role, ...rest]: readonly string[]): TunnelCommand 
   if (role === "hash") return parseHash(rest);
   const values = new Values(role, rest);
   if (role === "cert") return parseCert(values);
-  const command = role === "server" ? parseServer(values) : parseClient(values);
+  if (role === "check") return parseCheck(values);
+  const end = role === "server" || role === "client" ? role : undefined;
+  const command = end === undefined || values.has("config")
+    ? parseConfigured(values, end)
+    : end === "server"
+    ? parseServer(values)
+    : parseClient(values);
   return { ...command, grace: values.seconds("grace", 30), isTraced: values.has("trace"), log: parseLog(values) };
 }

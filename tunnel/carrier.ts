@@ -13,6 +13,8 @@ import { onAbort } from "./wait.ts";
 export interface ResumeReports {
   /** Ends the attempt. It has no effect on a connection. */
   signal: AbortSignal;
+  /** Milliseconds without a byte before the connection counts as lost. Default: 10 000. */
+  silence?: number | undefined;
   /** The connection to the server was lost; it is being resumed. */
   onSuspended(error: unknown): void;
   /** The connection continues. */
@@ -22,6 +24,8 @@ export interface ResumeReports {
 /** A connection to a server. */
 export interface Carrier {
   connection: Connection;
+  /** Whether it is resumed when it is lost. */
+  isResumable: boolean;
   /** Dials at once, if the connection is suspended. */
   retry(): void;
   /** Settles when the connection has ended: one that is closed may still send its last bytes. */
@@ -42,7 +46,7 @@ export interface Carrier {
 export function connectResumable(
   addr: string,
   dial: (signal: AbortSignal) => Promise<Connection>,
-  { signal, onSuspended, onResumed }: ResumeReports,
+  { signal, silence, onSuspended, onResumed }: ResumeReports,
 ): Promise<Carrier | undefined> {
   const { promise, resolve, reject } = Promise.withResolvers<Carrier | undefined>();
   const ending = new AbortController();
@@ -69,6 +73,7 @@ export function connectResumable(
     }
   }, {
     signal: ending.signal,
+    silence,
     onChange(state, reason) {
       if (state === "ended") return fail(() => reject(reason));
       if (state === "suspended") return onSuspended(reason);
@@ -76,6 +81,7 @@ export function connectResumable(
       isSettled = true;
       resolve({
         connection,
+        isResumable: true,
         retry: () => connection.retry(),
         closed: connection.closed,
         abort: (reason) => ending.abort(reason),

@@ -6,6 +6,7 @@
 
 import type { FrameEvent } from "../mod.ts";
 import { parseCommand, type TunnelCommand, UsageError } from "./arguments.ts";
+import { ConfigError } from "./config.ts";
 import { Display } from "./display.ts";
 import { errorText, PermanentError } from "./errors.ts";
 import { errorHint } from "./hints.ts";
@@ -45,7 +46,7 @@ function errorLine(error: unknown): string {
 }
 
 function exitCode(error: unknown): number {
-  if (error instanceof UsageError || error instanceof RangeError) return EXIT.usage;
+  if (error instanceof UsageError || error instanceof RangeError || error instanceof ConfigError) return EXIT.usage;
   for (let cause = error; cause instanceof Error; cause = cause.cause) {
     if (cause instanceof TunnelRefusedError || cause instanceof PermanentError) return EXIT.refused;
   }
@@ -65,7 +66,7 @@ export async function main(args: readonly string[]): Promise<number> {
     }
     const command = parseCommand(args);
     if ("run" in command) {
-      for (const line of await command.run()) display.line(line);
+      for await (const line of await command.run()) display.line(line);
       return EXIT.ended;
     }
     format = command.log;
@@ -74,6 +75,10 @@ export async function main(args: readonly string[]): Promise<number> {
     return EXIT.ended;
   } catch (error) {
     const code = exitCode(error);
+    if (error instanceof ConfigError) {
+      for (const line of error.mistakes) display.error(formatEntry(errorEntry(line), format, new Date()));
+      return code;
+    }
     const isHinted = error instanceof UsageError && error.isHinted;
     const line = `${errorLine(error)}${code === EXIT.usage && !isHinted ? " (try --help)" : ""}`;
     display.error(formatEntry(errorEntry(line), format, new Date()));
@@ -103,6 +108,10 @@ async function runTunnel(
       // Without a format, the log has only what concerns the tunnel itself.
       onEvent: (event) => void (event.type === "finished" && format === undefined || log(eventEntry(event))),
       onFrame: isTraced ? (frame: FrameEvent) => logError(frameEntry(frame)) : undefined,
+    }, {
+      log,
+      error: (error) => logError(errorEntry(errorLine(error))),
+      hasTargets: format !== undefined,
     });
     stop = () => {
       // The next signal ends the process.

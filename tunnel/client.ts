@@ -6,33 +6,31 @@
 
 import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
-import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
+import { format, parseEndpoint } from "./address.ts";
 import { writeAll } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
-import { checkSecret, type Credentials, request, serveRequest } from "./handshake.ts";
-import { Link } from "./link.ts";
+import { type Credentials, request, serveRequest } from "./handshake.ts";
+import { Link, type LinkSettings } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
-import { checkRuntime, dial, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
+import { checkOptions, linkSettings, type Settings } from "./settings.ts";
+import { checkRuntime, dial, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
-import { checkStatus, type StatusListener, StatusServer } from "./status.ts";
-import { checkName } from "./users.ts";
+import { type StatusListener, StatusServer } from "./status.ts";
 import { parseAddress, proxyHeaderOf } from "./visitor.ts";
-import { backoff, checkTimeout, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
+import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
 // Milliseconds between requests to listen. Larger: less load on a server that refuses; smaller: an earlier port.
 const MAX_BIND_PAUSE = 30_000;
 
-// Milliseconds. Larger: new connections survive a longer outage; smaller: they fail earlier.
-const WAIT = 30_000;
-
 /**
  * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
- * a half-close, a fault as a reset. A connection whose target refuses is reset at once.
+ * a half-close. A connection whose target refuses is closed at once.
  *
  * When the connection to the server is lost, forwarded connections wait until it is resumed, up to 60 seconds. With a
- * server that does not support this, and after a restart of the server, they are reset, and the client connects again.
+ * server that does not support this, and after a restart of the server, they are closed, and the client connects again.
  * New connections wait for at most `wait` milliseconds; after that the client stops listening until it has reconnected.
  *
  * @param options The address of the server, what to forward, and callbacks for errors and events.
@@ -62,68 +60,22 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   await client.open();
   const shutdown: TunnelClient["shutdown"] = ({ timeout } = {}) => client.shutdown(timeout);
   return {
-    serverAddr: client.serverAddr,
-    listenAddrs: client.listenAddrs,
-    statusAddr: client.statusAddr,
+    get serverAddr() {
+      return client.serverAddr;
+    },
+    get listenAddrs() {
+      return client.listenAddrs;
+    },
+    get statusAddr() {
+      return client.statusAddr;
+    },
     finished: client.finished,
     connect: (target) => client.connect(target),
+    update: (options) => client.update(options),
     shutdown,
     stats: () => client.stats(),
     [Symbol.asyncDispose]: shutdown,
   };
-}
-
-/** An address that the client listens on. */
-interface Local {
-  listen: string;
-  /** `undefined`: the fixed target of the server, or that of each SOCKS 5 request. */
-  target: string | undefined;
-  isSocks: boolean;
-  /** Whether the target expects a header of the PROXY protocol. */
-  isProxied: boolean;
-}
-
-/** The target of an entry of `reverse`. */
-interface ReverseTarget {
-  target: string;
-  isProxied: boolean;
-}
-
-/** The checked options of a client, with defaults. */
-interface Settings {
-  certificates: { caCerts: string[] } | undefined;
-  locals: Local[];
-  /** TARGET of the client by LISTEN of the server, in the order of the options. */
-  reverse: Map<string, ReverseTarget>;
-}
-
-function checkOptions(options: OpenTunnelOptions): Settings {
-  const { connect, user, secret, ca, tls = ca !== undefined, insecure } = options;
-  checkSecret(secret);
-  checkStatus(options.status, insecure);
-  if (user !== undefined) checkName("user", user);
-  if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
-  checkTimeout("connectTimeout", options.connectTimeout);
-  if (tls) checkTls("connect", connect);
-  if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
-    throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
-  }
-  if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
-  const locals = [
-    ...(options.forward ?? []).map((text) => ({ ...parseForward("forward", text), isSocks: false })),
-    ...(options.socks ?? []).map((listen) => ({ listen, target: undefined, isSocks: true, isProxied: false })),
-  ];
-  for (const { listen, isSocks } of locals) checkExposed(isSocks ? "socks" : "forward", listen, insecure);
-  const reverse = new Map<string, ReverseTarget>();
-  for (const text of options.reverse ?? []) {
-    const { listen, target, isProxied } = parseForward("reverse", text);
-    if (target === undefined) throw new RangeError(`reverse must be LISTEN=TARGET, received "${text}"`);
-    if (reverse.has(listen)) {
-      throw new RangeError(`reverse must contain each LISTEN only once, received ${listen} twice`);
-    }
-    reverse.set(listen, { target, isProxied });
-  }
-  return { certificates: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined, locals, reverse };
 }
 
 /** Writes the first bytes of a connection; closes it if that fails. */
@@ -138,12 +90,12 @@ async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Prom
 
 /** The client's end of a tunnel. */
 class Client {
-  readonly serverAddr: string;
-  readonly listenAddrs: string[] = [];
-  readonly #options: OpenTunnelOptions;
-  readonly #settings: Settings;
+  #options: OpenTunnelOptions;
+  #settings: Settings;
   readonly #activity: Activity;
-  readonly #link: Link;
+  #link: Link;
+  /** The link, and former ones whose connections have not ended. */
+  readonly #links = new Set<Link>();
   readonly #finished = Promise.withResolvers<void>();
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
@@ -153,42 +105,54 @@ class Client {
   #unavailable = new AbortController();
   /** Tasks that the end of the tunnel waits for. */
   readonly #tasks = new Set<Promise<unknown>>();
-  /** Streams of BIND requests; the server listens until they end. */
-  readonly #bound = new Set<Stream>();
+  /** Settles when the last update has ended. */
+  #updated: Promise<unknown> = Promise.resolve();
   /** Removes the listener of the signal. */
   readonly #off: () => void;
   #status: StatusServer | undefined;
   #isOpen = false;
 
   constructor(options: OpenTunnelOptions) {
-    this.serverAddr = format(parseEndpoint("connect", options.connect, 1));
     this.#options = { ...options };
     this.#settings = checkOptions(options);
     this.#activity = new Activity(options);
-    const { locals, certificates, reverse } = this.#settings;
-    const { wait = WAIT, secret } = options;
-    const requests = locals.some(({ target, isSocks }) => target !== undefined || isSocks) || reverse.size > 0;
-    const settings = {
-      ...options,
-      serverAddr: this.serverAddr,
-      certificates,
-      isChecked: requests || secret !== undefined,
-      wait: wait === Infinity ? wait : clampTimeout(wait),
-    };
-    this.#link = new Link(settings, this.#activity, {
-      started: (session) => this.#started(session),
-      unavailable: () => this.#unavailable.abort(),
-      available: async () => {
-        this.#unavailable = new AbortController();
-        await Promise.all(this.#settings.locals.map((local, n) => this.#listenAgain(local, this.listenAddrs[n]!)));
-      },
-    }, this.#stopping.signal);
+    this.#link = this.#makeLink(linkSettings(options, this.#settings));
     this.finished.catch(() => {});
     this.#off = onAbort(options.signal, (reason) => {
       this.#stopping.abort(reason);
-      this.#link.session?.abort(reason);
+      this.#activity.abortIf(() => true, reason);
       this.#activity.cut();
     });
+  }
+
+  /** The address of the server. */
+  get serverAddr(): string {
+    return this.#link.serverAddr;
+  }
+
+  /** The addresses that are listened on so far. */
+  get listenAddrs(): string[] {
+    return this.#listeners().map(({ address }) => address);
+  }
+
+  #makeLink(settings: LinkSettings): Link {
+    const link: Link = new Link(settings, this.#activity, {
+      started: (session) => {
+        this.#track(this.#accept(session));
+        if (this.#isOpen && link === this.#link) this.#keepAllBound(link, session);
+      },
+      unavailable: () => link === this.#link && this.#unavailable.abort(),
+      available: async () => {
+        if (link === this.#link) await this.#available();
+      },
+    }, this.#stopping.signal);
+    return link;
+  }
+
+  /** Listens again after the server could not be reached. */
+  async #available(): Promise<void> {
+    this.#unavailable = new AbortController();
+    await Promise.all(this.#settings.locals.map((local) => this.#listenAgain(local)));
   }
 
   get finished(): Promise<void> {
@@ -202,21 +166,30 @@ class Client {
   /** Connects and listens. When it rejects, everything that it opened is closed. */
   async open(): Promise<void> {
     try {
-      this.#serveStatus();
+      this.#status = this.#serveStatus(this.#options.status);
       // Before the server is there, which may take long: an address may be in use.
       for (const { listen } of this.#settings.locals) listenOn(listen).close();
       const bound = await this.#connectAndBind();
-      for (const [n, local] of this.#settings.locals.entries()) {
-        this.listenAddrs[n] = await this.#listen(local, local.listen);
-      }
+      for (const local of this.#settings.locals) this.#listen(local, await listenToForward(local.listen));
       this.#isOpen = true;
-      this.#keepAllBound(this.#link.session!, bound);
+      this.#keepAllBound(this.#link, this.#link.session!, bound);
     } catch (error) {
       this.#link.session?.abort(error);
       await this.#end();
       throw error;
     }
-    this.#link.run().finally(() => this.#end()).then(this.#finished.resolve, this.#finished.reject);
+    this.#follow(this.#link);
+  }
+
+  /** Keeps a link connected. The end of the current one is that of the tunnel. */
+  #follow(link: Link): void {
+    this.#links.add(link);
+    const running = link.run();
+    this.#track(running.catch(() => {}));
+    running.finally(async () => {
+      this.#links.delete(link);
+      if (link === this.#link) await this.#end();
+    }).then(() => link === this.#link && this.#finished.resolve(), this.#finished.reject);
   }
 
   /** Connects, and requests the server to listen; with `retry`, again when the connection is lost meanwhile. */
@@ -226,11 +199,10 @@ class Client {
       const session = this.#link.session!;
       try {
         const bound: Stream[] = [];
-        for (const listen of this.#settings.reverse.keys()) bound.push(await this.#bindFirst(session, listen));
+        for (const reverse of this.#settings.reverse.values()) bound.push(await this.#bindFirst(session, reverse));
         return bound;
       } catch (error) {
         if (!this.#options.retry || !(error instanceof SessionClosedError)) throw error;
-        this.#bound.clear();
         this.#activity.report(wrapError(`The connection to ${this.serverAddr} was lost`, error));
       }
     }
@@ -240,10 +212,9 @@ class Client {
     return this.#status?.addr;
   }
 
-  #serveStatus(): void {
-    const { status } = this.#options;
-    if (status === undefined) return;
-    this.#status = new StatusServer(status, this.#activity, {
+  #serveStatus(status: string | undefined): StatusServer | undefined {
+    if (status === undefined) return undefined;
+    return new StatusServer(status, this.#activity, {
       end: "client",
       isReady: () => this.#link.session !== undefined && !this.#link.isSuspended,
       listeners: () => this.#listeners(),
@@ -253,8 +224,9 @@ class Client {
   /** Returns the addresses that are listened on so far, and where they lead. */
   #listeners(): StatusListener[] {
     const { locals, reverse } = this.#settings;
-    const targets = [...locals.map(({ target }) => target), ...Array.from(reverse.values(), ({ target }) => target)];
-    return this.listenAddrs.map((address, n) => ({ address, to: targets[n] }));
+    return [...locals, ...reverse.values()].flatMap(({ addr, target }) =>
+      addr === undefined ? [] : [{ address: addr, to: target }]
+    );
   }
 
   async connect(target?: string): Promise<Stream> {
@@ -274,24 +246,147 @@ class Client {
 
   async #connect(target?: string): Promise<Stream> {
     if (target !== undefined) parseEndpoint("target", target, 1);
-    const session = await this.#link.ready();
+    const session = await this.#ready();
     if (target === undefined) return await session.openStream();
     return (await request(session, "CONNECT", target, this.#credentials)).stream;
   }
 
+  /** Waits until the server can be reached. */
+  async #ready(): Promise<Session> {
+    for (;;) {
+      const link = this.#link;
+      try {
+        return await link.ready();
+      } catch (error) {
+        if (link === this.#link) throw error;
+      }
+    }
+  }
+
+  /** Applies new options, after those of earlier calls. */
+  update(options: OpenTunnelOptions): Promise<void> {
+    const updating = this.#updated.then(() => this.#update({ ...options }));
+    this.#updated = updating.catch(() => {});
+    return updating;
+  }
+
+  async #update(options: OpenTunnelOptions): Promise<void> {
+    if (this.#stopping.signal.aborted) throw new Error("Cannot update the tunnel: it has ended");
+    const wanted = checkOptions(options);
+    const locals = compareLocals(this.#settings.locals, wanted.locals);
+    const reverses = compareReverses(this.#settings.reverse.values(), wanted.reverse.values());
+    const hasNewStatus = options.status !== this.#options.status;
+    const opened = new Map<Local, Listening>();
+    const bound = new Map<Reverse, Stream>();
+    const { session } = this.#link;
+    let status: StatusServer | undefined;
+    let link: Link | undefined;
+    try {
+      for (const { place, mustWait } of locals.added) {
+        if (!mustWait) opened.set(place, await listenToForward(place.listen));
+      }
+      if (hasNewStatus) status = this.#serveStatus(options.status);
+      const settings = linkSettings(options, wanted);
+      if (!this.#link.accepts(settings)) link = await this.#connectAnew(settings);
+      else if (this.#link.isUp) await this.#bindAll(session!, reverses, bound);
+      if (link === undefined) this.#link.configure(settings);
+    } catch (error) {
+      for (const opening of [...opened.values(), ...bound.values()]) opening.close();
+      await status?.close();
+      throw error;
+    }
+    const old = this.#status;
+    if (hasNewStatus) this.#status = status;
+    this.#options = options;
+    this.#settings = {
+      certificates: wanted.certificates,
+      limits: wanted.limits,
+      locals: locals.next,
+      reverse: new Map(reverses.next.map((reverse) => [reverse.listen, reverse])),
+    };
+    // Those of a session that was lost meanwhile have ended.
+    if (session !== this.#link.session) bound.clear();
+    this.#changeReverses(reverses, bound, link);
+    await this.#changeLocals(locals, opened);
+    if (link !== undefined && this.#unavailable.signal.aborted) await this.#available();
+    if (hasNewStatus) await old?.close();
+  }
+
+  /** Connects with settings that need another connection. */
+  async #connectAnew(settings: LinkSettings): Promise<Link> {
+    // One attempt only: the present connection stays unless it succeeds.
+    const link = this.#makeLink({ ...settings, retry: false });
+    try {
+      await link.open();
+    } catch (error) {
+      link.end();
+      throw error;
+    }
+    link.configure(settings);
+    return link;
+  }
+
+  /** Requests the server to listen for new entries of `reverse`; those that must wait are left to `#keepBound`. */
+  async #bindAll(session: Session, { added }: Changes<Reverse>, bound: Map<Reverse, Stream>): Promise<void> {
+    for (const { place, mustWait } of added) if (!mustWait) bound.set(place, await this.#bind(session, place));
+  }
+
+  /** Stops what was removed, and keeps the server listening for new entries; with a new link, for all. */
+  #changeReverses(
+    { kept, added, removed }: Changes<Reverse>,
+    bound: ReadonlyMap<Reverse, Stream>,
+    link: Link | undefined,
+  ): void {
+    for (const place of removed) place.removed.abort();
+    for (const [{ target, isProxied }, place] of kept) Object.assign(place, { target, isProxied });
+    if (link === undefined) {
+      const { session } = this.#link;
+      // Without a session, the next one listens for all.
+      if (session === undefined) return;
+      for (const { place } of added) this.#track(this.#keepBound(this.#link, session, place, bound.get(place)));
+      return;
+    }
+    const former = this.#link;
+    this.#link = link;
+    this.#follow(link);
+    former.retire();
+    this.#keepAllBound(link, link.session!);
+  }
+
+  /** Stops what was removed, and listens at new addresses. */
+  async #changeLocals(
+    { kept, added, removed }: Changes<Local>,
+    opened: ReadonlyMap<Local, Listening>,
+  ): Promise<void> {
+    for (const place of removed) place.removed.abort();
+    for (const [{ listen, target, isSocks, isProxied, route }, place] of kept) {
+      Object.assign(place, { listen, target, isSocks, isProxied });
+      Object.assign(place.route, route);
+    }
+    for (const [local, listening] of opened) this.#listen(local, listening);
+    const waiting = added.filter(({ mustWait }) => mustWait);
+    if (waiting.length > 0) await Promise.all(removed.map(({ listening }) => listening?.closed));
+    for (const { place } of waiting) {
+      await this.#listenAgain(place);
+    }
+  }
+
   shutdown(timeout = Infinity): Promise<void> {
     this.#stopping.abort();
-    for (const stream of this.#bound) stream.close();
-    const { session } = this.#link;
+    for (const link of this.#links) this.#close(link, timeout);
+    this.#activity.cutAfter(clampTimeout(timeout), this.finished);
+    return this.finished.catch(() => {});
+  }
+
+  #close(link: Link, timeout: number): void {
+    const { session } = link;
     const end = () => {
-      if (this.#link.isSuspended) session?.abort();
+      if (link.isSuspended) session?.abort();
     };
     // The timers of a suspended session do not run, and it cannot end in order.
     if (this.stats().open === 0) end();
     else if (timeout !== Infinity) this.finished.catch(() => {}).then(setDeadline(end, clampTimeout(timeout)));
     session?.close({ drain: true, timeout: clampTimeout(timeout) });
-    this.#activity.cutAfter(clampTimeout(timeout), this.finished);
-    return this.finished.catch(() => {});
   }
 
   /** Reports the error of a task, and makes the end of the tunnel wait for the task. */
@@ -303,23 +398,19 @@ class Client {
   async #end(): Promise<void> {
     this.#stopping.abort();
     this.#ending.abort();
-    this.#link.end();
+    for (const link of [this.#link, ...this.#links]) link.end();
     this.#off();
+    await this.#updated;
     while (this.#tasks.size > 0) await Promise.allSettled(this.#tasks);
     await this.#status?.close();
   }
 
-  #started(session: Session): void {
-    // A server opens streams for `reverse` only. Without `reverse`, refuse each.
-    if (this.#settings.reverse.size === 0) session.incoming.close();
-    else this.#track(this.#accept(session));
-    if (this.#isOpen) this.#keepAllBound(session);
-  }
-
-  /** Listens at an address, and forwards accepted connections to the server; returns the address with its port. */
-  async #listen({ target, isSocks, isProxied, listen: named }: Local, listen: string): Promise<string> {
-    const listening = await listenToForward(listen);
+  /** Forwards connections that are accepted at an address to the server. */
+  #listen(local: Local, listening: Listening): void {
+    local.addr = listening.addr;
+    local.listening = listening;
     const open = async (from: Socket) => {
+      const { target, isSocks, isProxied } = local;
       let to = target;
       const stream = isSocks
         ? await speakSocks(from, (asked) => this.#connect(to = asked))
@@ -327,22 +418,21 @@ class Client {
       if (isProxied) await writeFirst(stream, proxyHeaderOf(from));
       return { stream, to };
     };
-    const kind = isSocks ? "socks" as const : "forward" as const;
-    const route = { kind, user: undefined, forward: target === undefined ? named : `${named}=${target}` };
-    const signal = AbortSignal.any([this.#stopping.signal, this.#unavailable.signal]);
-    const all = forwardAll(this.#activity, listening, open, route, signal, this.#ending.signal);
+    const signal = AbortSignal.any([this.#stopping.signal, this.#unavailable.signal, local.removed.signal]);
+    const all = forwardAll(this.#activity, listening, open, local.route, signal, this.#ending.signal);
     this.#track(all.then(({ forwarded }) => forwarded));
-    return listening.addr;
   }
 
-  /** Listens again at an address that the client has listened at before; if that fails, again and again. */
-  async #listenAgain(local: Local, listen: string, delays = backoff(MAX_BIND_PAUSE)): Promise<void> {
-    const signal = AbortSignal.any([this.#unavailable.signal, this.#stopping.signal]);
+  /** Listens at an address, where the client may have listened before; if that fails, again and again. */
+  async #listenAgain(local: Local, delays = backoff(MAX_BIND_PAUSE)): Promise<void> {
+    const signal = AbortSignal.any([this.#unavailable.signal, this.#stopping.signal, local.removed.signal]);
     try {
-      await this.#listen(local, listen);
+      const listening = await listenToForward(local.addr ?? local.listen);
+      if (signal.aborted) listening.close();
+      else this.#listen(local, listening);
     } catch (error) {
       this.#activity.report(error);
-      const again = () => signal.aborted ? undefined : this.#listenAgain(local, listen, delays);
+      const again = () => signal.aborted ? undefined : this.#listenAgain(local, delays);
       this.#track(sleep(delays.next().value, signal).then(again));
     }
   }
@@ -350,53 +440,48 @@ class Client {
   /** Forwards connections that the server accepts. */
   async #accept(session: Session): Promise<void> {
     try {
-      for await (const stream of session) this.#track(this.#answer(stream).finally(() => stream.close()));
+      for await (const stream of session) {
+        // A server opens streams for `reverse` only.
+        if (this.#settings.reverse.size === 0) stream.close();
+        else this.#track(this.#answer(stream).finally(() => stream.close()));
+      }
     } catch {
       // The link reports the end of the session.
     }
   }
 
   async #answer(stream: Stream): Promise<void> {
-    const { reverse } = this.#settings;
     let visitor: ProxyAddress | undefined;
+    let to: string | undefined;
     const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
       // The server asks whether this end is alive.
       if (method === "OPTIONS") return stream;
-      const found = method === "CONNECT" ? reverse.get(address) : undefined;
+      const found = method === "CONNECT" ? this.#settings.reverse.get(address) : undefined;
       if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
       visitor = parseAddress(forwardedFor ?? "");
-      const socket = await dial(found.target, stream, { connectTimeout: this.#options.connectTimeout });
-      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, this.#addressAt(address)));
+      to = found.target;
+      const socket = await dial(to, stream, { connectTimeout: this.#options.connectTimeout });
+      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(found.addr ?? "")));
       return socket;
     });
     if (opened === stream) return;
-    const to = reverse.get(address)?.target;
     const from = visitor === undefined ? this.serverAddr : format(visitor);
     const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
     await forwardStream(this.#activity, stream, opened as Socket, `to ${to}`, route);
   }
 
-  /** Returns the address where the server listens for an entry of `reverse`; `undefined` if it is no IP address. */
-  #addressAt(listen: string): ProxyAddress | undefined {
-    const { locals, reverse } = this.#settings;
-    return parseAddress(this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] ?? "");
-  }
-
   /** Requests the server to listen, until the returned stream ends. */
-  async #bind(session: Session, listen: string): Promise<Stream> {
-    const { stream, addr } = await request(session, "BIND", listen, this.#credentials);
-    const { locals, reverse } = this.#settings;
-    this.listenAddrs[locals.length + [...reverse.keys()].indexOf(listen)] = addr;
-    this.#bound.add(stream);
-    if (this.#stopping.signal.aborted) stream.close();
+  async #bind(session: Session, reverse: Reverse): Promise<Stream> {
+    const { stream, addr } = await request(session, "BIND", reverse.listen, this.#credentials);
+    reverse.addr = addr;
     return stream;
   }
 
   /** Requests the server to listen for the first time; with `retry`, until its address is free. */
-  async #bindFirst(session: Session, listen: string): Promise<Stream> {
+  async #bindFirst(session: Session, reverse: Reverse): Promise<Stream> {
     for (const delays = backoff(MAX_BIND_PAUSE);;) {
       try {
-        return await this.#bind(session, listen);
+        return await this.#bind(session, reverse);
       } catch (error) {
         const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500;
         if (!this.#options.retry || !mayBecomeFree || this.#stopping.signal.aborted) throw error;
@@ -406,29 +491,33 @@ class Client {
     }
   }
 
-  #keepAllBound(session: Session, streams: readonly Stream[] = []): void {
-    [...this.#settings.reverse.keys()].forEach((listen, n) =>
-      this.#track(this.#keepBound(session, listen, streams[n]))
+  #keepAllBound(link: Link, session: Session, streams: readonly Stream[] = []): void {
+    [...this.#settings.reverse.values()].forEach((reverse, n) =>
+      this.#track(this.#keepBound(link, session, reverse, streams[n]))
     );
   }
 
-  /** Keeps the server listening until the session ends. */
-  async #keepBound(session: Session, listen: string, stream?: Stream): Promise<void> {
-    const { signal } = this.#stopping;
+  /** Keeps the server listening until the session ends, or the entry or the link is not used any more. */
+  async #keepBound(link: Link, session: Session, reverse: Reverse, stream?: Stream): Promise<void> {
+    const signal = AbortSignal.any([link.stopping, reverse.removed.signal]);
+    // The server listens until the stream ends.
+    const off = onAbort(signal, () => stream?.close());
     for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted;) {
       try {
-        stream ??= await this.#bind(session, listen);
+        stream ??= await this.#bind(session, reverse);
+        if (signal.aborted) break;
         // The server sends nothing more on the stream: the read waits for its end.
         await stream.read(new Uint8Array(1));
         throw new Error("closed by the server");
       } catch (error) {
         stream?.close();
-        if (stream !== undefined) this.#bound.delete(stream);
         stream = undefined;
-        if (signal.aborted || error instanceof SessionClosedError) return;
-        this.#activity.report(wrapError(`Reverse forward ${listen} failed`, error));
+        if (signal.aborted || error instanceof SessionClosedError) break;
+        this.#activity.report(wrapError(`Reverse forward ${reverse.listen} failed`, error));
       }
       await sleep(delays.next().value, signal);
     }
+    stream?.close();
+    off();
   }
 }

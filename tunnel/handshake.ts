@@ -40,14 +40,17 @@ function missingOfEnd(head: string): number {
 }
 
 /** Returns the value of a header; empty if it is absent. */
-function header(lines: readonly string[], name: string): string {
+export function header(lines: readonly string[], name: string): string {
   return lines.find((line) => line.toLowerCase().startsWith(`${name}:`))?.slice(name.length + 1).trim() ?? "";
 }
 
 /** The request of a stream. */
 export interface Request {
   method: string;
-  /** The target of CONNECT, or the address to listen at of BIND. `*` of OPTIONS, which only awaits a response. */
+  /**
+   * The target of CONNECT, or the address to listen at of BIND. `*` of OPTIONS, which only awaits a response. The
+   * direction of MEASURE.
+   */
   address: string;
   /** The value of `Proxy-Authorization`; empty if it is absent. */
   authorization: string;
@@ -70,22 +73,25 @@ async function respond(to: DuplexConnection, status: number, reason: string, hea
   await writeAll(to, encoder.encode(`HTTP/1.1 ${status} ${printable(reason)}\r\n${headers}\r\n`));
 }
 
-/** Reads the request of a stream, opens its target or listener, and responds. */
+/**
+ * Reads the request of a stream, opens its target or listener, and responds.
+ *
+ * @param about Headers of the response to OPTIONS.
+ */
 export async function serveRequest<T extends { close(): void }>(
   stream: DuplexConnection,
   peer: string,
   open: (request: Request) => Promise<T>,
+  about = "",
 ) {
   let request: Request | undefined;
   let opened: T | undefined;
   try {
     request = await withDeadline(stream, readRequest(stream));
     opened = await open(request);
-    await withDeadline(
-      stream,
-      respond(stream, 200, "OK", opened instanceof Listening ? `Address: ${opened.addr}\r\n` : ""),
-    );
-    return { address: request.address, opened };
+    const headers = opened instanceof Listening ? `Address: ${opened.addr}\r\n` : "";
+    await withDeadline(stream, respond(stream, 200, "OK", request.method === "OPTIONS" ? about : headers));
+    return { method: request.method, address: request.address, opened };
   } catch (error) {
     opened?.close();
     if (error instanceof SessionClosedError) throw error;
@@ -136,7 +142,7 @@ export function credentials(secret: string, user?: string): string {
  */
 export async function request(
   session: Session,
-  method: "CONNECT" | "BIND" | "OPTIONS",
+  method: "CONNECT" | "BIND" | "OPTIONS" | "MEASURE",
   address: string,
   { secret, user }: Credentials = {},
   more = "",
@@ -148,7 +154,7 @@ export async function request(
     await writeAll(stream, encoder.encode(lines));
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
-    if (status === "200") return { stream, addr: header(headers, "address") };
+    if (status === "200") return { stream, addr: header(headers, "address"), headers };
     const why = status === undefined ? `expected an HTTP response, received "${line!.slice(0, 40)}"` : reason;
     throw new TunnelRefusedError(Number(status ?? 400), `The peer refused ${method} ${address}: ${why}`);
   } catch (error) {

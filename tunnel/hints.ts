@@ -264,7 +264,7 @@ export function commandHint(word: string, next?: string): string | undefined {
   if (command !== undefined) return `did you mean sluice ${command}?`;
   const name = word.replace(/=.*/s, "").replace(/^--/, "");
   const owners = word.startsWith("--")
-    ? Object.keys(OPTIONS).filter((role) => Object.hasOwn(OPTIONS[role]!, name))
+    ? Object.keys(OPTIONS).filter((role) => Object.hasOwn(OPTIONS[role]!, name) && role !== "check")
     : [];
   return owners.length === 1 ? `write sluice ${owners[0]} --${name}` : shortHint("", word, next);
 }

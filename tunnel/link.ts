@@ -4,11 +4,12 @@
  * @module
  */
 
-import { type Connection, Session } from "../mod.ts";
+import { type Connection, Session, SessionClosedError } from "../mod.ts";
 import type { Activity } from "./activity.ts";
 import { type Carrier, connectResumable } from "./carrier.ts";
 import { PermanentError, wrapError } from "./errors.ts";
 import { checkServer } from "./handshake.ts";
+import type { Limits } from "./limits.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
 import { dial } from "./socket.ts";
 import { backoff, onAbort, setDeadline, sleep } from "./wait.ts";
@@ -46,15 +47,18 @@ export interface LinkSettings extends OpenTunnelOptions {
   isChecked: boolean;
   /** Milliseconds to wait for the server. */
   wait: number;
+  limits: Limits;
 }
 
 /** The connection of a client to its server, which is made again when it is lost. */
 export class Link {
-  readonly #settings: LinkSettings;
+  /** Aborts when nothing new may begin. */
+  readonly stopping: AbortSignal;
+  #settings: LinkSettings;
   readonly #activity: Activity;
   readonly #host: LinkHost;
-  /** Aborts when nothing new may begin. */
-  readonly #stopping: AbortSignal;
+  /** Aborts when another link is used instead. */
+  readonly #retired = new AbortController();
   #session: Session | undefined;
   #carrier: Carrier | undefined;
   /** When the connection was suspended; `undefined` while it is not. */
@@ -70,8 +74,13 @@ export class Link {
     this.#settings = settings;
     this.#activity = activity;
     this.#host = host;
-    this.#stopping = stopping;
-    onAbort(stopping, () => this.#change());
+    this.stopping = AbortSignal.any([stopping, this.#retired.signal]);
+    onAbort(this.stopping, () => this.#change());
+  }
+
+  /** The address of the server. */
+  get serverAddr(): string {
+    return this.#settings.serverAddr;
   }
 
   /** The session; `undefined` while there is none. */
@@ -84,7 +93,8 @@ export class Link {
     return this.#suspendedAt !== undefined;
   }
 
-  get #isUp(): boolean {
+  /** Whether there is a connection to the server. */
+  get isUp(): boolean {
     return this.#session !== undefined && this.#suspendedAt === undefined;
   }
 
@@ -94,20 +104,42 @@ export class Link {
    * @throws {Error} The server could not be reached, or the client is ending.
    */
   async ready(): Promise<Session> {
-    if (!this.#isUp) {
+    if (!this.isUp) {
       let isLate = false;
       const clear = this.#afterWait(() => {
         isLate = true;
         this.#change();
       });
-      while (!this.#isUp && !isLate && !this.#stopping.aborted) {
+      while (!this.isUp && !isLate && !this.stopping.aborted) {
         this.#carrier?.retry();
         await this.#changed.promise;
       }
       clear();
     }
-    if (this.#session !== undefined && this.#isUp) return this.#session;
+    if (this.#session !== undefined && this.isUp) return this.#session;
     throw new Error(`Cannot open a stream: not connected to ${this.#settings.serverAddr}`);
+  }
+
+  /** Whether the connection can have these settings. */
+  accepts(settings: LinkSettings): boolean {
+    const { serverAddr, certificates, user, version = 2 } = this.#settings;
+    return settings.serverAddr === serverAddr && settings.user === user && (settings.version ?? 2) === version &&
+      (settings.certificates === undefined) === (certificates === undefined);
+  }
+
+  /** Replaces the settings, for new requests and connections. */
+  configure(settings: LinkSettings): void {
+    this.#settings = settings;
+  }
+
+  /** Ends the connection after its last stream. */
+  retire(): void {
+    this.#retired.abort();
+    this.end();
+    const session = this.#session;
+    // A suspended session cannot end in order.
+    if (this.isSuspended && session?.stats().streams === 0) session.abort();
+    else session?.close({ drain: true, timeout: Infinity });
   }
 
   /**
@@ -118,8 +150,8 @@ export class Link {
   async open(): Promise<void> {
     if (!this.#settings.retry) return void await this.#start();
     for (const delays = backoff(MAX_PAUSE); !await this.#tryStart(isPermanent);) {
-      await sleep(delays.next().value, this.#stopping);
-      this.#stopping.throwIfAborted();
+      await sleep(delays.next().value, this.stopping);
+      this.stopping.throwIfAborted();
     }
   }
 
@@ -129,24 +161,24 @@ export class Link {
    * @returns A promise that fulfils when the client is ending; rejects if the session was lost, without `reconnect`.
    */
   async run(): Promise<void> {
-    const { signal, serverAddr, reconnect = true } = this.#settings;
+    const { signal, serverAddr } = this.#settings;
     while (this.#session !== undefined) {
       const reason = await this.#sessionEnd(this.#session);
-      const isStopping = this.#stopping.aborted;
+      const isStopping = this.stopping.aborted;
       await this.#closeCarrier(this.#carrier!, reason);
       this.#session = this.#carrier = this.#suspendedAt = undefined;
       const ended = performance.now();
       const lost = wrapError(`The connection to ${serverAddr} was lost`, reason ?? "closed by the server");
-      if (isStopping || this.#stopping.aborted && reason === undefined) {
+      if (isStopping || this.stopping.aborted && reason === undefined) {
         if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
         return;
       }
-      if (!reconnect) throw lost;
+      if (this.#settings.reconnect === false) throw lost;
       this.#activity.report(lost);
       this.#down();
-      for (const delays = backoff(MAX_PAUSE); !this.#stopping.aborted;) {
-        await sleep(delays.next().value, this.#stopping);
-        if (this.#stopping.aborted || await this.#tryStart(() => false).catch(() => false)) break;
+      for (const delays = backoff(MAX_PAUSE); !this.stopping.aborted;) {
+        await sleep(delays.next().value, this.stopping);
+        if (this.stopping.aborted || await this.#tryStart(() => false).catch(() => false)) break;
       }
       if (this.#session === undefined) return;
       const downtime = performance.now() - ended;
@@ -194,7 +226,7 @@ export class Link {
       await this.#start();
       return true;
     } catch (error) {
-      if (isFinal(error) || this.#stopping.aborted) throw error;
+      if (isFinal(error) || this.stopping.aborted) throw error;
       const message = String(error);
       if (message !== this.#lastMessage) this.#activity.report(error);
       this.#lastMessage = message;
@@ -203,17 +235,23 @@ export class Link {
   }
 
   async #start(): Promise<void> {
-    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked } = this.#settings;
+    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked, limits } = this.#settings;
     const carrier = await this.#connect();
     const { frame } = this.#activity;
-    const session = Session.client(carrier.connection, { version, stalledStreamTimeout, onFrame: frame });
-    const off = onAbort(this.#stopping, (reason) => session.abort(reason));
+    const session = Session.client(carrier.connection, {
+      version,
+      stalledStreamTimeout,
+      onFrame: frame,
+      ...limits.session,
+    });
+    const off = onAbort(this.stopping, (reason) => session.abort(reason));
     try {
       if (isChecked) await checkServer(session, { secret, user });
-      this.#stopping.throwIfAborted();
+      this.stopping.throwIfAborted();
+      this.#reportPlain(carrier);
     } catch (error) {
       session.abort(error);
-      throw error;
+      throw this.#explain(error);
     } finally {
       off();
     }
@@ -225,20 +263,44 @@ export class Link {
     await this.#up();
   }
 
+  /** Names the server in the error of a session that ended before the server had answered. */
+  #explain(error: unknown): unknown {
+    if (!(error instanceof SessionClosedError) || this.stopping.aborted) return error;
+    const cause = error.cause ?? error;
+    const { serverAddr } = this.#settings;
+    if (cause instanceof Error && cause.name === "TimeoutError") {
+      return wrapError(`${serverAddr} accepts connections, but does not answer`, cause);
+    }
+    return wrapError(`The connection to ${serverAddr} was lost`, cause);
+  }
+
   async #connect(): Promise<Carrier> {
-    const { serverAddr, resume = true } = this.#settings;
+    const { serverAddr, resume = true, limits } = this.#settings;
     const open = (signal: AbortSignal) => this.#dial(signal);
     if (resume) {
       const carrier = await connectResumable(serverAddr, open, {
-        signal: this.#stopping,
+        signal: this.stopping,
+        silence: limits.silence,
         onSuspended: (error) => this.#suspended(error),
         onResumed: () => this.#resumed(),
       });
       if (carrier !== undefined) return carrier;
-      if (!this.#isPlainReported) this.#activity.emit({ type: "unresumable", serverAddr });
-      this.#isPlainReported = true;
     }
-    return { connection: await open(this.#stopping), retry() {}, closed: Promise.resolve(), abort() {} };
+    return {
+      connection: await open(this.stopping),
+      isResumable: false,
+      retry() {},
+      closed: Promise.resolve(),
+      abort() {},
+    };
+  }
+
+  /** Reports once that the server does not resume: only now, because one without free descriptors answers like it. */
+  #reportPlain({ isResumable }: Carrier): void {
+    const { serverAddr, resume = true } = this.#settings;
+    if (isResumable || !resume || this.#isPlainReported) return;
+    this.#isPlainReported = true;
+    this.#activity.emit({ type: "unresumable", serverAddr });
   }
 
   async #dial(signal: AbortSignal): Promise<Connection> {
@@ -261,7 +323,7 @@ export class Link {
   }
 
   #suspended(error: unknown): void {
-    if (this.#session === undefined || this.#stopping.aborted) return;
+    if (this.#session === undefined || this.stopping.aborted) return;
     this.#suspendedAt = performance.now();
     const { serverAddr } = this.#settings;
     const lost = wrapError(`The connection to ${serverAddr} was lost`, error);
@@ -281,7 +343,7 @@ export class Link {
     const { signal } = this.#settings;
     // The tunnel may have been shut down while the session was being opened.
     if (signal?.aborted) session.abort(signal.reason);
-    else if (this.#stopping.aborted) session.close({ drain: true });
+    else if (this.stopping.aborted) session.close({ drain: true });
     return session.closed.then(() => undefined, (error: unknown) => error);
   }
 }

@@ -125,6 +125,21 @@ export function listeningEntry(listenAddr: string, to: string | undefined): LogE
   return { text, type: "listening", listenAddr, to };
 }
 
+/** Makes an entry of an address that a changed configuration file does not contain any more. */
+export function stoppedEntry(listenAddr: string): LogEntry {
+  return { text: `stopped ${listeningLine(listenAddr)}`, type: "stopped", listenAddr };
+}
+
+/** Makes an entry of a configuration file that was applied. */
+export function reloadedEntry(file: string): LogEntry {
+  return { text: `reloaded ${file}`, type: "reloaded", file };
+}
+
+/** Makes an entry of a configuration file that was not applied, after its errors. */
+export function notReloadedEntry(file: string): LogEntry {
+  return { text: `did not reload ${file}: nothing has changed`, type: "rejected", file };
+}
+
 /** Makes an entry of the address of the status. */
 export function statusEntry(statusAddr: string): LogEntry {
   const text = statusAddr.startsWith("unix:") ? `status at ${statusAddr}` : `status at http://${statusAddr}/status`;

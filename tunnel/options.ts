@@ -40,6 +40,29 @@ export interface TunnelOptions {
    */
   stalledStreamTimeout?: number | undefined;
   /**
+   * Milliseconds without a write after which a keepalive is sent to the other end, so that it and the devices between
+   * do not regard the connection as dead. An integer, or `Infinity`: never. Default: a third of `timeout`, at most
+   * 10 000.
+   */
+  keepAliveInterval?: number | undefined;
+  /**
+   * Milliseconds of silence after which the other end counts as lost. If it resumes, the connection is suspended after a
+   * third of it. An integer of at least `keepAliveInterval`, or `Infinity`: never, for a peer that is not resumable and
+   * sends no keepalive, such as AWS's session-manager-plugin. Default: 30 000.
+   */
+  timeout?: number | undefined;
+  /**
+   * Maximum number of open streams that one connection's other end has opened: on a server the connections that one
+   * client forwards to it, on a client those of `reverse`. More are refused. Default: 8192.
+   */
+  maxStreams?: number | undefined;
+  /**
+   * Maximum number of unread bytes of all streams of one connection between client and server. The memory of this end
+   * that its peer can occupy grows with it. Smaller: less memory for each client; larger: more throughput on links with
+   * a long delay. Default: 16 777 216.
+   */
+  maxReceiveBuffer?: number | undefined;
+  /**
    * LISTEN: serves the state of this end over HTTP: `/metrics` for Prometheus, `/status` in JSON, and `/healthz`, whose
    * status is 200 while a client is connected or a server listens, else 503. Default: none.
    */
@@ -127,7 +150,7 @@ export type TunnelEvent =
     listenAddr: string;
     /** The address of the client that connections were forwarded to. */
     clientAddr: string | undefined;
-    /** Why the connection to the client ended; `undefined` when either end stopped listening by `shutdown`. */
+    /** Why the connection to the client ended; `undefined` when either end stopped listening by `shutdown` or `update`. */
     error: Error | undefined;
   }
   | {
@@ -474,6 +497,45 @@ export interface Tunnel extends AsyncDisposable {
 }
 
 /**
+ * The server's end of a tunnel, as {@linkcode serveTunnel} returns it.
+ *
+ * @example A target that is allowed while the server runs
+ * ```ts
+ * import { openTunnel, serveTunnel, TunnelRefusedError, type TunnelServer } from "@sluice/smux/tunnel";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const web = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, () => new Response("hello"));
+ * const target = `127.0.0.1:${web.addr.port}`;
+ * await using server: TunnelServer = serveTunnel({ listen: "127.0.0.1:0", allow: ["localhost:80"], onError() {} });
+ * await using client = await openTunnel({ connect: server.serverAddr });
+ * await assertRejects(() => client.connect(target), TunnelRefusedError);
+ *
+ * await server.update({ listen: server.serverAddr, allow: ["localhost:80", target] });
+ * (await client.connect(target)).close();
+ * await web.shutdown();
+ * ```
+ */
+export interface TunnelServer extends Tunnel {
+  /**
+   * Replaces the options, all of them: one that is absent has its default. New connections and requests are subject to
+   * the new options. Open connections continue, except those of a user who has been removed from `users`, which end. An
+   * address that `allowListen` does not contain any more is not listened on any more.
+   *
+   * A new `listen` is listened on before the old one is closed. With another `cert`, `key` or `acceptProxy` at the same
+   * address, connections are refused for a moment. Clients stay connected.
+   *
+   * Calls are applied one after the other. When one rejects, nothing has changed.
+   *
+   * @param options As of {@linkcode serveTunnel}. `signal`, `onError`, `onEvent` and `onFrame` are ignored: those of the
+   * start stay.
+   * @throws {RangeError} An option is malformed, or one of the sessions differs: `stalledStreamTimeout`, `keepAliveInterval`,
+   * `timeout`, `maxStreams` or `maxReceiveBuffer`.
+   * @throws {Error} The server cannot listen on an address, or the tunnel has ended.
+   */
+  update(options: ServeTunnelOptions): Promise<void>;
+}
+
+/**
  * The client's end of a tunnel, as {@linkcode openTunnel} returns it.
  *
  * @example A stream to a target, without listening
@@ -504,6 +566,23 @@ export interface TunnelClient extends Tunnel {
    * @throws {Error} The server could not be reached for `wait` milliseconds.
    */
   connect(target?: string): Promise<Stream>;
+  /**
+   * Replaces the options, all of them: one that is absent has its default. An entry of `forward`, `socks` or `reverse`
+   * that stays is not interrupted, also if only its target changes. An address that is not in the options any more is
+   * not listened on any more. Open connections continue.
+   *
+   * With another `connect`, `tls`, `user` or `version` the client connects anew before it leaves the old connection,
+   * which ends with its last forwarded connection.
+   *
+   * Calls are applied one after the other. When one rejects, nothing has changed.
+   *
+   * @param options As of {@linkcode openTunnel}. `signal`, `onError`, `onEvent` and `onFrame` are ignored: those of the
+   * start stay.
+   * @throws {RangeError} An option is malformed.
+   * @throws {TunnelRefusedError} The new server does not accept the secret.
+   * @throws {Error} The client cannot listen on an address, or cannot connect to the new server, or the tunnel has ended.
+   */
+  update(options: OpenTunnelOptions): Promise<void>;
 }
 
 /**

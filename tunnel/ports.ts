@@ -21,6 +21,7 @@ export const PROBE_TIMEOUT = 4000;
 /** An address that the server listens on for a client. */
 interface Holder {
   listening: Listening;
+  permit: Permit;
   account: Account;
   session: Session;
   /** Stops listening, and counts the address no more. */
@@ -52,7 +53,7 @@ export class Ports {
       free();
       throw error;
     }
-    const holder = { listening, account, session, release };
+    const holder = { listening, permit, account, session, release };
     const holders = this.#holders;
     function release(): void {
       holders.delete(holder);
@@ -62,6 +63,13 @@ export class Ports {
     holders.add(holder);
     stream.closed.then(release, release);
     return listening;
+  }
+
+  /** Stops listening at addresses that are not allowed any more. Accepted connections stay. */
+  releaseUnless(isAllowed: (permit: Permit, addr: string) => boolean): void {
+    for (const { permit, listening, release } of [...this.#holders]) {
+      if (!isAllowed(permit, listening.addr)) release();
+    }
   }
 
   /**
@@ -97,7 +105,7 @@ export class Ports {
 }
 
 /** Whether two addresses cannot be listened on at the same time. */
-function overlaps(one: string, other: string): boolean {
+export function overlaps(one: string, other: string): boolean {
   if (one === other) return !/:0$/.test(one) || one.startsWith("unix:");
   const [a, b] = [one, other].map((addr) => parseEndpoint("listen", addr, 0));
   if (a!.path !== undefined || b!.path !== undefined || a!.port !== b!.port || a!.port === 0) return false;

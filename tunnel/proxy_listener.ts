@@ -19,7 +19,9 @@ import { withDeadline } from "./wait.ts";
  * @returns `undefined` if connections have no headers.
  * @throws {RangeError} An entry is malformed, or the options cannot be combined.
  */
-export function checkProxies({ acceptProxy = [], listen, cert }: ServeTunnelOptions): Networks | undefined {
+export function checkProxies(
+  { acceptProxy = [], listen, cert }: Pick<ServeTunnelOptions, "acceptProxy" | "listen" | "cert">,
+): Networks | undefined {
   if (acceptProxy.length === 0) return undefined;
   const isProxy = parseNetworks("acceptProxy", acceptProxy);
   if (parseEndpoint("listen", listen, 0).path !== undefined) {

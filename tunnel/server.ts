@@ -10,14 +10,18 @@ import { Access } from "./access.ts";
 import type { Route } from "./accounting.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, formatPeer, parseEndpoint, UNNAMED } from "./address.ts";
+import { Entrance } from "./entrance.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
-import type { ServeTunnelOptions, Tunnel, TunnelStats } from "./options.ts";
+import { limitsOf } from "./limits.ts";
+import { type Direction, serveMeasure } from "./measure.ts";
+import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type TunnelStats } from "./options.ts";
 import { Ports } from "./ports.ts";
-import { checkProxies, ProxyListener } from "./proxy_listener.ts";
-import { checkRuntime, dial, Listening, listenOn, resetting, type Socket } from "./socket.ts";
+import { checkProxies } from "./proxy_listener.ts";
+import { checkRuntime, dial, Listening, resetting, type Socket } from "./socket.ts";
 import { checkStatus, StatusServer } from "./status.ts";
+import { VERSION } from "./version.ts";
 import { visitorHeader } from "./visitor.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
 
@@ -54,27 +58,35 @@ import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
  * await web.shutdown();
  * ```
  */
-export function serveTunnel(options: ServeTunnelOptions): Tunnel {
+export function serveTunnel(options: ServeTunnelOptions): TunnelServer {
   checkRuntime();
-  const server = new TunnelServer(options);
-  const shutdown: Tunnel["shutdown"] = ({ timeout } = {}) => server.shutdown(timeout);
+  const server = new ServerEnd(options);
+  const shutdown: TunnelServer["shutdown"] = ({ timeout } = {}) => server.shutdown(timeout);
   return {
-    serverAddr: server.addr,
+    get serverAddr() {
+      return server.addr;
+    },
     listenAddrs: [],
-    statusAddr: server.statusAddr,
+    get statusAddr() {
+      return server.statusAddr;
+    },
     finished: server.finished,
+    update: (options) => server.update(options),
     shutdown,
     stats: () => server.stats(),
     [Symbol.asyncDispose]: shutdown,
   };
 }
 
-function checkOptions(options: ServeTunnelOptions): void {
+/** Throws a `RangeError` for options that are malformed, or cannot be combined. */
+export function checkOptions(options: ServeTunnelOptions): void {
   const { listen, target, secret, users, cert, key, allow = [], allowListen = [], authorize } = options;
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }
+  parseEndpoint("listen", listen, 0);
   if (cert !== undefined) checkTls("listen", listen);
+  checkProxies(options);
   checkSecret(secret);
   checkStatus(options.status, options.insecure);
   checkTimeout("connectTimeout", options.connectTimeout);
@@ -92,46 +104,60 @@ function checkOptions(options: ServeTunnelOptions): void {
     }
   }
   if (cert === undefined || (secret ?? users) === undefined) checkExposed("listen", listen, options.insecure);
+  // Checks the users and the rules.
+  new Access(options, () => {});
 }
 
+/** Returns the entries of `allow`, as they were written. */
+function namesOf({ allow = [], users = [] }: ServeTunnelOptions): Set<string> {
+  return new Set([allow, ...users.map(({ allow = [] }) => allow)].flat());
+}
+
+/** Options of sessions, which a running server keeps. */
+const FIXED = ["stalledStreamTimeout", "keepAliveInterval", "timeout", "maxStreams", "maxReceiveBuffer"] as const;
+
 /** The server's end of a tunnel. */
-class TunnelServer {
-  readonly addr: string;
+class ServerEnd {
   readonly finished: Promise<void>;
-  readonly #target: string | undefined;
-  readonly #connectTimeout: number | undefined;
+  #options: ServeTunnelOptions;
   readonly #access: Access;
   readonly #ports = new Ports();
+  /** Sessions whose throughput is being measured. */
+  readonly #measuring = new WeakSet<Session>();
+  /** Headers of the response to OPTIONS. */
+  readonly #about: string;
   /** The entries of `allow`, as they were written. */
-  readonly #named: ReadonlySet<string>;
+  #named: ReadonlySet<string>;
   readonly #activity: Activity;
+  readonly #entrance: Entrance;
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
-  readonly #status: StatusServer | undefined;
+  #status: StatusServer | undefined;
+  /** Settles when the last update has ended. */
+  #updated: Promise<unknown> = Promise.resolve();
 
   constructor(options: ServeTunnelOptions) {
-    const { listen, cert, key, stalledStreamTimeout } = options;
     checkOptions(options);
-    const isProxy = checkProxies(options);
-    this.#named = new Set([options.allow ?? [], ...(options.users ?? []).map(({ allow = [] }) => allow)].flat());
-    this.#target = options.target;
-    this.#connectTimeout = options.connectTimeout;
+    const { session, silence } = limitsOf(options);
+    this.#about = `Server: sluice/${VERSION}\r\nTimeout: ${session.timeout ?? 30_000}\r\n`;
+    this.#options = { ...options };
+    this.#named = namesOf(options);
     this.#activity = new Activity(options);
     this.#access = new Access(options, this.#activity.report);
-    const listening = listenOn(listen, cert === undefined ? undefined : { cert, key: key! });
-    this.addr = listening.addr;
+    this.#entrance = new Entrance(options, this.#activity.report);
     try {
       this.#status = this.#serveStatus(options.status);
     } catch (error) {
-      listening.close();
+      this.#entrance.close();
       throw error;
     }
-    const proxied = isProxy && new ProxyListener(listening, isProxy, this.#activity.report);
     const cut = new AbortController();
-    this.#server = serve(resumableListener(proxied ?? listening), (stream, session) => this.#handle(stream, session), {
+    const listener = resumableListener(this.#entrance, { silence });
+    this.#server = serve(listener, (stream, session) => this.#handle(stream, session), {
       signal: cut.signal,
-      stalledStreamTimeout,
+      ...session,
+      stalledStreamTimeout: options.stalledStreamTimeout,
       onFrame: this.#activity.frame,
       onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
       onSession: (session) => {
@@ -146,9 +172,15 @@ class TunnelServer {
     });
     this.finished = this.#server.finished.finally(async () => {
       off();
-      await proxied?.ended;
+      await this.#updated;
+      await this.#entrance.ended;
       await this.#status?.close();
     });
+  }
+
+  /** The address that accepts clients. */
+  get addr(): string {
+    return this.#entrance.addr;
   }
 
   get statusAddr(): string | undefined {
@@ -161,7 +193,7 @@ class TunnelServer {
       end: "server",
       isReady: () => !this.#stopping.signal.aborted,
       listeners: () => [
-        { address: this.addr, to: this.#target },
+        { address: this.addr, to: this.#options.target },
         ...this.#activity.listening().map(({ listenAddr, clientAddr }) => ({ address: listenAddr, to: clientAddr })),
       ],
     });
@@ -169,6 +201,41 @@ class TunnelServer {
 
   stats(): TunnelStats {
     return this.#activity.stats();
+  }
+
+  /** Applies new options, after those of earlier calls. */
+  update(options: ServeTunnelOptions): Promise<void> {
+    const updating = this.#updated.then(() => this.#update({ ...options }));
+    this.#updated = updating.catch(() => {});
+    return updating;
+  }
+
+  async #update(options: ServeTunnelOptions): Promise<void> {
+    if (this.#stopping.signal.aborted) throw new Error("Cannot update the tunnel: it has ended");
+    checkOptions(options);
+    limitsOf(options);
+    for (const name of FIXED) {
+      const [present, wanted] = [this.#options[name], options[name]];
+      if (wanted === present) continue;
+      throw new RangeError(`${name} of a server cannot be changed, expected ${present}, received ${wanted}`);
+    }
+    const { status } = options;
+    const old = this.#status;
+    const isSameStatus = status === this.#options.status;
+    const next = isSameStatus ? old : this.#serveStatus(status);
+    try {
+      await this.#entrance.replace(options);
+    } catch (error) {
+      if (!isSameStatus) await next?.close();
+      throw error;
+    }
+    this.#access.update(options);
+    this.#named = namesOf(options);
+    this.#options = options;
+    this.#status = next;
+    this.#activity.abortIf((session) => this.#access.isRemoved(session), new Error("The user was removed"));
+    this.#ports.releaseUnless((permit, addr) => this.#access.mayKeep(permit, addr));
+    if (!isSameStatus) await old?.close();
   }
 
   async shutdown(timeout = Infinity): Promise<void> {
@@ -180,19 +247,20 @@ class TunnelServer {
 
   async #handle(stream: Stream, session: Session): Promise<void> {
     try {
-      if (this.#target !== undefined) {
-        const socket = await dial(this.#target, stream, { connectTimeout: this.#connectTimeout }).catch((error) => {
+      const { target, connectTimeout } = this.#options;
+      if (target !== undefined) {
+        const socket = await dial(target, stream, { connectTimeout }).catch((error) => {
           // As if the stream had requested it.
           this.#activity.refuse(502);
           throw error;
         });
-        await this.#forward(session, stream, socket, { kind: "target", forward: this.#target, to: this.#target });
+        await this.#forward(session, stream, socket, { kind: "target", forward: target, to: target });
       } else {
         await this.#answer(stream, session);
       }
     } catch (error) {
       // Without a response to a request, a target that refuses would look like one with an empty answer.
-      if (this.#target !== undefined) stream.abort(error);
+      if (this.#options.target !== undefined) stream.abort(error);
       this.#activity.report(error);
     }
   }
@@ -210,11 +278,13 @@ class TunnelServer {
   /** Serves the request that a stream begins with. */
   async #answer(stream: Stream, session: Session): Promise<void> {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
-    const { address, opened } = await serveRequest(stream, peer, (request) => this.#open(request, stream, session));
+    const open = (request: Request) => this.#open(request, stream, session);
+    const { method, address, opened } = await serveRequest(stream, peer, open, this.#about);
     if (opened instanceof Listening) {
       await this.#listenFor(session, stream, address, opened);
     } else if (opened === stream) {
-      stream.close();
+      if (method === "MEASURE") await serveMeasure(stream, address as Direction);
+      else stream.close();
     } else {
       // A target that only a wildcard allows has no sums of its own.
       const forward = this.#named.has(address) ? address : "*";
@@ -225,13 +295,17 @@ class TunnelServer {
   /** Connects or listens for a request, if it is allowed; returns the stream if it only proves the secret. */
   async #open(request: Request, stream: Stream, session: Session): Promise<Listening | Socket | Stream> {
     const { signal } = this.#stopping;
-    const permit = await this.#access.check(request, session, signal);
+    const permit = await this.#access.check(request, session, signal, stream);
     this.#activity.setUser(session, this.#access.userOf(session));
-    if (permit === undefined) return stream;
+    if (permit === undefined) {
+      if (request.method === "MEASURE") this.#measure(session, stream);
+      return stream;
+    }
     const { account, addresses } = permit;
     if (request.method === "CONNECT") {
       await account.streams.takeFor(() => Promise.resolve(stream));
-      return await dial(request.address, stream, { addresses, connectTimeout: this.#connectTimeout });
+      const { connectTimeout } = this.#options;
+      return await dial(request.address, stream, { addresses, connectTimeout });
     }
     const listening = await this.#ports.listen(permit, session, stream, signal);
     try {
@@ -241,6 +315,14 @@ class TunnelServer {
       throw error;
     }
     return listening;
+  }
+
+  /** Counts a measurement until its stream has ended: each takes all that the link has. */
+  #measure(session: Session, stream: Stream): void {
+    if (this.#measuring.has(session)) throw new TunnelRefusedError(429, "another measurement is running");
+    this.#measuring.add(session);
+    const ended = () => void this.#measuring.delete(session);
+    stream.closed.then(ended, ended);
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */

@@ -7,9 +7,10 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Stream } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
+import { descriptorLimit, isLimitError, reserve } from "./descriptors.ts";
 import { errorText, wrapError } from "./errors.ts";
 import { resolve } from "./resolve.ts";
-import { connectTcp, listenTcp, type TcpListener, TcpSocket } from "./tcp.ts";
+import { connectTcp, listenTcp, TcpListener, TcpSocket } from "./tcp.ts";
 import { closeUnix, identify, listenUnix } from "./unix.ts";
 import { CONNECT_TIMEOUT, onAbort, sleep, withDeadline, withTimeout } from "./wait.ts";
 
@@ -53,7 +54,17 @@ function keepAlive<T extends Socket>(socket: T): T {
   return socket;
 }
 
-/** A listener with its address as text; `close` removes a Unix socket's file. */
+// Milliseconds between reports that the process has too many open files. Larger: a shorter log; smaller: a later report
+// follows a new cause earlier.
+const LIMIT_REPORT_INTERVAL = 60_000;
+
+// Milliseconds until accepting is tried again without a descriptor in reserve. Larger: later recovery; smaller: more load.
+const LIMIT_PAUSE = 100;
+
+/**
+ * A listener with its address as text; `close` removes a Unix socket's file. When the process has too many open files,
+ * connections are accepted and closed, by means of a descriptor in reserve.
+ */
 export class Listening {
   readonly addr: string;
   readonly #listener: TcpListener | Deno.Listener<Socket & Deno.Conn>;
@@ -63,20 +74,53 @@ export class Listening {
   readonly #file: string | undefined;
   /** The last `accept`: the socket stays open until it settles. */
   #accepting: Promise<unknown> = Promise.resolve();
+  readonly #closing = new AbortController();
   #isClosed = false;
+  /** When too many open files were reported last. */
+  #reportedAt = -Infinity;
 
   constructor(listener: TcpListener | Deno.Listener<Socket & Deno.Conn>) {
     this.#listener = listener;
+    reserve.add();
     this.addr = format(listener.addr as { path?: string });
     if (!this.addr.startsWith("unix:")) return;
     this.#path = this.addr.slice("unix:".length);
     this.#file = identify(this.#path);
   }
 
+  /** Accepts a connection. Rejects once a minute while the process has too many open files; call it again then. */
   async accept(): Promise<Socket> {
-    const accepting = this.#listener.accept();
-    this.#accepting = accepting;
-    return keepAlive(await accepting);
+    for (;;) {
+      const accepting = this.#listener.accept();
+      this.#accepting = accepting;
+      try {
+        const socket = await accepting;
+        // Without a descriptor in reserve, the next connection would wait in the kernel.
+        if (this.#listener instanceof TcpListener || reserve.hold()) return keepAlive(socket);
+        socket[Symbol.dispose]();
+      } catch (error) {
+        if (!isLimitError(error)) throw error;
+        // It stops listening until descriptors are free.
+        const isPaused = this.#listener instanceof TcpListener;
+        // On an empty queue too: whether a connection is lost is known only when one was accepted.
+        if (!isPaused && reserve.release()) continue;
+        if (!isPaused) await sleep(LIMIT_PAUSE, this.#closing.signal);
+      }
+      this.#reportLimit();
+    }
+  }
+
+  #reportLimit(): void {
+    const now = performance.now();
+    const isDue = now - this.#reportedAt >= LIMIT_REPORT_INTERVAL;
+    // It reads a file, which needs a descriptor.
+    if (isDue) reserve.release();
+    const limit = isDue ? descriptorLimit() : undefined;
+    reserve.hold();
+    if (!isDue) return;
+    this.#reportedAt = now;
+    const most = limit === undefined ? "" : `, the limit is ${limit}`;
+    throw new Error(`No more connections to ${this.addr}: too many open files${most}`);
   }
 
   /** Settles when the address is free again, after `close`. */
@@ -88,6 +132,8 @@ export class Listening {
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
+    this.#closing.abort();
+    reserve.remove();
     if (this.#path === undefined) this.#listener.close();
     else closeUnix(this.#listener, this.#path, this.#file, this.#accepting);
   }
@@ -104,7 +150,8 @@ export function listenOn(at: string, tls?: { cert: string; key: string }): Liste
     const options = { hostname, port, tcpBacklog: BACKLOG };
     return new Listening(tls ? Deno.listenTls({ ...options, ...tls }) : Deno.listen(options));
   } catch (error) {
-    if (!(error instanceof Deno.errors.InvalidData)) {
+    // Deno has no class for the error of a key that belongs to another certificate.
+    if (!(error instanceof Deno.errors.InvalidData) && !/KeyMismatch/.test(String(error))) {
       throw wrapError(`Cannot listen on ${format({ path, hostname, port })}`, error);
     }
     throw new RangeError(`cert and key must be a certificate and its private key in PEM: ${errorText(error)}`, {
@@ -159,7 +206,7 @@ export async function dial(to: string, by: Stream | AbortSignal, options: DialOp
 }
 
 /** Returns the addresses of a host; the host itself in a process that may connect to some hosts only. */
-async function addressesOf(hostname: string, signal: AbortSignal): Promise<string[]> {
+export async function addressesOf(hostname: string, signal: AbortSignal): Promise<string[]> {
   return Deno.permissions.querySync({ name: "net" }).state === "granted" ? await resolve(hostname, signal) : [hostname];
 }
 
@@ -210,8 +257,8 @@ function summary({ errors }: AggregateError): unknown {
   return new AggregateError(errors, [...messages].join(", "));
 }
 
-/** Starts TLS on a connection. */
-async function secure(
+/** Starts TLS on a connection; closes it if that fails. */
+export async function secure(
   connection: Deno.TcpConn,
   hostname: string,
   caCerts: string[],

@@ -7,7 +7,15 @@
 
 import net from "node:net";
 import type { DuplexConnection } from "../mod.ts";
+import { hasFree } from "./descriptors.ts";
 import { onAbort } from "./wait.ts";
+
+// Descriptors that stay free, to accept and close further connections. Larger: fewer connections are forwarded; smaller:
+// a file that is opened at the same time may take the last one.
+const SPARE = 2;
+
+// Milliseconds until listening is tried again without free descriptors. Larger: later recovery; smaller: more load.
+const LIMIT_PAUSE = 100;
 
 /** Where to connect to or to listen. */
 interface Endpoint {
@@ -112,6 +120,8 @@ export class TcpSocket implements DuplexConnection {
 /** Connects; rejects with the reason of the signal when it aborts. */
 export async function connectTcp({ hostname, port, signal }: Endpoint & { signal: AbortSignal }): Promise<TcpSocket> {
   signal.throwIfAborted();
+  // `node:net` would not report it.
+  if (!hasFree(1)) throw new Error("too many open files");
   const socket = net.connect({ host: hostname, port, allowHalfOpen: true });
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   socket.once("connect", () => resolve());
@@ -131,27 +141,22 @@ export async function connectTcp({ hostname, port, signal }: Endpoint & { signal
 /** A listener for TCP connections, in the shape of `Deno.Listener`. */
 export class TcpListener {
   readonly addr: Deno.NetAddr;
-  readonly #server: net.Server;
+  readonly #backlog: number;
+  #server: net.Server;
   #accepted: net.Socket[] = [];
   #failures: Error[] = [];
   #isClosed = false;
   #changed = Promise.withResolvers<void>();
+  /** Listens again, once descriptors are free. */
+  #timer: ReturnType<typeof setTimeout> | undefined;
 
-  /** @param server A server that listens, with `allowHalfOpen` and `pauseOnConnect`. */
-  constructor(server: net.Server) {
-    this.#server = server;
+  /** @param server A server that listens, from `openServer`. */
+  constructor(server: net.Server, backlog: number) {
     const { address, port } = server.address() as net.AddressInfo;
     this.addr = { transport: "tcp", hostname: address, port };
-    server.on("connection", (socket) => {
-      // A connection may arrive while the server closes.
-      if (this.#isClosed) return void socket.destroy();
-      this.#accepted.push(socket);
-      this.#wake();
-    });
-    server.on("error", (error) => {
-      this.#failures.push(translate(error));
-      this.#wake();
-    });
+    this.#backlog = backlog;
+    this.#server = server;
+    this.#attach(server);
   }
 
   async accept(): Promise<TcpSocket> {
@@ -171,11 +176,53 @@ export class TcpListener {
 
   close(): void {
     this.#isClosed = true;
+    clearTimeout(this.#timer);
     this.#server.close();
     for (const socket of this.#accepted) socket.destroy();
     this.#accepted = [];
     this.#wake();
   }
+
+  #attach(server: net.Server): void {
+    server.on("connection", (socket) => {
+      // A connection may arrive while the server closes.
+      if (this.#isClosed) return void socket.destroy();
+      this.#accepted.push(socket);
+      if (server === this.#server && !hasFree(SPARE)) this.#pause();
+      this.#wake();
+    });
+    server.on("error", (error) => {
+      this.#failures.push(translate(error));
+      this.#wake();
+    });
+  }
+
+  /**
+   * Stops listening until descriptors are free. Without one `node:net` would stop accepting for good without an error,
+   * and further connections would wait in the kernel.
+   */
+  #pause(): void {
+    if (this.#timer !== undefined) return;
+    this.#failures.push(new Error("too many open files"));
+    // Connections that have a descriptor already are still accepted.
+    this.#timer = setTimeout(() => {
+      this.#server.close();
+      this.#resume();
+    }, LIMIT_PAUSE);
+  }
+
+  readonly #resume = async (): Promise<void> => {
+    try {
+      if (!hasFree(SPARE)) throw new Error("too many open files");
+      const { hostname, port } = this.addr;
+      this.#server = await openServer({ hostname, port, backlog: this.#backlog });
+      this.#timer = undefined;
+      if (this.#isClosed) this.#server.close();
+      else this.#attach(this.#server);
+    } catch {
+      if (!this.#isClosed) this.#timer = setTimeout(this.#resume, LIMIT_PAUSE);
+    }
+  };
 
   #wake(): void {
     this.#changed.resolve();
@@ -184,13 +231,19 @@ export class TcpListener {
 }
 
 /** Listens on a TCP port. */
-export async function listenTcp({ hostname, port, backlog }: Endpoint & { backlog: number }): Promise<TcpListener> {
+export async function listenTcp(endpoint: Endpoint & { backlog: number }): Promise<TcpListener> {
+  return new TcpListener(await openServer(endpoint), endpoint.backlog);
+}
+
+async function openServer({ hostname, port, backlog }: Endpoint & { backlog: number }): Promise<net.Server> {
   const server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true });
   const { promise, resolve, reject } = Promise.withResolvers<void>();
-  server.once("error", (error) => reject(translate(error)));
+  const fail = (error: Error) => reject(translate(error));
+  server.once("error", fail);
   server.listen({ host: hostname, port, backlog }, resolve);
   await promise;
-  return new TcpListener(server);
+  server.off("error", fail);
+  return server;
 }
 
 /** The names of the errors of Deno, and their messages. */
@@ -207,6 +260,7 @@ const ERRORS: { [code: string]: [name: keyof typeof Deno.errors, message: string
 
 /** Returns the error of Deno for one of Node, or the error itself. */
 function translate(error: Error): Error {
+  if ((error as NodeJS.ErrnoException).code === "EMFILE") return new Error("Too many open files", { cause: error });
   const [name, message] = ERRORS[(error as NodeJS.ErrnoException).code ?? ""] ?? [];
   return name === undefined ? error : new Deno.errors[name](message, { cause: error });
 }

@@ -13,6 +13,8 @@ export type Kind =
   | "LISTEN=TARGET"
   | "FILE"
   | "SECONDS"
+  | "NUMBER"
+  | "MIB"
   | "1|2"
   | "HOST"
   | "NAME"
@@ -29,6 +31,8 @@ export interface Option {
   isRule?: true;
   /** Whether its file is written, not read. */
   isOutput?: true;
+  /** Whether the path of its file is needed, not only its content. */
+  isPath?: true;
   /** What it does, for the help, which breaks the lines. */
   help: string;
 }
@@ -87,16 +91,29 @@ const CLIENT: Options = {
   "no-resume": { help: "end forwarded connections when the connection to the server is lost" },
   "no-reconnect": { help: "exit when the connection to the server is lost and cannot be resumed" },
 };
+const GRACE: Option = { value: "SECONDS", help: "Ctrl-C waits this long for connections; default: 30" };
+const LOG: Option = { value: "text|json", help: "log with times, and a line for each forwarded connection" };
+const TRACE: Option = { help: "log every frame between client and server to stderr" };
+const CONFIG: Option = {
+  value: "FILE",
+  isPath: true,
+  help: "options in JSON, instead of others but --grace, --log and --trace; reread on SIGHUP and when it changes",
+};
 const COMMON: Options = {
+  config: CONFIG,
   secret: { value: "FILE", help: "shared secret, in FILE; default: $SLUICE_SECRET" },
-  grace: { value: "SECONDS", help: "Ctrl-C waits this long for connections; default: 30" },
+  grace: GRACE,
   stall: {
     value: "SECONDS",
     help: "close a connection that is not read for this long and blocks all others; default: 5; 0: never",
   },
+  keepalive: { value: "SECONDS", help: "keepalive after this long; default: 10; 0: never" },
+  timeout: { value: "SECONDS", help: "silence that ends a connection; default: 30; 0: never" },
+  "max-streams": { value: "NUMBER", help: "open streams of one connection; default: 8192" },
+  "max-receive-buffer": { value: "MIB", help: "unread data of one connection; default: 16" },
   status: { value: "LISTEN", help: "serve /metrics, /status and /healthz over HTTP" },
-  log: { value: "text|json", help: "log with times, and a line for each forwarded connection" },
-  trace: { help: "log every frame between client and server to stderr" },
+  log: LOG,
+  trace: TRACE,
   insecure: { help: "allow other machines without TLS and a secret" },
 };
 const CERT: Options = {
@@ -111,12 +128,25 @@ const CERT: Options = {
 
 const HASH: Options = {};
 
+const IDLE: Options = {
+  idle: { value: "SECONDS", help: "also check whether a connection survives this long without data" },
+};
+const CHECKED = ["connect", "forward", "reverse", "tls", "ca", "user", "smux", "secret", "timeout", "insecure"];
+const CHECK: Options = {
+  ...Object.fromEntries(Object.entries({ ...CLIENT, ...COMMON }).filter(([name]) => CHECKED.includes(name))),
+  ...IDLE,
+};
+/** Stands for the command of a command line that begins with an option. */
+export const CONFIGURED = "--config";
+
 /** The options of each command. */
 export const OPTIONS: Record<string, Options> = {
   server: { ...SERVER, ...COMMON },
   client: { ...CLIENT, ...COMMON },
+  check: CHECK,
   cert: CERT,
   hash: HASH,
+  [CONFIGURED]: { config: CONFIG, grace: GRACE, log: LOG, trace: TRACE },
 };
 
 const SYNOPSES: Record<string, string> = {
@@ -126,10 +156,14 @@ const SYNOPSES: Record<string, string> = {
   client: `\
   sluice client --connect TARGET --forward LISTEN=TARGET ...
                 --reverse LISTEN=TARGET ... --socks LISTEN ...`,
+  check: `\
+  sluice check --connect TARGET ... [--idle SECONDS]`,
   cert: `\
   sluice cert [--host HOST ...] [--cert FILE] [--key FILE]`,
   hash: `\
   sluice hash NAME`,
+  [CONFIGURED]: `\
+  sluice [server|client] --config FILE`,
 };
 const EXAMPLES: Record<string, string> = {
   server: `\
@@ -137,22 +171,27 @@ const EXAMPLES: Record<string, string> = {
   client: `\
   sluice client --connect 9000 --forward 5432=db.local:5432 --socks 1080
   ssh -o ProxyCommand='sluice client --connect 9000 --forward -=%h:%p' HOST`,
+  check: `\
+  sluice check --connect example.com:9000 --tls --forward 5432=db.local:5432`,
   cert: `\
   sluice cert --host example.com --cert cert.pem --key key.pem`,
   hash: `\
   sluice hash alice < secret.txt # prints an entry of the server's --users`,
+  [CONFIGURED]: `\
+  sluice --config sluice.json --log text`,
 };
 const ADDRESSES = "LISTEN and TARGET are HOST:PORT, [IPV6]:PORT, unix:PATH, or PORT (127.0.0.1).";
 const EXIT_CODES = `\
 Exit codes: 0 ended, 1 could not run or connection lost, 2 wrong command line,
 3 refused by the server, or the server cannot be used.`;
 
-// Characters. The width of a terminal, and where the descriptions begin.
-const WIDTH = 80;
+/** Characters: the width of a terminal. */
+export const WIDTH = 80;
+// Characters: where the descriptions begin.
 const INDENT = 27;
 
 /** Breaks a text into lines. */
-function wrap(text: string, width: number): string[] {
+export function wrap(text: string, width: number): string[] {
   const lines: string[] = [];
   for (const word of text.split(" ")) {
     const line = lines.at(-1);
@@ -173,11 +212,14 @@ function describe(title: string, options: Options): string {
 /** Formats the help of a command, or that of all commands. */
 function formatHelp(command: string | undefined): string {
   const roles = command === undefined ? Object.keys(SYNOPSES) : [command];
-  const isTunnel = roles.some((role) => role !== "cert");
+  const isTunnel = roles.some((role) => role !== "cert" && role !== CONFIGURED);
   const titles: [title: string, options: Options, isShown: boolean][] = [
     ["sluice server:", SERVER, roles.includes("server")],
     ["sluice client:", CLIENT, roles.includes("client")],
-    ["sluice server and sluice client:", COMMON, isTunnel],
+    ["sluice server and sluice client:", COMMON, isTunnel && command !== "check"],
+    ["sluice check, which tests the connection of a client; others as for the client:", IDLE, command === undefined],
+    ["sluice check, which tests the connection of a client:", CHECK, command === "check"],
+    ["sluice --config:", OPTIONS[CONFIGURED]!, command === CONFIGURED],
     ["sluice cert, which makes a self-signed certificate for --cert, --key and --ca:", CERT, roles.includes("cert")],
   ];
   return [

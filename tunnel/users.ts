@@ -6,7 +6,7 @@
 
 import { Buffer } from "node:buffer";
 import { createHash, randomBytes, scrypt, timingSafeEqual } from "node:crypto";
-import { Channel } from "../mod.ts";
+import { Channel, SessionClosedError } from "../mod.ts";
 import { errorText } from "./errors.ts";
 import { checkSecret } from "./handshake.ts";
 import type { TunnelUser } from "./options.ts";
@@ -39,9 +39,15 @@ export const hashing = {
 /** One value for each hash that is being computed. */
 const computing = new Channel<void>({ capacity: MAX_CONCURRENT });
 
-async function derive(secret: string, salt: Uint8Array, cost: number): Promise<Uint8Array> {
+async function derive(
+  secret: string,
+  salt: Uint8Array,
+  cost: number,
+  isNeeded = () => true,
+): Promise<Uint8Array> {
   await computing.send();
   try {
+    if (!isNeeded()) throw new SessionClosedError("The client has ended while its secret was to be verified");
     return await hashing.derive(secret, salt, cost);
   } finally {
     computing.tryReceive();
@@ -83,10 +89,47 @@ export async function hashEntry(name: string, secret: string): Promise<string> {
   return JSON.stringify({ name, secret: await hashSecret(secret), allow: [], allowListen: [] });
 }
 
-/** Whether a secret has this hash, which must be well-formed. */
-export async function verifySecret(secret: string, hash: string): Promise<boolean> {
+/** A verification that is pending, and the number of requests that wait for it. */
+interface Verification {
+  waiting: number;
+  result: Promise<boolean>;
+}
+
+/**
+ * By user, hash and secret: clients of one user that reconnect at once share a verification. Unknown users share none
+ * with each other, or the time would show which users are known.
+ */
+const verifying = new Map<string, Verification>();
+
+/**
+ * Whether a secret has this hash, which must be well-formed.
+ *
+ * @param user The name of the user.
+ * @param gone Settles when the client needs no answer any more. The promise rejects if that is before the hash is
+ * computed: many clients would otherwise wait behind those that have given up, and give up too.
+ */
+export async function verifySecret(
+  secret: string,
+  hash: string,
+  user = "",
+  gone?: Promise<unknown>,
+): Promise<boolean> {
+  const name = `${user} ${hash} ${encode(digestOf(secret))}`;
+  const verification = verifying.get(name) ?? startVerification(name, secret, hash);
+  verification.waiting++;
+  const leave = () => void verification.waiting--;
+  gone?.then(leave, leave);
+  return await verification.result;
+}
+
+function startVerification(name: string, secret: string, hash: string): Verification {
   const [, cost, salt, key] = HASH.exec(hash)!;
-  return timingSafeEqual(await derive(secret, decode(salt!), Number(cost)), decode(key!));
+  const isNeeded = () => verification.waiting > 0;
+  const derived = derive(secret, decode(salt!), Number(cost), isNeeded);
+  const result = derived.then((found) => timingSafeEqual(found, decode(key!))).finally(() => verifying.delete(name));
+  const verification = { waiting: 0, result };
+  verifying.set(name, verification);
+  return verification;
 }
 
 /** A hash that no secret has, with the usual cost: an unknown user must not be refused faster than a known one. */
@@ -110,7 +153,7 @@ export function checkName(path: string, name: unknown): void {
 }
 
 /** Formats a value for an error: as JSON, shortened. */
-function show(value: unknown): string {
+export function show(value: unknown): string {
   const text = JSON.stringify(value) ?? String(value);
   return text.length > 60 ? `${text.slice(0, 60)}...` : text;
 }
@@ -149,11 +192,11 @@ function checkCount(path: string, count: unknown): void {
  *
  * @throws {RangeError} It is malformed: the message begins with the path of the mistake, as in "users[1].allow[0]".
  */
-export function checkUsers(users: unknown): readonly TunnelUser[] {
-  if (!Array.isArray(users)) throw new RangeError(`users must be a list, received ${show(users)}`);
+export function checkUsers(users: unknown, name = "users"): readonly TunnelUser[] {
+  if (!Array.isArray(users)) throw new RangeError(`${name} must be a list, received ${show(users)}`);
   const names = new Map<unknown, string>();
   for (const [n, user] of users.entries()) {
-    const path = `users[${n}]`;
+    const path = `${name}[${n}]`;
     checkUser(path, user);
     const other = names.get(user.name);
     if (other !== undefined) {

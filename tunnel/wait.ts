@@ -38,6 +38,9 @@ export async function withDeadline<T>(connection: DuplexConnection, step: Promis
   }
 }
 
+/** The longest delay of a timer, in milliseconds. */
+export const MAX_TIMEOUT = 2 ** 31 - 1;
+
 // Milliseconds.
 const MIN_BACKOFF = 100;
 
@@ -52,7 +55,7 @@ export function* backoff(max: number): Generator<number, never> {
 
 /** Returns the nearest timeout that a session accepts, in milliseconds. */
 export function clampTimeout(timeout: number): number {
-  return timeout === Infinity ? timeout : Math.min(Math.max(1, Math.ceil(timeout) || 1), 2 ** 31 - 1);
+  return timeout === Infinity ? timeout : Math.min(Math.max(1, Math.ceil(timeout) || 1), MAX_TIMEOUT);
 }
 
 // Milliseconds. When a timer is later than this, the event loop was blocked, and could not read from peers either.
@@ -60,9 +63,9 @@ const LATE = 100;
 
 /** Throws a `RangeError` for a timeout that no timer can wait for. */
 export function checkTimeout(name: string, timeout: number | undefined): void {
-  const isValid = Number.isInteger(timeout) && timeout! >= 1 && timeout! < 2 ** 31;
+  const isValid = Number.isInteger(timeout) && timeout! >= 1 && timeout! <= MAX_TIMEOUT;
   if (isValid || timeout === undefined || timeout === Infinity) return;
-  throw new RangeError(`${name} must be an integer from 1 to ${2 ** 31 - 1} or Infinity, received ${timeout}`);
+  throw new RangeError(`${name} must be an integer from 1 to ${MAX_TIMEOUT} or Infinity, received ${timeout}`);
 }
 
 /**

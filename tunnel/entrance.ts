@@ -1,0 +1,185 @@
+/**
+ * Accepts the clients of a server, at an address and with a certificate that can be replaced.
+ *
+ * @module
+ */
+
+import type { Listener } from "../mod.ts";
+import { format, parseEndpoint } from "./address.ts";
+import type { ServeTunnelOptions } from "./options.ts";
+import { overlaps } from "./ports.ts";
+import { checkProxies, ProxyListener } from "./proxy_listener.ts";
+import { type Listening, listenOn, type Socket } from "./socket.ts";
+import { backoff, sleep } from "./wait.ts";
+
+// Milliseconds between attempts to listen again. Larger: less load while the address is in use; smaller: a shorter
+// outage.
+const MAX_PAUSE = 2000;
+
+/** The options that determine how clients are accepted. */
+type EntranceOptions = Pick<ServeTunnelOptions, "listen" | "cert" | "key" | "acceptProxy">;
+
+/** An open listener. */
+interface Opened {
+  listening: Listening;
+  /** Accepts its connections, without the headers of proxies. */
+  listener: Listener<Socket>;
+}
+
+function normalize(listen: string): string {
+  return format(parseEndpoint("listen", listen, 0));
+}
+
+function open(at: string, options: EntranceOptions, report: (error: unknown) => void): Opened {
+  const { listen, cert, key, acceptProxy } = options;
+  const isProxy = checkProxies({ listen, cert, acceptProxy });
+  const listening = listenOn(at, cert === undefined ? undefined : { cert, key: key! });
+  return { listening, listener: isProxy === undefined ? listening : new ProxyListener(listening, isProxy, report) };
+}
+
+/** Throws a `RangeError` unless the certificate and the key can be used. */
+function checkCertificate({ cert, key }: EntranceOptions): void {
+  if (cert === undefined) return;
+  try {
+    listenOn("127.0.0.1:0", { cert, key: key! }).close();
+  } catch (error) {
+    // A process that may listen at some addresses only finds a mistake when it listens.
+    if (error instanceof RangeError) throw error;
+  }
+}
+
+/** A listener of clients, whose address, certificate and proxies can be replaced. */
+export class Entrance implements Listener<Socket> {
+  readonly #report: (error: unknown) => void;
+  #options: EntranceOptions;
+  #addr: string;
+  /** `undefined` while its address is being listened on again. */
+  #opened: Opened | undefined;
+  /** The current listener, once it listens. */
+  #listener: Promise<Listener<Socket>>;
+  /** Aborts when the current listener is replaced or closed. */
+  #replaced = new AbortController();
+  /** Fulfils when no header of a proxy is being read. */
+  #ended: Promise<unknown> = Promise.resolve();
+
+  /**
+   * Starts to listen.
+   *
+   * @param report Called with each error of a connection.
+   */
+  constructor(options: EntranceOptions, report: (error: unknown) => void) {
+    this.#report = report;
+    this.#options = options;
+    this.#opened = open(options.listen, options, report);
+    this.#addr = this.#opened.listening.addr;
+    this.#listener = Promise.resolve(this.#opened.listener);
+  }
+
+  /** The address with its port. */
+  get addr(): string {
+    return this.#addr;
+  }
+
+  /** Fulfils after `close`, when no header of a proxy is being read. */
+  get ended(): Promise<unknown> {
+    return this.#ended;
+  }
+
+  async accept(): Promise<Socket> {
+    for (;;) {
+      const listener = this.#listener;
+      try {
+        return await (await listener).accept();
+      } catch (error) {
+        // A replaced listener has ended.
+        if (listener === this.#listener) throw error;
+      }
+    }
+  }
+
+  /** Stops listening. */
+  close(): void {
+    this.#replaced.abort();
+    this.#closeOpened();
+  }
+
+  /**
+   * Accepts new connections with other options; accepted ones stay. A new address is listened on before the old one is
+   * closed. At the same address connections are refused for the moment between the two listeners.
+   *
+   * @throws {RangeError} The options are malformed.
+   * @throws {Error} The new address cannot be listened on. The old one is still listened on.
+   */
+  async replace(options: EntranceOptions): Promise<void> {
+    const { listen, cert, key, acceptProxy = [] } = options;
+    const old = this.#options;
+    const isSame = normalize(listen) === normalize(old.listen);
+    const hasSameProxies = acceptProxy.join() === (old.acceptProxy ?? []).join();
+    if (isSame && cert === old.cert && key === old.key && hasSameProxies) return;
+    if (isSame || overlaps(this.#addr, normalize(listen))) {
+      checkCertificate(options);
+      const { promise: tried, resolve } = Promise.withResolvers<void>();
+      const closed = this.#closeOpened();
+      this.#use(this.#listenAgain(isSame ? this.#addr : listen, options, closed, this.#renew(), resolve));
+      await tried;
+    } else {
+      const opened = open(listen, options, this.#report);
+      this.#closeOpened();
+      this.#renew();
+      this.#opened = opened;
+      this.#addr = opened.listening.addr;
+      this.#use(Promise.resolve(opened.listener));
+    }
+    this.#options = options;
+  }
+
+  #use(listener: Promise<Listener<Socket>>): void {
+    this.#listener = listener;
+    listener.catch(() => {});
+  }
+
+  /** Returns a signal for the next listener. */
+  #renew(): AbortSignal {
+    this.#replaced.abort();
+    this.#replaced = new AbortController();
+    return this.#replaced.signal;
+  }
+
+  /** Closes the current listener; the result fulfils when its address is free. */
+  async #closeOpened(): Promise<void> {
+    const opened = this.#opened;
+    this.#opened = undefined;
+    if (opened === undefined) return;
+    const { listening, listener } = opened;
+    listener.close();
+    listening.close();
+    if (listener instanceof ProxyListener) this.#ended = Promise.all([this.#ended, listener.ended]);
+    await listening.closed;
+  }
+
+  /** Listens at an address that was just closed, until it succeeds; `tried` is called after the first attempt. */
+  async #listenAgain(
+    at: string,
+    options: EntranceOptions,
+    closed: Promise<void>,
+    signal: AbortSignal,
+    tried: () => void,
+  ): Promise<Listener<Socket>> {
+    await closed;
+    for (const delays = backoff(MAX_PAUSE); !signal.aborted;) {
+      try {
+        const opened = open(at, options, this.#report);
+        this.#opened = opened;
+        this.#addr = opened.listening.addr;
+        return opened.listener;
+      } catch (error) {
+        this.#report(error);
+      } finally {
+        tried();
+      }
+      await sleep(delays.next().value, signal);
+    }
+    tried();
+    throw new Deno.errors.BadResource("Listener has been closed");
+  }
+}
