@@ -83,7 +83,7 @@ export class Link {
     return this.#settings.serverAddr;
   }
 
-  /** The session; `undefined` while there is none. */
+  /** The session; `undefined` while not connected. */
   get session(): Session | undefined {
     return this.#session;
   }
