@@ -212,7 +212,7 @@ Deno.test("checkTunnel() checks the fixed target of a server, and does not send 
     assertEquals(lastOf(checks).text, "the server kept a stream open for 1 s");
     await using bad = start({ target: nowhere() });
     const fixed = { connect: bad.serverAddr, forward: ["8080"], resume };
-    await assertFails(fixed, "target", /^the (server ended|peer aborted) the stream/, /^Start the target/);
+    await assertFails(fixed, "target", /^the server ended the stream/, /^Start the target/);
     const asking = { connect: good.serverAddr, forward: ["8080=1"], resume };
     await assertFails(asking, "smux", /^smux 2 answers, but not as a server of tunnels$/, /--forward LISTEN/);
     assertMatch(lastOf(await check({ connect: good.serverAddr, resume })).text, /it may have a fixed --target$/);
