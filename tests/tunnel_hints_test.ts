@@ -2,7 +2,8 @@
 
 import { assertEquals, assertInstanceOf, assertThrows } from "@std/assert";
 import config from "../deno.json" with { type: "json" };
-import { parseCommand, UsageError } from "../tunnel/arguments.ts";
+import { parseCommand } from "../tunnel/arguments.ts";
+import { UsageError } from "../tunnel/values.ts";
 import { editDistance, errorHint } from "../tunnel/hints.ts";
 import { CONFIGURED, OPTIONS, textFor } from "../tunnel/usage.ts";
 import { VERSION } from "../tunnel/version.ts";

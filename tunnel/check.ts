@@ -7,15 +7,16 @@
 import { isIP } from "node:net";
 import { type Connection, Session, SessionClosedError, type Stream, StreamResetError, type Version } from "../mod.ts";
 import { adviceFor, type StepKind } from "./advice.ts";
-import { type Endpoint, format, parseEndpoint, parseForward } from "./address.ts";
+import { format, parseForward } from "./address.ts";
 import { connectResumable } from "./carrier.ts";
-import { checkOptions, type Settings } from "./settings.ts";
+import { connectServer, dialServer, type DialServerOptions, secureServer, type ServerPlace } from "./dial_server.ts";
 import { errorText, PermanentError, toError, wrapError } from "./errors.ts";
 import { type Credentials, header, request } from "./handshake.ts";
 import { type Direction, measure } from "./measure.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
 import { describeCertificate } from "./peer_certificate.ts";
-import { addressesOf, checkRuntime, dial, secure, type Socket } from "./socket.ts";
+import { checkOptions, type Settings } from "./settings.ts";
+import { addressesOf, checkRuntime, dial, type Socket } from "./socket.ts";
 import { checkTimeout, CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, onAbort, setDeadline, sleep, withTimeout } from "./wait.ts";
 
 // Requests whose times have a median. Larger: more accurate; smaller: faster on slow links.
@@ -141,8 +142,6 @@ type Step = [kind: StepKind, name: string, run: () => Promise<string>];
 class Check {
   readonly #options: CheckTunnelOptions;
   readonly #settings: Settings;
-  readonly #endpoint: Endpoint;
-  readonly #addr: string;
   readonly #stop = new AbortController();
   #addresses: string[] | undefined;
   /** The connection of the last step, until a session has it. */
@@ -157,8 +156,6 @@ class Check {
   #serverTimeout = SERVER_TIMEOUT;
 
   constructor(options: CheckTunnelOptions) {
-    this.#endpoint = parseEndpoint("connect", options.connect, 1);
-    this.#addr = format(this.#endpoint);
     this.#options = { ...options };
     this.#settings = checkOptions(options);
     checkTimeout("idle", options.idle);
@@ -186,11 +183,11 @@ class Check {
 
   /** Yields the steps; which ones follow depends on what the steps before have found. */
   *#steps(): Generator<Step> {
-    const { hostname, path } = this.#endpoint;
+    const { endpoint: { hostname, path }, tls } = this.#server;
     const { forward = [], reverse = [], secret, resume = true, idle } = this.#options;
     if (hostname !== undefined && isIP(hostname) === 0) yield ["name", "name", () => this.#resolve()];
     yield ["connection", path === undefined ? "TCP" : "socket", () => this.#dial()];
-    if (this.#settings.certificates !== undefined) yield ["TLS", "TLS", () => this.#secure()];
+    if (tls !== undefined) yield ["TLS", "TLS", () => this.#secure()];
     if (resume) yield ["protocol", "protocol", () => this.#greet()];
     const fixed = forward.filter((text) => parseForward("forward", text).target === undefined);
     if (forward.length > 0 && fixed.length === forward.length && reverse.length === 0 && secret === undefined) {
@@ -235,48 +232,52 @@ class Check {
     return { secret, user };
   }
 
-  get #connectTimeout(): number {
-    return this.#options.connectTimeout ?? CONNECT_TIMEOUT;
+  get #server(): ServerPlace {
+    return this.#settings.server;
+  }
+
+  get #dialOptions(): DialServerOptions {
+    return { connectTimeout: this.#options.connectTimeout ?? CONNECT_TIMEOUT, addresses: this.#addresses };
   }
 
   async #resolve(): Promise<string> {
     const { signal } = this.#stop;
-    const hostname = this.#endpoint.hostname!;
+    const hostname = this.#server.endpoint.hostname!;
     const find = (signal: AbortSignal) => addressesOf(hostname, signal);
-    this.#addresses = await withTimeout("resolving", this.#connectTimeout, signal, find).catch((error) => {
-      throw wrapError(`Cannot resolve ${hostname}`, error);
-    });
+    this.#addresses = await withTimeout("resolving", this.#dialOptions.connectTimeout, signal, find).catch(
+      (error) => {
+        throw wrapError(`Cannot resolve ${hostname}`, error);
+      },
+    );
     return `${hostname} is ${this.#addresses.join(", ")}`;
   }
 
   async #connect(): Promise<Socket> {
-    const options = { connectTimeout: this.#connectTimeout, addresses: this.#addresses };
-    return await dial(this.#options.connect, this.#stop.signal, options);
+    return await connectServer(this.#server, this.#stop.signal, this.#dialOptions);
   }
 
   /** Opens a connection like that of the steps before. */
-  async #open(): Promise<Socket> {
-    const socket = await this.#connect();
-    const { certificates } = this.#settings;
-    if (certificates === undefined) return socket;
-    return await secure(socket as Deno.TcpConn, this.#endpoint.hostname!, certificates.caCerts, this.#stop.signal);
+  async #open(): Promise<Connection> {
+    return await dialServer(this.#server, this.#stop.signal, this.#dialOptions);
   }
 
   async #dial(): Promise<string> {
     const socket = await this.#connect();
     this.#connection = socket;
-    return `connected to ${"path" in socket.remoteAddr ? this.#addr : format(socket.remoteAddr as Deno.NetAddr)}`;
+    return `connected to ${
+      "path" in socket.remoteAddr ? this.#server.name : format(socket.remoteAddr as Deno.NetAddr)
+    }`;
   }
 
   async #secure(): Promise<string> {
-    const hostname = this.#endpoint.hostname!;
+    const hostname = this.#server.endpoint.hostname!;
     const socket = this.#connection as Deno.TcpConn;
     // A failed handshake closes it.
     this.#connection = undefined;
     const { hostname: address, port } = socket.remoteAddr;
     const describe = () => describeCertificate(address, port, hostname);
     try {
-      this.#connection = await secure(socket, hostname, this.#settings.certificates!.caCerts, this.#stop.signal);
+      this.#connection = await secureServer(this.#server, socket, this.#stop.signal);
     } catch (error) {
       const found = await describe();
       if (found === undefined) throw wrapError("no handshake", error);
@@ -296,7 +297,7 @@ class Check {
     };
     this.#connection = undefined;
     const lost = (error: unknown) => this.#session?.abort(wrapError("The connection was lost", error));
-    const carrier = await connectResumable(this.#addr, open, {
+    const carrier = await connectResumable(this.#server.name, open, {
       signal: this.#stop.signal,
       silence: this.#settings.limits.silence,
       onSuspended: lost,
@@ -391,7 +392,7 @@ class Check {
   }
 
   async #checkTarget(target: string): Promise<string> {
-    const socket = await dial(target, this.#stop.signal, { connectTimeout: this.#connectTimeout });
+    const socket = await dial(target, this.#stop.signal, { connectTimeout: this.#dialOptions.connectTimeout });
     socket[Symbol.dispose]();
     return `this client reaches ${target}`;
   }

@@ -5,7 +5,7 @@
  */
 
 import type { FrameEvent } from "../mod.ts";
-import { parseCommand, type TunnelCommand, UsageError } from "./arguments.ts";
+import { parseCommand, type TunnelCommand } from "./arguments.ts";
 import { ConfigError } from "./config.ts";
 import { Display } from "./display.ts";
 import { errorText, PermanentError } from "./errors.ts";
@@ -26,6 +26,7 @@ import {
 import { TunnelRefusedError } from "./options.ts";
 import { forwardStdio, type StdioFigures } from "./stdio.ts";
 import { textFor } from "./usage.ts";
+import { UsageError } from "./values.ts";
 import { setDeadline } from "./wait.ts";
 
 /** The exit codes of the command. */

@@ -299,7 +299,7 @@ class Client {
     if (hasNewStatus) this.#status = status;
     this.#options = options;
     this.#settings = {
-      certificates: wanted.certificates,
+      server: wanted.server,
       limits: wanted.limits,
       locals: locals.next,
       reverse: new Map(reverses.next.map((reverse) => [reverse.listen, reverse])),

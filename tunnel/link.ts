@@ -7,11 +7,11 @@
 import { type Connection, Session, SessionClosedError } from "../mod.ts";
 import type { Activity } from "./activity.ts";
 import { type Carrier, connectResumable } from "./carrier.ts";
+import { dialServer, isSamePlace, type ServerPlace } from "./dial_server.ts";
 import { PermanentError, wrapError } from "./errors.ts";
 import { checkServer } from "./handshake.ts";
 import type { Limits } from "./limits.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
-import { dial } from "./socket.ts";
 import { backoff, onAbort, setDeadline, sleep } from "./wait.ts";
 
 // Milliseconds. The default of `serve`.
@@ -39,10 +39,7 @@ export interface LinkHost {
 
 /** Settings of a link. */
 export interface LinkSettings extends OpenTunnelOptions {
-  /** The address of the server, for errors and events. */
-  serverAddr: string;
-  /** The certificates to trust; `undefined`: without TLS. */
-  certificates: { caCerts: string[] } | undefined;
+  server: ServerPlace;
   /** Whether a request is sent on each new session, so that the server proves that it accepts the secret. */
   isChecked: boolean;
   /** Milliseconds to wait for the server. */
@@ -80,7 +77,7 @@ export class Link {
 
   /** The address of the server. */
   get serverAddr(): string {
-    return this.#settings.serverAddr;
+    return this.#settings.server.name;
   }
 
   /** The session; `undefined` while not connected. */
@@ -117,14 +114,13 @@ export class Link {
       clear();
     }
     if (this.#session !== undefined && this.isUp) return this.#session;
-    throw new Error(`Cannot open a stream: not connected to ${this.#settings.serverAddr}`);
+    throw new Error(`Cannot open a stream: not connected to ${this.serverAddr}`);
   }
 
   /** Whether the connection can have these settings. */
   accepts(settings: LinkSettings): boolean {
-    const { serverAddr, certificates, user, version = 2 } = this.#settings;
-    return settings.serverAddr === serverAddr && settings.user === user && (settings.version ?? 2) === version &&
-      (settings.certificates === undefined) === (certificates === undefined);
+    const { server, user, version = 2 } = this.#settings;
+    return isSamePlace(settings.server, server) && settings.user === user && (settings.version ?? 2) === version;
   }
 
   /** Replaces the settings, for new requests and connections. */
@@ -161,7 +157,8 @@ export class Link {
    * @returns A promise that fulfils when the client is ending; rejects if the session was lost, without `reconnect`.
    */
   async run(): Promise<void> {
-    const { signal, serverAddr } = this.#settings;
+    const { signal } = this.#settings;
+    const { serverAddr } = this;
     while (this.#session !== undefined) {
       const reason = await this.#sessionEnd(this.#session);
       const isStopping = this.stopping.aborted;
@@ -267,7 +264,7 @@ export class Link {
   #explain(error: unknown): unknown {
     if (!(error instanceof SessionClosedError) || this.stopping.aborted) return error;
     const cause = error.cause ?? error;
-    const { serverAddr } = this.#settings;
+    const { serverAddr } = this;
     if (cause instanceof Error && cause.name === "TimeoutError") {
       return wrapError(`${serverAddr} accepts connections, but does not answer`, cause);
     }
@@ -275,7 +272,8 @@ export class Link {
   }
 
   async #connect(): Promise<Carrier> {
-    const { serverAddr, resume = true, limits } = this.#settings;
+    const { resume = true, limits } = this.#settings;
+    const { serverAddr } = this;
     const open = (signal: AbortSignal) => this.#dial(signal);
     if (resume) {
       const carrier = await connectResumable(serverAddr, open, {
@@ -297,21 +295,15 @@ export class Link {
 
   /** Reports once that the server does not resume: only now, because one without free descriptors answers like it. */
   #reportPlain({ isResumable }: Carrier): void {
-    const { serverAddr, resume = true } = this.#settings;
+    const { resume = true } = this.#settings;
     if (isResumable || !resume || this.#isPlainReported) return;
     this.#isPlainReported = true;
-    this.#activity.emit({ type: "unresumable", serverAddr });
+    this.#activity.emit({ type: "unresumable", serverAddr: this.serverAddr });
   }
 
-  async #dial(signal: AbortSignal): Promise<Connection> {
-    const { connect, certificates, connectTimeout = CONNECT_TIMEOUT } = this.#settings;
-    try {
-      return await dial(connect, signal, { ...certificates, connectTimeout });
-    } catch (error) {
-      // A certificate that is not trusted, or a server without TLS.
-      const isTls = error instanceof Error && error.cause instanceof Deno.errors.InvalidData;
-      throw isTls ? new PermanentError(error.message, { cause: error }) : error;
-    }
+  #dial(signal: AbortSignal): Promise<Connection> {
+    const { server, connectTimeout = CONNECT_TIMEOUT } = this.#settings;
+    return dialServer(server, signal, { connectTimeout });
   }
 
   /** Waits until the last bytes of a session are sent, but not long, and not after an error. */
@@ -325,7 +317,7 @@ export class Link {
   #suspended(error: unknown): void {
     if (this.#session === undefined || this.stopping.aborted) return;
     this.#suspendedAt = performance.now();
-    const { serverAddr } = this.#settings;
+    const { serverAddr } = this;
     const lost = wrapError(`The connection to ${serverAddr} was lost`, error);
     this.#activity.emit({ type: "suspended", serverAddr, error: lost });
     this.#down();
@@ -335,7 +327,7 @@ export class Link {
     if (this.#suspendedAt === undefined) return;
     const downtime = performance.now() - this.#suspendedAt;
     await this.#up();
-    this.#activity.emit({ type: "resumed", serverAddr: this.#settings.serverAddr, downtime });
+    this.#activity.emit({ type: "resumed", serverAddr: this.serverAddr, downtime });
   }
 
   /** Waits until a session has ended; returns the reason, `undefined` after a clean close. */

@@ -4,7 +4,8 @@
  * @module
  */
 
-import { checkExposed, checkTls, format, parseEndpoint, parseForward } from "./address.ts";
+import { checkExposed, parseForward } from "./address.ts";
+import { parseServerPlace, type ServerPlace } from "./dial_server.ts";
 import { checkSecret } from "./handshake.ts";
 import { type Limits, limitsOf } from "./limits.ts";
 import type { LinkSettings } from "./link.ts";
@@ -19,7 +20,7 @@ const WAIT = 30_000;
 
 /** The checked options of a client, with defaults. */
 export interface Settings {
-  certificates: { caCerts: string[] } | undefined;
+  server: ServerPlace;
   locals: Local[];
   /** By LISTEN of the server, in the order of the options. */
   reverse: Map<string, Reverse>;
@@ -32,18 +33,13 @@ export interface Settings {
  * @throws {RangeError} They are malformed, or cannot be combined.
  */
 export function checkOptions(options: OpenTunnelOptions): Settings {
-  const { connect, user, secret, ca, tls = ca !== undefined, insecure } = options;
-  parseEndpoint("connect", connect, 1);
+  const { user, secret, insecure } = options;
+  const server = parseServerPlace(options);
   checkSecret(secret);
   checkStatus(options.status, insecure);
   if (user !== undefined) checkName("user", user);
   if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
   checkTimeout("connectTimeout", options.connectTimeout);
-  if (tls) checkTls("connect", connect);
-  if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
-    throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
-  }
-  if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
   const locals = [
     ...(options.forward ?? []).map((text) => makeLocal({ ...parseForward("forward", text), isSocks: false })),
     ...(options.socks ?? []).map((listen) => makeLocal({ listen, target: undefined, isSocks: true, isProxied: false })),
@@ -58,21 +54,19 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
     }
     reverse.set(listen, makeReverse({ listen, target, isProxied }));
   }
-  const certificates = tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined;
-  return { certificates, locals, reverse, limits: limitsOf(options) };
+  return { server, locals, reverse, limits: limitsOf(options) };
 }
 
 /** Returns the settings of the connection to the server. */
 export function linkSettings(
   options: OpenTunnelOptions,
-  { certificates, locals, reverse, limits }: Settings,
+  { server, locals, reverse, limits }: Settings,
 ): LinkSettings {
-  const { connect, wait = WAIT, secret } = options;
+  const { wait = WAIT, secret } = options;
   const requests = locals.some(({ target, isSocks }) => target !== undefined || isSocks) || reverse.size > 0;
   return {
     ...options,
-    serverAddr: format(parseEndpoint("connect", connect, 1)),
-    certificates,
+    server,
     isChecked: requests || secret !== undefined,
     wait: wait === Infinity ? wait : clampTimeout(wait),
     limits,

@@ -173,8 +173,6 @@ export async function listenToForward(at: string): Promise<Listening> {
 
 /** How to connect to a target. */
 interface DialOptions {
-  /** Connect with TLS, and trust these certificates in PEM too. */
-  caCerts?: string[] | undefined;
   /** Milliseconds until connecting fails. Default: 10 000. */
   connectTimeout?: number | undefined;
   /** The only addresses to connect to. Default: those of the host. */
@@ -184,7 +182,7 @@ interface DialOptions {
 /** Connects to a target; rejects when the stream that requests it fails first, or the signal aborts. */
 export async function dial(to: string, by: Stream | AbortSignal, options: DialOptions = {}): Promise<Socket> {
   const { path, hostname, port } = parseEndpoint("target", to, 1);
-  const { caCerts, connectTimeout = CONNECT_TIMEOUT, addresses } = options;
+  const { connectTimeout = CONNECT_TIMEOUT, addresses } = options;
   const gone = new AbortController();
   if (!(by instanceof AbortSignal)) by.closed.catch((error) => gone.abort(error));
   const signal = by instanceof AbortSignal ? by : gone.signal;
@@ -197,8 +195,7 @@ export async function dial(to: string, by: Stream | AbortSignal, options: DialOp
       });
     // A connection to forward can be reset.
     if (!(by instanceof AbortSignal)) return await connectBy(connectTcp);
-    const connection = await connectBy<Deno.TcpConn>(Deno.connect);
-    return caCerts === undefined ? connection : await secure(connection, hostname, caCerts, signal);
+    return await connectBy<Deno.TcpConn>(Deno.connect);
   } catch (error) {
     signal.throwIfAborted();
     throw wrapError(`Cannot connect to ${format({ path, hostname, port })}`, error);
