@@ -14,8 +14,9 @@ import { freeBuffer } from "./transport.ts";
 // smaller: more writes. Of the second size: larger: more unused memory; smaller: more writes.
 const SMALL_PAGE_BYTES = 2048;
 const LARGE_PAGE_BYTES = 256 * 1024;
-// Pages kept for reuse. Larger: more memory after a burst; smaller: more allocations.
-const MAX_SPARE_PAGES = 16;
+// Pages kept for reuse beyond those of a full buffer, which small records leave partly unused. Larger: more memory after a
+// burst; smaller: more allocations.
+const EXTRA_SPARE_PAGES = 8;
 
 /** A record in a page. */
 interface Entry {
@@ -40,6 +41,7 @@ interface Page {
 export class ReplayBuffer {
   /** Maximum number of bytes that are not acknowledged. */
   readonly capacity: number;
+  readonly #maxSpare: number;
   #pages: Page[] = [];
   #spare: Uint8Array[] = [];
   // Counts of bytes; the end of writing counts as one.
@@ -54,6 +56,7 @@ export class ReplayBuffer {
   /** @param capacity Maximum number of bytes that are not acknowledged. */
   constructor(capacity: number) {
     this.capacity = capacity;
+    this.#maxSpare = Math.ceil(capacity / LARGE_PAGE_BYTES) + EXTRA_SPARE_PAGES;
   }
 
   /** Count of the bytes that were appended, plus 1 after `appendEnd`. */
@@ -121,7 +124,7 @@ export class ReplayBuffer {
     let freed = 0;
     while (freed < this.#pages.length && this.#pages[freed]!.entries.at(-1)!.end <= count) freed++;
     for (const { bytes } of this.#pages.splice(0, freed)) {
-      if (this.#spare.length < MAX_SPARE_PAGES) this.#spare.push(bytes);
+      if (this.#spare.length < this.#maxSpare) this.#spare.push(bytes);
     }
     if (this.#page < freed) this.#position = 0;
     this.#page = Math.max(0, this.#page - freed);
@@ -154,7 +157,8 @@ export class ReplayBuffer {
     // A record in one piece needs fewer writes than one that fills the last page first.
     if (last !== undefined && last.bytes.length - last.used >= Math.min(length, LARGE_PAGE_BYTES)) return last;
     const size = length > SMALL_PAGE_BYTES ? LARGE_PAGE_BYTES : SMALL_PAGE_BYTES;
-    const spare = this.#spare.findIndex((bytes) => bytes.length >= size);
+    // The page that was freed last is the most likely to be in the cache of the processor.
+    const spare = this.#spare.findLastIndex((bytes) => bytes.length >= size);
     const bytes = spare < 0 ? new Uint8Array(size) : this.#spare.splice(spare, 1)[0]!;
     const page: Page = { bytes, entries: [], used: 0 };
     this.#pages.push(page);

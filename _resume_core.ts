@@ -98,8 +98,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   lastError: unknown;
   /** Number of carriers so far. */
   carriers = 0;
-  /** What is done with each carrier. */
-  readonly setup: Map<string, (connection: Connection) => void> = new Map();
+  /** Called with each carrier, before its first use. */
+  onCarrier: ((connection: Connection) => void) | undefined;
   readonly timers: ResumeTimers;
   readonly #onChange: (state: ResumeState, reason: unknown) => void;
   readonly #replay: ReplayBuffer;
@@ -191,7 +191,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#reported = this.#received;
     this.#carrier = new Carrier(connection, this, this.#isEndedByPeer);
     this.carriers++;
-    for (const apply of this.setup.values()) apply(connection);
+    this.onCarrier?.(connection);
     this.#state = "connected";
     this.lastError = undefined;
     this.timers.attached();
@@ -254,13 +254,24 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       if (this.#phase === "closing") throw closedError("read from");
       count = this.#held.read(p);
       if (count === 0 && this.#isEndedByPeer) return null;
+      const carrier = this.#carrier;
       if (count === 0 && this.#isReading) {
         this.#waitingReads++;
         await this.#change();
         this.#waitingReads--;
-        continue;
+      } else if (count === 0 && carrier === undefined) {
+        await this.#carrierChange();
+      } else if (count === 0) {
+        // Not a function of its own, because an idle connection would keep the memory of its call.
+        this.#beginRead(carrier!);
+        try {
+          count = this.#endRead(carrier!, p, await carrier!.connection.read(p));
+        } catch (error) {
+          this.#lose(carrier!, error);
+        }
+        this.#unlockReading();
+        if (this.#waitingReads === 0 && this.#needsAcknowledgement) clock.pass(() => void this.#readAhead());
       }
-      if (count === 0) count = await this.#receive(p);
       if (count === 0) continue;
       this.#report();
       return count;
@@ -275,7 +286,16 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   async #readAhead(): Promise<void> {
     if (!this.#canReadAhead) return;
     const buffer = new ReadBuffer(new Uint8Array(READ_AHEAD_BYTES));
-    do await this.#receive(buffer.bytes, buffer); while (this.#waitingReads === 0 && this.#canReadAhead);
+    do {
+      const carrier = this.#carrier!;
+      this.#beginRead(carrier);
+      try {
+        this.#endRead(carrier, buffer.bytes, await carrier.connection.read(buffer.bytes), buffer);
+      } catch (error) {
+        this.#lose(carrier, error);
+      }
+      this.#unlockReading();
+    } while (this.#waitingReads === 0 && this.#canReadAhead);
     buffer.release();
   }
 
@@ -283,47 +303,47 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     return !this.#isReading && this.#carrier !== undefined && this.#held.length < this.#replay.capacity;
   }
 
+  /** Waits until there may be a carrier to read. */
+  async #carrierChange(): Promise<void> {
+    if (this.hasEnded) throw this.#failure?.error ?? closedError("read from");
+    await this.#change();
+  }
+
+  /** Takes the lock of reading. */
+  #beginRead(carrier: Carrier): void {
+    this.#isReading = carrier.isReading = true;
+  }
+
   /**
-   * Waits for the carrier, and reads it into `p`, with the lock of reading held.
+   * Decodes what a read of a carrier has returned.
    *
-   * @param p The memory.
+   * @param carrier The carrier.
+   * @param p The memory of the read. The payload is moved to its start.
+   * @param count The result of the read.
    * @param ahead The buffer of `p`, if the payload must be held until the application reads.
    * @returns Number of bytes of payload, which may be 0.
    */
-  async #receive(p: Uint8Array, ahead?: ReadBuffer): Promise<number> {
-    const carrier = this.#carrier;
-    if (carrier === undefined) {
-      if (this.hasEnded) throw this.#failure?.error ?? closedError("read from");
-      await this.#change();
-      return 0;
-    }
-    this.#isReading = true;
-    let payload = 0;
-    try {
-      carrier.isReading = true;
-      const count = await carrier.connection.read(p);
-      carrier.isReading = false;
-      // The peer sends again what a replaced carrier delivers late.
-      if (carrier === this.#carrier) {
-        if (count === null) throw new ResumptionError("The connection below has ended");
-        this.timers.heard();
-        payload = carrier.decoder.decode(p, count);
-        this.#received += payload;
-        // Before the lock is released, so that no later bytes overtake these.
-        if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);
-        if (this.#phase === "closing") this.#held.clear();
-        this.#send();
-      }
-    } catch (error) {
-      this.#lose(carrier, error);
-    }
-    this.#isReading = false;
-    if (this.#waitingReads > 0) this.#changed?.notifyAll();
-    // If the application does not read again, the acknowledgement for which it waits must be received.
-    else if (ahead === undefined && this.#needsAcknowledgement) clock.pass(() => void this.#readAhead());
+  #endRead(carrier: Carrier, p: Uint8Array, count: number | null, ahead?: ReadBuffer): number {
+    carrier.isReading = false;
+    // The peer sends again what a replaced carrier delivers late.
+    if (carrier !== this.#carrier) return 0;
+    if (count === null) throw new ResumptionError("The connection below has ended");
+    this.timers.heard();
+    const payload = carrier.decoder.decode(p, count);
+    this.#received += payload;
+    // Before the lock is released, so that no later bytes overtake these.
+    if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);
+    if (this.#phase === "closing") this.#held.clear();
+    this.#send();
     return payload;
   }
 
+  #unlockReading(): void {
+    this.#isReading = false;
+    if (this.#waitingReads > 0) this.#changed?.notifyAll();
+  }
+
+  // If the application does not read again, the acknowledgement for which it waits must be received.
   get #needsAcknowledgement(): boolean {
     return this.#replay.room <= 0 || (this.#phase !== "open" && !this.#isEndAcknowledged);
   }
@@ -366,21 +386,19 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   /** Implements `Connection.write`. */
   async write(p: Uint8Array): Promise<number> {
-    for (let count = 0;;) {
+    let count = 0;
+    for (;;) {
       // Also after a wait: nothing may follow the end of writing.
       if (this.#phase !== "open") throw closedError("write to");
       this.#checkOpen("write to");
       count = this.#replay.append(p.subarray(0, MAX_WRITE_BYTES));
-      if (count > 0 || p.length === 0) return await this.#sent(count);
+      if (count > 0 || p.length === 0) break;
       this.#readAhead();
       await this.#change();
     }
-  }
-
-  /** Waits until almost everything appended is written below, so that a slow carrier slows down the application. */
-  async #sent(count: number): Promise<number> {
     const end = this.#replay.appended;
     this.#send();
+    // Until almost everything appended is written below, so that a slow carrier slows down the application.
     while (this.#written < end - (this.#carrier === undefined ? 0 : MAX_WAITING_BYTES)) {
       this.#checkOpen("write to");
       await this.#change();

@@ -253,11 +253,16 @@ class PlainConnection implements Connection {
     return this.#inner.remoteAddr;
   }
 
-  async read(p: Uint8Array): Promise<number | null> {
-    if (p.length === 0) return 0;
+  // Not an async function, because an idle connection would keep the memory of its call.
+  read(p: Uint8Array): Promise<number | null> {
     const first = this.#first;
-    if (first === undefined) return await this.#inner.read(p);
+    if (first === undefined) return this.#inner.read(p);
+    if (p.length === 0) return Promise.resolve(0);
     this.#first = undefined;
+    return this.#readFirst(first, p);
+  }
+
+  async #readFirst(first: Promise<number | null>, p: Uint8Array): Promise<number | null> {
     const count = await first;
     if (count === 1) p[0] = this.#bytes[0]!;
     return count;

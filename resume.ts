@@ -292,14 +292,19 @@ class CoreConnection implements ResumableConnection {
   // Of the last carrier, so that a suspended connection still has its addresses.
   #localAddr: Address | undefined;
   #remoteAddr: Address | undefined;
+  // Settings for each carrier; `undefined`: the default of the carrier.
+  #isNoDelay: boolean | undefined;
+  #isRef: boolean | undefined;
 
   constructor(core: ResumeCore, retry = () => {}) {
     this.#core = core;
     this.retry = retry;
-    core.setup.set("address", ({ localAddr, remoteAddr }) => {
-      this.#localAddr = localAddr;
-      this.#remoteAddr = remoteAddr;
-    });
+    core.onCarrier = (carrier) => {
+      this.#localAddr = carrier.localAddr;
+      this.#remoteAddr = carrier.remoteAddr;
+      if (this.#isNoDelay !== undefined) carrier.setNoDelay?.(this.#isNoDelay);
+      if (this.#isRef !== undefined) setRef(carrier, this.#isRef);
+    };
   }
 
   get state(): ResumeState {
@@ -342,22 +347,27 @@ class CoreConnection implements ResumableConnection {
     this.#core.close();
   }
 
-  setNoDelay(on?: boolean): void {
-    this.#apply("noDelay", (connection) => connection.setNoDelay?.(on));
+  setNoDelay(on = true): void {
+    this.#isNoDelay = on;
+    this.#core.connection?.setNoDelay?.(on);
   }
 
   ref(): void {
-    this.#apply("ref", (connection) => connection.ref?.());
-    this.#core.timers.setRef(true);
+    this.#setRef(true);
   }
 
   unref(): void {
-    this.#apply("ref", (connection) => connection.unref?.());
-    this.#core.timers.setRef(false);
+    this.#setRef(false);
   }
 
-  #apply(name: string, change: (connection: Connection) => void): void {
-    this.#core.setup.set(name, change);
-    if (this.#core.connection !== undefined) change(this.#core.connection);
+  #setRef(isRef: boolean): void {
+    this.#isRef = isRef;
+    if (this.#core.connection !== undefined) setRef(this.#core.connection, isRef);
+    this.#core.timers.setRef(isRef);
   }
+}
+
+function setRef(connection: Connection, isRef: boolean): void {
+  if (isRef) connection.ref?.();
+  else connection.unref?.();
 }

@@ -582,8 +582,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "bytes of an old carrier are read after a resumption",
     file: "_resume_core.ts",
-    from: "      if (carrier === this.#carrier) {\n        if (count === null)",
-    to: "      {\n        if (count === null)",
+    from: "    if (carrier !== this.#carrier) return 0;\n",
+    to: "",
     isOfCarriers: true,
   },
   {
@@ -687,8 +687,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "bytes of a replaced carrier are delivered",
     file: "_resume_core.ts",
-    from: "      if (carrier === this.#carrier) {\n        if (count === null)",
-    to: "      {\n        if (count === null)",
+    from: "    if (carrier !== this.#carrier) return 0;\n",
+    to: "",
     tests: ["resume_test.ts"],
   },
   {
@@ -701,8 +701,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "bytes received ahead are overtaken by a read",
     file: "_resume_core.ts",
-    from: "        if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);\n",
-    to: "        if (ahead !== undefined) queueMicrotask(() => this.#held.push(ahead, 0, payload, true));\n",
+    from: "    if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);\n",
+    to: "    if (ahead !== undefined) queueMicrotask(() => this.#held.push(ahead, 0, payload, true));\n",
     tests: ["resume_test.ts"],
   },
   {
