@@ -17,6 +17,7 @@ import { webSocketConnection, WebSocketListener } from "../../websocket.ts";
 import { Process } from "../programs.ts";
 import { conditions, machine, median, percentile, spread, table } from "../stats.ts";
 import { KiB, LOOPBACK, pattern, readExactly, writeAll } from "../support.ts";
+import { CuttingProxy, type Fault } from "./shared/cutting_proxy.ts";
 import { integer, oneOf, parse } from "./shared/options.ts";
 
 /** One line for the list of long tests. */
@@ -32,7 +33,6 @@ const CHUNK = 64 * 1024;
 const TLS = new URL("../fixtures/tls/", import.meta.url);
 
 type Answer = { error?: string };
-type Fault = "cut" | "hang";
 type Carrier = "tcp" | "tls" | "websocket";
 
 const PARTS = ["cut", "memory", "hellos", "speed"] as const;
@@ -84,67 +84,6 @@ async function cut(transfers: number, megabytes: number): Promise<void> {
   }
 }
 
-/** A proxy whose connections all fail at an interval. */
-class Proxy implements Disposable {
-  readonly #listener = Deno.listen(LOOPBACK);
-  readonly #open = new Set<Deno.TcpConn[]>();
-  readonly #timer: ReturnType<typeof setInterval>;
-  #isHanging = new WeakSet<Deno.TcpConn[]>();
-
-  constructor(target: number, fault: Fault) {
-    this.#accept(target);
-    this.#timer = setInterval(() => {
-      for (const pair of this.#open) {
-        if (fault === "hang" && !this.#isHanging.has(pair)) this.#isHanging.add(pair);
-        else this.#close(pair);
-      }
-    }, INTERVAL_MS);
-  }
-
-  get port(): number {
-    return this.#listener.addr.port;
-  }
-
-  async #accept(target: number): Promise<void> {
-    try {
-      for await (const near of this.#listener) {
-        const pair = [near, await Deno.connect({ ...LOOPBACK, port: target })];
-        this.#open.add(pair);
-        this.#copy(pair, 0);
-        this.#copy(pair, 1);
-      }
-    } catch (error) {
-      if (!(error instanceof Deno.errors.BadResource)) throw error;
-    }
-  }
-
-  async #copy(pair: Deno.TcpConn[], from: number): Promise<void> {
-    const p = new Uint8Array(CHUNK);
-    try {
-      for (let count; (count = await pair[from]!.read(p)) !== null;) {
-        if (this.#isHanging.has(pair)) return;
-        await writeAll(pair[1 - from]!, p.subarray(0, count));
-        // Writes that never block would starve the timer.
-        await setImmediate();
-      }
-    } catch {
-      // Cut.
-    }
-    this.#close(pair);
-  }
-
-  #close(pair: Deno.TcpConn[]): void {
-    if (!this.#open.delete(pair)) return;
-    for (const connection of pair) connection.close();
-  }
-
-  [Symbol.dispose](): void {
-    clearInterval(this.#timer);
-    this.#listener.close();
-    for (const pair of this.#open) this.#close(pair);
-  }
-}
-
 /** Starts the end of a carrier that accepts: returns its port and a listener of its connections. */
 function listen(carrier: Carrier, resources: AsyncDisposableStack): { port: number; listener: Listener<Connection> } {
   if (carrier === "websocket") {
@@ -182,7 +121,7 @@ async function transfer(
     onError: (error) => errors.push(error),
   });
   resources.use(server);
-  const proxy = resources.use(new Proxy(port, fault));
+  const proxy = resources.use(new CuttingProxy(port, INTERVAL_MS, fault));
   const connection = resumable(() => dial(carrier, proxy.port), options);
   const session = Session.client(connection, { version });
   for await (

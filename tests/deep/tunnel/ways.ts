@@ -1,5 +1,6 @@
 /**
- * The ways to the targets that are compared: directly, by two chained processes of socat, by `ssh -L`, and by the tunnel.
+ * The ways to the targets that are compared: directly, by two chained processes of socat, by `ssh -L`, and by the tunnel,
+ * over TCP in both versions, and over its other carriers in version 2.
  *
  * @module
  */
@@ -8,10 +9,11 @@ import { delay } from "@std/async";
 import { findProgram, makeFolder, prepareSsh, watch } from "../../programs.ts";
 import { freePort } from "../../support.ts";
 
+const TLS = `${import.meta.dirname}/../../fixtures/tls`;
 const TUNNEL = `${import.meta.dirname}/../../../tunnel.ts`;
 
 /** The names of the ways. */
-export const WAYS = ["directly", "socat", "ssh", "sluice1", "sluice2"] as const;
+export const WAYS = ["directly", "socat", "ssh", "sluice1", "sluice2", "tls", "ws", "wss"] as const;
 /** The name of a way. */
 export type WayName = typeof WAYS[number];
 
@@ -72,17 +74,30 @@ const START: Record<WayName, (starter: Starter, targets: number[]) => Promise<St
   ssh: startSsh,
   sluice1: (starter, targets) => startTunnel(starter, targets, 1),
   sluice2: (starter, targets) => startTunnel(starter, targets, 2),
+  tls: (starter, targets) => startTunnel(starter, targets, 2, "", true),
+  ws: (starter, targets) => startTunnel(starter, targets, 2, "ws://"),
+  wss: (starter, targets) => startTunnel(starter, targets, 2, "wss://", true),
 };
 
-async function startTunnel(starter: Starter, targets: number[], version: 1 | 2): Promise<Started> {
+async function startTunnel(
+  starter: Starter,
+  targets: number[],
+  version: 1 | 2,
+  scheme = "",
+  isSecure = false,
+): Promise<Started> {
   const deno = (args: string[], ready: RegExp[]) =>
     starter.run(Deno.execPath(), ["run", "-A", TUNNEL, ...args], "stdout", ready);
   const allow = targets.flatMap((port) => ["--allow", `127.0.0.1:${port}`]);
-  const [server] = await deno(["server", "--listen", "0", ...allow], [/listening on 127\.0\.0\.1:(\d+)/]);
+  const listen = ["--listen", scheme === "" ? "0" : `${scheme}127.0.0.1:0/`];
+  const [certificate, ca] = isSecure
+    ? [["--cert", `${TLS}/localhost.pem`, "--key", `${TLS}/localhost.key`], ["--ca", `${TLS}/ca.pem`]]
+    : [[], []];
+  const [server] = await deno(["server", ...listen, ...certificate, ...allow], [/listening on \S+:(\d+)/]);
   const forward = targets.flatMap((port) => ["--forward", `0=127.0.0.1:${port}`]);
   // One line for each forward, in their order.
   const ready = targets.map((_, n) => new RegExp(`(?:listening on 127\\.0\\.0\\.1:(\\d+)\\s+){${n + 1}}`));
-  const args = ["client", "--connect", server!, "--smux", `${version}`, ...forward];
+  const args = ["client", "--connect", `${scheme}localhost:${server}`, ...ca, "--smux", `${version}`, ...forward];
   return { ports: (await deno(args, ready)).map(Number), ids: starter.ids };
 }
 
