@@ -48,7 +48,7 @@ async function readResponse(from: DuplexConnection): Promise<string[]> {
   }
 }
 
-/** Returns the schemes of authentication that a response of status 407 offers, in lower case. */
+/** Returns the schemes of authentication that a response offers, in lower case. */
 function schemesOf(headers: readonly string[]): string[] {
   return headers.flatMap((line) => /^proxy-authenticate: *([\w-]+)/i.exec(line)?.[1]?.toLowerCase() ?? []);
 }
@@ -56,7 +56,8 @@ function schemesOf(headers: readonly string[]): string[] {
 /** Returns the error of a response that is not successful. */
 function refusal(status: number, reason: string, headers: readonly string[], target: string, isNamed: boolean): Error {
   const answer = `${status} ${reason.slice(0, MAX_REASON)}`.trim();
-  if (status === 407) {
+  // Tinyproxy answers 401 to a wrong password.
+  if (status === 407 || status === 401) {
     const schemes = schemesOf(headers);
     if (schemes.length > 0 && !schemes.includes("basic")) {
       return new PermanentError(`the proxy wants ${schemes.join(" or ")}, only basic is supported: ${answer}`);
