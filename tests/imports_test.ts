@@ -389,7 +389,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/options.ts": ["mod.ts"],
   "tunnel/output.ts": ["tunnel/bytes.ts"],
-  "tunnel/peer_certificate.ts": ["node:net", "node:tls", "tunnel/bytes.ts", "tunnel/wait.ts"],
+  "tunnel/peer_certificate.ts": ["node:net", "node:stream", "node:tls", "tunnel/bytes.ts", "tunnel/wait.ts"],
   "tunnel/places.ts": ["tunnel/accounting.ts", "tunnel/address.ts", "tunnel/ports.ts", "tunnel/socket.ts"],
   "tunnel/ports.ts": [
     "mod.ts",

@@ -691,7 +691,17 @@ Deno.test("checkTunnel() checks the proxy in steps of its own", async () => {
   assertMatch(checks[0]!.text, /^localhost is .*127\.0\.0\.1/);
   assertEquals(checks[1]!.text, `connected to ${proxy.addr}`);
   assertEquals(checks[2]!.text, `http://localhost:${port} connects to localhost:9000`);
-  assertEquals(checks[3]!.text, "a trusted certificate");
+  assertMatch(checks[3]!.text, /^a trusted certificate of localhost, 127\.0\.0\.1, issued by .*, valid until 21/);
+
+  // A server without TLS, and one whose certificate is not trusted.
+  const unknown = (await check(proxy.url, { ca: cert })).at(-1)!;
+  assertEquals([unknown.name, unknown.isOk], ["TLS", false]);
+  assertMatch(unknown.text, /^a certificate of localhost, 127\.0\.0\.1, .* is not trusted: /);
+  await using plain = start({ allow: ["127.0.0.1:*"] });
+  await using other = makeHttpProxy(plain.serverAddr);
+  const insecure = (await check(other.url)).at(-1)!;
+  assertEquals([insecure.name, insecure.isOk], ["TLS", false]);
+  assertMatch(insecure.text, /^no handshake: /);
 
   answer = "HTTP/1.1 403 Forbidden\r\n\r\n";
   const failed = (await check(proxy.url)).at(-1)!;

@@ -15,7 +15,7 @@ import { errorText, PermanentError, toError, wrapError } from "./errors.ts";
 import { type Credentials, header, request } from "./handshake.ts";
 import { type Direction, measure } from "./measure.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
-import { describeCertificate } from "./peer_certificate.ts";
+import { describeCertificate, describeCertificateOver } from "./peer_certificate.ts";
 import { checkOptions, type Settings } from "./settings.ts";
 import { addressesOf, checkRuntime, dial, type Socket } from "./socket.ts";
 import type { Upstream } from "./upstream.ts";
@@ -297,9 +297,8 @@ class Check {
     // A failed handshake closes it.
     this.#connection = undefined;
     const { hostname: address, port } = socket.remoteAddr;
-    // It is asked for by a connection of its own, which the proxy would have to make.
     const isDirect = this.#server.upstream === undefined;
-    const describe = async () => isDirect ? await describeCertificate(address, port, hostname) : undefined;
+    const describe = () => isDirect ? describeCertificate(address, port, hostname) : this.#describeOver(hostname);
     try {
       this.#connection = await secureServer(this.#server, socket, this.#stop.signal);
     } catch (error) {
@@ -308,6 +307,17 @@ class Check {
       throw new PermanentError(`a certificate ${found} is not trusted: ${errorText(error)}`, { cause: error });
     }
     return `a trusted certificate ${await describe() ?? ""}`.trim();
+  }
+
+  /** Describes the certificate that the server shows over a connection through the proxy. */
+  async #describeOver(hostname: string): Promise<string | undefined> {
+    try {
+      const socket = await connectServer(this.#server, this.#stop.signal, this.#dialOptions);
+      return await describeCertificateOver(socket as Deno.TcpConn, hostname);
+    } catch {
+      // The connection of the step before has the error, if it lasts.
+      return undefined;
+    }
   }
 
   /** Finds out whether the server resumes connections, or what else answers. */
