@@ -48,6 +48,7 @@
 
 export { checkTunnel, type CheckTunnelOptions, type TunnelCheck } from "./tunnel/check.ts";
 export { openTunnel } from "./tunnel/client.ts";
+export { dialThroughProxy } from "./tunnel/dial_proxy.ts";
 export {
   type OpenTunnelOptions,
   type ServeTunnelOptions,

@@ -8,6 +8,7 @@
 export type StepKind =
   | "name"
   | "connection"
+  | "proxy"
   | "TLS"
   | "protocol"
   | "smux"
@@ -30,6 +31,22 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
     [/timed out/, "Nothing answers: a firewall drops the packets, or the address is not that of the server."],
     [/permission|access/i, "This process may not connect to the address."],
     [undefined, "Check the address in --connect, and the network of this machine."],
+  ],
+  proxy: [
+    [
+      /cannot resolve|cannot connect to the proxy/i,
+      "Check the host and the port in --proxy, and the network of this machine.",
+    ],
+    [/wants a user/, "Write --proxy http://USER:PASSWORD@HOST:PORT, or set $HTTPS_PROXY like this."],
+    [/does not accept/, "Compare the user and the password with those of the proxy; write special characters as %XX."],
+    [/only basic/, "Use a proxy in between that can do this, such as cntlm on this machine, or --proxy none."],
+    [/does not allow/, "The rules of the proxy decide: many allow port 443 only. Let the server listen there."],
+    [/expects TLS/, "Use the port of the proxy for plain connections: TLS to a proxy is not supported."],
+    [/does not speak SOCKS/, "For an HTTP proxy write --proxy http://HOST:PORT."],
+    [/does not speak HTTP/, "For a SOCKS 5 proxy write --proxy socks5://HOST:PORT."],
+    [/another kind of server/, "Check that the address in --proxy is that of a proxy."],
+    [/timed out/, "The proxy is stopped, or cannot reach the server: check the address in --connect."],
+    [undefined, "The proxy cannot reach the server: check the address in --connect, and whether the server runs."],
   ],
   TLS: [
     [/UnknownIssuer/, "If this is the certificate of your server, trust it: --ca FILE."],

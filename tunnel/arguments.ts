@@ -15,6 +15,7 @@ import { secretOfEnvironment } from "./environment.ts";
 import { errorText } from "./errors.ts";
 import { commandHint } from "./hints.ts";
 import type { LogFormat } from "./log.ts";
+import { proxyOfEnvironment } from "./no_proxy.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
 import { formatCheck } from "./report.ts";
 import { serveTunnel } from "./server.ts";
@@ -115,7 +116,13 @@ function parseServerAddress(values: Values) {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
-  return { connect, ca, tls: values.has("tls") || ca !== undefined, version: smux === "1" ? 1 as const : 2 as const };
+  return {
+    connect,
+    ca,
+    tls: values.has("tls") || ca !== undefined,
+    proxy: values.one("proxy") ?? proxyOfEnvironment(connect),
+    version: smux === "1" ? 1 as const : 2 as const,
+  };
 }
 
 function parseClient(values: Values): Omit<TunnelCommand, Common> {
@@ -164,12 +171,8 @@ async function* checkLines(options: CheckTunnelOptions): AsyncGenerator<string, 
 }
 
 function parseCheck(values: Values): ShortCommand {
-  const { connect, ca, tls, version } = parseServerAddress(values);
   const options = {
-    connect,
-    ca,
-    tls,
-    version,
+    ...parseServerAddress(values),
     user: values.one("user"),
     secret: values.one("secret") ?? secretOfEnvironment(),
     insecure: values.has("insecure"),

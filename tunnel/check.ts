@@ -9,14 +9,16 @@ import { type Connection, Session, SessionClosedError, type Stream, StreamResetE
 import { adviceFor, type StepKind } from "./advice.ts";
 import { format, parseForward } from "./address.ts";
 import { connectResumable } from "./carrier.ts";
+import { askProxy, connectProxy } from "./dial_proxy.ts";
 import { connectServer, dialServer, type DialServerOptions, secureServer, type ServerPlace } from "./dial_server.ts";
 import { errorText, PermanentError, toError, wrapError } from "./errors.ts";
 import { type Credentials, header, request } from "./handshake.ts";
 import { type Direction, measure } from "./measure.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
-import { describeCertificate } from "./peer_certificate.ts";
+import { describeCertificate, describeCertificateOver } from "./peer_certificate.ts";
 import { checkOptions, type Settings } from "./settings.ts";
 import { addressesOf, checkRuntime, dial, type Socket } from "./socket.ts";
+import type { Upstream } from "./upstream.ts";
 import { checkTimeout, CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, onAbort, setDeadline, sleep, withTimeout } from "./wait.ts";
 
 // Requests whose times have a median. Larger: more accurate; smaller: faster on slow links.
@@ -56,6 +58,7 @@ export interface CheckTunnelOptions extends
     | "secret"
     | "tls"
     | "ca"
+    | "proxy"
     | "version"
     | "resume"
     | "connectTimeout"
@@ -102,7 +105,8 @@ export interface TunnelCheck {
 }
 
 /**
- * Checks, in this order: the name of the server, the connection to it, its certificate, what protocol answers, and the
+ * Checks, in this order: the name of the server, the connection to it (with a proxy: its name, the connection to it,
+ * and whether it connects to the server), the certificate of the server, what protocol answers, and the
  * secret; each entry of `forward` (the server really connects) and of `reverse` (it really listens, and the client
  * connects to the target), all closed again; the time of a round trip, and the throughput in both directions. It stops
  * at the first failure.
@@ -183,10 +187,14 @@ class Check {
 
   /** Yields the steps; which ones follow depends on what the steps before have found. */
   *#steps(): Generator<Step> {
-    const { endpoint: { hostname, path }, tls } = this.#server;
+    const { endpoint: { hostname: serverName, path }, tls, upstream } = this.#server;
+    const hostname = upstream?.endpoint.hostname ?? serverName;
     const { forward = [], reverse = [], secret, resume = true, idle } = this.#options;
-    if (hostname !== undefined && isIP(hostname) === 0) yield ["name", "name", () => this.#resolve()];
-    yield ["connection", path === undefined ? "TCP" : "socket", () => this.#dial()];
+    if (hostname !== undefined && isIP(hostname) === 0) {
+      yield [upstream ? "proxy" : "name", "name", () => this.#resolve()];
+    }
+    yield [upstream ? "proxy" : "connection", path === undefined ? "TCP" : "socket", () => this.#dial()];
+    if (upstream !== undefined) yield ["proxy", "proxy", () => this.#askProxy(upstream)];
     if (tls !== undefined) yield ["TLS", "TLS", () => this.#secure()];
     if (resume) yield ["protocol", "protocol", () => this.#greet()];
     const fixed = forward.filter((text) => parseForward("forward", text).target === undefined);
@@ -242,7 +250,7 @@ class Check {
 
   async #resolve(): Promise<string> {
     const { signal } = this.#stop;
-    const hostname = this.#server.endpoint.hostname!;
+    const { hostname } = (this.#server.upstream ?? this.#server).endpoint as { hostname: string };
     const find = (signal: AbortSignal) => addressesOf(hostname, signal);
     this.#addresses = await withTimeout("resolving", this.#dialOptions.connectTimeout, signal, find).catch(
       (error) => {
@@ -252,8 +260,22 @@ class Check {
     return `${hostname} is ${this.#addresses.join(", ")}`;
   }
 
+  /** Connects to the server, or to the proxy before it. */
   async #connect(): Promise<Socket> {
+    const { upstream } = this.#server;
+    if (upstream !== undefined) return await connectProxy(upstream, this.#stop.signal, this.#dialOptions);
     return await connectServer(this.#server, this.#stop.signal, this.#dialOptions);
+  }
+
+  async #askProxy(upstream: Upstream): Promise<string> {
+    const socket = this.#connection as Deno.TcpConn;
+    // A failure closes it.
+    this.#connection = undefined;
+    const { hostname, port } = this.#server.endpoint;
+    const target = { hostname: hostname!, port: port! };
+    await askProxy(upstream, socket, target, this.#stop.signal, this.#dialOptions.connectTimeout);
+    this.#connection = socket;
+    return `${upstream.name} connects to ${this.#server.name}`;
   }
 
   /** Opens a connection like that of the steps before. */
@@ -275,7 +297,8 @@ class Check {
     // A failed handshake closes it.
     this.#connection = undefined;
     const { hostname: address, port } = socket.remoteAddr;
-    const describe = () => describeCertificate(address, port, hostname);
+    const isDirect = this.#server.upstream === undefined;
+    const describe = () => isDirect ? describeCertificate(address, port, hostname) : this.#describeOver(hostname);
     try {
       this.#connection = await secureServer(this.#server, socket, this.#stop.signal);
     } catch (error) {
@@ -284,6 +307,17 @@ class Check {
       throw new PermanentError(`a certificate ${found} is not trusted: ${errorText(error)}`, { cause: error });
     }
     return `a trusted certificate ${await describe() ?? ""}`.trim();
+  }
+
+  /** Describes the certificate that the server shows over a connection through the proxy. */
+  async #describeOver(hostname: string): Promise<string | undefined> {
+    try {
+      const socket = await connectServer(this.#server, this.#stop.signal, this.#dialOptions);
+      return await describeCertificateOver(socket as Deno.TcpConn, hostname);
+    } catch {
+      // The connection of the step before has the error, if it lasts.
+      return undefined;
+    }
   }
 
   /** Finds out whether the server resumes connections, or what else answers. */

@@ -11,9 +11,11 @@ import { readVariable, secretOfEnvironment } from "./environment.ts";
 import { errorText } from "./errors.ts";
 import { join, type Json, JsonError, parseJson, type Position } from "./json.ts";
 import type { OpenTunnelOptions, ServeTunnelOptions, TunnelOptions } from "./options.ts";
+import { proxyOfEnvironment } from "./no_proxy.ts";
 import { parseRule } from "./rules.ts";
 import { checkOptions as checkServer } from "./server.ts";
 import { checkOptions as checkClient } from "./settings.ts";
+import { parseProxy } from "./upstream.ts";
 import { checkName, checkUsers, show } from "./users.ts";
 import { MAX_TIMEOUT } from "./wait.ts";
 
@@ -103,6 +105,11 @@ const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {
     if (target === undefined) throw new RangeError(`${path} must be LISTEN=TARGET, received "${entry}"`);
   }),
   socks: list((path, entry) => parseEndpoint(path, entry, 0)),
+  proxy(loader, path, value) {
+    const proxy = loader.text(path, value);
+    parseProxy(proxy, path);
+    return proxy;
+  },
   user(loader, path, value) {
     const name = loader.text(path, value);
     checkName(path, name);
@@ -275,7 +282,7 @@ class Loader {
       server: end === "client" ? undefined : this.#checked("server", server && withSecret(server), checkServer),
       client: end === "server" ? undefined : this.#checked(
         "client",
-        client && withSecret({ retry: true, ...client }),
+        client && this.attempt(() => withProxy(withSecret({ retry: true, ...client }))),
         checkClient,
       ),
     };
@@ -369,6 +376,17 @@ function readFile(path: string, texts: Map<string, string | undefined>): string 
     return text;
   } catch (error) {
     throw error instanceof Deno.errors.NotFound ? new Error("no such file", { cause: error }) : error;
+  }
+}
+
+/** Adds the proxy of the environment to a client without one. */
+function withProxy(client: OpenTunnelOptions): OpenTunnelOptions {
+  if (client.proxy !== undefined || client.connect === undefined) return client;
+  try {
+    const proxy = proxyOfEnvironment(client.connect);
+    return proxy === undefined ? client : { ...client, proxy };
+  } catch (error) {
+    throw new RangeError(`client: ${errorText(error)}`, { cause: error });
   }
 }
 

@@ -6,12 +6,14 @@
 
 import type { Connection } from "../mod.ts";
 import { checkExposed, checkTls, type Endpoint, format, parseEndpoint } from "./address.ts";
+import { dialUpstream } from "./dial_proxy.ts";
 import { PermanentError } from "./errors.ts";
 import type { OpenTunnelOptions } from "./options.ts";
 import { dial, secure, type Socket } from "./socket.ts";
+import { checkUpstream, isSameUpstream, parseProxy, type Upstream } from "./upstream.ts";
 
 /** The options that determine how the server is reached. */
-export type ServerOptions = Pick<OpenTunnelOptions, "connect" | "tls" | "ca" | "secret" | "insecure">;
+export type ServerOptions = Pick<OpenTunnelOptions, "connect" | "tls" | "ca" | "secret" | "insecure" | "proxy">;
 
 /** Where a server is, and how it is reached. */
 export interface ServerPlace {
@@ -20,13 +22,15 @@ export interface ServerPlace {
   endpoint: Endpoint;
   /** The certificates to trust besides the system's; `undefined`: without TLS. */
   tls: { caCerts: string[] } | undefined;
+  /** The proxy that connects to the server; `undefined`: a direct connection. */
+  upstream: Upstream | undefined;
 }
 
 /** What every attempt has in common. */
 export interface DialServerOptions {
   /** Milliseconds. */
   connectTimeout: number;
-  /** The addresses of the server, where they are known already. */
+  /** The addresses of the server, or of the proxy before it, where they are known already. */
   addresses?: readonly string[] | undefined;
 }
 
@@ -43,20 +47,33 @@ export function parseServerPlace(options: ServerOptions): ServerPlace {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
   }
   if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
-  return { name: format(endpoint), endpoint, tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined };
+  const upstream = parseProxy(options.proxy);
+  if (upstream !== undefined) checkUpstream(upstream, endpoint, secret !== undefined && !tls && !insecure);
+  return {
+    name: format(endpoint),
+    endpoint,
+    tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined,
+    upstream,
+  };
 }
 
 /** Whether both places are reached by the same kind of connection to the same server. */
 export function isSamePlace(one: ServerPlace, other: ServerPlace): boolean {
-  return one.name === other.name && (one.tls === undefined) === (other.tls === undefined);
+  return one.name === other.name && (one.tls === undefined) === (other.tls === undefined) &&
+    isSameUpstream(one.upstream, other.upstream);
 }
 
-/** The first stage: opens a socket. */
+/** The first stage: opens a socket, through a proxy if there is one. */
 export async function connectServer(
-  { endpoint }: ServerPlace,
+  { endpoint, upstream }: ServerPlace,
   signal: AbortSignal,
   options: DialServerOptions,
 ): Promise<Socket> {
+  // A proxy requires a host.
+  const { hostname, port } = endpoint;
+  if (upstream !== undefined) {
+    return await dialUpstream(upstream, { hostname: hostname!, port: port! }, signal, options);
+  }
   return await dial(format(endpoint), signal, options);
 }
 

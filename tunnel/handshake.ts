@@ -20,10 +20,14 @@ export const WRONG_SECRET_DELAY = 1000;
 // The end of a head.
 const END = "\r\n\r\n";
 
-/** Reads the lines of an HTTP head, and no byte after it: those belong to the forwarded connection. */
-async function readHead(from: DuplexConnection): Promise<string[]> {
-  let head = "";
-  for (let missing = END.length; missing > 0; missing = missingOfEnd(head)) {
+/**
+ * Reads the lines of an HTTP head, and no byte after it: those belong to the forwarded connection.
+ *
+ * @param begin What was read already.
+ */
+export async function readHead(from: DuplexConnection, begin = ""): Promise<string[]> {
+  let head = begin;
+  for (let missing = missingOfEnd(head); missing > 0; missing = missingOfEnd(head)) {
     const count = Math.min(missing, MAX_HEAD - head.length);
     if (count === 0) throw new TunnelRefusedError(431, `HTTP header exceeds ${MAX_HEAD} bytes`);
     head += String.fromCharCode(...await readExactly(from, count));

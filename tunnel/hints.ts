@@ -197,6 +197,7 @@ const SYNONYMS = new Map([
   ["dynamic", ["socks"]],
   ["host", ["listen", "connect"]],
   ["local", ["forward"]],
+  ["noproxy", ["proxy"]],
   ["password", ["secret"]],
   ["port", ["listen", "connect"]],
   ["proxy", ["socks"]],
@@ -288,6 +289,7 @@ const CAUSES: [part: RegExp, hint: string][] = [
   [/CaUsedAsEndEntity/, "the certificate of the server is one of a CA; sluice cert makes one for a server"],
   [/UnknownIssuer/, "trust the certificate of the server with --ca FILE"],
   [/InvalidContentType/, "the other end does not use TLS; clients need --tls, servers --cert and --key"],
+  [/the proxy wants a user/, "write --proxy http://USER:PASSWORD@HOST:PORT"],
   [/too many open files/i, "raise the limit with ulimit -n"],
 ];
 

@@ -385,6 +385,13 @@ export interface OpenTunnelOptions extends TunnelOptions {
   tls?: boolean | undefined;
   /** CA certificates to trust besides the system's, in PEM. */
   ca?: string | undefined;
+  /**
+   * The URL of a proxy that connects to the server: `http://user:password@host:port`, which is asked by `CONNECT`, or
+   * `socks5://user:password@host:port`, with user and password percent-encoded, or without. Default ports: 80 and 1080.
+   * The proxy resolves the name of the server. `socks5h` is the same as `socks5`; `none`: a direct connection. The
+   * variables of the environment are used by the command only. Default: `none`.
+   */
+  proxy?: string | undefined;
   /** The version of smux. Default: 2. */
   version?: Version | undefined;
   /**
@@ -571,7 +578,7 @@ export interface TunnelClient extends Tunnel {
    * that stays is not interrupted, also if only its target changes. An address that is not in the options any more is
    * not listened on any more. Open connections continue.
    *
-   * With another `connect`, `tls`, `user` or `version` the client connects anew before it leaves the old connection,
+   * With another `connect`, `tls`, `proxy`, `user` or `version` the client connects anew before it leaves the old connection,
    * which ends with its last forwarded connection.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.

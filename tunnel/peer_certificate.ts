@@ -5,6 +5,7 @@
  */
 
 import { isIP } from "node:net";
+import { Duplex } from "node:stream";
 import { connect, type TLSSocket } from "node:tls";
 import { printable } from "./bytes.ts";
 import { setDeadline } from "./wait.ts";
@@ -15,12 +16,15 @@ const TIMEOUT = 4000;
 /** A certificate, as far as it is described. */
 type Certificate = ReturnType<TLSSocket["getPeerCertificate"]>;
 
+/** A server, or a connection to it. */
+type Place = { host: string; port: number } | { socket: Duplex };
+
 /** Returns the certificate that a server shows; `undefined` if it shows none. */
-async function certificateOf(host: string, port: number, servername: string): Promise<Certificate | undefined> {
+async function certificateOf(place: Place, servername: string): Promise<Certificate | undefined> {
   const { promise, resolve } = Promise.withResolvers<Certificate | undefined>();
   // Not verified: nothing is sent, and the connection that is used verifies.
   const name = isIP(servername) === 0 ? { servername } : {};
-  const socket = connect({ host, port, ...name, rejectUnauthorized: false });
+  const socket = connect({ ...place, ...name, rejectUnauthorized: false });
   const closed = Promise.withResolvers<void>();
   const clear = setDeadline(() => {
     resolve(undefined);
@@ -57,7 +61,27 @@ function dateOf(time: string): string {
  * @param servername The name that the certificate must have.
  */
 export async function describeCertificate(host: string, port: number, servername: string): Promise<string | undefined> {
-  const certificate = await certificateOf(host, port, servername);
+  return describe(await certificateOf({ host, port }, servername));
+}
+
+/** Describes the certificate that a server shows over a connection, which is then closed. */
+export async function describeCertificateOver(
+  connection: Deno.TcpConn,
+  servername: string,
+): Promise<string | undefined> {
+  const { readable, writable } = connection;
+  const socket = Duplex.fromWeb({ readable, writable } as Parameters<typeof Duplex.fromWeb>[0]);
+  // A server without TLS.
+  socket.on("error", () => {});
+  try {
+    return describe(await certificateOf({ socket }, servername));
+  } finally {
+    socket.destroy();
+    connection[Symbol.dispose]();
+  }
+}
+
+function describe(certificate: Certificate | undefined): string | undefined {
   if (certificate?.valid_to === undefined) return undefined;
   const { subject, issuer, subjectaltname = "", valid_to } = certificate;
   const names = subjectaltname.replaceAll(/(DNS|IP Address):/g, "") || subject?.CN || "no name";

@@ -19,6 +19,7 @@ export type Kind =
   | "HOST"
   | "NAME"
   | "CIDR"
+  | "URL"
   | "text|json";
 
 /** An option of a command. */
@@ -80,6 +81,7 @@ const CLIENT: Options = {
   },
   tls: { help: "connect with TLS" },
   ca: { value: "FILE", help: "connect with TLS; also trust the CAs in FILE, PEM" },
+  proxy: { value: "URL", help: "http:// or socks5:// proxy; default: $HTTPS_PROXY" },
   user: { value: "NAME", help: "the secret is that of NAME in the server's --users" },
   smux: { value: "1|2", help: "smux version of the client; default: 2" },
   wait: {
@@ -131,7 +133,19 @@ const HASH: Options = {};
 const IDLE: Options = {
   idle: { value: "SECONDS", help: "also check whether a connection survives this long without data" },
 };
-const CHECKED = ["connect", "forward", "reverse", "tls", "ca", "user", "smux", "secret", "timeout", "insecure"];
+const CHECKED = [
+  "connect",
+  "forward",
+  "reverse",
+  "tls",
+  "ca",
+  "proxy",
+  "user",
+  "smux",
+  "secret",
+  "timeout",
+  "insecure",
+];
 const CHECK: Options = {
   ...Object.fromEntries(Object.entries({ ...CLIENT, ...COMMON }).filter(([name]) => CHECKED.includes(name))),
   ...IDLE,

@@ -11,6 +11,7 @@ import { parseNetworks } from "./cidr.ts";
 import { errorText } from "./errors.ts";
 import { fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
 import { parseRule } from "./rules.ts";
+import { parseProxy } from "./upstream.ts";
 import { type Option, OPTIONS } from "./usage.ts";
 
 /** A malformed command line; the message is one line. */
@@ -33,6 +34,7 @@ function checkValue(name: string, { value, isRule }: Option, text: string): void
   else if (value === "LISTEN") parseEndpoint(name, text, 0);
   else if (value === "TARGET") parseEndpoint(name, text, 1);
   else if (value === "HOST") parseHost(name, text);
+  else if (value === "URL") parseProxy(text, name);
   else if (value === "CIDR") parseNetworks(name, [text]);
   else if (value === "SECONDS" && !/^\d{1,6}$/.test(text)) {
     throw new RangeError(`${name} must be an integer from 0 to 999999, received "${text}"`);
