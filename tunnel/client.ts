@@ -4,26 +4,26 @@
  * @module
  */
 
-import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
+import { type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
-import { format, parseEndpoint } from "./address.ts";
-import { writeAll } from "./bytes.ts";
+import { parseEndpoint } from "./address.ts";
+import { writeFirst } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
-import { forwardAll, forwardStream } from "./forward.ts";
-import { type Credentials, request, serveRequest } from "./handshake.ts";
+import { forwardAll } from "./forward.ts";
+import { type Credentials, request } from "./handshake.ts";
 import { Link, type LinkSettings } from "./link.ts";
-import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import type { OpenTunnelOptions, TunnelClient, TunnelStats } from "./options.ts";
 import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
-import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
+import { type ReverseHost, Reverses } from "./reverses.ts";
 import { checkOptions, linkSettings, type Settings } from "./settings.ts";
-import { checkRuntime, dial, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
+import { checkRuntime, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
 import { type StatusListener, StatusServer } from "./status.ts";
-import { parseAddress, proxyHeaderOf } from "./visitor.ts";
+import { proxyHeaderOf } from "./visitor.ts";
 import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
-// Milliseconds between requests to listen. Larger: less load on a server that refuses; smaller: an earlier port.
-const MAX_BIND_PAUSE = 30_000;
+// Milliseconds between attempts to listen. Larger: less load; smaller: an earlier port.
+const MAX_LISTEN_PAUSE = 30_000;
 
 /**
  * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
@@ -78,21 +78,12 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   };
 }
 
-/** Writes the first bytes of a connection; closes it if that fails. */
-async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Promise<void> {
-  try {
-    await writeAll(connection, bytes);
-  } catch (error) {
-    connection.close();
-    throw error;
-  }
-}
-
 /** The client's end of a tunnel. */
 class Client {
   #options: OpenTunnelOptions;
   #settings: Settings;
   readonly #activity: Activity;
+  readonly #reverses: Reverses;
   #link: Link;
   /** The link, and former ones whose connections have not ended. */
   readonly #links = new Set<Link>();
@@ -116,6 +107,7 @@ class Client {
     this.#options = { ...options };
     this.#settings = checkOptions(options);
     this.#activity = new Activity(options);
+    this.#reverses = new Reverses(this.#reverseHost());
     this.#link = this.#makeLink(linkSettings(options, this.#settings));
     this.finished.catch(() => {});
     this.#off = onAbort(options.signal, (reason) => {
@@ -138,8 +130,8 @@ class Client {
   #makeLink(settings: LinkSettings): Link {
     const link: Link = new Link(settings, this.#activity, {
       started: (session) => {
-        this.#track(this.#accept(session));
-        if (this.#isOpen && link === this.#link) this.#keepAllBound(link, session);
+        this.#track(this.#reverses.accept(link, session));
+        if (this.#isOpen && link === this.#link) this.#reverses.keepAllBound(link, session);
       },
       unavailable: () => link === this.#link && this.#unavailable.abort(),
       available: async () => {
@@ -147,6 +139,18 @@ class Client {
       },
     }, this.#stopping.signal);
     return link;
+  }
+
+  #reverseHost(): ReverseHost {
+    return {
+      activity: this.#activity,
+      stopping: this.#stopping.signal,
+      track: (task) => this.#track(task),
+      current: () => {
+        const { retry = false, connectTimeout } = this.#options;
+        return { reverse: this.#settings.reverse, credentials: this.#credentials, retry, connectTimeout };
+      },
+    };
   }
 
   /** Listens again after the server could not be reached. */
@@ -172,7 +176,7 @@ class Client {
       const bound = await this.#connectAndBind();
       for (const local of this.#settings.locals) this.#listen(local, await listenToForward(local.listen));
       this.#isOpen = true;
-      this.#keepAllBound(this.#link, this.#link.session!, bound);
+      this.#reverses.keepAllBound(this.#link, this.#link.session!, bound);
     } catch (error) {
       this.#link.session?.abort(error);
       await this.#end();
@@ -198,9 +202,7 @@ class Client {
       await this.#link.open();
       const session = this.#link.session!;
       try {
-        const bound: Stream[] = [];
-        for (const reverse of this.#settings.reverse.values()) bound.push(await this.#bindFirst(session, reverse));
-        return bound;
+        return await this.#reverses.bindFirst(session);
       } catch (error) {
         if (!this.#options.retry || !(error instanceof SessionClosedError)) throw error;
         this.#activity.report(wrapError(`The connection to ${this.serverAddr} was lost`, error));
@@ -288,7 +290,7 @@ class Client {
       if (hasNewStatus) status = this.#serveStatus(options.status);
       const settings = linkSettings(options, wanted);
       if (!this.#link.accepts(settings)) link = await this.#connectAnew(settings);
-      else if (this.#link.isUp) await this.#bindAll(session!, reverses, bound);
+      else if (this.#link.isUp) await this.#reverses.bindAdded(session!, reverses, bound);
       if (link === undefined) this.#link.configure(settings);
     } catch (error) {
       for (const opening of [...opened.values(), ...bound.values()]) opening.close();
@@ -326,31 +328,24 @@ class Client {
     return link;
   }
 
-  /** Requests the server to listen for new entries of `reverse`; those that must wait are left to `#keepBound`. */
-  async #bindAll(session: Session, { added }: Changes<Reverse>, bound: Map<Reverse, Stream>): Promise<void> {
-    for (const { place, mustWait } of added) if (!mustWait) bound.set(place, await this.#bind(session, place));
-  }
-
   /** Stops what was removed, and keeps the server listening for new entries; with a new link, for all. */
   #changeReverses(
-    { kept, added, removed }: Changes<Reverse>,
+    changes: Changes<Reverse>,
     bound: ReadonlyMap<Reverse, Stream>,
     link: Link | undefined,
   ): void {
-    for (const place of removed) place.removed.abort();
-    for (const [{ target, isProxied }, place] of kept) Object.assign(place, { target, isProxied });
+    this.#reverses.change(changes);
     if (link === undefined) {
       const { session } = this.#link;
       // Without a session, the next one listens for all.
-      if (session === undefined) return;
-      for (const { place } of added) this.#track(this.#keepBound(this.#link, session, place, bound.get(place)));
+      if (session !== undefined) this.#reverses.keepAdded(this.#link, session, changes, bound);
       return;
     }
     const former = this.#link;
     this.#link = link;
     this.#follow(link);
     former.retire();
-    this.#keepAllBound(link, link.session!);
+    this.#reverses.keepAllBound(link, link.session!);
   }
 
   /** Stops what was removed, and listens at new addresses. */
@@ -424,7 +419,7 @@ class Client {
   }
 
   /** Listens at an address, where the client may have listened before; if that fails, again and again. */
-  async #listenAgain(local: Local, delays = backoff(MAX_BIND_PAUSE)): Promise<void> {
+  async #listenAgain(local: Local, delays = backoff(MAX_LISTEN_PAUSE)): Promise<void> {
     const signal = AbortSignal.any([this.#unavailable.signal, this.#stopping.signal, local.removed.signal]);
     try {
       const listening = await listenToForward(local.addr ?? local.listen);
@@ -435,89 +430,5 @@ class Client {
       const again = () => signal.aborted ? undefined : this.#listenAgain(local, delays);
       this.#track(sleep(delays.next().value, signal).then(again));
     }
-  }
-
-  /** Forwards connections that the server accepts. */
-  async #accept(session: Session): Promise<void> {
-    try {
-      for await (const stream of session) {
-        // A server opens streams for `reverse` only.
-        if (this.#settings.reverse.size === 0) stream.close();
-        else this.#track(this.#answer(stream).finally(() => stream.close()));
-      }
-    } catch {
-      // The link reports the end of the session.
-    }
-  }
-
-  async #answer(stream: Stream): Promise<void> {
-    let visitor: ProxyAddress | undefined;
-    let to: string | undefined;
-    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
-      // The server asks whether this end is alive.
-      if (method === "OPTIONS") return stream;
-      const found = method === "CONNECT" ? this.#settings.reverse.get(address) : undefined;
-      if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
-      visitor = parseAddress(forwardedFor ?? "");
-      to = found.target;
-      const socket = await dial(to, stream, { connectTimeout: this.#options.connectTimeout });
-      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(found.addr ?? "")));
-      return socket;
-    });
-    if (opened === stream) return;
-    const from = visitor === undefined ? this.serverAddr : format(visitor);
-    const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
-    await forwardStream(this.#activity, stream, opened as Socket, `to ${to}`, route);
-  }
-
-  /** Requests the server to listen, until the returned stream ends. */
-  async #bind(session: Session, reverse: Reverse): Promise<Stream> {
-    const { stream, addr } = await request(session, "BIND", reverse.listen, this.#credentials);
-    reverse.addr = addr;
-    return stream;
-  }
-
-  /** Requests the server to listen for the first time; with `retry`, until its address is free. */
-  async #bindFirst(session: Session, reverse: Reverse): Promise<Stream> {
-    for (const delays = backoff(MAX_BIND_PAUSE);;) {
-      try {
-        return await this.#bind(session, reverse);
-      } catch (error) {
-        const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500;
-        if (!this.#options.retry || !mayBecomeFree || this.#stopping.signal.aborted) throw error;
-        this.#activity.report(error);
-      }
-      await sleep(delays.next().value, this.#stopping.signal);
-    }
-  }
-
-  #keepAllBound(link: Link, session: Session, streams: readonly Stream[] = []): void {
-    [...this.#settings.reverse.values()].forEach((reverse, n) =>
-      this.#track(this.#keepBound(link, session, reverse, streams[n]))
-    );
-  }
-
-  /** Keeps the server listening until the session ends, or the entry or the link is not used any more. */
-  async #keepBound(link: Link, session: Session, reverse: Reverse, stream?: Stream): Promise<void> {
-    const signal = AbortSignal.any([link.stopping, reverse.removed.signal]);
-    // The server listens until the stream ends.
-    const off = onAbort(signal, () => stream?.close());
-    for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted;) {
-      try {
-        stream ??= await this.#bind(session, reverse);
-        if (signal.aborted) break;
-        // The server sends nothing more on the stream: the read waits for its end.
-        await stream.read(new Uint8Array(1));
-        throw new Error("closed by the server");
-      } catch (error) {
-        stream?.close();
-        stream = undefined;
-        if (signal.aborted || error instanceof SessionClosedError) break;
-        this.#activity.report(wrapError(`Reverse forward ${reverse.listen} failed`, error));
-      }
-      await sleep(delays.next().value, signal);
-    }
-    stream?.close();
-    off();
   }
 }
