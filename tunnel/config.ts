@@ -96,7 +96,7 @@ const SERVER: Record<Names<ServeTunnelOptions>, Check> = {
   ...COMMON,
 };
 const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {
-  connect: address(1),
+  connect: (loader, path, value) => (Array.isArray(value) ? servers : address(1))(loader, path, value),
   forward: list(parseForward),
   reverse: list((path, entry) => {
     const { target } = parseForward(path, entry);
@@ -167,6 +167,8 @@ function list(check: (path: string, entry: string) => void): Check {
     );
   };
 }
+
+const servers = list((path, entry) => parseEndpoint(path, entry, 1));
 
 /** A list, or the path of a file with a list. */
 function users(loader: Loader, path: string, value: unknown): unknown {

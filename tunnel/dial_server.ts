@@ -35,7 +35,7 @@ export interface DialServerOptions {
  *
  * @throws {RangeError} They are malformed, or would send a secret in plain text to another machine.
  */
-export function parseServerPlace(options: ServerOptions): ServerPlace {
+export function parseServerPlace(options: ServerOptions & { connect: string }): ServerPlace {
   const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
   const endpoint = parseEndpoint("connect", connect, 1);
   if (tls) checkTls("connect", connect);

@@ -32,6 +32,8 @@ export interface ReverseSettings {
   connectTimeout: number | undefined;
   /** Whether the first request to listen is repeated until its address is free. */
   retry: boolean;
+  /** Whether the client has several servers, so that the addresses of each are reported. */
+  hasMany: boolean;
 }
 
 /** What the entries of `reverse` need from their client. */
@@ -78,7 +80,8 @@ export class Reverses {
       visitor = parseAddress(forwardedFor ?? "");
       to = found.target;
       const socket = await dial(to, stream, { connectTimeout: this.#host.current().connectTimeout });
-      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(found.addr ?? "")));
+      const addr = found.addrs.get(link.serverAddr) ?? "";
+      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(addr)));
       return socket;
     });
     if (opened === stream) return;
@@ -88,23 +91,35 @@ export class Reverses {
   }
 
   /** Requests a server to listen, until the returned stream ends. */
-  async #bind(session: Session, reverse: Reverse): Promise<Stream> {
+  async #bind({ serverAddr }: Link, session: Session, reverse: Reverse): Promise<Stream> {
     const { stream, addr } = await request(session, "BIND", reverse.listen, this.#host.current().credentials);
-    reverse.addr = addr;
+    reverse.addrs.set(serverAddr, addr);
+    this.#report(reverse);
     return stream;
   }
 
-  /** Requests a server to listen for all entries for the first time; with `retry`, until each address is free. */
-  async bindFirst(session: Session): Promise<Stream[]> {
-    const bound: Stream[] = [];
-    for (const reverse of this.#host.current().reverse.values()) bound.push(await this.#bindOneFirst(session, reverse));
-    return bound;
+  /** Reports each address of an entry once, if the client has several servers. */
+  #report({ addrs, reported, target }: Reverse): void {
+    if (!this.#host.current().hasMany) return reported.clear();
+    for (const [serverAddr, listenAddr] of addrs) {
+      if (reported.get(serverAddr) === listenAddr) continue;
+      reported.set(serverAddr, listenAddr);
+      this.#host.activity.emit({ type: "bound", serverAddr, listenAddr, to: target });
+    }
   }
 
-  async #bindOneFirst(session: Session, reverse: Reverse): Promise<Stream> {
+  /** Requests a server to listen for all entries for the first time; with `retry`, until each address is free. */
+  async bindFirst(link: Link, bound: Map<Reverse, Stream>): Promise<void> {
+    const session = link.session!;
+    for (const reverse of this.#host.current().reverse.values()) {
+      bound.set(reverse, await this.#bindOneFirst(link, session, reverse));
+    }
+  }
+
+  async #bindOneFirst(link: Link, session: Session, reverse: Reverse): Promise<Stream> {
     for (const delays = backoff(MAX_BIND_PAUSE);;) {
       try {
-        return await this.#bind(session, reverse);
+        return await this.#bind(link, session, reverse);
       } catch (error) {
         const { activity, stopping } = this.#host;
         const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500;
@@ -116,14 +131,21 @@ export class Reverses {
   }
 
   /** Requests a server to listen for new entries; those that must wait are left to `keepAdded`. */
-  async bindAdded(session: Session, { added }: Changes<Reverse>, bound: Map<Reverse, Stream>): Promise<void> {
-    for (const { place, mustWait } of added) if (!mustWait) bound.set(place, await this.#bind(session, place));
+  async bindAdded(link: Link, { added }: Changes<Reverse>, bound: Map<Reverse, Stream>): Promise<void> {
+    const session = link.session!;
+    for (const { place, mustWait } of added) if (!mustWait) bound.set(place, await this.#bind(link, session, place));
   }
 
-  /** Stops listening for what was removed, and replaces the targets of what stays. */
-  change({ kept, removed }: Changes<Reverse>): void {
+  /** Stops listening for what was removed, and replaces the targets of what stays, at these servers. */
+  change({ kept, removed }: Changes<Reverse>, servers: readonly string[]): void {
     for (const place of removed) place.removed.abort();
-    for (const [{ target, isProxied }, place] of kept) Object.assign(place, { target, isProxied });
+    for (const [{ target, isProxied }, place] of kept) {
+      Object.assign(place, { target, isProxied });
+      for (const addrs of [place.addrs, place.reported]) {
+        for (const server of [...addrs.keys()]) if (!servers.includes(server)) addrs.delete(server);
+      }
+    }
+    for (const place of this.#host.current().reverse.values()) this.#report(place);
   }
 
   /** Keeps a server listening for new entries. */
@@ -131,16 +153,16 @@ export class Reverses {
     link: Link,
     session: Session,
     { added }: Changes<Reverse>,
-    bound: ReadonlyMap<Reverse, Stream>,
+    bound: ReadonlyMap<Reverse, Stream> = new Map(),
   ): void {
     for (const { place } of added) this.#host.track(this.#keepBound(link, session, place, bound.get(place)));
   }
 
-  /** Keeps a server listening for all entries; `streams` are those of the entries that it listens for already. */
-  keepAllBound(link: Link, session: Session, streams: readonly Stream[] = []): void {
-    [...this.#host.current().reverse.values()].forEach((reverse, n) =>
-      this.#host.track(this.#keepBound(link, session, reverse, streams[n]))
-    );
+  /** Keeps a server listening for all entries; `bound` has those that it listens for already. */
+  keepAllBound(link: Link, session: Session, bound: ReadonlyMap<Reverse, Stream> = new Map()): void {
+    for (const reverse of this.#host.current().reverse.values()) {
+      this.#host.track(this.#keepBound(link, session, reverse, bound.get(reverse)));
+    }
   }
 
   /** Keeps a server listening until the session ends, or the entry or the link is not used any more. */
@@ -150,7 +172,7 @@ export class Reverses {
     const off = onAbort(signal, () => stream?.close());
     for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted;) {
       try {
-        stream ??= await this.#bind(session, reverse);
+        stream ??= await this.#bind(link, session, reverse);
         if (signal.aborted) break;
         // The server sends nothing more on the stream: the read waits for its end.
         await stream.read(new Uint8Array(1));
@@ -159,7 +181,8 @@ export class Reverses {
         stream?.close();
         stream = undefined;
         if (signal.aborted || error instanceof SessionClosedError) break;
-        this.#host.activity.report(wrapError(`Reverse forward ${reverse.listen} failed`, error));
+        const at = this.#host.current().hasMany ? ` at ${link.serverAddr}` : "";
+        this.#host.activity.report(wrapError(`Reverse forward ${reverse.listen}${at} failed`, error));
       }
       await sleep(delays.next().value, signal);
     }
