@@ -15,6 +15,7 @@ import { makeFolder, watch } from "./programs.ts";
 import { bytes, LOOPBACK, pattern, readAll, sha256, text } from "./support.ts";
 import {
   at,
+  changeDelays,
   dial,
   fetchFiles,
   FREE,
@@ -192,7 +193,7 @@ Deno.test("openTunnel() with several servers leaves out one that refuses the sec
     await using opened = await open([a.addr, b.addr], { secret: "sesame", retry });
     const { client, log, switched } = opened;
     await switched(b.addr);
-    await promptly(log.until(/wrong or missing secret|407|secret/));
+    await promptly(log.until(new RegExp(`^Cannot use ${a.addr}: .*secret`)));
     (await client.connect(echo.addr)).close();
     assertEquals(client.servers, [{ addr: a.addr, isUp: false }, { addr: b.addr, isUp: true }]);
     // It is tried again by an update.
@@ -254,6 +255,60 @@ Deno.test("openTunnel() with several servers is not delayed by one that accepts 
   silent.close();
   await accepting;
   for (const connection of accepted) connection.close();
+});
+
+Deno.test("openTunnel() with several servers waits a moment for those before the first that has answered", async () => {
+  await using a = makeServer("a");
+  await using b = makeServer("b");
+  const late = Deno.listen(LOOPBACK);
+  // It accepts only when the other has answered.
+  const reached = Promise.withResolvers<void>();
+  const accepting = (async () => {
+    await reached.promise;
+    const [accepted, dialled] = [await late.accept(), await dial(a.server.serverAddr)];
+    late.close();
+    const copying = [accepted.readable.pipeTo(dialled.writable), dialled.readable.pipeTo(accepted.writable)];
+    await Promise.allSettled(copying);
+  })();
+  const onEvent: OpenTunnelOptions["onEvent"] = ({ type }) => type === "reached" && reached.resolve();
+  using _delays = changeDelays((delay) => delay === 250 ? 60_000 : delay);
+  const client = await promptly(openTunnel({ connect: [at(late.addr), b.addr], onEvent, reconnect: false }));
+  assertEquals(client.serverAddr, at(late.addr));
+  await client.shutdown();
+  await accepting;
+});
+
+Deno.test("openTunnel() with several servers uses one that refuses to listen for forward", async () => {
+  await using named = makeNamed("named");
+  await using a = makeServer("a", { allow: [named.addr] });
+  await using b = makeServer("b", { allow: [named.addr], allowListen: ["127.0.0.1:*"] });
+  await using opened = await open([a.addr, b.addr], { forward: [`0=${named.addr}`], reverse: [`0=${named.addr}`] });
+  const { client, log } = opened;
+  await promptly(log.until(new RegExp(`^Cannot use ${a.addr}: .*not allowed$`)));
+  await promptly(log.until(new RegExp(`^Reverse forward \\S+ at ${a.addr} failed: `)));
+  assertEquals(client.servers.map(({ isUp }) => isUp), [true, true]);
+  assertEquals(client.serverAddr, a.addr);
+  assertEquals(await Promise.all(client.listenAddrs.map(nameAt)), ["named", "named"]);
+  assertEquals([a, b].map(({ server }) => server.stats().streams), [1, 1]);
+});
+
+Deno.test("TunnelClient.shutdown() with several servers does not wait for one that is lost and has no connection", async () => {
+  await using echo = makeEcho();
+  const options = { allow: [echo.addr], allowListen: ["127.0.0.1:*"] };
+  await using a = makeServer("a", options);
+  await using b = makeServer("b", options);
+  const places = { forward: [`0=${echo.addr}`], reverse: [`0=${echo.addr}`] };
+  await using opened = await open([a.addr, b.addr], places);
+  const { client, log } = opened;
+  await promptly(log.until("bound", 2));
+  await a.proxy.stop();
+  await log.until("suspended");
+  const connection = await dial(client.listenAddrs[0]!);
+  assertEquals(await say(connection, "hello"), "hello");
+  const ending = client.shutdown();
+  assertEquals(await say(connection, "still"), "still");
+  connection.close();
+  await promptly(ending);
 });
 
 /** Starts a proxy that can stop forwarding without closing a connection. */
@@ -434,46 +489,49 @@ async function keepAsking(client: TunnelClient, target: string, kills: () => num
   return echoes;
 }
 
-Deno.test("openTunnel() with three servers loses no connection but those of the killed one, under a rolling restart", async () => {
-  const echo = Deno.listen(LOOPBACK);
-  const echoing = (async () => {
-    for await (const connection of echo) connection.readable.pipeTo(connection.writable).catch(() => {});
-  })();
-  const target = at(echo.addr);
-  const start = (listen: string) => {
-    const stop = new AbortController();
-    const server = serveTunnel({ listen, allow: [target], signal: stop.signal, ...quiet });
-    return { server, stop };
-  };
-  const running = [1, 2, 3].map(() => start(FREE));
-  const connect = running.map(({ server }) => server.serverAddr);
-  await using opened = await open(connect);
-  const { client, reached, log } = opened;
-  for (const addr of connect) await reached(addr);
-  let [kills, isDone] = [0, false];
-  const asking = Promise.all([1, 2, 3].map(() => keepAsking(client, target, () => kills, () => isDone)));
-  const all = async () => {
-    for (let round = 0; round < 2; round++) {
-      for (const [n, addr] of connect.entries()) {
-        const { stop, server } = running[n]!;
-        kills++;
-        if (round === 0) stop.abort(new Error("killed"));
-        else server.shutdown({ timeout: 1000 });
-        await server.finished;
-        const before = log.events.filter(({ type }) => type === "reconnected").length;
-        running[n] = start(addr);
-        await promptly(log.until("reconnected", before + 1));
+for (const resume of [true, false]) {
+  const title = `with three servers, ${resume ? "with" : "without"} resume`;
+  Deno.test(`openTunnel() ${title}, loses only connections of the killed one under a rolling restart`, async () => {
+    const echo = Deno.listen(LOOPBACK);
+    const echoing = (async () => {
+      for await (const connection of echo) connection.readable.pipeTo(connection.writable).catch(() => {});
+    })();
+    const target = at(echo.addr);
+    const start = (listen: string) => {
+      const stop = new AbortController();
+      const server = serveTunnel({ listen, allow: [target], signal: stop.signal, ...quiet });
+      return { server, stop };
+    };
+    const running = [1, 2, 3].map(() => start(FREE));
+    const connect = running.map(({ server }) => server.serverAddr);
+    await using opened = await open(connect, { resume });
+    const { client, reached, log } = opened;
+    for (const addr of connect) await reached(addr);
+    let [kills, isDone] = [0, false];
+    const asking = Promise.all([1, 2, 3].map(() => keepAsking(client, target, () => kills, () => isDone)));
+    const all = async () => {
+      for (let round = 0; round < 2; round++) {
+        for (const [n, addr] of connect.entries()) {
+          const { stop, server } = running[n]!;
+          kills++;
+          if (round === 0) stop.abort(new Error("killed"));
+          else server.shutdown({ timeout: 1000 });
+          await server.finished;
+          const before = log.events.filter(({ type }) => type === "reconnected").length;
+          running[n] = start(addr);
+          await promptly(log.until("reconnected", before + 1));
+        }
       }
-    }
-  };
-  await all().finally(() => isDone = true);
-  const echoes = await asking;
-  assert(echoes.every((count) => count > 10), `${echoes}`);
-  await client.shutdown();
-  await Promise.all(running.map(({ server }) => server.shutdown()));
-  echo.close();
-  await echoing;
-});
+    };
+    await all().finally(() => isDone = true);
+    const echoes = await asking;
+    assert(echoes.every((count) => count > 10), `${echoes}`);
+    await client.shutdown();
+    await Promise.all(running.map(({ server }) => server.shutdown()));
+    echo.close();
+    await echoing;
+  });
+}
 
 Deno.test("checkTunnel() checks each of several servers, and names it", async () => {
   await using a = makeServer("a", { allow: ["127.0.0.1:*"], secret: "another" });
@@ -546,3 +604,20 @@ for (const isFile of [false, true]) {
     assertMatch(stdout, /^forwarded 3 streams over 2 connections$/m);
   });
 }
+
+Deno.test("tunnel command: exits when none of several servers can be reached with --no-retry, and checks each", async () => {
+  await using server = await startServer();
+  const [here, there] = [nowhere(), nowhere()];
+  await using client = start("client", "--connect", here, "--connect", there, "--forward", "0=80", "--no-retry");
+  const { code, stderr } = await client.ended();
+  assertEquals(code, 1);
+  for (const addr of [here, there]) assertMatch(stderr, new RegExp(`^cannot connect to ${addr}: `, "m"));
+  assertMatch(stderr, /^cannot connect to any of 2 servers: /m);
+
+  await using check = start("check", "--connect", here, "--connect", server.addr);
+  const checked = await check.ended();
+  assertEquals(checked.code, 1);
+  assertStringIncludes(checked.stdout, `${here}: TCP`);
+  assertStringIncludes(checked.stdout, `${server.addr}: upload`);
+  assertMatch(checked.stderr, new RegExp(`^check failed: ${here}: TCP$`, "m"));
+});

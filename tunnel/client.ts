@@ -289,7 +289,7 @@ class Client {
     const bound = new Map<Reverse, Stream>();
     let status: StatusServer | undefined;
     const plan = this.#servers.plan(wanted.servers.map((server) => linkSettings(options, wanted, server)));
-    const up = plan.links.find((link) => link.isUp);
+    const up = plan.links.find((link) => link.isUp && this.#servers.hasJoined(link));
     const session = up?.session;
     try {
       for (const { place, mustWait } of locals.added) {

@@ -401,7 +401,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
   /**
    * TARGET: the address of the server, or those of several servers in the order of preference. With several, the client
    * is connected to each: a new connection uses the first that is up, and `reverse` is listened for at all of them. The
-   * other options are common to all. A server that refuses the client is reported and left out.
+   * other options are common to all. A server that refuses the client is reported and left out; without an answer from
+   * any, or if all refuse, `openTunnel` rejects with the error of one as its `cause`.
    */
   connect: string | readonly string[];
   /**

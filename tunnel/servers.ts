@@ -6,7 +6,7 @@
 
 import type { Session, Stream } from "../mod.ts";
 import type { Activity } from "./activity.ts";
-import { wrapError } from "./errors.ts";
+import { errorText, wrapError } from "./errors.ts";
 import { afterWait, isPermanent, Link, type LinkSettings } from "./link.ts";
 import { TunnelRefusedError, type TunnelServerState } from "./options.ts";
 import { sleep } from "./wait.ts";
@@ -139,7 +139,7 @@ export class Servers {
     return new Map(links.map((link) => {
       const starting = start(link);
       const reporting = starting.then(() => hasMany && this.#reached(link), (error) => {
-        if (hasMany && !this.#host.stopping.aborted) this.#host.activity.report(error);
+        if (hasMany) this.#failed(link, error);
       });
       this.#host.track(reporting);
       return [link, starting];
@@ -158,6 +158,13 @@ export class Servers {
 
   #reached({ serverAddr, stopping }: Link): void {
     if (!stopping.aborted) this.#host.activity.emit({ type: "reached", serverAddr });
+  }
+
+  /** Reports an error with the server that it concerns. */
+  #failed({ serverAddr, stopping }: Link, error: unknown): void {
+    if (stopping.aborted) return;
+    const isNamed = errorText(error).includes(serverAddr);
+    this.#host.activity.report(isNamed ? error : wrapError(`Cannot use ${serverAddr}`, error));
   }
 
   /** Plans new servers. */
@@ -213,9 +220,7 @@ export class Servers {
       // It has a session where only a request to listen has failed.
       if (link.session !== undefined) return;
       if (isPermanent(error) || this.#settings.reconnect === false || link.stopping.aborted) return;
-      await link.open(true).then(() => this.#reached(link), (error) => {
-        if (!link.stopping.aborted) this.#host.activity.report(error);
-      });
+      await link.open(true).then(() => this.#reached(link), (error) => this.#failed(link, error));
     });
     if (link.session === undefined) return;
     this.#joined.add(link);
