@@ -19,6 +19,7 @@ import {
   dial,
   fetchFiles,
   FREE,
+  isEnded,
   makeEcho,
   makeLog,
   makeProxy,
@@ -154,20 +155,27 @@ Deno.test("openTunnel() with several servers refuses connections once all were a
   const [local] = client.listenAddrs as [string];
   await a.proxy.stop();
   await log.until("suspended");
+  await alone.log.until("suspended");
   // By then the first has been away for longer than `wait`.
   await promptly(untilRefused(alone.client.listenAddrs[0]!));
   assertEquals(await nameAt(local), "b");
   await b.proxy.stop();
+  await log.until("suspended", 2);
   await promptly(untilRefused(local));
   b.proxy.start();
   await promptly(log.until("resumed"));
   assertEquals(await nameAt(local), "b");
 });
 
-/** Waits until nothing listens at an address. */
+/** Waits until nothing listens at an address, whose connections are closed after a wait. */
 async function untilRefused(addr: string): Promise<void> {
-  for (let isOpen = true; isOpen;) {
-    isOpen = await dial(addr).then((connection) => connection.close(), () => false) ?? true;
+  for (;;) {
+    try {
+      using connection = await dial(addr);
+      await isEnded(connection);
+    } catch {
+      return;
+    }
   }
 }
 
