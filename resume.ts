@@ -299,12 +299,7 @@ class CoreConnection implements ResumableConnection {
   constructor(core: ResumeCore, retry = () => {}) {
     this.#core = core;
     this.retry = retry;
-    core.onCarrier = (carrier) => {
-      this.#localAddr = carrier.localAddr;
-      this.#remoteAddr = carrier.remoteAddr;
-      if (this.#isNoDelay !== undefined) carrier.setNoDelay?.(this.#isNoDelay);
-      if (this.#isRef !== undefined) setRef(carrier, this.#isRef);
-    };
+    core.onCarrier = this.#use.bind(this);
   }
 
   get state(): ResumeState {
@@ -358,6 +353,14 @@ class CoreConnection implements ResumableConnection {
 
   unref(): void {
     this.#setRef(false);
+  }
+
+  /** Prepares a new carrier. */
+  #use(carrier: Connection): void {
+    this.#localAddr = carrier.localAddr;
+    this.#remoteAddr = carrier.remoteAddr;
+    if (this.#isNoDelay !== undefined) carrier.setNoDelay?.(this.#isNoDelay);
+    if (this.#isRef !== undefined) setRef(carrier, this.#isRef);
   }
 
   #setRef(isRef: boolean): void {

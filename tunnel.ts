@@ -59,6 +59,7 @@ export {
   TunnelRefusedError,
   type TunnelRequest,
   type TunnelServer,
+  type TunnelServerState,
   type TunnelStats,
   type TunnelUser,
 } from "./tunnel/options.ts";

@@ -113,14 +113,15 @@ function parseServer(values: Values): Omit<TunnelCommand, Common> {
 
 /** Parses how a client connects to its server. */
 function parseServerAddress(values: Values) {
-  const connect = values.required("connect");
+  values.required("connect");
+  const connect = values.list("connect")!;
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
   return {
     connect,
     ca,
     tls: values.has("tls") || ca !== undefined,
-    proxy: values.one("proxy") ?? proxyOfEnvironment(connect),
+    proxy: values.one("proxy") ?? proxyOfEnvironment(),
     version: smux === "1" ? 1 as const : 2 as const,
   };
 }
@@ -155,19 +156,24 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
       ...(socks ?? []).map(() => undefined),
       ...(reverse ?? []).map(leads("reverse")),
     ];
-    const started = { tunnel, addrs: tunnel.listenAddrs, targets };
+    // With several servers, events have the addresses of `reverse` at each.
+    const printed = server.connect.length > 1 ? targets.length - (reverse?.length ?? 0) : targets.length;
+    const started = { tunnel, addrs: tunnel.listenAddrs.slice(0, printed), targets };
     if (piped === undefined) return started;
     return { ...started, connect: () => tunnel.connect(piped.target), pipedTo: piped.target };
   };
   return { isPiped: piped !== undefined, start };
 }
 
-/** Formats each result; rejects after the one that failed. */
+/** Formats each result; rejects after the last if one has failed. */
 async function* checkLines(options: CheckTunnelOptions): AsyncGenerator<string, void> {
+  let failed: Error | undefined;
   for await (const check of checkTunnel(options)) {
     yield* formatCheck(check);
-    if (check.error !== undefined) throw new Error(`check failed: ${check.name}`, { cause: check.error });
+    // The next server is checked, too.
+    if (check.error !== undefined) failed ??= new Error(`check failed: ${check.name}`, { cause: check.error });
   }
+  if (failed !== undefined) throw failed;
 }
 
 function parseCheck(values: Values): ShortCommand {

@@ -26,3 +26,13 @@ export async function writeAll(to: DuplexConnection, p: Uint8Array): Promise<voi
 export function printable(text: string): string {
   return text.replaceAll(/[^ -~]/g, "?");
 }
+
+/** Writes the first bytes of a connection; closes it if that fails. */
+export async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Promise<void> {
+  try {
+    await writeAll(connection, bytes);
+  } catch (error) {
+    connection.close();
+    throw error;
+  }
+}

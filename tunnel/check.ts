@@ -114,6 +114,9 @@ export interface TunnelCheck {
  * The throughput is that of one stream of random bytes between client and server, through TLS, the resumable connection
  * and smux, for at most 2 seconds or 64 MB in each direction. It is not that of a target.
  *
+ * Each of several servers in `connect` is checked in turn, until its first failure; each `name` then begins with the
+ * address of the server and a colon.
+ *
  * A server with a fixed target serves no requests: list its addresses as `forward: ["8080"]`. Without `forward`,
  * `reverse` and `secret` one request, `OPTIONS *`, is sent to such a target.
  *
@@ -136,7 +139,16 @@ export interface TunnelCheck {
  */
 export function checkTunnel(options: CheckTunnelOptions): AsyncGenerator<TunnelCheck, void> {
   checkRuntime();
-  return new Check(options).run();
+  const { servers } = checkOptions(options);
+  const checks = servers.map(({ name }) => new Check({ ...options, connect: name }));
+  return checks.length === 1 ? checks[0]!.run() : runEach(servers, checks);
+}
+
+/** Runs each check; a result names its server. */
+async function* runEach(servers: readonly ServerPlace[], checks: readonly Check[]): AsyncGenerator<TunnelCheck, void> {
+  for (const [n, check] of checks.entries()) {
+    for await (const result of check.run()) yield { ...result, name: `${servers[n]!.name}: ${result.name}` };
+  }
 }
 
 /** One step: its kind, its name, and what it does; returns what it found, or nothing to report. */
@@ -241,7 +253,7 @@ class Check {
   }
 
   get #server(): ServerPlace {
-    return this.#settings.server;
+    return this.#settings.servers[0]!;
   }
 
   get #dialOptions(): DialServerOptions {

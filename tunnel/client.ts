@@ -4,26 +4,27 @@
  * @module
  */
 
-import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
+import { SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
-import { format, parseEndpoint } from "./address.ts";
-import { writeAll } from "./bytes.ts";
+import { parseEndpoint } from "./address.ts";
+import { writeFirst } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
-import { forwardAll, forwardStream } from "./forward.ts";
-import { type Credentials, request, serveRequest } from "./handshake.ts";
-import { Link, type LinkSettings } from "./link.ts";
-import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
+import { forwardAll } from "./forward.ts";
+import { type Credentials, request } from "./handshake.ts";
+import type { Link } from "./link.ts";
+import type { OpenTunnelOptions, TunnelClient, TunnelServerState, TunnelStats } from "./options.ts";
 import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
-import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
+import { type ReverseHost, Reverses } from "./reverses.ts";
+import { Servers } from "./servers.ts";
 import { checkOptions, linkSettings, type Settings } from "./settings.ts";
-import { checkRuntime, dial, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
+import { checkRuntime, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
 import { type StatusListener, StatusServer } from "./status.ts";
-import { parseAddress, proxyHeaderOf } from "./visitor.ts";
+import { proxyHeaderOf } from "./visitor.ts";
 import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
-// Milliseconds between requests to listen. Larger: less load on a server that refuses; smaller: an earlier port.
-const MAX_BIND_PAUSE = 30_000;
+// Milliseconds between attempts to listen. Larger: less load; smaller: an earlier port.
+const MAX_LISTEN_PAUSE = 30_000;
 
 /**
  * Starts the client's end of a tunnel: connects to the server, then listens. The end of each direction is forwarded as
@@ -69,6 +70,9 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
     get statusAddr() {
       return client.statusAddr;
     },
+    get servers() {
+      return client.servers;
+    },
     finished: client.finished,
     connect: (target) => client.connect(target),
     update: (options) => client.update(options),
@@ -78,30 +82,21 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<TunnelClie
   };
 }
 
-/** Writes the first bytes of a connection; closes it if that fails. */
-async function writeFirst(connection: DuplexConnection, bytes: Uint8Array): Promise<void> {
-  try {
-    await writeAll(connection, bytes);
-  } catch (error) {
-    connection.close();
-    throw error;
-  }
-}
-
 /** The client's end of a tunnel. */
 class Client {
   #options: OpenTunnelOptions;
   #settings: Settings;
   readonly #activity: Activity;
-  #link: Link;
-  /** The link, and former ones whose connections have not ended. */
-  readonly #links = new Set<Link>();
+  readonly #reverses: Reverses;
+  readonly #servers: Servers;
+  /** What each server listens for already, until its link is used. */
+  readonly #bound = new Map<Link, Map<Reverse, Stream>>();
   readonly #finished = Promise.withResolvers<void>();
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
   /** Aborts when local connections that have no stream yet must be closed. */
   readonly #ending = new AbortController();
-  /** Aborts when the server cannot be reached, so that the client stops listening. */
+  /** Aborts when no server can be reached, so that the client stops listening. */
   #unavailable = new AbortController();
   /** Tasks that the end of the tunnel waits for. */
   readonly #tasks = new Set<Promise<unknown>>();
@@ -110,13 +105,13 @@ class Client {
   /** Removes the listener of the signal. */
   readonly #off: () => void;
   #status: StatusServer | undefined;
-  #isOpen = false;
 
   constructor(options: OpenTunnelOptions) {
     this.#options = { ...options };
     this.#settings = checkOptions(options);
     this.#activity = new Activity(options);
-    this.#link = this.#makeLink(linkSettings(options, this.#settings));
+    this.#reverses = new Reverses(this.#reverseHost());
+    this.#servers = this.#makeServers();
     this.finished.catch(() => {});
     this.#off = onAbort(options.signal, (reason) => {
       this.#stopping.abort(reason);
@@ -125,9 +120,13 @@ class Client {
     });
   }
 
-  /** The address of the server. */
+  /** The address of the server of new connections. */
   get serverAddr(): string {
-    return this.#link.serverAddr;
+    return this.#servers.serverAddr;
+  }
+
+  get servers(): TunnelServerState[] {
+    return this.#servers.states;
   }
 
   /** The addresses that are listened on so far. */
@@ -135,22 +134,48 @@ class Client {
     return this.#listeners().map(({ address }) => address);
   }
 
-  #makeLink(settings: LinkSettings): Link {
-    const link: Link = new Link(settings, this.#activity, {
-      started: (session) => {
-        this.#track(this.#accept(session));
-        if (this.#isOpen && link === this.#link) this.#keepAllBound(link, session);
+  #makeServers(): Servers {
+    const settings = this.#settings.servers.map((server) => linkSettings(this.#options, this.#settings, server));
+    return new Servers(settings, {
+      activity: this.#activity,
+      stopping: this.#stopping.signal,
+      started: (link, session) => {
+        this.#track(this.#reverses.accept(link, session));
+        if (this.#servers.hasJoined(link)) this.#reverses.keepAllBound(link, session);
       },
-      unavailable: () => link === this.#link && this.#unavailable.abort(),
-      available: async () => {
-        if (link === this.#link) await this.#available();
+      joined: (link) => {
+        const bound = this.#bound.get(link);
+        this.#bound.delete(link);
+        for (const [{ removed }, stream] of bound ?? []) if (removed.signal.aborted) stream.close();
+        this.#reverses.keepAllBound(link, link.session!, bound);
       },
-    }, this.#stopping.signal);
-    return link;
+      unavailable: () => this.#unavailable.abort(),
+      available: () => this.#available(),
+      ended: async (error) => {
+        await this.#end();
+        if (error === undefined) this.#finished.resolve();
+        else this.#finished.reject(error);
+      },
+      track: (task) => this.#track(task),
+    });
+  }
+
+  #reverseHost(): ReverseHost {
+    return {
+      activity: this.#activity,
+      stopping: this.#stopping.signal,
+      track: (task) => this.#track(task),
+      current: () => {
+        const { retry = false, connectTimeout } = this.#options;
+        const { reverse, servers } = this.#settings;
+        return { reverse, credentials: this.#credentials, retry, connectTimeout, hasMany: servers.length > 1 };
+      },
+    };
   }
 
   /** Listens again after the server could not be reached. */
   async #available(): Promise<void> {
+    if (!this.#unavailable.signal.aborted) return;
     this.#unavailable = new AbortController();
     await Promise.all(this.#settings.locals.map((local) => this.#listenAgain(local)));
   }
@@ -169,41 +194,30 @@ class Client {
       this.#status = this.#serveStatus(this.#options.status);
       // Before the server is there, which may take long: an address may be in use.
       for (const { listen } of this.#settings.locals) listenOn(listen).close();
-      const bound = await this.#connectAndBind();
+      const { links } = this.#servers;
+      const starts = await this.#servers.connect(links, links.length > 1, (link) => this.#connectAndBind(link));
       for (const local of this.#settings.locals) this.#listen(local, await listenToForward(local.listen));
-      this.#isOpen = true;
-      this.#keepAllBound(this.#link, this.#link.session!, bound);
+      this.#servers.use(links, linkSettings(this.#options, this.#settings, this.#settings.servers[0]!), starts);
     } catch (error) {
-      this.#link.session?.abort(error);
+      // Before the sessions end, so that no other server is tried.
+      this.#stopping.abort();
+      this.#servers.forEach(({ session }) => session?.abort(error));
       await this.#end();
       throw error;
     }
-    this.#follow(this.#link);
-  }
-
-  /** Keeps a link connected. The end of the current one is that of the tunnel. */
-  #follow(link: Link): void {
-    this.#links.add(link);
-    const running = link.run();
-    this.#track(running.catch(() => {}));
-    running.finally(async () => {
-      this.#links.delete(link);
-      if (link === this.#link) await this.#end();
-    }).then(() => link === this.#link && this.#finished.resolve(), this.#finished.reject);
   }
 
   /** Connects, and requests the server to listen; with `retry`, again when the connection is lost meanwhile. */
-  async #connectAndBind(): Promise<Stream[]> {
+  async #connectAndBind(link: Link): Promise<void> {
     for (;;) {
-      await this.#link.open();
-      const session = this.#link.session!;
+      const bound = new Map<Reverse, Stream>();
+      this.#bound.set(link, bound);
+      await link.open();
       try {
-        const bound: Stream[] = [];
-        for (const reverse of this.#settings.reverse.values()) bound.push(await this.#bindFirst(session, reverse));
-        return bound;
+        return await this.#reverses.bindFirst(link, bound);
       } catch (error) {
         if (!this.#options.retry || !(error instanceof SessionClosedError)) throw error;
-        this.#activity.report(wrapError(`The connection to ${this.serverAddr} was lost`, error));
+        this.#activity.report(wrapError(`The connection to ${link.serverAddr} was lost`, error));
       }
     }
   }
@@ -216,15 +230,21 @@ class Client {
     if (status === undefined) return undefined;
     return new StatusServer(status, this.#activity, {
       end: "client",
-      isReady: () => this.#link.session !== undefined && !this.#link.isSuspended,
+      isReady: () => this.#servers.up !== undefined,
+      servers: () => this.servers,
       listeners: () => this.#listeners(),
     });
   }
 
   /** Returns the addresses that are listened on so far, and where they lead. */
   #listeners(): StatusListener[] {
-    const { locals, reverse } = this.#settings;
-    return [...locals, ...reverse.values()].flatMap(({ addr, target }) =>
+    const { locals, reverse, servers } = this.#settings;
+    const names = [this.serverAddr, ...servers.map(({ name }) => name)];
+    const bound = [...reverse.values()].map(({ addrs, target }) => ({
+      addr: names.map((name) => addrs.get(name)).find((addr) => addr !== undefined),
+      target,
+    }));
+    return [...locals, ...bound].flatMap(({ addr, target }) =>
       addr === undefined ? [] : [{ address: addr, to: target }]
     );
   }
@@ -246,21 +266,10 @@ class Client {
 
   async #connect(target?: string): Promise<Stream> {
     if (target !== undefined) parseEndpoint("target", target, 1);
-    const session = await this.#ready();
-    if (target === undefined) return await session.openStream();
-    return (await request(session, "CONNECT", target, this.#credentials)).stream;
-  }
-
-  /** Waits until the server can be reached. */
-  async #ready(): Promise<Session> {
-    for (;;) {
-      const link = this.#link;
-      try {
-        return await link.ready();
-      } catch (error) {
-        if (link === this.#link) throw error;
-      }
-    }
+    return await this.#servers.open(async (session) => {
+      if (target === undefined) return await session.openStream();
+      return (await request(session, "CONNECT", target, this.#credentials)).stream;
+    });
   }
 
   /** Applies new options, after those of earlier calls. */
@@ -278,18 +287,17 @@ class Client {
     const hasNewStatus = options.status !== this.#options.status;
     const opened = new Map<Local, Listening>();
     const bound = new Map<Reverse, Stream>();
-    const { session } = this.#link;
     let status: StatusServer | undefined;
-    let link: Link | undefined;
+    const plan = this.#servers.plan(wanted.servers.map((server) => linkSettings(options, wanted, server)));
+    const up = plan.links.find((link) => link.isUp && this.#servers.hasJoined(link));
+    const session = up?.session;
     try {
       for (const { place, mustWait } of locals.added) {
         if (!mustWait) opened.set(place, await listenToForward(place.listen));
       }
       if (hasNewStatus) status = this.#serveStatus(options.status);
-      const settings = linkSettings(options, wanted);
-      if (!this.#link.accepts(settings)) link = await this.#connectAnew(settings);
-      else if (this.#link.isUp) await this.#bindAll(session!, reverses, bound);
-      if (link === undefined) this.#link.configure(settings);
+      await this.#servers.prepare(plan);
+      if (up !== undefined) await this.#reverses.bindAdded(up, reverses, bound);
     } catch (error) {
       for (const opening of [...opened.values(), ...bound.values()]) opening.close();
       await status?.close();
@@ -299,58 +307,23 @@ class Client {
     if (hasNewStatus) this.#status = status;
     this.#options = options;
     this.#settings = {
-      server: wanted.server,
+      servers: wanted.servers,
       limits: wanted.limits,
       locals: locals.next,
       reverse: new Map(reverses.next.map((reverse) => [reverse.listen, reverse])),
     };
     // Those of a session that was lost meanwhile have ended.
-    if (session !== this.#link.session) bound.clear();
-    this.#changeReverses(reverses, bound, link);
-    await this.#changeLocals(locals, opened);
-    if (link !== undefined && this.#unavailable.signal.aborted) await this.#available();
-    if (hasNewStatus) await old?.close();
-  }
-
-  /** Connects with settings that need another connection. */
-  async #connectAnew(settings: LinkSettings): Promise<Link> {
-    // One attempt only: the present connection stays unless it succeeds.
-    const link = this.#makeLink({ ...settings, retry: false });
-    try {
-      await link.open();
-    } catch (error) {
-      link.end();
-      throw error;
-    }
-    link.configure(settings);
-    return link;
-  }
-
-  /** Requests the server to listen for new entries of `reverse`; those that must wait are left to `#keepBound`. */
-  async #bindAll(session: Session, { added }: Changes<Reverse>, bound: Map<Reverse, Stream>): Promise<void> {
-    for (const { place, mustWait } of added) if (!mustWait) bound.set(place, await this.#bind(session, place));
-  }
-
-  /** Stops what was removed, and keeps the server listening for new entries; with a new link, for all. */
-  #changeReverses(
-    { kept, added, removed }: Changes<Reverse>,
-    bound: ReadonlyMap<Reverse, Stream>,
-    link: Link | undefined,
-  ): void {
-    for (const place of removed) place.removed.abort();
-    for (const [{ target, isProxied }, place] of kept) Object.assign(place, { target, isProxied });
-    if (link === undefined) {
-      const { session } = this.#link;
+    if (session !== up?.session) bound.clear();
+    this.#reverses.change(reverses, wanted.servers.map(({ name }) => name));
+    for (const link of plan.links) {
       // Without a session, the next one listens for all.
-      if (session === undefined) return;
-      for (const { place } of added) this.#track(this.#keepBound(this.#link, session, place, bound.get(place)));
-      return;
+      if (link.session === undefined || !this.#servers.hasJoined(link)) continue;
+      this.#reverses.keepAdded(link, link.session, reverses, link === up ? bound : undefined);
     }
-    const former = this.#link;
-    this.#link = link;
-    this.#follow(link);
-    former.retire();
-    this.#keepAllBound(link, link.session!);
+    this.#servers.use(plan.links, plan.settings[0]!, this.#servers.complete(plan));
+    await this.#changeLocals(locals, opened);
+    if (this.#servers.up !== undefined) await this.#available();
+    if (hasNewStatus) await old?.close();
   }
 
   /** Stops what was removed, and listens at new addresses. */
@@ -373,7 +346,7 @@ class Client {
 
   shutdown(timeout = Infinity): Promise<void> {
     this.#stopping.abort();
-    for (const link of this.#links) this.#close(link, timeout);
+    this.#servers.forEach((link) => this.#close(link, timeout));
     this.#activity.cutAfter(clampTimeout(timeout), this.finished);
     return this.finished.catch(() => {});
   }
@@ -398,7 +371,7 @@ class Client {
   async #end(): Promise<void> {
     this.#stopping.abort();
     this.#ending.abort();
-    for (const link of [this.#link, ...this.#links]) link.end();
+    this.#servers.forEach((link) => link.end());
     this.#off();
     await this.#updated;
     while (this.#tasks.size > 0) await Promise.allSettled(this.#tasks);
@@ -424,7 +397,7 @@ class Client {
   }
 
   /** Listens at an address, where the client may have listened before; if that fails, again and again. */
-  async #listenAgain(local: Local, delays = backoff(MAX_BIND_PAUSE)): Promise<void> {
+  async #listenAgain(local: Local, delays = backoff(MAX_LISTEN_PAUSE)): Promise<void> {
     const signal = AbortSignal.any([this.#unavailable.signal, this.#stopping.signal, local.removed.signal]);
     try {
       const listening = await listenToForward(local.addr ?? local.listen);
@@ -435,89 +408,5 @@ class Client {
       const again = () => signal.aborted ? undefined : this.#listenAgain(local, delays);
       this.#track(sleep(delays.next().value, signal).then(again));
     }
-  }
-
-  /** Forwards connections that the server accepts. */
-  async #accept(session: Session): Promise<void> {
-    try {
-      for await (const stream of session) {
-        // A server opens streams for `reverse` only.
-        if (this.#settings.reverse.size === 0) stream.close();
-        else this.#track(this.#answer(stream).finally(() => stream.close()));
-      }
-    } catch {
-      // The link reports the end of the session.
-    }
-  }
-
-  async #answer(stream: Stream): Promise<void> {
-    let visitor: ProxyAddress | undefined;
-    let to: string | undefined;
-    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
-      // The server asks whether this end is alive.
-      if (method === "OPTIONS") return stream;
-      const found = method === "CONNECT" ? this.#settings.reverse.get(address) : undefined;
-      if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
-      visitor = parseAddress(forwardedFor ?? "");
-      to = found.target;
-      const socket = await dial(to, stream, { connectTimeout: this.#options.connectTimeout });
-      if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(found.addr ?? "")));
-      return socket;
-    });
-    if (opened === stream) return;
-    const from = visitor === undefined ? this.serverAddr : format(visitor);
-    const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
-    await forwardStream(this.#activity, stream, opened as Socket, `to ${to}`, route);
-  }
-
-  /** Requests the server to listen, until the returned stream ends. */
-  async #bind(session: Session, reverse: Reverse): Promise<Stream> {
-    const { stream, addr } = await request(session, "BIND", reverse.listen, this.#credentials);
-    reverse.addr = addr;
-    return stream;
-  }
-
-  /** Requests the server to listen for the first time; with `retry`, until its address is free. */
-  async #bindFirst(session: Session, reverse: Reverse): Promise<Stream> {
-    for (const delays = backoff(MAX_BIND_PAUSE);;) {
-      try {
-        return await this.#bind(session, reverse);
-      } catch (error) {
-        const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500;
-        if (!this.#options.retry || !mayBecomeFree || this.#stopping.signal.aborted) throw error;
-        this.#activity.report(error);
-      }
-      await sleep(delays.next().value, this.#stopping.signal);
-    }
-  }
-
-  #keepAllBound(link: Link, session: Session, streams: readonly Stream[] = []): void {
-    [...this.#settings.reverse.values()].forEach((reverse, n) =>
-      this.#track(this.#keepBound(link, session, reverse, streams[n]))
-    );
-  }
-
-  /** Keeps the server listening until the session ends, or the entry or the link is not used any more. */
-  async #keepBound(link: Link, session: Session, reverse: Reverse, stream?: Stream): Promise<void> {
-    const signal = AbortSignal.any([link.stopping, reverse.removed.signal]);
-    // The server listens until the stream ends.
-    const off = onAbort(signal, () => stream?.close());
-    for (const delays = backoff(MAX_BIND_PAUSE); !signal.aborted;) {
-      try {
-        stream ??= await this.#bind(session, reverse);
-        if (signal.aborted) break;
-        // The server sends nothing more on the stream: the read waits for its end.
-        await stream.read(new Uint8Array(1));
-        throw new Error("closed by the server");
-      } catch (error) {
-        stream?.close();
-        stream = undefined;
-        if (signal.aborted || error instanceof SessionClosedError) break;
-        this.#activity.report(wrapError(`Reverse forward ${reverse.listen} failed`, error));
-      }
-      await sleep(delays.next().value, signal);
-    }
-    stream?.close();
-    off();
   }
 }

@@ -98,7 +98,7 @@ const SERVER: Record<Names<ServeTunnelOptions>, Check> = {
   ...COMMON,
 };
 const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {
-  connect: address(1),
+  connect: (loader, path, value) => (Array.isArray(value) ? servers : address(1))(loader, path, value),
   forward: list(parseForward),
   reverse: list((path, entry) => {
     const { target } = parseForward(path, entry);
@@ -174,6 +174,8 @@ function list(check: (path: string, entry: string) => void): Check {
     );
   };
 }
+
+const servers = list((path, entry) => parseEndpoint(path, entry, 1));
 
 /** A list, or the path of a file with a list. */
 function users(loader: Loader, path: string, value: unknown): unknown {
@@ -381,9 +383,9 @@ function readFile(path: string, texts: Map<string, string | undefined>): string 
 
 /** Adds the proxy of the environment to a client without one. */
 function withProxy(client: OpenTunnelOptions): OpenTunnelOptions {
-  if (client.proxy !== undefined || client.connect === undefined) return client;
+  if (client.proxy !== undefined) return client;
   try {
-    const proxy = proxyOfEnvironment(client.connect);
+    const proxy = proxyOfEnvironment();
     return proxy === undefined ? client : { ...client, proxy };
   } catch (error) {
     throw new RangeError(`client: ${errorText(error)}`, { cause: error });

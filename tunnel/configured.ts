@@ -223,8 +223,12 @@ export class ConfiguredTunnels implements Running {
     const targetsOf = (name: string, entries: readonly string[]) =>
       entries.map((entry) => parseForward(name, entry).target);
     const targets = [...targetsOf("forward", forward), ...socks.map(() => undefined), ...targetsOf("reverse", reverse)];
-    for (const [n, addr] of (tunnel?.listenAddrs ?? []).entries()) addresses.set(addr, targets[n]);
-    for (const addr of this.#printed) if (!addresses.has(addr)) this.#printer.log(stoppedEntry(addr));
+    // With several servers, events have the addresses of `reverse` at each.
+    const printed = (tunnel?.servers.length ?? 1) > 1 ? forward.length + socks.length : targets.length;
+    for (const [n, addr] of (tunnel?.listenAddrs ?? []).slice(0, printed).entries()) addresses.set(addr, targets[n]);
+    for (const addr of this.#printed) {
+      if (!addresses.has(addr) && !tunnel?.listenAddrs.includes(addr)) this.#printer.log(stoppedEntry(addr));
+    }
     for (const [addr, to] of addresses) {
       if (!this.#printed.has(addr)) this.#printer.log(listeningEntry(addr, this.#printer.hasTargets ? to : undefined));
     }

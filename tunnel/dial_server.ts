@@ -39,15 +39,15 @@ export interface DialServerOptions {
  *
  * @throws {RangeError} They are malformed, or would send a secret in plain text to another machine.
  */
-export function parseServerPlace(options: ServerOptions): ServerPlace {
-  const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
+export function parseServerPlace(options: ServerOptions & { connect: string }): ServerPlace {
+  const { connect, secret, ca, tls = ca !== undefined, insecure, proxy } = options;
   const endpoint = parseEndpoint("connect", connect, 1);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
   }
   if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
-  const upstream = parseProxy(options.proxy);
+  const upstream = parseProxy(typeof proxy === "function" ? proxy(format(endpoint)) : proxy);
   if (upstream !== undefined) checkUpstream(upstream, endpoint, secret !== undefined && !tls && !insecure);
   return {
     name: format(endpoint),

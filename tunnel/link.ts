@@ -31,9 +31,11 @@ const CLOSE_TIMEOUT = 1000;
 export interface LinkHost {
   /** Called with each new session, before anything else uses it. */
   started(session: Session): void;
+  /** Whether there is a connection to the server has changed. */
+  changed(): void;
   /** The server could not be reached for `wait` milliseconds. */
   unavailable(): void;
-  /** The server can be reached again after `unavailable`. Fulfils when the client listens again, where it can. */
+  /** The server can be reached for the first time or after `unavailable`. Fulfils when the client listens, where it can. */
   available(): Promise<void>;
 }
 
@@ -60,10 +62,11 @@ export class Link {
   #carrier: Carrier | undefined;
   /** When the connection was suspended; `undefined` while it is not. */
   #suspendedAt: number | undefined;
-  #changed = Promise.withResolvers<void>();
+  /** Whether the session has ended, and its end is being completed. */
+  #hasEnded = false;
   /** Clears the deadline after which the server is unavailable. */
   #clearDeadline: (() => void) | undefined;
-  #isAvailable = true;
+  #isAvailable = false;
   #isPlainReported = false;
   #lastMessage: string | undefined;
 
@@ -72,7 +75,7 @@ export class Link {
     this.#activity = activity;
     this.#host = host;
     this.stopping = AbortSignal.any([stopping, this.#retired.signal]);
-    onAbort(this.stopping, () => this.#change());
+    onAbort(this.stopping, () => this.#host.changed());
   }
 
   /** The address of the server. */
@@ -92,29 +95,12 @@ export class Link {
 
   /** Whether there is a connection to the server. */
   get isUp(): boolean {
-    return this.#session !== undefined && this.#suspendedAt === undefined;
+    return this.#session !== undefined && this.#suspendedAt === undefined && !this.#hasEnded;
   }
 
-  /**
-   * Waits until the server can be reached, at most `wait` milliseconds.
-   *
-   * @throws {Error} The server could not be reached, or the client is ending.
-   */
-  async ready(): Promise<Session> {
-    if (!this.isUp) {
-      let isLate = false;
-      const clear = this.#afterWait(() => {
-        isLate = true;
-        this.#change();
-      });
-      while (!this.isUp && !isLate && !this.stopping.aborted) {
-        this.#carrier?.retry();
-        await this.#changed.promise;
-      }
-      clear();
-    }
-    if (this.#session !== undefined && this.isUp) return this.#session;
-    throw new Error(`Cannot open a stream: not connected to ${this.serverAddr}`);
+  /** Whether the server can be reached, or could be until less than `wait` milliseconds ago. */
+  get isAvailable(): boolean {
+    return this.#isAvailable;
   }
 
   /** Whether the connection can have these settings. */
@@ -141,10 +127,11 @@ export class Link {
   /**
    * Connects for the first time.
    *
+   * @param retry Whether to repeat attempts that fail.
    * @throws {Error} The client cannot connect. With `retry`, only if another attempt would fail in the same way.
    */
-  async open(): Promise<void> {
-    if (!this.#settings.retry) return void await this.#start();
+  async open(retry = this.#settings.retry): Promise<void> {
+    if (!retry) return void await this.#start();
     for (const delays = backoff(MAX_PAUSE); !await this.#tryStart(isPermanent);) {
       await sleep(delays.next().value, this.stopping);
       this.stopping.throwIfAborted();
@@ -162,8 +149,11 @@ export class Link {
     while (this.#session !== undefined) {
       const reason = await this.#sessionEnd(this.#session);
       const isStopping = this.stopping.aborted;
+      this.#hasEnded = true;
+      this.#host.changed();
       await this.#closeCarrier(this.#carrier!, reason);
       this.#session = this.#carrier = this.#suspendedAt = undefined;
+      this.#hasEnded = false;
       const ended = performance.now();
       const lost = wrapError(`The connection to ${serverAddr} was lost`, reason ?? "closed by the server");
       if (isStopping || this.stopping.aborted && reason === undefined) {
@@ -183,38 +173,33 @@ export class Link {
     }
   }
 
-  /** Releases the timer. */
-  end(): void {
-    this.#clearDeadline?.();
+  /** Dials at once, if the connection is suspended. */
+  retry(): void {
+    this.#carrier?.retry();
   }
 
-  /** Wakes everything that waits for a change. */
-  #change(): void {
-    this.#changed.resolve();
-    this.#changed = Promise.withResolvers();
+  /** Releases the timer: the link is not used any more. */
+  end(): void {
+    this.#clearDeadline?.();
+    this.#isAvailable = false;
   }
 
   async #up(): Promise<void> {
     this.#clearDeadline?.();
     this.#clearDeadline = undefined;
     this.#suspendedAt = undefined;
-    this.#change();
+    this.#host.changed();
     if (this.#isAvailable) return;
     this.#isAvailable = true;
     await this.#host.available();
   }
 
   #down(): void {
-    this.#clearDeadline ??= this.#afterWait(() => {
+    this.#clearDeadline ??= afterWait(this.#settings.wait, () => {
       this.#isAvailable = false;
       this.#host.unavailable();
     });
-  }
-
-  /** Calls `run` after `wait` milliseconds; returns a function that clears the timer. */
-  #afterWait(run: () => void): () => void {
-    const { wait } = this.#settings;
-    return wait === Infinity ? () => {} : setDeadline(run, wait);
+    this.#host.changed();
   }
 
   /** Connects; reports a failure once, and returns whether it succeeded. Rejects with errors that `isFinal`. */
@@ -340,8 +325,13 @@ export class Link {
   }
 }
 
+/** Calls `run` after `wait` milliseconds; returns a function that clears the timer. */
+export function afterWait(wait: number, run: () => void): () => void {
+  return wait === Infinity ? () => {} : setDeadline(run, wait);
+}
+
 /** Whether another attempt would fail in the same way. */
-function isPermanent(error: unknown): boolean {
+export function isPermanent(error: unknown): boolean {
   return error instanceof PermanentError || error instanceof RangeError ||
     (error instanceof TunnelRefusedError && error.status < 500);
 }

@@ -101,6 +101,12 @@ export function eventLine(event: TunnelEvent): string {
       return `reconnected to ${event.serverAddr} after ${time(Math.round(event.downtime))}`;
     case "unresumable":
       return `${event.serverAddr} does not resume: forwarded connections end when the connection to it is lost`;
+    case "reached":
+      return `connected to ${event.serverAddr}`;
+    case "switched":
+      return `new connections use ${event.serverAddr}`;
+    case "bound":
+      return `${listeningLine(event.listenAddr)} at ${event.serverAddr}`;
     case "finished":
       return finishedLine(event);
   }

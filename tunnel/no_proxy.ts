@@ -59,24 +59,21 @@ export function isExempt(exceptions: string, hostname: string, port: number): bo
 }
 
 /**
- * Returns the proxy that the environment has for a server; `undefined`: a direct connection, as always to this machine.
+ * Returns a function from the address of a server to the proxy that the environment has for it, as `proxy` accepts it:
+ * servers on this machine have none. `undefined`: the environment has no proxy.
  *
- * @param connect The address of the server. A malformed one has no proxy.
  * @throws {RangeError} The variable is malformed.
  */
-export function proxyOfEnvironment(connect: string): string | undefined {
+export function proxyOfEnvironment(): ((server: string) => string | undefined) | undefined {
   const found = firstOf(PROXIES);
-  if (found === undefined || connect.startsWith("unix:")) return undefined;
-  let hostname, port;
-  try {
-    ({ hostname = "localhost", port = 0 } = parseEndpoint("connect", connect, 1));
-  } catch {
-    // The check of the options reports it.
-    return undefined;
-  }
-  if (isLoopback(canonical(hostname)) || isExempt(firstOf(EXCEPTIONS)?.value ?? "", hostname, port)) return undefined;
+  if (found === undefined) return undefined;
   // Other programs accept HOST:PORT, too.
   const proxy = found.value.includes("://") ? found.value : `http://${found.value}`;
   parseUpstream(`$${found.name}`, proxy);
-  return proxy;
+  const exceptions = firstOf(EXCEPTIONS)?.value ?? "";
+  return (server) => {
+    const { path, hostname, port } = parseEndpoint("connect", server, 1);
+    if (path !== undefined || isLoopback(canonical(hostname))) return undefined;
+    return isExempt(exceptions, hostname, port) ? undefined : proxy;
+  };
 }

@@ -92,6 +92,9 @@ export interface TunnelOptions {
  * - `"reconnected"`, on a client: it has a new connection to the server after the previous one was lost. Forwarded
  *   connections of the previous one have ended.
  * - `"unresumable"`, on a client, once: the server does not support resuming.
+ * - `"reached"`, on a client with several servers: it has connected to one of them for the first time.
+ * - `"switched"`, on a client with several servers: new connections use this server from now on.
+ * - `"bound"`, on a client with several servers: one of them listens for an entry of `reverse`.
  * - `"finished"`: a forwarded connection has ended.
  *
  * An address is `host:port`, `[ipv6]:port` or `unix:/path`. The address of a client at a Unix socket is `undefined`.
@@ -116,6 +119,12 @@ export interface TunnelOptions {
  *       return `${event.type} after ${event.downtime} ms`;
  *     case "unresumable":
  *       return `${event.serverAddr} does not resume`;
+ *     case "reached":
+ *       return `connected to ${event.serverAddr}`;
+ *     case "switched":
+ *       return `new connections use ${event.serverAddr}`;
+ *     case "bound":
+ *       return `listening on ${event.listenAddr} at ${event.serverAddr}`;
  *     case "finished":
  *       return `${event.from} to ${event.to}: ${event.sent + event.received} bytes, ${event.error?.message ?? "closed"}`;
  *   }
@@ -180,6 +189,27 @@ export type TunnelEvent =
     error: Error;
     /** Milliseconds without a connection. */
     downtime: number;
+  }
+  | {
+    type: "reached";
+    /** The address of the server. */
+    serverAddr: string;
+  }
+  | {
+    type: "switched";
+    /** The address of the server of new connections, as in `serverAddr` of the tunnel. */
+    serverAddr: string;
+    /** The address of the server before; `undefined` for the first. */
+    formerAddr: string | undefined;
+  }
+  | {
+    type: "bound";
+    /** The address of the server that listens. */
+    serverAddr: string;
+    /** The address that it listens on. */
+    listenAddr: string;
+    /** The target of the entry. */
+    to: string;
   }
   | {
     type: "finished";
@@ -368,8 +398,13 @@ export interface TunnelRequest {
  * ```
  */
 export interface OpenTunnelOptions extends TunnelOptions {
-  /** TARGET: the address of the server. */
-  connect: string;
+  /**
+   * TARGET: the address of the server, or those of several servers in the order of preference. With several, the client
+   * is connected to each: a new connection uses the first that is up, and `reverse` is listened for at all of them. The
+   * other options are common to all. A server that refuses the client is reported and left out; without an answer from
+   * any, or if all refuse, `openTunnel` rejects with the error of one as its `cause`.
+   */
+  connect: string | readonly string[];
   /**
    * `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. With
    * `,proxy` at the end, each connection to the target begins with a header of the PROXY protocol, version 2.
@@ -388,10 +423,11 @@ export interface OpenTunnelOptions extends TunnelOptions {
   /**
    * The URL of a proxy that connects to the server: `http://user:password@host:port`, which is asked by `CONNECT`, or
    * `socks5://user:password@host:port`, with user and password percent-encoded, or without. Default ports: 80 and 1080.
-   * The proxy resolves the name of the server. `socks5h` is the same as `socks5`; `none`: a direct connection. The
-   * variables of the environment are used by the command only. Default: `none`.
+   * The proxy resolves the name of the server. `socks5h` is the same as `socks5`; `none`: a direct connection. A function
+   * returns the proxy of each server, or `undefined` for a direct connection; it is called with `host:port` or
+   * `unix:/path`. The variables of the environment are used by the command only. Default: `none`.
    */
-  proxy?: string | undefined;
+  proxy?: string | ((server: string) => string | undefined) | undefined;
   /** The version of smux. Default: 2. */
   version?: Version | undefined;
   /**
@@ -412,6 +448,28 @@ export interface OpenTunnelOptions extends TunnelOptions {
    * and `socks` refuse connections until it can be reached again. Default: 30 000.
    */
   wait?: number | undefined;
+}
+
+/**
+ * A server of a client, an element of `servers`.
+ *
+ * @example The servers that can be reached
+ * ```ts
+ * import { openTunnel, serveTunnel, type TunnelServerState } from "@sluice/smux/tunnel";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const names = (servers: readonly TunnelServerState[]) => servers.filter(({ isUp }) => isUp).map(({ addr }) => addr);
+ *
+ * await using server = serveTunnel({ listen: "127.0.0.1:0", target: "127.0.0.1:80" });
+ * await using client = await openTunnel({ connect: [server.serverAddr, "127.0.0.1:1"], onError() {} });
+ * assertEquals(names(client.servers), [server.serverAddr]);
+ * ```
+ */
+export interface TunnelServerState {
+  /** Its address, as in `connect`, with the host. */
+  addr: string;
+  /** Whether the client is connected to it. */
+  isUp: boolean;
 }
 
 /**
@@ -477,11 +535,15 @@ export interface TunnelStats {
  * ```
  */
 export interface Tunnel extends AsyncDisposable {
-  /** The address that the server accepts clients on: on a client the value of `connect`, with the host. */
+  /**
+   * The address that the server accepts clients on: on a client the value of `connect`, with the host. With several
+   * servers it is the one of new connections, or of the last ones while none can be reached.
+   */
   readonly serverAddr: string;
   /**
    * The addresses that accept connections to forward: on a client one for each entry of `forward`, `socks` and
-   * `reverse`, in that order. The list of a server is empty: an address that it listens on for a client is in the
+   * `reverse`, in that order. With several servers the address for an entry of `reverse` is that at `serverAddr`, or
+   * else at the first server that has listened for it. The list of a server is empty: an address that it listens on for a client is in the
    * client's list.
    */
   readonly listenAddrs: readonly string[];
@@ -563,6 +625,8 @@ export interface TunnelServer extends Tunnel {
  * ```
  */
 export interface TunnelClient extends Tunnel {
+  /** The servers, in the order of `connect`. One that has refused the client is not up. */
+  readonly servers: readonly TunnelServerState[];
   /**
    * Opens a stream to a target that the server connects to, as `forward` does for each connection.
    *
@@ -579,7 +643,8 @@ export interface TunnelClient extends Tunnel {
    * not listened on any more. Open connections continue.
    *
    * With another `connect`, `tls`, `proxy`, `user` or `version` the client connects anew before it leaves the old connection,
-   * which ends with its last forwarded connection.
+   * which ends with its last forwarded connection. Of several servers, those that stay are not interrupted. If none
+   * stays, one of the new ones must be reached; else they are connected to afterwards, and failures are reported.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.
    *

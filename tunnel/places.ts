@@ -14,14 +14,14 @@ interface Place {
   listen: string;
   /** Whether the target expects a header of the PROXY protocol. */
   isProxied: boolean;
-  /** The address with its port, once it is listened on. */
-  addr: string | undefined;
   /** Stops listening on abort. */
   readonly removed: AbortController;
 }
 
 /** An entry of `forward` or `socks`: the client listens. */
 export interface Local extends Place {
+  /** The address with its port, once it is listened on. */
+  addr: string | undefined;
   /** `undefined`: the fixed target of the server, or that of each SOCKS 5 request. */
   target: string | undefined;
   isSocks: boolean;
@@ -30,8 +30,12 @@ export interface Local extends Place {
   listening: Listening | undefined;
 }
 
-/** An entry of `reverse`: the server listens. */
+/** An entry of `reverse`: each server listens. */
 export interface Reverse extends Place {
+  /** The address with its port at each server that has listened, by the address of the server. */
+  readonly addrs: Map<string, string>;
+  /** Those of `addrs` that an event has reported. */
+  readonly reported: Map<string, string>;
   target: string;
 }
 
@@ -45,15 +49,20 @@ export function makeLocal(parsed: Pick<Local, "listen" | "target" | "isSocks" | 
 
 /** Makes an entry of `reverse`. */
 export function makeReverse(parsed: Pick<Reverse, "listen" | "target" | "isProxied">): Reverse {
-  return { ...parsed, addr: undefined, removed: new AbortController() };
+  return { ...parsed, addrs: new Map(), reported: new Map(), removed: new AbortController() };
 }
 
 function normalize(listen: string): string {
   return format(parseEndpoint("listen", listen, 0));
 }
 
+function addrsOf(place: Local | Reverse): string[] {
+  if ("addrs" in place) return [...place.addrs.values()];
+  return place.addr === undefined ? [] : [place.addr];
+}
+
 /** The difference between the entries that are listened on and new ones. */
-export interface Changes<P extends Place> {
+export interface Changes<P extends Local | Reverse> {
   /** The entries to listen on, in the order of the new ones: an old one where its LISTEN stays. */
   next: P[];
   /** The new ones whose LISTEN no old one has, and whether an old one must be closed before. */
@@ -64,7 +73,7 @@ export interface Changes<P extends Place> {
 }
 
 /** Compares entries by their LISTEN. Several with the same, as with port 0, are first compared by `isEqual`. */
-function compare<P extends Place>(
+function compare<P extends Local | Reverse>(
   old: Iterable<P>,
   wanted: readonly P[],
   isEqual: (one: P, other: P) => boolean,
@@ -83,7 +92,7 @@ function compare<P extends Place>(
   keep((one, other) => hasSameListen(one, other) && isEqual(one, other));
   keep(hasSameListen);
   const mustWait = ({ listen }: P) =>
-    [...left].some(({ addr }) => addr !== undefined && overlaps(addr, normalize(listen)));
+    [...left].some((place) => addrsOf(place).some((addr) => overlaps(addr, normalize(listen))));
   return {
     next: wanted.map((place) => kept.get(place) ?? place),
     added: wanted.filter((place) => !kept.has(place)).map((place) => ({ place, mustWait: mustWait(place) })),

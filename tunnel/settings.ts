@@ -20,7 +20,8 @@ const WAIT = 30_000;
 
 /** The checked options of a client, with defaults. */
 export interface Settings {
-  server: ServerPlace;
+  /** In the order of preference. */
+  servers: ServerPlace[];
   locals: Local[];
   /** By LISTEN of the server, in the order of the options. */
   reverse: Map<string, Reverse>;
@@ -34,7 +35,7 @@ export interface Settings {
  */
 export function checkOptions(options: OpenTunnelOptions): Settings {
   const { user, secret, insecure } = options;
-  const server = parseServerPlace(options);
+  const servers = parseServers(options);
   checkSecret(secret);
   checkStatus(options.status, insecure);
   if (user !== undefined) checkName("user", user);
@@ -54,13 +55,26 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
     }
     reverse.set(listen, makeReverse({ listen, target, isProxied }));
   }
-  return { server, locals, reverse, limits: limitsOf(options) };
+  return { servers, locals, reverse, limits: limitsOf(options) };
 }
 
-/** Returns the settings of the connection to the server. */
+/** Parses each server of `connect`. */
+function parseServers(options: OpenTunnelOptions): ServerPlace[] {
+  const { connect } = options;
+  const all = typeof connect === "string" ? [connect] : connect;
+  if (all.length === 0) throw new RangeError("connect must contain at least one server, received []");
+  const servers = all.map((connect) => parseServerPlace({ ...options, connect }));
+  const names = servers.map(({ name }) => name);
+  const twice = names.find((name, n) => names.indexOf(name) < n);
+  if (twice === undefined) return servers;
+  throw new RangeError(`connect must contain each server only once, received ${twice} twice`);
+}
+
+/** Returns the settings of the connection to a server. */
 export function linkSettings(
   options: OpenTunnelOptions,
-  { server, locals, reverse, limits }: Settings,
+  { locals, reverse, limits }: Settings,
+  server: ServerPlace,
 ): LinkSettings {
   const { wait = WAIT, secret } = options;
   const requests = locals.some(({ target, isSocks }) => target !== undefined || isSocks) || reverse.size > 0;

@@ -8,6 +8,7 @@ import type { Activity } from "./activity.ts";
 import { checkExposed, format, isLoopback, parseEndpoint } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { formatMetrics, type Metric, METRICS_TYPE } from "./metrics.ts";
+import type { TunnelServerState } from "./options.ts";
 import { VERSION } from "./version.ts";
 
 /** An address that an end listens on. */
@@ -23,6 +24,8 @@ export interface StatusSource {
   /** Whether a client is connected, or a server listens. */
   isReady(): boolean;
   listeners(): StatusListener[];
+  /** The servers of a client. */
+  servers?(): TunnelServerState[];
 }
 
 /** Rejects an address for the status that other machines can reach, unless `insecure` allows it. */
@@ -115,6 +118,7 @@ export class StatusServer {
       sent,
       received,
       refused,
+      servers: this.#source.servers?.(),
       listeners: this.#source.listeners(),
       sessions: this.#activity.sessions().map(({ began, ...session }) => ({
         ...session,
@@ -149,6 +153,13 @@ export class StatusServer {
       },
       gauge("start_time_seconds", "Start of the tunnel since 1970, in seconds.", this.#began / 1000),
       gauge("ready", "Whether a client is connected, or a server listens.", Number(isReady)),
+      {
+        ...gauge("server_up", "Whether a client is connected to the server.", 0),
+        samples: (this.#source.servers?.() ?? []).map(({ addr, isUp }) => ({
+          labels: { server: addr },
+          value: Number(isUp),
+        })),
+      },
       gauge("open_sessions", "Connections between client and server that are open.", this.#activity.sessions().length),
       counter("sessions_total", "Connections between client and server.", stats.connections),
       counter("reconnects_total", "Connections of a client after its first.", stats.reconnects),

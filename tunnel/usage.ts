@@ -66,7 +66,11 @@ const SERVER: Options = {
   key: { value: "FILE", help: "private key of the certificate, PEM" },
 };
 const CLIENT: Options = {
-  connect: { value: "TARGET", help: "address of the server" },
+  connect: {
+    value: "TARGET",
+    isList: true,
+    help: "address of the server; repeated: several, of which new connections use the first that is up",
+  },
   forward: {
     value: "LISTEN=TARGET",
     isList: true,
