@@ -18,6 +18,7 @@ import type { LogFormat } from "./log.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
 import { formatCheck } from "./report.ts";
 import { serveTunnel } from "./server.ts";
+import { targetsOf } from "./settings.ts";
 import { CONFIGURED, OPTIONS } from "./usage.ts";
 import { hashEntry, parseUsers } from "./users.ts";
 import { isPipe, UsageError, Values } from "./values.ts";
@@ -120,9 +121,13 @@ function parseServerAddress(values: Values) {
 
 function parseClient(values: Values): Omit<TunnelCommand, Common> {
   const server = parseServerAddress(values);
-  const [forward, reverse, socks] = ["forward", "reverse", "socks"].map((name) => values.list(name));
-  if (!(forward ?? reverse ?? socks)) {
-    throw new UsageError("expected --forward, --reverse or --socks, received none of them");
+  const names = ["forward", "reverse", "socks", "http", "reverse-socks", "allow"];
+  const [forward, reverse, socks, http, reverseSocks, allow] = names.map((name) => values.list(name));
+  if (!(forward ?? reverse ?? socks ?? http ?? reverseSocks)) {
+    throw new UsageError("expected --forward, --reverse, --socks, --http or --reverse-socks, received none of them");
+  }
+  if (reverseSocks !== undefined && allow === undefined) {
+    throw new UsageError("--reverse-socks requires the targets that may be requested", "write --allow '*:443'");
   }
   const [pipe, ...more] = forward?.filter(isPipe) ?? [];
   if (more.length > 0) throw new UsageError("--forward - (stdin and stdout) must be specified only once");
@@ -134,6 +139,10 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
     forward: forward?.filter((text) => !isPipe(text)),
     reverse,
     socks,
+    http,
+    reverseSocks,
+    allow,
+    proxyAuth: values.one("proxy-auth"),
     retry: piped === undefined && !values.has("no-retry"),
     resume: !values.has("no-resume"),
     reconnect: piped === undefined && !values.has("no-reconnect"),
@@ -142,13 +151,7 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
   };
   const start = async (reports: Reports) => {
     const tunnel = await openTunnel({ ...options, ...reports });
-    const leads = (name: string) => (text: string) => parseForward(name, text).target;
-    const targets = [
-      ...(options.forward ?? []).map(leads("forward")),
-      ...(socks ?? []).map(() => undefined),
-      ...(reverse ?? []).map(leads("reverse")),
-    ];
-    const started = { tunnel, addrs: tunnel.listenAddrs, targets };
+    const started = { tunnel, addrs: tunnel.listenAddrs, targets: targetsOf(options) };
     if (piped === undefined) return started;
     return { ...started, connect: () => tunnel.connect(piped.target), pipedTo: piped.target };
   };

@@ -14,10 +14,11 @@ import { type Credentials, request, serveRequest } from "./handshake.ts";
 import { Link, type LinkSettings } from "./link.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
+import { speakProxy } from "./proxy_entry.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
+import { reach } from "./reverse_socks.ts";
 import { checkOptions, linkSettings, type Settings } from "./settings.ts";
 import { checkRuntime, dial, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
-import { speakSocks } from "./socks5.ts";
 import { type StatusListener, StatusServer } from "./status.ts";
 import { parseAddress, proxyHeaderOf } from "./visitor.ts";
 import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
@@ -302,6 +303,7 @@ class Client {
       server: wanted.server,
       limits: wanted.limits,
       locals: locals.next,
+      proxy: wanted.proxy,
       reverse: new Map(reverses.next.map((reverse) => [reverse.listen, reverse])),
     };
     // Those of a session that was lost meanwhile have ended.
@@ -411,12 +413,15 @@ class Client {
     local.listening = listening;
     const open = async (from: Socket) => {
       const { target, isSocks, isProxied } = local;
-      let to = target;
-      const stream = isSocks
-        ? await speakSocks(from, (asked) => this.#connect(to = asked))
-        : await this.#connect(target).catch(resetting(from));
+      if (isSocks) {
+        let to = target;
+        const connect = (asked: string) => this.#connect(to = asked);
+        const { connected, check } = await speakProxy(from, connect, this.#settings.proxy.auth);
+        return { stream: connected, to, checks: { received: check } };
+      }
+      const stream = await this.#connect(target).catch(resetting(from));
       if (isProxied) await writeFirst(stream, proxyHeaderOf(from));
-      return { stream, to };
+      return { stream, to: target };
     };
     const signal = AbortSignal.any([this.#stopping.signal, this.#unavailable.signal, local.removed.signal]);
     const all = forwardAll(this.#activity, listening, open, local.route, signal, this.#ending.signal);
@@ -453,6 +458,7 @@ class Client {
   async #answer(stream: Stream): Promise<void> {
     let visitor: ProxyAddress | undefined;
     let to: string | undefined;
+    let isProxy = false;
     const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
       // The server asks whether this end is alive.
       if (method === "OPTIONS") return stream;
@@ -460,14 +466,25 @@ class Client {
       if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
       visitor = parseAddress(forwardedFor ?? "");
       to = found.target;
+      isProxy = to === undefined;
+      if (to === undefined) return stream;
       const socket = await dial(to, stream, { connectTimeout: this.#options.connectTimeout });
       if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(found.addr ?? "")));
       return socket;
     });
-    if (opened === stream) return;
+    if (opened === stream && !isProxy) return;
+    const reached = isProxy ? await reach(stream, this.#settings.proxy, this.#options.connectTimeout) : undefined;
+    to = reached?.to ?? to;
     const from = visitor === undefined ? this.serverAddr : format(visitor);
-    const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
-    await forwardStream(this.#activity, stream, opened as Socket, `to ${to}`, route);
+    const route = {
+      kind: "reverse" as const,
+      user: undefined,
+      forward: isProxy ? address : `${address}=${to}`,
+      from,
+      to,
+    };
+    const socket = reached?.socket ?? opened as Socket;
+    await forwardStream(this.#activity, stream, socket, `to ${to}`, route, { sent: reached?.check });
   }
 
   /** Requests the server to listen, until the returned stream ends. */

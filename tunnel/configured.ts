@@ -4,12 +4,12 @@
  * @module
  */
 
-import { parseForward } from "./address.ts";
 import { openTunnel } from "./client.ts";
 import { type Config, ConfigError, type End, loadConfig, readText } from "./config.ts";
 import { listeningEntry, type LogEntry, notReloadedEntry, reloadedEntry, statusEntry, stoppedEntry } from "./log.ts";
 import type { OpenTunnelOptions, Tunnel, TunnelClient, TunnelOptions, TunnelServer, TunnelStats } from "./options.ts";
 import { serveTunnel } from "./server.ts";
+import { targetsOf } from "./settings.ts";
 import { FileWatcher } from "./watch.ts";
 
 /** The callbacks of a tunnel. */
@@ -219,10 +219,7 @@ export class ConfiguredTunnels implements Running {
     const addresses = new Map<string, string | undefined>();
     if (this.#server !== undefined) addresses.set(this.#server.serverAddr, this.#config.server!.target);
     const { tunnel } = this.#client ?? {};
-    const { forward = [], socks = [], reverse = [] } = this.#config.client ?? {};
-    const targetsOf = (name: string, entries: readonly string[]) =>
-      entries.map((entry) => parseForward(name, entry).target);
-    const targets = [...targetsOf("forward", forward), ...socks.map(() => undefined), ...targetsOf("reverse", reverse)];
+    const targets = this.#config.client === undefined ? [] : targetsOf(this.#config.client);
     for (const [n, addr] of (tunnel?.listenAddrs ?? []).entries()) addresses.set(addr, targets[n]);
     for (const addr of this.#printed) if (!addresses.has(addr)) this.#printer.log(stoppedEntry(addr));
     for (const [addr, to] of addresses) {
