@@ -65,9 +65,11 @@ export async function speakHttp<T extends DuplexConnection>(
   connect: (target: string) => Promise<T>,
   auth?: ProxyAuth,
 ): Promise<Served<T>> {
+  let request: ProxyRequest | undefined;
   let connected: T | undefined;
   try {
-    const { target, forwarded } = await withDeadline(client, readRequest(client, auth));
+    request = await withDeadline(client, readRequest(client, auth));
+    const { target, forwarded } = request;
     connected = await connect(target);
     if (forwarded === undefined) {
       await writeAll(client, encoder.encode("HTTP/1.1 200 Connection established\r\n\r\n"));
@@ -78,7 +80,7 @@ export async function speakHttp<T extends DuplexConnection>(
     return { connected, check: (p) => body.push(p) };
   } catch (error) {
     connected?.close();
-    await withDeadline(client, refuse(client, error)).catch(() => {});
+    await withDeadline(client, refuse(client, request === undefined ? 400 : 502, error)).catch(() => {});
     throw error;
   }
 }
@@ -98,8 +100,9 @@ async function readHead(client: DuplexConnection): Promise<string> {
     const count = Math.min(missing, MAX_HEAD - head.length);
     if (count === 0) throw new TunnelRefusedError(431, `HTTP header exceeds ${MAX_HEAD} bytes`);
     head += String.fromCharCode(...await readExactly(client, count));
-    // Its end would not be found.
-    if (/(^|[^\r])\n/.test(head.slice(-count - 1))) throw malformed("HTTP line", "one that ends with CRLF", "only LF");
+    // Their end would not be found.
+    const at = head.indexOf("\n", head.length - count);
+    if (at >= 0 && head[at - 1] !== "\r") throw malformed("HTTP line", "one that ends with CRLF", "only LF");
   }
   return head.slice(0, -END.length);
 }
@@ -213,16 +216,16 @@ function encodeLatin1(text: string): Uint8Array {
   return Uint8Array.from(text, (character) => character.charCodeAt(0));
 }
 
-/** Returns the status for an error. */
-function statusOf(error: unknown): number {
-  const status = error instanceof TunnelRefusedError ? error.status : 502;
-  const isOwn = status === 400 || status === 403 || status === 407 || status === 431;
-  return isOwn ? status : /timed out/.test(errorText(error)) ? 504 : 502;
+/** Returns the status for an error: of the request itself, or of connecting, where the peer's own may mislead. */
+function statusOf(error: unknown, fallback: 400 | 502): number {
+  const status = error instanceof TunnelRefusedError ? error.status : fallback;
+  if (fallback === 400 || status === 403) return status;
+  return /timed out/.test(errorText(error)) ? 504 : 502;
 }
 
 /** Replies with the status and the message of an error. */
-async function refuse(client: DuplexConnection, error: unknown): Promise<void> {
-  const status = statusOf(error);
+async function refuse(client: DuplexConnection, fallback: 400 | 502, error: unknown): Promise<void> {
+  const status = statusOf(error, fallback);
   const text = `${printable(errorText(error)).slice(0, MAX_REPLY)}\n`;
   const lines = [
     `HTTP/1.1 ${status} ${REASONS[status]}`,
