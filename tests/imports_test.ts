@@ -382,6 +382,7 @@ const ARROWS: Record<string, string[]> = {
   "tunnel/proxy_entry.ts": [
     "mod.ts",
     "tunnel/bytes.ts",
+    "tunnel/errors.ts",
     "tunnel/http_proxy.ts",
     "tunnel/proxy_auth.ts",
     "tunnel/socks4.ts",

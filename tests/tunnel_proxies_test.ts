@@ -561,6 +561,24 @@ Deno.test("TunnelClient.update() adds http and a password, and keeps the listene
   assertEquals(client.listenAddrs.length, 1);
 });
 
+Deno.test("tunnel: a connection to a proxy that ends without a byte is not reported, one with a byte is", async () => {
+  await using pair = await makePair({ allow: [], allowListen: ["127.0.0.1:*"] }, {
+    http: [FREE],
+    reverseSocks: [FREE],
+    allow: [],
+  });
+  for (const addr of pair.client.listenAddrs) {
+    for (const sent of ["", "C"]) {
+      using connection = await dial(addr);
+      await writeAll(connection, bytes(sent));
+      await connection.closeWrite();
+      await readAll(connection);
+    }
+  }
+  await pair.logs.client.until(/connection closed during handshake$/, 2);
+  assertEquals(pair.logs.client.errors.length, 2);
+});
+
 Deno.test("openTunnel() ends although a refused client does not close", async () => {
   await using pair = await makePair({ allow: [] }, { http: [FREE] });
   using connection = await dial(pair.client.listenAddrs[0]!);

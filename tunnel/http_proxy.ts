@@ -88,7 +88,7 @@ export async function speakHttp<T extends DuplexConnection>(
 async function readRequest(client: DuplexConnection, auth: ProxyAuth | undefined): Promise<ProxyRequest> {
   const request = parseRequest(await readHead(client));
   if (auth === undefined) return request;
-  if (request.authorization === "") throw new TunnelRefusedError(407, "a user and a password are required");
+  if (request.authorization === "") throw new TunnelRefusedError(407, "the proxy requires a user and a password");
   if (await auth.acceptsBasic(request.authorization)) return request;
   throw new TunnelRefusedError(407, "wrong user or password of an HTTP client");
 }

@@ -6,6 +6,7 @@
 
 import type { DuplexConnection } from "../mod.ts";
 import { readExactly } from "./bytes.ts";
+import { errorText, UnusedError } from "./errors.ts";
 import { type Served, speakHttp } from "./http_proxy.ts";
 import type { ProxyAuth } from "./proxy_auth.ts";
 import { speakSocks4 } from "./socks4.ts";
@@ -42,6 +43,15 @@ class Begun implements DuplexConnection {
   }
 }
 
+async function readFirst(client: DuplexConnection): Promise<number> {
+  try {
+    const [first] = await withDeadline(client, readExactly(client, 1));
+    return first!;
+  } catch (error) {
+    throw new UnusedError(errorText(error), { cause: error });
+  }
+}
+
 /**
  * Reads the target of a client, connects to it, and replies as the client's protocol does.
  *
@@ -52,7 +62,7 @@ export async function speakProxy<T extends DuplexConnection>(
   connect: (target: string) => Promise<T>,
   auth?: ProxyAuth,
 ): Promise<Served<T>> {
-  const [first] = await withDeadline(client, readExactly(client, 1)) as unknown as [number];
+  const first = await readFirst(client);
   const begun = new Begun(client, first);
   if (first === 5) return { connected: await speakSocks(begun, connect, auth) };
   if (first === 4) return { connected: await speakSocks4(begun, connect, auth) };

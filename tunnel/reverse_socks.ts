@@ -7,7 +7,7 @@
 import { isIP } from "node:net";
 import type { Stream } from "../mod.ts";
 import { canonical, parseEndpoint } from "./address.ts";
-import { wrapError } from "./errors.ts";
+import { UnusedError, wrapError } from "./errors.ts";
 import { linger } from "./linger.ts";
 import { TunnelRefusedError } from "./options.ts";
 import type { ProxyAuth } from "./proxy_auth.ts";
@@ -52,6 +52,7 @@ export async function reach(
     const { connected, check } = await speakProxy(stream, connect, auth);
     return { socket: connected, to, check };
   } catch (error) {
+    if (error instanceof UnusedError) throw error;
     await linger(stream);
     throw wrapError("Refused a visitor of reverseSocks", error);
   }
