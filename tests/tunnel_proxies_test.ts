@@ -2,16 +2,17 @@
 
 import { assert, assertEquals, assertInstanceOf, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { openTunnel, type OpenTunnelOptions, TunnelRefusedError } from "../tunnel.ts";
+import { openTunnel, type OpenTunnelOptions, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { parseEndpoint } from "../tunnel/address.ts";
 import { makeCertificate } from "../tunnel/certificate.ts";
+import { loadConfig } from "../tunnel/config.ts";
 import { RequestBody } from "../tunnel/http_body.ts";
 import { parseRequest } from "../tunnel/http_proxy.ts";
 import { ProxyAuth } from "../tunnel/proxy_auth.ts";
 import { speakProxy } from "../tunnel/proxy_entry.ts";
 import { resolver } from "../tunnel/resolve.ts";
 import { HANDSHAKE_TIMEOUT } from "../tunnel/wait.ts";
-import { hasPrograms } from "./programs.ts";
+import { hasPrograms, makeFolder, watch } from "./programs.ts";
 import { bytes, memoryPair, pattern, readAll, readSome, sha256, text, writeAll } from "./support.ts";
 import {
   at,
@@ -585,6 +586,47 @@ Deno.test("openTunnel() ends although a refused client does not close", async ()
   await writeAll(connection, bytes("CONNECT a.test:1 HTTP/1.1\r\n\r\n"));
   assertMatch(text(await readHead(connection)), /^HTTP\/1\.1 403 /);
   await promptly(pair.client.shutdown());
+});
+
+Deno.test("loadConfig() reads the options of proxies, the password from a file", async () => {
+  await using folder = await makeFolder("proxies");
+  const file = `${folder.path}/sluice.json`;
+  await Deno.writeTextFile(`${folder.path}/password`, `${AUTH}\n`);
+  const client = { connect: "1", http: ["0"], reverseSocks: ["1080"], allow: ["*:443", "!10.0.0.0/8:*"] };
+  await Deno.writeTextFile(file, JSON.stringify({ client: { ...client, proxyAuth: "password" } }));
+  const { config, mistakes } = loadConfig(file);
+  assertEquals([mistakes, config?.client], [[], { retry: true, ...client, proxyAuth: AUTH }]);
+  const { allow: _, ...rest } = client;
+  await Deno.writeTextFile(file, JSON.stringify({ client: rest }));
+  const [mistake] = loadConfig(file).mistakes;
+  assertMatch(mistake!, /:1:\d+: client\.reverseSocks requires allow, the targets that may be requested, such as/);
+});
+
+Deno.test("tunnel command: --http, --proxy-auth and --reverse-socks with --allow, named in the log", async () => {
+  await using echo = makeEcho();
+  await using folder = await makeFolder("proxies");
+  await Deno.writeTextFile(`${folder.path}/password`, `${AUTH}\n`);
+  await using server = serveTunnel({ listen: FREE, allow: ["*:*"], allowListen: ["127.0.0.1:*"], onError() {} });
+  const args = ["client", "--connect", server.serverAddr, "--http", "0", "--reverse-socks", "0"];
+  const more = ["--allow", echo.addr, "--proxy-auth", `${folder.path}/password`, "--log", "text"];
+  const script = `${import.meta.dirname}/../tunnel.ts`;
+  await using client = watch(
+    new Deno.Command(Deno.execPath(), {
+      args: ["run", "-q", "--no-config", "-A", script, ...args, ...more],
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+      env: { NO_COLOR: "1" },
+    }).spawn(),
+  );
+  const [, http, reverse] = await client.until(/ listening on (\S+)\n.* listening on (\S+)\n/);
+  for (const addr of [http!, reverse!]) {
+    using connection = await dial(addr);
+    await writeAll(connection, bytes(`CONNECT ${echo.addr} HTTP/1.1\r\n${basic(AUTH)}\r\n`));
+    assertEquals(text(await readHead(connection)), "HTTP/1.1 200 Connection established\r\n\r\n");
+    assertEquals(await say(connection, "hello"), "hello");
+  }
+  await client.until(new RegExp(`(> ${echo.addr} 5B/5B [^\n]* closed\n[^]*){2}`));
 });
 
 // Real programs.

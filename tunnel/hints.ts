@@ -218,7 +218,6 @@ const SYNONYMS = new Map([
   ["password", ["secret"]],
   ["port", ["listen", "connect"]],
   ["proxy", ["socks"]],
-  ["proxypassword", ["proxy-auth"]],
   ["remote", ["reverse"]],
   ["server", ["connect"]],
   ["tlscert", ["cert"]],
