@@ -407,7 +407,6 @@ const ARROWS: Record<string, string[]> = {
     "node:net",
     "tunnel/address.ts",
     "tunnel/errors.ts",
-    "tunnel/linger.ts",
     "tunnel/options.ts",
     "tunnel/proxy_auth.ts",
     "tunnel/proxy_entry.ts",

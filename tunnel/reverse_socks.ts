@@ -8,7 +8,6 @@ import { isIP } from "node:net";
 import type { Stream } from "../mod.ts";
 import { canonical, parseEndpoint } from "./address.ts";
 import { UnusedError, wrapError } from "./errors.ts";
-import { linger } from "./linger.ts";
 import { TunnelRefusedError } from "./options.ts";
 import type { ProxyAuth } from "./proxy_auth.ts";
 import { speakProxy } from "./proxy_entry.ts";
@@ -52,9 +51,8 @@ export async function reach(
     const { connected, check } = await speakProxy(stream, connect, auth);
     return { socket: connected, to, check };
   } catch (error) {
-    if (error instanceof UnusedError) throw error;
-    await linger(stream);
-    throw wrapError("Refused a visitor of reverseSocks", error);
+    // The end of a stream comes after the reply, also if the visitor still sends.
+    throw error instanceof UnusedError ? error : wrapError("Refused a visitor of reverseSocks", error);
   }
 }
 
