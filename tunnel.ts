@@ -29,7 +29,7 @@
  *
  * - `forward`, as `ssh -L`: the client listens, the server connects to one target.
  * - `reverse`, as `ssh -R`: the server listens, the client connects to one target.
- * - `socks`, as `ssh -D`: the client listens, the server connects to the target that each SOCKS 5 request names.
+ * - `socks`, as `ssh -D`: the client listens, the server connects to the target that each SOCKS or HTTP request names.
  * - {@linkcode TunnelClient.connect}: a stream to a target, without listening.
  *
  * The server connects and listens only where {@linkcode ServeTunnelOptions} allow it. It refuses other requests with a

@@ -553,7 +553,7 @@ Deno.test("tunnel command: prints one line and exits with 2 for a malformed comm
     [`${server} --listen 0`]: "--listen must be specified only once",
     [`${server} --no-reconnect`]: /: --no-reconnect is an option of sluice client$/,
     "client --forward 0": "missing option --connect TARGET",
-    "client --connect 1": "expected --forward, --reverse or --socks, received none of them",
+    "client --connect 1": "expected --forward, --reverse, --socks, --http or --reverse-socks, received none of them",
     "client --connect localhost --forward 0":
       `--connect ${place} "localhost": it has no port: write --connect localhost:PORT`,
     "client --forward a:0 --connect a:x": `--connect ${place} "a:x": the port must be a number: write --connect a:PORT`,

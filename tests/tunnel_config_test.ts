@@ -246,7 +246,7 @@ Deno.test("loadConfig() names mistakes of the whole file, of combinations and of
     ]],
     ['{ "client": { "wait": 1 } }', [
       "sluice.json:1:13: client must have connect, received only wait",
-      "sluice.json:1:13: client must have forward, reverse or socks, received none of them",
+      "sluice.json:1:13: client must have forward, reverse, socks, http or reverseSocks, received none of them",
     ]],
     ['{ "server": { "listen": "1", "allow": [], "target": "2" } }', []],
     ['{ "server": { "listen": "1", "allow": ["3"], "target": "2" } }', [

@@ -95,13 +95,13 @@ Deno.test("tunnel: SOCKS replies with a code and reports each refused request, a
   connection.close();
 });
 
-Deno.test('tunnel: SOCKS closes and reports a client without SOCKS 5 or "no authentication", and continues', async () => {
+Deno.test('tunnel: SOCKS closes and reports a client of another protocol or without "no authentication"', async () => {
   await using echo = makeEcho();
   await using pair = await makePair({ allow: [echo.addr] }, { socks: [FREE] });
   const { client, logs } = pair;
   const [password, cut] = [new Uint8Array([5, 1, 2]), new Uint8Array([5, 3, 0])];
-  const socks4 = new Uint8Array([4, 1, 0, 80, 127, 0, 0, 1, 0]);
-  for (const [index, sent] of [bytes("GET / HTTP/1.1\r\n\r\n"), socks4, password, cut].entries()) {
+  const tls = new Uint8Array([22, 3, 1, 2, 0, 1]);
+  for (const [index, sent] of [bytes("get / HTTP/1.1\r\n\r\n"), tls, password, cut].entries()) {
     using connection = await dial(client.listenAddrs[0]!);
     await writeAll(connection, sent);
     if (sent === cut) await connection.closeWrite();

@@ -94,6 +94,19 @@ export function format({ hostname = "", port, path }: SocketAddress): string {
 /** Name of a peer without an address, in messages. */
 export const UNNAMED = "a local process";
 
+/**
+ * Formats the target of a request to a proxy, which names a host.
+ *
+ * @param name What the target is, for errors.
+ * @throws {RangeError} The host or the port is malformed.
+ */
+export function formatTarget(name: string, hostname: string, port: number): string {
+  const target = format({ hostname, port });
+  // The name "unix" with a port would be a path.
+  if (parseEndpoint(name, target, 1).path === undefined) return target;
+  throw new RangeError(`${name} must be HOST:PORT, received "${target}"`);
+}
+
 /** Formats the address of a peer; `undefined` for one that connected to a Unix socket. */
 export function formatPeer(address: SocketAddress): string | undefined {
   return address.path === undefined || address.path ? format(address) : undefined;

@@ -19,6 +19,7 @@ import { proxyOfEnvironment } from "./no_proxy.ts";
 import type { Tunnel, TunnelOptions } from "./options.ts";
 import { formatCheck } from "./report.ts";
 import { serveTunnel } from "./server.ts";
+import { targetsOf } from "./settings.ts";
 import { CONFIGURED, OPTIONS } from "./usage.ts";
 import { hashEntry, parseUsers } from "./users.ts";
 import { isPipe, UsageError, Values } from "./values.ts";
@@ -128,9 +129,13 @@ function parseServerAddress(values: Values) {
 
 function parseClient(values: Values): Omit<TunnelCommand, Common> {
   const server = parseServerAddress(values);
-  const [forward, reverse, socks] = ["forward", "reverse", "socks"].map((name) => values.list(name));
-  if (!(forward ?? reverse ?? socks)) {
-    throw new UsageError("expected --forward, --reverse or --socks, received none of them");
+  const names = ["forward", "reverse", "socks", "http", "reverse-socks", "allow"];
+  const [forward, reverse, socks, http, reverseSocks, allow] = names.map((name) => values.list(name));
+  if (!(forward ?? reverse ?? socks ?? http ?? reverseSocks)) {
+    throw new UsageError("expected --forward, --reverse, --socks, --http or --reverse-socks, received none of them");
+  }
+  if (reverseSocks !== undefined && allow === undefined) {
+    throw new UsageError("--reverse-socks requires the targets that may be requested", "write --allow '*:443'");
   }
   const [pipe, ...more] = forward?.filter(isPipe) ?? [];
   if (more.length > 0) throw new UsageError("--forward - (stdin and stdout) must be specified only once");
@@ -142,6 +147,10 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
     forward: forward?.filter((text) => !isPipe(text)),
     reverse,
     socks,
+    http,
+    reverseSocks,
+    allow,
+    proxyAuth: values.one("proxy-auth"),
     retry: piped === undefined && !values.has("no-retry"),
     resume: !values.has("no-resume"),
     reconnect: piped === undefined && !values.has("no-reconnect"),
@@ -150,14 +159,10 @@ function parseClient(values: Values): Omit<TunnelCommand, Common> {
   };
   const start = async (reports: Reports) => {
     const tunnel = await openTunnel({ ...options, ...reports });
-    const leads = (name: string) => (text: string) => parseForward(name, text).target;
-    const targets = [
-      ...(options.forward ?? []).map(leads("forward")),
-      ...(socks ?? []).map(() => undefined),
-      ...(reverse ?? []).map(leads("reverse")),
-    ];
+    const targets = targetsOf(options);
     // With several servers, events have the addresses of `reverse` at each.
-    const printed = server.connect.length > 1 ? targets.length - (reverse?.length ?? 0) : targets.length;
+    const ofServers = (reverse?.length ?? 0) + (options.reverseSocks?.length ?? 0);
+    const printed = server.connect.length > 1 ? targets.length - ofServers : targets.length;
     const started = { tunnel, addrs: tunnel.listenAddrs.slice(0, printed), targets };
     if (piped === undefined) return started;
     return { ...started, connect: () => tunnel.connect(piped.target), pipedTo: piped.target };

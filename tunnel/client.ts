@@ -14,11 +14,11 @@ import { type Credentials, request } from "./handshake.ts";
 import type { Link } from "./link.ts";
 import type { OpenTunnelOptions, TunnelClient, TunnelServerState, TunnelStats } from "./options.ts";
 import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
+import { speakProxy } from "./proxy_entry.ts";
 import { type ReverseHost, Reverses } from "./reverses.ts";
 import { Servers } from "./servers.ts";
 import { checkOptions, linkSettings, type Settings } from "./settings.ts";
 import { checkRuntime, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
-import { speakSocks } from "./socks5.ts";
 import { type StatusListener, StatusServer } from "./status.ts";
 import { proxyHeaderOf } from "./visitor.ts";
 import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
@@ -167,8 +167,8 @@ class Client {
       track: (task) => this.#track(task),
       current: () => {
         const { retry = false, connectTimeout } = this.#options;
-        const { reverse, servers } = this.#settings;
-        return { reverse, credentials: this.#credentials, retry, connectTimeout, hasMany: servers.length > 1 };
+        const { reverse, proxy, servers } = this.#settings;
+        return { reverse, proxy, credentials: this.#credentials, retry, connectTimeout, hasMany: servers.length > 1 };
       },
     };
   }
@@ -310,6 +310,7 @@ class Client {
       servers: wanted.servers,
       limits: wanted.limits,
       locals: locals.next,
+      proxy: wanted.proxy,
       reverse: new Map(reverses.next.map((reverse) => [reverse.listen, reverse])),
     };
     // Those of a session that was lost meanwhile have ended.
@@ -384,12 +385,15 @@ class Client {
     local.listening = listening;
     const open = async (from: Socket) => {
       const { target, isSocks, isProxied } = local;
-      let to = target;
-      const stream = isSocks
-        ? await speakSocks(from, (asked) => this.#connect(to = asked))
-        : await this.#connect(target).catch(resetting(from));
+      if (isSocks) {
+        let to = target;
+        const connect = (asked: string) => this.#connect(to = asked);
+        const { connected, check } = await speakProxy(from, connect, this.#settings.proxy.auth);
+        return { stream: connected, to, checks: { received: check } };
+      }
+      const stream = await this.#connect(target).catch(resetting(from));
       if (isProxied) await writeFirst(stream, proxyHeaderOf(from));
-      return { stream, to };
+      return { stream, to: target };
     };
     const signal = AbortSignal.any([this.#stopping.signal, this.#unavailable.signal, local.removed.signal]);
     const all = forwardAll(this.#activity, listening, open, local.route, signal, this.#ending.signal);

@@ -110,6 +110,10 @@ const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {
     parseProxy(proxy, path);
     return proxy;
   },
+  http: list((path, entry) => parseEndpoint(path, entry, 0)),
+  reverseSocks: list((path, entry) => parseEndpoint(path, entry, 0)),
+  allow: list(parseRule),
+  proxyAuth: file,
   user(loader, path, value) {
     const name = loader.text(path, value);
     checkName(path, name);
@@ -277,9 +281,13 @@ class Loader {
       "allowListen",
       "users",
     ]) as unknown as ServeTunnelOptions | undefined;
-    const client = this.#end("client", ends.client, CLIENT, "connect", ["forward", "reverse", "socks"]) as unknown as
-      | OpenTunnelOptions
-      | undefined;
+    const client = this.#end("client", ends.client, CLIENT, "connect", [
+      "forward",
+      "reverse",
+      "socks",
+      "http",
+      "reverseSocks",
+    ]) as unknown as OpenTunnelOptions | undefined;
     return {
       server: end === "client" ? undefined : this.#checked("server", server && withSecret(server), checkServer),
       client: end === "server" ? undefined : this.#checked(

@@ -4,12 +4,12 @@
  * @module
  */
 
-import { parseForward } from "./address.ts";
 import { openTunnel } from "./client.ts";
 import { type Config, ConfigError, type End, loadConfig, readText } from "./config.ts";
 import { listeningEntry, type LogEntry, notReloadedEntry, reloadedEntry, statusEntry, stoppedEntry } from "./log.ts";
 import type { OpenTunnelOptions, Tunnel, TunnelClient, TunnelOptions, TunnelServer, TunnelStats } from "./options.ts";
 import { serveTunnel } from "./server.ts";
+import { targetsOf } from "./settings.ts";
 import { FileWatcher } from "./watch.ts";
 
 /** The callbacks of a tunnel. */
@@ -219,12 +219,11 @@ export class ConfiguredTunnels implements Running {
     const addresses = new Map<string, string | undefined>();
     if (this.#server !== undefined) addresses.set(this.#server.serverAddr, this.#config.server!.target);
     const { tunnel } = this.#client ?? {};
-    const { forward = [], socks = [], reverse = [] } = this.#config.client ?? {};
-    const targetsOf = (name: string, entries: readonly string[]) =>
-      entries.map((entry) => parseForward(name, entry).target);
-    const targets = [...targetsOf("forward", forward), ...socks.map(() => undefined), ...targetsOf("reverse", reverse)];
+    const { client } = this.#config;
+    const targets = client === undefined ? [] : targetsOf(client);
     // With several servers, events have the addresses of `reverse` at each.
-    const printed = (tunnel?.servers.length ?? 1) > 1 ? forward.length + socks.length : targets.length;
+    const ofServers = (client?.reverse?.length ?? 0) + (client?.reverseSocks?.length ?? 0);
+    const printed = (tunnel?.servers.length ?? 1) > 1 ? targets.length - ofServers : targets.length;
     for (const [n, addr] of (tunnel?.listenAddrs ?? []).slice(0, printed).entries()) addresses.set(addr, targets[n]);
     for (const addr of this.#printed) {
       if (!addresses.has(addr) && !tunnel?.listenAddrs.includes(addr)) this.#printer.log(stoppedEntry(addr));

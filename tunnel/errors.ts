@@ -6,9 +6,15 @@
 
 import { SessionClosedError, StreamResetError } from "../mod.ts";
 
-/** Whether a stream failed because of a lost session, which reports it, or of a fault that the peer reports. */
+/** A connection to a proxy that ended unused: browsers open some in advance. It is not reported. */
+export class UnusedError extends Error {}
+
+/**
+ * Whether a stream failed because of a lost session, which reports it, or of a fault that the peer reports, or was not
+ * used at all.
+ */
 export function isReportedElsewhere(error: unknown): boolean {
-  return error instanceof SessionClosedError || error instanceof StreamResetError;
+  return error instanceof SessionClosedError || error instanceof StreamResetError || error instanceof UnusedError;
 }
 
 /** Makes an error whose message is `what`, a colon and the message of the cause. */

@@ -8,7 +8,9 @@ import { connections, type DuplexConnection, join, type Stream } from "../mod.ts
 import { CountedConnection, type Route } from "./accounting.ts";
 import type { Activity } from "./activity.ts";
 import { formatPeer, UNNAMED } from "./address.ts";
+import { writeAll } from "./bytes.ts";
 import { isReportedElsewhere, toError, wrapError } from "./errors.ts";
+import { linger } from "./linger.ts";
 import { type Listening, reset, type Socket } from "./socket.ts";
 import { onAbort, sleep } from "./wait.ts";
 
@@ -22,6 +24,18 @@ export interface Opened {
   stream: Stream;
   /** The target; `undefined` if only the peer knows it. */
   to: string | undefined;
+  checks?: Checks | undefined;
+}
+
+/** Checks bytes before they are forwarded; what it throws ends the connection. */
+export type Check = (p: Uint8Array) => void;
+
+/** The checks of the two directions. */
+export interface Checks {
+  /** Checks what the socket sends. */
+  received?: Check | undefined;
+  /** Checks what is sent to the socket. */
+  sent?: Check | undefined;
 }
 
 /**
@@ -41,20 +55,35 @@ export async function forwardAll(
   cut?: AbortSignal,
 ): Promise<{ forwarded: Promise<unknown> }> {
   const forwarding = new Set<Promise<void>>();
+  const report = (error: unknown) => void (cut?.aborted || activity.report(error));
+  // A socket that was refused with a reply stays open until its peer has read it.
+  const opening = async (socket: Socket): Promise<Opened | undefined> => {
+    const off = onAbort(cut, () => socket[Symbol.dispose]());
+    try {
+      return await open(socket);
+    } catch (error) {
+      report(error);
+      await linger(socket);
+      return undefined;
+    } finally {
+      off();
+    }
+  };
   const forward = async (socket: Socket) => {
     // Not `using`, which Node 20 cannot parse: an import of the tunnel would fail there.
     try {
-      const off = onAbort(cut, () => socket[Symbol.dispose]());
-      const { stream, to } = await open(socket).finally(off);
+      const opened = await opening(socket);
+      if (opened === undefined) return;
+      const { stream, to, checks } = opened;
       const from = formatPeer(socket.remoteAddr);
-      await forwardStream(activity, stream, socket, `from ${from ?? UNNAMED}`, { ...route, from, to });
+      await forwardStream(activity, stream, socket, `from ${from ?? UNNAMED}`, { ...route, from, to }, checks);
     } finally {
       socket[Symbol.dispose]();
     }
   };
   const onError = (error: unknown) => activity.report(wrapError("Cannot accept a connection", error));
   for await (const socket of connections(listening, { signal, onError })) {
-    const forwarded = forward(socket).catch((error) => void (cut?.aborted || activity.report(error)));
+    const forwarded = forward(socket).catch(report);
     forwarding.add(forwarded);
     forwarded.finally(() => forwarding.delete(forwarded));
   }
@@ -64,19 +93,36 @@ export async function forwardAll(
 /** A socket in a join, which leaves it to its owner how the socket is closed. */
 class JoinedSocket implements DuplexConnection {
   readonly #socket: Socket;
+  readonly #checks: Checks;
   /** Whether the end of a complete direction was written. */
   hasEnded = false;
 
-  constructor(socket: Socket) {
+  constructor(socket: Socket, checks: Checks) {
     this.#socket = socket;
+    this.#checks = checks;
   }
 
   read(p: Uint8Array): Promise<number | null> {
-    return this.#socket.read(p);
+    const { received } = this.#checks;
+    return received === undefined ? this.#socket.read(p) : this.#readChecked(p, received);
   }
 
   write(p: Uint8Array): Promise<number> {
-    return this.#socket.write(p);
+    const { sent } = this.#checks;
+    return sent === undefined ? this.#socket.write(p) : this.#writeChecked(p, sent);
+  }
+
+  async #readChecked(p: Uint8Array, check: Check): Promise<number | null> {
+    const count = await this.#socket.read(p);
+    if (count !== null) check(p.subarray(0, count));
+    return count;
+  }
+
+  async #writeChecked(p: Uint8Array, check: Check): Promise<number> {
+    check(p);
+    // All of them: what is left would be checked twice.
+    await writeAll(this.#socket, p);
+    return p.length;
   }
 
   async closeWrite(): Promise<void> {
@@ -99,9 +145,10 @@ export async function forwardStream(
   socket: Socket,
   name: string,
   route: Route,
+  checks: Checks = {},
 ): Promise<void> {
   const forwarding = activity.begin(route);
-  const joined = new JoinedSocket(socket);
+  const joined = new JoinedSocket(socket, checks);
   let failed: Error | undefined;
   try {
     // Nagle's algorithm would delay chunks that their sender did not delay.

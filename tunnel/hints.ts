@@ -20,7 +20,18 @@ interface Fix {
 type Use = "LISTEN" | "TARGET" | "RULE";
 
 // The ports of schemes and services that are written instead of a port.
-const PORTS: Record<string, string> = { http: "80", https: "443", ssh: "22", ws: "80", wss: "443" };
+const PORTS: Record<string, string> = {
+  http: "80",
+  https: "443",
+  socks: "1080",
+  socks4: "1080",
+  socks4a: "1080",
+  socks5: "1080",
+  socks5h: "1080",
+  ssh: "22",
+  ws: "80",
+  wss: "443",
+};
 
 const isIpv6 = (text: string) => text.includes(":") && URL.canParse(`http://[${text}]/`);
 
@@ -164,19 +175,25 @@ export function valueHint(name: string, option: Option, text: string): string | 
     return `write ${items.map((item) => `${name} ${quote(fix(item)?.text ?? item)}`).join(" ")}`;
   }
   const found = fix(text);
-  return found && write(name, found);
+  const hasPassword = (name === "--socks" || name === "--http" || name === "--reverse-socks") && /:\/\/.*@/.test(text);
+  return found && write(name, found) + (hasPassword ? ", and the user and password into --proxy-auth FILE" : "");
 }
 
 /** Suggests what to do when the file of an option cannot be read. */
 export function fileHint(name: string): string | undefined {
   if (name === "--secret") return "the secret must be in a file, or in $SLUICE_SECRET";
+  if (name === "--proxy-auth") return "USER:PASSWORD must be in a file";
   return name === "--cert" || name === "--key" ? "sluice cert makes a certificate and its key" : undefined;
 }
 
 /** Short options of ssh and netcat, and what they are here. */
 const SHORT: Record<string, (value: string, command: string) => string> = {
   L: (value) => `sluice client --forward ${quote(fixForward(value, false)?.text ?? (value || "LISTEN=TARGET"))}`,
-  R: (value) => `sluice client --reverse ${quote(fixForward(value, true)?.text ?? (value || "LISTEN=TARGET"))}`,
+  R: (value) =>
+    // Without a target, as with -D.
+    /^(?:[\w.-]+:|\[[\da-f:.]+\]:)?\d+$/i.test(value)
+      ? `sluice client --reverse-socks ${value} --allow '*:443'`
+      : `sluice client --reverse ${quote(fixForward(value, true)?.text ?? (value || "LISTEN=TARGET"))}`,
   D: (value) => `sluice client --socks ${fixed(value, "LISTEN") || "LISTEN"}`,
   W: (value) => `sluice client --forward -=${fixed(value, "TARGET") || "TARGET"}`,
   l: (value) => `sluice server --listen ${fixed(value, "LISTEN") || "LISTEN"}`,
@@ -196,11 +213,11 @@ const SYNONYMS = new Map([
   ["debug", ["trace"]],
   ["dynamic", ["socks"]],
   ["host", ["listen", "connect"]],
+  ["httpproxy", ["http"]],
   ["local", ["forward"]],
   ["noproxy", ["proxy"]],
   ["password", ["secret"]],
   ["port", ["listen", "connect"]],
-  ["proxy", ["socks"]],
   ["remote", ["reverse"]],
   ["server", ["connect"]],
   ["tlscert", ["cert"]],

@@ -53,7 +53,7 @@ export interface TunnelOptions {
   timeout?: number | undefined;
   /**
    * Maximum number of open streams that one connection's other end has opened: on a server the connections that one
-   * client forwards to it, on a client those of `reverse`. More are refused. Default: 8192.
+   * client forwards to it, on a client those of `reverse` and `reverseSocks`. More are refused. Default: 8192.
    */
   maxStreams?: number | undefined;
   /**
@@ -85,7 +85,7 @@ export interface TunnelOptions {
  * An event of a tunnel, the argument of `onEvent`. Its `type` determines its fields:
  *
  * - `"connected"`, on a server: a client has connected.
- * - `"listening"`, on a server: it listens for an entry of a client's `reverse`.
+ * - `"listening"`, on a server: it listens for an entry of a client's `reverse` or `reverseSocks`.
  * - `"stopped"`, on a server: it has stopped listening for a client.
  * - `"suspended"`, on a client: the connection to the server was lost, and is being resumed.
  * - `"resumed"`, on a client: forwarded connections continue where they were.
@@ -208,16 +208,17 @@ export type TunnelEvent =
     serverAddr: string;
     /** The address that it listens on. */
     listenAddr: string;
-    /** The target of the entry. */
-    to: string;
+    /** The target of the entry; `undefined` for one of `reverseSocks`. */
+    to: string | undefined;
   }
   | {
     type: "finished";
     /**
-     * What forwarded the connection. On a client: an entry of `forward`, `socks` or `reverse`. On a server: a CONNECT
-     * request, the fixed `target`, or listening for the `reverse` of a client.
+     * What forwarded the connection. On a client: an entry of `forward`, `socks`, `http`, `reverse` or `reverseSocks`
+     * (as `"reverse"`). On a server: a CONNECT request, the fixed `target`, or listening for the `reverse` or
+     * `reverseSocks` of a client.
      */
-    kind: "forward" | "socks" | "reverse" | "connect" | "target";
+    kind: "forward" | "socks" | "http" | "reverse" | "connect" | "target";
     /** The name that the client has authenticated with; `undefined` on a client, and for a client without a name. */
     user: string | undefined;
     /** The address of the connection's origin: of the visitor at a listening end, of the peer at the other end. */
@@ -412,8 +413,30 @@ export interface OpenTunnelOptions extends TunnelOptions {
   forward?: readonly string[] | undefined;
   /** `LISTEN=TARGET`: the server listens, the client connects. With `,proxy` at the end as in `forward`. */
   reverse?: readonly string[] | undefined;
-  /** LISTEN: the client accepts SOCKS 5, the server connects to the target of each request. */
+  /**
+   * LISTEN: the client accepts the protocols of a proxy, the server connects to the target of each request. They are
+   * SOCKS 5, 4 and 4a, and HTTP: `CONNECT`, and requests with an absolute `http://` URI. The first byte decides. On an
+   * address that other machines can reach, `insecure` is required, also with `proxyAuth`, because passwords and data are
+   * sent in plaintext. Default: `[]`.
+   */
   socks?: readonly string[] | undefined;
+  /** LISTEN: as `socks`, for HTTP above all. The same LISTEN in both is one listener, of `socks`. Default: `[]`. */
+  http?: readonly string[] | undefined;
+  /**
+   * LISTEN: the server accepts the protocols of `socks`, and the client connects to the target of each request. The
+   * server's `allowListen` must contain LISTEN. Requires `allow`. Default: `[]`.
+   */
+  reverseSocks?: readonly string[] | undefined;
+  /**
+   * Each TARGET that may be requested at `reverseSocks`, written as in `allow` of {@linkcode ServeTunnelOptions}. The
+   * client connects to an address that is allowed, and to no other. Default: none.
+   */
+  allow?: readonly string[] | undefined;
+  /**
+   * `user:password`, which each connection to `socks`, `http` and `reverseSocks` must prove: each of 1 to 255 printable
+   * ASCII characters, the user without space and colon. SOCKS 4 has no password and is then refused. Default: none.
+   */
+  proxyAuth?: string | undefined;
   /** The name of the user that `secret` belongs to, on a server with `users`. Default: none. */
   user?: string | undefined;
   /** Whether to connect with TLS. Default: `true` if `ca` is set. */
@@ -444,8 +467,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
    */
   resume?: boolean | undefined;
   /**
-   * Milliseconds that a new connection waits while the server cannot be reached. After that the addresses of `forward`
-   * and `socks` refuse connections until it can be reached again. Default: 30 000.
+   * Milliseconds that a new connection waits while the server cannot be reached. After that the addresses of `forward`,
+   * `socks` and `http` refuse connections until it can be reached again. Default: 30 000.
    */
   wait?: number | undefined;
 }
@@ -541,9 +564,10 @@ export interface Tunnel extends AsyncDisposable {
    */
   readonly serverAddr: string;
   /**
-   * The addresses that accept connections to forward: on a client one for each entry of `forward`, `socks` and
-   * `reverse`, in that order. With several servers the address for an entry of `reverse` is that at `serverAddr`, or
-   * else at the first server that has listened for it. The list of a server is empty: an address that it listens on for a client is in the
+   * The addresses that accept connections to forward: on a client one for each entry of `forward`, `socks`, `http`,
+   * `reverse` and `reverseSocks`, in that order. With several servers the address for an entry of the last two is that
+   * at `serverAddr`, or else at the first server that has listened for it. The list of a server is empty: an address that
+   * it listens on for a client is in the
    * client's list.
    */
   readonly listenAddrs: readonly string[];
@@ -638,8 +662,8 @@ export interface TunnelClient extends Tunnel {
    */
   connect(target?: string): Promise<Stream>;
   /**
-   * Replaces the options, all of them: one that is absent has its default. An entry of `forward`, `socks` or `reverse`
-   * that stays is not interrupted, also if only its target changes. An address that is not in the options any more is
+   * Replaces the options, all of them: one that is absent has its default. An entry of `forward`, `socks`, `http`,
+   * `reverse` or `reverseSocks` that stays is not interrupted, also if only its target changes. An address that is not in the options any more is
    * not listened on any more. Open connections continue.
    *
    * With another `connect`, `tls`, `proxy`, `user` or `version` the client connects anew before it leaves the old connection,

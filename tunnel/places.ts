@@ -9,7 +9,7 @@ import { format, parseEndpoint } from "./address.ts";
 import { overlaps } from "./ports.ts";
 import type { Listening } from "./socket.ts";
 
-/** An entry of `forward`, `socks` or `reverse`. */
+/** An entry of `forward`, `socks`, `http`, `reverse` or `reverseSocks`. */
 interface Place {
   listen: string;
   /** Whether the target expects a header of the PROXY protocol. */
@@ -18,41 +18,53 @@ interface Place {
   readonly removed: AbortController;
 }
 
-/** An entry of `forward` or `socks`: the client listens. */
+/** An entry of `forward`, `socks` or `http`: the client listens. */
 export interface Local extends Place {
   /** The address with its port, once it is listened on. */
   addr: string | undefined;
-  /** `undefined`: the fixed target of the server, or that of each SOCKS 5 request. */
+  /** `undefined`: the fixed target of the server, or that of each request to a proxy. */
   target: string | undefined;
+  /** Whether its connections speak the protocols of a proxy. */
   isSocks: boolean;
   /** For events and sums. */
   readonly route: Pick<Route, "kind" | "user" | "forward">;
   listening: Listening | undefined;
 }
 
-/** An entry of `reverse`: each server listens. */
+/** An entry of `reverse` or `reverseSocks`: each server listens. */
 export interface Reverse extends Place {
   /** The address with its port at each server that has listened, by the address of the server. */
   readonly addrs: Map<string, string>;
   /** Those of `addrs` that an event has reported. */
   readonly reported: Map<string, string>;
-  target: string;
+  /** `undefined`: that of each request to the proxy of `reverseSocks`. */
+  target: string | undefined;
 }
 
-/** Makes an entry of `forward` or `socks`. */
-export function makeLocal(parsed: Pick<Local, "listen" | "target" | "isSocks" | "isProxied">): Local {
-  const { listen, target, isSocks } = parsed;
+/** Makes an entry of `forward`. */
+export function makeLocal(parsed: Pick<Local, "listen" | "target" | "isProxied">): Local {
+  const { listen, target } = parsed;
   const forward = target === undefined ? listen : `${listen}=${target}`;
-  const route = { kind: isSocks ? "socks" as const : "forward" as const, user: undefined, forward };
-  return { ...parsed, route, addr: undefined, listening: undefined, removed: new AbortController() };
+  return makePlace(parsed, { kind: "forward", user: undefined, forward });
 }
 
-/** Makes an entry of `reverse`. */
+/** Makes an entry of `socks` or `http`. */
+export function makeProxy(kind: "socks" | "http", listen: string): Local {
+  return makePlace({ listen, target: undefined, isProxied: false }, { kind, user: undefined, forward: listen });
+}
+
+function makePlace(parsed: Pick<Local, "listen" | "target" | "isProxied">, route: Local["route"]): Local {
+  const isSocks = route.kind !== "forward";
+  return { ...parsed, isSocks, route, addr: undefined, listening: undefined, removed: new AbortController() };
+}
+
+/** Makes an entry of `reverse` or `reverseSocks`. */
 export function makeReverse(parsed: Pick<Reverse, "listen" | "target" | "isProxied">): Reverse {
   return { ...parsed, addrs: new Map(), reported: new Map(), removed: new AbortController() };
 }
 
-function normalize(listen: string): string {
+/** Formats an address so that equal ones have equal texts. */
+export function normalize(listen: string): string {
   return format(parseEndpoint("listen", listen, 0));
 }
 
@@ -101,12 +113,12 @@ function compare<P extends Local | Reverse>(
   };
 }
 
-/** Compares entries of `forward` and `socks`. */
+/** Compares entries of `forward`, `socks` and `http`. */
 export function compareLocals(old: readonly Local[], wanted: readonly Local[]): Changes<Local> {
-  return compare(old, wanted, (one, other) => one.target === other.target && one.isSocks === other.isSocks);
+  return compare(old, wanted, (one, other) => one.target === other.target && one.route.kind === other.route.kind);
 }
 
-/** Compares entries of `reverse`. */
+/** Compares entries of `reverse` and `reverseSocks`. */
 export function compareReverses(old: Iterable<Reverse>, wanted: Iterable<Reverse>): Changes<Reverse> {
   // The server names the LISTEN as it was requested.
   return compare(old, [...wanted], (one, other) => one.listen === other.listen);

@@ -15,6 +15,7 @@ import type { Link } from "./link.ts";
 import { TunnelRefusedError } from "./options.ts";
 import type { Changes, Reverse } from "./places.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
+import { type ProxySettings, reach } from "./reverse_socks.ts";
 import { dial, type Socket } from "./socket.ts";
 import { parseAddress } from "./visitor.ts";
 import { backoff, onAbort, sleep } from "./wait.ts";
@@ -26,6 +27,8 @@ const MAX_BIND_PAUSE = 30_000;
 export interface ReverseSettings {
   /** The entries, by LISTEN of the server. */
   reverse: ReadonlyMap<string, Reverse>;
+  /** Of `reverseSocks`. */
+  proxy: ProxySettings;
   /** What proves to a server who requests. */
   credentials: Credentials;
   /** Milliseconds to connect to a target; `undefined`: the default. */
@@ -72,6 +75,7 @@ export class Reverses {
     const { activity } = this.#host;
     let visitor: ProxyAddress | undefined;
     let to: string | undefined;
+    let isProxy = false;
     const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
       // The server asks whether this end is alive.
       if (method === "OPTIONS") return stream;
@@ -79,15 +83,22 @@ export class Reverses {
       if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
       visitor = parseAddress(forwardedFor ?? "");
       to = found.target;
+      isProxy = to === undefined;
+      if (to === undefined) return stream;
       const socket = await dial(to, stream, { connectTimeout: this.#host.current().connectTimeout });
       const addr = found.addrs.get(link.serverAddr) ?? "";
       if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(addr)));
       return socket;
     });
-    if (opened === stream) return;
+    if (opened === stream && !isProxy) return;
+    const { proxy, connectTimeout } = this.#host.current();
+    const reached = isProxy ? await reach(stream, proxy, connectTimeout) : undefined;
+    to = reached?.to ?? to;
     const from = visitor === undefined ? link.serverAddr : format(visitor);
-    const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
-    await forwardStream(activity, stream, opened as Socket, `to ${to}`, route);
+    const forward = isProxy ? address : `${address}=${to}`;
+    const route = { kind: "reverse" as const, user: undefined, forward, from, to };
+    const socket = reached?.socket ?? opened as Socket;
+    await forwardStream(activity, stream, socket, `to ${to}`, route, { sent: reached?.check });
   }
 
   /** Requests a server to listen, until the returned stream ends. */

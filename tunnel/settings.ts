@@ -4,13 +4,16 @@
  * @module
  */
 
-import { checkExposed, parseForward } from "./address.ts";
+import { checkExposed, parseEndpoint, parseForward } from "./address.ts";
 import { parseServerPlace, type ServerPlace } from "./dial_server.ts";
 import { checkSecret } from "./handshake.ts";
 import { type Limits, limitsOf } from "./limits.ts";
 import type { LinkSettings } from "./link.ts";
 import type { OpenTunnelOptions } from "./options.ts";
-import { type Local, makeLocal, makeReverse, type Reverse } from "./places.ts";
+import { type Local, makeLocal, makeProxy, makeReverse, normalize, type Reverse } from "./places.ts";
+import { ProxyAuth } from "./proxy_auth.ts";
+import type { ProxySettings } from "./reverse_socks.ts";
+import { Rules } from "./rules.ts";
 import { checkStatus } from "./status.ts";
 import { checkName } from "./users.ts";
 import { checkTimeout, clampTimeout } from "./wait.ts";
@@ -25,6 +28,8 @@ export interface Settings {
   locals: Local[];
   /** By LISTEN of the server, in the order of the options. */
   reverse: Map<string, Reverse>;
+  /** Of `socks`, `http` and `reverseSocks`. */
+  proxy: ProxySettings;
   limits: Limits;
 }
 
@@ -42,10 +47,27 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
   if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
   checkTimeout("connectTimeout", options.connectTimeout);
   const locals = [
-    ...(options.forward ?? []).map((text) => makeLocal({ ...parseForward("forward", text), isSocks: false })),
-    ...(options.socks ?? []).map((listen) => makeLocal({ listen, target: undefined, isSocks: true, isProxied: false })),
+    ...(options.forward ?? []).map((text) => makeLocal(parseForward("forward", text))),
+    ...makeProxies(options),
   ];
-  for (const { listen, isSocks } of locals) checkExposed(isSocks ? "socks" : "forward", listen, insecure);
+  for (const { listen, route } of locals) checkExposed(route.kind, listen, insecure);
+  const proxy = proxySettings(options);
+  return { servers, locals, reverse: makeReverses(options), proxy, limits: limitsOf(options) };
+}
+
+/** Makes the entries of `socks` and `http`. The same address in both is one entry, unless its port is chosen later. */
+function makeProxies({ socks = [], http = [] }: OpenTunnelOptions): Local[] {
+  for (const listen of http) parseEndpoint("http", listen, 0);
+  for (const listen of socks) parseEndpoint("socks", listen, 0);
+  const known = new Set(socks.map(normalize).filter((listen) => !listen.endsWith(":0")));
+  return [
+    ...socks.map((listen) => makeProxy("socks", listen)),
+    ...http.filter((listen) => !known.has(normalize(listen))).map((listen) => makeProxy("http", listen)),
+  ];
+}
+
+/** Makes the entries of `reverse` and `reverseSocks`. */
+function makeReverses(options: OpenTunnelOptions): Map<string, Reverse> {
   const reverse = new Map<string, Reverse>();
   for (const text of options.reverse ?? []) {
     const { listen, target, isProxied } = parseForward("reverse", text);
@@ -55,7 +77,36 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
     }
     reverse.set(listen, makeReverse({ listen, target, isProxied }));
   }
-  return { servers, locals, reverse, limits: limitsOf(options) };
+  for (const listen of options.reverseSocks ?? []) {
+    parseEndpoint("reverseSocks", listen, 0);
+    if (reverse.has(listen)) {
+      throw new RangeError(`reverseSocks and reverse must contain each LISTEN only once, received ${listen} twice`);
+    }
+    reverse.set(listen, makeReverse({ listen, target: undefined, isProxied: false }));
+  }
+  return reverse;
+}
+
+/** Returns the settings of all proxies. */
+function proxySettings({ allow, proxyAuth, socks, http, reverseSocks }: OpenTunnelOptions): ProxySettings {
+  const rules = new Rules("allow", allow ?? []);
+  const auth = proxyAuth === undefined ? undefined : new ProxyAuth(proxyAuth);
+  if (reverseSocks !== undefined && allow === undefined) {
+    throw new RangeError('reverseSocks requires allow, the targets that may be requested, such as "*:443"');
+  }
+  if (allow !== undefined && reverseSocks === undefined) {
+    throw new RangeError("allow of a client requires reverseSocks: that of forward, socks and http is at the server");
+  }
+  if (auth !== undefined && socks === undefined && http === undefined && reverseSocks === undefined) {
+    throw new RangeError("proxyAuth requires socks, http or reverseSocks");
+  }
+  return { auth, rules };
+}
+
+/** Returns where each address of a client leads, in the order of `listenAddrs`; `undefined` if only requests say it. */
+export function targetsOf(options: OpenTunnelOptions): (string | undefined)[] {
+  const { locals, reverse } = checkOptions(options);
+  return [...locals, ...reverse.values()].map(({ target }) => target);
 }
 
 /** Parses each server of `connect`. */

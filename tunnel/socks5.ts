@@ -1,18 +1,29 @@
 /**
- * Serves SOCKS 5 (RFC 1928): reads the target of a client, and replies.
+ * Serves SOCKS 5 (RFC 1928), with a password (RFC 1929) or without: reads the target of a client, and replies.
  *
  * @module
  */
 
 import type { DuplexConnection } from "../mod.ts";
-import { format, parseEndpoint } from "./address.ts";
+import { formatTarget } from "./address.ts";
 import { printable, readExactly, writeAll } from "./bytes.ts";
 import { TunnelRefusedError } from "./options.ts";
+import type { ProxyAuth } from "./proxy_auth.ts";
 import { withDeadline } from "./wait.ts";
 
 const VERSION = 5;
+
+// Methods of authentication.
 const NO_AUTHENTICATION = 0;
+const PASSWORD = 2;
 const NO_ACCEPTABLE_METHOD = 255;
+
+// The version of RFC 1929, and its replies.
+const PASSWORD_VERSION = 1;
+const RIGHT = 0;
+const WRONG = 1;
+
+// Commands.
 const CONNECT = 1;
 
 // Address types.
@@ -27,12 +38,47 @@ const CONNECTION_REFUSED = 5;
 const COMMAND_NOT_SUPPORTED = 7;
 const ADDRESS_NOT_SUPPORTED = 8;
 
-/** Reads the target of a client, connects to it, and replies. */
+/** A request of a client. */
+interface Request {
+  command: number;
+  /** Empty for an unknown address type. */
+  hostname: string;
+  port: number;
+}
+
+/**
+ * Reads the target of a client, connects to it, and replies.
+ *
+ * @param auth The user and the password that are required. Default: none.
+ */
 export async function speakSocks<T extends { close(): void }>(
   client: DuplexConnection,
   connect: (target: string) => Promise<T>,
+  auth?: ProxyAuth,
 ): Promise<T> {
-  const target = await withDeadline(client, readTarget(client));
+  const request = await withDeadline(client, readRequest(client, auth));
+  switch (request.command) {
+    case CONNECT:
+      return await serveConnect(client, request, connect);
+    default: {
+      const error = new Error(`unsupported SOCKS command ${request.command}, expected ${CONNECT} (CONNECT)`);
+      return await refuse(client, COMMAND_NOT_SUPPORTED, error);
+    }
+  }
+}
+
+/** Connects to the target of a request, and replies. */
+async function serveConnect<T extends { close(): void }>(
+  client: DuplexConnection,
+  { hostname, port }: Request,
+  connect: (target: string) => Promise<T>,
+): Promise<T> {
+  let target: string;
+  try {
+    target = formatTarget("SOCKS target", hostname, port);
+  } catch (error) {
+    return await refuse(client, ADDRESS_NOT_SUPPORTED, error);
+  }
   let connected: T;
   try {
     connected = await connect(target);
@@ -47,29 +93,42 @@ export async function speakSocks<T extends { close(): void }>(
   return connected;
 }
 
-async function readTarget(client: DuplexConnection): Promise<string> {
+/** Reads a whole request before it is refused: a TCP socket that is closed with unread bytes may lose the reply. */
+async function readRequest(client: DuplexConnection, auth: ProxyAuth | undefined): Promise<Request> {
   const [version, count] = await readExactly(client, 2);
   checkVersion(version!);
-  const isAccepted = (await readExactly(client, count!)).includes(NO_AUTHENTICATION);
-  await writeAll(client, new Uint8Array([VERSION, isAccepted ? NO_AUTHENTICATION : NO_ACCEPTABLE_METHOD]));
-  if (!isAccepted) throw new Error('SOCKS client does not offer "no authentication"');
+  const method = auth === undefined ? NO_AUTHENTICATION : PASSWORD;
+  const isAccepted = (await readExactly(client, count!)).includes(method);
+  await writeAll(client, new Uint8Array([VERSION, isAccepted ? method : NO_ACCEPTABLE_METHOD]));
+  if (!isAccepted) {
+    const missing = auth === undefined ? '"no authentication"' : "a user and a password, which proxyAuth requires";
+    throw new Error(`SOCKS client does not offer ${missing}`);
+  }
+  if (auth !== undefined) await checkPassword(client, auth);
 
-  // Read the whole request before refusing it: a TCP socket that is closed with unread bytes may lose the reply.
   const [again, command, , type] = await readExactly(client, 4);
   checkVersion(again!);
   const hostname = await readHostname(client, type!);
   const [high, low] = await readExactly(client, 2);
-  if (command !== CONNECT) {
-    const error = new Error(`unsupported SOCKS command ${command}, expected ${CONNECT} (CONNECT)`);
-    return await refuse(client, COMMAND_NOT_SUPPORTED, error);
+  return { command: command!, hostname, port: high! * 256 + low! };
+}
+
+/** Reads and checks a user and a password. */
+async function checkPassword(client: DuplexConnection, auth: ProxyAuth): Promise<void> {
+  const [version] = await readExactly(client, 1);
+  if (version !== PASSWORD_VERSION) {
+    throw new Error(`unsupported version ${version} of SOCKS passwords, expected ${PASSWORD_VERSION}`);
   }
-  const target = format({ hostname, port: high! * 256 + low! });
-  try {
-    parseEndpoint("SOCKS target", target, 1);
-  } catch (error) {
-    return await refuse(client, ADDRESS_NOT_SUPPORTED, error);
-  }
-  return target;
+  const [user, password] = [await readText(client), await readText(client)];
+  const isRight = await auth.accepts(user, password);
+  await writeAll(client, new Uint8Array([PASSWORD_VERSION, isRight ? RIGHT : WRONG]));
+  if (!isRight) throw new TunnelRefusedError(407, "wrong user or password of a SOCKS client");
+}
+
+/** Reads a text that begins with its length. */
+async function readText(client: DuplexConnection): Promise<string> {
+  const [length] = await readExactly(client, 1);
+  return String.fromCharCode(...await readExactly(client, length!));
 }
 
 /** Reads a host; empty for an unknown address type. */
@@ -77,10 +136,8 @@ async function readHostname(client: DuplexConnection, type: number): Promise<str
   switch (type) {
     case IPV4:
       return (await readExactly(client, 4)).join(".");
-    case NAME: {
-      const [length] = await readExactly(client, 1);
-      return printable(String.fromCharCode(...await readExactly(client, length!)));
-    }
+    case NAME:
+      return printable(await readText(client));
     case IPV6:
       return (await readExactly(client, 16)).toHex().match(/.{4}/g)!.join(":");
     default:

@@ -81,8 +81,21 @@ const CLIENT: Options = {
   socks: {
     value: "LISTEN",
     isList: true,
-    help: "listen on the client, connect from the server to the target of each SOCKS 5 request",
+    help: "listen on the client, connect from the server to each requested target: SOCKS 4, 4a, 5, HTTP",
   },
+  http: { value: "LISTEN", isList: true, help: "the same as --socks" },
+  "reverse-socks": {
+    value: "LISTEN",
+    isList: true,
+    help: "as --socks, but listen on the server, and connect from the client to what its --allow contains",
+  },
+  allow: {
+    value: "TARGET",
+    isList: true,
+    isRule: true,
+    help: "allowed target of --reverse-socks, as at a server",
+  },
+  "proxy-auth": { value: "FILE", help: "USER:PASSWORD of these proxies, in FILE" },
   tls: { help: "connect with TLS" },
   ca: { value: "FILE", help: "connect with TLS; also trust the CAs in FILE, PEM" },
   proxy: { value: "URL", help: "http:// or socks5:// proxy; default: $HTTPS_PROXY" },
@@ -173,7 +186,8 @@ const SYNOPSES: Record<string, string> = {
   sluice server --listen LISTEN --allow TARGET ... --allow-listen LISTEN ...`,
   client: `\
   sluice client --connect TARGET --forward LISTEN=TARGET ...
-                --reverse LISTEN=TARGET ... --socks LISTEN ...`,
+                --reverse LISTEN=TARGET ... --socks LISTEN ... --http LISTEN ...
+                --reverse-socks LISTEN ... --allow TARGET ...`,
   check: `\
   sluice check --connect TARGET ... [--idle SECONDS]`,
   cert: `\
