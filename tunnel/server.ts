@@ -160,10 +160,7 @@ class ServerEnd {
       stalledStreamTimeout: options.stalledStreamTimeout,
       onFrame: this.#activity.frame,
       onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
-      onSession: (session) => {
-        this.#activity.add(session);
-        this.#activity.emit({ type: "connected", clientAddr: formatPeer(session.remoteAddr) });
-      },
+      onSession: (session) => this.#begin(session),
     });
     const off = onAbort(options.signal, (reason) => {
       this.#stopping.abort(reason);
@@ -175,6 +172,19 @@ class ServerEnd {
       await this.#updated;
       await this.#entrance.ended;
       await this.#status?.close();
+    });
+  }
+
+  /** Counts and reports a client that has connected, and reports its end. */
+  #begin(session: Session): void {
+    const began = performance.now();
+    // A connection that is resumed may come from another address then.
+    const clientAddr = formatPeer(session.remoteAddr);
+    this.#activity.add(session);
+    this.#activity.emit({ type: "connected", clientAddr });
+    session.closed.then(() => undefined, toError).then((error) => {
+      const [user, duration] = [this.#access.userOf(session), Math.round(performance.now() - began)];
+      this.#activity.emit({ type: "disconnected", clientAddr, user, duration, error });
     });
   }
 
