@@ -343,6 +343,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/handshake.ts",
     "tunnel/limits.ts",
     "tunnel/options.ts",
+    "tunnel/returning.ts",
     "tunnel/wait.ts",
   ],
   "tunnel/log.ts": ["mod.ts", "tunnel/accounting.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/options.ts"],
@@ -374,6 +375,7 @@ const ARROWS: Record<string, string[]> = {
   "tunnel/proxy_protocol.ts": ["mod.ts", "node:net", "tunnel/bytes.ts", "tunnel/cidr.ts"],
   "tunnel/report.ts": ["tunnel/bytes.ts", "tunnel/check.ts", "tunnel/usage.ts"],
   "tunnel/resolve.ts": ["node:dns/promises", "node:net", "tunnel/address.ts", "tunnel/wait.ts"],
+  "tunnel/returning.ts": ["mod.ts", "node:buffer", "node:crypto", "tunnel/access.ts"],
   "tunnel/rules.ts": ["node:net", "tunnel/address.ts"],
   "tunnel/server.ts": [
     "mod.ts",
@@ -391,6 +393,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/options.ts",
     "tunnel/ports.ts",
     "tunnel/proxy_listener.ts",
+    "tunnel/returning.ts",
     "tunnel/socket.ts",
     "tunnel/status.ts",
     "tunnel/version.ts",

@@ -20,6 +20,7 @@ import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type Tu
 import { Ports } from "./ports.ts";
 import { checkProxies } from "./proxy_listener.ts";
 import { checkRuntime, dial, Listening, resetting, type Socket } from "./socket.ts";
+import { Returning } from "./returning.ts";
 import { checkStatus, StatusServer } from "./status.ts";
 import { VERSION } from "./version.ts";
 import { visitorHeader } from "./visitor.ts";
@@ -122,6 +123,7 @@ class ServerEnd {
   #options: ServeTunnelOptions;
   readonly #access: Access;
   readonly #ports = new Ports();
+  readonly #returning = new Returning();
   /** Sessions whose throughput is being measured. */
   readonly #measuring = new WeakSet<Session>();
   /** Headers of the response to OPTIONS. */
@@ -309,6 +311,7 @@ class ServerEnd {
     this.#activity.setUser(session, this.#access.userOf(session));
     if (permit === undefined) {
       if (request.method === "MEASURE") this.#measure(session, stream);
+      else this.#returning.note(request.client, this.#access.accountOf(session)!, session);
       return stream;
     }
     const { account, addresses } = permit;
