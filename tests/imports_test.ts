@@ -191,6 +191,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/options.ts",
     "tunnel/resolve.ts",
     "tunnel/rules.ts",
+    "tunnel/turns.ts",
     "tunnel/users.ts",
     "tunnel/wait.ts",
   ],
@@ -433,6 +434,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/stdio.ts": ["mod.ts", "tunnel/accounting.ts", "tunnel/errors.ts", "tunnel/options.ts", "tunnel/wait.ts"],
   "tunnel/tcp.ts": ["mod.ts", "node:net", "tunnel/descriptors.ts", "tunnel/wait.ts"],
+  "tunnel/turns.ts": ["mod.ts", "node:net", "tunnel/cidr.ts"],
   "tunnel/unix.ts": [],
   "tunnel/usage.ts": ["tunnel/version.ts"],
   "tunnel/users.ts": [
@@ -443,6 +445,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/handshake.ts",
     "tunnel/options.ts",
     "tunnel/rules.ts",
+    "tunnel/turns.ts",
   ],
   "tunnel/values.ts": [
     "node:util",

@@ -856,8 +856,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a tunnel refuses an unknown user without hashing",
     file: "tunnel/access.ts",
-    from: "const isRight = await verifySecret(secret, hash, name, gone);",
-    to: "const isRight = account !== undefined && await verifySecret(secret, hash, name, gone);",
+    from: "const isRight = await verifySecret(secret, hash, name, gone, client.source);",
+    to: "const isRight = account !== undefined && await verifySecret(secret, hash, name, gone, client.source);",
     tests: ["tunnel_access_test.ts"],
   },
   {
