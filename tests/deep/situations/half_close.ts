@@ -38,11 +38,11 @@ async function exchange(scene: Scene, way: Way, version: number): Promise<string
     answer: `nc -N -l 127.0.0.1 ${target} < answer > request.received`,
   };
   for (const first of ["request", "answer"] as const) {
-    const origin = scene.start("target", ["sh", "-c", targets[first]], { cwd });
+    const origin = scene.shell("target", targets[first], { cwd });
     await untilListening(target);
     const send = first === "request" ? "cat request" : `(sleep ${PAUSE}; cat request)`;
-    const ask = ["sh", "-c", `${send} | nc -N 127.0.0.1 ${tunnel.port} > answer.received`];
-    const ends = [scene.start("netcat", ask, { cwd }), origin];
+    const ask = `${send} | nc -N 127.0.0.1 ${tunnel.port} > answer.received`;
+    const ends = [scene.shell("netcat", ask, { cwd }), origin];
     for (const { code } of await Promise.all(ends.map((end) => end.ended()))) {
       check(code === 0, `a program has exit code ${code} when the ${first} ends first`);
     }

@@ -23,7 +23,7 @@ const LIMIT = 10_000;
 
 /** Runs a command to its end. */
 async function execute(scene: Scene, [command, ...before]: string[], ...args: string[]): Promise<void> {
-  scene.note(`# ${args.join(" ")}`);
+  scene.note(`server# ${args.join(" ")}`);
   await run(command!, [...before, ...args]);
 }
 
@@ -57,19 +57,26 @@ async function cut(scene: Scene, pause: number): Promise<string> {
   await Deno.writeTextFile(`${cwd}/users.json`, JSON.stringify([user]));
   const connectTo = `${ADDRESSES.server}:${CONTROL}`;
   const listen = ["server", "--listen", connectTo, "--users", "users.json", "--insecure"];
-  const server = scene.sluice("server", listen, { at: at.server, cwd });
+  const server = scene.sluice("server", listen, { at: at.server, machine: "server", cwd });
   await server.until(/^listening on /);
   const start = async (name: "old" | "new") => {
-    const origin = scene.script(`${name} origin`, "origin.ts", [`${TARGET}`, name], { at: at[name] });
+    const origin = scene.script(`${name} origin`, "origin.ts", [`${TARGET}`, name], { at: at[name], machine: name });
     await origin.until(/ listens on /);
     const args = ["client", "--connect", connectTo, "--user", "alice", "--reverse", `${PORT}=${TARGET}`, "--insecure"];
     const since = performance.now();
-    const client = scene.sluice(`${name} client`, args, { at: at[name], env: { SLUICE_SECRET: SECRET } });
+    const client = scene.sluice(`${name} client`, args, {
+      at: at[name],
+      machine: name,
+      env: { SLUICE_SECRET: SECRET },
+    });
     await client.until(/^listening on /, { limit: LIMIT + 2000 });
     return since;
   };
   const ask = async (name: string) => {
-    const curl = scene.start("curl", ["curl", "-sS", `http://127.0.0.1:${PORT}/hello`], { at: at.server });
+    const curl = scene.start("curl", ["curl", "-sS", `http://127.0.0.1:${PORT}/hello`], {
+      at: at.server,
+      machine: "server",
+    });
     const { at: answered, match: [, by] } = await curl.until(/^hello from (.*)/, { limit: LIMIT });
     check(by === name, `the port is answered by the ${by} client, not by the ${name} one`);
     return answered;

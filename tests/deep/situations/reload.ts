@@ -121,7 +121,7 @@ async function change(scene: Scene, time: number): Promise<string> {
 
   const url = `http://127.0.0.1:${main}/file/${SIZE}/${time + MORE}`;
   const loop = `for n in $(seq ${DOWNLOADS}); do curl -sSf ${url} | sha256sum & done; wait`;
-  const downloads = scene.start("download", ["sh", "-c", loop], { cwd, most: 3 });
+  const downloads = scene.shell("download", loop, { cwd, most: 3 });
   await setTimeout(STEP);
 
   const counts = { forward: 0, users: 0, certificate: 0, invalid: 0 };

@@ -15,7 +15,7 @@ const MAX_MEMORY = 400;
 async function restartServer(scene: Scene): Promise<string> {
   const main = new URL("../main.ts", import.meta.url).pathname;
   const args = [Deno.execPath(), "run", "-A", main, "reconnect", "--clients", `${CLIENTS}`];
-  const test = scene.start("reconnect", args);
+  const test = scene.start("reconnect", args, { typed: `deno task deep reconnect --clients ${CLIENTS}` });
   const { code } = await test.ended(180_000);
   check(code === 0, `exit code ${code}`);
   const { match: [, all] } = await test.until(/all in (\d+) ms/);

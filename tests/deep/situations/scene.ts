@@ -43,6 +43,10 @@ export interface Place {
   cwd?: string;
   /** Maximum number of its lines in the transcript. */
   most?: number;
+  /** The name of the machine that it runs on. */
+  machine?: string;
+  /** The command as a user would type it. */
+  typed?: string;
 }
 
 /** A running program. */
@@ -156,21 +160,25 @@ export class Scene implements AsyncDisposable {
 
   /** Starts the command of the tunnel, as `sluice`. */
   sluice(name: string, args: string[], place?: Place): Program {
-    this.note(`$ sluice ${args.map(quote).join(" ")}`);
+    this.note(`${place?.machine ?? ""}$ sluice ${args.map(quote).join(" ")}`);
     return this.#start(name, [Deno.execPath(), "run", "--no-config", "-A", TUNNEL, ...args], place);
   }
 
-  /** Starts any program; a command line for the shell is noted without the shell. */
+  /** Starts any program. */
   start(name: string, command: string[], place?: Place): Program {
-    const [program, option, line] = command;
-    this.note(`$ ${program === "sh" && option === "-c" ? line : command.map(quote).join(" ")}`);
+    this.note(`${place?.machine ?? ""}$ ${place?.typed ?? command.map(quote).join(" ")}`);
     return this.#start(name, command, place);
+  }
+
+  /** Starts a command line of the shell. */
+  shell(name: string, line: string, place?: Place): Program {
+    return this.start(name, ["sh", "-c", line], { ...place, typed: line });
   }
 
   /** Starts a script of this folder. */
   script(name: string, file: string, args: string[], place?: Place): Program {
     const path = `${import.meta.dirname}/${file}`;
-    this.note(`$ deno run ${path.slice(ROOT.length)} ${args.join(" ")}`);
+    this.note(`${place?.machine ?? ""}$ deno run ${path.slice(ROOT.length)} ${args.join(" ")}`);
     return this.#start(name, [Deno.execPath(), "run", "-A", path, ...args], place);
   }
 
