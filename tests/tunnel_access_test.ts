@@ -1,6 +1,14 @@
 /** What the clients of a tunnel's server may do: secrets, users, limits and `authorize`. */
 
-import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertLessOrEqual,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import fc from "fast-check";
 import { Session, SessionClosedError } from "../mod.ts";
 import {
@@ -14,6 +22,7 @@ import {
 } from "../tunnel.ts";
 import { Access } from "../tunnel/access.ts";
 import { credentials, request } from "../tunnel/handshake.ts";
+import { sourceOf } from "../tunnel/turns.ts";
 import { checkUsers, hashing, parseUsers, verifySecret } from "../tunnel/users.ts";
 import { bytes, isRefused } from "./support.ts";
 import {
@@ -60,9 +69,10 @@ function makeAccess(options: Omit<ServeTunnelOptions, "listen">) {
 /** Replaces the slow hash by a fast one until disposed of. */
 function hashFast() {
   const { derive } = hashing;
-  const work = { count: 0, running: 0, most: 0 };
+  const work = { count: 0, running: 0, most: 0, secrets: [] as string[] };
   hashing.derive = async (secret, salt) => {
     work.count++;
+    work.secrets.push(secret);
     work.most = Math.max(work.most, ++work.running);
     const text = new Uint8Array([...salt, ...bytes(secret)]);
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", text));
@@ -170,6 +180,36 @@ Deno.test("Access.check() computes at most two hashes at the same time", async (
   });
   await Promise.all(asked);
   assertEquals(work.most, 2);
+});
+
+Deno.test("Access.check() verifies a client of another address before the clients of one that has many", async () => {
+  using work = hashFast();
+  const { access } = makeAccess({ users: [await makeUser("alice", { allow: ["*:*"] })] });
+  const ask = (name: string, hostname: string) => {
+    const peer = { remoteAddr: { transport: "tcp" as const, hostname, port: 9 } };
+    return access.check({ method: "OPTIONS", address: "*", authorization: basic(name) }, peer, ABORTED);
+  };
+  const strangers = Array.from({ length: 30 }, (_, n) => assertRejects(() => ask(`user${n}`, "192.0.2.9")));
+  while (work.running < 2) await Promise.resolve();
+  const before = work.secrets.length;
+  await Promise.all([ask("alice", "192.0.2.10"), ...strangers]);
+  // Another stranger has the first turn.
+  assertLessOrEqual(work.secrets.indexOf("secret-of-alice", before) - before, 1);
+});
+
+Deno.test("sourceOf() returns an IPv4 address, or the first 64 bits of an IPv6 address", () => {
+  const of = (hostname: string) => sourceOf({ transport: "tcp", hostname, port: 1 });
+  for (
+    const [address, source] of [
+      ["192.0.2.1", "192.0.2.1"],
+      ["::ffff:192.0.2.1", "192.0.2.1"],
+      ["2001:db8:1:2:3:4:5:6", "2001:db8:1:2"],
+      ["2001:db8::6", "2001:db8:0:0"],
+      ["2001:db8:1:2:3::", "2001:db8:1:2"],
+      ["::1", "0:0:0:0"],
+    ] as const
+  ) assertEquals(of(address), source);
+  assertEquals([sourceOf(undefined), sourceOf({ transport: "unix", path: "/a" })], ["", ""]);
 });
 
 Deno.test("Access.check() computes one hash for clients with the same user and secret that ask at the same time", async () => {

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertGreaterOrEqual, assertInstanceOf, assertRejects } from "@std/assert";
 import * as net from "node:net";
 import { Session, SessionClosedError } from "../mod.ts";
-import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { Accounting, MAX_SUMS } from "../tunnel/accounting.ts";
 import { Activity } from "../tunnel/activity.ts";
 import { bytes, readAll, tcpPair, writeAll } from "./support.ts";
@@ -82,6 +82,34 @@ Deno.test("tunnel: both ends report a connection of forward, of socks and of rev
     { ...common, ...down, kind: "connect", from: peer.clientAddr, to: target.addr },
     { ...common, ...up, kind: "reverse", from: third, to: peer.clientAddr },
   ]);
+});
+
+Deno.test("serveTunnel() reports a client that has left, with its user, and why its connection has failed", async () => {
+  const secret = await hashSecret("open-sesame");
+  const users = [{ name: "alice", secret }, { name: "bob", secret }];
+  const log = makeLog();
+  const listen = { listen: FREE, ...log.options };
+  await using server = serveTunnel({ ...listen, users });
+  for (const [n, user] of ["alice", "bob"].entries()) {
+    const client = await openTunnel({
+      connect: server.serverAddr,
+      user,
+      secret: "open-sesame",
+      reconnect: false,
+      onError() {},
+    });
+    assertEquals(log.disconnected.length, n);
+    if (user === "alice") await client.shutdown();
+    else await server.update({ ...listen, listen: server.serverAddr, users: users.slice(0, 1) });
+    await log.until("disconnected", n + 1);
+    client.finished.catch(() => {});
+    await client.shutdown();
+    const { duration, error, ...rest } = log.disconnected[n]!;
+    const connected = log.events[n];
+    assert(connected?.type === "connected" && Number.isInteger(duration) && duration >= 0);
+    assertEquals(rest, { type: "disconnected", clientAddr: connected.clientAddr, user });
+    assertEquals(error?.message, user === "alice" ? undefined : "The user was removed");
+  }
 });
 
 Deno.test("serveTunnel() with a fixed target reports its connections, for a client of each version", async () => {

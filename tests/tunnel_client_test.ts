@@ -11,7 +11,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { ProtocolError } from "../mod.ts";
-import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { openTunnel, serveTunnel, type TunnelEvent, TunnelRefusedError } from "../tunnel.ts";
 import { bytes, isRefused, LOOPBACK, readAll, text, writeAll } from "./support.ts";
 import {
   at,
@@ -195,8 +195,8 @@ Deno.test("tunnel: errors that callbacks throw are logged, and the tunnel contin
   console.error = (error: unknown) => void printed.push(String(error));
   try {
     const target = nowhere();
-    const onEvent = () => {
-      throw new Error("from onEvent");
+    const onEvent = ({ type }: TunnelEvent) => {
+      if (type === "connected") throw new Error("from onEvent");
     };
     const onError = () => {
       throw new Error("from onError");

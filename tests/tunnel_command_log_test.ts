@@ -85,12 +85,17 @@ Deno.test("tunnel command: --log json writes an object on each line, errors to s
   assertEquals(entries[4].streams, 1);
   const [error] = parseLines(stderr);
   assertEquals([error.type, /not allowed/.test(error.message)], ["error", true]);
+  await promptly(server.until(/"disconnected".*\n/));
+  const [connected, left] = ["connected", "disconnected"].map((name) =>
+    parseLines(server.printed.stdout).find(({ type }) => type === name)
+  );
+  assertEquals([left.clientAddr, typeof left.duration, left.error], [connected.clientAddr, "number", undefined]);
   if (!hasPrograms("jq")) return;
   const query = ["-r", 'select(.type == "finished") | [.from, .to, .outcome] | join(" ")'];
   assertEquals(text(await run("jq", query, { input: bytes(stdout) })), `${from} ${echo.addr} closed\n`);
 });
 
-Deno.test("tunnel command: without --log, an ended connection writes no line", async () => {
+Deno.test("tunnel command: without --log, an ended connection and a client that leaves write no line", async () => {
   await using echo = makeEcho();
   await using server = start(["server", "--listen", "0", "--target", echo.addr]);
   const connect = await addressOf(server);
@@ -99,6 +104,8 @@ Deno.test("tunnel command: without --log, an ended connection writes no line", a
   client.child.kill("SIGTERM");
   const { stdout } = await client.ended();
   assertMatch(stdout, /^listening on \S+:\d+\nshutting down .*\nforwarded 1 stream over 1 connection\n$/);
+  server.child.kill("SIGTERM");
+  assertMatch((await server.ended()).stdout, /^listening on .*\nconnection from .*\nshutting down .*\nforwarded .*\n$/);
 });
 
 Deno.test("tunnel command: --log json reports stdin and stdout as a connection, on stderr", async () => {

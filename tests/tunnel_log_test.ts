@@ -35,6 +35,18 @@ const reset = new Error("Connection reset by peer (os error 104)");
 const lines: [event: TunnelEvent, line: string][] = [
   [{ type: "connected", clientAddr }, "connection from 10.0.0.1:5000"],
   [{ type: "connected", clientAddr: undefined }, "connection from a local process"],
+  [
+    { type: "disconnected", clientAddr, user: undefined, duration: 1234, error: undefined },
+    "the connection from 10.0.0.1:5000 ended after 1.2s",
+  ],
+  [
+    { type: "disconnected", clientAddr, user: "alice", duration: 83_000, error: new Error("Connection reset by peer") },
+    "the connection from alice@10.0.0.1:5000 ended after 1m23s: connection reset by peer",
+  ],
+  [
+    { type: "disconnected", clientAddr: undefined, user: undefined, duration: 5, error: undefined },
+    "the connection from a local process ended after 5ms",
+  ],
   [{ type: "listening", listenAddr, clientAddr }, "listening on 127.0.0.1:8000 for 10.0.0.1:5000"],
   [{ type: "listening", listenAddr, clientAddr: undefined }, "listening on 127.0.0.1:8000 for a local process"],
   [
@@ -134,6 +146,9 @@ Deno.test("formatEntry() with json returns an object of one line, with the time 
   assertEquals(parse(eventEntry({ type: "stopped", listenAddr, clientAddr, error: reset })), {
     ...{ time, type: "stopped", listenAddr, clientAddr, error: "connection reset by peer" },
   });
+  const left = { type: "disconnected", clientAddr, user: "alice", duration: 1234 } as const;
+  assertEquals(parse(eventEntry({ ...left, error: reset })), { time, ...left, error: "connection reset by peer" });
+  assertEquals(parse(eventEntry({ ...left, error: undefined })), { time, ...left });
   assertEquals(parse(errorEntry(new Error("Two\nlines"))), { time, type: "error", message: "two\nlines" });
   assertEquals(parse(listeningEntry(listenAddr, "localhost:80")), {
     ...{ time, type: "listening", listenAddr, to: "localhost:80" },

@@ -6,8 +6,9 @@ import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunn
 import { credentials } from "../tunnel/handshake.ts";
 import { PROBE_TIMEOUT } from "../tunnel/ports.ts";
 import { makeFolder } from "./programs.ts";
-import { bytes, text, writeAll } from "./support.ts";
+import { bytes, LOOPBACK, text, writeAll } from "./support.ts";
 import {
+  at,
   changeDelays,
   dial,
   FREE,
@@ -178,3 +179,108 @@ Deno.test("Tunnel.shutdown() of a server ends the wait for a silent client", asy
   await promptly(server.shutdown({ timeout: 50 }));
   await refused;
 });
+
+/** Names a session by hand. */
+async function introduce(session: Session, identity: string, authorization: string): Promise<void> {
+  await using stream = await session.openStream();
+  await writeAll(
+    stream,
+    bytes(`OPTIONS * HTTP/1.1\r\nProxy-Authorization: ${authorization}\r\nClient: ${identity}\r\n\r\n`),
+  );
+  assertMatch(text(await readHead(stream)), /^HTTP\/1\.1 200 /);
+}
+
+Deno.test("serveTunnel() ends the former session of a client that connects again, and frees its port at once", async () => {
+  using _delays = changeDelays((delay) => delay === PROBE_TIMEOUT ? 1_000_000 : delay);
+  const place = nowhere();
+  const user = async (name: string) => ({ name, secret: await hashSecret("x"), allowListen: ["*:*"], maxPorts: 1 });
+  const log = makeLog();
+  await using server = serveTunnel({ listen: FREE, users: [await user("alice"), await user("bob")], ...log.options });
+  const [alice, bob] = [credentials("x", "alice"), credentials("x", "bob")];
+  const id = "a".repeat(22);
+  using former = await bindByHand(server.serverAddr, place, { authorization: alice });
+  await introduce(former.session, `${id} 2`, alice);
+  former.freeze();
+  const identities = [[`${id} 3`, bob], [`${id} 1`, alice], [`${id} 2`, alice], ["b".repeat(22) + " 3", alice], [
+    `${id} x`,
+    alice,
+  ]];
+  const others: Session[] = [];
+  for (const [identity, authorization] of identities) {
+    const session = Session.client(await dial(server.serverAddr));
+    others.push(session);
+    await introduce(session, identity!, authorization!);
+  }
+  // A session has one name.
+  await introduce(others[3]!, `${id} 4`, alice);
+  assertEquals(log.disconnected, []);
+
+  const session = Session.client(await dial(server.serverAddr));
+  await introduce(session, `${id} 3`, alice);
+  await log.until("disconnected");
+  assertEquals(log.disconnected.map(({ user, error }) => [user, error?.message]), [
+    ["alice", "The client has connected again"],
+  ]);
+  const stream = await session.openStream();
+  await writeAll(stream, bytes(`BIND ${place} HTTP/1.1\r\nProxy-Authorization: ${alice}\r\n\r\n`));
+  assertMatch(text(await promptly(readHead(stream))), /^HTTP\/1\.1 200 /);
+  for (const other of [...others, session]) await other.close();
+});
+
+/** A proxy that can lose its connections: they are closed towards the client, and stay open towards the server. */
+function makeLosing(to: string) {
+  const listener = Deno.listen(LOOPBACK);
+  const [near, far] = [new Set<Deno.TcpConn>(), new Set<Deno.TcpConn>()];
+  const copy = async (from: Deno.TcpConn, into: Deno.TcpConn) => {
+    const p = new Uint8Array(65_536);
+    for (let count; near.size > 0 && (count = await from.read(p)) !== null;) await writeAll(into, p.subarray(0, count));
+  };
+  const run = async () => {
+    for await (const accepted of listener) {
+      const dialled = await dial(to);
+      near.add(accepted);
+      far.add(dialled);
+      for (const copying of [copy(accepted, dialled), copy(dialled, accepted)]) copying.catch(() => {});
+    }
+  };
+  run();
+  const close = (all: Set<Deno.TcpConn>) => {
+    for (const connection of all) connection.close();
+    all.clear();
+  };
+  const lose = () => close(near);
+  const dispose = () => {
+    listener.close();
+    for (const all of [near, far]) close(all);
+  };
+  return { addr: at(listener.addr), lose, [Symbol.dispose]: dispose };
+}
+
+Deno.test("openTunnel() has its reverse port at once after an end that the server has not seen", async () => {
+  using _delays = changeDelays((delay) => delay === PROBE_TIMEOUT ? 1_000_000 : delay);
+  await using echo = makeEcho();
+  const log = makeLog();
+  await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], onError() {} });
+  using proxy = makeLosing(server.serverAddr);
+  const place = nowhere();
+  const options = { connect: proxy.addr, reverse: [`${place}=${echo.addr}`], resume: false, ...log.options };
+  await using _client = await openTunnel(options);
+  for (let n = 1; n <= 2; n++) {
+    proxy.lose();
+    await promptly(log.until("reconnected", n));
+    await promptly(untilSaid(place));
+  }
+});
+
+/** Waits until an address echoes. */
+async function untilSaid(addr: string): Promise<void> {
+  for (;;) {
+    try {
+      using connection = await dial(addr);
+      if (await say(connection, "hello") === "hello") return;
+    } catch {
+      // Refused, or reset with the former session.
+    }
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}

@@ -35,10 +35,14 @@ export const portOf = (addr: string) => parse(addr).port;
 /** The event of a forwarded connection that has ended. */
 export type FinishedEvent = Extract<TunnelEvent, { type: "finished" }>;
 
+/** The event of a client that has left. */
+export type DisconnectedEvent = Extract<TunnelEvent, { type: "disconnected" }>;
+
 /** Collects the errors and events of a tunnel, those of ended connections apart, and waits for them. */
 export function makeLog() {
   const errors: Error[] = [];
-  const events: Exclude<TunnelEvent, FinishedEvent>[] = [];
+  const events: Exclude<TunnelEvent, FinishedEvent | DisconnectedEvent>[] = [];
+  const disconnected: DisconnectedEvent[] = [];
   const finished: FinishedEvent[] = [];
   let reported = Promise.withResolvers<void>();
   const wake = () => {
@@ -52,6 +56,7 @@ export function makeLog() {
   };
   const onEvent = (event: TunnelEvent) => {
     if (event.type === "finished") finished.push(event);
+    else if (event.type === "disconnected") disconnected.push(event);
     else events.push(event);
     wake();
   };
@@ -61,11 +66,11 @@ export function makeLog() {
   const until = async (what: RegExp | TunnelEvent["type"], times = 1) => {
     const count = () =>
       typeof what === "string"
-        ? [...events, ...finished].filter(({ type }) => type === what).length
+        ? [...events, ...finished, ...disconnected].filter(({ type }) => type === what).length
         : messages().filter((message) => what.test(message)).length;
     while (count() < times) await reported.promise;
   };
-  return { errors, events, finished, messages, typesOf, until, options: { onError, onEvent } };
+  return { errors, events, finished, disconnected, messages, typesOf, until, options: { onError, onEvent } };
 }
 
 /** Starts both ends of a tunnel: the client listens on `client.listenAddrs[0]`, the server has one target. */

@@ -14,6 +14,7 @@ import { isDirection } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelUser } from "./options.ts";
 import { resolve } from "./resolve.ts";
 import { Rules } from "./rules.ts";
+import { sourceOf } from "./turns.ts";
 import { checkUsers, digestOf, isEqual, NO_HASH, verifySecret } from "./users.ts";
 import { CONNECT_TIMEOUT, sleep, withTimeout } from "./wait.ts";
 
@@ -107,6 +108,8 @@ interface Client {
   digest: Uint8Array | undefined;
   /** The hash that they were verified with. */
   hash: string | undefined;
+  /** Where the client is, for its turn when its secret is verified. */
+  source: string;
   /** Settles when the secrets of earlier requests are checked. */
   checked: Promise<unknown>;
 }
@@ -270,7 +273,14 @@ export class Access {
   #clientOf(session: Peer): Client {
     const known = this.#clients.get(session);
     if (known !== undefined) return known;
-    const client: Client = { account: undefined, digest: undefined, hash: undefined, checked: Promise.resolve() };
+    const source = sourceOf(session.remoteAddr);
+    const client: Client = {
+      account: undefined,
+      digest: undefined,
+      hash: undefined,
+      source,
+      checked: Promise.resolve(),
+    };
     this.#clients.set(session, client);
     return client;
   }
@@ -306,7 +316,7 @@ export class Access {
     const isKnown = account !== undefined && account === client.account && account.hash === client.hash;
     if (isKnown && client.digest !== undefined && timingSafeEqual(digest, client.digest)) return account;
     const { hash = NO_HASH } = account ?? {};
-    const isRight = await verifySecret(secret, hash, name, gone);
+    const isRight = await verifySecret(secret, hash, name, gone, client.source);
     // The users may have changed meanwhile.
     if (!isRight || account === undefined || this.#users?.get(name) !== account || account.hash !== hash) {
       return undefined;

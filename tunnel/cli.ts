@@ -15,6 +15,7 @@ import {
   eventEntry,
   formatEntry,
   frameEntry,
+  isPrinted,
   listeningEntry,
   type LogEntry,
   type LogFormat,
@@ -106,8 +107,7 @@ async function runTunnel(
   try {
     const { tunnel, addrs, targets, connect, pipedTo } = await start({
       onError: (error) => logError(errorEntry(errorLine(error))),
-      // Without a format, the log has only what concerns the tunnel itself.
-      onEvent: (event) => void (event.type === "finished" && format === undefined || log(eventEntry(event))),
+      onEvent: (event) => void (isPrinted(event, format) && log(eventEntry(event))),
       onFrame: isTraced ? (frame: FrameEvent) => logError(frameEntry(frame)) : undefined,
     }, {
       log,

@@ -60,6 +60,8 @@ export interface Request {
   authorization: string;
   /** The value of `Forwarded-For`: the address of the visitor of a reverse forward. */
   forwardedFor?: string;
+  /** The value of `Client`: the name of the client, and the number of its connections. */
+  client?: string;
 }
 
 async function readRequest(from: DuplexConnection): Promise<Request> {
@@ -69,8 +71,8 @@ async function readRequest(from: DuplexConnection): Promise<Request> {
     throw new TunnelRefusedError(400, `expected an HTTP request, received "${line!.slice(0, 40)}"`);
   }
   const request = { method, address: address!, authorization: header(headers, "proxy-authorization") };
-  const forwardedFor = header(headers, "forwarded-for");
-  return forwardedFor === "" ? request : { ...request, forwardedFor };
+  const [forwardedFor, client] = [header(headers, "forwarded-for"), header(headers, "client")];
+  return { ...request, ...forwardedFor === "" ? {} : { forwardedFor }, ...client === "" ? {} : { client } };
 }
 
 async function respond(to: DuplexConnection, status: number, reason: string, headers = ""): Promise<void> {
@@ -110,15 +112,16 @@ export async function serveRequest<T extends { close(): void }>(
 /**
  * Requests the server to do nothing: its response proves the secret, the version of smux and the protocol below.
  *
+ * @param more Further lines of the head.
  * @throws {TunnelRefusedError} The server does not accept the secret.
  */
-export async function checkServer(session: Session, by: Credentials): Promise<void> {
+export async function checkServer(session: Session, by: Credentials, more = ""): Promise<void> {
   const clear = setDeadline(
     () => session.abort(new Error(`handshake timed out after ${HANDSHAKE_TIMEOUT} ms`)),
     HANDSHAKE_TIMEOUT,
   );
   try {
-    (await request(session, "OPTIONS", "*", by)).stream.close();
+    (await request(session, "OPTIONS", "*", by, more)).stream.close();
   } catch (error) {
     // A server that does not know the method has accepted the secret.
     if (!(error instanceof TunnelRefusedError && error.status === 405)) throw error;

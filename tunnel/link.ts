@@ -12,6 +12,7 @@ import { PermanentError, wrapError } from "./errors.ts";
 import { checkServer } from "./handshake.ts";
 import type { Limits } from "./limits.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
+import { Identity } from "./returning.ts";
 import { backoff, onAbort, setDeadline, sleep } from "./wait.ts";
 
 // Milliseconds. The default of `serve`.
@@ -56,6 +57,8 @@ export class Link {
   #settings: LinkSettings;
   readonly #activity: Activity;
   readonly #host: LinkHost;
+  /** So that the server ends the former session when it has another one. */
+  readonly #identity = new Identity();
   /** Aborts when another link is used instead. */
   readonly #retired = new AbortController();
   #session: Session | undefined;
@@ -228,7 +231,7 @@ export class Link {
     });
     const off = onAbort(this.stopping, (reason) => session.abort(reason));
     try {
-      if (isChecked) await checkServer(session, { secret, user });
+      if (isChecked) await checkServer(session, { secret, user }, this.#identity.next());
       this.stopping.throwIfAborted();
       this.#reportPlain(carrier);
     } catch (error) {

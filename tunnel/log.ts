@@ -79,6 +79,19 @@ function finishedLine(event: Omit<FinishedEvent, "type" | "kind">): string {
   return `${origin} > ${to} ${size(sent)}/${size(received)} ${time(duration)} ${outcome}`;
 }
 
+/** Formats the end of the connection of a client. */
+function disconnectedLine(event: Extract<TunnelEvent, { type: "disconnected" }>): string {
+  const { clientAddr = UNNAMED, user, duration, error } = event;
+  const origin = user === undefined ? clientAddr : `${user}@${clientAddr}`;
+  const outcome = error === undefined ? "" : `: ${errorText(error)}`;
+  return `the connection from ${origin} ended after ${time(duration)}${outcome}`;
+}
+
+/** Whether an event is printed without a format: only what concerns the tunnel itself. */
+export function isPrinted({ type }: TunnelEvent, format: LogFormat | undefined): boolean {
+  return format !== undefined || (type !== "finished" && type !== "disconnected");
+}
+
 /** Makes an entry of the end of the connection that stdin and stdout were. */
 export function pipedEntry(event: Omit<FinishedEvent, "type" | "kind">): LogEntry {
   return { ...eventEntry({ ...event, type: "finished", kind: "connect" }), kind: "stdio" };
@@ -89,6 +102,8 @@ export function eventLine(event: TunnelEvent): string {
   switch (event.type) {
     case "connected":
       return `connection from ${event.clientAddr ?? UNNAMED}`;
+    case "disconnected":
+      return disconnectedLine(event);
     case "listening":
       return `${listeningLine(event.listenAddr)} for ${event.clientAddr ?? UNNAMED}`;
     case "stopped":

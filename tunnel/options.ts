@@ -85,6 +85,8 @@ export interface TunnelOptions {
  * An event of a tunnel, the argument of `onEvent`. Its `type` determines its fields:
  *
  * - `"connected"`, on a server: a client has connected.
+ * - `"disconnected"`, on a server: the connection to a client has ended. One that is lost ends when it can no more be
+ *   resumed.
  * - `"listening"`, on a server: it listens for an entry of a client's `reverse` or `reverseSocks`.
  * - `"stopped"`, on a server: it has stopped listening for a client.
  * - `"suspended"`, on a client: the connection to the server was lost, and is being resumed.
@@ -108,6 +110,8 @@ export interface TunnelOptions {
  *   switch (event.type) {
  *     case "connected":
  *       return "client connected";
+ *     case "disconnected":
+ *       return `client disconnected: ${event.error?.message ?? "closed"}`;
  *     case "listening":
  *       return `listening on ${event.listenAddr}`;
  *     case "stopped":
@@ -137,7 +141,9 @@ export interface TunnelOptions {
  * await client.shutdown();
  * await server.shutdown();
  * const [addr] = client.listenAddrs;
- * assertEquals(log, ["client connected", `listening on ${addr}`, `stopped listening on ${addr}: closed`]);
+ * assertEquals(log.slice(0, 2), ["client connected", `listening on ${addr}`]);
+ * // These two are in any order.
+ * assertEquals(log.slice(2).sort(), ["client disconnected: closed", `stopped listening on ${addr}: closed`]);
  * ```
  */
 export type TunnelEvent =
@@ -145,6 +151,17 @@ export type TunnelEvent =
     type: "connected";
     /** The address that the client connected from. */
     clientAddr: string | undefined;
+  }
+  | {
+    type: "disconnected";
+    /** The address that the client connected from, as in its event `"connected"`. */
+    clientAddr: string | undefined;
+    /** The name that the client has authenticated with; `undefined` for a client without a name. */
+    user: string | undefined;
+    /** Milliseconds since its event `"connected"`. */
+    duration: number;
+    /** Why the connection was lost; `undefined` when either end has closed it. */
+    error: Error | undefined;
   }
   | {
     type: "listening";

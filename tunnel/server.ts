@@ -20,6 +20,7 @@ import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type Tu
 import { Ports } from "./ports.ts";
 import { checkProxies } from "./proxy_listener.ts";
 import { checkRuntime, dial, Listening, resetting, type Socket } from "./socket.ts";
+import { Returning } from "./returning.ts";
 import { checkStatus, StatusServer } from "./status.ts";
 import { VERSION } from "./version.ts";
 import { visitorHeader } from "./visitor.ts";
@@ -122,6 +123,7 @@ class ServerEnd {
   #options: ServeTunnelOptions;
   readonly #access: Access;
   readonly #ports = new Ports();
+  readonly #returning = new Returning();
   /** Sessions whose throughput is being measured. */
   readonly #measuring = new WeakSet<Session>();
   /** Headers of the response to OPTIONS. */
@@ -160,10 +162,7 @@ class ServerEnd {
       stalledStreamTimeout: options.stalledStreamTimeout,
       onFrame: this.#activity.frame,
       onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
-      onSession: (session) => {
-        this.#activity.add(session);
-        this.#activity.emit({ type: "connected", clientAddr: formatPeer(session.remoteAddr) });
-      },
+      onSession: (session) => this.#begin(session),
     });
     const off = onAbort(options.signal, (reason) => {
       this.#stopping.abort(reason);
@@ -175,6 +174,19 @@ class ServerEnd {
       await this.#updated;
       await this.#entrance.ended;
       await this.#status?.close();
+    });
+  }
+
+  /** Counts and reports a client that has connected, and reports its end. */
+  #begin(session: Session): void {
+    const began = performance.now();
+    // A connection that is resumed may come from another address then.
+    const clientAddr = formatPeer(session.remoteAddr);
+    this.#activity.add(session);
+    this.#activity.emit({ type: "connected", clientAddr });
+    session.closed.then(() => undefined, toError).then((error) => {
+      const [user, duration] = [this.#access.userOf(session), Math.round(performance.now() - began)];
+      this.#activity.emit({ type: "disconnected", clientAddr, user, duration, error });
     });
   }
 
@@ -299,6 +311,7 @@ class ServerEnd {
     this.#activity.setUser(session, this.#access.userOf(session));
     if (permit === undefined) {
       if (request.method === "MEASURE") this.#measure(session, stream);
+      else this.#returning.note(request.client, this.#access.accountOf(session)!, session);
       return stream;
     }
     const { account, addresses } = permit;

@@ -6,11 +6,12 @@
 
 import { Buffer } from "node:buffer";
 import { createHash, randomBytes, scrypt, timingSafeEqual } from "node:crypto";
-import { Channel, SessionClosedError } from "../mod.ts";
+import { SessionClosedError } from "../mod.ts";
 import { errorText } from "./errors.ts";
 import { checkSecret } from "./handshake.ts";
 import type { TunnelUser } from "./options.ts";
 import { Rules } from "./rules.ts";
+import { Turns } from "./turns.ts";
 
 // Cost of scrypt, 16 MiB and about 50 ms. Larger: guessing from a stolen file is slower; smaller: a connection costs
 // the server less. Hashes contain it, so those of another cost stay valid.
@@ -36,22 +37,19 @@ export const hashing = {
   },
 };
 
-/** One value for each hash that is being computed. */
-const computing = new Channel<void>({ capacity: MAX_CONCURRENT });
+const turns = new Turns(MAX_CONCURRENT);
 
-async function derive(
+function derive(
   secret: string,
   salt: Uint8Array,
   cost: number,
+  source = "",
   isNeeded = () => true,
 ): Promise<Uint8Array> {
-  await computing.send();
-  try {
+  return turns.run(source, async () => {
     if (!isNeeded()) throw new SessionClosedError("The client has ended while its secret was to be verified");
     return await hashing.derive(secret, salt, cost);
-  } finally {
-    computing.tryReceive();
-  }
+  });
 }
 
 const encode = (bytes: Uint8Array) => Buffer.from(bytes).toString("base64url");
@@ -107,25 +105,27 @@ const verifying = new Map<string, Verification>();
  * @param user The name of the user.
  * @param gone Settles when the client needs no answer any more. The promise rejects if that is before the hash is
  * computed: many clients would otherwise wait behind those that have given up, and give up too.
+ * @param source Where the client is. Each source has its turn, so that one with many clients does not delay the others.
  */
 export async function verifySecret(
   secret: string,
   hash: string,
   user = "",
   gone?: Promise<unknown>,
+  source?: string,
 ): Promise<boolean> {
   const name = `${user} ${hash} ${encode(digestOf(secret))}`;
-  const verification = verifying.get(name) ?? startVerification(name, secret, hash);
+  const verification = verifying.get(name) ?? startVerification(name, secret, hash, source);
   verification.waiting++;
   const leave = () => void verification.waiting--;
   gone?.then(leave, leave);
   return await verification.result;
 }
 
-function startVerification(name: string, secret: string, hash: string): Verification {
+function startVerification(name: string, secret: string, hash: string, source?: string): Verification {
   const [, cost, salt, key] = HASH.exec(hash)!;
   const isNeeded = () => verification.waiting > 0;
-  const derived = derive(secret, decode(salt!), Number(cost), isNeeded);
+  const derived = derive(secret, decode(salt!), Number(cost), source, isNeeded);
   const result = derived.then((found) => timingSafeEqual(found, decode(key!))).finally(() => verifying.delete(name));
   const verification = { waiting: 0, result };
   verifying.set(name, verification);

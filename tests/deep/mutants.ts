@@ -792,8 +792,9 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a tunnel's client reports that a server does not resume before it has answered",
     file: "tunnel/link.ts",
-    from: "      if (isChecked) await checkServer(session, { secret, user });\n",
-    to: "      this.#reportPlain(carrier);\n      if (isChecked) await checkServer(session, { secret, user });\n",
+    from: "      if (isChecked) await checkServer(session, { secret, user }, this.#identity.next());\n",
+    to:
+      "      this.#reportPlain(carrier);\n      if (isChecked) await checkServer(session, { secret, user }, this.#identity.next());\n",
     tests: ["tunnel_link_test.ts"],
   },
   {
@@ -855,8 +856,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a tunnel refuses an unknown user without hashing",
     file: "tunnel/access.ts",
-    from: "const isRight = await verifySecret(secret, hash, name, gone);",
-    to: "const isRight = account !== undefined && await verifySecret(secret, hash, name, gone);",
+    from: "const isRight = await verifySecret(secret, hash, name, gone, client.source);",
+    to: "const isRight = account !== undefined && await verifySecret(secret, hash, name, gone, client.source);",
     tests: ["tunnel_access_test.ts"],
   },
   {
