@@ -15,7 +15,8 @@ import { secretOfEnvironment } from "./environment.ts";
 import { errorText } from "./errors.ts";
 import { commandHint } from "./hints.ts";
 import type { LogFormat } from "./log.ts";
-import type { Tunnel, TunnelOptions } from "./options.ts";
+import type { TunnelOptions, TunnelServer } from "./options.ts";
+import { pinOfPem } from "./pin.ts";
 import { formatCheck } from "./report.ts";
 import { serveTunnel } from "./server.ts";
 import { CONFIGURED, OPTIONS } from "./usage.ts";
@@ -27,7 +28,7 @@ type Reports = Pick<TunnelOptions, "onError" | "onEvent" | "onFrame">;
 
 /** A running tunnel. */
 interface Started {
-  tunnel: Running & Partial<Pick<Tunnel, "statusAddr">>;
+  tunnel: Running & Partial<Pick<TunnelServer, "statusAddr" | "pin">>;
   /** The addresses to print: where it listens. Tunnels of a file print theirs. */
   addrs: readonly string[];
   /** Where the connections of each address lead; `undefined` if each request contains its target. */
@@ -95,9 +96,10 @@ function parseServer(values: Values): Omit<TunnelCommand, Common> {
     allow: values.list("allow"),
     allowListen: values.list("allow-listen"),
     acceptProxy: values.list("accept-proxy"),
-    users: values.has("users") ? parseUsers(values.one("users")!) : undefined,
+    users: values.has("users") ? parseUsers(values.one("users")!, values.has("client-ca")) : undefined,
     cert: values.one("cert"),
     key: values.one("key"),
+    clientCa: values.one("client-ca"),
     ...parseCommon(values),
   };
   if (!(options.target ?? options.allow ?? options.allowListen ?? options.users)) {
@@ -115,7 +117,9 @@ function parseServerAddress(values: Values) {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
-  return { connect, ca, tls: values.has("tls") || ca !== undefined, version: smux === "1" ? 1 as const : 2 as const };
+  const [cert, key, pin] = ["cert", "key", "pin"].map((name) => values.one(name));
+  const tls = values.has("tls") || (ca ?? cert ?? pin) !== undefined;
+  return { connect, ca, cert, key, pin, tls, version: smux === "1" ? 1 as const : 2 as const };
 }
 
 function parseClient(values: Values): Omit<TunnelCommand, Common> {
@@ -164,12 +168,8 @@ async function* checkLines(options: CheckTunnelOptions): AsyncGenerator<string, 
 }
 
 function parseCheck(values: Values): ShortCommand {
-  const { connect, ca, tls, version } = parseServerAddress(values);
   const options = {
-    connect,
-    ca,
-    tls,
-    version,
+    ...parseServerAddress(values),
     user: values.one("user"),
     secret: values.one("secret") ?? secretOfEnvironment(),
     insecure: values.has("insecure"),
@@ -234,6 +234,7 @@ function parseCert(values: Values): ShortCommand {
       `wrote ${cert} and ${key} for ${hosts.join(", ")}; valid until ${made.expires.toISOString().slice(0, 10)}`,
       `server: --cert ${cert} --key ${key}`,
       `client: --ca ${cert}`,
+      `client: --pin ${pinOfPem(made.cert)}`,
     ];
   };
   return { run };

@@ -56,6 +56,9 @@ export interface CheckTunnelOptions extends
     | "secret"
     | "tls"
     | "ca"
+    | "cert"
+    | "key"
+    | "pin"
     | "version"
     | "resume"
     | "connectTimeout"
@@ -275,7 +278,7 @@ class Check {
     // A failed handshake closes it.
     this.#connection = undefined;
     const { hostname: address, port } = socket.remoteAddr;
-    const describe = () => describeCertificate(address, port, hostname);
+    const describe = () => describeCertificate(address, port, hostname, this.#server.tls);
     try {
       this.#connection = await secureServer(this.#server, socket, this.#stop.signal);
     } catch (error) {

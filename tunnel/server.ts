@@ -14,11 +14,14 @@ import { Entrance } from "./entrance.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
+import { certifiedUser } from "./identity.ts";
 import { limitsOf } from "./limits.ts";
 import { type Direction, serveMeasure } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type TunnelStats } from "./options.ts";
+import { pinOfPem } from "./pin.ts";
 import { Ports } from "./ports.ts";
 import { checkProxies } from "./proxy_listener.ts";
+import { checkClientCa } from "./tls_listener.ts";
 import { checkRuntime, dial, Listening, resetting, type Socket } from "./socket.ts";
 import { checkStatus, StatusServer } from "./status.ts";
 import { VERSION } from "./version.ts";
@@ -67,6 +70,9 @@ export function serveTunnel(options: ServeTunnelOptions): TunnelServer {
       return server.addr;
     },
     listenAddrs: [],
+    get pin() {
+      return server.pin;
+    },
     get statusAddr() {
       return server.statusAddr;
     },
@@ -80,12 +86,13 @@ export function serveTunnel(options: ServeTunnelOptions): TunnelServer {
 
 /** Throws a `RangeError` for options that are malformed, or cannot be combined. */
 export function checkOptions(options: ServeTunnelOptions): void {
-  const { listen, target, secret, users, cert, key, allow = [], allowListen = [], authorize } = options;
+  const { listen, target, secret, users, cert, key, clientCa, allow = [], allowListen = [], authorize } = options;
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }
   parseEndpoint("listen", listen, 0);
   if (cert !== undefined) checkTls("listen", listen);
+  checkClientCa(options);
   checkProxies(options);
   checkSecret(secret);
   checkStatus(options.status, options.insecure);
@@ -103,7 +110,9 @@ export function checkOptions(options: ServeTunnelOptions): void {
       throw new RangeError("target cannot be combined with users or authorize");
     }
   }
-  if (cert === undefined || (secret ?? users) === undefined) checkExposed("listen", listen, options.insecure);
+  if (cert === undefined || (secret ?? users ?? clientCa) === undefined) {
+    checkExposed("listen", listen, options.insecure);
+  }
   // Checks the users and the rules.
   new Access(options, () => {});
 }
@@ -161,8 +170,11 @@ class ServerEnd {
       onFrame: this.#activity.frame,
       onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
       onSession: (session) => {
+        const user = certifiedUser(session.remoteAddr);
         this.#activity.add(session);
-        this.#activity.emit({ type: "connected", clientAddr: formatPeer(session.remoteAddr) });
+        this.#activity.setUser(session, user);
+        const clientAddr = formatPeer(session.remoteAddr);
+        this.#activity.emit({ type: "connected", clientAddr, ...user === undefined ? {} : { user } });
       },
     });
     const off = onAbort(options.signal, (reason) => {
@@ -185,6 +197,11 @@ class ServerEnd {
 
   get statusAddr(): string | undefined {
     return this.#status?.addr;
+  }
+
+  get pin(): string | undefined {
+    const { cert } = this.#options;
+    return cert === undefined ? undefined : pinOfPem(cert);
   }
 
   #serveStatus(listen: string | undefined): StatusServer | undefined {
@@ -233,7 +250,8 @@ class ServerEnd {
     this.#named = namesOf(options);
     this.#options = options;
     this.#status = next;
-    this.#activity.abortIf((session) => this.#access.isRemoved(session), new Error("The user was removed"));
+    const removed = new Error("The user was removed, or must show a certificate");
+    this.#activity.abortIf((session) => this.#access.isRemoved(session), removed);
     this.#ports.releaseUnless((permit, addr) => this.#access.mayKeep(permit, addr));
     if (!isSameStatus) await old?.close();
   }

@@ -19,6 +19,7 @@ export type Kind =
   | "HOST"
   | "NAME"
   | "CIDR"
+  | "SHA256"
   | "text|json";
 
 /** An option of a command. */
@@ -63,6 +64,10 @@ const SERVER: Options = {
   },
   cert: { value: "FILE", help: "TLS certificate, PEM; sluice cert makes one" },
   key: { value: "FILE", help: "private key of the certificate, PEM" },
+  "client-ca": {
+    value: "FILE",
+    help: "clients must show a certificate of these CAs, PEM; its name is the user",
+  },
 };
 const CLIENT: Options = {
   connect: { value: "TARGET", help: "address of the server" },
@@ -80,6 +85,9 @@ const CLIENT: Options = {
   },
   tls: { help: "connect with TLS" },
   ca: { value: "FILE", help: "connect with TLS; also trust the CAs in FILE, PEM" },
+  cert: { value: "FILE", help: "connect with TLS; show this certificate, PEM" },
+  key: { value: "FILE", help: "private key of the certificate, PEM" },
+  pin: { value: "SHA256", help: "connect with TLS; the server must have the key of this pin" },
   user: { value: "NAME", help: "the secret is that of NAME in the server's --users" },
   smux: { value: "1|2", help: "smux version of the client; default: 2" },
   wait: {
@@ -131,7 +139,21 @@ const HASH: Options = {};
 const IDLE: Options = {
   idle: { value: "SECONDS", help: "also check whether a connection survives this long without data" },
 };
-const CHECKED = ["connect", "forward", "reverse", "tls", "ca", "user", "smux", "secret", "timeout", "insecure"];
+const CHECKED = [
+  "connect",
+  "forward",
+  "reverse",
+  "tls",
+  "ca",
+  "cert",
+  "key",
+  "pin",
+  "user",
+  "smux",
+  "secret",
+  "timeout",
+  "insecure",
+];
 const CHECK: Options = {
   ...Object.fromEntries(Object.entries({ ...CLIENT, ...COMMON }).filter(([name]) => CHECKED.includes(name))),
   ...IDLE,
@@ -220,7 +242,7 @@ function formatHelp(command: string | undefined): string {
     ["sluice check, which tests the connection of a client; others as for the client:", IDLE, command === undefined],
     ["sluice check, which tests the connection of a client:", CHECK, command === "check"],
     ["sluice --config:", OPTIONS[CONFIGURED]!, command === CONFIGURED],
-    ["sluice cert, which makes a self-signed certificate for --cert, --key and --ca:", CERT, roles.includes("cert")],
+    ["sluice cert, which makes a self-signed certificate of a server:", CERT, roles.includes("cert")],
   ];
   return [
     ...command === undefined ? ["Forwards any number of connections over one, like ssh -L, -R and -D."] : [],
