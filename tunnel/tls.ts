@@ -133,7 +133,7 @@ export async function secureByNode(
 /** Whether the certificate of the server is not accepted, or the server does not use TLS. */
 function isUntrusted(error: unknown): boolean {
   const { code = "" } = error as NodeJS.ErrnoException;
-  return /CERT|ISSUER|SIGNATURE|VERSION|ALERT|CRL/.test(code);
+  return /CERT|ISSUER|SIGNATURE|CRL|^ERR_SSL/.test(code);
 }
 
 /** Throws unless the server's certificate has the pin. */
