@@ -33,9 +33,11 @@ export class TlsSocket extends TcpSocket {
 
   /**
    * @param socket After its handshake.
-   * @param inner The connection below.
+   * @param duplex The stream below.
+   * @param inner The connection below that.
    */
-  constructor(socket: TLSSocket, inner: Connection, remoteAddr = inner.remoteAddr) {
+  constructor(socket: TLSSocket, duplex: ConnectionDuplex, inner: Connection, remoteAddr = inner.remoteAddr) {
+    duplex.follow(socket);
     super(socket, {
       localAddr: inner.localAddr as Deno.NetAddr,
       remoteAddr: remoteAddr as Deno.NetAddr,
@@ -120,7 +122,7 @@ export async function secureByNode(
   try {
     await handshake(socket, duplex);
     checkPin(socket, tls.pin);
-    return new TlsSocket(socket, connection);
+    return new TlsSocket(socket, duplex, connection);
   } catch (error) {
     socket.destroy();
     duplex.destroy();

@@ -5,7 +5,7 @@
  */
 
 import { Server, type TLSSocket } from "node:tls";
-import { Channel, type Connection, connections, type Listener } from "../mod.ts";
+import { Channel, connections, type Listener } from "../mod.ts";
 import { formatPeer, UNNAMED } from "./address.ts";
 import { ConnectionDuplex } from "./duplex.ts";
 import { errorText, RefusalError, wrapError } from "./errors.ts";
@@ -85,7 +85,8 @@ export class TlsListener implements Listener<Socket> {
   async #prepare(socket: Socket): Promise<void> {
     const peer = socket.remoteAddr as Deno.NetAddr;
     const name = formatPeer(peer) ?? UNNAMED;
-    const { secured, error } = await secureServer(socket, this.#tls)
+    const duplex = new ConnectionDuplex(socket);
+    const { secured, error } = await secureServer(duplex, this.#tls)
       .then((secured) => ({ secured, error: undefined }), (error) => ({ secured: undefined, error }));
     if (secured === undefined) {
       if (!this.#stopping.signal.aborted) this.#report(wrapError(`TLS handshake with ${name} failed`, error));
@@ -93,7 +94,7 @@ export class TlsListener implements Listener<Socket> {
     }
     try {
       const user = userOf(secured);
-      await this.#ready.send(new TlsSocket(secured, socket, new CertifiedAddress(peer, user)));
+      await this.#ready.send(new TlsSocket(secured, duplex, socket, new CertifiedAddress(peer, user)));
     } catch (error) {
       if (this.#stopping.signal.aborted) return void secured.destroy();
       this.#report(new RefusalError(403, `Refused a connection from ${name}`, error));
@@ -103,8 +104,7 @@ export class TlsListener implements Listener<Socket> {
 }
 
 /** Awaits the handshake of a client; closes the connection if it fails. */
-async function secureServer(connection: Connection, { cert, key, clientCa }: ServerTls): Promise<TLSSocket> {
-  const duplex = new ConnectionDuplex(connection);
+async function secureServer(duplex: ConnectionDuplex, { cert, key, clientCa }: ServerTls): Promise<TLSSocket> {
   const { promise, resolve, reject } = Promise.withResolvers<TLSSocket>();
   promise.catch(() => {});
   // A client without an accepted certificate is refused after the handshake: an alert would not say why. And Deno closes
