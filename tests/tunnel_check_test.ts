@@ -120,9 +120,10 @@ Deno.test("checkTunnel() describes the certificate, trusted or not, and why it i
   await using server = start({ allow: ["127.0.0.1:1"], cert, key });
   const connect = `localhost:${portOf(server.serverAddr)}`;
   const trusted = (await check({ connect, ca })).find(({ name }) => name === "TLS")!;
-  const described = "certificate of localhost, 127.0.0.1, issued by Sluice test CA, valid until 2120-01-01";
+  const described = "certificate of localhost, 127.0.0.1, issued by Sluice test CA, valid until 2120-01-01, " +
+    `pin ${server.pin}`;
   assertEquals(trusted.text, `a trusted ${described}`);
-  const unknown = new RegExp(`^a ${described} is not trusted: .*UnknownIssuer`);
+  const unknown = new RegExp(`^a ${described.replaceAll("+", "\\+")} is not trusted: .*UnknownIssuer`);
   await assertFails({ connect, tls: true }, "TLS", unknown, /--ca FILE/);
   const { lookup } = resolver;
   try {

@@ -104,7 +104,8 @@ async function mistakesOf(text: string, files: Record<string, string> = {}): Pro
   });
 }
 
-const SERVER_FIELDS = "listen, target, allow, allowListen, acceptProxy, users, cert, key, secret, insecure, " +
+const SERVER_FIELDS =
+  "listen, target, allow, allowListen, acceptProxy, users, cert, key, clientCa, secret, insecure, " +
   "stalledStreamTimeout, status, connectTimeout, keepAliveInterval, timeout, maxStreams, maxReceiveBuffer";
 const FORMS = "HOST:PORT, [IPV6]:PORT, PORT or unix:PATH";
 

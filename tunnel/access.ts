@@ -8,10 +8,13 @@ import { timingSafeEqual } from "node:crypto";
 import { isIP } from "node:net";
 import type { Session, Stream } from "../mod.ts";
 import { canonical, type Endpoint, formatPeer, parseEndpoint } from "./address.ts";
+import { printable } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { type Request, WRONG_SECRET_DELAY } from "./handshake.ts";
+import { certifiedUser } from "./identity.ts";
 import { isDirection } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelUser } from "./options.ts";
+import { NO_CERTIFICATE } from "./refusal.ts";
 import { resolve } from "./resolve.ts";
 import { Rules } from "./rules.ts";
 import { sourceOf } from "./turns.ts";
@@ -70,9 +73,12 @@ export class Account {
   readonly ports = new Quota("ports");
   #hash: string | undefined;
   #rules: ReadonlyMap<string, Rules> = new Map();
+  /** Whose rules apply, instead of own ones. */
+  readonly #base: Account | undefined;
 
-  constructor(user: Partial<TunnelUser>) {
+  constructor(user: Partial<TunnelUser>, base?: Account) {
     this.name = user.name;
+    this.#base = base;
     this.update(user);
   }
 
@@ -83,7 +89,7 @@ export class Account {
 
   /** By the method of the request. */
   get rules(): ReadonlyMap<string, Rules> {
-    return this.#rules;
+    return this.#base?.rules ?? this.#rules;
   }
 
   /** Replaces the secret, the rules and the limits; what the user holds stays counted. */
@@ -129,6 +135,8 @@ export class Access {
   #users: ReadonlyMap<string, Account> | undefined;
   /** All clients of a server without users. */
   readonly #all = new Account({});
+  /** Whether each client must have shown a certificate. */
+  #isCertified = false;
   #authorize: ServeTunnelOptions["authorize"];
   #timeout = CONNECT_TIMEOUT;
   readonly #report: (error: unknown) => void;
@@ -150,10 +158,12 @@ export class Access {
    */
   update(options: ServeTunnelOptions): void {
     const { secret, users, allow = [], allowListen = [], connectTimeout = CONNECT_TIMEOUT } = options;
-    if (users !== undefined) checkUsers(users);
+    const isCertified = options.clientCa !== undefined;
+    if (users !== undefined) checkUsers(users, "users", isCertified);
     this.#all.update({ allow, allowListen });
     this.#users = users && new Map(users.map((user) => [user.name, this.#renew(user)]));
     this.#secret = secret;
+    this.#isCertified = isCertified;
     this.#authorize = options.authorize;
     this.#timeout = connectTimeout;
   }
@@ -165,8 +175,9 @@ export class Access {
     return known ?? new Account(user);
   }
 
-  /** Whether the user of a session has been removed. */
+  /** Whether the user of a session has been removed, or the session lacks a certificate that is required now. */
   isRemoved(session: Peer): boolean {
+    if (this.#isCertified && certifiedUser(session.remoteAddr) === undefined) return true;
     const name = this.userOf(session);
     return name !== undefined && this.#users !== undefined && !this.#users.has(name);
   }
@@ -259,15 +270,42 @@ export class Access {
     stream?: Pick<Stream, "closed">,
   ): Promise<Account> {
     const client = this.#clientOf(session);
-    if (this.#secret === undefined && this.#users === undefined) return client.account = this.#all;
+    const name = certifiedUser(session.remoteAddr);
+    if (this.#isCertified && name === undefined) throw new TunnelRefusedError(403, NO_CERTIFICATE);
+    if (name !== undefined && this.#users !== undefined) return this.#certify(name, authorization, client);
+    if (this.#secret === undefined && this.#users === undefined) return client.account = this.#accountFor(name, client);
     const account = await this.#accountOf(authorization, client, stream);
-    if (account !== undefined) return account;
+    if (account !== undefined) return name === undefined ? account : client.account = this.#accountFor(name, client);
     await sleep(WRONG_SECRET_DELAY, signal);
     const isMissing = authorization === "";
     if (this.#users === undefined) {
       throw new TunnelRefusedError(407, isMissing ? "a secret is required" : "wrong secret");
     }
     throw new TunnelRefusedError(407, isMissing ? "a user and a secret are required" : "wrong user or secret");
+  }
+
+  /** Returns the account of a client on a server without users; the name is that of its certificate. */
+  #accountFor(name: string | undefined, { account }: Client): Account {
+    if (name === undefined) return this.#all;
+    checkSameUser(account, name);
+    return account?.name === name ? account : new Account({ name }, this.#all);
+  }
+
+  /** Returns the account of the user that a certificate names. A secret is not necessary. */
+  #certify(name: string, authorization: string, client: Client): Account {
+    const account = this.#users?.get(name);
+    if (account === undefined) {
+      throw new TunnelRefusedError(403, `the certificate is of "${name}", who is not a user of the server`);
+    }
+    const [other = name] = parseBasic(authorization);
+    if (other !== name) {
+      throw new TunnelRefusedError(
+        403,
+        `expected the user of the certificate, "${name}", received "${printable(other)}"`,
+      );
+    }
+    checkSameUser(client.account, name);
+    return client.account = account;
   }
 
   #clientOf(session: Peer): Client {
@@ -321,15 +359,18 @@ export class Access {
     if (!isRight || account === undefined || this.#users?.get(name) !== account || account.hash !== hash) {
       return undefined;
     }
-    // A session that began before the server had users has no name yet.
-    if (client.account?.name !== undefined && client.account.name !== account.name) {
-      throw new TunnelRefusedError(403, "expected the user of the connection's first request");
-    }
+    checkSameUser(client.account, name);
     client.account = account;
     client.digest = digest;
     client.hash = hash;
     return account;
   }
+}
+
+/** Throws if a session has another user. One that began before the server had users has no name yet. */
+function checkSameUser(account: Account | undefined, name: string): void {
+  if (account?.name === undefined || account.name === name) return;
+  throw new TunnelRefusedError(403, "expected the user of the connection's first request");
 }
 
 /** Returns the user and the secret of an `Authorization` header; nothing if it is malformed. */

@@ -20,6 +20,9 @@ export type StepKind =
   | "measure"
   | "idle";
 
+// A certificate whose issuer is not trusted, in the words of Deno and of Node.
+const UNTRUSTED = /UnknownIssuer|self-signed certificate|unable to (verify the first|get (local )?issuer) certificate/;
+
 // What the message of an error contains, and what to do. The first that matches; without a pattern, any error.
 const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: string][]> = {
   name: [
@@ -49,7 +52,8 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
     [undefined, "The proxy cannot reach the server: check the address in --connect, and whether the server runs."],
   ],
   TLS: [
-    [/UnknownIssuer/, "If this is the certificate of your server, trust it: --ca FILE."],
+    [/has the pin/, "If the server has a new key, use its pin; else another machine answers."],
+    [UNTRUSTED, "If this is the certificate of your server, trust it: --ca FILE."],
     [/CaUsedAsEndEntity/, "It is the certificate of a CA. Make one for the server: sluice cert."],
     [/Expired/, "The certificate has expired: make a new one, and restart the server with it."],
     [/NotValidYet/, "The certificate is not valid yet: check the clock of this machine."],
@@ -62,6 +66,10 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
     [undefined, "Compare --ca with the --cert of the server."],
   ],
   protocol: [
+    [
+      /client certificate|refuses the client|client's certificate/,
+      "Connect with --cert FILE and --key FILE: a certificate of a CA in the server's --client-ca.",
+    ],
     [/expects TLS/, "Connect with --tls, or with --ca FILE for a certificate that is not trusted."],
     [/does not speak smux/, "Another program listens there: connect to the --listen address of sluice server."],
     [/too many are waiting/, "The server is overloaded: try again later."],
@@ -77,6 +85,7 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
     [undefined, "The server speaks another protocol, or is out of descriptors: see its log."],
   ],
   secret: [
+    [/certificate/, "Add this user to the --users of the server, or show another certificate."],
     [/is required/, "Use --secret FILE, and --user NAME if the server has --users."],
     [/wrong/, "Compare the file of --secret, and --user, with those of the server."],
     [undefined, "See the log of the server."],
@@ -110,5 +119,9 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
 
 /** Returns what to do about a failed step with this message. */
 export function adviceFor(kind: StepKind, message: string): string {
-  return ADVICE[kind].find(([pattern]) => pattern === undefined || pattern.test(message))![1];
+  const advice = ADVICE[kind].find(([pattern]) => pattern === undefined || pattern.test(message))![1];
+  const [pin] = /\bsha256:\S+=/.exec(message) ?? [];
+  // A pin can be copied from here; whether it is right, only the server's log shows.
+  if (pin === undefined || kind !== "TLS" || !UNTRUSTED.test(message)) return advice;
+  return `${advice.slice(0, -1)}, or, if the server prints the same pin: --pin ${pin}`;
 }

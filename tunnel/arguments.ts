@@ -16,7 +16,8 @@ import { errorText } from "./errors.ts";
 import { commandHint } from "./hints.ts";
 import type { LogFormat } from "./log.ts";
 import { proxyOfEnvironment } from "./no_proxy.ts";
-import type { Tunnel, TunnelOptions } from "./options.ts";
+import type { TunnelOptions, TunnelServer } from "./options.ts";
+import { pinOfPem } from "./pin.ts";
 import { formatCheck } from "./report.ts";
 import { serveTunnel } from "./server.ts";
 import { targetsOf } from "./settings.ts";
@@ -29,7 +30,7 @@ type Reports = Pick<TunnelOptions, "onError" | "onEvent" | "onFrame">;
 
 /** A running tunnel. */
 interface Started {
-  tunnel: Running & Partial<Pick<Tunnel, "statusAddr">>;
+  tunnel: Running & Partial<Pick<TunnelServer, "statusAddr" | "pin">>;
   /** The addresses to print: where it listens. Tunnels of a file print theirs. */
   addrs: readonly string[];
   /** Where the connections of each address lead; `undefined` if each request contains its target. */
@@ -97,9 +98,10 @@ function parseServer(values: Values): Omit<TunnelCommand, Common> {
     allow: values.list("allow"),
     allowListen: values.list("allow-listen"),
     acceptProxy: values.list("accept-proxy"),
-    users: values.has("users") ? parseUsers(values.one("users")!) : undefined,
+    users: values.has("users") ? parseUsers(values.one("users")!, values.has("client-ca")) : undefined,
     cert: values.one("cert"),
     key: values.one("key"),
+    clientCa: values.one("client-ca"),
     ...parseCommon(values),
   };
   if (!(options.target ?? options.allow ?? options.allowListen ?? options.users)) {
@@ -118,10 +120,14 @@ function parseServerAddress(values: Values) {
   const connect = values.list("connect")!;
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
+  const [cert, key, pin] = ["cert", "key", "pin"].map((name) => values.one(name));
   return {
     connect,
     ca,
-    tls: values.has("tls") || ca !== undefined,
+    cert,
+    key,
+    pin,
+    tls: values.has("tls") || (ca ?? cert ?? pin) !== undefined,
     proxy: values.one("proxy") ?? proxyOfEnvironment(),
     version: smux === "1" ? 1 as const : 2 as const,
   };
@@ -248,6 +254,7 @@ function parseCert(values: Values): ShortCommand {
       `wrote ${cert} and ${key} for ${hosts.join(", ")}; valid until ${made.expires.toISOString().slice(0, 10)}`,
       `server: --cert ${cert} --key ${key}`,
       `client: --ca ${cert}`,
+      `client: --pin ${pinOfPem(made.cert)}`,
     ];
   };
   return { run };

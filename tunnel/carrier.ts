@@ -61,9 +61,9 @@ export function connectResumable(
   const connection = resumable(async (attempt) => {
     if (isSettled) return await dial(attempt.signal);
     try {
-      return new FirstCarrier(await dial(attempt.signal), (hasEnded, received) =>
+      return new FirstCarrier(await dial(attempt.signal), (hasEnded, received, refusal) =>
         fail(() => {
-          const error = explain(addr, hasEnded, received);
+          const error = refusal ?? explain(addr, hasEnded, received);
           if (error === undefined) resolve(undefined);
           else reject(error);
         }));
@@ -113,14 +113,19 @@ function explain(addr: string, hasEnded: boolean, received: Uint8Array): Error |
   return new PermanentError(`${addr} does not speak smux: its answer begins with "${text}"`);
 }
 
+/** Called when the first connection is closed, with the first bytes that were received. */
+type OnClose = (hasEnded: boolean, received: Uint8Array, refusal: PermanentError | undefined) => void;
+
 /** The first connection to a server, which keeps the first bytes that were received. */
 class FirstCarrier implements Connection {
   readonly #inner: Connection;
-  readonly #onClose: (hasEnded: boolean, received: Uint8Array) => void;
+  readonly #onClose: OnClose;
   #received: Uint8Array | undefined;
   #hasEnded = false;
+  /** Why the server does not accept the client. */
+  #refusal: PermanentError | undefined;
 
-  constructor(inner: Connection, onClose: (hasEnded: boolean, received: Uint8Array) => void) {
+  constructor(inner: Connection, onClose: OnClose) {
     this.#inner = inner;
     this.#onClose = onClose;
   }
@@ -142,7 +147,7 @@ class FirstCarrier implements Connection {
       this.#received = p.slice(0, count);
       if (p[0] === RESUME_REPLY) return count;
     } catch (error) {
-      this.#hasEnded = true;
+      this.#failed(error);
       throw error;
     }
     // Otherwise the rest of a reply would be waited for.
@@ -153,9 +158,14 @@ class FirstCarrier implements Connection {
     try {
       return await this.#inner.write(p);
     } catch (error) {
-      this.#hasEnded = true;
+      this.#failed(error);
       throw error;
     }
+  }
+
+  #failed(error: unknown): void {
+    this.#hasEnded = true;
+    if (error instanceof PermanentError) this.#refusal = error;
   }
 
   async closeWrite(): Promise<void> {
@@ -164,7 +174,7 @@ class FirstCarrier implements Connection {
 
   close(): void {
     this.#inner.close();
-    this.#onClose(this.#hasEnded, this.#received ?? new Uint8Array());
+    this.#onClose(this.#hasEnded, this.#received ?? new Uint8Array(), this.#refusal);
   }
 
   setNoDelay(on?: boolean): void {

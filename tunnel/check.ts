@@ -59,6 +59,9 @@ export interface CheckTunnelOptions extends
     | "tls"
     | "ca"
     | "proxy"
+    | "cert"
+    | "key"
+    | "pin"
     | "version"
     | "resume"
     | "connectTimeout"
@@ -309,8 +312,10 @@ class Check {
     // A failed handshake closes it.
     this.#connection = undefined;
     const { hostname: address, port } = socket.remoteAddr;
-    const isDirect = this.#server.upstream === undefined;
-    const describe = () => isDirect ? describeCertificate(address, port, hostname) : this.#describeOver(hostname);
+    const describe = () =>
+      this.#server.upstream === undefined
+        ? describeCertificate(address, port, hostname, this.#server.tls)
+        : this.#describeOver(hostname);
     try {
       this.#connection = await secureServer(this.#server, socket, this.#stop.signal);
     } catch (error) {
@@ -325,7 +330,7 @@ class Check {
   async #describeOver(hostname: string): Promise<string | undefined> {
     try {
       const socket = await connectServer(this.#server, this.#stop.signal, this.#dialOptions);
-      return await describeCertificateOver(socket as Deno.TcpConn, hostname);
+      return await describeCertificateOver(socket as Deno.TcpConn, hostname, this.#server.tls);
     } catch {
       // The connection of the step before has the error, if it lasts.
       return undefined;

@@ -19,6 +19,7 @@ import {
   listeningEntry,
   type LogEntry,
   type LogFormat,
+  pinEntry,
   pipedEntry,
   shutdownEntry,
   statusEntry,
@@ -124,6 +125,7 @@ async function runTunnel(
     for (const name of signals) Deno.addSignalListener(name, stop);
     if (isPiped && Deno.build.os !== "windows") Deno.addSignalListener("SIGHUP", hangUp);
     addrs.forEach((addr, n) => log(listeningEntry(addr, format && targets[n])));
+    if (tunnel.pin !== undefined) log(pinEntry(tunnel.pin));
     if (tunnel.statusAddr !== undefined) log(statusEntry(tunnel.statusAddr));
     display.live(() => tunnel.stats());
     if (connect !== undefined) {

@@ -12,6 +12,7 @@ import { errorText } from "./errors.ts";
 import { join, type Json, JsonError, parseJson, type Position } from "./json.ts";
 import type { OpenTunnelOptions, ServeTunnelOptions, TunnelOptions } from "./options.ts";
 import { proxyOfEnvironment } from "./no_proxy.ts";
+import { parsePin } from "./pin.ts";
 import { parseRule } from "./rules.ts";
 import { checkOptions as checkServer } from "./server.ts";
 import { checkOptions as checkClient } from "./settings.ts";
@@ -95,6 +96,7 @@ const SERVER: Record<Names<ServeTunnelOptions>, Check> = {
   users,
   cert: file,
   key: file,
+  clientCa: file,
   ...COMMON,
 };
 const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {
@@ -121,6 +123,9 @@ const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {
   },
   tls: flag,
   ca: file,
+  cert: file,
+  key: file,
+  pin: (loader, path, value) => parsePin(path, loader.text(path, value)),
   version(_loader, path, value) {
     if (value === 1 || value === 2) return value;
     throw new RangeError(`${path} must be 1 or 2, received ${show(value)}`);
@@ -184,12 +189,14 @@ const servers = list((path, entry) => parseEndpoint(path, entry, 1));
 /** A list, or the path of a file with a list. */
 function users(loader: Loader, path: string, value: unknown): unknown {
   if (typeof value === "string") return loader.readUsers(path, loader.text(path, value));
-  return checkUsers(loader.expand(path, value), path);
+  return checkUsers(loader.expand(path, value), path, loader.isCertified);
 }
 
 class Loader {
   readonly mistakes: string[] = [];
   readonly texts = new Map<string, string | undefined>();
+  /** Whether the clients of the server show certificates. */
+  isCertified = false;
   readonly #path: string;
   #json: Json | undefined;
 
@@ -262,7 +269,7 @@ class Loader {
     const json = this.#parse(found, text);
     if (json === undefined) return undefined;
     try {
-      return checkUsers(json.value);
+      return checkUsers(json.value, "users", this.isCertified);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       // The path of a list that is a whole file has no name.
@@ -309,6 +316,7 @@ class Loader {
     if (value === undefined) return undefined;
     const fields = this.attempt(() => this.#object(path, value, Object.keys(checks)));
     if (fields === undefined) return undefined;
+    this.isCertified = Object.hasOwn(fields, "clientCa");
     this.attempt(() => {
       if (Object.hasOwn(fields, required)) return;
       throw new RangeError(`${path} must have ${required}, received only ${Object.keys(fields).join(", ") || "{}"}`);

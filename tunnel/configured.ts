@@ -6,7 +6,15 @@
 
 import { openTunnel } from "./client.ts";
 import { type Config, ConfigError, type End, loadConfig, readText } from "./config.ts";
-import { listeningEntry, type LogEntry, notReloadedEntry, reloadedEntry, statusEntry, stoppedEntry } from "./log.ts";
+import {
+  listeningEntry,
+  type LogEntry,
+  notReloadedEntry,
+  pinEntry,
+  reloadedEntry,
+  statusEntry,
+  stoppedEntry,
+} from "./log.ts";
 import type { OpenTunnelOptions, Tunnel, TunnelClient, TunnelOptions, TunnelServer, TunnelStats } from "./options.ts";
 import { serveTunnel } from "./server.ts";
 import { targetsOf } from "./settings.ts";
@@ -96,6 +104,7 @@ export class ConfiguredTunnels implements Running {
   /** The addresses that are printed. */
   #printed = new Set<string>();
   #statusAddrs = new Set<string>();
+  #pin: string | undefined;
   #isStopping = false;
   /** Settles when the last reload has ended. */
   #reloaded: Promise<void> = Promise.resolve();
@@ -232,6 +241,9 @@ export class ConfiguredTunnels implements Running {
       if (!this.#printed.has(addr)) this.#printer.log(listeningEntry(addr, this.#printer.hasTargets ? to : undefined));
     }
     this.#printed = new Set(addresses.keys());
+    const pin = this.#server?.pin;
+    if (pin !== undefined && pin !== this.#pin) this.#printer.log(pinEntry(pin));
+    this.#pin = pin;
     const statusAddrs = [this.#server?.statusAddr, tunnel?.statusAddr].filter((addr) => addr !== undefined);
     for (const addr of statusAddrs) if (!this.#statusAddrs.has(addr)) this.#printer.log(statusEntry(addr));
     this.#statusAddrs = new Set(statusAddrs);

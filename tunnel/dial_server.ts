@@ -9,19 +9,25 @@ import { checkExposed, checkTls, type Endpoint, format, parseEndpoint } from "./
 import { dialUpstream } from "./dial_proxy.ts";
 import { PermanentError } from "./errors.ts";
 import type { OpenTunnelOptions } from "./options.ts";
+import { parsePin } from "./pin.ts";
+import { RefusableConnection } from "./refusal.ts";
 import { dial, secure, type Socket } from "./socket.ts";
+import { checkKeyPair, type ClientTls, secureByNode } from "./tls.ts";
 import { checkUpstream, isSameUpstream, parseProxy, type Upstream } from "./upstream.ts";
 
 /** The options that determine how the server is reached. */
-export type ServerOptions = Pick<OpenTunnelOptions, "connect" | "tls" | "ca" | "secret" | "insecure" | "proxy">;
+export type ServerOptions = Pick<
+  OpenTunnelOptions,
+  "connect" | "tls" | "ca" | "cert" | "key" | "pin" | "secret" | "insecure" | "proxy"
+>;
 
 /** Where a server is, and how it is reached. */
 export interface ServerPlace {
   /** The address of the server, for errors and events. */
   name: string;
   endpoint: Endpoint;
-  /** The certificates to trust besides the system's; `undefined`: without TLS. */
-  tls: { caCerts: string[] } | undefined;
+  /** How the server is verified, and what it is shown; `undefined`: without TLS. */
+  tls: ClientTls | undefined;
   /** The proxy that connects to the server; `undefined`: a direct connection. */
   upstream: Upstream | undefined;
 }
@@ -40,11 +46,20 @@ export interface DialServerOptions {
  * @throws {RangeError} They are malformed, or would send a secret in plain text to another machine.
  */
 export function parseServerPlace(options: ServerOptions & { connect: string }): ServerPlace {
-  const { connect, secret, ca, tls = ca !== undefined, insecure, proxy } = options;
+  const { connect, secret, ca, cert, key, pin, insecure, proxy } = options;
+  const { tls = [ca, cert, pin].some((option) => option !== undefined) } = options;
   const endpoint = parseEndpoint("connect", connect, 1);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
+  }
+  if ((cert === undefined) !== (key === undefined)) {
+    throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
+  }
+  if (cert !== undefined) checkKeyPair(cert, key!);
+  const verified = { ca, cert, key, pin: pin === undefined ? undefined : parsePin("pin", pin) };
+  if (!tls && (cert ?? pin) !== undefined) {
+    throw new RangeError(`${pin === undefined ? "cert" : "pin"} requires TLS, received tls: false`);
   }
   if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
   const upstream = parseProxy(typeof proxy === "function" ? proxy(format(endpoint)) : proxy);
@@ -52,15 +67,15 @@ export function parseServerPlace(options: ServerOptions & { connect: string }): 
   return {
     name: format(endpoint),
     endpoint,
-    tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined,
+    tls: tls ? verified : undefined,
     upstream,
   };
 }
 
 /** Whether both places are reached by the same kind of connection to the same server. */
 export function isSamePlace(one: ServerPlace, other: ServerPlace): boolean {
-  return one.name === other.name && (one.tls === undefined) === (other.tls === undefined) &&
-    isSameUpstream(one.upstream, other.upstream);
+  const shown = ({ tls }: ServerPlace) => tls === undefined ? undefined : JSON.stringify([tls.cert, tls.key, tls.pin]);
+  return one.name === other.name && shown(one) === shown(other) && isSameUpstream(one.upstream, other.upstream);
 }
 
 /** The first stage: opens a socket, through a proxy if there is one. */
@@ -79,12 +94,17 @@ export async function connectServer(
 
 /** The second stage: starts TLS. A failure closes the socket. */
 export async function secureServer(
-  { endpoint, tls }: ServerPlace,
+  { name, endpoint, tls }: ServerPlace,
   socket: Socket,
   signal: AbortSignal,
-): Promise<Deno.TlsConn> {
+): Promise<Connection> {
   // TLS requires a host.
-  return await secure(socket as Deno.TcpConn, endpoint.hostname!, tls!.caCerts, signal);
+  const hostname = endpoint.hostname!;
+  const { ca, cert, pin } = tls!;
+  const secured = (cert ?? pin) === undefined
+    ? await secure(socket as Deno.TcpConn, hostname, ca === undefined ? [] : [ca], signal)
+    : await secureByNode(socket, hostname, tls!, signal);
+  return new RefusableConnection(secured, name);
 }
 
 /**
@@ -106,7 +126,7 @@ export async function dialServer(
     signal.throwIfAborted();
     const message = `Cannot connect to ${place.name}: ${error instanceof Error ? error.message : error}`;
     // A certificate that is not trusted, or a server without TLS.
-    const isPermanent = error instanceof Deno.errors.InvalidData;
+    const isPermanent = error instanceof Deno.errors.InvalidData || error instanceof PermanentError;
     throw isPermanent ? new PermanentError(message, { cause: error }) : new Error(message, { cause: error });
   }
 }

@@ -10,6 +10,7 @@ import type { ServeTunnelOptions } from "./options.ts";
 import { overlaps } from "./ports.ts";
 import { checkProxies, ProxyListener } from "./proxy_listener.ts";
 import { type Listening, listenOn, type Socket } from "./socket.ts";
+import { TlsListener } from "./tls_listener.ts";
 import { backoff, sleep } from "./wait.ts";
 
 // Milliseconds between attempts to listen again. Larger: less load while the address is in use; smaller: a shorter
@@ -17,12 +18,12 @@ import { backoff, sleep } from "./wait.ts";
 const MAX_PAUSE = 2000;
 
 /** The options that determine how clients are accepted. */
-type EntranceOptions = Pick<ServeTunnelOptions, "listen" | "cert" | "key" | "acceptProxy">;
+type EntranceOptions = Pick<ServeTunnelOptions, "listen" | "cert" | "key" | "clientCa" | "acceptProxy">;
 
 /** An open listener. */
 interface Opened {
   listening: Listening;
-  /** Accepts its connections, without the headers of proxies. */
+  /** Accepts its connections, without the headers of proxies, or after the handshake of TLS. */
   listener: Listener<Socket>;
 }
 
@@ -31,8 +32,12 @@ function normalize(listen: string): string {
 }
 
 function open(at: string, options: EntranceOptions, report: (error: unknown) => void): Opened {
-  const { listen, cert, key, acceptProxy } = options;
+  const { listen, cert, key, clientCa, acceptProxy } = options;
   const isProxy = checkProxies({ listen, cert, acceptProxy });
+  if (cert !== undefined && clientCa !== undefined) {
+    const listening = listenOn(at);
+    return { listening, listener: new TlsListener(listening, { cert, key: key!, clientCa }, report) };
+  }
   const listening = listenOn(at, cert === undefined ? undefined : { cert, key: key! });
   return { listening, listener: isProxy === undefined ? listening : new ProxyListener(listening, isProxy, report) };
 }
@@ -59,7 +64,7 @@ export class Entrance implements Listener<Socket> {
   #listener: Promise<Listener<Socket>>;
   /** Aborts when the current listener is replaced or closed. */
   #replaced = new AbortController();
-  /** Fulfils when no header of a proxy is being read. */
+  /** Fulfils when no header of a proxy is being read, and no handshake is pending. */
   #ended: Promise<unknown> = Promise.resolve();
 
   /**
@@ -111,11 +116,11 @@ export class Entrance implements Listener<Socket> {
    * @throws {Error} The new address cannot be listened on. The old one is still listened on.
    */
   async replace(options: EntranceOptions): Promise<void> {
-    const { listen, cert, key, acceptProxy = [] } = options;
+    const { listen, cert, key, clientCa, acceptProxy = [] } = options;
     const old = this.#options;
     const isSame = normalize(listen) === normalize(old.listen);
     const hasSameProxies = acceptProxy.join() === (old.acceptProxy ?? []).join();
-    if (isSame && cert === old.cert && key === old.key && hasSameProxies) return;
+    if (isSame && cert === old.cert && key === old.key && clientCa === old.clientCa && hasSameProxies) return;
     if (isSame || overlaps(this.#addr, normalize(listen))) {
       checkCertificate(options);
       const { promise: tried, resolve } = Promise.withResolvers<void>();
@@ -153,7 +158,9 @@ export class Entrance implements Listener<Socket> {
     const { listening, listener } = opened;
     listener.close();
     listening.close();
-    if (listener instanceof ProxyListener) this.#ended = Promise.all([this.#ended, listener.ended]);
+    if (listener instanceof ProxyListener || listener instanceof TlsListener) {
+      this.#ended = Promise.all([this.#ended, listener.ended]);
+    }
     await listening.closed;
   }
 

@@ -252,6 +252,7 @@ export class Link {
   #explain(error: unknown): unknown {
     if (!(error instanceof SessionClosedError) || this.stopping.aborted) return error;
     const cause = error.cause ?? error;
+    if (cause instanceof PermanentError) return cause;
     const { serverAddr } = this;
     if (cause instanceof Error && cause.name === "TimeoutError") {
       return wrapError(`${serverAddr} accepts connections, but does not answer`, cause);

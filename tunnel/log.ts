@@ -101,7 +101,7 @@ export function pipedEntry(event: Omit<FinishedEvent, "type" | "kind">): LogEntr
 export function eventLine(event: TunnelEvent): string {
   switch (event.type) {
     case "connected":
-      return `connection from ${event.clientAddr ?? UNNAMED}`;
+      return `connection from ${event.user === undefined ? "" : `${event.user}@`}${event.clientAddr ?? UNNAMED}`;
     case "disconnected":
       return disconnectedLine(event);
     case "listening":
@@ -159,6 +159,11 @@ export function reloadedEntry(file: string): LogEntry {
 /** Makes an entry of a configuration file that was not applied, after its errors. */
 export function notReloadedEntry(file: string): LogEntry {
   return { text: `did not reload ${file}: nothing has changed`, type: "rejected", file };
+}
+
+/** Makes an entry of the pin of the server's certificate. */
+export function pinEntry(pin: string): LogEntry {
+  return { text: `certificate pin ${pin}`, type: "pin", pin };
 }
 
 /** Makes an entry of the address of the status. */

@@ -151,6 +151,8 @@ export type TunnelEvent =
     type: "connected";
     /** The address that the client connected from. */
     clientAddr: string | undefined;
+    /** The name in the client's certificate; absent without `clientCa`. */
+    user?: string;
   }
   | {
     type: "disconnected";
@@ -316,6 +318,14 @@ export interface ServeTunnelOptions extends TunnelOptions {
   cert?: string | undefined;
   /** The certificate's private key, in PEM. */
   key?: string | undefined;
+  /**
+   * CA certificates, in PEM. Each client must then show a certificate for clients that one of them has signed, directly
+   * or through certificates that the client sends. Its name is that of the user in events, figures, the log and
+   * `authorize`: the common name of the subject; without one, the first alternative name that is a DNS name or an
+   * e-mail address. With `users` it must be that of one of them, whose rules and limits apply without a secret. Requires
+   * `cert` and `key`. Default: clients show no certificate.
+   */
+  clientCa?: string | undefined;
 }
 
 /**
@@ -345,8 +355,8 @@ export interface ServeTunnelOptions extends TunnelOptions {
 export interface TunnelUser {
   /** 1 to 64 printable ASCII characters without space or colon. */
   name: string;
-  /** The hash of the secret, as {@linkcode hashSecret} returns it. */
-  secret: string;
+  /** The hash of the secret, as {@linkcode hashSecret} returns it. Optional with `clientCa`, which makes it unused. */
+  secret?: string | undefined;
   /** As in {@linkcode ServeTunnelOptions}. Default: `[]`. */
   allow?: readonly string[] | undefined;
   /** As in {@linkcode ServeTunnelOptions}. Default: `[]`. */
@@ -382,7 +392,7 @@ export interface TunnelUser {
  * ```
  */
 export interface TunnelRequest {
-  /** The name of the user; `undefined` on a server without `users`. */
+  /** The name of the user; `undefined` on a server without `users` and `clientCa`. */
   user: string | undefined;
   /** `"CONNECT"` to connect to a target, `"BIND"` to listen. */
   method: "CONNECT" | "BIND";
@@ -456,7 +466,7 @@ export interface OpenTunnelOptions extends TunnelOptions {
   proxyAuth?: string | undefined;
   /** The name of the user that `secret` belongs to, on a server with `users`. Default: none. */
   user?: string | undefined;
-  /** Whether to connect with TLS. Default: `true` if `ca` is set. */
+  /** Whether to connect with TLS. Default: `true` if `ca`, `cert` or `pin` is set. */
   tls?: boolean | undefined;
   /** CA certificates to trust besides the system's, in PEM. */
   ca?: string | undefined;
@@ -468,6 +478,17 @@ export interface OpenTunnelOptions extends TunnelOptions {
    * `unix:/path`. The variables of the environment are used by the command only. Default: `none`.
    */
   proxy?: string | ((server: string) => string | undefined) | undefined;
+  /** The certificate chain to show to a server with `clientCa`, in PEM. Requires `key`. Default: none. */
+  cert?: string | undefined;
+  /** The certificate's private key, in PEM. */
+  key?: string | undefined;
+  /**
+   * The SHA-256 hash of the public key (SubjectPublicKeyInfo) of the server's certificate, as `pin` of a
+   * {@linkcode TunnelServer} is written: `sha256:` and base64. Hex is accepted, too. The server must have this key;
+   * whether its certificate is trusted, valid and for this host is not verified then, except if `ca` is set, too.
+   * Default: none.
+   */
+  pin?: string | undefined;
   /** The version of smux. Default: 2. */
   version?: Version | undefined;
   /**
@@ -626,13 +647,16 @@ export interface Tunnel extends AsyncDisposable {
  * ```
  */
 export interface TunnelServer extends Tunnel {
+  /** The pin of the server's certificate, a value for `pin` of clients; `undefined` without TLS. */
+  readonly pin: string | undefined;
   /**
    * Replaces the options, all of them: one that is absent has its default. New connections and requests are subject to
    * the new options. Open connections continue, except those of a user who has been removed from `users`, which end. An
    * address that `allowListen` does not contain any more is not listened on any more.
    *
-   * A new `listen` is listened on before the old one is closed. With another `cert`, `key` or `acceptProxy` at the same
-   * address, connections are refused for a moment. Clients stay connected.
+   * A new `listen` is listened on before the old one is closed. With another `cert`, `key`, `clientCa` or `acceptProxy` at
+   * the same address, connections are refused for a moment. Clients stay connected, except those without a certificate
+   * when `clientCa` is new.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.
    *
@@ -683,8 +707,8 @@ export interface TunnelClient extends Tunnel {
    * `reverse` or `reverseSocks` that stays is not interrupted, also if only its target changes. An address that is not in the options any more is
    * not listened on any more. Open connections continue.
    *
-   * With another `connect`, `tls`, `proxy`, `user` or `version` the client connects anew before it leaves the old connection,
-   * which ends with its last forwarded connection. Of several servers, those that stay are not interrupted. If none
+   * With another `connect`, `tls`, `cert`, `key`, `pin`, `proxy`, `user` or `version` the client connects anew before it
+   * leaves the old connection, which ends with its last forwarded connection. Of several servers, those that stay are not interrupted. If none
    * stays, one of the new ones must be reached; else they are connected to afterwards, and failures are reported.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.

@@ -14,11 +14,14 @@ import { Entrance } from "./entrance.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
+import { certifiedUser } from "./identity.ts";
 import { limitsOf } from "./limits.ts";
 import { type Direction, serveMeasure } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type TunnelStats } from "./options.ts";
+import { pinOfPem } from "./pin.ts";
 import { Ports } from "./ports.ts";
 import { checkProxies } from "./proxy_listener.ts";
+import { checkClientCa } from "./tls_listener.ts";
 import { checkRuntime, dial, Listening, resetting, type Socket } from "./socket.ts";
 import { Returning } from "./returning.ts";
 import { checkStatus, StatusServer } from "./status.ts";
@@ -68,6 +71,9 @@ export function serveTunnel(options: ServeTunnelOptions): TunnelServer {
       return server.addr;
     },
     listenAddrs: [],
+    get pin() {
+      return server.pin;
+    },
     get statusAddr() {
       return server.statusAddr;
     },
@@ -81,12 +87,13 @@ export function serveTunnel(options: ServeTunnelOptions): TunnelServer {
 
 /** Throws a `RangeError` for options that are malformed, or cannot be combined. */
 export function checkOptions(options: ServeTunnelOptions): void {
-  const { listen, target, secret, users, cert, key, allow = [], allowListen = [], authorize } = options;
+  const { listen, target, secret, users, cert, key, clientCa, allow = [], allowListen = [], authorize } = options;
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }
   parseEndpoint("listen", listen, 0);
   if (cert !== undefined) checkTls("listen", listen);
+  checkClientCa(options);
   checkProxies(options);
   checkSecret(secret);
   checkStatus(options.status, options.insecure);
@@ -104,7 +111,9 @@ export function checkOptions(options: ServeTunnelOptions): void {
       throw new RangeError("target cannot be combined with users or authorize");
     }
   }
-  if (cert === undefined || (secret ?? users) === undefined) checkExposed("listen", listen, options.insecure);
+  if (cert === undefined || (secret ?? users ?? clientCa) === undefined) {
+    checkExposed("listen", listen, options.insecure);
+  }
   // Checks the users and the rules.
   new Access(options, () => {});
 }
@@ -182,11 +191,19 @@ class ServerEnd {
     const began = performance.now();
     // A connection that is resumed may come from another address then.
     const clientAddr = formatPeer(session.remoteAddr);
+    const user = certifiedUser(session.remoteAddr);
     this.#activity.add(session);
-    this.#activity.emit({ type: "connected", clientAddr });
+    this.#activity.setUser(session, user);
+    this.#activity.emit({ type: "connected", clientAddr, ...user === undefined ? {} : { user } });
     session.closed.then(() => undefined, toError).then((error) => {
-      const [user, duration] = [this.#access.userOf(session), Math.round(performance.now() - began)];
-      this.#activity.emit({ type: "disconnected", clientAddr, user, duration, error });
+      const duration = Math.round(performance.now() - began);
+      this.#activity.emit({
+        type: "disconnected",
+        clientAddr,
+        user: this.#access.userOf(session) ?? user,
+        duration,
+        error,
+      });
     });
   }
 
@@ -197,6 +214,11 @@ class ServerEnd {
 
   get statusAddr(): string | undefined {
     return this.#status?.addr;
+  }
+
+  get pin(): string | undefined {
+    const { cert } = this.#options;
+    return cert === undefined ? undefined : pinOfPem(cert);
   }
 
   #serveStatus(listen: string | undefined): StatusServer | undefined {
@@ -245,7 +267,8 @@ class ServerEnd {
     this.#named = namesOf(options);
     this.#options = options;
     this.#status = next;
-    this.#activity.abortIf((session) => this.#access.isRemoved(session), new Error("The user was removed"));
+    const removed = new Error("The user was removed, or must show a certificate");
+    this.#activity.abortIf((session) => this.#access.isRemoved(session), removed);
     this.#ports.releaseUnless((permit, addr) => this.#access.mayKeep(permit, addr));
     if (!isSameStatus) await old?.close();
   }

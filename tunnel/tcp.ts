@@ -23,26 +23,44 @@ interface Endpoint {
   port: number;
 }
 
-/** A TCP connection. */
+/** Properties of a connection. */
+interface Properties {
+  localAddr?: Deno.NetAddr | undefined;
+  remoteAddr?: Deno.NetAddr | undefined;
+  /** Default: 0. */
+  readAhead?: number;
+}
+
+/** A TCP connection, or another one that a socket of `node:net` stands for. */
 export class TcpSocket implements DuplexConnection {
   readonly localAddr: Deno.NetAddr;
   readonly remoteAddr: Deno.NetAddr;
   readonly #socket: net.Socket;
-  /** A received chunk, or what `read` has left of it. While there is one, no more is received. */
-  #chunk: Uint8Array | undefined;
+  /** Received chunks; the first is what `read` has left of it. While there are more than `readAhead`, none is received. */
+  readonly #chunks: Uint8Array[] = [];
+  /** Bytes of the chunks. */
+  #received = 0;
+  readonly #readAhead: number;
   #hasEnded = false;
   #hasClosed = false;
   #failure: Error | undefined;
   #changed: PromiseWithResolvers<void> | undefined;
 
-  /** @param socket A connected socket with `allowHalfOpen`, which is paused. */
-  constructor(socket: net.Socket) {
+  /**
+   * @param socket A connected socket with `allowHalfOpen`, which is paused.
+   * @param properties The addresses of a socket that does not know them, and bytes to receive ahead of `read`.
+   */
+  constructor(socket: net.Socket, { localAddr, remoteAddr, readAhead = 0 }: Properties = {}) {
     this.#socket = socket;
-    this.localAddr = { transport: "tcp", hostname: socket.localAddress ?? "", port: socket.localPort ?? 0 };
-    this.remoteAddr = { transport: "tcp", hostname: socket.remoteAddress ?? "", port: socket.remotePort ?? 0 };
+    this.#readAhead = readAhead;
+    this.localAddr = localAddr ??
+      { transport: "tcp", hostname: socket.localAddress ?? "", port: socket.localPort ?? 0 };
+    this.remoteAddr = remoteAddr ??
+      { transport: "tcp", hostname: socket.remoteAddress ?? "", port: socket.remotePort ?? 0 };
     socket.on("data", (chunk) => {
-      this.#chunk = chunk as unknown as Uint8Array;
-      socket.pause();
+      this.#chunks.push(chunk as unknown as Uint8Array);
+      this.#received += chunk.length;
+      if (this.#received > this.#readAhead) socket.pause();
       this.#wake();
     });
     socket.pause();
@@ -62,17 +80,24 @@ export class TcpSocket implements DuplexConnection {
 
   async read(p: Uint8Array): Promise<number | null> {
     if (p.length === 0) return 0;
-    while (this.#chunk === undefined) {
+    while (this.#received === 0) {
       if (this.#failure !== undefined) throw this.#failure;
       if (this.#hasEnded) return null;
       if (this.#hasClosed || this.#socket.destroyed) throw new Deno.errors.BadResource("The connection is closed");
       this.#socket.resume();
       await (this.#changed ??= Promise.withResolvers()).promise;
     }
-    const chunk = this.#chunk;
-    const count = Math.min(chunk.length, p.length);
-    p.set(count < chunk.length ? chunk.subarray(0, count) : chunk);
-    this.#chunk = count < chunk.length ? chunk.subarray(count) : undefined;
+    let count = 0;
+    while (count < p.length && this.#chunks.length > 0) {
+      const [chunk] = this.#chunks;
+      const part = chunk!.subarray(0, p.length - count);
+      p.set(part, count);
+      count += part.length;
+      if (part.length < chunk!.length) this.#chunks[0] = chunk!.subarray(part.length);
+      else this.#chunks.shift();
+    }
+    this.#received -= count;
+    if (this.#received < this.#readAhead / 2) this.#socket.resume();
     return count;
   }
 

@@ -20,6 +20,7 @@ export type Kind =
   | "NAME"
   | "CIDR"
   | "URL"
+  | "SHA256"
   | "text|json";
 
 /** An option of a command. */
@@ -64,6 +65,10 @@ const SERVER: Options = {
   },
   cert: { value: "FILE", help: "TLS certificate, PEM; sluice cert makes one" },
   key: { value: "FILE", help: "private key of the certificate, PEM" },
+  "client-ca": {
+    value: "FILE",
+    help: "clients must show a certificate of these CAs, PEM; its name is the user",
+  },
 };
 const CLIENT: Options = {
   connect: {
@@ -98,6 +103,9 @@ const CLIENT: Options = {
   "proxy-auth": { value: "FILE", help: "USER:PASSWORD of these proxies, in FILE" },
   tls: { help: "connect with TLS" },
   ca: { value: "FILE", help: "connect with TLS; also trust the CAs in FILE, PEM" },
+  cert: { value: "FILE", help: "connect with TLS; show this certificate, PEM" },
+  key: { value: "FILE", help: "private key of the certificate, PEM" },
+  pin: { value: "SHA256", help: "connect with TLS; the server must have the key of this pin" },
   proxy: { value: "URL", help: "http:// or socks5:// proxy; default: $HTTPS_PROXY" },
   user: { value: "NAME", help: "the secret is that of NAME in the server's --users" },
   smux: { value: "1|2", help: "smux version of the client; default: 2" },
@@ -157,6 +165,9 @@ const CHECKED = [
   "tls",
   "ca",
   "proxy",
+  "cert",
+  "key",
+  "pin",
   "user",
   "smux",
   "secret",
@@ -252,7 +263,7 @@ function formatHelp(command: string | undefined): string {
     ["sluice check, which tests the connection of a client; others as for the client:", IDLE, command === undefined],
     ["sluice check, which tests the connection of a client:", CHECK, command === "check"],
     ["sluice --config:", OPTIONS[CONFIGURED]!, command === CONFIGURED],
-    ["sluice cert, which makes a self-signed certificate for --cert, --key and --ca:", CERT, roles.includes("cert")],
+    ["sluice cert, which makes a self-signed certificate of a server:", CERT, roles.includes("cert")],
   ];
   return [
     ...command === undefined ? ["Forwards any number of connections over one, like ssh -L, -R and -D."] : [],

@@ -190,14 +190,15 @@ function checkCount(path: string, count: unknown): void {
 /**
  * Checks a list of users.
  *
+ * @param isCertified Whether clients show certificates, so that secrets are optional.
  * @throws {RangeError} It is malformed: the message begins with the path of the mistake, as in "users[1].allow[0]".
  */
-export function checkUsers(users: unknown, name = "users"): readonly TunnelUser[] {
+export function checkUsers(users: unknown, name = "users", isCertified = false): readonly TunnelUser[] {
   if (!Array.isArray(users)) throw new RangeError(`${name} must be a list, received ${show(users)}`);
   const names = new Map<unknown, string>();
   for (const [n, user] of users.entries()) {
     const path = `${name}[${n}]`;
-    checkUser(path, user);
+    checkUser(path, user, isCertified);
     const other = names.get(user.name);
     if (other !== undefined) {
       throw new RangeError(`${path}.name must differ from ${other}.name, received ${show(user.name)} twice`);
@@ -207,11 +208,12 @@ export function checkUsers(users: unknown, name = "users"): readonly TunnelUser[
   return users;
 }
 
-function checkUser(path: string, user: unknown): asserts user is TunnelUser {
+function checkUser(path: string, user: unknown, isCertified: boolean): asserts user is TunnelUser {
   if (typeof user !== "object" || user === null || Array.isArray(user)) {
     throw new RangeError(`${path} must be an object, received ${show(user)}`);
   }
-  for (const field of ["name", "secret"]) {
+  const required = isCertified ? ["name"] : ["name", "secret"];
+  for (const field of required) {
     if (!Object.hasOwn(user, field)) {
       throw new RangeError(`${path} must have the field ${field}, received only ${Object.keys(user).join(", ")}`);
     }
@@ -221,7 +223,7 @@ function checkUser(path: string, user: unknown): asserts user is TunnelUser {
       const known = Object.keys(FIELDS).join(", ");
       throw new RangeError(`${path} must have only the fields ${known}, received ${show(field)}`);
     }
-    const isAbsent = value === undefined && field !== "name" && field !== "secret";
+    const isAbsent = value === undefined && !required.includes(field);
     if (!isAbsent) FIELDS[field as keyof TunnelUser](`${path}.${field}`, value);
   }
 }
@@ -229,14 +231,15 @@ function checkUser(path: string, user: unknown): asserts user is TunnelUser {
 /**
  * Parses the text of a file of users: a JSON list.
  *
+ * @param isCertified As of {@linkcode checkUsers}.
  * @throws {RangeError} It is malformed.
  */
-export function parseUsers(text: string): readonly TunnelUser[] {
+export function parseUsers(text: string, isCertified = false): readonly TunnelUser[] {
   let users: unknown;
   try {
     users = JSON.parse(text);
   } catch (error) {
     throw new RangeError(`users must be a list in JSON: ${errorText(error)}`, { cause: error });
   }
-  return checkUsers(users);
+  return checkUsers(users, "users", isCertified);
 }

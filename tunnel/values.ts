@@ -10,6 +10,7 @@ import { parseHost } from "./certificate.ts";
 import { parseNetworks } from "./cidr.ts";
 import { errorText } from "./errors.ts";
 import { fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
+import { parsePin } from "./pin.ts";
 import { parseRule } from "./rules.ts";
 import { parseProxy } from "./upstream.ts";
 import { type Option, OPTIONS } from "./usage.ts";
@@ -36,6 +37,7 @@ function checkValue(name: string, { value, isRule }: Option, text: string): void
   else if (value === "HOST") parseHost(name, text);
   else if (value === "URL") parseProxy(text, name);
   else if (value === "CIDR") parseNetworks(name, [text]);
+  else if (value === "SHA256") parsePin(name, text);
   else if (value === "SECONDS" && !/^\d{1,6}$/.test(text)) {
     throw new RangeError(`${name} must be an integer from 0 to 999999, received "${text}"`);
   } else if (value === "NUMBER" || value === "MIB") {
