@@ -234,6 +234,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/advice.ts",
     "tunnel/carrier.ts",
     "tunnel/dial_server.ts",
+    "tunnel/dial_web_socket.ts",
     "tunnel/errors.ts",
     "tunnel/handshake.ts",
     "tunnel/measure.ts",
@@ -290,6 +291,8 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/settings.ts",
     "tunnel/users.ts",
     "tunnel/wait.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
   ],
   "tunnel/configured.ts": [
     "tunnel/address.ts",
@@ -301,7 +304,25 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/watch.ts",
   ],
   "tunnel/descriptors.ts": [],
-  "tunnel/dial_server.ts": ["mod.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/options.ts", "tunnel/socket.ts"],
+  "tunnel/dial_server.ts": [
+    "mod.ts",
+    "tunnel/address.ts",
+    "tunnel/dial_web_socket.ts",
+    "tunnel/errors.ts",
+    "tunnel/options.ts",
+    "tunnel/socket.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
+  ],
+  "tunnel/dial_web_socket.ts": [
+    "mod.ts",
+    "tunnel/address.ts",
+    "tunnel/errors.ts",
+    "tunnel/options.ts",
+    "tunnel/wait.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
+  ],
   "tunnel/display.ts": ["tunnel/options.ts", "tunnel/output.ts", "tunnel/wait.ts"],
   "tunnel/entrance.ts": [
     "mod.ts",
@@ -311,6 +332,8 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/proxy_listener.ts",
     "tunnel/socket.ts",
     "tunnel/wait.ts",
+    "tunnel/web_listener.ts",
+    "tunnel/web_socket_address.ts",
   ],
   "tunnel/environment.ts": [],
   "tunnel/errors.ts": ["mod.ts"],
@@ -332,6 +355,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/wait.ts",
   ],
   "tunnel/hints.ts": ["tunnel/address.ts", "tunnel/rules.ts", "tunnel/usage.ts"],
+  "tunnel/http_head.ts": ["mod.ts"],
   "tunnel/json.ts": [],
   "tunnel/limits.ts": ["tunnel/options.ts", "tunnel/wait.ts"],
   "tunnel/link.ts": [
@@ -370,6 +394,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/proxy_protocol.ts",
     "tunnel/socket.ts",
     "tunnel/wait.ts",
+    "tunnel/web_socket_address.ts",
   ],
   "tunnel/proxy_protocol.ts": ["mod.ts", "node:net", "tunnel/bytes.ts", "tunnel/cidr.ts"],
   "tunnel/report.ts": ["tunnel/bytes.ts", "tunnel/check.ts", "tunnel/usage.ts"],
@@ -396,6 +421,8 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/version.ts",
     "tunnel/visitor.ts",
     "tunnel/wait.ts",
+    "tunnel/web_listener.ts",
+    "tunnel/web_socket_address.ts",
   ],
   "tunnel/settings.ts": [
     "tunnel/address.ts",
@@ -450,6 +477,8 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/hints.ts",
     "tunnel/rules.ts",
     "tunnel/usage.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
   ],
   "tunnel/version.ts": [],
   "tunnel/visitor.ts": [
@@ -461,6 +490,38 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/wait.ts": ["mod.ts", "node:timers"],
   "tunnel/watch.ts": ["node:path", "tunnel/errors.ts"],
+  "tunnel/web_listener.ts": [
+    "mod.ts",
+    "tunnel/address.ts",
+    "tunnel/bytes.ts",
+    "tunnel/errors.ts",
+    "tunnel/http_head.ts",
+    "tunnel/options.ts",
+    "tunnel/socket.ts",
+    "tunnel/users.ts",
+    "tunnel/wait.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
+  ],
+  "tunnel/web_socket.ts": [
+    "mod.ts",
+    "tunnel/bytes.ts",
+    "tunnel/errors.ts",
+    "tunnel/wait.ts",
+    "tunnel/web_socket_frame.ts",
+    "websocket.ts",
+  ],
+  "tunnel/web_socket_address.ts": ["tunnel/address.ts"],
+  "tunnel/web_socket_frame.ts": [],
+  "tunnel/web_socket_handshake.ts": [
+    "mod.ts",
+    "node:crypto",
+    "tunnel/bytes.ts",
+    "tunnel/errors.ts",
+    "tunnel/http_head.ts",
+    "tunnel/version.ts",
+    "tunnel/web_socket.ts",
+  ],
   "websocket.ts": [
     "_clock.ts",
     "_deferred.ts",
@@ -567,7 +628,7 @@ Deno.test("imports: of the library the tunnel imports only public modules", asyn
   const found = Object.entries(await arrows());
   const known = found.filter(([from]) => isOfTunnel(from)).flatMap(([, to]) => to);
   const outside = new Set(known.filter((module) => !isOfTunnel(module) && !module.startsWith("node:")));
-  assertEquals([...outside].sort(), ["mod.ts", "resume.ts"]);
+  assertEquals([...outside].sort(), ["mod.ts", "resume.ts", "websocket.ts"]);
   // No module of the library imports the tunnel.
   assertEquals(found.filter(([from, to]) => !isOfTunnel(from) && to.some(isOfTunnel)), []);
 });

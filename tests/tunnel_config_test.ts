@@ -104,7 +104,7 @@ async function mistakesOf(text: string, files: Record<string, string> = {}): Pro
   });
 }
 
-const SERVER_FIELDS = "listen, target, allow, allowListen, acceptProxy, users, cert, key, secret, insecure, " +
+const SERVER_FIELDS = "listen, target, allow, allowListen, acceptProxy, users, cert, key, backend, secret, insecure, " +
   "stalledStreamTimeout, status, connectTimeout, keepAliveInterval, timeout, maxStreams, maxReceiveBuffer";
 const FORMS = "HOST:PORT, [IPV6]:PORT, PORT or unix:PATH";
 

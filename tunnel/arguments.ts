@@ -98,6 +98,7 @@ function parseServer(values: Values): Omit<TunnelCommand, Common> {
     users: values.has("users") ? parseUsers(values.one("users")!) : undefined,
     cert: values.one("cert"),
     key: values.one("key"),
+    backend: values.one("backend"),
     ...parseCommon(values),
   };
   if (!(options.target ?? options.allow ?? options.allowListen ?? options.users)) {
@@ -115,7 +116,10 @@ function parseServerAddress(values: Values) {
   const connect = values.required("connect");
   const [ca, smux = "2"] = [values.one("ca"), values.one("smux")];
   if (smux !== "1" && smux !== "2") throw new UsageError(`--smux must be 1 or 2, received "${smux}"`);
-  return { connect, ca, tls: values.has("tls") || ca !== undefined, version: smux === "1" ? 1 as const : 2 as const };
+  // Absent, it depends on the scheme of a URL.
+  const tls = values.has("tls") || ca !== undefined || undefined;
+  const headers = values.list("header");
+  return { connect, ca, tls, headers, version: smux === "1" ? 1 as const : 2 as const };
 }
 
 function parseClient(values: Values): Omit<TunnelCommand, Common> {
@@ -164,12 +168,8 @@ async function* checkLines(options: CheckTunnelOptions): AsyncGenerator<string, 
 }
 
 function parseCheck(values: Values): ShortCommand {
-  const { connect, ca, tls, version } = parseServerAddress(values);
   const options = {
-    connect,
-    ca,
-    tls,
-    version,
+    ...parseServerAddress(values),
     user: values.one("user"),
     secret: values.one("secret") ?? secretOfEnvironment(),
     insecure: values.has("insecure"),

@@ -10,6 +10,7 @@ import { adviceFor, type StepKind } from "./advice.ts";
 import { format, parseForward } from "./address.ts";
 import { connectResumable } from "./carrier.ts";
 import { connectServer, dialServer, type DialServerOptions, secureServer, type ServerPlace } from "./dial_server.ts";
+import { upgradeServer } from "./dial_web_socket.ts";
 import { errorText, PermanentError, toError, wrapError } from "./errors.ts";
 import { type Credentials, header, request } from "./handshake.ts";
 import { type Direction, measure } from "./measure.ts";
@@ -50,6 +51,7 @@ export interface CheckTunnelOptions extends
   Pick<
     OpenTunnelOptions,
     | "connect"
+    | "headers"
     | "forward"
     | "reverse"
     | "user"
@@ -183,11 +185,12 @@ class Check {
 
   /** Yields the steps; which ones follow depends on what the steps before have found. */
   *#steps(): Generator<Step> {
-    const { endpoint: { hostname, path }, tls } = this.#server;
+    const { endpoint: { hostname, path }, tls, webSocket } = this.#server;
     const { forward = [], reverse = [], secret, resume = true, idle } = this.#options;
     if (hostname !== undefined && isIP(hostname) === 0) yield ["name", "name", () => this.#resolve()];
     yield ["connection", path === undefined ? "TCP" : "socket", () => this.#dial()];
     if (tls !== undefined) yield ["TLS", "TLS", () => this.#secure()];
+    if (webSocket !== undefined) yield ["WebSocket", "WebSocket", () => this.#upgrade()];
     if (resume) yield ["protocol", "protocol", () => this.#greet()];
     const fixed = forward.filter((text) => parseForward("forward", text).target === undefined);
     if (forward.length > 0 && fixed.length === forward.length && reverse.length === 0 && secret === undefined) {
@@ -284,6 +287,14 @@ class Check {
       throw new PermanentError(`a certificate ${found} is not trusted: ${errorText(error)}`, { cause: error });
     }
     return `a trusted certificate ${await describe() ?? ""}`.trim();
+  }
+
+  async #upgrade(): Promise<string> {
+    const connection = this.#connection!;
+    // A failed handshake closes it.
+    this.#connection = undefined;
+    this.#connection = await upgradeServer(this.#server, connection, this.#stop.signal);
+    return "the server accepts it at this path";
   }
 
   /** Finds out whether the server resumes connections, or what else answers. */

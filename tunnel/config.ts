@@ -16,6 +16,8 @@ import { checkOptions as checkServer } from "./server.ts";
 import { checkOptions as checkClient } from "./settings.ts";
 import { checkName, checkUsers, show } from "./users.ts";
 import { MAX_TIMEOUT } from "./wait.ts";
+import { isWebSocketUrl, parseWebSocketUrl } from "./web_socket_address.ts";
+import { checkHeaders } from "./web_socket_handshake.ts";
 
 /** An end of a tunnel. */
 export type End = "server" | "client";
@@ -85,7 +87,7 @@ const COMMON: Record<Names<TunnelOptions>, Check> = {
   maxReceiveBuffer: count,
 };
 const SERVER: Record<Names<ServeTunnelOptions>, Check> = {
-  listen: address(0),
+  listen: serverAddress(0),
   target: address(1),
   allow: list(parseRule),
   allowListen: list(parseRule),
@@ -93,10 +95,12 @@ const SERVER: Record<Names<ServeTunnelOptions>, Check> = {
   users,
   cert: file,
   key: file,
+  backend: (loader, path, value) => loader.text(path, value),
   ...COMMON,
 };
 const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {
-  connect: address(1),
+  connect: serverAddress(1),
+  headers: list((path, entry) => checkHeaders(path, [entry])),
   forward: list(parseForward),
   reverse: list((path, entry) => {
     const { target } = parseForward(path, entry);
@@ -151,6 +155,18 @@ function address(leastPort: number): Check {
   return (loader, path, value) => {
     const text = loader.text(path, value);
     parseEndpoint(path, text, leastPort);
+    return text;
+  };
+}
+
+/** An address, or the URL of a WebSocket. */
+function serverAddress(leastPort: number): Check {
+  const check = address(leastPort);
+  return (loader, path, value) => {
+    const isUrl = typeof value === "string" && isWebSocketUrl(value);
+    if (!isUrl) return check(loader, path, value);
+    const text = loader.text(path, value);
+    parseWebSocketUrl(path, text, leastPort);
     return text;
   };
 }

@@ -9,9 +9,12 @@ import { checkExposed, checkTls, type Endpoint, format, parseEndpoint } from "./
 import { PermanentError } from "./errors.ts";
 import type { OpenTunnelOptions } from "./options.ts";
 import { dial, secure, type Socket } from "./socket.ts";
+import { isSameRequest, parseRequest, upgradeServer } from "./dial_web_socket.ts";
+import { nameOf, parseWebSocketUrl, withoutScheme } from "./web_socket_address.ts";
+import type { WebSocketRequest } from "./web_socket_handshake.ts";
 
 /** The options that determine how the server is reached. */
-export type ServerOptions = Pick<OpenTunnelOptions, "connect" | "tls" | "ca" | "secret" | "insecure">;
+export type ServerOptions = Pick<OpenTunnelOptions, "connect" | "headers" | "tls" | "ca" | "secret" | "insecure">;
 
 /** Where a server is, and how it is reached. */
 export interface ServerPlace {
@@ -20,6 +23,8 @@ export interface ServerPlace {
   endpoint: Endpoint;
   /** The certificates to trust besides the system's; `undefined`: without TLS. */
   tls: { caCerts: string[] } | undefined;
+  /** `undefined`: without a WebSocket. */
+  webSocket: WebSocketRequest | undefined;
 }
 
 /** What every attempt has in common. */
@@ -36,19 +41,28 @@ export interface DialServerOptions {
  * @throws {RangeError} They are malformed, or would send a secret in plain text to another machine.
  */
 export function parseServerPlace(options: ServerOptions): ServerPlace {
-  const { connect, secret, ca, tls = ca !== undefined, insecure } = options;
+  const web = parseWebSocketUrl("connect", options.connect, 1);
+  const connect = withoutScheme("connect", options.connect);
+  const { secret, ca, tls = ca !== undefined || web?.isSecure, insecure } = options;
   const endpoint = parseEndpoint("connect", connect, 1);
+  const webSocket = parseRequest(options, web, tls);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
   }
   if (secret !== undefined && !tls) checkExposed("connect", connect, insecure);
-  return { name: format(endpoint), endpoint, tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined };
+  return {
+    name: web === undefined ? format(endpoint) : nameOf(web),
+    endpoint,
+    tls: tls ? { caCerts: ca === undefined ? [] : [ca] } : undefined,
+    webSocket,
+  };
 }
 
 /** Whether both places are reached by the same kind of connection to the same server. */
 export function isSamePlace(one: ServerPlace, other: ServerPlace): boolean {
-  return one.name === other.name && (one.tls === undefined) === (other.tls === undefined);
+  return one.name === other.name && (one.tls === undefined) === (other.tls === undefined) &&
+    isSameRequest(one.webSocket, other.webSocket);
 }
 
 /** The first stage: opens a socket. */
@@ -62,21 +76,30 @@ export async function connectServer(
 
 /** The second stage: starts TLS. A failure closes the socket. */
 export async function secureServer(
-  { endpoint, tls }: ServerPlace,
+  { endpoint, tls, webSocket }: ServerPlace,
   socket: Socket,
   signal: AbortSignal,
 ): Promise<Deno.TlsConn> {
   // TLS requires a host.
-  return await secure(socket as Deno.TcpConn, endpoint.hostname!, tls!.caCerts, signal);
+  return await secure(socket as Deno.TcpConn, endpoint.hostname!, tls!.caCerts, signal, webSocket && ["http/1.1"]);
 }
 
 /**
  * Connects to a server, through all stages.
  *
- * @throws {PermanentError} The certificate is not trusted, or the server does not use TLS.
+ * @throws {PermanentError} The certificate is not trusted, or the server does not use TLS, or refuses the WebSocket.
  * @throws {Error} The server cannot be reached.
  */
 export async function dialServer(
+  place: ServerPlace,
+  signal: AbortSignal,
+  options: DialServerOptions,
+): Promise<Connection> {
+  return await upgradeServer(place, await dialSecurely(place, signal, options), signal);
+}
+
+/** The first stages, without a WebSocket. */
+async function dialSecurely(
   place: ServerPlace,
   signal: AbortSignal,
   options: DialServerOptions,

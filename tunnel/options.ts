@@ -228,7 +228,10 @@ export type TunnelEvent =
  * ```
  */
 export interface ServeTunnelOptions extends TunnelOptions {
-  /** LISTEN: the address to accept clients on. */
+  /**
+   * LISTEN: the address to accept clients on. With `ws://HOST:PORT/PATH` or, with `cert`, `wss://HOST:PORT/PATH` clients
+   * connect with WebSockets. Other paths are answered with status 404, so a path acts as an additional secret.
+   */
   listen: string;
   /** TARGET of every stream. Default: each stream requests its target, which `allow` must contain. */
   target?: string | undefined;
@@ -268,6 +271,11 @@ export interface ServeTunnelOptions extends TunnelOptions {
   cert?: string | undefined;
   /** The certificate's private key, in PEM. */
   key?: string | undefined;
+  /**
+   * `http://HOST:PORT`: a web server for requests that are not WebSockets at the path of `listen`. It receives them, and
+   * all that follows on their connections, unchanged. Requires a `listen` of `ws://` or `wss://`. Default: none.
+   */
+  backend?: string | undefined;
 }
 
 /**
@@ -368,7 +376,10 @@ export interface TunnelRequest {
  * ```
  */
 export interface OpenTunnelOptions extends TunnelOptions {
-  /** TARGET: the address of the server. */
+  /**
+   * TARGET: the address of the server; or `ws://HOST:PORT/PATH` or `wss://HOST:PORT/PATH` to connect with a WebSocket, the
+   * latter with TLS. The port may be absent. The path does not appear in errors and events.
+   */
   connect: string;
   /**
    * `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. With
@@ -381,10 +392,15 @@ export interface OpenTunnelOptions extends TunnelOptions {
   socks?: readonly string[] | undefined;
   /** The name of the user that `secret` belongs to, on a server with `users`. Default: none. */
   user?: string | undefined;
-  /** Whether to connect with TLS. Default: `true` if `ca` is set. */
+  /** Whether to connect with TLS. Default: `true` if `ca` is set, or `connect` begins with `wss://`. */
   tls?: boolean | undefined;
   /** CA certificates to trust besides the system's, in PEM. */
   ca?: string | undefined;
+  /**
+   * Headers of the request for the WebSocket, each `NAME: VALUE` in printable ASCII, except those of the handshake itself.
+   * Requires a `connect` of `ws://` or `wss://`. Default: `[]`.
+   */
+  headers?: readonly string[] | undefined;
   /** The version of smux. Default: 2. */
   version?: Version | undefined;
   /**
@@ -521,8 +537,8 @@ export interface TunnelServer extends Tunnel {
    * the new options. Open connections continue, except those of a user who has been removed from `users`, which end. An
    * address that `allowListen` does not contain any more is not listened on any more.
    *
-   * A new `listen` is listened on before the old one is closed. With another `cert`, `key` or `acceptProxy` at the same
-   * address, connections are refused for a moment. Clients stay connected.
+   * A new `listen` is listened on before the old one is closed. With another `cert`, `key`, `acceptProxy` or scheme at
+   * the same address, connections are refused for a moment. Clients stay connected, also if the path changes.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.
    *
@@ -571,7 +587,7 @@ export interface TunnelClient extends Tunnel {
    * that stays is not interrupted, also if only its target changes. An address that is not in the options any more is
    * not listened on any more. Open connections continue.
    *
-   * With another `connect`, `tls`, `user` or `version` the client connects anew before it leaves the old connection,
+   * With another `connect`, `headers`, `tls`, `user` or `version` the client connects anew before it leaves the old connection,
    * which ends with its last forwarded connection.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.
@@ -611,7 +627,7 @@ export class TunnelRefusedError extends Error {
   override readonly name = "TunnelRefusedError";
   /**
    * The HTTP status: 403 not allowed, 407 wrong or missing secret, 429 limit of the user reached, 500 `authorize` failed,
-   * 502 cannot connect or listen, other 4xx malformed request.
+   * 501 the server never listens, 502 cannot connect or listen, other 4xx malformed request.
    */
   readonly status: number;
 

@@ -24,6 +24,8 @@ import { checkStatus, StatusServer } from "./status.ts";
 import { VERSION } from "./version.ts";
 import { visitorHeader } from "./visitor.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
+import { checkWeb } from "./web_listener.ts";
+import { withoutScheme } from "./web_socket_address.ts";
 
 /**
  * Starts the server's end of a tunnel, for any number of clients. When the server cannot connect to a target, the
@@ -84,8 +86,10 @@ export function checkOptions(options: ServeTunnelOptions): void {
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }
-  parseEndpoint("listen", listen, 0);
-  if (cert !== undefined) checkTls("listen", listen);
+  const at = withoutScheme("listen", listen);
+  parseEndpoint("listen", at, 0);
+  if (cert !== undefined) checkTls("listen", at);
+  checkWeb(options);
   checkProxies(options);
   checkSecret(secret);
   checkStatus(options.status, options.insecure);
@@ -103,7 +107,7 @@ export function checkOptions(options: ServeTunnelOptions): void {
       throw new RangeError("target cannot be combined with users or authorize");
     }
   }
-  if (cert === undefined || (secret ?? users) === undefined) checkExposed("listen", listen, options.insecure);
+  if (cert === undefined || (secret ?? users) === undefined) checkExposed("listen", at, options.insecure);
   // Checks the users and the rules.
   new Access(options, () => {});
 }

@@ -19,6 +19,8 @@ export type Kind =
   | "HOST"
   | "NAME"
   | "CIDR"
+  | "URL"
+  | "HEADER"
   | "text|json";
 
 /** An option of a command. */
@@ -27,6 +29,8 @@ export interface Option {
   value?: Kind;
   /** Whether it may be repeated. */
   isList?: true;
+  /** Whether its value may also be the URL of a WebSocket. */
+  isUrl?: true;
   /** Whether its value may contain wildcards. */
   isRule?: true;
   /** Whether its file is written, not read. */
@@ -41,7 +45,11 @@ export interface Option {
 type Options = Record<string, Option>;
 
 const SERVER: Options = {
-  listen: { value: "LISTEN", help: "accept clients at this address" },
+  listen: {
+    value: "LISTEN",
+    isUrl: true,
+    help: "accept clients at this address, or at ws[s]://HOST:PORT/PATH, where the path is a secret",
+  },
   target: { value: "TARGET", help: "connect each stream of any smux client to TARGET" },
   allow: {
     value: "TARGET",
@@ -63,9 +71,11 @@ const SERVER: Options = {
   },
   cert: { value: "FILE", help: "TLS certificate, PEM; sluice cert makes one" },
   key: { value: "FILE", help: "private key of the certificate, PEM" },
+  backend: { value: "URL", help: "http://HOST:PORT, for requests that are not from ws[s]:// clients" },
 };
 const CLIENT: Options = {
-  connect: { value: "TARGET", help: "address of the server" },
+  connect: { value: "TARGET", isUrl: true, help: "address of the server, or ws[s]://HOST:PORT/PATH" },
+  header: { value: "HEADER", isList: true, help: "'NAME: VALUE' in the request for the WebSocket" },
   forward: {
     value: "LISTEN=TARGET",
     isList: true,
@@ -131,7 +141,19 @@ const HASH: Options = {};
 const IDLE: Options = {
   idle: { value: "SECONDS", help: "also check whether a connection survives this long without data" },
 };
-const CHECKED = ["connect", "forward", "reverse", "tls", "ca", "user", "smux", "secret", "timeout", "insecure"];
+const CHECKED = [
+  "connect",
+  "header",
+  "forward",
+  "reverse",
+  "tls",
+  "ca",
+  "user",
+  "smux",
+  "secret",
+  "timeout",
+  "insecure",
+];
 const CHECK: Options = {
   ...Object.fromEntries(Object.entries({ ...CLIENT, ...COMMON }).filter(([name]) => CHECKED.includes(name))),
   ...IDLE,
