@@ -483,7 +483,7 @@ class Client {
       try {
         return await this.#bind(session, reverse);
       } catch (error) {
-        const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500;
+        const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500 && error.status !== 501;
         if (!this.#options.retry || !mayBecomeFree || this.#stopping.signal.aborted) throw error;
         this.#activity.report(error);
       }
