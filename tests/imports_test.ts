@@ -176,6 +176,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/check.ts",
     "tunnel/cli.ts",
     "tunnel/client.ts",
+    "tunnel/handler.ts",
     "tunnel/options.ts",
     "tunnel/server.ts",
     "tunnel/users.ts",
@@ -346,6 +347,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
+  "tunnel/handler.ts": ["mod.ts", "tunnel/options.ts", "tunnel/server.ts", "websocket.ts"],
   "tunnel/handshake.ts": [
     "mod.ts",
     "tunnel/bytes.ts",

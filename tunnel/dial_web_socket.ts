@@ -69,9 +69,12 @@ export async function upgradeServer(
   const off = onAbort(signal, close);
   try {
     return await withDeadline({ close }, openWebSocket(connection, webSocket));
-  } catch (error) {
+  } catch (thrown) {
     close();
-    signal.throwIfAborted();
+    // The deadline of the whole attempt may be earlier than that of the handshake.
+    const isLate = signal.reason instanceof DOMException && signal.reason.name === "TimeoutError";
+    if (!isLate) signal.throwIfAborted();
+    const error = isLate ? signal.reason : thrown;
     const message = `Cannot connect to ${name}: ${errorText(error)}`;
     throw error instanceof PermanentError
       ? new PermanentError(message, { cause: error })
