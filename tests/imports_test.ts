@@ -356,7 +356,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/hints.ts": ["tunnel/address.ts", "tunnel/rules.ts", "tunnel/usage.ts"],
+  "tunnel/hints.ts": ["tunnel/address.ts", "tunnel/rules.ts", "tunnel/usage.ts", "tunnel/web_socket_address.ts"],
   "tunnel/http_head.ts": ["mod.ts"],
   "tunnel/json.ts": [],
   "tunnel/limits.ts": ["tunnel/options.ts", "tunnel/wait.ts"],

@@ -14,7 +14,9 @@ import {
   TunnelRefusedError,
 } from "../tunnel.ts";
 import { webSocketConnection, WebSocketListener } from "../websocket.ts";
+import { parseCommand } from "../tunnel/arguments.ts";
 import { PermanentError } from "../tunnel/errors.ts";
+import { UsageError } from "../tunnel/values.ts";
 import { run, watch } from "./programs.ts";
 import { bytes, certificates, LOOPBACK, pattern, readAll, readSome, sha256, text, writeAll } from "./support.ts";
 import {
@@ -253,7 +255,10 @@ Deno.test("serveTunnel() over ws: one handshake more than 512 ends the oldest", 
   const others: Deno.TcpConn[] = [];
   for (let n = 0; n < 512; n++) others.push(await dial(tunnel.addr));
   assert(await promptly(isEnded(first)));
-  assertStringIncludes(tunnel.log.messages()[0]!, "more than 512 connections are in the handshake");
+  others.push(await dial(tunnel.addr));
+  assert(await promptly(isEnded(others[0]!)));
+  // Once a minute.
+  assertEquals(tunnel.log.messages(), ["Closed the oldest of more than 512 connections that have sent no request"]);
   // The newest one is served.
   await writeAll(others.at(-1)!, lines(UPGRADE));
   assertMatch(text(await readHead(others.at(-1)!)), /^HTTP\/1\.1 101 /);
@@ -529,7 +534,9 @@ Deno.test("openTunnel() over ws connects to Deno.upgradeWebSocket(), resumable o
     for (const version of [1, 2] as const) {
       const sockets = new WebSocketListener();
       const listener = isResumable ? resumableListener(sockets) : sockets;
-      const streams = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
+      // A client tries to resume first.
+      const onError = isResumable ? undefined : () => {};
+      const streams = serve(listener, (stream) => stream.readable.pipeTo(stream.writable), { onError });
       const http = Deno.serve({ ...LOOPBACK, onListen() {} }, (request, info) => sockets.upgrade(request, info));
       await using opened = await open({ connect: `ws://${at(http.addr)}${PATH}`, forward: ["0"], version });
       using connection = await dial(opened.client.listenAddrs[0]!);
@@ -609,6 +616,27 @@ Deno.test("checkTunnel() has a step for the WebSocket, and advice when it fails"
   assertStringIncludes(bad.text, "status 404 Not Found: the path may be wrong");
   assertStringIncludes(bad.advice!, "Compare the path");
   assert(!bad.text.includes("sesame"));
+});
+
+Deno.test("parseCommand() reports malformed URLs and headers without their secrets, and accepts valid ones", () => {
+  const client = ["client", "--forward", "0"];
+  const cases: [args: string[], message: string][] = [
+    [
+      ["--connect", "ws://h/sesame#a"],
+      '--connect must be ws://HOST:PORT/PATH or wss://HOST:PORT/PATH, received "ws://h/..."',
+    ],
+    [["--connect", "ws://h", "--header", "a b: sesame, c: d"], 'received the name "a b"'],
+    [
+      ["--connect", "ws://h", "--header", "Host: sesame"],
+      "--header must not contain a header of the handshake itself, received Host",
+    ],
+  ];
+  for (const [args, message] of cases) {
+    const error = assertThrows(() => parseCommand([...client, ...args]), UsageError, message);
+    assert(!error.message.includes("sesame"), error.message);
+  }
+  parseCommand([...client, "--connect", "wss://h/sesame", "--header", "A: b", "--header", "C: d"]);
+  parseCommand(["server", "--listen", "ws://127.0.0.1:0/sesame", "--target", "1", "--backend", "http://a"]);
 });
 
 Deno.test("sluice over ws: stdin and stdout, a backend, and headers; the path is not printed", async () => {

@@ -20,6 +20,9 @@ import { acceptWebSocket, parseUpgrade } from "./web_socket_handshake.ts";
 // smaller: less memory for it.
 const MAX_HANDSHAKES = 512;
 
+// Milliseconds between reports of that. Larger: a shorter log in a flood; smaller: a later flood is reported earlier.
+const LIMIT_REPORT_INTERVAL = 60_000;
+
 // Milliseconds in which a refused peer ends its connection, after which it is closed. Larger: slow peers still read the
 // response; smaller: less memory.
 const LINGER = 1000;
@@ -89,6 +92,8 @@ export class WebListener implements Listener<Connection> {
   /** The connections that a response is sent on. */
   readonly #lingering = new Set<Socket>();
   readonly #serving = new Set<Promise<void>>();
+  /** When the limit of handshakes was reported last. */
+  #reportedAt = -Infinity;
 
   constructor(listener: Listener<Socket>, options: WebOptions, report: (error: unknown) => void, cutting: AbortSignal) {
     this.#options = options;
@@ -135,6 +140,10 @@ export class WebListener implements Listener<Connection> {
     const [oldest] = this.#pending;
     this.#pending.delete(oldest!);
     oldest![Symbol.dispose]();
+    const now = performance.now();
+    if (now - this.#reportedAt < LIMIT_REPORT_INTERVAL) return;
+    this.#reportedAt = now;
+    this.#report(new Error(`Closed the oldest of more than ${MAX_HANDSHAKES} connections that have sent no request`));
   }
 
   /** Serves the first request of a connection. Never rejects. */
@@ -172,12 +181,11 @@ export class WebListener implements Listener<Connection> {
   async #refuse(socket: Socket, error: unknown): Promise<void> {
     const wasPending = this.#pending.delete(socket);
     const status = error instanceof HeadError ? error.status : 400;
-    if (!this.#stopping.signal.aborted) {
-      const reason = wasPending || error instanceof HeadError
-        ? error
-        : new Error(`more than ${MAX_HANDSHAKES} connections are in the handshake`, { cause: error });
+    // Otherwise it was closed at the limit.
+    const isOwn = wasPending || error instanceof HeadError;
+    if (!this.#stopping.signal.aborted && isOwn) {
       const peer = formatPeer(socket.remoteAddr) ?? UNNAMED;
-      this.#report(new RefusalError(status, `Refused a connection from ${peer}`, reason));
+      this.#report(new RefusalError(status, `Refused a connection from ${peer}`, error));
     }
     if (error instanceof HeadError) await respond(socket, status);
     socket[Symbol.dispose]();
