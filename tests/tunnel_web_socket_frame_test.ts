@@ -328,7 +328,7 @@ Deno.test("WebSocketConnection reads the bytes that followed the handshake first
   await writeAll(far, concat([first.subarray(4), frame(BINARY, bytes("second")), frame(CLOSE, encodeClose(1000))]));
   const p = new Uint8Array(3);
   assertEquals(text(p.subarray(0, (await socket.read(p))!)), "f");
-  assertEquals(text(await readAll(socket)), "irstsecond");
+  assertEquals(text(await readAll(socket)), "first second".slice(1).replace(" ", ""));
   socket.close();
   far.close();
 });
