@@ -154,6 +154,7 @@ const SERVER_CASES: [option: string, json: string, message: string][] = [
     "proxy that ends TLS use ws://",
   ],
   ["backend", "7", " must be a text, received 7"],
+  ["backend", '"https://a"', ' must be http://HOST:PORT, received "https://a"'],
   ["cert", '"none.pem"', " must be the path of a file: no such file"],
   ["key", "1", " must be the path of a file, received another type"],
   ["secret", "12345", " must be the path of a file, received another type"],

@@ -631,12 +631,14 @@ Deno.test("parseCommand() reports malformed URLs and headers without their secre
       "--header must not contain a header of the handshake itself, received Host",
     ],
   ];
+  const server = ["server", "--target", "1", "--listen", "ws://127.0.0.1:0/sesame"];
+  assertThrows(() => parseCommand([...server, "--backend", "8080"]), UsageError, "--backend must be http://HOST:PORT");
   for (const [args, message] of cases) {
     const error = assertThrows(() => parseCommand([...client, ...args]), UsageError, message);
     assert(!error.message.includes("sesame"), error.message);
   }
   parseCommand([...client, "--connect", "wss://h/sesame", "--header", "A: b", "--header", "C: d"]);
-  parseCommand(["server", "--listen", "ws://127.0.0.1:0/sesame", "--target", "1", "--backend", "http://a"]);
+  parseCommand([...server, "--backend", "http://a"]);
 });
 
 Deno.test("sluice over ws: stdin and stdout, a backend, and headers; the path is not printed", async () => {

@@ -16,7 +16,7 @@ import { checkOptions as checkServer } from "./server.ts";
 import { checkOptions as checkClient } from "./settings.ts";
 import { checkName, checkUsers, show } from "./users.ts";
 import { MAX_TIMEOUT } from "./wait.ts";
-import { isWebSocketUrl, parseWebSocketUrl } from "./web_socket_address.ts";
+import { isWebSocketUrl, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
 import { checkHeaders } from "./web_socket_handshake.ts";
 
 /** An end of a tunnel. */
@@ -95,7 +95,11 @@ const SERVER: Record<Names<ServeTunnelOptions>, Check> = {
   users,
   cert: file,
   key: file,
-  backend: (loader, path, value) => loader.text(path, value),
+  backend(loader, path, value) {
+    const text = loader.text(path, value);
+    parseBackend(path, text);
+    return text;
+  },
   ...COMMON,
 };
 const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {

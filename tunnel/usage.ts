@@ -19,7 +19,7 @@ export type Kind =
   | "HOST"
   | "NAME"
   | "CIDR"
-  | "URL"
+  | "HTTP-URL"
   | "HEADER"
   | "text|json";
 
@@ -71,7 +71,7 @@ const SERVER: Options = {
   },
   cert: { value: "FILE", help: "TLS certificate, PEM; sluice cert makes one" },
   key: { value: "FILE", help: "private key of the certificate, PEM" },
-  backend: { value: "URL", help: "http://HOST:PORT, for requests that are not from ws[s]:// clients" },
+  backend: { value: "HTTP-URL", help: "http://HOST:PORT, for requests that are not from ws[s]:// clients" },
 };
 const CLIENT: Options = {
   connect: { value: "TARGET", isUrl: true, help: "address of the server, or ws[s]://HOST:PORT/PATH" },

@@ -12,7 +12,7 @@ import { errorText } from "./errors.ts";
 import { fileHint, optionHint, valueHint, wordHint } from "./hints.ts";
 import { parseRule } from "./rules.ts";
 import { type Option, OPTIONS } from "./usage.ts";
-import { isWebSocketUrl, parseWebSocketUrl } from "./web_socket_address.ts";
+import { isWebSocketUrl, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
 import { checkHeaders } from "./web_socket_handshake.ts";
 
 /** A malformed command line; the message is one line. */
@@ -34,6 +34,7 @@ function checkValue(name: string, { value, isRule, isUrl }: Option, text: string
   if (isRule) parseRule(name, text);
   else if (isUrl && isWebSocketUrl(text)) parseWebSocketUrl(name, text, value === "LISTEN" ? 0 : 1);
   else if (value === "HEADER") checkHeaders(name, [text]);
+  else if (value === "HTTP-URL") parseBackend(name, text);
   else if (value === "LISTEN") parseEndpoint(name, text, 0);
   else if (value === "TARGET") parseEndpoint(name, text, 1);
   else if (value === "HOST") parseHost(name, text);

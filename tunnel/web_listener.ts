@@ -5,7 +5,7 @@
  */
 
 import { Channel, type Connection, connections, type DuplexConnection, join, type Listener } from "../mod.ts";
-import { format, formatPeer, parseEndpoint, UNNAMED } from "./address.ts";
+import { formatPeer, UNNAMED } from "./address.ts";
 import { encoder, writeAll } from "./bytes.ts";
 import { RefusalError, wrapError } from "./errors.ts";
 import { HeadError, type HttpHead, readHttpHead } from "./http_head.ts";
@@ -13,7 +13,7 @@ import type { ServeTunnelOptions } from "./options.ts";
 import { dial, type Socket } from "./socket.ts";
 import { isEqual } from "./users.ts";
 import { setDeadline, withDeadline } from "./wait.ts";
-import { nameOf, parseWebSocketUrl } from "./web_socket_address.ts";
+import { nameOf, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
 import { acceptWebSocket, parseUpgrade } from "./web_socket_handshake.ts";
 
 // Handshakes at the same time; one more ends the oldest. Larger: a flood of silent connections ends fewer slow clients;
@@ -35,17 +35,6 @@ export interface WebOptions {
   backend: string | undefined;
   /** Milliseconds to connect to it. */
   connectTimeout: number | undefined;
-}
-
-function parseBackend(text: string): string {
-  const [, authority] = /^http:\/\/([^/?#@]+)\/?$/i.exec(text) ?? [];
-  const hasPort = authority !== undefined && /:\d+$/.test(authority);
-  try {
-    if (authority === undefined || /^\d+$/.test(authority)) throw new RangeError();
-    return format(parseEndpoint("backend", hasPort ? authority : `${authority}:80`, 1));
-  } catch (cause) {
-    throw new RangeError(`backend must be http://HOST:PORT, received "${text}"`, { cause });
-  }
 }
 
 /**
@@ -74,7 +63,11 @@ export function checkWeb(
   if (!web.isSecure && cert !== undefined) {
     throw new RangeError(`listen must begin with wss:// when cert and key are set, received "${nameOf(web)}"`);
   }
-  return { path: web.path, backend: backend === undefined ? undefined : parseBackend(backend), connectTimeout };
+  return {
+    path: web.path,
+    backend: backend === undefined ? undefined : parseBackend("backend", backend),
+    connectTimeout,
+  };
 }
 
 /** Accepts connections, and passes those on that become WebSockets. */

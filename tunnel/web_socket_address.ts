@@ -57,3 +57,21 @@ export function withoutScheme(name: string, text: string): string {
   const parsed = parseWebSocketUrl(name, text, 0);
   return parsed === undefined ? text : format(parsed.endpoint);
 }
+
+/**
+ * Parses the URL of a web server behind a server.
+ *
+ * @returns HOST:PORT.
+ * @throws {RangeError} It is malformed.
+ */
+export function parseBackend(name: string, text: string): string {
+  const [, authority] = /^http:\/\/([^/?#@]+)\/?$/i.exec(text) ?? [];
+  const hasPort = authority !== undefined && /:\d+$/.test(authority);
+  try {
+    // A host of digits would be an IPv4 address, but a port is meant.
+    if (authority === undefined || /^\d+$/.test(authority)) throw new RangeError("not a host");
+    return format(parseEndpoint(name, hasPort ? authority : `${authority}:80`, 1));
+  } catch (cause) {
+    throw new RangeError(`${name} must be http://HOST:PORT, received "${text}"`, { cause });
+  }
+}
