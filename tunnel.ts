@@ -32,6 +32,9 @@
  * - `socks`, as `ssh -D`: the client listens, the server connects to the target that each SOCKS or HTTP request names.
  * - {@linkcode TunnelClient.connect}: a stream to a target, without listening.
  *
+ * Both ends can use WebSockets: `ws://` and `wss://` in `listen` and `connect`, or {@linkcode tunnelHandler} in a server
+ * of your own.
+ *
  * The server connects and listens only where {@linkcode ServeTunnelOptions} allow it. It refuses other requests with a
  * {@linkcode TunnelRefusedError}.
  *
@@ -49,6 +52,7 @@
 export { checkTunnel, type CheckTunnelOptions, type TunnelCheck } from "./tunnel/check.ts";
 export { openTunnel } from "./tunnel/client.ts";
 export { dialThroughProxy } from "./tunnel/dial_proxy.ts";
+export { type TunnelHandler, tunnelHandler, type TunnelHandlerOptions } from "./tunnel/handler.ts";
 export {
   type OpenTunnelOptions,
   type ServeTunnelOptions,

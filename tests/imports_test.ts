@@ -177,6 +177,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/cli.ts",
     "tunnel/client.ts",
     "tunnel/dial_proxy.ts",
+    "tunnel/handler.ts",
     "tunnel/options.ts",
     "tunnel/server.ts",
     "tunnel/users.ts",
@@ -243,6 +244,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/carrier.ts",
     "tunnel/dial_proxy.ts",
     "tunnel/dial_server.ts",
+    "tunnel/dial_web_socket.ts",
     "tunnel/errors.ts",
     "tunnel/handshake.ts",
     "tunnel/measure.ts",
@@ -304,6 +306,8 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/upstream.ts",
     "tunnel/users.ts",
     "tunnel/wait.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
   ],
   "tunnel/configured.ts": [
     "tunnel/client.ts",
@@ -329,6 +333,7 @@ const ARROWS: Record<string, string[]> = {
     "mod.ts",
     "tunnel/address.ts",
     "tunnel/dial_proxy.ts",
+    "tunnel/dial_web_socket.ts",
     "tunnel/errors.ts",
     "tunnel/options.ts",
     "tunnel/pin.ts",
@@ -336,6 +341,17 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/tls.ts",
     "tunnel/upstream.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
+  ],
+  "tunnel/dial_web_socket.ts": [
+    "mod.ts",
+    "tunnel/address.ts",
+    "tunnel/errors.ts",
+    "tunnel/options.ts",
+    "tunnel/wait.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
   ],
   "tunnel/display.ts": ["tunnel/options.ts", "tunnel/output.ts", "tunnel/wait.ts"],
   "tunnel/duplex.ts": ["mod.ts", "node:stream", "tunnel/errors.ts"],
@@ -348,6 +364,8 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/tls_listener.ts",
     "tunnel/wait.ts",
+    "tunnel/web_listener.ts",
+    "tunnel/web_socket_address.ts",
   ],
   "tunnel/environment.ts": [],
   "tunnel/errors.ts": ["mod.ts"],
@@ -362,6 +380,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
+  "tunnel/handler.ts": ["mod.ts", "tunnel/options.ts", "tunnel/server.ts", "websocket.ts"],
   "tunnel/handshake.ts": [
     "mod.ts",
     "tunnel/bytes.ts",
@@ -370,7 +389,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/socket.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/hints.ts": ["tunnel/address.ts", "tunnel/rules.ts", "tunnel/usage.ts"],
+  "tunnel/hints.ts": ["tunnel/address.ts", "tunnel/rules.ts", "tunnel/usage.ts", "tunnel/web_socket_address.ts"],
   "tunnel/http_body.ts": [],
   "tunnel/http_connect.ts": [
     "mod.ts",
@@ -380,6 +399,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/options.ts",
     "tunnel/upstream.ts",
   ],
+  "tunnel/http_head.ts": ["mod.ts"],
   "tunnel/http_proxy.ts": [
     "mod.ts",
     "tunnel/address.ts",
@@ -459,6 +479,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/proxy_protocol.ts",
     "tunnel/socket.ts",
     "tunnel/wait.ts",
+    "tunnel/web_socket_address.ts",
   ],
   "tunnel/proxy_protocol.ts": ["mod.ts", "node:net", "tunnel/bytes.ts", "tunnel/cidr.ts"],
   "tunnel/refusal.ts": ["mod.ts", "tunnel/bytes.ts", "tunnel/errors.ts"],
@@ -521,6 +542,8 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/version.ts",
     "tunnel/visitor.ts",
     "tunnel/wait.ts",
+    "tunnel/web_listener.ts",
+    "tunnel/web_socket_address.ts",
   ],
   "tunnel/servers.ts": [
     "mod.ts",
@@ -634,6 +657,8 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/rules.ts",
     "tunnel/upstream.ts",
     "tunnel/usage.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
   ],
   "tunnel/version.ts": [],
   "tunnel/visitor.ts": [
@@ -645,6 +670,38 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/wait.ts": ["mod.ts", "node:timers"],
   "tunnel/watch.ts": ["node:path", "tunnel/errors.ts"],
+  "tunnel/web_listener.ts": [
+    "mod.ts",
+    "tunnel/address.ts",
+    "tunnel/bytes.ts",
+    "tunnel/errors.ts",
+    "tunnel/http_head.ts",
+    "tunnel/options.ts",
+    "tunnel/socket.ts",
+    "tunnel/users.ts",
+    "tunnel/wait.ts",
+    "tunnel/web_socket_address.ts",
+    "tunnel/web_socket_handshake.ts",
+  ],
+  "tunnel/web_socket.ts": [
+    "mod.ts",
+    "tunnel/bytes.ts",
+    "tunnel/errors.ts",
+    "tunnel/wait.ts",
+    "tunnel/web_socket_frame.ts",
+    "websocket.ts",
+  ],
+  "tunnel/web_socket_address.ts": ["tunnel/address.ts"],
+  "tunnel/web_socket_frame.ts": [],
+  "tunnel/web_socket_handshake.ts": [
+    "mod.ts",
+    "node:crypto",
+    "tunnel/bytes.ts",
+    "tunnel/errors.ts",
+    "tunnel/http_head.ts",
+    "tunnel/version.ts",
+    "tunnel/web_socket.ts",
+  ],
   "tunnel/x509.ts": ["tunnel/errors.ts"],
   "websocket.ts": [
     "_clock.ts",
@@ -752,7 +809,7 @@ Deno.test("imports: of the library the tunnel imports only public modules", asyn
   const found = Object.entries(await arrows());
   const known = found.filter(([from]) => isOfTunnel(from)).flatMap(([, to]) => to);
   const outside = new Set(known.filter((module) => !isOfTunnel(module) && !module.startsWith("node:")));
-  assertEquals([...outside].sort(), ["mod.ts", "resume.ts"]);
+  assertEquals([...outside].sort(), ["mod.ts", "resume.ts", "websocket.ts"]);
   // No module of the library imports the tunnel.
   assertEquals(found.filter(([from, to]) => !isOfTunnel(from) && to.some(isOfTunnel)), []);
 });

@@ -143,7 +143,12 @@ Deno.test("checkTunnel() names another protocol, and a server that does not answ
     await writeAll(connection, bytes("HTTP/1.1 400 Bad Request\r\n\r\n"));
     await connection.read(new Uint8Array(100));
   });
-  await assertFails({ connect: http.addr }, "protocol", /its answer begins with "HTTP\/1\.1"$/, /^Another program/);
+  await assertFails({ connect: http.addr }, "protocol", /its answer begins with "HTTP\/1\.1"$/, /^A web server/);
+  await using ssh = makeTarget(async (connection) => {
+    await writeAll(connection, bytes("SSH-2.0-x\r\n"));
+    await connection.read(new Uint8Array(100));
+  });
+  await assertFails({ connect: ssh.addr }, "protocol", /its answer begins with "SSH-2\.0-"$/, /^Another program/);
   await using silent = makeTarget(async (connection) => {
     while (await connection.read(new Uint8Array(100)).catch(() => null) !== null);
   });

@@ -105,7 +105,7 @@ async function mistakesOf(text: string, files: Record<string, string> = {}): Pro
 }
 
 const SERVER_FIELDS =
-  "listen, target, allow, allowListen, acceptProxy, users, cert, key, clientCa, secret, insecure, " +
+  "listen, target, allow, allowListen, acceptProxy, users, cert, key, clientCa, backend, secret, insecure, " +
   "stalledStreamTimeout, status, connectTimeout, keepAliveInterval, timeout, maxStreams, maxReceiveBuffer";
 const FORMS = "HOST:PORT, [IPV6]:PORT, PORT or unix:PATH";
 
@@ -147,6 +147,15 @@ const SERVER_CASES: [option: string, json: string, message: string][] = [
     "another text",
   ],
   ["users", '"none.json"', " must be the path of a file: no such file"],
+  ["listen", '"ws://h/a b"', ' must be ws://HOST:PORT/PATH or wss://HOST:PORT/PATH, received "ws://h/..."'],
+  [
+    "listen",
+    '"wss://127.0.0.1:0/a"',
+    ' requires cert and key with wss://, received only "wss://127.0.0.1:0"; behind a ' +
+    "proxy that ends TLS use ws://",
+  ],
+  ["backend", "7", " must be a text, received 7"],
+  ["backend", '"https://a"', ' must be http://HOST:PORT, received "https://a"'],
   ["cert", '"none.pem"', " must be the path of a file: no such file"],
   ["key", "1", " must be the path of a file, received another type"],
   ["secret", "12345", " must be the path of a file, received another type"],
@@ -183,6 +192,9 @@ const SERVER_CASES: [option: string, json: string, message: string][] = [
 ];
 const CLIENT_CASES: typeof SERVER_CASES = [
   ["connect", '"localhost"', ` must be ${FORMS}, received "localhost"`],
+  ["connect", '"wss://h:0/sesame"', " must have a port from 1 to 65535, received 0"],
+  ["headers", '["a: b", "Host: c"]', "[1] must not contain a header of the handshake itself, received Host"],
+  ["headers", '"a: b"', ' must be a list of texts, received "a: b"'],
   ["forward", '["8080:host:80"]', `[0] must be ${FORMS}, received "8080:host:80"`],
   ["forward", '["8080=host:80", "8081=", "8082=x"]', `[1] must be ${FORMS}, received ""`],
   ["forward", '[["8080"]]', '[0] must be a text, received ["8080"]'],

@@ -32,7 +32,7 @@ export const MAX_SUMS = 500;
 const OTHER = "other";
 
 // Statuses of a refusal that have a count of their own. The peer chooses the status, so all others share one.
-const STATUSES = [400, 403, 405, 407, 408, 429, 431, 502, 503, 504];
+const STATUSES = [400, 403, 404, 405, 407, 408, 429, 431, 501, 502, 503, 504];
 
 /** The sums of one end of a tunnel. */
 export class Accounting {

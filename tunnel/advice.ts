@@ -10,6 +10,7 @@ export type StepKind =
   | "connection"
   | "proxy"
   | "TLS"
+  | "WebSocket"
   | "protocol"
   | "smux"
   | "secret"
@@ -65,11 +66,23 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
     [/timed out/, "The server does not answer the TLS handshake: it may not use TLS, or is stopped."],
     [undefined, "Compare --ca with the --cert of the server."],
   ],
+  WebSocket: [
+    [
+      /status (2|40[134])/,
+      "Compare the path in --connect with that in --listen of the server, and the configuration of a proxy.",
+    ],
+    [/status 3/, "Connect to the address that it points to; http:// is ws://, https:// is wss://."],
+    [/status 50[234]/, "The proxy cannot reach the server: start it, and compare its --listen with that of the proxy."],
+    [/status 426|invalid answer/, "A proxy in between does not pass on the headers upgrade and connection."],
+    [/timed out/, "The server does not answer: it may expect TLS (wss://), or is stopped."],
+    [undefined, "The server does not use WebSockets, or a proxy in between cuts them: see its log."],
+  ],
   protocol: [
     [
       /client certificate|refuses the client|client's certificate/,
       "Connect with --cert FILE and --key FILE: a certificate of a CA in the server's --client-ca.",
     ],
+    [/begins with "HTTP/, "A web server answers: connect with ws:// or wss://."],
     [/expects TLS/, "Connect with --tls, or with --ca FILE for a certificate that is not trusted."],
     [/does not speak smux/, "Another program listens there: connect to the --listen address of sluice server."],
     [/too many are waiting/, "The server is overloaded: try again later."],

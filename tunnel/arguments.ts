@@ -102,6 +102,7 @@ function parseServer(values: Values): Omit<TunnelCommand, Common> {
     cert: values.one("cert"),
     key: values.one("key"),
     clientCa: values.one("client-ca"),
+    backend: values.one("backend"),
     ...parseCommon(values),
   };
   if (!(options.target ?? options.allow ?? options.allowListen ?? options.users)) {
@@ -127,7 +128,9 @@ function parseServerAddress(values: Values) {
     cert,
     key,
     pin,
-    tls: values.has("tls") || (ca ?? cert ?? pin) !== undefined,
+    // Absent, it depends on the scheme of a URL.
+    tls: values.has("tls") || (ca ?? cert ?? pin) !== undefined || undefined,
+    headers: values.list("header"),
     proxy: values.one("proxy") ?? proxyOfEnvironment(),
     version: smux === "1" ? 1 as const : 2 as const,
   };

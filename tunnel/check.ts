@@ -11,6 +11,7 @@ import { format, parseForward } from "./address.ts";
 import { connectResumable } from "./carrier.ts";
 import { askProxy, connectProxy } from "./dial_proxy.ts";
 import { connectServer, dialServer, type DialServerOptions, secureServer, type ServerPlace } from "./dial_server.ts";
+import { upgradeServer } from "./dial_web_socket.ts";
 import { errorText, PermanentError, toError, wrapError } from "./errors.ts";
 import { type Credentials, header, request } from "./handshake.ts";
 import { type Direction, measure } from "./measure.ts";
@@ -52,6 +53,7 @@ export interface CheckTunnelOptions extends
   Pick<
     OpenTunnelOptions,
     | "connect"
+    | "headers"
     | "forward"
     | "reverse"
     | "user"
@@ -143,7 +145,7 @@ export interface TunnelCheck {
 export function checkTunnel(options: CheckTunnelOptions): AsyncGenerator<TunnelCheck, void> {
   checkRuntime();
   const { servers } = checkOptions(options);
-  const checks = servers.map(({ name }) => new Check({ ...options, connect: name }));
+  const checks = [options.connect].flat().map((connect) => new Check({ ...options, connect }));
   return checks.length === 1 ? checks[0]!.run() : runEach(servers, checks);
 }
 
@@ -202,7 +204,7 @@ class Check {
 
   /** Yields the steps; which ones follow depends on what the steps before have found. */
   *#steps(): Generator<Step> {
-    const { endpoint: { hostname: serverName, path }, tls, upstream } = this.#server;
+    const { endpoint: { hostname: serverName, path }, tls, upstream, webSocket } = this.#server;
     const hostname = upstream?.endpoint.hostname ?? serverName;
     const { forward = [], reverse = [], secret, resume = true, idle } = this.#options;
     if (hostname !== undefined && isIP(hostname) === 0) {
@@ -211,6 +213,7 @@ class Check {
     yield [upstream ? "proxy" : "connection", path === undefined ? "TCP" : "socket", () => this.#dial()];
     if (upstream !== undefined) yield ["proxy", "proxy", () => this.#askProxy(upstream)];
     if (tls !== undefined) yield ["TLS", "TLS", () => this.#secure()];
+    if (webSocket !== undefined) yield ["WebSocket", "WebSocket", () => this.#upgrade()];
     if (resume) yield ["protocol", "protocol", () => this.#greet()];
     const fixed = forward.filter((text) => parseForward("forward", text).target === undefined);
     if (forward.length > 0 && fixed.length === forward.length && reverse.length === 0 && secret === undefined) {
@@ -335,6 +338,14 @@ class Check {
       // The connection of the step before has the error, if it lasts.
       return undefined;
     }
+  }
+
+  async #upgrade(): Promise<string> {
+    const connection = this.#connection!;
+    // A failed handshake closes it.
+    this.#connection = undefined;
+    this.#connection = await upgradeServer(this.#server, connection, this.#stop.signal);
+    return "the server accepts it at this path";
   }
 
   /** Finds out whether the server resumes connections, or what else answers. */

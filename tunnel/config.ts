@@ -19,6 +19,8 @@ import { checkOptions as checkClient } from "./settings.ts";
 import { parseProxy } from "./upstream.ts";
 import { checkName, checkUsers, show } from "./users.ts";
 import { MAX_TIMEOUT } from "./wait.ts";
+import { isWebSocketUrl, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
+import { checkHeaders } from "./web_socket_handshake.ts";
 
 /** An end of a tunnel. */
 export type End = "server" | "client";
@@ -88,7 +90,7 @@ const COMMON: Record<Names<TunnelOptions>, Check> = {
   maxReceiveBuffer: count,
 };
 const SERVER: Record<Names<ServeTunnelOptions>, Check> = {
-  listen: address(0),
+  listen: serverAddress(0),
   target: address(1),
   allow: list(parseRule),
   allowListen: list(parseRule),
@@ -97,10 +99,16 @@ const SERVER: Record<Names<ServeTunnelOptions>, Check> = {
   cert: file,
   key: file,
   clientCa: file,
+  backend(loader, path, value) {
+    const text = loader.text(path, value);
+    parseBackend(path, text);
+    return text;
+  },
   ...COMMON,
 };
 const CLIENT: Record<Names<OpenTunnelOptions>, Check> = {
-  connect: (loader, path, value) => (Array.isArray(value) ? servers : address(1))(loader, path, value),
+  connect: (loader, path, value) => (Array.isArray(value) ? servers : serverAddress(1))(loader, path, value),
+  headers: list((path, entry) => checkHeaders(path, [entry])),
   forward: list(parseForward),
   reverse: list((path, entry) => {
     const { target } = parseForward(path, entry);
@@ -167,6 +175,18 @@ function address(leastPort: number): Check {
   return (loader, path, value) => {
     const text = loader.text(path, value);
     parseEndpoint(path, text, leastPort);
+    return text;
+  };
+}
+
+/** An address, or the URL of a WebSocket. */
+function serverAddress(leastPort: number): Check {
+  const check = address(leastPort);
+  return (loader, path, value) => {
+    const isUrl = typeof value === "string" && isWebSocketUrl(value);
+    if (!isUrl) return check(loader, path, value);
+    const text = loader.text(path, value);
+    parseWebSocketUrl(path, text, leastPort);
     return text;
   };
 }

@@ -12,13 +12,16 @@ import type { OpenTunnelOptions } from "./options.ts";
 import { parsePin } from "./pin.ts";
 import { RefusableConnection } from "./refusal.ts";
 import { dial, secure, type Socket } from "./socket.ts";
+import { isSameRequest, parseRequest, upgradeServer } from "./dial_web_socket.ts";
 import { checkKeyPair, type ClientTls, secureByNode } from "./tls.ts";
 import { checkUpstream, isSameUpstream, parseProxy, type Upstream } from "./upstream.ts";
+import { nameOf, parseWebSocketUrl, withoutScheme } from "./web_socket_address.ts";
+import type { WebSocketRequest } from "./web_socket_handshake.ts";
 
 /** The options that determine how the server is reached. */
 export type ServerOptions = Pick<
   OpenTunnelOptions,
-  "connect" | "tls" | "ca" | "cert" | "key" | "pin" | "secret" | "insecure" | "proxy"
+  "connect" | "headers" | "tls" | "ca" | "cert" | "key" | "pin" | "secret" | "insecure" | "proxy"
 >;
 
 /** Where a server is, and how it is reached. */
@@ -30,6 +33,8 @@ export interface ServerPlace {
   tls: ClientTls | undefined;
   /** The proxy that connects to the server; `undefined`: a direct connection. */
   upstream: Upstream | undefined;
+  /** `undefined`: without a WebSocket. */
+  webSocket: WebSocketRequest | undefined;
 }
 
 /** What every attempt has in common. */
@@ -46,9 +51,12 @@ export interface DialServerOptions {
  * @throws {RangeError} They are malformed, or would send a secret in plain text to another machine.
  */
 export function parseServerPlace(options: ServerOptions & { connect: string }): ServerPlace {
-  const { connect, secret, ca, cert, key, pin, insecure, proxy } = options;
-  const { tls = [ca, cert, pin].some((option) => option !== undefined) } = options;
+  const web = parseWebSocketUrl("connect", options.connect, 1);
+  const connect = withoutScheme("connect", options.connect);
+  const { secret, ca, cert, key, pin, insecure, proxy } = options;
+  const { tls = web?.isSecure || [ca, cert, pin].some((option) => option !== undefined) } = options;
   const endpoint = parseEndpoint("connect", connect, 1);
+  const webSocket = parseRequest(options, web, tls);
   if (tls) checkTls("connect", connect);
   if (ca !== undefined && !ca.includes("-----BEGIN CERTIFICATE-----")) {
     throw new RangeError('ca must be certificates in PEM, received text without "-----BEGIN CERTIFICATE-----"');
@@ -65,17 +73,19 @@ export function parseServerPlace(options: ServerOptions & { connect: string }): 
   const upstream = parseProxy(typeof proxy === "function" ? proxy(format(endpoint)) : proxy);
   if (upstream !== undefined) checkUpstream(upstream, endpoint, secret !== undefined && !tls && !insecure);
   return {
-    name: format(endpoint),
+    name: web === undefined ? format(endpoint) : nameOf(web),
     endpoint,
     tls: tls ? verified : undefined,
     upstream,
+    webSocket,
   };
 }
 
 /** Whether both places are reached by the same kind of connection to the same server. */
 export function isSamePlace(one: ServerPlace, other: ServerPlace): boolean {
   const shown = ({ tls }: ServerPlace) => tls === undefined ? undefined : JSON.stringify([tls.cert, tls.key, tls.pin]);
-  return one.name === other.name && shown(one) === shown(other) && isSameUpstream(one.upstream, other.upstream);
+  return one.name === other.name && shown(one) === shown(other) && isSameUpstream(one.upstream, other.upstream) &&
+    isSameRequest(one.webSocket, other.webSocket);
 }
 
 /** The first stage: opens a socket, through a proxy if there is one. */
@@ -94,7 +104,7 @@ export async function connectServer(
 
 /** The second stage: starts TLS. A failure closes the socket. */
 export async function secureServer(
-  { name, endpoint, tls }: ServerPlace,
+  { name, endpoint, tls, webSocket }: ServerPlace,
   socket: Socket,
   signal: AbortSignal,
 ): Promise<Connection> {
@@ -102,18 +112,28 @@ export async function secureServer(
   const hostname = endpoint.hostname!;
   const { ca, cert, pin } = tls!;
   const secured = (cert ?? pin) === undefined
-    ? await secure(socket as Deno.TcpConn, hostname, ca === undefined ? [] : [ca], signal)
+    ? await secure(socket as Deno.TcpConn, hostname, ca === undefined ? [] : [ca], signal, webSocket && ["http/1.1"])
     : await secureByNode(socket, hostname, tls!, signal);
-  return new RefusableConnection(secured, name);
+  // The handshake of a WebSocket reports a refusal itself.
+  return webSocket === undefined ? new RefusableConnection(secured, name) : secured;
 }
 
 /**
  * Connects to a server, through all stages.
  *
- * @throws {PermanentError} The certificate is not trusted, or the server does not use TLS.
+ * @throws {PermanentError} The certificate is not trusted, or the server does not use TLS, or refuses the WebSocket.
  * @throws {Error} The server cannot be reached.
  */
 export async function dialServer(
+  place: ServerPlace,
+  signal: AbortSignal,
+  options: DialServerOptions,
+): Promise<Connection> {
+  return await upgradeServer(place, await dialSecurely(place, signal, options), signal);
+}
+
+/** The first stages, without a WebSocket. */
+async function dialSecurely(
   place: ServerPlace,
   signal: AbortSignal,
   options: DialServerOptions,

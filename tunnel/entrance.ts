@@ -4,42 +4,63 @@
  * @module
  */
 
-import type { Listener } from "../mod.ts";
+import type { Connection, Listener } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
 import type { ServeTunnelOptions } from "./options.ts";
 import { overlaps } from "./ports.ts";
 import { checkProxies, ProxyListener } from "./proxy_listener.ts";
-import { type Listening, listenOn, type Socket } from "./socket.ts";
+import { type Listening, listenOn } from "./socket.ts";
 import { TlsListener } from "./tls_listener.ts";
 import { backoff, sleep } from "./wait.ts";
+import { checkWeb, WebListener } from "./web_listener.ts";
+import { nameOf, parseWebSocketUrl, withoutScheme } from "./web_socket_address.ts";
 
 // Milliseconds between attempts to listen again. Larger: less load while the address is in use; smaller: a shorter
 // outage.
 const MAX_PAUSE = 2000;
 
 /** The options that determine how clients are accepted. */
-type EntranceOptions = Pick<ServeTunnelOptions, "listen" | "cert" | "key" | "clientCa" | "acceptProxy">;
+type EntranceOptions = Pick<
+  ServeTunnelOptions,
+  "listen" | "cert" | "key" | "clientCa" | "acceptProxy" | "backend" | "connectTimeout"
+>;
 
 /** An open listener. */
 interface Opened {
   listening: Listening;
-  /** Accepts its connections, without the headers of proxies, or after the handshake of TLS. */
-  listener: Listener<Socket>;
+  /** Accepts its connections, without the headers of proxies, after the handshake of TLS, and as WebSockets. */
+  listener: Listener<Connection>;
+  /** Settles when no handshake is in progress, after `close` of the listener. */
+  ended: Promise<unknown>;
 }
 
 function normalize(listen: string): string {
-  return format(parseEndpoint("listen", listen, 0));
+  return format(parseEndpoint("listen", withoutScheme("listen", listen), 0));
 }
 
-function open(at: string, options: EntranceOptions, report: (error: unknown) => void): Opened {
-  const { listen, cert, key, clientCa, acceptProxy } = options;
-  const isProxy = checkProxies({ listen, cert, acceptProxy });
-  if (cert !== undefined && clientCa !== undefined) {
-    const listening = listenOn(at);
-    return { listening, listener: new TlsListener(listening, { cert, key: key!, clientCa }, report) };
-  }
-  const listening = listenOn(at, cert === undefined ? undefined : { cert, key: key! });
-  return { listening, listener: isProxy === undefined ? listening : new ProxyListener(listening, isProxy, report) };
+/** @param cutting Aborts when requests to the backend must end. */
+function open(
+  at: string,
+  options: EntranceOptions,
+  report: (error: unknown) => void,
+  cutting: AbortSignal,
+): Opened {
+  const { cert, key, clientCa } = options;
+  const isProxy = checkProxies(options);
+  const web = checkWeb(options);
+  const isCertified = cert !== undefined && clientCa !== undefined;
+  const tls = cert === undefined || isCertified ? undefined : { cert, key: key! };
+  const listening = listenOn(withoutScheme("listen", at), tls);
+  // A header of a proxy cannot be combined with TLS.
+  const prepared = isCertified
+    ? new TlsListener(listening, { cert, key: key!, clientCa }, report)
+    : isProxy && new ProxyListener(listening, isProxy, report);
+  const listener = web === undefined ? undefined : new WebListener(prepared ?? listening, web, report, cutting);
+  return {
+    listening,
+    listener: listener ?? prepared ?? listening,
+    ended: Promise.all([prepared?.ended, listener?.ended]),
+  };
 }
 
 /** Throws a `RangeError` unless the certificate and the key can be used. */
@@ -54,17 +75,19 @@ function checkCertificate({ cert, key }: EntranceOptions): void {
 }
 
 /** A listener of clients, whose address, certificate and proxies can be replaced. */
-export class Entrance implements Listener<Socket> {
+export class Entrance implements Listener<Connection> {
   readonly #report: (error: unknown) => void;
   #options: EntranceOptions;
   #addr: string;
   /** `undefined` while its address is being listened on again. */
   #opened: Opened | undefined;
   /** The current listener, once it listens. */
-  #listener: Promise<Listener<Socket>>;
+  #listener: Promise<Listener<Connection>>;
   /** Aborts when the current listener is replaced or closed. */
   #replaced = new AbortController();
-  /** Fulfils when no header of a proxy is being read, and no handshake is pending. */
+  /** Aborts on `close`. */
+  readonly #closing = new AbortController();
+  /** Fulfils when no handshake is in progress. */
   #ended: Promise<unknown> = Promise.resolve();
 
   /**
@@ -75,22 +98,23 @@ export class Entrance implements Listener<Socket> {
   constructor(options: EntranceOptions, report: (error: unknown) => void) {
     this.#report = report;
     this.#options = options;
-    this.#opened = open(options.listen, options, report);
+    this.#opened = open(options.listen, options, report, this.#closing.signal);
     this.#addr = this.#opened.listening.addr;
     this.#listener = Promise.resolve(this.#opened.listener);
   }
 
-  /** The address with its port. */
+  /** The address with its port, without a path. */
   get addr(): string {
-    return this.#addr;
+    const web = parseWebSocketUrl("listen", this.#options.listen, 0);
+    return web === undefined ? this.#addr : nameOf({ ...web, endpoint: parseEndpoint("listen", this.#addr, 0) });
   }
 
-  /** Fulfils after `close`, when no header of a proxy is being read. */
+  /** Fulfils after `close`, when no handshake is in progress and no request is being forwarded. */
   get ended(): Promise<unknown> {
     return this.#ended;
   }
 
-  async accept(): Promise<Socket> {
+  async accept(): Promise<Connection> {
     for (;;) {
       const listener = this.#listener;
       try {
@@ -105,6 +129,7 @@ export class Entrance implements Listener<Socket> {
   /** Stops listening. */
   close(): void {
     this.#replaced.abort();
+    this.#closing.abort();
     this.#closeOpened();
   }
 
@@ -120,7 +145,16 @@ export class Entrance implements Listener<Socket> {
     const old = this.#options;
     const isSame = normalize(listen) === normalize(old.listen);
     const hasSameProxies = acceptProxy.join() === (old.acceptProxy ?? []).join();
-    if (isSame && cert === old.cert && key === old.key && clientCa === old.clientCa && hasSameProxies) return;
+    const web = checkWeb(options);
+    const isWeb = web !== undefined;
+    const hasSameTls = cert === old.cert && key === old.key && clientCa === old.clientCa;
+    if (isSame && hasSameTls && hasSameProxies && isWeb === (checkWeb(old) !== undefined)) {
+      this.#options = options;
+      // A change of scheme is one of the certificate, too.
+      const listener = this.#opened?.listener;
+      if (isWeb && listener instanceof WebListener) listener.configure(web);
+      return;
+    }
     if (isSame || overlaps(this.#addr, normalize(listen))) {
       checkCertificate(options);
       const { promise: tried, resolve } = Promise.withResolvers<void>();
@@ -128,7 +162,7 @@ export class Entrance implements Listener<Socket> {
       this.#use(this.#listenAgain(isSame ? this.#addr : listen, options, closed, this.#renew(), resolve));
       await tried;
     } else {
-      const opened = open(listen, options, this.#report);
+      const opened = open(listen, options, this.#report, this.#closing.signal);
       this.#closeOpened();
       this.#renew();
       this.#opened = opened;
@@ -138,7 +172,7 @@ export class Entrance implements Listener<Socket> {
     this.#options = options;
   }
 
-  #use(listener: Promise<Listener<Socket>>): void {
+  #use(listener: Promise<Listener<Connection>>): void {
     this.#listener = listener;
     listener.catch(() => {});
   }
@@ -155,12 +189,10 @@ export class Entrance implements Listener<Socket> {
     const opened = this.#opened;
     this.#opened = undefined;
     if (opened === undefined) return;
-    const { listening, listener } = opened;
+    const { listening, listener, ended } = opened;
     listener.close();
     listening.close();
-    if (listener instanceof ProxyListener || listener instanceof TlsListener) {
-      this.#ended = Promise.all([this.#ended, listener.ended]);
-    }
+    this.#ended = Promise.all([this.#ended, ended]);
     await listening.closed;
   }
 
@@ -171,11 +203,11 @@ export class Entrance implements Listener<Socket> {
     closed: Promise<void>,
     signal: AbortSignal,
     tried: () => void,
-  ): Promise<Listener<Socket>> {
+  ): Promise<Listener<Connection>> {
     await closed;
-    for (const delays = backoff(MAX_PAUSE); !signal.aborted;) {
+    for (const delays = backoff(MAX_PAUSE); !signal.aborted; options = this.#options) {
       try {
-        const opened = open(at, options, this.#report);
+        const opened = open(at, options, this.#report, this.#closing.signal);
         this.#opened = opened;
         this.#addr = opened.listening.addr;
         return opened.listener;

@@ -9,6 +9,7 @@
 import { parseEndpoint } from "./address.ts";
 import { parseRule } from "./rules.ts";
 import { type Option, OPTIONS } from "./usage.ts";
+import { isWebSocketUrl } from "./web_socket_address.ts";
 
 /** A corrected value, and what was wrong. */
 interface Fix {
@@ -168,6 +169,8 @@ function splitList(text: string): string[] {
 
 /** Suggests a valid value for an option, such as `--forward`. */
 export function valueHint(name: string, option: Option, text: string): string | undefined {
+  // The path and the value of a header may be secrets.
+  if (option.value === "HEADER" || (option.isUrl && isWebSocketUrl(text))) return undefined;
   const fix = (item: string) => fixValue(option, item, name === "--reverse");
   const items = splitList(text);
   if (items.length > 1) {

@@ -278,7 +278,10 @@ export type TunnelEvent =
  * ```
  */
 export interface ServeTunnelOptions extends TunnelOptions {
-  /** LISTEN: the address to accept clients on. */
+  /**
+   * LISTEN: the address to accept clients on. With `ws://HOST:PORT/PATH` or, with `cert`, `wss://HOST:PORT/PATH` clients
+   * connect with WebSockets. Other paths are answered with status 404, so a path acts as an additional secret.
+   */
   listen: string;
   /** TARGET of every stream. Default: each stream requests its target, which `allow` must contain. */
   target?: string | undefined;
@@ -326,6 +329,11 @@ export interface ServeTunnelOptions extends TunnelOptions {
    * `cert` and `key`. Default: clients show no certificate.
    */
   clientCa?: string | undefined;
+  /**
+   * `http://HOST:PORT`: a web server for requests that are not WebSockets at the path of `listen`. It receives them, and
+   * all that follows on their connections, unchanged. Requires a `listen` of `ws://` or `wss://`. Default: none.
+   */
+  backend?: string | undefined;
 }
 
 /**
@@ -427,10 +435,12 @@ export interface TunnelRequest {
  */
 export interface OpenTunnelOptions extends TunnelOptions {
   /**
-   * TARGET: the address of the server, or those of several servers in the order of preference. With several, the client
-   * is connected to each: a new connection uses the first that is up, and `reverse` is listened for at all of them. The
-   * other options are common to all. A server that refuses the client is reported and left out; without an answer from
-   * any, or if all refuse, `openTunnel` rejects with the error of one as its `cause`.
+   * TARGET: the address of the server; or `ws://HOST:PORT/PATH` or `wss://HOST:PORT/PATH` to connect with a WebSocket, the
+   * latter with TLS; the port may be absent, and the path does not appear in errors and events. Or the addresses of
+   * several servers in the order of preference: the client is then connected to each, a new connection uses the first
+   * that is up, and `reverse` is listened for at all of them. The other options are common to all. A server that refuses
+   * the client is reported and left out; without an answer from any, or if all refuse, `openTunnel` rejects with the
+   * error of one as its `cause`.
    */
   connect: string | readonly string[];
   /**
@@ -466,7 +476,7 @@ export interface OpenTunnelOptions extends TunnelOptions {
   proxyAuth?: string | undefined;
   /** The name of the user that `secret` belongs to, on a server with `users`. Default: none. */
   user?: string | undefined;
-  /** Whether to connect with TLS. Default: `true` if `ca`, `cert` or `pin` is set. */
+  /** Whether to connect with TLS. Default: `true` if `ca`, `cert` or `pin` is set, or `connect` begins with `wss://`. */
   tls?: boolean | undefined;
   /** CA certificates to trust besides the system's, in PEM. */
   ca?: string | undefined;
@@ -489,6 +499,11 @@ export interface OpenTunnelOptions extends TunnelOptions {
    * Default: none.
    */
   pin?: string | undefined;
+  /**
+   * Headers of the request for the WebSocket, each `NAME: VALUE` in printable ASCII, except those of the handshake itself.
+   * Requires a `connect` of `ws://` or `wss://`. Default: `[]`.
+   */
+  headers?: readonly string[] | undefined;
   /** The version of smux. Default: 2. */
   version?: Version | undefined;
   /**
@@ -654,9 +669,9 @@ export interface TunnelServer extends Tunnel {
    * the new options. Open connections continue, except those of a user who has been removed from `users`, which end. An
    * address that `allowListen` does not contain any more is not listened on any more.
    *
-   * A new `listen` is listened on before the old one is closed. With another `cert`, `key`, `clientCa` or `acceptProxy` at
-   * the same address, connections are refused for a moment. Clients stay connected, except those without a certificate
-   * when `clientCa` is new.
+   * A new `listen` is listened on before the old one is closed. With another `cert`, `key`, `clientCa`, `acceptProxy` or
+   * scheme at the same address, connections are refused for a moment. Clients stay connected, also if the path changes,
+   * except those without a certificate when `clientCa` is new.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.
    *
@@ -707,7 +722,7 @@ export interface TunnelClient extends Tunnel {
    * `reverse` or `reverseSocks` that stays is not interrupted, also if only its target changes. An address that is not in the options any more is
    * not listened on any more. Open connections continue.
    *
-   * With another `connect`, `tls`, `cert`, `key`, `pin`, `proxy`, `user` or `version` the client connects anew before it
+   * With another `connect`, `headers`, `tls`, `cert`, `key`, `pin`, `proxy`, `user` or `version` the client connects anew before it
    * leaves the old connection, which ends with its last forwarded connection. Of several servers, those that stay are not interrupted. If none
    * stays, one of the new ones must be reached; else they are connected to afterwards, and failures are reported.
    *
@@ -748,7 +763,7 @@ export class TunnelRefusedError extends Error {
   override readonly name = "TunnelRefusedError";
   /**
    * The HTTP status: 403 not allowed, 407 wrong or missing secret, 429 limit of the user reached, 500 `authorize` failed,
-   * 502 cannot connect or listen, other 4xx malformed request.
+   * 501 the server never listens, 502 cannot connect or listen, other 4xx malformed request.
    */
   readonly status: number;
 

@@ -12,6 +12,7 @@ import type { ServeTunnelOptions } from "./options.ts";
 import { readProxyHeader } from "./proxy_protocol.ts";
 import type { Listening, Socket } from "./socket.ts";
 import { withDeadline } from "./wait.ts";
+import { withoutScheme } from "./web_socket_address.ts";
 
 /**
  * Checks the addresses of proxies.
@@ -24,7 +25,7 @@ export function checkProxies(
 ): Networks | undefined {
   if (acceptProxy.length === 0) return undefined;
   const isProxy = parseNetworks("acceptProxy", acceptProxy);
-  if (parseEndpoint("listen", listen, 0).path !== undefined) {
+  if (parseEndpoint("listen", withoutScheme("listen", listen), 0).path !== undefined) {
     throw new RangeError(`acceptProxy requires listen to be HOST:PORT, received "${listen}"`);
   }
   // Deno starts TLS with the first byte of a connection, which is the first of the header.

@@ -133,7 +133,7 @@ export class Reverses {
         return await this.#bind(link, session, reverse);
       } catch (error) {
         const { activity, stopping } = this.#host;
-        const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500;
+        const mayBecomeFree = error instanceof TunnelRefusedError && error.status >= 500 && error.status !== 501;
         if (!this.#host.current().retry || !mayBecomeFree || stopping.aborted) throw error;
         activity.report(error);
       }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { serve, type Server, type Session, type Stream } from "../mod.ts";
+import { type Connection, type Listener, serve, type Server, type Session, type Stream } from "../mod.ts";
 import { resumableListener } from "../resume.ts";
 import { Access } from "./access.ts";
 import type { Route } from "./accounting.ts";
@@ -28,6 +28,8 @@ import { checkStatus, StatusServer } from "./status.ts";
 import { VERSION } from "./version.ts";
 import { visitorHeader } from "./visitor.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
+import { checkWeb } from "./web_listener.ts";
+import { withoutScheme } from "./web_socket_address.ts";
 
 /**
  * Starts the server's end of a tunnel, for any number of clients. When the server cannot connect to a target, the
@@ -91,8 +93,10 @@ export function checkOptions(options: ServeTunnelOptions): void {
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }
-  parseEndpoint("listen", listen, 0);
-  if (cert !== undefined) checkTls("listen", listen);
+  const at = withoutScheme("listen", listen);
+  parseEndpoint("listen", at, 0);
+  if (cert !== undefined) checkTls("listen", at);
+  checkWeb(options);
   checkClientCa(options);
   checkProxies(options);
   checkSecret(secret);
@@ -111,9 +115,7 @@ export function checkOptions(options: ServeTunnelOptions): void {
       throw new RangeError("target cannot be combined with users or authorize");
     }
   }
-  if (cert === undefined || (secret ?? users ?? clientCa) === undefined) {
-    checkExposed("listen", listen, options.insecure);
-  }
+  if (cert === undefined || (secret ?? users ?? clientCa) === undefined) checkExposed("listen", at, options.insecure);
   // Checks the users and the rules.
   new Access(options, () => {});
 }
@@ -123,11 +125,28 @@ function namesOf({ allow = [], users = [] }: ServeTunnelOptions): Set<string> {
   return new Set([allow, ...users.map(({ allow = [] }) => allow)].flat());
 }
 
+/** Whether a request was refused by the rules. */
+function isForbidden(error: unknown): boolean {
+  return error instanceof TunnelRefusedError && error.status === 403;
+}
+
 /** Options of sessions, which a running server keeps. */
 const FIXED = ["stalledStreamTimeout", "keepAliveInterval", "timeout", "maxStreams", "maxReceiveBuffer"] as const;
 
+/** Where the clients of a server come from. */
+export interface ServerEntrance extends Listener<Connection> {
+  /** The address, for messages. */
+  readonly addr: string;
+  /** Settles after `close`, when no handshake is in progress. */
+  readonly ended: Promise<unknown>;
+  /** Whether it is not an address of this process, which may then be unable to listen at any. */
+  readonly isHandler?: boolean;
+  /** Accepts new connections with other options. */
+  replace(options: ServeTunnelOptions): Promise<void>;
+}
+
 /** The server's end of a tunnel. */
-class ServerEnd {
+export class ServerEnd {
   readonly finished: Promise<void>;
   #options: ServeTunnelOptions;
   readonly #access: Access;
@@ -140,7 +159,7 @@ class ServerEnd {
   /** The entries of `allow`, as they were written. */
   #named: ReadonlySet<string>;
   readonly #activity: Activity;
-  readonly #entrance: Entrance;
+  readonly #entrance: ServerEntrance;
   readonly #server: Server;
   /** Aborts when nothing new may begin. */
   readonly #stopping = new AbortController();
@@ -148,7 +167,8 @@ class ServerEnd {
   /** Settles when the last update has ended. */
   #updated: Promise<unknown> = Promise.resolve();
 
-  constructor(options: ServeTunnelOptions) {
+  /** @param entrance Where clients come from. Default: the address of the options. */
+  constructor(options: ServeTunnelOptions, entrance?: ServerEntrance) {
     checkOptions(options);
     const { session, silence } = limitsOf(options);
     this.#about = `Server: sluice/${VERSION}\r\nTimeout: ${session.timeout ?? 30_000}\r\n`;
@@ -156,7 +176,7 @@ class ServerEnd {
     this.#named = namesOf(options);
     this.#activity = new Activity(options);
     this.#access = new Access(options, this.#activity.report);
-    this.#entrance = new Entrance(options, this.#activity.report);
+    this.#entrance = entrance ?? new Entrance(options, this.#activity.report);
     try {
       this.#status = this.#serveStatus(options.status);
     } catch (error) {
@@ -330,7 +350,11 @@ class ServerEnd {
   /** Connects or listens for a request, if it is allowed; returns the stream if it only proves the secret. */
   async #open(request: Request, stream: Stream, session: Session): Promise<Listening | Socket | Stream> {
     const { signal } = this.#stopping;
-    const permit = await this.#access.check(request, session, signal, stream);
+    const permit = await this.#access.check(request, session, signal, stream).catch((error) => {
+      throw request.method === "BIND" && this.#neverListens && isForbidden(error)
+        ? new TunnelRefusedError(501, "this server cannot listen: it is a handler without allowListen")
+        : error;
+    });
     this.#activity.setUser(session, this.#access.userOf(session));
     if (permit === undefined) {
       if (request.method === "MEASURE") this.#measure(session, stream);
@@ -351,6 +375,13 @@ class ServerEnd {
       throw error;
     }
     return listening;
+  }
+
+  /** Whether no client may make this process listen, which it may be unable to. */
+  get #neverListens(): boolean {
+    const { allowListen = [], users = [] } = this.#options;
+    const rules = [...allowListen, ...users.flatMap(({ allowListen = [] }) => allowListen)];
+    return this.#entrance.isHandler === true && rules.length === 0;
   }
 
   /** Counts a measurement until its stream has ended: each takes all that the link has. */

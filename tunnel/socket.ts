@@ -260,8 +260,9 @@ export async function secure(
   hostname: string,
   caCerts: string[],
   signal: AbortSignal,
+  alpnProtocols?: string[],
 ): Promise<Deno.TlsConn> {
-  const secured = await Deno.startTls(connection, { hostname, caCerts });
+  const secured = await Deno.startTls(connection, { hostname, caCerts, ...alpnProtocols && { alpnProtocols } });
   const off = onAbort(signal, () => secured[Symbol.dispose]());
   // Without a deadline the handshake with a silent server never settles.
   await withDeadline(secured, secured.handshake()).catch((error) => {

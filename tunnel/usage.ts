@@ -21,6 +21,8 @@ export type Kind =
   | "CIDR"
   | "URL"
   | "SHA256"
+  | "HTTP-URL"
+  | "HEADER"
   | "text|json";
 
 /** An option of a command. */
@@ -29,6 +31,8 @@ export interface Option {
   value?: Kind;
   /** Whether it may be repeated. */
   isList?: true;
+  /** Whether its value may also be the URL of a WebSocket. */
+  isUrl?: true;
   /** Whether its value may contain wildcards. */
   isRule?: true;
   /** Whether its file is written, not read. */
@@ -43,7 +47,11 @@ export interface Option {
 type Options = Record<string, Option>;
 
 const SERVER: Options = {
-  listen: { value: "LISTEN", help: "accept clients at this address" },
+  listen: {
+    value: "LISTEN",
+    isUrl: true,
+    help: "accept clients at this address, or at ws[s]://HOST:PORT/PATH, where the path is a secret",
+  },
   target: { value: "TARGET", help: "connect each stream of any smux client to TARGET" },
   allow: {
     value: "TARGET",
@@ -69,13 +77,16 @@ const SERVER: Options = {
     value: "FILE",
     help: "clients must show a certificate of these CAs, PEM; its name is the user",
   },
+  backend: { value: "HTTP-URL", help: "http://HOST:PORT, for requests that are not from ws[s]:// clients" },
 };
 const CLIENT: Options = {
   connect: {
     value: "TARGET",
     isList: true,
-    help: "address of the server; repeated: several, of which new connections use the first that is up",
+    isUrl: true,
+    help: "address of the server, or ws[s]://HOST:PORT/PATH; repeated: new connections use the first that is up",
   },
+  header: { value: "HEADER", isList: true, help: "'NAME: VALUE' in the request for the WebSocket" },
   forward: {
     value: "LISTEN=TARGET",
     isList: true,
@@ -160,6 +171,7 @@ const IDLE: Options = {
 };
 const CHECKED = [
   "connect",
+  "header",
   "forward",
   "reverse",
   "tls",

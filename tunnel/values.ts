@@ -14,6 +14,8 @@ import { parsePin } from "./pin.ts";
 import { parseRule } from "./rules.ts";
 import { parseProxy } from "./upstream.ts";
 import { type Option, OPTIONS } from "./usage.ts";
+import { isWebSocketUrl, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
+import { checkHeaders } from "./web_socket_handshake.ts";
 
 /** A malformed command line; the message is one line. */
 export class UsageError extends Error {
@@ -30,8 +32,11 @@ export class UsageError extends Error {
 export const isPipe = (text: string) => /^-(=|$)/.test(text);
 
 /** Throws a `RangeError` for a malformed value. */
-function checkValue(name: string, { value, isRule }: Option, text: string): void {
+function checkValue(name: string, { value, isRule, isUrl }: Option, text: string): void {
   if (isRule) parseRule(name, text);
+  else if (isUrl && isWebSocketUrl(text)) parseWebSocketUrl(name, text, value === "LISTEN" ? 0 : 1);
+  else if (value === "HEADER") checkHeaders(name, [text]);
+  else if (value === "HTTP-URL") parseBackend(name, text);
   else if (value === "LISTEN") parseEndpoint(name, text, 0);
   else if (value === "TARGET") parseEndpoint(name, text, 1);
   else if (value === "HOST") parseHost(name, text);

@@ -19,7 +19,7 @@ export const HANDSHAKE_TIMEOUT = 10_000;
 export const CONNECT_TIMEOUT = 10_000;
 
 /** Waits for a step of a handshake; closes the connection when it exceeds the timeout. */
-export async function withDeadline<T>(connection: DuplexConnection, step: Promise<T>): Promise<T> {
+export async function withDeadline<T>(connection: Pick<DuplexConnection, "close">, step: Promise<T>): Promise<T> {
   let isLate = false;
   const clear = setDeadline(() => {
     isLate = true;
