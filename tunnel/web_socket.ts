@@ -1,5 +1,5 @@
 /**
- * A WebSocket as a connection, over any connection. See docs/decisions/010-own-websocket-framing.md.
+ * A WebSocket as a connection, over any connection. See docs/decisions/014-own-websocket-framing.md.
  *
  * @module
  */
