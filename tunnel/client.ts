@@ -6,19 +6,24 @@
 
 import { type DuplexConnection, type Session, SessionClosedError, type Stream } from "../mod.ts";
 import { Activity } from "./activity.ts";
-import { format, parseEndpoint } from "./address.ts";
+import { format, parseEndpoint, splitUdp, UDP } from "./address.ts";
 import { writeAll } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { type Credentials, request, serveRequest } from "./handshake.ts";
 import { Link, type LinkSettings } from "./link.ts";
+import { checkFree, type Listener, listenTo } from "./listen.ts";
 import { type OpenTunnelOptions, type TunnelClient, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
 import { checkOptions, linkSettings, type Settings } from "./settings.ts";
-import { checkRuntime, dial, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
+import { checkRuntime, dial, resetting, type Socket } from "./socket.ts";
 import { speakSocks } from "./socks5.ts";
+import { associate } from "./socks_udp.ts";
 import { type StatusListener, StatusServer } from "./status.ts";
+import { UDP_TIMEOUT } from "./udp_flow.ts";
+import { forwardDatagrams, forwardToPeer } from "./udp_forward.ts";
+import { dialUdp, UdpListening, UdpPeer } from "./udp_socket.ts";
 import { parseAddress, proxyHeaderOf } from "./visitor.ts";
 import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
@@ -152,7 +157,9 @@ class Client {
   /** Listens again after the server could not be reached. */
   async #available(): Promise<void> {
     this.#unavailable = new AbortController();
-    await Promise.all(this.#settings.locals.map((local) => this.#listenAgain(local)));
+    // Those for datagrams were not closed.
+    const closed = this.#settings.locals.filter(({ listening }) => !(listening instanceof UdpListening));
+    await Promise.all(closed.map((local) => this.#listenAgain(local)));
   }
 
   get finished(): Promise<void> {
@@ -168,9 +175,9 @@ class Client {
     try {
       this.#status = this.#serveStatus(this.#options.status);
       // Before the server is there, which may take long: an address may be in use.
-      for (const { listen } of this.#settings.locals) listenOn(listen).close();
+      for (const { listen } of this.#settings.locals) await checkFree(listen);
       const bound = await this.#connectAndBind();
-      for (const local of this.#settings.locals) this.#listen(local, await listenToForward(local.listen));
+      for (const local of this.#settings.locals) this.#listen(local, await listenTo(local.listen));
       this.#isOpen = true;
       this.#keepAllBound(this.#link, this.#link.session!, bound);
     } catch (error) {
@@ -244,11 +251,14 @@ class Client {
     return { secret, user };
   }
 
-  async #connect(target?: string): Promise<Stream> {
+  /** Milliseconds without a datagram after which a source is forgotten. */
+  readonly #udpTimeout = () => this.#options.udpTimeout ?? UDP_TIMEOUT;
+
+  async #connect(target?: string, method: "CONNECT" | "CONNECT-UDP" = "CONNECT"): Promise<Stream> {
     if (target !== undefined) parseEndpoint("target", target, 1);
     const session = await this.#ready();
     if (target === undefined) return await session.openStream();
-    return (await request(session, "CONNECT", target, this.#credentials)).stream;
+    return (await request(session, method, target, this.#credentials)).stream;
   }
 
   /** Waits until the server can be reached. */
@@ -276,14 +286,14 @@ class Client {
     const locals = compareLocals(this.#settings.locals, wanted.locals);
     const reverses = compareReverses(this.#settings.reverse.values(), wanted.reverse.values());
     const hasNewStatus = options.status !== this.#options.status;
-    const opened = new Map<Local, Listening>();
+    const opened = new Map<Local, Listener>();
     const bound = new Map<Reverse, Stream>();
     const { session } = this.#link;
     let status: StatusServer | undefined;
     let link: Link | undefined;
     try {
       for (const { place, mustWait } of locals.added) {
-        if (!mustWait) opened.set(place, await listenToForward(place.listen));
+        if (!mustWait) opened.set(place, await listenTo(place.listen));
       }
       if (hasNewStatus) status = this.#serveStatus(options.status);
       const settings = linkSettings(options, wanted);
@@ -356,7 +366,7 @@ class Client {
   /** Stops what was removed, and listens at new addresses. */
   async #changeLocals(
     { kept, added, removed }: Changes<Local>,
-    opened: ReadonlyMap<Local, Listening>,
+    opened: ReadonlyMap<Local, Listener>,
   ): Promise<void> {
     for (const place of removed) place.removed.abort();
     for (const [{ listen, target, isSocks, isProxied, route }, place] of kept) {
@@ -406,15 +416,17 @@ class Client {
   }
 
   /** Forwards connections that are accepted at an address to the server. */
-  #listen(local: Local, listening: Listening): void {
+  #listen(local: Local, listening: Listener): void {
     local.addr = listening.addr;
     local.listening = listening;
+    if (listening instanceof UdpListening) return this.#listenUdp(local, listening);
     const open = async (from: Socket) => {
       const { target, isSocks, isProxied } = local;
       let to = target;
       const stream = isSocks
-        ? await speakSocks(from, (asked) => this.#connect(to = asked))
+        ? await speakSocks(from, (asked) => this.#connect(to = asked), () => this.#associate(local, from))
         : await this.#connect(target).catch(resetting(from));
+      if (stream === undefined) return undefined;
       if (isProxied) await writeFirst(stream, proxyHeaderOf(from));
       return { stream, to };
     };
@@ -423,11 +435,31 @@ class Client {
     this.#track(all.then(({ forwarded }) => forwarded));
   }
 
+  /** Forwards datagrams to the server. Without a connection to it they are dropped, but the address stays. */
+  #listenUdp(local: Local, listening: UdpListening): void {
+    const { route, removed } = local;
+    const open = async () => {
+      const { target } = local;
+      return { stream: await this.#connect(target, "CONNECT-UDP"), to: target };
+    };
+    const signal = AbortSignal.any([this.#stopping.signal, removed.signal]);
+    this.#track(
+      forwardDatagrams(this.#activity, listening, { open, route, signal, timeout: this.#udpTimeout }),
+    );
+  }
+
+  /** Forwards the datagrams of a SOCKS client until its connection ends. */
+  #associate({ route }: Local, from: Socket): Promise<void> {
+    const connect = (target: string) => this.#connect(target, "CONNECT-UDP");
+    const { signal } = this.#stopping;
+    return associate(this.#activity, from, { connect, route, signal, timeout: this.#udpTimeout });
+  }
+
   /** Listens at an address, where the client may have listened before; if that fails, again and again. */
   async #listenAgain(local: Local, delays = backoff(MAX_BIND_PAUSE)): Promise<void> {
     const signal = AbortSignal.any([this.#unavailable.signal, this.#stopping.signal, local.removed.signal]);
     try {
-      const listening = await listenToForward(local.addr ?? local.listen);
+      const listening = await listenTo(local.addr ?? local.listen);
       if (signal.aborted) listening.close();
       else this.#listen(local, listening);
     } catch (error) {
@@ -452,27 +484,33 @@ class Client {
 
   async #answer(stream: Stream): Promise<void> {
     let visitor: ProxyAddress | undefined;
-    let to: string | undefined;
-    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
+    let [listen, to] = ["", ""];
+    const { opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
       // The server asks whether this end is alive.
       if (method === "OPTIONS") return stream;
-      const found = method === "CONNECT" ? this.#settings.reverse.get(address) : undefined;
+      const isUdp = method === "CONNECT-UDP";
+      listen = isUdp ? `${UDP}${address}` : address;
+      const found = isUdp || method === "CONNECT" ? this.#settings.reverse.get(listen) : undefined;
       if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
       visitor = parseAddress(forwardedFor ?? "");
       to = found.target;
-      const socket = await dial(to, stream, { connectTimeout: this.#options.connectTimeout });
+      const { connectTimeout } = this.#options;
+      if (isUdp) return await dialUdp(to, stream, { connectTimeout });
+      const socket = await dial(to, stream, { connectTimeout });
       if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(found.addr ?? "")));
       return socket;
     });
     if (opened === stream) return;
     const from = visitor === undefined ? this.serverAddr : format(visitor);
-    const route = { kind: "reverse" as const, user: undefined, forward: `${address}=${to}`, from, to };
+    const route = { kind: "reverse" as const, user: undefined, forward: `${listen}=${to}`, from, to };
+    if (opened instanceof UdpPeer) return await forwardToPeer(this.#activity, stream, opened, route, this.#udpTimeout);
     await forwardStream(this.#activity, stream, opened as Socket, `to ${to}`, route);
   }
 
   /** Requests the server to listen, until the returned stream ends. */
   async #bind(session: Session, reverse: Reverse): Promise<Stream> {
-    const { stream, addr } = await request(session, "BIND", reverse.listen, this.#credentials);
+    const [isUdp, address] = splitUdp(reverse.listen);
+    const { stream, addr } = await request(session, isUdp ? "BIND-UDP" : "BIND", address, this.#credentials);
     reverse.addr = addr;
     return stream;
   }

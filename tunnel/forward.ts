@@ -25,7 +25,7 @@ export interface Opened {
 }
 
 /**
- * Forwards each accepted connection over the stream that `open` returns for it.
+ * Forwards each accepted connection over the stream that `open` returns for it; without one, `open` has served it.
  *
  * @param route What the connections have in common, for events and sums.
  * @param signal Stops accepting on abort.
@@ -35,7 +35,7 @@ export interface Opened {
 export async function forwardAll(
   activity: Activity,
   listening: Listening,
-  open: (from: Socket) => Promise<Opened>,
+  open: (from: Socket) => Promise<Opened | undefined>,
   route: Pick<Route, "kind" | "user" | "forward">,
   signal: AbortSignal,
   cut?: AbortSignal,
@@ -45,7 +45,9 @@ export async function forwardAll(
     // Not `using`, which Node 20 cannot parse: an import of the tunnel would fail there.
     try {
       const off = onAbort(cut, () => socket[Symbol.dispose]());
-      const { stream, to } = await open(socket).finally(off);
+      const opened = await open(socket).finally(off);
+      if (opened === undefined) return;
+      const { stream, to } = opened;
       const from = formatPeer(socket.remoteAddr);
       await forwardStream(activity, stream, socket, `from ${from ?? UNNAMED}`, { ...route, from, to });
     } finally {

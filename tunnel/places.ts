@@ -5,12 +5,13 @@
  */
 
 import type { Route } from "./accounting.ts";
-import { format, parseEndpoint } from "./address.ts";
+import { format, parseEndpoint, splitUdp, UDP } from "./address.ts";
+import type { Listener } from "./listen.ts";
 import { overlaps } from "./ports.ts";
-import type { Listening } from "./socket.ts";
 
 /** An entry of `forward`, `socks` or `reverse`. */
 interface Place {
+  /** With `udp:` for datagrams. */
   listen: string;
   /** Whether the target expects a header of the PROXY protocol. */
   isProxied: boolean;
@@ -27,7 +28,7 @@ export interface Local extends Place {
   isSocks: boolean;
   /** For events and sums. */
   readonly route: Pick<Route, "kind" | "user" | "forward">;
-  listening: Listening | undefined;
+  listening: Listener | undefined;
 }
 
 /** An entry of `reverse`: the server listens. */
@@ -49,7 +50,8 @@ export function makeReverse(parsed: Pick<Reverse, "listen" | "target" | "isProxi
 }
 
 function normalize(listen: string): string {
-  return format(parseEndpoint("listen", listen, 0));
+  const [isUdp, address] = splitUdp(listen);
+  return `${isUdp ? UDP : ""}${format(parseEndpoint("listen", address, 0))}`;
 }
 
 /** The difference between the entries that are listened on and new ones. */

@@ -6,10 +6,10 @@
 
 import type { Session, Stream } from "../mod.ts";
 import type { Account, Permit } from "./access.ts";
-import { format, parseEndpoint } from "./address.ts";
+import { format, parseEndpoint, splitUdp, UDP } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { request } from "./handshake.ts";
-import { type Listening, listenToForward } from "./socket.ts";
+import { type Listener, listenTo } from "./listen.ts";
 import { sleep } from "./wait.ts";
 
 /**
@@ -20,7 +20,7 @@ export const PROBE_TIMEOUT = 4000;
 
 /** An address that the server listens on for a client. */
 interface Holder {
-  listening: Listening;
+  listening: Listener;
   permit: Permit;
   account: Account;
   session: Session;
@@ -40,15 +40,16 @@ export class Ports {
    *
    * @param signal Ends the wait for a silent client.
    */
-  async listen(permit: Permit, session: Session, stream: Stream, signal: AbortSignal): Promise<Listening> {
-    const { account, endpoint: { path, port }, addresses } = permit;
+  async listen(permit: Permit, session: Session, stream: Stream, signal: AbortSignal): Promise<Listener> {
+    const { account, method, endpoint: { path, port }, addresses } = permit;
     // A host name may have several addresses; the first is the preferred one.
-    const addr = path === undefined ? format({ hostname: addresses[0]!, port }) : format({ path });
+    const place = path === undefined ? format({ hostname: addresses[0]!, port }) : format({ path });
+    const addr = method === "BIND-UDP" ? `${UDP}${place}` : place;
     await this.#vacate(addr, account, session, signal);
     const free = account.ports.take();
-    let listening: Listening;
+    let listening: Listener;
     try {
-      listening = await listenToForward(addr);
+      listening = await listenTo(addr);
     } catch (error) {
       free();
       throw error;
@@ -107,7 +108,9 @@ export class Ports {
 /** Whether two addresses cannot be listened on at the same time. */
 export function overlaps(one: string, other: string): boolean {
   if (one === other) return !/:0$/.test(one) || one.startsWith("unix:");
-  const [a, b] = [one, other].map((addr) => parseEndpoint("listen", addr, 0));
+  const [[isUdp, first], [isOtherUdp, second]] = [splitUdp(one), splitUdp(other)];
+  if (isUdp !== isOtherUdp) return false;
+  const [a, b] = [first, second].map((addr) => parseEndpoint("listen", addr, 0));
   if (a!.path !== undefined || b!.path !== undefined || a!.port !== b!.port || a!.port === 0) return false;
   const isAll = (hostname: string) => hostname === "0.0.0.0" || hostname === "::";
   return a!.hostname.includes(":") === b!.hostname.includes(":") && (isAll(a!.hostname) || isAll(b!.hostname));

@@ -40,6 +40,7 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
   if (user !== undefined) checkName("user", user);
   if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
   checkTimeout("connectTimeout", options.connectTimeout);
+  checkTimeout("udpTimeout", options.udpTimeout);
   const locals = [
     ...(options.forward ?? []).map((text) => makeLocal({ ...parseForward("forward", text), isSocks: false })),
     ...(options.socks ?? []).map((listen) => makeLocal({ listen, target: undefined, isSocks: true, isProxied: false })),

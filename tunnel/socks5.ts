@@ -14,6 +14,7 @@ const VERSION = 5;
 const NO_AUTHENTICATION = 0;
 const NO_ACCEPTABLE_METHOD = 255;
 const CONNECT = 1;
+const UDP_ASSOCIATE = 3;
 
 // Address types.
 const IPV4 = 1;
@@ -27,12 +28,18 @@ const CONNECTION_REFUSED = 5;
 const COMMAND_NOT_SUPPORTED = 7;
 const ADDRESS_NOT_SUPPORTED = 8;
 
-/** Reads the target of a client, connects to it, and replies. */
-export async function speakSocks<T extends { close(): void }>(
+/**
+ * Reads the target of a client, connects to it, and replies.
+ *
+ * @param associate Serves UDP ASSOCIATE, and replies. Default: the command is refused.
+ */
+export async function speakSocks<T extends { close(): void }, U = never>(
   client: DuplexConnection,
   connect: (target: string) => Promise<T>,
-): Promise<T> {
-  const target = await withDeadline(client, readTarget(client));
+  associate?: () => Promise<U>,
+): Promise<T | U> {
+  const target = await withDeadline(client, readTarget(client, associate !== undefined));
+  if (target === undefined) return await associate!();
   let connected: T;
   try {
     connected = await connect(target);
@@ -47,7 +54,8 @@ export async function speakSocks<T extends { close(): void }>(
   return connected;
 }
 
-async function readTarget(client: DuplexConnection): Promise<string> {
+/** Reads the target of CONNECT; `undefined` for UDP ASSOCIATE. */
+async function readTarget(client: DuplexConnection, hasUdp: boolean): Promise<string | undefined> {
   const [version, count] = await readExactly(client, 2);
   checkVersion(version!);
   const isAccepted = (await readExactly(client, count!)).includes(NO_AUTHENTICATION);
@@ -59,6 +67,8 @@ async function readTarget(client: DuplexConnection): Promise<string> {
   checkVersion(again!);
   const hostname = await readHostname(client, type!);
   const [high, low] = await readExactly(client, 2);
+  // Its address is that of the client, often zeros.
+  if (command === UDP_ASSOCIATE && hasUdp) return undefined;
   if (command !== CONNECT) {
     const error = new Error(`unsupported SOCKS command ${command}, expected ${CONNECT} (CONNECT)`);
     return await refuse(client, COMMAND_NOT_SUPPORTED, error);
