@@ -31,6 +31,8 @@ interface Holder {
 /** The addresses that a server listens on for its clients. */
 export class Ports {
   readonly #holders = new Set<Holder>();
+  /** Those that were released, until their addresses are free. */
+  readonly #closing = new Set<Listener>();
   /** Whether a session is silent, while that is being found out. */
   readonly #probes = new Map<Session, Promise<boolean>>();
 
@@ -55,11 +57,13 @@ export class Ports {
       throw error;
     }
     const holder = { listening, permit, account, session, release };
-    const holders = this.#holders;
+    const [holders, closing] = [this.#holders, this.#closing];
     function release(): void {
-      holders.delete(holder);
+      if (!holders.delete(holder)) return;
       free();
+      closing.add(listening);
       listening.close();
+      listening.closed.finally(() => closing.delete(listening));
     }
     holders.add(holder);
     stream.closed.then(release, release);
@@ -79,6 +83,7 @@ export class Ports {
    * @throws {Error} A client that is not silent, or of another account, holds it.
    */
   async #vacate(addr: string, account: Account, session: Session, signal: AbortSignal): Promise<void> {
+    for (const { addr: other, closed } of this.#closing) if (overlaps(other, addr)) await closed;
     for (let holder; (holder = this.#find(addr)) !== undefined;) {
       const isOwn = holder.session === session;
       const mayTake = !isOwn && holder.account === account && await this.#isSilent(holder.session, signal);

@@ -116,6 +116,7 @@ export async function associate(activity: Activity, client: Socket, options: Ass
   } finally {
     off();
     socket.close();
+    await socket.closed;
     await flows.close();
   }
 }
