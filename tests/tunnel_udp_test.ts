@@ -9,6 +9,7 @@ import { request } from "../tunnel/handshake.ts";
 import { resolver } from "../tunnel/resolve.ts";
 import { Flow, MAX_QUEUE, MAX_QUEUE_BYTES } from "../tunnel/udp_flow.ts";
 import { Flows, MAX_SOURCES } from "../tunnel/udp_flows.ts";
+import { hasPrograms, run, watch } from "./programs.ts";
 import { bytes, freePort, pattern, readSome, text, writeAll } from "./support.ts";
 import {
   dial,
@@ -25,7 +26,7 @@ import {
   readHead,
   say,
 } from "./tunnel_support.ts";
-import { ask, bind, makeUdpTarget } from "./udp_support.ts";
+import { answerDns, ask, bind, makeUdpTarget } from "./udp_support.ts";
 
 const ANY = { allow: ["udp:127.0.0.1:*", "udp:localhost:*"], allowListen: ["udp:127.0.0.1:*"] };
 
@@ -607,4 +608,66 @@ Deno.test("Flows does not try a refused source again at once, and reports few re
   assertEquals(activity.stats().refused, { 429: 2 });
   assertEquals(activity.stats().dropped, 10);
   await flows.close();
+});
+
+// Programs.
+
+/** Starts the command in a process without the configuration of this package, and its flag for `Deno.listenDatagram`. */
+async function startCommand(args: string[], places: number): Promise<AsyncDisposable & { addrs: string[] }> {
+  const script = new URL("../tunnel.ts", import.meta.url).href;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "--no-config", "--no-prompt", "--allow-net", script, ...args],
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+    env: { NO_COLOR: "1" },
+  }).spawn();
+  const watched = watch(child);
+  const [printed] = await watched.until(new RegExp(`^(listening on \\S+\n){${places}}`, "m"));
+  const addrs = printed.trimEnd().split("\n").map((line) => line.slice("listening on ".length));
+  return { addrs, [Symbol.asyncDispose]: () => watched[Symbol.asyncDispose]() };
+}
+
+Deno.test("tunnel command: dig asks through --forward and --reverse", { ignore: !hasPrograms("dig") }, async () => {
+  await using dns = makeUdpTarget(answerDns);
+  const rules = ["--allow", `udp:${dns.addr}`, "--allow-listen", "udp:127.0.0.1:*"];
+  await using server = await startCommand(["server", "--listen", "0", ...rules], 1);
+  const place = `udp:0=${dns.addr}`;
+  const args = ["--connect", server.addrs[0]!, "--forward", place, "--reverse", place, "--udp-timeout", "5"];
+  await using client = await startCommand(["client", ...args], 2);
+  for (const addr of client.addrs) {
+    const port = `${portOf(addr.slice("udp:".length))}`;
+    const output = await run("dig", ["@127.0.0.1", "-p", port, "+short", "+tries=5", "+time=2", "example.test", "A"]);
+    assertEquals(text(output), "192.0.2.53\n", addr);
+  }
+});
+
+Deno.test("tunnel command: UDP requires network access to the address it sends from", async () => {
+  const script = new URL("../tunnel.ts", import.meta.url).href;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: [
+      "run",
+      "--no-config",
+      "--no-prompt",
+      "--allow-net=127.0.0.1",
+      script,
+      "server",
+      "--listen",
+      "0",
+      "--allow",
+      "udp:*:*",
+    ],
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+    env: { NO_COLOR: "1" },
+  }).spawn();
+  await using server = watch(child);
+  const [, addr] = await server.until(/^listening on (\S+)\n/m);
+  const session = await sessionOf(addr!);
+  const asking = () => request(session.session, "CONNECT-UDP", "192.0.2.1:9");
+  await assertRejects(asking, TunnelRefusedError, 'requires net access to "0.0.0.0:0"');
+  // The process goes on.
+  (await request(session.session, "CONNECT-UDP", "127.0.0.1:9")).stream.close();
+  await session.close();
 });
