@@ -334,7 +334,7 @@ for (const kind of ["forward", "reverse"] as const) {
     await using pair = await makePair({ ...ANY, udpTimeout: 100 }, asked);
     const listening = kind === "forward" ? pair.logs.client : pair.logs.server;
     using socket = bind();
-    for (const [n, sent] of ["abc", "defg"].entries()) {
+    for (const [n, sent] of ["abc", "four"].entries()) {
       await promptly(ask(socket, bytes(sent), pair.client.listenAddrs[0]!));
       for (const log of Object.values(pair.logs)) await promptly(log.until("finished", n + 1));
       const { sent: count, received, from, error, isIdle } = listening.finished[n]!;

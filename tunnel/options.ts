@@ -99,7 +99,8 @@ export interface TunnelOptions {
  * - `"unresumable"`, on a client, once: the server does not support resuming.
  * - `"finished"`: a forwarded connection has ended.
  *
- * An address is `host:port`, `[ipv6]:port` or `unix:/path`. The address of a client at a Unix socket is `undefined`.
+ * An address is `host:port`, `[ipv6]:port` or `unix:/path`, and one that is listened on for datagrams begins with `udp:`.
+ * A source of datagrams counts as a forwarded connection. The address of a client at a Unix socket is `undefined`.
  *
  * @example A line for each event
  * ```ts
