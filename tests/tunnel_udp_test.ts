@@ -610,6 +610,102 @@ Deno.test("Flows does not try a refused source again at once, and reports few re
   await flows.close();
 });
 
+Deno.test("a UDP port stays while the server cannot be reached for longer than wait, and serves again after that", async () => {
+  await using echo = makeUdpTarget();
+  const server = serveTunnel({ listen: FREE, ...ANY, onError() {}, onEvent() {} });
+  await using proxy = makeProxy(server.serverAddr);
+  const log = makeLog();
+  const client = await openTunnel({
+    connect: proxy.addr,
+    forward: [`udp:${FREE}=${echo.addr}`],
+    resume: false,
+    wait: 50,
+    ...log.options,
+  });
+  const [addr] = client.listenAddrs;
+  using socket = bind();
+  await promptly(ask(socket, bytes("before"), addr!));
+  await proxy.stop();
+  await promptly(log.until("finished"));
+  await socket.send(bytes("lost"), addr!);
+  await promptly(log.until(/cannot be reached|was lost|refused/i));
+  await eventually(() => client.stats().dropped > 0);
+  proxy.start();
+  await promptly(log.until("reconnected"));
+  assertEquals(text(await promptly(ask(socket, bytes("after"), addr!))), "after");
+  assertEquals([...client.listenAddrs], [addr!]);
+  assertEquals(log.messages().filter((message) => /listen/.test(message)), []);
+  await client.shutdown();
+  await server.shutdown();
+});
+
+Deno.test("a UDP port at all addresses answers sources of IPv4 and IPv6", { ignore: !hasIpv6() }, async () => {
+  await using echo = makeUdpTarget();
+  await using pair = await makePair(ANY, { forward: [`udp:[::]:0=${echo.addr}`], insecure: true });
+  const port = portOf(pair.client.listenAddrs[0]!.slice("udp:".length));
+  for (const host of ["127.0.0.1", "::1"]) {
+    using socket = bind(host);
+    assertEquals(
+      await promptly(ask(socket, bytes(host), host === "::1" ? `[::1]:${port}` : `${host}:${port}`)),
+      bytes(host),
+    );
+  }
+});
+
+Deno.test("Flows does not close a source that only receives, for a new one or as idle", async () => {
+  const activity = new Activity({ onEvent() {} });
+  const opened: string[] = [];
+  const arriving = new Map<string, (datagram: Uint8Array) => void>();
+  const delivered: string[] = [];
+  const flows = new Flows(activity, {
+    max: 2,
+    timeout: () => 60_000,
+    open: (key) => {
+      opened.push(key);
+      const { stream } = makeBlocked();
+      let wake = Promise.withResolvers<Uint8Array>();
+      arriving.set(key, (datagram) => wake.resolve(encodeDatagram(datagram)));
+      const ended = stream.read(new Uint8Array(1));
+      const read = async (p: Uint8Array) => {
+        const found = await Promise.race([wake.promise, ended]);
+        if (found === null || typeof found === "number") return null;
+        wake = Promise.withResolvers();
+        p.set(found);
+        return found.length;
+      };
+      return Promise.resolve({ stream: Object.assign(stream, { read }), route: { ...ROUTE, from: key } });
+    },
+    deliver: (key) => {
+      delivered.push(key);
+      return Promise.resolve(true);
+    },
+  });
+  for (const key of ["a", "b"]) flows.push(key, bytes("x"));
+  await eventually(() => activity.stats().open === 2);
+  arriving.get("a")!(bytes("answer"));
+  await eventually(() => delivered.length === 1);
+  flows.push("c", bytes("x"));
+  await eventually(() => opened.length === 3);
+  flows.push("a", bytes("x"));
+  assertEquals([opened, flows.size], [["a", "b", "c"], 2]);
+  await flows.close();
+});
+
+Deno.test("tunnel: the server listens on the same port for TCP and for UDP of one client", async () => {
+  await using tcp = makeEcho();
+  await using udp = makeUdpTarget();
+  const port = freePort();
+  await using pair = await makePair({ allowListen: ["127.0.0.1:*", "udp:127.0.0.1:*"] }, {
+    reverse: [`udp:${port}=${udp.addr}`, `${port}=${tcp.addr}`],
+  });
+  assertEquals(pair.client.listenAddrs, [`udp:127.0.0.1:${port}`, `127.0.0.1:${port}`]);
+  using socket = bind();
+  assertEquals(text(await promptly(ask(socket, bytes("abc"), `127.0.0.1:${port}`))), "abc");
+  using connection = await dial(`127.0.0.1:${port}`);
+  assertEquals(await say(connection, "hello"), "hello");
+  connection.close();
+});
+
 // Programs.
 
 /** Starts the command in a process without the configuration of this package, and its flag for `Deno.listenDatagram`. */
