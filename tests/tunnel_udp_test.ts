@@ -2,10 +2,11 @@
 
 import { assert, assertEquals, assertMatch, assertNotEquals, assertRejects, assertThrows } from "@std/assert";
 import { type Session, type Stream, StreamResetError } from "../mod.ts";
-import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError, type TunnelRequest } from "../tunnel.ts";
+import { checkTunnel, hashSecret, openTunnel, serveTunnel, TunnelRefusedError, type TunnelRequest } from "../tunnel.ts";
 import { Activity } from "../tunnel/activity.ts";
 import { encodeDatagram } from "../tunnel/datagram.ts";
 import { request } from "../tunnel/handshake.ts";
+import { eventEntry } from "../tunnel/log.ts";
 import { resolver } from "../tunnel/resolve.ts";
 import { Flow, MAX_QUEUE, MAX_QUEUE_BYTES } from "../tunnel/udp_flow.ts";
 import { Flows, MAX_SOURCES } from "../tunnel/udp_flows.ts";
@@ -704,6 +705,42 @@ Deno.test("tunnel: the server listens on the same port for TCP and for UDP of on
   using connection = await dial(`127.0.0.1:${port}`);
   assertEquals(await say(connection, "hello"), "hello");
   connection.close();
+});
+
+Deno.test("checkTunnel() checks UDP as far as the server knows, and says when it is not allowed", async () => {
+  await using echo = makeUdpTarget();
+  await using pair = await makePair(ANY);
+  const connect = pair.server.serverAddr;
+  const place = `udp:${FREE}=${echo.addr}`;
+  const checks = await Array.fromAsync(checkTunnel({ connect, forward: [place], reverse: [place] }));
+  const found = checks.filter(({ name }) => name.includes("udp")).map(({ name, isOk, text }) => ({ name, isOk, text }));
+  assertEquals(found[0], {
+    name: `forward ${place}`,
+    isOk: true,
+    text: "allowed; whether datagrams arrive is unknown",
+  });
+  assertMatch(found[1]!.text, /^allowed; the server can listen on udp:127\.0\.0\.1:\d+$/);
+  assertEquals(checks.filter(({ isOk }) => !isOk), []);
+  const refused = await Array.fromAsync(checkTunnel({ connect, forward: ["udp:0=192.0.2.1:53"] }));
+  assertMatch(refused.at(-1)!.text, /refused CONNECT-UDP 192\.0\.2\.1:53: not allowed/);
+});
+
+Deno.test("the log and the metrics name a source of UDP, its outcome and what was dropped", async () => {
+  await using echo = makeUdpTarget();
+  const place = `udp:${FREE}=${echo.addr}`;
+  await using pair = await makePair(ANY, { forward: [place, `udp:${FREE}=192.0.2.1:9`], udpTimeout: 50, status: FREE });
+  using socket = bind();
+  await promptly(ask(socket, bytes("abc"), pair.client.listenAddrs[0]!));
+  await promptly(pair.logs.client.until("finished"));
+  await socket.send(bytes("refused"), pair.client.listenAddrs[1]!);
+  await promptly(pair.logs.client.until(/not allowed/));
+  const entry = eventEntry({ ...pair.logs.client.finished[0]!, duration: 60 });
+  assertEquals(entry.text, `${socket.addr} > ${echo.addr} 3B/3B 60ms idle`);
+  assertEquals([entry.outcome, "isIdle" in entry], ["idle", false]);
+  const metrics = await (await fetch(`http://${pair.client.statusAddr}/metrics`)).text();
+  assertMatch(metrics, /^sluice_datagrams_dropped_total 1$/m);
+  const labels = `kind="forward",forward="${place}"`;
+  assert(metrics.includes(`sluice_streams_total{${labels}} 1\n`), metrics);
 });
 
 // Programs.
