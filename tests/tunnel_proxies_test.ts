@@ -66,7 +66,7 @@ async function speak(sent: Uint8Array, { auth, failure, isOpen = false }: {
     targets.push(target);
     return failure === undefined ? Promise.resolve(connected) : Promise.reject(failure);
   };
-  const speaking = speakProxy(near, connect, auth === undefined ? undefined : new ProxyAuth(auth));
+  const speaking = speakProxy(near, connect, { auth: auth === undefined ? undefined : new ProxyAuth(auth) });
   const settled = speaking.then(() => undefined, (error: unknown) => error);
   await writeAll(far, sent);
   if (!isOpen) await far.closeWrite();

@@ -46,6 +46,7 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
   if (user !== undefined) checkName("user", user);
   if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
   checkTimeout("connectTimeout", options.connectTimeout);
+  checkTimeout("udpTimeout", options.udpTimeout);
   const locals = [
     ...(options.forward ?? []).map((text) => makeLocal(parseForward("forward", text))),
     ...makeProxies(options),
