@@ -204,6 +204,43 @@ Deno.test("shutdown() of a client ends SOCKS associations, with and without a da
   for (const { connection } of [idle, busy]) assertEquals(await connection.read(new Uint8Array(1)), null);
 });
 
+/** Begins with a user and a password; returns the reply to them. */
+async function login(connection: Deno.TcpConn, password: string): Promise<number> {
+  await writeAll(connection, new Uint8Array([5, 1, 2, 1, ...named("user"), ...named(password)]));
+  const [, method, , reply] = await readSome(connection, 4);
+  assertEquals(method, 2);
+  return reply!;
+}
+
+Deno.test("tunnel: SOCKS serves UDP ASSOCIATE after the password only, also at an address of http", async () => {
+  await using echo = makeUdpTarget();
+  await using pair = await makePair(ANY, { http: [FREE], proxyAuth: "user:password" });
+  const [addr] = pair.client.listenAddrs;
+  using refused = await dial(addr!);
+  assertEquals(await login(refused, "wrong"), 1);
+  await writeAll(refused, socksRequest(3, 1, [0, 0, 0, 0], 0)).catch(() => {});
+  assertEquals(await refused.read(new Uint8Array(1)).catch(() => null), null);
+
+  using connection = await dial(addr!);
+  assertEquals(await login(connection, "password"), 0);
+  await writeAll(connection, socksRequest(3, 1, [0, 0, 0, 0], 0));
+  assertEquals(Array.from(await readSome(connection, 8)), [5, 0, 0, 1, ...IPV4]);
+  const [high, low] = await readSome(connection, 2);
+  using socket = bind();
+  const sent = wrap(1, IPV4, portOf(echo.addr), bytes("abc"));
+  assertEquals(await exchange(socket, sent, `127.0.0.1:${high! * 256 + low!}`), sent);
+  connection.close();
+  await promptly(pair.logs.client.until("finished"));
+  assertEquals(pair.logs.client.finished.map(({ kind }) => kind), ["http"]);
+});
+
+Deno.test("tunnel: reverseSocks refuses UDP ASSOCIATE", async () => {
+  await using pair = await makePair({ allowListen: ["127.0.0.1:*"] }, { reverseSocks: [FREE], allow: ["*:*"] });
+  using connection = await dial(pair.client.listenAddrs[0]!);
+  assertEquals(await askSocks(connection, socksRequest(3, 1, [0, 0, 0, 0], 0)), 7);
+  await promptly(pair.logs.client.until(/unsupported SOCKS command 3/));
+});
+
 Deno.test("tunnel: SOCKS refuses UDP ASSOCIATE at a Unix socket", async () => {
   const folder = await Deno.makeTempDir();
   const path = `${folder}/socks`;

@@ -83,7 +83,8 @@ export function isLoopback(hostname: string): boolean {
 
 /** Rejects an address that other machines can reach, unless `insecure` allows it. */
 export function checkExposed(name: string, text: string, insecure = false): void {
-  const { path, hostname } = parseEndpoint(name, splitUdp(text)[1], 0);
+  // Elsewhere "udp" is a host.
+  const { path, hostname } = parseEndpoint(name, name === "forward" ? splitUdp(text)[1] : text, 0);
   if (insecure || path !== undefined || isLoopback(hostname)) return;
   const why = name === "connect"
     ? "sending the secret to another machine requires TLS, or insecure"

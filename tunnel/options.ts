@@ -450,13 +450,13 @@ export interface OpenTunnelOptions extends TunnelOptions {
   /** LISTEN: as `socks`, for HTTP above all. The same LISTEN in both is one listener, of `socks`. Default: `[]`. */
   http?: readonly string[] | undefined;
   /**
-   * LISTEN: the server accepts the protocols of `socks`, and the client connects to the target of each request. The
+   * LISTEN: the server accepts the protocols of `socks`, except UDP ASSOCIATE, and the client connects to the target of each request. The
    * server's `allowListen` must contain LISTEN. Requires `allow`. Default: `[]`.
    */
   reverseSocks?: readonly string[] | undefined;
   /**
-   * Each TARGET that may be requested at `reverseSocks`, written as in `allow` of {@linkcode ServeTunnelOptions}. The
-   * client connects to an address that is allowed, and to no other. Default: none.
+   * Each TARGET that may be requested at `reverseSocks`, written as in `allow` of {@linkcode ServeTunnelOptions}, without
+   * `udp:`. The client connects to an address that is allowed, and to no other. Default: none.
    */
   allow?: readonly string[] | undefined;
   /**
