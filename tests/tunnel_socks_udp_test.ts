@@ -237,7 +237,7 @@ Deno.test("tunnel: SOCKS serves UDP ASSOCIATE after the password only, also at a
 Deno.test("tunnel: reverseSocks refuses UDP ASSOCIATE", async () => {
   await using pair = await makePair({ allowListen: ["127.0.0.1:*"] }, { reverseSocks: [FREE], allow: ["*:*"] });
   using connection = await dial(pair.client.listenAddrs[0]!);
-  assertEquals(await askSocks(connection, socksRequest(3, 1, [0, 0, 0, 0], 0)), 7);
+  assertEquals(await promptly(askSocks(connection, socksRequest(3, 1, [0, 0, 0, 0], 0))), 7);
   await promptly(pair.logs.client.until(/unsupported SOCKS command 3/));
 });
 
