@@ -12,7 +12,7 @@ import { wrapError } from "./errors.ts";
 import { forwardAll } from "./forward.ts";
 import { type Credentials, request } from "./handshake.ts";
 import type { Link } from "./link.ts";
-import { checkFree, type Listener, listenTo } from "./listen.ts";
+import { type AnyListening, checkFree, listenTo } from "./listen.ts";
 import type { OpenTunnelOptions, TunnelClient, TunnelServerState, TunnelStats } from "./options.ts";
 import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
 import { speakProxy } from "./proxy_entry.ts";
@@ -296,7 +296,7 @@ class Client {
     const locals = compareLocals(this.#settings.locals, wanted.locals);
     const reverses = compareReverses(this.#settings.reverse.values(), wanted.reverse.values());
     const hasNewStatus = options.status !== this.#options.status;
-    const opened = new Map<Local, Listener>();
+    const opened = new Map<Local, AnyListening>();
     const bound = new Map<Reverse, Stream>();
     let status: StatusServer | undefined;
     const plan = this.#servers.plan(wanted.servers.map((server) => linkSettings(options, wanted, server)));
@@ -341,7 +341,7 @@ class Client {
   /** Stops what was removed, and listens at new addresses. */
   async #changeLocals(
     { kept, added, removed }: Changes<Local>,
-    opened: ReadonlyMap<Local, Listener>,
+    opened: ReadonlyMap<Local, AnyListening>,
   ): Promise<void> {
     for (const place of removed) place.removed.abort();
     for (const [{ listen, target, isSocks, isProxied, route }, place] of kept) {
@@ -391,7 +391,7 @@ class Client {
   }
 
   /** Forwards connections that are accepted at an address to the server. */
-  #listen(local: Local, listening: Listener): void {
+  #listen(local: Local, listening: AnyListening): void {
     local.addr = listening.addr;
     local.listening = listening;
     if (listening instanceof UdpListening) return this.#listenUdp(local, listening);

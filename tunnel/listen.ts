@@ -9,10 +9,10 @@ import { type Listening, listenOn, listenToForward } from "./socket.ts";
 import { listenUdp, udpEndpoint, type UdpListening } from "./udp_socket.ts";
 
 /** What is listened on. */
-export type Listener = Listening | UdpListening;
+export type AnyListening = Listening | UdpListening;
 
 /** Listens on LISTEN, with `udp:` in front for datagrams. */
-export async function listenTo(listen: string): Promise<Listener> {
+export async function listenTo(listen: string): Promise<AnyListening> {
   const [isUdp, address] = splitUdp(listen);
   if (!isUdp) return await listenToForward(listen);
   return await listenUdp(udpEndpoint(parseEndpoint("listen", address, 0)));

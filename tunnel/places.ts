@@ -6,7 +6,7 @@
 
 import type { Route } from "./accounting.ts";
 import { format, parseEndpoint, splitUdp, UDP } from "./address.ts";
-import type { Listener } from "./listen.ts";
+import type { AnyListening } from "./listen.ts";
 import { overlaps } from "./ports.ts";
 
 /** An entry of `forward`, `socks`, `http`, `reverse` or `reverseSocks`. */
@@ -29,7 +29,7 @@ export interface Local extends Place {
   isSocks: boolean;
   /** For events and sums. */
   readonly route: Pick<Route, "kind" | "user" | "forward">;
-  listening: Listener | undefined;
+  listening: AnyListening | undefined;
 }
 
 /** An entry of `reverse` or `reverseSocks`: each server listens. */

@@ -9,7 +9,7 @@ import type { Account, Permit } from "./access.ts";
 import { format, parseEndpoint, splitUdp, UDP } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { request } from "./handshake.ts";
-import { type Listener, listenTo } from "./listen.ts";
+import { type AnyListening, listenTo } from "./listen.ts";
 import { sleep } from "./wait.ts";
 
 /**
@@ -20,7 +20,7 @@ export const PROBE_TIMEOUT = 4000;
 
 /** An address that the server listens on for a client. */
 interface Holder {
-  listening: Listener;
+  listening: AnyListening;
   permit: Permit;
   account: Account;
   session: Session;
@@ -32,7 +32,7 @@ interface Holder {
 export class Ports {
   readonly #holders = new Set<Holder>();
   /** Those that were released, until their addresses are free. */
-  readonly #closing = new Set<Listener>();
+  readonly #closing = new Set<AnyListening>();
   /** Whether a session is silent, while that is being found out. */
   readonly #probes = new Map<Session, Promise<boolean>>();
 
@@ -42,14 +42,14 @@ export class Ports {
    *
    * @param signal Ends the wait for a silent client.
    */
-  async listen(permit: Permit, session: Session, stream: Stream, signal: AbortSignal): Promise<Listener> {
+  async listen(permit: Permit, session: Session, stream: Stream, signal: AbortSignal): Promise<AnyListening> {
     const { account, method, endpoint: { path, port }, addresses } = permit;
     // A host name may have several addresses; the first is the preferred one.
     const place = path === undefined ? format({ hostname: addresses[0]!, port }) : format({ path });
     const addr = method === "BIND-UDP" ? `${UDP}${place}` : place;
     await this.#vacate(addr, account, session, signal);
     const free = account.ports.take();
-    let listening: Listener;
+    let listening: AnyListening;
     try {
       listening = await listenTo(addr);
     } catch (error) {

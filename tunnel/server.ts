@@ -15,7 +15,7 @@ import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import { limitsOf } from "./limits.ts";
-import type { Listener } from "./listen.ts";
+import type { AnyListening } from "./listen.ts";
 import { type Direction, serveMeasure } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type TunnelStats } from "./options.ts";
 import { Ports } from "./ports.ts";
@@ -315,7 +315,7 @@ class ServerEnd {
   }
 
   /** Connects or listens for a request, if it is allowed; returns the stream if it only proves the secret. */
-  async #open(request: Request, stream: Stream, session: Session): Promise<Listener | Socket | Stream | UdpPeer> {
+  async #open(request: Request, stream: Stream, session: Session): Promise<AnyListening | Socket | Stream | UdpPeer> {
     const { signal } = this.#stopping;
     const permit = await this.#access.check(request, session, signal, stream);
     this.#activity.setUser(session, this.#access.userOf(session));
@@ -353,7 +353,7 @@ class ServerEnd {
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */
-  async #listenFor(session: Session, stream: Stream, address: string, listening: Listener): Promise<void> {
+  async #listenFor(session: Session, stream: Stream, address: string, listening: AnyListening): Promise<void> {
     const ended = new AbortController();
     const off = onAbort(this.#stopping.signal, () => ended.abort());
     const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
