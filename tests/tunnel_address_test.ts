@@ -51,9 +51,19 @@ Deno.test("parseEndpoint() throws for a port above 65535 or below the least port
 });
 
 Deno.test("parseForward() splits at the first =, and throws for a malformed LISTEN or TARGET", () => {
-  assertEquals(parseForward("forward", "8080=h:80"), { listen: "8080", target: "h:80", isProxied: false });
-  assertEquals(parseForward("forward", "0=unix:/a=b"), { listen: "0", target: "unix:/a=b", isProxied: false });
-  assertEquals(parseForward("forward", "8080"), { listen: "8080", target: undefined, isProxied: false });
+  assertEquals(parseForward("forward", "8080=h:80"), {
+    listen: "8080",
+    target: "h:80",
+    isProxied: false,
+    isUdp: false,
+  });
+  assertEquals(parseForward("forward", "0=unix:/a=b"), {
+    listen: "0",
+    target: "unix:/a=b",
+    isProxied: false,
+    isUdp: false,
+  });
+  assertEquals(parseForward("forward", "8080"), { listen: "8080", target: undefined, isProxied: false, isUdp: false });
   for (const text of ["8080=", "8080=h:0", "=h:80", "h=h:80"]) {
     assertThrows(() => parseForward("forward", text), RangeError, "forward");
   }

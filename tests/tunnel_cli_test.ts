@@ -494,7 +494,7 @@ Deno.test("tunnel command: prints one line and exits with 2 for a malformed comm
   const command = 'expected "server", "client", "check", "cert" or "hash", received';
   const rule =
     "must be HOST:PORT, [IPV6]:PORT, NETWORK/BITS:PORT, PORT or unix:PATH, where HOST may be *, PORT may be " +
-    "* or a range as 8000-8010, and ! in front denies, received";
+    "* or a range as 8000-8010, ! in front denies, and udp: before HOST is for datagrams, received";
   const cases: Record<string, string | RegExp> = {
     "": `${command} nothing`,
     "serve": `${command} "serve": did you mean sluice server?`,

@@ -106,7 +106,7 @@ async function mistakesOf(text: string, files: Record<string, string> = {}): Pro
 
 const SERVER_FIELDS =
   "listen, target, allow, allowListen, acceptProxy, users, cert, key, clientCa, backend, secret, insecure, " +
-  "stalledStreamTimeout, status, connectTimeout, keepAliveInterval, timeout, maxStreams, maxReceiveBuffer";
+  "stalledStreamTimeout, status, connectTimeout, udpTimeout, keepAliveInterval, timeout, maxStreams, maxReceiveBuffer";
 const FORMS = "HOST:PORT, [IPV6]:PORT, PORT or unix:PATH";
 
 // Each mistake of one option: its JSON, and the message after the path of the option.
@@ -123,7 +123,7 @@ const SERVER_CASES: [option: string, json: string, message: string][] = [
     "allow",
     '["*:443", "*:80-"]',
     `[1] must be HOST:PORT, [IPV6]:PORT, NETWORK/BITS:PORT, PORT or unix:PATH, where ` +
-    `HOST may be *, PORT may be * or a range as 8000-8010, and ! in front denies, received "*:80-"`,
+    `HOST may be *, PORT may be * or a range as 8000-8010, ! in front denies, and udp: before HOST is for datagrams, received "*:80-"`,
   ],
   ["allowListen", '["*:9-1"]', "[0] must have a port from 1 to 65535, or a range of them, received 9-1"],
   [
@@ -271,7 +271,7 @@ Deno.test("loadConfig() names mistakes of the whole file, of combinations and of
     ]],
     ['{ "server": { "listen": "1", "users": "users.json" } }', [
       "users.json:3:119: users[1].allow[0] must be HOST:PORT, [IPV6]:PORT, NETWORK/BITS:PORT, PORT or unix:PATH, where " +
-      'HOST may be *, PORT may be * or a range as 8000-8010, and ! in front denies, received "x"',
+      'HOST may be *, PORT may be * or a range as 8000-8010, ! in front denies, and udp: before HOST is for datagrams, received "x"',
     ]],
     ['{ "server": { "listen": "1", "users": "broken.json" } }', [
       "broken.json:2:2: expected a name in double quotes, received ]",

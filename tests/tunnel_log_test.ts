@@ -155,7 +155,16 @@ Deno.test("formatEntry() with json returns an object of one line, with the time 
   });
   assertEquals(parse(statusEntry("127.0.0.1:9100")), { time, type: "status", statusAddr: "127.0.0.1:9100" });
   assertEquals(parse(shutdownEntry(1000)), { time, type: "shutdown", grace: 1000 });
-  const stats = { connections: 1, reconnects: 0, streams: 2, open: 0, sent: 3, received: 4, refused: { 403: 1 } };
+  const stats = {
+    connections: 1,
+    reconnects: 0,
+    streams: 2,
+    open: 0,
+    sent: 3,
+    received: 4,
+    dropped: 5,
+    refused: { 403: 1 },
+  };
   assertEquals(parse(totalEntry(stats)), { time, type: "total", ...stats });
   const remoteAddr = { transport: "tcp", hostname: "10.0.0.1", port: 5000 } as const;
   assertEquals(parse(frameEntry({ direction: "sent", command: "SYN", id: 3, length: 0, remoteAddr })), {

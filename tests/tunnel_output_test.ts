@@ -112,7 +112,7 @@ Deno.test("Output.status() writes nothing for the same status again", async () =
   assertEquals(sink.writes, 0);
 });
 
-const NO_STATS = { connections: 0, streams: 0, open: 0, sent: 0, received: 0, reconnects: 0, refused: {} };
+const NO_STATS = { connections: 0, streams: 0, open: 0, sent: 0, received: 0, reconnects: 0, dropped: 0, refused: {} };
 
 Deno.test("Display.live() goes on when the terminal is gone, and shows the status if it comes back", async () => {
   const terminal = new FakeTerminal();

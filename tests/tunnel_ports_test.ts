@@ -4,7 +4,7 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { type Connection, Session, type Version } from "../mod.ts";
 import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { credentials } from "../tunnel/handshake.ts";
-import { PROBE_TIMEOUT } from "../tunnel/ports.ts";
+import { overlaps, PROBE_TIMEOUT } from "../tunnel/ports.ts";
 import { makeFolder } from "./programs.ts";
 import { bytes, LOOPBACK, text, writeAll } from "./support.ts";
 import {
@@ -284,3 +284,15 @@ async function untilSaid(addr: string): Promise<void> {
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
 }
+
+Deno.test("overlaps() compares addresses of UDP with each other only", () => {
+  const cases: [one: string, other: string, expected: boolean][] = [
+    ["udp:127.0.0.1:53", "udp:127.0.0.1:53", true],
+    ["udp:0.0.0.0:53", "udp:127.0.0.1:53", true],
+    ["udp:0.0.0.0:53", "127.0.0.1:53", false],
+    ["0.0.0.0:53", "udp:127.0.0.1:53", false],
+    ["udp:127.0.0.1:53", "127.0.0.1:53", false],
+    ["udp:127.0.0.1:0", "udp:127.0.0.1:0", false],
+  ];
+  for (const [one, other, expected] of cases) assertEquals(overlaps(one, other), expected, `${one} and ${other}`);
+});

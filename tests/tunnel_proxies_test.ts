@@ -66,7 +66,7 @@ async function speak(sent: Uint8Array, { auth, failure, isOpen = false }: {
     targets.push(target);
     return failure === undefined ? Promise.resolve(connected) : Promise.reject(failure);
   };
-  const speaking = speakProxy(near, connect, auth === undefined ? undefined : new ProxyAuth(auth));
+  const speaking = speakProxy(near, connect, { auth: auth === undefined ? undefined : new ProxyAuth(auth) });
   const settled = speaking.then(() => undefined, (error: unknown) => error);
   await writeAll(far, sent);
   if (!isOpen) await far.closeWrite();
@@ -416,6 +416,12 @@ Deno.test("openTunnel() rejects options of proxies that are malformed or cannot 
     [{ reverseSocks: ["1", "1"], allow: [] }, "each LISTEN only once"],
     [{ reverse: ["1=2"], reverseSocks: ["1"], allow: [] }, "each LISTEN only once"],
     [{ forward: ["0=1"], allow: ["*:*"] }, "allow of a client requires reverseSocks"],
+    [{ reverseSocks: ["1"], allow: ["*:*", "udp:*:53"] }, 'must be about connections, received "udp:*:53"'],
+    [{ reverseSocks: ["1"], allow: ["!udp:*:53"] }, 'must be about connections, received "!udp:*:53"'],
+    [{ reverseSocks: ["udp:1"], allow: [] }, 'reverseSocks must be an address without udp:, received "udp:1"'],
+    [{ socks: ["udp:1"], insecure: true }, 'socks must be an address without udp:, received "udp:1"'],
+    [{ http: ["udp:1"] }, 'http must be an address without udp:, received "udp:1"'],
+    [{ forward: ["0=1"], status: "udp:1" }, "status must be a loopback address"],
   ];
   for (const [options, message] of cases) {
     const error = await assertRejects(() => openTunnel({ connect: "1", ...options }), RangeError, message);

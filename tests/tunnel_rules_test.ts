@@ -10,9 +10,9 @@ import { parseRule, Rules } from "../tunnel/rules.ts";
 import { dial, makeEcho, makePair, nowhere, portOf, say } from "./tunnel_support.ts";
 
 /** Whether rules allow a target whose host has this address; its own, if it is one. */
-function isAllowed(entries: readonly string[], target: string, address?: string): boolean {
+function isAllowed(entries: readonly string[], target: string, address?: string, isUdp = false): boolean {
   const endpoint = parseEndpoint("to", target, 0);
-  return new Rules("allow", entries).allows(endpoint, address ?? canonical(endpoint.hostname ?? "unix"));
+  return new Rules("allow", entries, isUdp).allows(endpoint, address ?? canonical(endpoint.hostname ?? "unix"));
 }
 
 const literals: [entry: string, allowed: string[], refused: string[]][] = [
@@ -117,6 +117,20 @@ Deno.test("Rules.allows() denies what !* matches, also this machine and link-loc
   assertEquals(isAllowed(["db.local:*", "!10.0.0.0/8:*"], "db.local:80", "10.0.0.1"), false);
 });
 
+Deno.test("Rules with udp: in front are about datagrams only, others about connections only", () => {
+  const entries = ["10.0.0.0/8:*", "udp:*:53", "!udp:10.0.0.1:*", "!*:54", "udp:*:54", "UDP:55"];
+  const cases: [target: string, tcp: boolean, udp: boolean][] = [
+    ["10.0.0.1:53", true, false],
+    ["10.0.0.2:53", true, true],
+    ["11.0.0.1:53", false, true],
+    ["10.0.0.2:54", false, true],
+    ["127.0.0.1:55", false, true],
+  ];
+  for (const [target, tcp, udp] of cases) {
+    assertEquals([false, true].map((isUdp) => isAllowed(entries, target, undefined, isUdp)), [tcp, udp], target);
+  }
+});
+
 Deno.test("Rules.mayAllow() is false for a name that no entry can allow at any address", () => {
   const rules = new Rules("allow", ["db.local:80", "10.0.0.0/8:443", "!*:22", "unix:/a"]);
   const mayAllow = (target: string) => rules.mayAllow(parseEndpoint("to", target, 1));
@@ -150,6 +164,11 @@ for (
     "[10.0.0.1]:80",
     "h:8000,8001",
     "h:80 ",
+    "udp:",
+    "udp:unix:/a",
+    "udp:!h:80",
+    "udp:udp:h:80",
+    "tcp:h:80",
   ]
 ) {
   Deno.test(`parseRule() throws for "${entry}"`, () => {
@@ -201,6 +220,7 @@ const port = fc.integer({ min: 1, max: 6 });
 type Host = { type: "any" } | { type: "name"; name: string } | { type: "network"; address: Address; prefix: number };
 interface Entry {
   isDenying: boolean;
+  isUdp: boolean;
   host: Host;
   ports: [least: number, most: number] | undefined;
 }
@@ -218,10 +238,13 @@ const ports = fc.oneof(
   fc.constant(undefined),
   fc.tuple(port, port).map(([a, b]): [number, number] => [Math.min(a, b), Math.max(a, b)]),
 );
-const entries: fc.Arbitrary<Entry[]> = fc.array(fc.record({ isDenying: fc.boolean(), host, ports }), { maxLength: 5 });
-const target = fc.record({ name: fc.option(name), address, port });
+const entries: fc.Arbitrary<Entry[]> = fc.array(
+  fc.record({ isDenying: fc.boolean(), isUdp: fc.boolean(), host, ports }),
+  { maxLength: 8 },
+);
+const target = fc.record({ name: fc.option(name), address, port, isUdp: fc.boolean() });
 
-function write({ isDenying, host, ports }: Entry): string {
+function write({ isDenying, isUdp, host, ports }: Entry): string {
   const text = host.type === "any"
     ? "*"
     : host.type === "name"
@@ -229,7 +252,7 @@ function write({ isDenying, host, ports }: Entry): string {
     : host.address.bits === 32
     ? `${host.address.text}/${host.prefix}`
     : `[${host.address.text}/${host.prefix}]`;
-  return `${isDenying ? "!" : ""}${text}:${ports?.join("-") ?? "*"}`;
+  return `${isDenying ? "!" : ""}${isUdp ? "udp:" : ""}${text}:${ports?.join("-") ?? "*"}`;
 }
 
 function isIn({ bits, value }: Address, network: Address, prefix: number): boolean {
@@ -238,9 +261,10 @@ function isIn({ bits, value }: Address, network: Address, prefix: number): boole
 }
 
 function isDocumentedToMatch(
-  { isDenying, host, ports }: Entry,
-  { name, address, port }: { name: string | null; address: Address; port: number },
+  { isDenying, isUdp, host, ports }: Entry,
+  { name, address, port, isUdp: isUdpTarget }: { name: string | null; address: Address; port: number; isUdp: boolean },
 ): boolean {
+  if (isUdp !== isUdpTarget) return false;
   if (ports !== undefined && (port < ports[0] || port > ports[1])) return false;
   if (host.type === "name") return host.name === name;
   if (host.type === "network") return isIn(address, host.address, host.prefix);
@@ -261,7 +285,11 @@ Deno.test("Rules.allows() agrees with the documentation for random entries and t
       for (const entry of entries) if (isDocumentedToMatch(entry, target)) expected = !entry.isDenying;
       const { bits, text } = target.address;
       const written = `${target.name ?? (bits === 32 ? text : `[${text}]`)}:${target.port}`;
-      assertEquals(isAllowed(entries.map(write), written, canonical(text)), expected, entries.map(write).join(" "));
+      assertEquals(
+        isAllowed(entries.map(write), written, canonical(text), target.isUdp),
+        expected,
+        entries.map(write).join(" "),
+      );
       if (expected) allowed++;
     }),
     { numRuns: 10_000 },

@@ -29,6 +29,7 @@ import {
   say,
   serveFiles,
 } from "./tunnel_support.ts";
+import { ask, bind, makeUdpTarget } from "./udp_support.ts";
 
 const SCRIPT = new URL("../tunnel.ts", import.meta.url).href;
 
@@ -71,6 +72,29 @@ async function untilEvent(log: ReturnType<typeof makeLog>, type: "switched" | "r
   const count = () => log.events.filter((event) => event.type === type && event.serverAddr === to).length;
   for (let seen = 1; count() < times; seen++) await promptly(log.until(type, seen));
 }
+
+Deno.test("openTunnel() with several servers forwards datagrams over the one in use, and each listens for reverse", async () => {
+  await using echo = makeUdpTarget();
+  const rules = { allow: ["udp:127.0.0.1:*"], allowListen: ["udp:127.0.0.1:*"] };
+  await using a = makeServer("a", rules);
+  await using b = makeServer("b", rules);
+  const entry = `udp:${FREE}=${echo.addr}`;
+  await using opened = await open([a.addr, b.addr], { forward: [entry], reverse: [entry], resume: false });
+  const { client, log, switched } = opened;
+  const bound = log.events.flatMap((event) => event.type === "bound" ? [event] : []);
+  assertEquals(bound.map(({ serverAddr }) => serverAddr).sort(), [a.addr, b.addr].sort());
+  using socket = bind();
+  for (const { listenAddr } of bound) {
+    assertMatch(listenAddr, /^udp:127\.0\.0\.1:[1-9]/);
+    assertEquals(text(await promptly(ask(socket, bytes(listenAddr), listenAddr))), listenAddr);
+  }
+  const [addr] = client.listenAddrs;
+  assertEquals(text(await promptly(ask(socket, bytes("first"), addr!))), "first");
+  await a.proxy.stop();
+  await switched(b.addr);
+  assertEquals(text(await promptly(ask(socket, bytes("second"), addr!))), "second");
+  assertEquals(client.listenAddrs[0], addr);
+});
 
 for (const version of [1, 2] as const) {
   Deno.test(`openTunnel() with several servers uses the first that is up, smux ${version}`, async () => {

@@ -76,7 +76,7 @@ Deno.test("tunnel: SOCKS replies with a code and reports each refused request, a
     ["not allowed", socksRequest(1, 1, IPV4, portOf(forbidden)), 2],
     ["connection refused", socksRequest(1, 1, IPV4, portOf(dead)), 5],
     ["BIND", socksRequest(2, 1, IPV4, portOf(echo.addr)), 7],
-    ["UDP", socksRequest(3, 3, named("localhost"), portOf(echo.addr)), 7],
+    ["an unknown command", socksRequest(4, 3, named("localhost"), portOf(echo.addr)), 7],
     ["unknown address type", socksRequest(1, 2, [], portOf(echo.addr)), 8],
     ["malformed name", socksRequest(1, 3, named("a b"), portOf(echo.addr)), 8],
     ["empty name", socksRequest(1, 3, named(""), portOf(echo.addr)), 8],

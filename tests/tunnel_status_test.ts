@@ -171,7 +171,7 @@ Deno.test("status: /status has the version, the sessions, the listeners and the 
   assertMatch(session.since, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
   assertEquals(session.streams, 2);
   assertEquals([session.sent, session.received], [sent, received]);
-  const counts = { connections: 1, reconnects: 0, streams: 2, open: 1, refused: {} };
+  const counts = { connections: 1, reconnects: 0, streams: 2, open: 1, dropped: 0, refused: {} };
   const listener = { address: client.listenAddrs[2], to: session.address };
   assertEquals(rest, {
     ...{ version: VERSION, end: "server", ready: true, ...counts },

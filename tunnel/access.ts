@@ -7,17 +7,18 @@
 import { timingSafeEqual } from "node:crypto";
 import { isIP } from "node:net";
 import type { Session, Stream } from "../mod.ts";
-import { canonical, type Endpoint, formatPeer, parseEndpoint } from "./address.ts";
+import { canonical, type Endpoint, formatPeer, parseEndpoint, splitUdp } from "./address.ts";
 import { printable } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { type Request, WRONG_SECRET_DELAY } from "./handshake.ts";
 import { certifiedUser } from "./identity.ts";
 import { isDirection } from "./measure.ts";
-import { type ServeTunnelOptions, TunnelRefusedError, type TunnelUser } from "./options.ts";
+import { type ServeTunnelOptions, TunnelRefusedError, type TunnelRequest, type TunnelUser } from "./options.ts";
 import { NO_CERTIFICATE } from "./refusal.ts";
 import { resolve } from "./resolve.ts";
 import { Rules } from "./rules.ts";
 import { sourceOf } from "./turns.ts";
+import { udpEndpoint } from "./udp_socket.ts";
 import { checkUsers, digestOf, isEqual, NO_HASH, verifySecret } from "./users.ts";
 import { CONNECT_TIMEOUT, sleep, withTimeout } from "./wait.ts";
 
@@ -94,9 +95,12 @@ export class Account {
 
   /** Replaces the secret, the rules and the limits; what the user holds stays counted. */
   update(user: Partial<TunnelUser>): void {
+    const { allow = [], allowListen = [] } = user;
     this.#rules = new Map([
-      ["CONNECT", new Rules("allow", user.allow ?? [])],
-      ["BIND", new Rules("allowListen", user.allowListen ?? [])],
+      ["CONNECT", new Rules("allow", allow)],
+      ["CONNECT-UDP", new Rules("allow", allow, true)],
+      ["BIND", new Rules("allowListen", allowListen)],
+      ["BIND-UDP", new Rules("allowListen", allowListen, true)],
     ]);
     this.#hash = user.secret;
     this.streams.max = user.maxStreams ?? Infinity;
@@ -120,9 +124,13 @@ interface Client {
   checked: Promise<unknown>;
 }
 
+/** A method with rules. */
+type Method = TunnelRequest["method"];
+
 /** An allowed request. */
 export interface Permit {
   account: Account;
+  method: Method;
   endpoint: Endpoint;
   /** The allowed addresses of the host; empty for a Unix socket. */
   addresses: string[];
@@ -183,10 +191,10 @@ export class Access {
   }
 
   /** Whether the rules allow an address that is listened on. */
-  mayKeep({ account, endpoint, addresses }: Permit, addr: string): boolean {
-    const rules = account.rules.get("BIND")!;
+  mayKeep({ account, method, endpoint, addresses }: Permit, addr: string): boolean {
+    const rules = account.rules.get(method)!;
     if (endpoint.path !== undefined) return rules.allows(endpoint, "");
-    const { port } = parseEndpoint("listen", addr, 0);
+    const { port } = parseEndpoint("listen", splitUdp(addr)[1], 0);
     return rules.allows({ hostname: endpoint.hostname, port: port! }, addresses[0]!);
   }
 
@@ -219,12 +227,13 @@ export class Access {
     if ((method === "OPTIONS" && address === "*") || (method === "MEASURE" && isDirection(address))) return undefined;
     const rules = account.rules.get(method);
     if (rules === undefined) throw new TunnelRefusedError(405, `expected CONNECT or BIND, received ${method}`);
-    const endpoint = parseEndpoint(method, address, method === "BIND" ? 0 : 1);
+    const endpoint = parseEndpoint(method, address, method.startsWith("BIND") ? 0 : 1);
+    if (method.endsWith("-UDP")) udpEndpoint(endpoint);
     const addresses = rules.mayAllow(endpoint) ? await this.#resolve(endpoint, signal) : [];
     const allowed = addresses.filter((address) => rules.allows(endpoint, address));
     if (allowed.length === 0) throw new TunnelRefusedError(403, "not allowed");
-    await this.#ask(account, method as "CONNECT" | "BIND", address, session);
-    return { account, endpoint, addresses: endpoint.path === undefined ? allowed : [] };
+    await this.#ask(account, method as Method, address, session);
+    return { account, method: method as Method, endpoint, addresses: endpoint.path === undefined ? allowed : [] };
   }
 
   /**
@@ -248,7 +257,7 @@ export class Access {
   }
 
   /** Asks the function of the application. */
-  async #ask(account: Account, method: "CONNECT" | "BIND", target: string, session: Peer): Promise<void> {
+  async #ask(account: Account, method: Method, target: string, session: Peer): Promise<void> {
     if (this.#authorize === undefined) return;
     let isAllowed: boolean;
     try {

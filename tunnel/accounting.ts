@@ -102,8 +102,8 @@ export class Forwarding {
     this.#sums.received += bytes;
   }
 
-  /** Counts and reports the end; `error` is why the connection failed. */
-  end(error?: Error): void {
+  /** Counts and reports the end; `error` is why the connection failed, `isIdle` whether datagrams had ceased. */
+  end(error?: Error, isIdle?: boolean): void {
     this.#sums.open--;
     if (error !== undefined) this.#sums.failed++;
     const { kind, user, from, to } = this.#route;
@@ -118,6 +118,7 @@ export class Forwarding {
       received: this.#received,
       duration,
       error,
+      ...isIdle === undefined ? {} : { isIdle },
     });
   }
 }

@@ -38,6 +38,8 @@ export class Activity {
   readonly #sessions = new Map<Session, OpenSession>();
   /** The events "listening" of addresses that are still listened on. */
   readonly #listening = new Map<string, Extract<TunnelEvent, { type: "listening" }>>();
+  /** Datagrams that were dropped, and bytes of those that wait to be sent to peers. */
+  readonly datagrams = { dropped: 0, queued: 0 };
   readonly #cutting = new AbortController();
   /** Aborts when forwarded connections must end at once. */
   readonly cutting = this.#cutting.signal;
@@ -124,7 +126,7 @@ export class Activity {
   }
 
   stats(): TunnelStats {
-    const stats = { ...this.#stats, refused: this.#accounting.refused };
+    const stats = { ...this.#stats, dropped: this.datagrams.dropped, refused: this.#accounting.refused };
     for (const session of this.#sessions.keys()) this.#sum(stats, session);
     return stats;
   }

@@ -14,6 +14,14 @@ export type Endpoint = { hostname: string; port: number; path?: undefined } | {
 /** End of an entry whose target expects a header of the PROXY protocol. */
 const PROXIED = ",proxy";
 
+/** Begins an address for datagrams. */
+export const UDP = "udp:";
+
+/** Splits the `udp:` that an address may begin with off. */
+export function splitUdp(text: string): [isUdp: boolean, address: string] {
+  return text.startsWith(UDP) ? [true, text.slice(UDP.length)] : [false, text];
+}
+
 export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
   if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
   const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];
@@ -28,20 +36,27 @@ export function parseEndpoint(name: string, text: string, leastPort: number): En
 
 /** An entry of `forward` or `reverse`. */
 interface Forward {
+  /** As it was written, with `udp:`. */
   listen: string;
   /** `undefined`: the fixed target of the server. */
   target: string | undefined;
   /** Whether the target expects a header of the PROXY protocol. */
   isProxied: boolean;
+  /** Whether datagrams are forwarded. */
+  isUdp: boolean;
 }
 
-/** Splits LISTEN=TARGET, or LISTEN alone, each with `,proxy` at its end or without. */
+/** Splits LISTEN=TARGET, or LISTEN alone, each with `,proxy` at its end or without; or udp:LISTEN=TARGET. */
 export function parseForward(name: string, text: string): Forward {
   const isProxied = text.endsWith(PROXIED);
   const [listen, target] = (isProxied ? text.slice(0, -PROXIED.length) : text).split(/=(.*)/s) as [string, string?];
-  parseEndpoint(name, listen, 0);
-  if (target !== undefined) parseEndpoint(name, target, 1);
-  return { listen, target, isProxied };
+  const [isUdp, address] = splitUdp(listen);
+  const { path } = parseEndpoint(name, address, 0);
+  const to = target === undefined ? undefined : parseEndpoint(name, target, 1);
+  if (isUdp && (to === undefined || isProxied || (path ?? to.path) !== undefined)) {
+    throw new RangeError(`${name} with udp: must be udp:LISTEN=TARGET without unix: and ,proxy, received "${text}"`);
+  }
+  return { listen, target, isProxied, isUdp };
 }
 
 /**
@@ -68,7 +83,8 @@ export function isLoopback(hostname: string): boolean {
 
 /** Rejects an address that other machines can reach, unless `insecure` allows it. */
 export function checkExposed(name: string, text: string, insecure = false): void {
-  const { path, hostname } = parseEndpoint(name, text, 0);
+  // Elsewhere "udp" is a host.
+  const { path, hostname } = parseEndpoint(name, name === "forward" ? splitUdp(text)[1] : text, 0);
   if (insecure || path !== undefined || isLoopback(hostname)) return;
   const why = name === "connect"
     ? "sending the secret to another machine requires TLS, or insecure"

@@ -106,6 +106,7 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
   forward: [
     [/not allowed/, "Start the server with this target in --allow, or in the rules of the user."],
     [/at the same time/, "The user has reached its limit: close other connections."],
+    [/does not support UDP/, "The server is older than UDP in Sluice: update it."],
     [/cannot resolve/, "The server does not know this name: check its spelling, and the name server there."],
     [
       undefined,
@@ -114,6 +115,7 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
   ],
   reverse: [
     [/not allowed/, "Start the server with this address in --allow-listen, or in the rules of the user."],
+    [/does not support UDP/, "The server is older than UDP in Sluice: update it."],
     [/address in use/, "Another process or client has this address, or your own tunnel that is running."],
     [/at the same time/, "The user has reached its limit of ports."],
     [undefined, "The server may not listen there: choose another address or port."],

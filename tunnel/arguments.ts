@@ -74,6 +74,7 @@ function parseCommon(values: Values) {
   return {
     keepAliveInterval,
     timeout,
+    udpTimeout: values.duration("udp-timeout"),
     maxStreams: values.number("max-streams"),
     maxReceiveBuffer: values.number("max-receive-buffer", 2 ** 20),
     // `target` and `users` cannot be combined with a secret: ignore that of the environment.

@@ -7,7 +7,7 @@
 import { isIP } from "node:net";
 import { type Connection, Session, SessionClosedError, type Stream, StreamResetError, type Version } from "../mod.ts";
 import { adviceFor, type StepKind } from "./advice.ts";
-import { format, parseForward } from "./address.ts";
+import { format, parseForward, splitUdp } from "./address.ts";
 import { connectResumable } from "./carrier.ts";
 import { askProxy, connectProxy } from "./dial_proxy.ts";
 import { connectServer, dialServer, type DialServerOptions, secureServer, type ServerPlace } from "./dial_server.ts";
@@ -224,13 +224,14 @@ class Check {
     if (!this.#isTunnel) return;
     yield ["secret", "secret", () => this.#checkSecret()];
     for (const text of forward) {
-      const { target } = parseForward("forward", text);
-      if (target !== undefined) yield ["forward", `forward ${text}`, () => this.#checkForward(target)];
+      const { target, isUdp } = parseForward("forward", text);
+      if (target !== undefined) yield ["forward", `forward ${text}`, () => this.#checkForward(target, isUdp)];
     }
     for (const text of reverse) {
-      const { listen, target } = parseForward("reverse", text);
+      const { listen, target, isUdp } = parseForward("reverse", text);
       yield ["reverse", `reverse ${text}`, () => this.#checkReverse(listen)];
-      yield ["target", `target ${target}`, () => this.#checkTarget(target!)];
+      // Whether a target receives datagrams cannot be known.
+      if (!isUdp) yield ["target", `target ${target}`, () => this.#checkTarget(target!)];
     }
     yield ["measure", "round trip", () => this.#measureRoundTrip()];
     yield ["measure", "download", () => this.#measure("download")];
@@ -441,14 +442,15 @@ class Check {
     return user === undefined ? "accepted" : `accepted, of ${user}`;
   }
 
-  async #checkForward(target: string): Promise<string> {
-    const { stream } = await request(this.#session!, "CONNECT", target, this.#credentials);
+  async #checkForward(target: string, isUdp: boolean): Promise<string> {
+    const { stream } = await request(this.#session!, isUdp ? "CONNECT-UDP" : "CONNECT", target, this.#credentials);
     stream.close();
-    return `allowed; the server reaches ${target}`;
+    return isUdp ? "allowed; whether datagrams arrive is unknown" : `allowed; the server reaches ${target}`;
   }
 
   async #checkReverse(listen: string): Promise<string> {
-    const { stream, addr } = await request(this.#session!, "BIND", listen, this.#credentials);
+    const [isUdp, address] = splitUdp(listen);
+    const { stream, addr } = await request(this.#session!, isUdp ? "BIND-UDP" : "BIND", address, this.#credentials);
     await stopListening(stream);
     return `allowed; the server can listen on ${addr}`;
   }

@@ -12,14 +12,19 @@ import { wrapError } from "./errors.ts";
 import { forwardAll } from "./forward.ts";
 import { type Credentials, request } from "./handshake.ts";
 import type { Link } from "./link.ts";
+import { type AnyListening, checkFree, listenTo } from "./listen.ts";
 import type { OpenTunnelOptions, TunnelClient, TunnelServerState, TunnelStats } from "./options.ts";
 import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
 import { speakProxy } from "./proxy_entry.ts";
 import { type ReverseHost, Reverses } from "./reverses.ts";
 import { Servers } from "./servers.ts";
 import { checkOptions, linkSettings, type Settings } from "./settings.ts";
-import { checkRuntime, type Listening, listenOn, listenToForward, resetting, type Socket } from "./socket.ts";
+import { checkRuntime, resetting, type Socket } from "./socket.ts";
+import { associate } from "./socks_udp.ts";
 import { type StatusListener, StatusServer } from "./status.ts";
+import { UDP_TIMEOUT } from "./udp_flow.ts";
+import { forwardDatagrams } from "./udp_forward.ts";
+import { UdpListening } from "./udp_socket.ts";
 import { proxyHeaderOf } from "./visitor.ts";
 import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
 
@@ -168,7 +173,8 @@ class Client {
       current: () => {
         const { retry = false, connectTimeout } = this.#options;
         const { reverse, proxy, servers } = this.#settings;
-        return { reverse, proxy, credentials: this.#credentials, retry, connectTimeout, hasMany: servers.length > 1 };
+        const [credentials, udpTimeout] = [this.#credentials, this.#udpTimeout()];
+        return { reverse, proxy, credentials, retry, connectTimeout, udpTimeout, hasMany: servers.length > 1 };
       },
     };
   }
@@ -177,7 +183,9 @@ class Client {
   async #available(): Promise<void> {
     if (!this.#unavailable.signal.aborted) return;
     this.#unavailable = new AbortController();
-    await Promise.all(this.#settings.locals.map((local) => this.#listenAgain(local)));
+    // Those for datagrams were not closed.
+    const closed = this.#settings.locals.filter(({ listening }) => !(listening instanceof UdpListening));
+    await Promise.all(closed.map((local) => this.#listenAgain(local)));
   }
 
   get finished(): Promise<void> {
@@ -193,10 +201,10 @@ class Client {
     try {
       this.#status = this.#serveStatus(this.#options.status);
       // Before the server is there, which may take long: an address may be in use.
-      for (const { listen } of this.#settings.locals) listenOn(listen).close();
+      for (const { listen } of this.#settings.locals) await checkFree(listen);
       const { links } = this.#servers;
       const starts = await this.#servers.connect(links, links.length > 1, (link) => this.#connectAndBind(link));
-      for (const local of this.#settings.locals) this.#listen(local, await listenToForward(local.listen));
+      for (const local of this.#settings.locals) this.#listen(local, await listenTo(local.listen));
       this.#servers.use(links, linkSettings(this.#options, this.#settings, this.#settings.servers[0]!), starts);
     } catch (error) {
       // Before the sessions end, so that no other server is tried.
@@ -264,11 +272,14 @@ class Client {
     return { secret, user };
   }
 
-  async #connect(target?: string): Promise<Stream> {
+  /** Milliseconds without a datagram after which a source is forgotten. */
+  readonly #udpTimeout = () => this.#options.udpTimeout ?? UDP_TIMEOUT;
+
+  async #connect(target?: string, method: "CONNECT" | "CONNECT-UDP" = "CONNECT"): Promise<Stream> {
     if (target !== undefined) parseEndpoint("target", target, 1);
     return await this.#servers.open(async (session) => {
       if (target === undefined) return await session.openStream();
-      return (await request(session, "CONNECT", target, this.#credentials)).stream;
+      return (await request(session, method, target, this.#credentials)).stream;
     });
   }
 
@@ -285,7 +296,7 @@ class Client {
     const locals = compareLocals(this.#settings.locals, wanted.locals);
     const reverses = compareReverses(this.#settings.reverse.values(), wanted.reverse.values());
     const hasNewStatus = options.status !== this.#options.status;
-    const opened = new Map<Local, Listening>();
+    const opened = new Map<Local, AnyListening>();
     const bound = new Map<Reverse, Stream>();
     let status: StatusServer | undefined;
     const plan = this.#servers.plan(wanted.servers.map((server) => linkSettings(options, wanted, server)));
@@ -293,7 +304,7 @@ class Client {
     const session = up?.session;
     try {
       for (const { place, mustWait } of locals.added) {
-        if (!mustWait) opened.set(place, await listenToForward(place.listen));
+        if (!mustWait) opened.set(place, await listenTo(place.listen));
       }
       if (hasNewStatus) status = this.#serveStatus(options.status);
       await this.#servers.prepare(plan);
@@ -330,7 +341,7 @@ class Client {
   /** Stops what was removed, and listens at new addresses. */
   async #changeLocals(
     { kept, added, removed }: Changes<Local>,
-    opened: ReadonlyMap<Local, Listening>,
+    opened: ReadonlyMap<Local, AnyListening>,
   ): Promise<void> {
     for (const place of removed) place.removed.abort();
     for (const [{ listen, target, isSocks, isProxied, route }, place] of kept) {
@@ -380,15 +391,19 @@ class Client {
   }
 
   /** Forwards connections that are accepted at an address to the server. */
-  #listen(local: Local, listening: Listening): void {
+  #listen(local: Local, listening: AnyListening): void {
     local.addr = listening.addr;
     local.listening = listening;
+    if (listening instanceof UdpListening) return this.#listenUdp(local, listening);
     const open = async (from: Socket) => {
       const { target, isSocks, isProxied } = local;
       if (isSocks) {
         let to = target;
         const connect = (asked: string) => this.#connect(to = asked);
-        const { connected, check } = await speakProxy(from, connect, this.#settings.proxy.auth);
+        const { auth } = this.#settings.proxy;
+        const served = await speakProxy(from, connect, { auth, associate: () => this.#associate(local, from) });
+        const { connected, check } = served;
+        if (connected === undefined) return undefined;
         return { stream: connected, to, checks: { received: check } };
       }
       const stream = await this.#connect(target).catch(resetting(from));
@@ -400,11 +415,31 @@ class Client {
     this.#track(all.then(({ forwarded }) => forwarded));
   }
 
+  /** Forwards datagrams to the server. Without a connection to it they are dropped, but the address stays. */
+  #listenUdp(local: Local, listening: UdpListening): void {
+    const { route, removed } = local;
+    const open = async () => {
+      const { target } = local;
+      return { stream: await this.#connect(target, "CONNECT-UDP"), to: target };
+    };
+    const signal = AbortSignal.any([this.#stopping.signal, removed.signal]);
+    this.#track(
+      forwardDatagrams(this.#activity, listening, { open, route, signal, timeout: this.#udpTimeout }),
+    );
+  }
+
+  /** Forwards the datagrams of a SOCKS client until its connection ends. */
+  #associate({ route }: Local, from: Socket): Promise<void> {
+    const connect = (target: string) => this.#connect(target, "CONNECT-UDP");
+    const { signal } = this.#stopping;
+    return associate(this.#activity, from, { connect, route, signal, timeout: this.#udpTimeout });
+  }
+
   /** Listens at an address, where the client may have listened before; if that fails, again and again. */
   async #listenAgain(local: Local, delays = backoff(MAX_LISTEN_PAUSE)): Promise<void> {
     const signal = AbortSignal.any([this.#unavailable.signal, this.#stopping.signal, local.removed.signal]);
     try {
-      const listening = await listenToForward(local.addr ?? local.listen);
+      const listening = await listenTo(local.addr ?? local.listen);
       if (signal.aborted) listening.close();
       else this.#listen(local, listening);
     } catch (error) {

@@ -84,6 +84,7 @@ const COMMON: Record<Names<TunnelOptions>, Check> = {
   stalledStreamTimeout: milliseconds(1),
   status: address(0),
   connectTimeout: milliseconds(1),
+  udpTimeout: milliseconds(1),
   keepAliveInterval: milliseconds(1),
   timeout: milliseconds(1),
   maxStreams: count,

@@ -160,6 +160,7 @@ export class ConfiguredTunnels implements Running {
       open: sum("open"),
       sent: sum("sent"),
       received: sum("received"),
+      dropped: sum("dropped"),
       refused,
     };
   }

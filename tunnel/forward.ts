@@ -39,7 +39,7 @@ export interface Checks {
 }
 
 /**
- * Forwards each accepted connection over the stream that `open` returns for it.
+ * Forwards each accepted connection over the stream that `open` returns for it; without one, `open` has served it.
  *
  * @param route What the connections have in common, for events and sums.
  * @param signal Stops accepting on abort.
@@ -49,7 +49,7 @@ export interface Checks {
 export async function forwardAll(
   activity: Activity,
   listening: Listening,
-  open: (from: Socket) => Promise<Opened>,
+  open: (from: Socket) => Promise<Opened | undefined>,
   route: Pick<Route, "kind" | "user" | "forward">,
   signal: AbortSignal,
   cut?: AbortSignal,

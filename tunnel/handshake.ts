@@ -1,5 +1,6 @@
 /**
- * Sends and serves the request that a stream begins with, CONNECT or BIND: an HTTP head in each direction.
+ * Sends and serves the request that a stream begins with, CONNECT or BIND, or the same for datagrams: an HTTP head in
+ * each direction.
  *
  * @module
  */
@@ -7,8 +8,9 @@
 import { type DuplexConnection, type Session, SessionClosedError } from "../mod.ts";
 import { encoder, printable, readExactly, writeAll } from "./bytes.ts";
 import { errorText, RefusalError, wrapError } from "./errors.ts";
-import { TunnelRefusedError } from "./options.ts";
+import { TunnelRefusedError, type TunnelRequest } from "./options.ts";
 import { Listening } from "./socket.ts";
+import { UdpListening } from "./udp_socket.ts";
 import { HANDSHAKE_TIMEOUT, setDeadline, withDeadline } from "./wait.ts";
 
 /** Maximum bytes of a head. Larger: longer requests; smaller: less memory that a peer can occupy with each stream. */
@@ -66,7 +68,7 @@ export interface Request {
 
 async function readRequest(from: DuplexConnection): Promise<Request> {
   const [line, ...headers] = await readHead(from);
-  const [, method, address] = /^([A-Z]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
+  const [, method, address] = /^([A-Z-]+) (\S+) HTTP\/1\.[01]$/.exec(line!) ?? [];
   if (method === undefined) {
     throw new TunnelRefusedError(400, `expected an HTTP request, received "${line!.slice(0, 40)}"`);
   }
@@ -95,7 +97,7 @@ export async function serveRequest<T extends { close(): void }>(
   try {
     request = await withDeadline(stream, readRequest(stream));
     opened = await open(request);
-    const headers = opened instanceof Listening ? `Address: ${opened.addr}\r\n` : "";
+    const headers = opened instanceof Listening || opened instanceof UdpListening ? `Address: ${opened.addr}\r\n` : "";
     await withDeadline(stream, respond(stream, 200, "OK", request.method === "OPTIONS" ? about : headers));
     return { method: request.method, address: request.address, opened };
   } catch (error) {
@@ -149,7 +151,7 @@ export function credentials(secret: string, user?: string): string {
  */
 export async function request(
   session: Session,
-  method: "CONNECT" | "BIND" | "OPTIONS" | "MEASURE",
+  method: TunnelRequest["method"] | "OPTIONS" | "MEASURE",
   address: string,
   { secret, user }: Credentials = {},
   more = "",
@@ -162,7 +164,12 @@ export async function request(
     const [line, ...headers] = await readHead(stream);
     const [, status, reason] = /^HTTP\/1\.[01] (\d{3}) ?(.*)$/.exec(line!) ?? [];
     if (status === "200") return { stream, addr: header(headers, "address"), headers };
-    const why = status === undefined ? `expected an HTTP response, received "${line!.slice(0, 40)}"` : reason;
+    const isUnknown = method.endsWith("-UDP") && (status === "405" || /^expected an HTTP request/.test(reason ?? ""));
+    const why = status === undefined
+      ? `expected an HTTP response, received "${line!.slice(0, 40)}"`
+      : isUnknown
+      ? "it does not support UDP"
+      : reason;
     throw new TunnelRefusedError(Number(status ?? 400), `The peer refused ${method} ${address}: ${why}`);
   } catch (error) {
     stream.close();

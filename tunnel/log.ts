@@ -49,7 +49,8 @@ export function eventEntry(event: TunnelEvent): LogEntry {
   const text = eventLine(event);
   const error = "error" in event && event.error !== undefined ? errorText(event.error) : undefined;
   if (event.type !== "finished") return { text, ...event, error };
-  return { text, ...event, outcome: error === undefined ? "closed" : "failed", error };
+  const { isIdle, ...fields } = event;
+  return { text, ...fields, outcome: error !== undefined ? "failed" : isIdle ? "idle" : "closed", error };
 }
 
 /** Formats a number of bytes. */
@@ -73,8 +74,8 @@ function time(duration: number): string {
 
 /** Formats the end of a forwarded connection; the bytes are those sent to and received from the peer. */
 function finishedLine(event: Omit<FinishedEvent, "type" | "kind">): string {
-  const { user, from = UNNAMED, to = "the server", sent, received, duration, error } = event;
-  const outcome = error === undefined ? "closed" : `failed: ${errorText(error)}`;
+  const { user, from = UNNAMED, to = "the server", sent, received, duration, error, isIdle } = event;
+  const outcome = error !== undefined ? `failed: ${errorText(error)}` : isIdle ? "idle" : "closed";
   const origin = user === undefined ? from : `${user}@${from}`;
   return `${origin} > ${to} ${size(sent)}/${size(received)} ${time(duration)} ${outcome}`;
 }

@@ -73,6 +73,11 @@ export interface TunnelOptions {
    * 4000 of a client to the server.
    */
   connectTimeout?: number | undefined;
+  /**
+   * Milliseconds without a datagram in either direction after which a source of UDP is forgotten, and its stream closed.
+   * The lower one of both ends counts. An integer, or `Infinity`: never. Default: 60 000.
+   */
+  udpTimeout?: number | undefined;
   /** Called with each error of a connection; the tunnel continues. Default: `console.error`. */
   onError?: ((error: Error) => void) | undefined;
   /** Called with each event. Default: events are dropped. */
@@ -99,7 +104,8 @@ export interface TunnelOptions {
  * - `"bound"`, on a client with several servers: one of them listens for an entry of `reverse`.
  * - `"finished"`: a forwarded connection has ended.
  *
- * An address is `host:port`, `[ipv6]:port` or `unix:/path`. The address of a client at a Unix socket is `undefined`.
+ * An address is `host:port`, `[ipv6]:port` or `unix:/path`, and one that is listened on for datagrams begins with `udp:`.
+ * A source of datagrams counts as a forwarded connection. The address of a client at a Unix socket is `undefined`.
  *
  * @example A line for each event
  * ```ts
@@ -255,6 +261,8 @@ export type TunnelEvent =
     duration: number;
     /** Why the connection failed; `undefined` when both directions have ended. */
     error: Error | undefined;
+    /** Of UDP only: whether it has ended because no datagram had arrived for `udpTimeout`. */
+    isIdle?: boolean;
   };
 
 /**
@@ -294,8 +302,9 @@ export interface ServeTunnelOptions extends TunnelOptions {
    *
    * An entry that begins with `!` denies. The last entry that matches decides, and without one the request is refused.
    * `*` does not allow link-local addresses, nor this machine when it is requested by a name other than `localhost`:
-   * an entry of their own must allow these. The server connects to an address that is allowed, and to no other. Default:
-   * `[]`.
+   * an entry of their own must allow these. The server connects to an address that is allowed, and to no other.
+   *
+   * With `udp:` in front, after `!`, an entry is about datagrams, and about nothing else: `udp:*:53`. Default: `[]`.
    */
   allow?: readonly string[] | undefined;
   /** Each LISTEN that clients may request, written as in `allow`. Default: `[]`. */
@@ -402,8 +411,8 @@ export interface TunnelUser {
 export interface TunnelRequest {
   /** The name of the user; `undefined` on a server without `users` and `clientCa`. */
   user: string | undefined;
-  /** `"CONNECT"` to connect to a target, `"BIND"` to listen. */
-  method: "CONNECT" | "BIND";
+  /** `"CONNECT"` to connect to a target, `"BIND"` to listen; the same for datagrams. */
+  method: "CONNECT" | "BIND" | "CONNECT-UDP" | "BIND-UDP";
   /** TARGET or LISTEN, as requested. */
   target: string;
   /** The address of the client; `undefined` at a Unix socket. */
@@ -446,27 +455,28 @@ export interface OpenTunnelOptions extends TunnelOptions {
   /**
    * `LISTEN=TARGET`: the client listens, the server connects. `LISTEN` alone for a server with a fixed target. With
    * `,proxy` at the end, each connection to the target begins with a header of the PROXY protocol, version 2.
+   * `udp:LISTEN=TARGET` forwards datagrams.
    */
   forward?: readonly string[] | undefined;
-  /** `LISTEN=TARGET`: the server listens, the client connects. With `,proxy` at the end as in `forward`. */
+  /** `LISTEN=TARGET`: the server listens, the client connects. With `,proxy` and `udp:` as in `forward`. */
   reverse?: readonly string[] | undefined;
   /**
    * LISTEN: the client accepts the protocols of a proxy, the server connects to the target of each request. They are
-   * SOCKS 5, 4 and 4a, and HTTP: `CONNECT`, and requests with an absolute `http://` URI. The first byte decides. On an
-   * address that other machines can reach, `insecure` is required, also with `proxyAuth`, because passwords and data are
-   * sent in plaintext. Default: `[]`.
+   * SOCKS 5, 4 and 4a, and HTTP: `CONNECT`, and requests with an absolute `http://` URI. The first byte decides. With
+   * UDP ASSOCIATE of SOCKS 5 the server sends datagrams. On an address that other machines can reach, `insecure` is
+   * required, also with `proxyAuth`, because passwords and data are sent in plaintext. Default: `[]`.
    */
   socks?: readonly string[] | undefined;
   /** LISTEN: as `socks`, for HTTP above all. The same LISTEN in both is one listener, of `socks`. Default: `[]`. */
   http?: readonly string[] | undefined;
   /**
-   * LISTEN: the server accepts the protocols of `socks`, and the client connects to the target of each request. The
+   * LISTEN: the server accepts the protocols of `socks`, except UDP ASSOCIATE, and the client connects to the target of each request. The
    * server's `allowListen` must contain LISTEN. Requires `allow`. Default: `[]`.
    */
   reverseSocks?: readonly string[] | undefined;
   /**
-   * Each TARGET that may be requested at `reverseSocks`, written as in `allow` of {@linkcode ServeTunnelOptions}. The
-   * client connects to an address that is allowed, and to no other. Default: none.
+   * Each TARGET that may be requested at `reverseSocks`, written as in `allow` of {@linkcode ServeTunnelOptions}, without
+   * `udp:`. The client connects to an address that is allowed, and to no other. Default: none.
    */
   allow?: readonly string[] | undefined;
   /**
@@ -581,6 +591,8 @@ export interface TunnelStats {
   sent: number;
   /** Bytes received from the peer, including smux headers. */
   received: number;
+  /** Total number of datagrams of UDP that this end has dropped: too many waited, or they could not be sent. */
+  dropped: number;
   /**
    * Total number of requests that this end or its peer has refused, by HTTP status, such as `{ 403: 2 }`; see the
    * `status` of {@linkcode TunnelRefusedError}. Unusual statuses count as `other`.

@@ -5,12 +5,13 @@
  */
 
 import type { Route } from "./accounting.ts";
-import { format, parseEndpoint } from "./address.ts";
+import { format, parseEndpoint, splitUdp, UDP } from "./address.ts";
+import type { AnyListening } from "./listen.ts";
 import { overlaps } from "./ports.ts";
-import type { Listening } from "./socket.ts";
 
 /** An entry of `forward`, `socks`, `http`, `reverse` or `reverseSocks`. */
 interface Place {
+  /** With `udp:` for datagrams. */
   listen: string;
   /** Whether the target expects a header of the PROXY protocol. */
   isProxied: boolean;
@@ -28,7 +29,7 @@ export interface Local extends Place {
   isSocks: boolean;
   /** For events and sums. */
   readonly route: Pick<Route, "kind" | "user" | "forward">;
-  listening: Listening | undefined;
+  listening: AnyListening | undefined;
 }
 
 /** An entry of `reverse` or `reverseSocks`: each server listens. */
@@ -65,7 +66,8 @@ export function makeReverse(parsed: Pick<Reverse, "listen" | "target" | "isProxi
 
 /** Formats an address so that equal ones have equal texts. */
 export function normalize(listen: string): string {
-  return format(parseEndpoint("listen", listen, 0));
+  const [isUdp, address] = splitUdp(listen);
+  return `${isUdp ? UDP : ""}${format(parseEndpoint("listen", address, 0))}`;
 }
 
 function addrsOf(place: Local | Reverse): string[] {

@@ -6,10 +6,10 @@
 
 import type { Session, Stream } from "../mod.ts";
 import type { Account, Permit } from "./access.ts";
-import { format, parseEndpoint } from "./address.ts";
+import { format, parseEndpoint, splitUdp, UDP } from "./address.ts";
 import { wrapError } from "./errors.ts";
 import { request } from "./handshake.ts";
-import { type Listening, listenToForward } from "./socket.ts";
+import { type AnyListening, listenTo } from "./listen.ts";
 import { sleep } from "./wait.ts";
 
 /**
@@ -20,7 +20,7 @@ export const PROBE_TIMEOUT = 4000;
 
 /** An address that the server listens on for a client. */
 interface Holder {
-  listening: Listening;
+  listening: AnyListening;
   permit: Permit;
   account: Account;
   session: Session;
@@ -31,6 +31,8 @@ interface Holder {
 /** The addresses that a server listens on for its clients. */
 export class Ports {
   readonly #holders = new Set<Holder>();
+  /** Those that were released, until their addresses are free. */
+  readonly #closing = new Set<AnyListening>();
   /** Whether a session is silent, while that is being found out. */
   readonly #probes = new Map<Session, Promise<boolean>>();
 
@@ -40,25 +42,28 @@ export class Ports {
    *
    * @param signal Ends the wait for a silent client.
    */
-  async listen(permit: Permit, session: Session, stream: Stream, signal: AbortSignal): Promise<Listening> {
-    const { account, endpoint: { path, port }, addresses } = permit;
+  async listen(permit: Permit, session: Session, stream: Stream, signal: AbortSignal): Promise<AnyListening> {
+    const { account, method, endpoint: { path, port }, addresses } = permit;
     // A host name may have several addresses; the first is the preferred one.
-    const addr = path === undefined ? format({ hostname: addresses[0]!, port }) : format({ path });
+    const place = path === undefined ? format({ hostname: addresses[0]!, port }) : format({ path });
+    const addr = method === "BIND-UDP" ? `${UDP}${place}` : place;
     await this.#vacate(addr, account, session, signal);
     const free = account.ports.take();
-    let listening: Listening;
+    let listening: AnyListening;
     try {
-      listening = await listenToForward(addr);
+      listening = await listenTo(addr);
     } catch (error) {
       free();
       throw error;
     }
     const holder = { listening, permit, account, session, release };
-    const holders = this.#holders;
+    const [holders, closing] = [this.#holders, this.#closing];
     function release(): void {
-      holders.delete(holder);
+      if (!holders.delete(holder)) return;
       free();
+      closing.add(listening);
       listening.close();
+      listening.closed.finally(() => closing.delete(listening));
     }
     holders.add(holder);
     stream.closed.then(release, release);
@@ -78,6 +83,7 @@ export class Ports {
    * @throws {Error} A client that is not silent, or of another account, holds it.
    */
   async #vacate(addr: string, account: Account, session: Session, signal: AbortSignal): Promise<void> {
+    for (const { addr: other, closed } of this.#closing) if (overlaps(other, addr)) await closed;
     for (let holder; (holder = this.#find(addr)) !== undefined;) {
       const isOwn = holder.session === session;
       const mayTake = !isOwn && holder.account === account && await this.#isSilent(holder.session, signal);
@@ -107,7 +113,9 @@ export class Ports {
 /** Whether two addresses cannot be listened on at the same time. */
 export function overlaps(one: string, other: string): boolean {
   if (one === other) return !/:0$/.test(one) || one.startsWith("unix:");
-  const [a, b] = [one, other].map((addr) => parseEndpoint("listen", addr, 0));
+  const [[isUdp, first], [isOtherUdp, second]] = [splitUdp(one), splitUdp(other)];
+  if (isUdp !== isOtherUdp) return false;
+  const [a, b] = [first, second].map((addr) => parseEndpoint("listen", addr, 0));
   if (a!.path !== undefined || b!.path !== undefined || a!.port !== b!.port || a!.port === 0) return false;
   const isAll = (hostname: string) => hostname === "0.0.0.0" || hostname === "::";
   return a!.hostname.includes(":") === b!.hostname.includes(":") && (isAll(a!.hostname) || isAll(b!.hostname));

@@ -8,9 +8,8 @@ import type { DuplexConnection } from "../mod.ts";
 import { readExactly } from "./bytes.ts";
 import { errorText, UnusedError } from "./errors.ts";
 import { type Served, speakHttp } from "./http_proxy.ts";
-import type { ProxyAuth } from "./proxy_auth.ts";
 import { speakSocks4 } from "./socks4.ts";
-import { speakSocks } from "./socks5.ts";
+import { type ProxyOptions, speakSocks } from "./socks5.ts";
 import { withDeadline } from "./wait.ts";
 
 /** A connection whose first byte was read already, and is read again. */
@@ -52,19 +51,16 @@ async function readFirst(client: DuplexConnection): Promise<number> {
   }
 }
 
-/**
- * Reads the target of a client, connects to it, and replies as the client's protocol does.
- *
- * @param auth The user and the password that are required. Default: none.
- */
-export async function speakProxy<T extends DuplexConnection>(
+/** Reads the target of a client, connects to it, and replies as the client's protocol does. */
+export async function speakProxy<T extends DuplexConnection, U = never>(
   client: DuplexConnection,
   connect: (target: string) => Promise<T>,
-  auth?: ProxyAuth,
-): Promise<Served<T>> {
+  options: ProxyOptions<U> = {},
+): Promise<Served<T | U>> {
+  const { auth } = options;
   const first = await readFirst(client);
   const begun = new Begun(client, first);
-  if (first === 5) return { connected: await speakSocks(begun, connect, auth) };
+  if (first === 5) return { connected: await speakSocks(begun, connect, options) };
   if (first === 4) return { connected: await speakSocks4(begun, connect, auth) };
   // Methods of HTTP: a capital letter.
   if (first >= 65 && first <= 90) return await speakHttp(begun, connect, auth);

@@ -146,8 +146,8 @@ function header(family: number, addresses: readonly number[]): Uint8Array {
   return new Uint8Array([...SIGNATURE, PROXY, family, addresses.length >> 8, addresses.length & 255, ...addresses]);
 }
 
-/** Returns the bytes of an IP address; `undefined` for a name. */
-function bytesOf(hostname: string): Uint8Array | undefined {
+/** Returns the bytes of an IP address; `undefined` for any other text. */
+export function bytesOf(hostname: string): Uint8Array | undefined {
   const address = unmapped(hostname);
   if (isIPv4(address)) return new Uint8Array(address.split(".").map(Number));
   if (!isIPv6(address) || address.includes("%")) return undefined;

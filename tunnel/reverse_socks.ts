@@ -48,7 +48,7 @@ export async function reach(
     return await dial(target, stream, { connectTimeout, addresses });
   };
   try {
-    const { connected, check } = await speakProxy(stream, connect, auth);
+    const { connected, check } = await speakProxy(stream, connect, { auth });
     return { socket: connected, to, check };
   } catch (error) {
     // The end of a stream comes after the reply, also if the visitor still sends.

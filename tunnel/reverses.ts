@@ -6,7 +6,7 @@
 
 import { type Session, SessionClosedError, type Stream } from "../mod.ts";
 import type { Activity } from "./activity.ts";
-import { format } from "./address.ts";
+import { format, splitUdp, UDP } from "./address.ts";
 import { writeFirst } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
 import { forwardStream } from "./forward.ts";
@@ -17,6 +17,8 @@ import type { Changes, Reverse } from "./places.ts";
 import { encodeProxyHeader, type ProxyAddress } from "./proxy_protocol.ts";
 import { type ProxySettings, reach } from "./reverse_socks.ts";
 import { dial, type Socket } from "./socket.ts";
+import { forwardToPeer } from "./udp_forward.ts";
+import { dialUdp, UdpPeer } from "./udp_socket.ts";
 import { parseAddress } from "./visitor.ts";
 import { backoff, onAbort, sleep } from "./wait.ts";
 
@@ -33,6 +35,8 @@ export interface ReverseSettings {
   credentials: Credentials;
   /** Milliseconds to connect to a target; `undefined`: the default. */
   connectTimeout: number | undefined;
+  /** Milliseconds without a datagram after which a source is forgotten. */
+  udpTimeout: number;
   /** Whether the first request to listen is repeated until its address is free. */
   retry: boolean;
   /** Whether the client has several servers, so that the addresses of each are reported. */
@@ -75,17 +79,22 @@ export class Reverses {
     const { activity } = this.#host;
     let visitor: ProxyAddress | undefined;
     let to: string | undefined;
+    let listen = "";
     let isProxy = false;
-    const { address, opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
+    const { opened } = await serveRequest(stream, "the server", async ({ method, address, forwardedFor }) => {
       // The server asks whether this end is alive.
       if (method === "OPTIONS") return stream;
-      const found = method === "CONNECT" ? this.#host.current().reverse.get(address) : undefined;
+      const { reverse, connectTimeout } = this.#host.current();
+      const isUdp = method === "CONNECT-UDP";
+      listen = isUdp ? `${UDP}${address}` : address;
+      const found = isUdp || method === "CONNECT" ? reverse.get(listen) : undefined;
       if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
       visitor = parseAddress(forwardedFor ?? "");
       to = found.target;
       isProxy = to === undefined;
       if (to === undefined) return stream;
-      const socket = await dial(to, stream, { connectTimeout: this.#host.current().connectTimeout });
+      if (isUdp) return await dialUdp(to, stream, { connectTimeout });
+      const socket = await dial(to, stream, { connectTimeout });
       const addr = found.addrs.get(link.serverAddr) ?? "";
       if (found.isProxied) await writeFirst(socket, encodeProxyHeader(visitor, parseAddress(addr)));
       return socket;
@@ -95,15 +104,20 @@ export class Reverses {
     const reached = isProxy ? await reach(stream, proxy, connectTimeout) : undefined;
     to = reached?.to ?? to;
     const from = visitor === undefined ? link.serverAddr : format(visitor);
-    const forward = isProxy ? address : `${address}=${to}`;
+    const forward = isProxy ? listen : `${listen}=${to}`;
     const route = { kind: "reverse" as const, user: undefined, forward, from, to };
+    if (opened instanceof UdpPeer) {
+      return await forwardToPeer(activity, stream, opened, route, () => this.#host.current().udpTimeout);
+    }
     const socket = reached?.socket ?? opened as Socket;
     await forwardStream(activity, stream, socket, `to ${to}`, route, { sent: reached?.check });
   }
 
   /** Requests a server to listen, until the returned stream ends. */
   async #bind({ serverAddr }: Link, session: Session, reverse: Reverse): Promise<Stream> {
-    const { stream, addr } = await request(session, "BIND", reverse.listen, this.#host.current().credentials);
+    const [isUdp, address] = splitUdp(reverse.listen);
+    const { credentials } = this.#host.current();
+    const { stream, addr } = await request(session, isUdp ? "BIND-UDP" : "BIND", address, credentials);
     reverse.addrs.set(serverAddr, addr);
     this.#report(reverse);
     return stream;

@@ -10,6 +10,8 @@ import { canonical, type Endpoint } from "./address.ts";
 /** One entry: whether it allows or denies, and what it matches. The host of an endpoint must be canonical. */
 interface Entry {
   isAllowing: boolean;
+  /** Whether it is about datagrams. */
+  isUdp: boolean;
   /** Whether it matches an endpoint at an address; of a Unix socket the address is empty. */
   matches(endpoint: Endpoint, address: string): boolean;
   /** Whether it matches an endpoint at some address. */
@@ -24,9 +26,9 @@ function normalize(endpoint: Endpoint): Endpoint {
 /** The host of an entry. */
 type Host = { isAny: true } | { name: string } | { network: BlockList; family: number };
 
-// Groups: deny, path, host, ports, ports without a host.
+// Groups: deny, datagrams, path, host, ports, ports without a host.
 const ENTRY =
-  /^(!?)(?:unix:([!-~]+)|(\*|\[[\da-f:.]+(?:\/\d+)?\]|[\w.-]+(?:\/\d+)?):(\*|\d+(?:-\d+)?)|(\d+(?:-\d+)?))$/i;
+  /^(!?)(udp:)?(?:unix:([!-~]+)|(\*|\[[\da-f:.]+(?:\/\d+)?\]|[\w.-]+(?:\/\d+)?):(\*|\d+(?:-\d+)?)|(\d+(?:-\d+)?))$/i;
 
 /** The entries of `allow` or `allowListen`. The last entry that matches decides; without one the request is denied. */
 export class Rules {
@@ -34,10 +36,11 @@ export class Rules {
 
   /**
    * @param name The name of the option, for errors.
+   * @param isUdp Whether the entries about datagrams are used, or all others.
    * @throws {RangeError} An entry is malformed.
    */
-  constructor(name: string, entries: readonly string[]) {
-    this.#entries = entries.map((entry) => parseRule(name, entry));
+  constructor(name: string, entries: readonly string[], isUdp = false) {
+    this.#entries = entries.map((entry) => parseRule(name, entry)).filter((entry) => entry.isUdp === isUdp);
   }
 
   /** Whether the endpoint is allowed at an address, which its host was resolved to; empty for a Unix socket. */
@@ -60,24 +63,25 @@ export class Rules {
  * @throws {RangeError} It is malformed.
  */
 export function parseRule(name: string, entry: string): Entry {
-  const [, denies, path, given = "127.0.0.1", ports, portsAlone] = ENTRY.exec(entry) ?? [];
-  const isAllowing = denies === "";
-  if (path !== undefined) {
+  const [, denies, udp, path, given = "127.0.0.1", ports, portsAlone] = ENTRY.exec(entry) ?? [];
+  const [isAllowing, isUdp] = [denies === "", udp !== undefined];
+  if (path !== undefined && !isUdp) {
     const matches = (endpoint: Endpoint) => endpoint.path === path;
-    return { isAllowing, matches, mayMatch: matches };
+    return { isAllowing, isUdp, matches, mayMatch: matches };
   }
   const range = ports ?? portsAlone;
   const host = range === undefined ? undefined : parseHost(given);
   if (host === undefined) {
     throw new RangeError(
       `${name} must be HOST:PORT, [IPV6]:PORT, NETWORK/BITS:PORT, PORT or unix:PATH, where HOST may be *, PORT may be * ` +
-        `or a range as 8000-8010, and ! in front denies, received "${entry}"`,
+        `or a range as 8000-8010, ! in front denies, and udp: before HOST is for datagrams, received "${entry}"`,
     );
   }
   const [least, most] = parsePorts(name, range!);
   const hasPort = ({ port }: Endpoint) => port !== undefined && port >= least && port <= most;
   return {
     isAllowing,
+    isUdp,
     matches: (endpoint, address) => hasPort(endpoint) && hasHost(host, isAllowing, endpoint, address),
     mayMatch: (endpoint) => hasPort(endpoint) && (!("name" in host) || host.name === endpoint.hostname),
   };

@@ -9,13 +9,14 @@ import { resumableListener } from "../resume.ts";
 import { Access } from "./access.ts";
 import type { Route } from "./accounting.ts";
 import { Activity } from "./activity.ts";
-import { checkExposed, checkTls, formatPeer, parseEndpoint, UNNAMED } from "./address.ts";
+import { checkExposed, checkTls, formatPeer, parseEndpoint, UDP, UNNAMED } from "./address.ts";
 import { Entrance } from "./entrance.ts";
 import { toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import { certifiedUser } from "./identity.ts";
 import { limitsOf } from "./limits.ts";
+import type { AnyListening } from "./listen.ts";
 import { type Direction, serveMeasure } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type TunnelStats } from "./options.ts";
 import { pinOfPem } from "./pin.ts";
@@ -25,8 +26,11 @@ import { checkClientCa } from "./tls_listener.ts";
 import { checkRuntime, dial, Listening, resetting, type Socket } from "./socket.ts";
 import { Returning } from "./returning.ts";
 import { checkStatus, StatusServer } from "./status.ts";
+import { UDP_TIMEOUT } from "./udp_flow.ts";
+import { forwardDatagrams, forwardToPeer } from "./udp_forward.ts";
+import { dialUdp, UdpListening, UdpPeer } from "./udp_socket.ts";
 import { VERSION } from "./version.ts";
-import { visitorHeader } from "./visitor.ts";
+import { visitorHeader, visitorLine } from "./visitor.ts";
 import { checkTimeout, clampTimeout, onAbort } from "./wait.ts";
 import { checkWeb } from "./web_listener.ts";
 import { withoutScheme } from "./web_socket_address.ts";
@@ -102,6 +106,7 @@ export function checkOptions(options: ServeTunnelOptions): void {
   checkSecret(secret);
   checkStatus(options.status, options.insecure);
   checkTimeout("connectTimeout", options.connectTimeout);
+  checkTimeout("udpTimeout", options.udpTimeout);
   const hasRules = allow.length > 0 || allowListen.length > 0;
   if (users !== undefined && (secret !== undefined || hasRules)) {
     throw new RangeError("users cannot be combined with secret, allow or allowListen: each user has its own");
@@ -335,11 +340,16 @@ export class ServerEnd {
     const peer = formatPeer(session.remoteAddr) ?? UNNAMED;
     const open = (request: Request) => this.#open(request, stream, session);
     const { method, address, opened } = await serveRequest(stream, peer, open, this.#about);
-    if (opened instanceof Listening) {
+    if (opened instanceof Listening || opened instanceof UdpListening) {
       await this.#listenFor(session, stream, address, opened);
     } else if (opened === stream) {
       if (method === "MEASURE") await serveMeasure(stream, address as Direction);
       else stream.close();
+    } else if (opened instanceof UdpPeer) {
+      const [user, from] = [this.#activity.userOf(session), formatPeer(session.remoteAddr)];
+      const forward = this.#named.has(`${UDP}${address}`) ? `${UDP}${address}` : `${UDP}*`;
+      const route = { kind: "connect" as const, forward, to: address, user, from };
+      await forwardToPeer(this.#activity, stream, opened, route, this.#udpTimeout);
     } else {
       // A target that only a wildcard allows has no sums of its own.
       const forward = this.#named.has(address) ? address : "*";
@@ -348,10 +358,10 @@ export class ServerEnd {
   }
 
   /** Connects or listens for a request, if it is allowed; returns the stream if it only proves the secret. */
-  async #open(request: Request, stream: Stream, session: Session): Promise<Listening | Socket | Stream> {
+  async #open(request: Request, stream: Stream, session: Session): Promise<AnyListening | Socket | Stream | UdpPeer> {
     const { signal } = this.#stopping;
     const permit = await this.#access.check(request, session, signal, stream).catch((error) => {
-      throw request.method === "BIND" && this.#neverListens && isForbidden(error)
+      throw request.method.startsWith("BIND") && this.#neverListens && isForbidden(error)
         ? new TunnelRefusedError(501, "this server cannot listen: it is a handler without allowListen")
         : error;
     });
@@ -361,10 +371,11 @@ export class ServerEnd {
       else this.#returning.note(request.client, this.#access.accountOf(session)!, session);
       return stream;
     }
-    const { account, addresses } = permit;
-    if (request.method === "CONNECT") {
+    const { account, method, addresses } = permit;
+    if (method === "CONNECT" || method === "CONNECT-UDP") {
       await account.streams.takeFor(() => Promise.resolve(stream));
       const { connectTimeout } = this.#options;
+      if (method === "CONNECT-UDP") return await dialUdp(request.address, stream, { addresses, connectTimeout });
       return await dial(request.address, stream, { addresses, connectTimeout });
     }
     const listening = await this.#ports.listen(permit, session, stream, signal);
@@ -376,6 +387,9 @@ export class ServerEnd {
     }
     return listening;
   }
+
+  /** Milliseconds without a datagram after which a source is forgotten. */
+  readonly #udpTimeout = () => this.#options.udpTimeout ?? UDP_TIMEOUT;
 
   /** Whether no client may make this process listen, which it may be unable to. */
   get #neverListens(): boolean {
@@ -393,20 +407,32 @@ export class ServerEnd {
   }
 
   /** Accepts connections for a client, until the stream of its request ends. */
-  async #listenFor(session: Session, stream: Stream, address: string, listening: Listening): Promise<void> {
+  async #listenFor(session: Session, stream: Stream, address: string, listening: AnyListening): Promise<void> {
     const ended = new AbortController();
     const off = onAbort(this.#stopping.signal, () => ended.abort());
     const where = { listenAddr: listening.addr, clientAddr: formatPeer(session.remoteAddr) };
     this.#activity.emit({ type: "listening", ...where });
     const streams = this.#access.accountOf(session)!.streams;
-    const open = async (from: Socket) => {
-      const header = visitorHeader(from);
-      const stream = await streams.takeFor(async () => (await request(session, "CONNECT", address, {}, header)).stream)
-        .catch(resetting(from));
-      return { stream, to: where.clientAddr };
-    };
+    const ask = (method: "CONNECT" | "CONNECT-UDP", header: string) =>
+      streams.takeFor(async () => (await request(session, method, address, {}, header)).stream);
     const route = { kind: "reverse" as const, user: this.#activity.userOf(session), forward: address };
-    const listened = forwardAll(this.#activity, listening, open, route, ended.signal);
+    const listened = listening instanceof UdpListening
+      ? forwardDatagrams(this.#activity, listening, {
+        open: async (from) => ({ stream: await ask("CONNECT-UDP", visitorLine(from)), to: where.clientAddr }),
+        route: { ...route, forward: `${UDP}${address}` },
+        signal: ended.signal,
+        timeout: this.#udpTimeout,
+      }).then(() => ({ forwarded: undefined }))
+      : forwardAll(
+        this.#activity,
+        listening,
+        async (from) => {
+          const stream = await ask("CONNECT", visitorHeader(from)).catch(resetting(from));
+          return { stream, to: where.clientAddr };
+        },
+        route,
+        ended.signal,
+      );
     // The client sends nothing more on the stream: the read waits for its end.
     const reading = stream.read(new Uint8Array(1)).then(() => undefined, toError);
     const error = await Promise.race([reading, listened.then(() => undefined)]);

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { checkExposed, parseEndpoint, parseForward } from "./address.ts";
+import { checkExposed, parseEndpoint, parseForward, splitUdp } from "./address.ts";
 import { parseServerPlace, type ServerPlace } from "./dial_server.ts";
 import { checkSecret } from "./handshake.ts";
 import { type Limits, limitsOf } from "./limits.ts";
@@ -46,6 +46,7 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
   if (user !== undefined) checkName("user", user);
   if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
   checkTimeout("connectTimeout", options.connectTimeout);
+  checkTimeout("udpTimeout", options.udpTimeout);
   const locals = [
     ...(options.forward ?? []).map((text) => makeLocal(parseForward("forward", text))),
     ...makeProxies(options),
@@ -57,13 +58,18 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
 
 /** Makes the entries of `socks` and `http`. The same address in both is one entry, unless its port is chosen later. */
 function makeProxies({ socks = [], http = [] }: OpenTunnelOptions): Local[] {
-  for (const listen of http) parseEndpoint("http", listen, 0);
-  for (const listen of socks) parseEndpoint("socks", listen, 0);
+  for (const listen of http) checkProxyListen("http", listen);
+  for (const listen of socks) checkProxyListen("socks", listen);
   const known = new Set(socks.map(normalize).filter((listen) => !listen.endsWith(":0")));
   return [
     ...socks.map((listen) => makeProxy("socks", listen)),
     ...http.filter((listen) => !known.has(normalize(listen))).map((listen) => makeProxy("http", listen)),
   ];
+}
+
+function checkProxyListen(name: string, listen: string): void {
+  parseEndpoint(name, listen, 0);
+  if (splitUdp(listen)[0]) throw new RangeError(`${name} must be an address without udp:, received "${listen}"`);
 }
 
 /** Makes the entries of `reverse` and `reverseSocks`. */
@@ -78,7 +84,7 @@ function makeReverses(options: OpenTunnelOptions): Map<string, Reverse> {
     reverse.set(listen, makeReverse({ listen, target, isProxied }));
   }
   for (const listen of options.reverseSocks ?? []) {
-    parseEndpoint("reverseSocks", listen, 0);
+    checkProxyListen("reverseSocks", listen);
     if (reverse.has(listen)) {
       throw new RangeError(`reverseSocks and reverse must contain each LISTEN only once, received ${listen} twice`);
     }
@@ -96,6 +102,12 @@ function proxySettings({ allow, proxyAuth, socks, http, reverseSocks }: OpenTunn
   }
   if (allow !== undefined && reverseSocks === undefined) {
     throw new RangeError("allow of a client requires reverseSocks: that of forward, socks and http is at the server");
+  }
+  const datagrams = allow?.find((entry) => /^!?udp:/i.test(entry));
+  if (datagrams !== undefined) {
+    throw new RangeError(
+      `allow of a client must be about connections, received "${datagrams}": reverseSocks has no UDP`,
+    );
   }
   if (auth !== undefined && socks === undefined && http === undefined && reverseSocks === undefined) {
     throw new RangeError("proxyAuth requires socks, http or reverseSocks");

@@ -25,6 +25,7 @@ const WRONG = 1;
 
 // Commands.
 const CONNECT = 1;
+const UDP_ASSOCIATE = 3;
 
 // Address types.
 const IPV4 = 1;
@@ -46,25 +47,30 @@ interface Request {
   port: number;
 }
 
-/**
- * Reads the target of a client, connects to it, and replies.
- *
- * @param auth The user and the password that are required. Default: none.
- */
-export async function speakSocks<T extends { close(): void }>(
+/** What a proxy requires and serves. */
+export interface ProxyOptions<U> {
+  /** The user and the password that are required. Default: none. */
+  auth?: ProxyAuth | undefined;
+  /** Serves UDP ASSOCIATE of SOCKS 5, and replies. Default: the command is refused. */
+  associate?: (() => Promise<U>) | undefined;
+}
+
+/** Reads the target of a client, connects to it, and replies. */
+export async function speakSocks<T extends { close(): void }, U = never>(
   client: DuplexConnection,
   connect: (target: string) => Promise<T>,
-  auth?: ProxyAuth,
-): Promise<T> {
+  { auth, associate }: ProxyOptions<U> = {},
+): Promise<T | U> {
   const request = await withDeadline(client, readRequest(client, auth));
   switch (request.command) {
     case CONNECT:
       return await serveConnect(client, request, connect);
-    default: {
-      const error = new Error(`unsupported SOCKS command ${request.command}, expected ${CONNECT} (CONNECT)`);
-      return await refuse(client, COMMAND_NOT_SUPPORTED, error);
-    }
+    case UDP_ASSOCIATE:
+      // The address of the request is that of the client, often zeros.
+      if (associate !== undefined) return await associate();
   }
+  const error = new Error(`unsupported SOCKS command ${request.command}, expected ${CONNECT} (CONNECT)`);
+  return await refuse(client, COMMAND_NOT_SUPPORTED, error);
 }
 
 /** Connects to the target of a request, and replies. */

@@ -105,7 +105,7 @@ export class StatusServer {
   }
 
   #status(isReady: boolean): unknown {
-    const { connections, reconnects, streams, open, sent, received, refused } = this.#activity.stats();
+    const { connections, reconnects, streams, open, sent, received, dropped, refused } = this.#activity.stats();
     return {
       version: VERSION,
       end: this.#source.end,
@@ -117,6 +117,7 @@ export class StatusServer {
       open,
       sent,
       received,
+      dropped,
       refused,
       servers: this.#source.servers?.(),
       listeners: this.#source.listeners(),
@@ -165,6 +166,7 @@ export class StatusServer {
       counter("reconnects_total", "Connections of a client after its first.", stats.reconnects),
       counter("sent_bytes_total", "Bytes sent to peers, headers included.", stats.sent),
       counter("received_bytes_total", "Bytes received from peers, headers included.", stats.received),
+      counter("datagrams_dropped_total", "Datagrams of UDP that this end has dropped.", stats.dropped),
       {
         ...counter("refused_total", "Requests refused by this end or its peer, by HTTP status.", 0),
         samples: Object.entries(stats.refused).map(([status, value]) => ({ labels: { status }, value })),

@@ -57,7 +57,8 @@ const SERVER: Options = {
     value: "TARGET",
     isList: true,
     isRule: true,
-    help: "allowed target; * is any host or port, 8000-8010 a range, 10.0.0.0/8 a network; ! in front denies",
+    help:
+      "allowed target; * is any host or port, 8000-8010 a range, 10.0.0.0/8 a network; udp:HOST:PORT for datagrams; ! in front denies",
   },
   "allow-listen": {
     value: "LISTEN",
@@ -91,9 +92,13 @@ const CLIENT: Options = {
     value: "LISTEN=TARGET",
     isList: true,
     help:
-      "listen on the client, connect from the server; LISTEN - is stdin and stdout; no =TARGET: server's --target; ,proxy after TARGET: send it a PROXY header",
+      "listen on the client, connect from the server; LISTEN - is stdin and stdout; no =TARGET: server's --target; TARGET,proxy: send a PROXY header; udp:LISTEN: datagrams, also in --reverse",
   },
-  reverse: { value: "LISTEN=TARGET", isList: true, help: "listen on the server, connect from the client" },
+  reverse: {
+    value: "LISTEN=TARGET",
+    isList: true,
+    help: "listen on the server, connect from the client",
+  },
   socks: {
     value: "LISTEN",
     isList: true,
@@ -147,6 +152,7 @@ const COMMON: Options = {
   },
   keepalive: { value: "SECONDS", help: "keepalive after this long; default: 10; 0: never" },
   timeout: { value: "SECONDS", help: "silence that ends a connection; default: 30; 0: never" },
+  "udp-timeout": { value: "SECONDS", help: "silence that ends a UDP source; default: 60; 0: never" },
   "max-streams": { value: "NUMBER", help: "open streams of one connection; default: 8192" },
   "max-receive-buffer": { value: "MIB", help: "unread data of one connection; default: 16" },
   status: { value: "LISTEN", help: "serve /metrics, /status and /healthz over HTTP" },

@@ -18,7 +18,12 @@ function addressOf(address: Deno.Addr): ProxyAddress | undefined {
 /** Formats the address of a visitor as a line of a head; empty for a visitor at a Unix socket. */
 export function visitorHeader(socket: Socket): string {
   const visitor = addressOf(socket.remoteAddr);
-  return visitor === undefined ? "" : `Forwarded-For: ${format(visitor)}\r\n`;
+  return visitor === undefined ? "" : visitorLine(visitor);
+}
+
+/** Formats an address as that line. */
+export function visitorLine(visitor: ProxyAddress): string {
+  return `Forwarded-For: ${format(visitor)}\r\n`;
 }
 
 /** Parses an IP address and a port; `undefined` for any other text. */
