@@ -108,7 +108,7 @@ Deno.test("serveTunnel() reports a client that has left, with its user, and why 
     const connected = log.events[n];
     assert(connected?.type === "connected" && Number.isInteger(duration) && duration >= 0);
     assertEquals(rest, { type: "disconnected", clientAddr: connected.clientAddr, user });
-    assertEquals(error?.message, user === "alice" ? undefined : "The user was removed");
+    assertEquals(error?.message, user === "alice" ? undefined : "The user was removed, or must show a certificate");
   }
 });
 

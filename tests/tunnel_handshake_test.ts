@@ -127,6 +127,8 @@ Deno.test("tunnel: a handshake times out after 10 seconds and is reported, in a 
   stream.close();
   await session.close();
   using connection = await dial(client.listenAddrs[0]!);
+  // A connection without a byte is closed, too, but not reported: browsers open some that they do not use.
+  await writeAll(connection, new Uint8Array([5]));
   assertEquals(await isEnded(connection), true);
   await logs.client.until(/handshake timed out/);
 });

@@ -7,11 +7,11 @@
 
 import { createPrivateKey, createPublicKey } from "node:crypto";
 import { isIP } from "node:net";
-import {
+// Not by name: Node 20 lacks `getCACertificates`, and an import of the tunnel would fail there.
+import nodeTls, {
   connect,
   type ConnectionOptions,
   createSecureContext,
-  getCACertificates,
   type SecureContext,
   type TLSSocket,
 } from "node:tls";
@@ -77,7 +77,7 @@ function contextOf(tls: ClientTls): SecureContext {
   const known = contexts.get(tls);
   if (known !== undefined) return known;
   const context = createSecureContext({
-    ...ca === undefined ? {} : { ca: [...getCACertificates("default"), ca] },
+    ...ca === undefined ? {} : { ca: [...nodeTls.getCACertificates("default"), ca] },
     ...cert === undefined ? {} : { cert, key: key! },
   });
   contexts.set(tls, context);

@@ -1248,8 +1248,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "the client does not learn the visitor of a reverse forward",
     file: "tunnel/server.ts",
-    from: "const header = visitorHeader(from);",
-    to: 'const header = "";',
+    from: 'ask("CONNECT", visitorHeader(from))',
+    to: 'ask("CONNECT", "")',
     tests: ["tunnel_proxy_test.ts"],
   },
   {
