@@ -1705,7 +1705,7 @@ export const MUTANTS: Mutant[] = [
 
 const ROOT = `${import.meta.dirname}/../..`;
 // Timeout of a run, in milliseconds: a bug may make it hang.
-const LIMIT = 5 * 60_000;
+const LIMIT = 10 * 60_000;
 
 /** Runs the tests for each bug; rejects if a bug is not found. */
 export async function run(args: string[]): Promise<void> {
@@ -1754,8 +1754,9 @@ export function plant({ name, file, from, to }: Mutant, text: string): string {
 async function find(copy: string, mutant: Mutant, seeds: number): Promise<string | undefined> {
   const checked = await deno(copy, ["check", "mod.ts", "resume.ts", "websocket.ts"]);
   if (!checked.success) throw new Error(`"${mutant.name}" does not compile:\n${checked.output}`);
-  const simulated = await simulation(copy, mutant, seeds);
-  if (!simulated.success) {
+  // The simulation has no tunnel.
+  const simulated = mutant.file.startsWith("tunnel/") ? undefined : await simulation(copy, mutant, seeds);
+  if (simulated?.success === false) {
     return `simulation, ${/^again: .* simulate (.*--seed \d+)$/m.exec(simulated.output)?.[1] ?? "a hang"}`;
   }
   if (mutant.isOfCarriers) return undefined;
