@@ -1,7 +1,7 @@
 /** The connection of a tunnel's client to its server: retries, resumption, and what happens meanwhile. */
 
 import { assertEquals, assertGreater, assertInstanceOf, assertMatch, assertRejects } from "@std/assert";
-import { serve } from "../mod.ts";
+import { join, serve } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { freePort, LOOPBACK, text, writeAll } from "./support.ts";
 import {
@@ -64,6 +64,39 @@ async function makeProxied(options: { version?: 1 | 2; wait?: number; resume?: b
   };
   return { echo, server, proxy, client, logs, [Symbol.asyncDispose]: dispose };
 }
+
+Deno.test("openTunnel() resumes although its first hello was cut, which looks like a server without resuming", async () => {
+  // With an entry of `forward` the client sends a request first.
+  for (const [version, forward] of [[1, []], [2, [FREE]], [2, [`${FREE}=${FREE.replace(":0", ":1")}`]]] as const) {
+    await using echo = makeEcho();
+    await using server = serveTunnel({ listen: FREE, allow: [echo.addr], onError() {} });
+    using listener = Deno.listen(LOOPBACK);
+    const accepted: Deno.TcpConn[] = [];
+    const forwarding = (async () => {
+      for await (const near of listener) {
+        accepted.push(near);
+        if (accepted.length === 1) {
+          await near.read(new Uint8Array(1));
+          near.close();
+        } else {
+          const far = await dial(server.serverAddr);
+          join(near, far).catch(() => {});
+        }
+      }
+    })();
+    const log = makeLog();
+    const client = await openTunnel({ connect: at(listener.addr), version, forward, ...log.options });
+    const stream = await client.connect(echo.addr);
+    assertEquals(await say(stream, "before"), "before");
+    accepted.at(-1)!.close();
+    assertEquals(await say(stream, "after"), "after");
+    assertEquals(log.typesOf(), ["suspended", "resumed"]);
+    stream.close();
+    await client.shutdown();
+    listener.close();
+    await forwarding.catch(() => {});
+  }
+});
 
 Deno.test("openTunnel() with retry connects once the server is there", async () => {
   const port = freePort();

@@ -117,16 +117,19 @@ export async function serveRequest<T extends { close(): void }>(
  * @param more Further lines of the head.
  * @throws {TunnelRefusedError} The server does not accept the secret.
  */
-export async function checkServer(session: Session, by: Credentials, more = ""): Promise<void> {
+export async function checkServer(session: Session, by: Credentials, more = ""): Promise<boolean> {
   const clear = setDeadline(
     () => session.abort(new Error(`handshake timed out after ${HANDSHAKE_TIMEOUT} ms`)),
     HANDSHAKE_TIMEOUT,
   );
   try {
-    (await request(session, "OPTIONS", "*", by, more)).stream.close();
+    const { stream, headers } = await request(session, "OPTIONS", "*", by, more);
+    stream.close();
+    return header(headers, "server").startsWith("sluice/");
   } catch (error) {
     // A server that does not know the method has accepted the secret.
-    if (!(error instanceof TunnelRefusedError && error.status === 405)) throw error;
+    if (error instanceof TunnelRefusedError && error.status === 405) return false;
+    throw error;
   } finally {
     clear();
   }

@@ -25,6 +25,10 @@ const MAX_PAUSE = 2000;
 // network; smaller: an attempt that began in an outage ends earlier after it.
 const CONNECT_TIMEOUT = 4000;
 
+// Hellos in a row that may be cut: to the client that looks like a server that does not resume, although it is a Sluice.
+// Larger: resumes through a worse network; smaller: an earlier start.
+const MAX_CUT_HELLOS = 3;
+
 // Milliseconds to send the last bytes of a session. Larger: tolerates a slower server; smaller: an earlier end.
 const CLOSE_TIMEOUT = 1000;
 
@@ -219,8 +223,10 @@ export class Link {
     }
   }
 
-  async #start(): Promise<void> {
-    const { version, secret, user, stalledStreamTimeout = STALLED_STREAM_TIMEOUT, isChecked, limits } = this.#settings;
+  /** @param attempts Number of attempts before whose hello may have been cut. */
+  async #start(attempts = 0): Promise<void> {
+    const { version, secret, user, isChecked, limits, resume = true } = this.#settings;
+    const { stalledStreamTimeout = STALLED_STREAM_TIMEOUT } = this.#settings;
     const carrier = await this.#connect();
     const { frame } = this.#activity;
     const session = Session.client(carrier.connection, {
@@ -231,8 +237,13 @@ export class Link {
     });
     const off = onAbort(this.stopping, (reason) => session.abort(reason));
     try {
-      if (isChecked) await checkServer(session, { secret, user }, this.#identity.next());
+      const isSluice = isChecked && await checkServer(session, { secret, user }, this.#identity.next());
       this.stopping.throwIfAborted();
+      // Without this, streams would be lost with a connection that is never resumed.
+      if (isSluice && resume && !carrier.isResumable && attempts < MAX_CUT_HELLOS) {
+        await session.close({ timeout: CLOSE_TIMEOUT }).catch(() => {});
+        return await this.#start(attempts + 1);
+      }
       this.#reportPlain(carrier);
     } catch (error) {
       session.abort(error);
@@ -261,10 +272,11 @@ export class Link {
   }
 
   async #connect(): Promise<Carrier> {
-    const { resume = true, limits } = this.#settings;
+    const { resume = true, limits, isChecked } = this.#settings;
     const { serverAddr } = this;
     const open = (signal: AbortSignal) => this.#dial(signal);
-    if (resume) {
+    // The answer to a request shows whether a hello was cut; without one, two must end alike.
+    for (let left = !resume ? 0 : isChecked ? 1 : 2; left > 0; left--) {
       const carrier = await connectResumable(serverAddr, open, {
         signal: this.stopping,
         silence: limits.silence,

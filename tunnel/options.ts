@@ -526,7 +526,7 @@ export interface OpenTunnelOptions extends TunnelOptions {
   reconnect?: boolean | undefined;
   /**
    * Whether forwarded connections survive the loss of the connection to the server. A server that does not support it
-   * is recognized by a first connection, which it closes. Default: `true`.
+   * is recognized by one or two connections, which it closes. Default: `true`.
    */
   resume?: boolean | undefined;
   /**

@@ -792,9 +792,9 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a tunnel's client reports that a server does not resume before it has answered",
     file: "tunnel/link.ts",
-    from: "      if (isChecked) await checkServer(session, { secret, user }, this.#identity.next());\n",
+    from: "      const isSluice = isChecked && await checkServer(session, { secret, user }, this.#identity.next());\n",
     to:
-      "      this.#reportPlain(carrier);\n      if (isChecked) await checkServer(session, { secret, user }, this.#identity.next());\n",
+      "      this.#reportPlain(carrier);\n      const isSluice = isChecked && await checkServer(session, { secret, user }, this.#identity.next());\n",
     tests: ["tunnel_link_test.ts"],
   },
   {
