@@ -9,6 +9,7 @@ import { findProgram, makeFolder, watch, type Watched } from "../../programs.ts"
 import { freePort } from "../../support.ts";
 import { CuttingProxy } from "../shared/cutting_proxy.ts";
 import { type Access, type ProgramName, PROGRAMS, type Target } from "./targets.ts";
+import { untilListening } from "../shared/listening.ts";
 
 /** The names of the carriers. */
 export const CARRIERS = ["tcp", "tls", "ws", "wss", "tinyproxy", "microsocks"] as const;
@@ -36,17 +37,6 @@ export interface Tunnel {
 function spawn(started: AsyncDisposableStack, [name, ...args]: string[]): Watched {
   const options = { args, stdin: "null", stdout: "piped", stderr: "piped", env: { NO_COLOR: "1" } } as const;
   return started.use(watch(new Deno.Command(name!, options).spawn()));
-}
-
-async function untilListening(port: number): Promise<void> {
-  for (;;) {
-    try {
-      return (await Deno.connect({ hostname: "127.0.0.1", port })).close();
-    } catch (error) {
-      if (!(error instanceof Deno.errors.ConnectionRefused)) throw error;
-      await delay(10);
-    }
-  }
 }
 
 /** Starts the proxy of a carrier; returns the value of `--proxy`. */

@@ -5,9 +5,9 @@
  * @module
  */
 
-import { delay } from "@std/async";
 import { findProgram, makeFolder, prepareSsh, watch } from "../../programs.ts";
 import { freePort } from "../../support.ts";
+import { untilListening } from "../shared/listening.ts";
 
 const TLS = `${import.meta.dirname}/../../fixtures/tls`;
 const TUNNEL = `${import.meta.dirname}/../../../tunnel.ts`;
@@ -115,17 +115,6 @@ async function startSocat(starter: Starter, targets: number[]): Promise<Started>
   const ports = [];
   for (const target of targets) ports.push(await chain(await chain(target)));
   return { ports, ids: starter.ids };
-}
-
-async function untilListening(port: number): Promise<void> {
-  for (;;) {
-    try {
-      return (await Deno.connect({ hostname: "127.0.0.1", port })).close();
-    } catch (error) {
-      if (!(error instanceof Deno.errors.ConnectionRefused)) throw error;
-      await delay(10);
-    }
-  }
 }
 
 async function startSsh(starter: Starter, targets: number[]): Promise<Started> {
