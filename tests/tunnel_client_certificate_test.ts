@@ -21,7 +21,7 @@ import { CertifiedAddress, certifiedUser, userOfCertificate } from "../tunnel/id
 import { encodeRefusal, RefusableConnection } from "../tunnel/refusal.ts";
 import { listenOn } from "../tunnel/socket.ts";
 import { secureByNode } from "../tunnel/tls.ts";
-import { TlsListener } from "../tunnel/tls_listener.ts";
+import { listenForCertificates } from "../tunnel/tls_listener.ts";
 import { HANDSHAKE_TIMEOUT } from "../tunnel/wait.ts";
 import { hasPrograms, makeFolder, watch } from "./programs.ts";
 import { bytes, freePort, pattern, readAll, sha256, text, writeAll } from "./support.ts";
@@ -604,7 +604,7 @@ Deno.test(
     const server = await authority.issue({ subject: "/CN=localhost", extensions: SERVER });
     const { cert, key } = await authority.issue({ subject: "/CN=ana" });
     const listening = listenOn(FREE);
-    const listener = new TlsListener(listening, { ...server, clientCa: authority.cert }, (error) => {
+    const listener = listenForCertificates(listening, { ...server, clientCa: authority.cert }, (error) => {
       throw error;
     });
     const { signal } = new AbortController();

@@ -8,9 +8,9 @@ import type { Connection, Listener } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
 import type { ServeTunnelOptions } from "./options.ts";
 import { overlaps } from "./ports.ts";
-import { checkProxies, ProxyListener } from "./proxy_listener.ts";
+import { checkProxies, listenBehindProxies } from "./proxy_listener.ts";
 import { type Listening, listenOn } from "./socket.ts";
-import { TlsListener } from "./tls_listener.ts";
+import { listenForCertificates } from "./tls_listener.ts";
 import { backoff, sleep } from "./wait.ts";
 import { checkWeb, WebListener } from "./web_listener.ts";
 import { nameOf, parseWebSocketUrl, withoutScheme } from "./web_socket_address.ts";
@@ -53,8 +53,8 @@ function open(
   const listening = listenOn(withoutScheme("listen", at), tls);
   // A header of a proxy cannot be combined with TLS.
   const prepared = isCertified
-    ? new TlsListener(listening, { cert, key: key!, clientCa }, report)
-    : isProxy && new ProxyListener(listening, isProxy, report);
+    ? listenForCertificates(listening, { cert, key: key!, clientCa }, report)
+    : isProxy && listenBehindProxies(listening, isProxy, report);
   const listener = web === undefined ? undefined : new WebListener(prepared ?? listening, web, report, cutting);
   return {
     listening,

@@ -5,12 +5,12 @@
  */
 
 import { Server, type TLSSocket } from "node:tls";
-import { Channel, connections, type Listener } from "../mod.ts";
 import { formatPeer, UNNAMED } from "./address.ts";
 import { ConnectionDuplex } from "./duplex.ts";
 import { errorText, RefusalError, wrapError } from "./errors.ts";
 import { CertifiedAddress, userOfCertificate } from "./identity.ts";
 import type { ServeTunnelOptions } from "./options.ts";
+import { PreparedListener } from "./prepared_listener.ts";
 import { encodeRefusal, NO_CERTIFICATE } from "./refusal.ts";
 import type { Listening, Socket } from "./socket.ts";
 import { checkKeyPair, TlsSocket } from "./tls.ts";
@@ -40,66 +40,42 @@ export function checkClientCa({ cert, key, clientCa }: Pick<ServeTunnelOptions, 
   checkKeyPair(cert, key!);
 }
 
-/** Accepts connections with TLS, whose clients have shown a certificate of one of the CAs. */
-export class TlsListener implements Listener<Socket> {
-  /** Fulfils when it has stopped and no handshake is pending. */
-  readonly ended: Promise<void>;
-  readonly #tls: ServerTls;
-  readonly #report: (error: Error) => void;
-  readonly #stopping = new AbortController();
-  readonly #ready = new Channel<Socket>();
-  readonly #pending = new Map<Socket, Promise<void>>();
+/**
+ * Accepts connections with TLS, whose clients have shown a certificate of one of the CAs.
+ *
+ * @param report Called with the error of each connection that is refused.
+ */
+export function listenForCertificates(
+  listening: Listening,
+  tls: ServerTls,
+  report: (error: Error) => void,
+): PreparedListener {
+  return new PreparedListener(listening, (socket, signal) => secure(socket, tls, report, signal), report);
+}
 
-  constructor(listening: Listening, tls: ServerTls, report: (error: Error) => void) {
-    this.#tls = tls;
-    this.#report = report;
-    this.ended = this.#run(listening);
-  }
-
-  async accept(): Promise<Socket> {
-    try {
-      return await this.#ready.receive();
-    } catch {
-      throw new Deno.errors.BadResource("Listener has been closed");
+/** Awaits the handshake of a connection. */
+async function secure(
+  socket: Socket,
+  tls: ServerTls,
+  report: (error: Error) => void,
+  signal: AbortSignal,
+): Promise<Socket | undefined> {
+  const peer = socket.remoteAddr as Deno.NetAddr;
+  const name = formatPeer(peer) ?? UNNAMED;
+  const duplex = new ConnectionDuplex(socket);
+  const secured = await secureServer(duplex, tls).catch((error) => {
+    throw wrapError(`TLS handshake with ${name} failed`, error);
+  });
+  try {
+    return new TlsSocket(secured, duplex, socket, new CertifiedAddress(peer, userOf(secured)));
+  } catch (error) {
+    if (signal.aborted) {
+      secured.destroy();
+      return undefined;
     }
-  }
-
-  close(): void {
-    this.#stopping.abort();
-    this.#ready.close();
-    for (const socket of this.#pending.keys()) socket[Symbol.dispose]();
-  }
-
-  async #run(listening: Listening): Promise<void> {
-    const { signal } = this.#stopping;
-    const onError = (error: unknown) => this.#report(wrapError("Cannot accept a connection", error));
-    for await (const socket of connections(listening, { signal, onError })) {
-      const prepared = this.#prepare(socket);
-      this.#pending.set(socket, prepared);
-      prepared.finally(() => this.#pending.delete(socket));
-    }
-    await Promise.all(this.#pending.values());
-  }
-
-  /** Awaits the handshake of a connection, and passes the connection on. Never rejects. */
-  async #prepare(socket: Socket): Promise<void> {
-    const peer = socket.remoteAddr as Deno.NetAddr;
-    const name = formatPeer(peer) ?? UNNAMED;
-    const duplex = new ConnectionDuplex(socket);
-    const { secured, error } = await secureServer(duplex, this.#tls)
-      .then((secured) => ({ secured, error: undefined }), (error) => ({ secured: undefined, error }));
-    if (secured === undefined) {
-      if (!this.#stopping.signal.aborted) this.#report(wrapError(`TLS handshake with ${name} failed`, error));
-      return;
-    }
-    try {
-      const user = userOf(secured);
-      await this.#ready.send(new TlsSocket(secured, duplex, socket, new CertifiedAddress(peer, user)));
-    } catch (error) {
-      if (this.#stopping.signal.aborted) return void secured.destroy();
-      this.#report(new RefusalError(403, `Refused a connection from ${name}`, error));
-      await refuse(secured, errorText(error));
-    }
+    report(new RefusalError(403, `Refused a connection from ${name}`, error));
+    await refuse(secured, errorText(error));
+    return undefined;
   }
 }
 

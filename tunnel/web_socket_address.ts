@@ -11,7 +11,7 @@ export interface WebSocketAddress {
   /** Whether it is `wss://`. */
   isSecure: boolean;
   endpoint: Endpoint;
-  /** The path with its query; `/` if there is none. */
+  /** The path with its query; without one in the URL, `/`. */
   path: string;
 }
 

@@ -1171,15 +1171,15 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a header of the PROXY protocol is accepted from any address",
     file: "tunnel/proxy_listener.ts",
-    from: "if (this.#isProxy(peer.hostname)) {",
-    to: "if (this.#isProxy !== undefined) {",
+    from: "if (isProxy(peer.hostname)) {",
+    to: "if (isProxy !== undefined) {",
     tests: ["tunnel_proxy_test.ts"],
   },
   {
     name: "a proxy that sends no header keeps others waiting",
-    file: "tunnel/proxy_listener.ts",
-    from: "      this.#pending.set(socket, prepared);\n",
-    to: "      this.#pending.set(socket, prepared);\n      await prepared;\n",
+    file: "tunnel/prepared_listener.ts",
+    from: "      this.#pending.set(socket, passed);\n",
+    to: "      this.#pending.set(socket, passed);\n      await passed;\n",
     tests: ["tunnel_proxy_test.ts"],
   },
   {

@@ -1,0 +1,72 @@
+/**
+ * Accepts connections that are prepared first, each on its own: one that is slow does not delay the others.
+ *
+ * @module
+ */
+
+import { Channel, connections, type Listener } from "../mod.ts";
+import { toError, wrapError } from "./errors.ts";
+import type { Listening, Socket } from "./socket.ts";
+
+/**
+ * Prepares a connection; returns `undefined` for one that it has refused and closed.
+ *
+ * @param signal Aborts when the listener is closed.
+ */
+type Prepare = (socket: Socket, signal: AbortSignal) => Promise<Socket | undefined>;
+
+/** A listener of prepared connections. */
+export class PreparedListener implements Listener<Socket> {
+  /** Fulfils when it has stopped and no connection is being prepared. */
+  readonly ended: Promise<void>;
+  readonly #prepare: Prepare;
+  readonly #report: (error: Error) => void;
+  readonly #stopping = new AbortController();
+  readonly #ready = new Channel<Socket>();
+  readonly #pending = new Map<Socket, Promise<void>>();
+
+  /** @param prepare Called with each connection. When it rejects, the connection is closed, and the error is reported. */
+  constructor(listening: Listening, prepare: Prepare, report: (error: Error) => void) {
+    this.#prepare = prepare;
+    this.#report = report;
+    this.ended = this.#run(listening);
+  }
+
+  async accept(): Promise<Socket> {
+    try {
+      return await this.#ready.receive();
+    } catch {
+      throw new Deno.errors.BadResource("Listener has been closed");
+    }
+  }
+
+  close(): void {
+    this.#stopping.abort();
+    this.#ready.close();
+    for (const socket of this.#pending.keys()) socket[Symbol.dispose]();
+  }
+
+  async #run(listening: Listening): Promise<void> {
+    const { signal } = this.#stopping;
+    const onError = (error: unknown) => this.#report(wrapError("Cannot accept a connection", error));
+    for await (const socket of connections(listening, { signal, onError })) {
+      const passed = this.#pass(socket);
+      this.#pending.set(socket, passed);
+      passed.finally(() => this.#pending.delete(socket));
+    }
+    await Promise.all(this.#pending.values());
+  }
+
+  /** Prepares a connection, and passes it on. Never rejects. */
+  async #pass(socket: Socket): Promise<void> {
+    const { signal } = this.#stopping;
+    let prepared: Socket | undefined;
+    try {
+      prepared = await this.#prepare(socket, signal);
+      if (prepared !== undefined) await this.#ready.send(prepared);
+    } catch (error) {
+      (prepared ?? socket)[Symbol.dispose]();
+      if (!signal.aborted) this.#report(toError(error));
+    }
+  }
+}
