@@ -18,6 +18,11 @@ export const MAX_WINDOW = 2 ** 31 - 1;
 // Bytes read after which an update is sent, however large the window. Larger: the sender may wait for an update;
 // smaller: more updates.
 const MAX_UPDATE_INTERVAL_BYTES = 1024 * 1024;
+/**
+ * Bytes read before the first update, if the window is the one that the peer assumes anyway. Larger: the round trip is
+ * measured later; smaller: a stream of one short message costs an update. See docs/tuning.md.
+ */
+export const MIN_FIRST_UPDATE_BYTES = 4096;
 
 // If the sender waits for credit during at least this part of a round trip, the window limits it. Larger: windows stay
 // too small; smaller: they grow by chance.
@@ -320,6 +325,8 @@ export class ReceiveWindow {
     this.consumed = (this.consumed + count) >>> 0;
     if (!this.#open) return false;
     const isFirst = this.#reported === undefined;
+    const isAssumed = isFirst && this.#size === INITIAL_WINDOW && this.#limit === INITIAL_WINDOW;
+    if (isAssumed && this.consumed < MIN_FIRST_UPDATE_BYTES) return false;
     const since = (this.consumed - (this.#reported ?? 0)) >>> 0;
     const isLow = ((this.#limit - this.consumed) | 0) <= this.#size / 2;
     if (!isFirst && !isLow && since < Math.min(this.#renewed / 2, MAX_UPDATE_INTERVAL_BYTES)) return false;

@@ -4,7 +4,15 @@
  * @module
  */
 import { assert, assertEquals, assertGreater, assertGreaterOrEqual } from "@std/assert";
-import { INITIAL_WINDOW, MAX_WINDOW, MIN_WINDOW, ReceiveWindow, SendWindow, WindowPool } from "../_window.ts";
+import {
+  INITIAL_WINDOW,
+  MAX_WINDOW,
+  MIN_FIRST_UPDATE_BYTES,
+  MIN_WINDOW,
+  ReceiveWindow,
+  SendWindow,
+  WindowPool,
+} from "../_window.ts";
 import { KiB, MiB, stopTime, withFakeTime } from "./support.ts";
 
 // The clock stands still: a window shrinks when it seems to have been in a queue.
@@ -230,8 +238,8 @@ Deno.test(
   }),
 );
 
-Deno.test("rule 10: an update is due on the first read, then for each half window read", () => {
-  for (const first of [1, 100, 200_000]) {
+Deno.test("rule 10: an update is due after 4 KiB, then for each half window read", () => {
+  for (const first of [MIN_FIRST_UPDATE_BYTES, 200_000]) {
     const { inbound } = inboundOf(INITIAL_WINDOW, 0);
     assertEquals(inbound.read(first), true);
     assertEquals(inbound.limit, first + INITIAL_WINDOW);
@@ -241,6 +249,25 @@ Deno.test("rule 10: an update is due on the first read, then for each half windo
       assertEquals(inbound.limit, first + times * INITIAL_WINDOW / 2 + INITIAL_WINDOW);
     }
   }
+});
+
+Deno.test("rule 10: the first update waits for 4 KiB only if the peer assumes the same window", () => {
+  const { inbound } = inboundOf(INITIAL_WINDOW, 0);
+  assertEquals(inbound.read(1), false);
+  assertEquals(inbound.read(MIN_FIRST_UPDATE_BYTES - 2), false);
+  assertEquals(inbound.read(1), true);
+  assertEquals(inbound.limit, MIN_FIRST_UPDATE_BYTES + INITIAL_WINDOW);
+  for (const window of [INITIAL_WINDOW - 1, 1]) {
+    assertEquals(inboundOf(window, 0).inbound.read(1), true, `a window of ${window} bytes`);
+  }
+});
+
+Deno.test("rule 10: the first update is due on the first read if earlier streams learnt a larger window", () => {
+  const pool = new WindowPool(MiB, MiB);
+  pool.learnt = MiB;
+  const window = new ReceiveWindow(pool);
+  window.arrived(1);
+  assertEquals([window.read(1, 0), window.advertise()], [true, MiB]);
 });
 
 Deno.test("rule 10: with a window of 1 byte an update is due for each byte read", () => {
@@ -301,9 +328,9 @@ Deno.test(
   "rule 10: the round trip is measured from an update to the first byte beyond the previous limit",
   withFakeTime((time) => {
     const { pool, inbound } = inboundOf(4 * MiB, 4 * MiB);
-    inbound.read(1);
+    inbound.read(MIN_FIRST_UPDATE_BYTES);
     time.now += 30;
-    inbound.arrive(INITIAL_WINDOW - 1);
+    inbound.arrive(INITIAL_WINDOW - MIN_FIRST_UPDATE_BYTES);
     assertEquals(pool.roundTrip, 0, "the last byte within the old limit is no measurement");
     time.now += 20;
     inbound.arrive(1);
@@ -746,11 +773,23 @@ Deno.test("rule 10: a stream that holds its share while room is scarce loses its
   assertEquals(window.advertise(), 16 * KiB);
 });
 
+Deno.test("rule 10: credit that was revoked before the first update returns with the first read", () => {
+  const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
+  const window = new ReceiveWindow(pool);
+  pool.unread = 16 * MiB;
+  window.arrived(1024);
+  assertEquals(window.revoke(1024), true);
+  assertEquals(window.advertise(), 1024);
+  pool.unread = 0;
+  assertEquals([window.read(1024, 0), window.advertise()], [true, INITIAL_WINDOW]);
+});
+
 Deno.test("rule 10: a stream with revoked credit has an update due once all its bytes are read", () => {
   for (const unread of [8 * MiB, 12 * MiB, 15 * MiB, 16 * MiB]) {
     const pool = new WindowPool(8 * MiB, 8 * MiB, 16 * MiB);
     const window = new ReceiveWindow(pool);
-    assertEquals(window.read(0, 0), true);
+    window.arrived(MIN_FIRST_UPDATE_BYTES);
+    assertEquals(window.read(MIN_FIRST_UPDATE_BYTES, 0), true);
     window.advertise();
     pool.unread = unread;
     for (let total = 0; total < 1 * MiB;) {

@@ -1442,6 +1442,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["window_test.ts"],
   },
   {
+    name: "credit that was revoked before the first update does not return",
+    file: "_window.ts",
+    from: "this.#size === INITIAL_WINDOW && this.#limit === INITIAL_WINDOW",
+    to: "this.#size === INITIAL_WINDOW",
+    tests: ["window_test.ts"],
+  },
+  {
+    name: "the first update waits although earlier streams learnt a larger window",
+    file: "_window.ts",
+    from: "isFirst && this.#size === INITIAL_WINDOW && this.#limit",
+    to: "isFirst && this.#limit",
+    tests: ["window_test.ts"],
+  },
+  {
     name: "version 1 cuts only half of the stalled streams",
     file: "_stalled.ts",
     from: "if (stream.unread < share || (isGentle && this.#windows.unread <= this.#capacity / 2)) break;",
