@@ -234,7 +234,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/users.ts",
     "tunnel/values.ts",
   ],
-  "tunnel/bytes.ts": ["mod.ts"],
+  "tunnel/bytes.ts": ["mod.ts", "tunnel/errors.ts"],
   "tunnel/carrier.ts": ["mod.ts", "resume.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
   "tunnel/certificate.ts": ["tunnel/bytes.ts"],
   "tunnel/check.ts": [

@@ -3,6 +3,7 @@
 import { assertEquals, assertGreater, assertInstanceOf, assertMatch, assertRejects } from "@std/assert";
 import { join, serve } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { MAX_CUT_STARTS } from "../tunnel/link.ts";
 import { freePort, LOOPBACK, text, writeAll } from "./support.ts";
 import {
   askSocks,
@@ -65,36 +66,77 @@ async function makeProxied(options: { version?: 1 | 2; wait?: number; resume?: b
   return { echo, server, proxy, client, logs, [Symbol.asyncDispose]: dispose };
 }
 
+/** Starts a listener that cuts the first connections at their first byte, and joins the others with the server. */
+function makeCutting(serverAddr: string, count: number) {
+  const listener = Deno.listen(LOOPBACK);
+  const accepted: Deno.TcpConn[] = [];
+  const forwarding = (async () => {
+    for await (const near of listener) {
+      accepted.push(near);
+      if (accepted.length <= count) {
+        await near.read(new Uint8Array(1));
+        near.close();
+      } else {
+        join(near, await dial(serverAddr.replace("ws://", ""))).catch(() => {});
+      }
+    }
+  })();
+  const dispose = async () => {
+    listener.close();
+    await forwarding.catch(() => {});
+  };
+  return { addr: at(listener.addr), accepted, [Symbol.asyncDispose]: dispose };
+}
+
+Deno.test("openTunnel() without retry connects although its first connections are cut in the handshake", async () => {
+  const [cert, key, ca] = [readTls("localhost.pem"), readTls("localhost.key"), readTls("ca.pem")];
+  await using echo = makeEcho();
+  const ways = [["tcp", "", {}], ["tls", "", { cert, key }], ["WebSocket", "ws://", {}]] as const;
+  for (const [name, scheme, served] of ways) {
+    const listen = `${scheme}${FREE}`;
+    await using server = serveTunnel({ listen, allow: [echo.addr], onError() {}, ...served });
+    await using cutting = makeCutting(server.serverAddr, 2);
+    const connect = `${scheme}${cutting.addr}`;
+    const log = makeLog();
+    const client = await openTunnel({ connect, reconnect: false, ...name === "tls" && { ca }, ...log.options });
+    const stream = await client.connect(echo.addr);
+    assertEquals(await say(stream, name), name);
+    stream.close();
+    await client.shutdown();
+    assertGreater(cutting.accepted.length, 2);
+  }
+});
+
+Deno.test("openTunnel() without retry rejects if each of its first connections is cut in the handshake", async () => {
+  const [always, web] = [makeCutting("", Infinity), makeCutting("", Infinity)];
+  await using _always = always;
+  await using _web = web;
+  const options = { socks: [FREE], onError() {} };
+  await assertRejects(() => openTunnel({ connect: always.addr, ...options }), Error, "was lost");
+  await assertRejects(() => openTunnel({ connect: `ws://${web.addr}`, ...options }), Error, "closed the connection");
+  assertEquals(web.accepted.length, 1 + MAX_CUT_STARTS);
+  // A refused connection is no reason to wait.
+  const port = freePort();
+  const log = makeLog();
+  await assertRejects(() => openTunnel({ connect: `${port}`, socks: [FREE], ...log.options }), Error, "refused");
+  assertEquals(log.errors, []);
+});
+
 Deno.test("openTunnel() resumes although its first hello was cut, which looks like a server without resuming", async () => {
   // With an entry of `forward` the client sends a request first.
   for (const [version, forward] of [[1, []], [2, [FREE]], [2, [`${FREE}=${FREE.replace(":0", ":1")}`]]] as const) {
     await using echo = makeEcho();
     await using server = serveTunnel({ listen: FREE, allow: [echo.addr], onError() {} });
-    using listener = Deno.listen(LOOPBACK);
-    const accepted: Deno.TcpConn[] = [];
-    const forwarding = (async () => {
-      for await (const near of listener) {
-        accepted.push(near);
-        if (accepted.length === 1) {
-          await near.read(new Uint8Array(1));
-          near.close();
-        } else {
-          const far = await dial(server.serverAddr);
-          join(near, far).catch(() => {});
-        }
-      }
-    })();
+    await using cutting = makeCutting(server.serverAddr, 1);
     const log = makeLog();
-    const client = await openTunnel({ connect: at(listener.addr), version, forward, ...log.options });
+    const client = await openTunnel({ connect: cutting.addr, version, forward, ...log.options });
     const stream = await client.connect(echo.addr);
     assertEquals(await say(stream, "before"), "before");
-    accepted.at(-1)!.close();
+    cutting.accepted.at(-1)!.close();
     assertEquals(await say(stream, "after"), "after");
     assertEquals(log.typesOf(), ["suspended", "resumed"]);
     stream.close();
     await client.shutdown();
-    listener.close();
-    await forwarding.catch(() => {});
   }
 });
 

@@ -5,6 +5,7 @@
  */
 
 import type { DuplexConnection } from "../mod.ts";
+import { CutError } from "./errors.ts";
 
 export const encoder = new TextEncoder();
 
@@ -12,7 +13,7 @@ export async function readExactly(from: DuplexConnection, length: number): Promi
   const p = new Uint8Array(length);
   for (let at = 0; at < length;) {
     const count = await from.read(p.subarray(at));
-    if (count === null) throw new Error("connection closed during handshake");
+    if (count === null) throw new CutError("connection closed during handshake");
     at += count;
   }
   return p;

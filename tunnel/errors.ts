@@ -50,3 +50,16 @@ export function toError(thrown: unknown): Error {
 
 /** An error that lasts: another attempt would fail in the same way. */
 export class PermanentError extends Error {}
+
+/** A connection that ended in the middle of a handshake. */
+export class CutError extends Error {}
+
+// Deno's names and Node's codes of connections that were cut.
+const CUTS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe", "UnexpectedEof", "ECONNRESET", "EPIPE"];
+
+/** Whether the error, or one of its causes, says that a connection was cut, so that another attempt may succeed. */
+export function isCut(error: unknown): boolean {
+  if (!(error instanceof Error) || error instanceof PermanentError) return false;
+  const { code } = error as { code?: unknown };
+  return error instanceof CutError || CUTS.includes(error.name) || CUTS.includes(`${code}`) || isCut(error.cause);
+}

@@ -6,7 +6,7 @@
 
 import type { DuplexConnection } from "../mod.ts";
 import { encoder, printable, writeAll } from "./bytes.ts";
-import { PermanentError } from "./errors.ts";
+import { CutError, PermanentError } from "./errors.ts";
 import { MAX_HEAD, readHead } from "./handshake.ts";
 import { TunnelRefusedError } from "./options.ts";
 import type { Upstream } from "./upstream.ts";
@@ -27,7 +27,7 @@ async function readBegin(from: DuplexConnection): Promise<string> {
   while (begin.length < SHORTEST) {
     const p = new Uint8Array(SHORTEST - begin.length);
     const count = await from.read(p);
-    if (count === null) throw new Error("the proxy closed the connection before it answered");
+    if (count === null) throw new CutError("the proxy closed the connection before it answered");
     begin += String.fromCharCode(...p.subarray(0, count));
     if (begin.startsWith(BEGIN.slice(0, begin.length))) continue;
     if (begin.startsWith("\x15\x03")) throw new PermanentError("the proxy expects TLS, which is not supported");
@@ -44,7 +44,8 @@ async function readResponse(from: DuplexConnection): Promise<string[]> {
   } catch (error) {
     const isLong = error instanceof TunnelRefusedError;
     const why = isLong ? `its answer exceeds ${MAX_HEAD} bytes` : "it closed the connection within its answer";
-    throw new Error(`the proxy does not connect: ${why}`, { cause: error });
+    const message = `the proxy does not connect: ${why}`;
+    throw isLong ? new Error(message, { cause: error }) : new CutError(message, { cause: error });
   }
 }
 

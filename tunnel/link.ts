@@ -8,7 +8,7 @@ import { type Connection, Session, SessionClosedError } from "../mod.ts";
 import type { Activity } from "./activity.ts";
 import { type Carrier, connectResumable } from "./carrier.ts";
 import { dialServer, isSamePlace, type ServerPlace } from "./dial_server.ts";
-import { PermanentError, wrapError } from "./errors.ts";
+import { CutError, errorText, isCut, PermanentError, wrapError } from "./errors.ts";
 import { checkServer } from "./handshake.ts";
 import type { Limits } from "./limits.ts";
 import { type OpenTunnelOptions, TunnelRefusedError } from "./options.ts";
@@ -28,6 +28,12 @@ const CONNECT_TIMEOUT = 4000;
 // Hellos in a row that may be cut: to the client that looks like a server that does not resume, although it is a Sluice.
 // Larger: resumes through a worse network; smaller: an earlier start.
 const MAX_CUT_HELLOS = 3;
+
+/**
+ * First attempts that may be cut in the middle, where attempts that fail are not repeated: ssh starts its ProxyCommand
+ * only once. Larger: starts through a worse network; smaller: a server that hangs up is reported earlier.
+ */
+export const MAX_CUT_STARTS = 3;
 
 // Milliseconds to send the last bytes of a session. Larger: tolerates a slower server; smaller: an earlier end.
 const CLOSE_TIMEOUT = 1000;
@@ -134,12 +140,13 @@ export class Link {
   /**
    * Connects for the first time.
    *
-   * @param retry Whether to repeat attempts that fail.
+   * @param retry Whether to repeat attempts that fail. Otherwise only a few that are cut in the middle are repeated.
    * @throws {Error} The client cannot connect. With `retry`, only if another attempt would fail in the same way.
    */
   async open(retry = this.#settings.retry): Promise<void> {
-    if (!retry) return void await this.#start();
-    for (const delays = backoff(MAX_PAUSE); !await this.#tryStart(isPermanent);) {
+    let cut = 0;
+    const isFinal = (error: unknown) => retry ? isPermanent(error) : !isCut(error) || ++cut > MAX_CUT_STARTS;
+    for (const delays = backoff(MAX_PAUSE); !await this.#tryStart(isFinal);) {
       await sleep(delays.next().value, this.stopping);
       this.stopping.throwIfAborted();
     }
@@ -268,7 +275,7 @@ export class Link {
     if (cause instanceof Error && cause.name === "TimeoutError") {
       return wrapError(`${serverAddr} accepts connections, but does not answer`, cause);
     }
-    return wrapError(`The connection to ${serverAddr} was lost`, cause);
+    return new CutError(`The connection to ${serverAddr} was lost: ${errorText(cause)}`, { cause });
   }
 
   async #connect(): Promise<Carrier> {

@@ -8,7 +8,7 @@ import { isIP } from "node:net";
 import type { DuplexConnection } from "../mod.ts";
 import { canonical } from "./address.ts";
 import { encoder, printable, writeAll } from "./bytes.ts";
-import { PermanentError } from "./errors.ts";
+import { CutError, PermanentError } from "./errors.ts";
 import type { Upstream } from "./upstream.ts";
 
 const VERSION = 5;
@@ -45,7 +45,7 @@ async function read(from: DuplexConnection, length: number): Promise<Uint8Array>
   const p = new Uint8Array(length);
   for (let at = 0; at < length;) {
     const count = await from.read(p.subarray(at));
-    if (count === null) throw new Error("the proxy closed the connection before it answered");
+    if (count === null) throw new CutError("the proxy closed the connection before it answered");
     at += count;
   }
   return p;

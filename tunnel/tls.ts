@@ -17,7 +17,7 @@ import nodeTls, {
 } from "node:tls";
 import type { Connection } from "../mod.ts";
 import { ConnectionDuplex } from "./duplex.ts";
-import { errorText, PermanentError } from "./errors.ts";
+import { CutError, errorText, PermanentError } from "./errors.ts";
 import { pinOf } from "./pin.ts";
 import { TcpSocket } from "./tcp.ts";
 import { HANDSHAKE_TIMEOUT, onAbort, setDeadline } from "./wait.ts";
@@ -89,7 +89,7 @@ async function handshake(socket: TLSSocket, duplex: ConnectionDuplex): Promise<v
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   socket.once("secureConnect", resolve);
   socket.on("error", reject);
-  socket.on("close", () => reject(new Error("the connection was closed during the TLS handshake")));
+  socket.on("close", () => reject(new CutError("the connection was closed during the TLS handshake")));
   duplex.on("error", (error) => socket.destroy(error));
   duplex.on("close", () => socket.destroy());
   const late = () => reject(new Error(`handshake timed out after ${HANDSHAKE_TIMEOUT} ms`));

@@ -7,7 +7,7 @@
 import { createHash } from "node:crypto";
 import type { Connection, DuplexConnection } from "../mod.ts";
 import { encoder, printable, writeAll } from "./bytes.ts";
-import { PermanentError } from "./errors.ts";
+import { CutError, PermanentError } from "./errors.ts";
 import { type HttpHead, readHttpHead, tokensOf, valuesOf } from "./http_head.ts";
 import { VERSION } from "./version.ts";
 import { WebSocketConnection } from "./web_socket.ts";
@@ -101,7 +101,7 @@ export async function openWebSocket(connection: Connection, request: WebSocketRe
   ];
   await writeAll(connection as DuplexConnection, encoder.encode(`${lines.join("\r\n")}\r\n\r\n`));
   const head = await readHttpHead(connection, /^(H|HT|HTT|HTTP|HTTP\/|HTTP\/1.*)$/s);
-  if (head === undefined) throw new Error("the server closed the connection instead of answering the request");
+  if (head === undefined) throw new CutError("the server closed the connection instead of answering the request");
   const [, digits] = /^HTTP\/1\.1 (\d{3})(?: |$)/.exec(head.first) ?? [];
   const status = Number(digits ?? /^HTTP\/1\.\d (\d{3})/.exec(head.first)?.[1] ?? 0);
   if (status !== 101) throw refusal(head, status, host);

@@ -783,6 +783,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_limits_test.ts"],
   },
   {
+    name: "a tunnel's client without retry gives up when its first connection is cut",
+    file: "tunnel/link.ts",
+    from: "++cut > MAX_CUT_STARTS",
+    to: "++cut > 0",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "a tunnel's client without retry connects again for ever while it is cut",
+    file: "tunnel/link.ts",
+    from: "++cut > MAX_CUT_STARTS",
+    to: "++cut < 0",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
     name: "a tunnel's client does not report that a server without resuming is silent",
     file: "tunnel/link.ts",
     from: "      throw this.#explain(error);\n",
