@@ -112,8 +112,9 @@ Deno.test("openTunnel() without retry rejects if each of its first connections i
   await using _always = always;
   await using _web = web;
   const options = { socks: [FREE], onError() {} };
-  await assertRejects(() => openTunnel({ connect: always.addr, ...options }), Error, "was lost");
-  await assertRejects(() => openTunnel({ connect: `ws://${web.addr}`, ...options }), Error, "closed the connection");
+  const open = (connect: string) => promptly(openTunnel({ connect, ...options }));
+  await assertRejects(() => open(always.addr), Error, "was lost");
+  await assertRejects(() => open(`ws://${web.addr}`), Error, "closed the connection");
   assertEquals(web.accepted.length, 1 + MAX_CUT_STARTS);
   // A refused connection is no reason to wait.
   const port = freePort();
