@@ -116,7 +116,7 @@ Deno.test("openTunnel() without retry rejects if each of its first connections i
   await assertRejects(() => open(always.addr), Error, "was lost");
   await assertRejects(() => open(`ws://${web.addr}`), Error, "closed the connection");
   assertEquals(web.accepted.length, 1 + MAX_CUT_STARTS);
-  // A refused connection is no reason to wait.
+  // Only a connection that was cut is made again, not one that is refused.
   const port = freePort();
   const log = makeLog();
   await assertRejects(() => openTunnel({ connect: `${port}`, socks: [FREE], ...log.options }), Error, "refused");

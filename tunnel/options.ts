@@ -520,7 +520,7 @@ export interface OpenTunnelOptions extends TunnelOptions {
    * Whether to retry the first connection until it succeeds, and a reverse forward until its address is free. Errors
    * that would happen again still reject: a wrong secret, a request that is not allowed, a certificate that is not
    * trusted, a server that speaks another protocol. Without it only a connection that is cut in the handshake is made
-   * again, three times within a second. Default: `false`.
+   * again, up to three times, after 0.05 to 0.4 s. Default: `false`.
    */
   retry?: boolean | undefined;
   /** Whether to reconnect, after 0.05 to 2 seconds, when the connection is lost. Default: `true`. */
