@@ -29,10 +29,8 @@ import { closeQuietly, type Connection, ReadBuffer } from "./transport.ts";
 const MAX_UNREPORTED_BYTES = 256 * 1024;
 // Size of a read while the application does not read. Larger: more memory; smaller: more reads.
 const READ_AHEAD_BYTES = 16 * 1024;
-// Maximum payload of one record. Larger: fewer writes; smaller: a session sees the progress of a slow link earlier.
-const MAX_WRITE_BYTES = 64 * 1024;
-// Written bytes that may wait for the write of the carrier when `write` resolves. Larger: more is sent again after a
-// loss; smaller: the carrier waits for the next write.
+// Written bytes that may wait for the carrier when `write` resolves, and the maximum size of a write while bytes wait.
+// Larger: the caller sees the progress of a slow carrier later; smaller: the carrier waits for the next write.
 const MAX_WAITING_BYTES = 64 * 1024;
 // Milliseconds in which a closed connection sends its last record. Larger: a slow peer learns of it; smaller: a carrier
 // that hangs is closed earlier.
@@ -391,7 +389,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       // Also after a wait: nothing may follow the end of writing.
       if (this.#phase !== "open") throw closedError("write to");
       this.#checkOpen("write to");
-      count = this.#replay.append(p.subarray(0, MAX_WRITE_BYTES));
+      // A carrier that keeps up gets everything in one piece.
+      count = this.#replay.append(this.#written < this.#replay.appended ? p.subarray(0, MAX_WAITING_BYTES) : p);
       if (count > 0 || p.length === 0) break;
       this.#readAhead();
       await this.#change();
@@ -468,20 +467,24 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
           if (!carrier.isOpen) return;
           this.timers.sent();
           at += count;
+          this.#advance(sent - (bytes.length - at));
           // A carrier that keeps returning 0 would block the event loop.
           if (count === 0) await new Promise<void>((resolve) => void clock.pass(resolve));
         }
         if (bytes === CLOSE_RECORD) carrier.close();
-        if (sent > this.#written) {
-          this.#written = sent;
-          this.#changed?.notifyAll();
-        }
       }
     } catch (error) {
       carrier.close();
       this.#lose(carrier, error);
     }
     carrier.isWriting = false;
+  }
+
+  // Headers count as data that is not written yet.
+  #advance(written: number): void {
+    if (written <= this.#written) return;
+    this.#written = written;
+    this.#changed?.notifyAll();
   }
 
   #nextBytes(carrier: Carrier): Uint8Array | undefined {

@@ -350,18 +350,36 @@ Deno.test("a resumable connection frees the memory of its replay buffer when it 
   await assertRejects(() => reading);
 });
 
-Deno.test("ResumableConnection.write() shows the progress of a slow carrier, and waits for all but the last 64 KiB", async () => {
+Deno.test("ResumableConnection.write() waits for all but the last 64 KiB, and takes 64 KiB while bytes wait", async () => {
   using _clock = new ManualClock();
   const { client, far } = await connect({}, 1000);
   const sent = pattern(200_000);
-  assertEquals(await client.write(sent), 65_536);
-  const second = client.write(sent.subarray(65_536));
+  const first = client.write(sent);
+  // The carrier holds 1000 more, and the header is 5 long.
+  await readExactly(far, 200_000 - 65_536 - 1000);
+  await turn();
+  assertEquals(await state(first), "pending");
+  await readExactly(far, 1005);
+  assertEquals(await first, 200_000);
+  const second = client.write(sent);
   await turn();
   assertEquals(await state(second), "pending");
-  await readExactly(far, 65_541);
+  await readExactly(far, 65_536);
   assertEquals(await second, 65_536);
   client.close();
   // What was written is sent before the close.
   const rest = await readExactly(far, 65_542);
-  assertEquals(rest, concat([record(sent.subarray(65_536, 131_072)), CLOSE]));
+  assertEquals(rest, concat([record(sent.subarray(0, 65_536)), CLOSE]));
+});
+
+Deno.test("ResumableConnection.write() passes what a session writes at once to a fast carrier in one piece", async () => {
+  using _clock = new ManualClock();
+  const { client, far } = await connect({}, MiB);
+  const sent = pattern(230_000);
+  for (let n = 0; n < 3; n++) {
+    assertEquals(await client.write(sent), 230_000);
+    assertEquals(await readExactly(far, 230_005), record(sent));
+    await writeAll(far, encodeAcknowledgement(230_000 * (n + 1)));
+  }
+  client.close();
 });
