@@ -206,24 +206,39 @@ async function measureMemory(sessions: number, rounds: number): Promise<void> {
 /** Measures a stream of bytes and round trips, between two processes. */
 async function measureSpeed(rounds: number): Promise<void> {
   const cells = ([1, 2] as const).flatMap((version) => KINDS.map((kind) => ({ version, kind })));
-  const results = cells.map((cell) => ({ ...cell, rates: [] as number[], trips: [] as number[] }));
+  const results = cells.map((cell) => ({
+    ...cell,
+    first: [] as number[],
+    later: [] as number[],
+    trips: [] as number[],
+  }));
   for (let round = 0; round < rounds; round++) {
-    for (const { version, kind, rates, trips } of results) {
+    for (const { version, kind, first, later, trips } of results) {
       await using server = start("server", kind, LOOPBACK.hostname);
       const { port } = await server.result<Answer & { port: number }>();
       await using client = start("client", kind, `${version}`, `${port}`);
-      const result = await client.result<Answer & { rate: number; trips: number[] }>();
-      rates.push(result.rate / 1e6);
+      const result = await client.result<Answer & { rates: [number, number]; trips: number[] }>();
+      first.push(result.rates[0] / 1e6);
+      later.push(result.rates[1] / 1e6);
       trips.push(median(result.trips) * 1000);
     }
   }
   console.log(`\nOne stream, and round trips of 64 bytes (${conditions(machine(), rounds)}):\n`);
-  const rows = results.map(({ version, kind, rates, trips }, n) => {
+  const ratio = (own: number[], other: number[]) => spread(own.map((value, round) => value / other[round]!));
+  const rows = results.map(({ version, kind, first, later, trips }, n) => {
     const plain = results[n - n % 2]!;
-    const ratio = (own: number[], other: number[]) => spread(own.map((value, round) => value / other[round]!));
-    return [`${kind}, v${version}`, spread(rates), ratio(rates, plain.rates), spread(trips), ratio(trips, plain.trips)];
+    const figures = [
+      first,
+      ratio(first, plain.first),
+      later,
+      ratio(later, plain.later),
+      trips,
+      ratio(trips, plain.trips),
+    ];
+    return [`${kind}, v${version}`, ...figures.map((figure) => typeof figure === "string" ? figure : spread(figure))];
   });
-  console.log(table([["connection", "MB/s", "of plain", "round trip, µs", "of plain"], ...rows]));
+  const columns = ["MB/s, first GB", "MB/s, next 3 GB", "round trip, µs"].flatMap((name) => [name, "of plain"]);
+  console.log(table([["connection", ...columns], ...rows]));
 }
 
 /** Measures the memory of a server, and the latency of a fresh client, while clients send hellos and hang up. */
