@@ -21,14 +21,17 @@ const LABELS: Record<string, string> = {
   tcp1: "TCP, version 1",
   tcp2: "TCP, version 2",
 };
+// Fields of a result that are compared.
+const FIGURES = ["bulk", "early", "late"] as const;
 
 /** Result of a job. A job sets only its own fields. */
 interface Result {
   error?: string;
   /** Throughput in MB/s. */
   bulk: number;
-  /** Median round trip in microseconds. */
-  echo: number;
+  /** Median round trip in microseconds, before and after the last compiler. */
+  early: number;
+  late: number;
   /** Megabytes written to the unread stream. */
   written: number;
   /** The error that ended the session; absent if the session stayed open. */
@@ -42,28 +45,22 @@ interface Result {
 /** Measures every kind once per round, then the stalled peer in each version. */
 export async function run(args: string[]): Promise<void> {
   const { rounds } = parse(args, { rounds: integer(5, 1) });
-  const figures = new Map(KINDS.map((kind) => [kind, { bulk: [] as number[], echo: [] as number[] }]));
+  const results = new Map(KINDS.map((kind) => [kind, [] as Result[]]));
   for (let round = 0; round < rounds; round++) {
     for (const kind of KINDS) {
-      for (const job of ["bulk", "echo"] as const) figures.get(kind)![job].push((await measure(kind, job))[job]);
+      results.get(kind)!.push({ ...await measure(kind, "bulk"), ...await measure(kind, "echo") });
     }
   }
-  const bare = figures.get("bare")!;
-  const ratio = (own: number[], base: number[]) => own.map((value, round) => value / base[round]!);
+  const rows = KINDS.map((kind) => {
+    const cells = FIGURES.flatMap((figure) => {
+      const [own, bare] = [kind, "bare"].map((kind) => results.get(kind)!.map((result) => result[figure]));
+      return [spread(own!), spread(own!.map((value, round) => value / bare![round]!))];
+    });
+    return [LABELS[kind]!, ...cells];
+  });
+  const columns = ["MB/s", "round trip early, µs", "late, µs"].flatMap((name) => [name, "to bare"]);
   console.log(conditions(machine(), rounds));
-  console.log(table([
-    ["transport", "MB/s", "to bare", "round trip, µs", "to bare"],
-    ...KINDS.map((kind) => {
-      const { bulk, echo } = figures.get(kind)!;
-      return [
-        LABELS[kind]!,
-        spread(bulk),
-        spread(ratio(bulk, bare.bulk)),
-        spread(echo),
-        spread(ratio(echo, bare.echo)),
-      ];
-    }),
-  ]));
+  console.log(table([["transport", ...columns], ...rows]));
   for (const kind of ["ws1", "ws2"]) {
     const { written, ended, beside, resident } = await measure(kind, "stall");
     const other = beside === undefined
