@@ -166,13 +166,8 @@ Deno.test("npm: the packed package", { ignore }, async (test) => {
     openTunnels(folder));
   for (const role of ["client", "server"] as const) {
     await test.step(`over npm:ws as a ${role} ends with the right error after bad input`, async (test) => {
-      await runCases({ runtime: "Node", role }, test, (...args) =>
-        new Deno.Command("node", {
-          args: [`${folder}/web_socket.js`, ...args],
-          stdin: "null",
-          stdout: "piped",
-          stderr: "piped",
-        }).spawn());
+      const step = (title: string, run: () => Promise<void>) => test.step(title, run);
+      await runCases({ runtime: "Node", role }, step, ["node", `${folder}/web_socket.js`]);
     });
   }
   await test.step("compiles without the types of Deno", (test) => compileUses(folder, test));

@@ -10,12 +10,7 @@ const END = `${import.meta.dirname}/fixtures/node/web_socket.js`;
 
 for (const role of ["client", "server"] as const) {
   Deno.test(`Session over a WebSocket of Deno as a ${role} ends with the right error after bad input`, async (test) => {
-    await runCases({ runtime: "Deno", role }, test, (...args) =>
-      new Deno.Command(Deno.execPath(), {
-        args: ["run", "-A", END, ...args],
-        stdin: "null",
-        stdout: "piped",
-        stderr: "piped",
-      }).spawn());
+    const step = (title: string, run: () => Promise<void>) => test.step(title, run);
+    await runCases({ runtime: "Deno", role }, step, [Deno.execPath(), "run", "-A", END]);
   });
 }

@@ -12,6 +12,7 @@ import { connectWebSocket, upgradeWebSocket } from "../../websocket.ts";
 import { buildGo, hasGoPackage } from "../go_build.ts";
 import { makeFolder, run as runProgram, watch } from "../programs.ts";
 import { LOOPBACK } from "../support.ts";
+import { type End, runCases } from "../web_socket_cases.ts";
 import { type Browser, findBrowsers } from "./runtimes/browsers.ts";
 // @ts-types="./runtimes/exchange.d.ts"
 import { answer, exchangeAll } from "./runtimes/exchange.js";
@@ -20,13 +21,19 @@ import { anyText, integer, parse } from "./shared/options.ts";
 import { installPackage } from "./shared/package.ts";
 
 export const description =
-  "Hashed streams and the examples in Node, Bun, workerd, Chromium and Firefox: [--only NAME] [--streams 100]";
+  "Hashed streams, bad input and the examples in Node, Bun, workerd, Chromium and Firefox: [--only NAME] [--streams 100]";
 
 const ROOT = new URL("../../", import.meta.url);
 const VERSIONS: Version[] = [1, 2];
 const PACKAGES = ["ws@8.23.0", "bun@1.4.5", "miniflare@4.20260730.0", "esbuild@0.28.2", "tsx@4.23.15"];
 const PACKAGES_OF_EXAMPLES = ["express@5.3.0", "hono@4.13.19", "@hono/node-server@2.1.9", "pg@8.23.1"];
-const FIXTURES = ["tests/fixtures/node/peer.js", "tests/fixtures/tls/ca.pem", "tests/fixtures/tls/localhost.pem"];
+const FIXTURES = [
+  "tests/fixtures/node/peer.js",
+  "tests/fixtures/node/web_socket.js",
+  "tests/fixtures/node/web_socket_client.js",
+  "tests/fixtures/tls/ca.pem",
+  "tests/fixtures/tls/localhost.pem",
+];
 const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 
 /** One row of the table: a cell for each version. */
@@ -59,7 +66,8 @@ export async function run(args: string[]): Promise<void> {
   const jobs = (await listJobs(folder, browsers, worker, resources)).filter(({ name, runtime }) =>
     isWanted(name) || isWanted(runtime)
   );
-  const failed = await runCells(cells) + await runJobs(jobs);
+  const ends = badInputEnds(folder, bun, browsers).filter(({ runtime }) => isWanted(runtime));
+  const failed = await runCells(cells) + await runBadInput(ends) + await runJobs(jobs);
   if (failed > 0) throw new Error(`${failed} of the above failed`);
 }
 
@@ -83,6 +91,45 @@ async function runCells(cells: Cell[]): Promise<number> {
     );
   }
   return failed;
+}
+
+/** An end that receives bad input, and the command that starts it. */
+interface BadInputEnd extends End {
+  command: string[];
+}
+
+function badInputEnds(folder: string, bun: string, browsers: Browser[]): BadInputEnd[] {
+  const script = `${folder}/web_socket.js`;
+  const inBrowser = new URL("runtimes/in_browser.ts", import.meta.url).pathname;
+  return [
+    ...(["client", "server"] as const).flatMap((role): BadInputEnd[] => [
+      { runtime: "Node", role, command: ["node", script] },
+      { runtime: "Bun", role, command: [bun, script] },
+    ]),
+    ...browsers.map(({ id, name }): BadInputEnd => ({
+      runtime: name,
+      role: "client",
+      command: [Deno.execPath(), "run", "-A", inBrowser, id],
+    })),
+  ];
+}
+
+/** Runs the cases of bad input over WebSockets, and prints a line for each end; returns the number of failed cases. */
+async function runBadInput(ends: BadInputEnd[]): Promise<number> {
+  console.log("\nbad input             end        cases");
+  let total = 0;
+  for (const end of ends) {
+    let cases = 0;
+    const failures: string[] = [];
+    await runCases(end, async (title, run) => {
+      cases++;
+      await run().catch((error) => failures.push(`${title}: ${failure(error)}`));
+    }, end.command);
+    total += failures.length;
+    console.log(`${end.runtime.padEnd(21)} ${end.role.padEnd(10)} ${cases - failures.length} of ${cases} held`);
+    for (const text of failures) console.log(`  ${text}`);
+  }
+  return total;
 }
 
 /** Runs the jobs of the examples, and prints a line for each; returns the number of those that failed. */

@@ -5,11 +5,12 @@
  */
 
 import type { Page } from "npm:puppeteer-core@25.16.0";
-import { BROWSER_NAMES, hasBrowser, launch } from "../../browsers.ts";
+import { BROWSER_NAMES, type BrowserName, hasBrowser, launch } from "../../browsers.ts";
 
 /** A browser that is installed. */
 export interface Browser {
-  name: string;
+  id: BrowserName;
+  name: "Chromium" | "Firefox";
   /** Starts it with a new page. */
   open(): Promise<AsyncDisposable & { page: Page }>;
 }
@@ -26,6 +27,6 @@ export function findBrowsers(): Browser[] {
       const launched = await launch(id);
       return { page: await launched.newPage(), [Symbol.asyncDispose]: () => launched.close() };
     };
-    return [{ name, open }];
+    return [{ id, name, open }];
   });
 }
