@@ -47,6 +47,21 @@ export function freePort(used: number[] = []): number {
   }
 }
 
+/**
+ * Calls `listen` until its port is free. A process that another test starts holds a copy of a listening socket for a
+ * moment, even if the socket is closed meanwhile.
+ */
+export async function listenAgain<T>(listen: () => T): Promise<T> {
+  for (;;) {
+    try {
+      return listen();
+    } catch (error) {
+      if (!(error instanceof Error && error.cause instanceof Deno.errors.AddrInUse)) throw error;
+      await turn();
+    }
+  }
+}
+
 /** Both ends of a TCP connection over loopback. */
 export async function tcpPair(): Promise<[Deno.TcpConn, Deno.TcpConn]> {
   using listener = Deno.listen(LOOPBACK);

@@ -4,7 +4,7 @@ import { assertEquals, assertGreater, assertInstanceOf, assertMatch, assertRejec
 import { join, serve } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { MAX_CUT_STARTS } from "../tunnel/link.ts";
-import { freePort, LOOPBACK, text, writeAll } from "./support.ts";
+import { freePort, listenAgain, LOOPBACK, text, writeAll } from "./support.ts";
 import {
   askSocks,
   at,
@@ -356,7 +356,7 @@ Deno.test("openTunnel() reconnects when the server was restarted, and forwarded 
   assertEquals(await say(connection, "before"), "before");
   stop.abort();
   await first.finished;
-  const second = serveTunnel(options);
+  const second = await listenAgain(() => serveTunnel(options));
   assertEquals(await promptly(isEnded(connection)), true);
   await promptly(log.until("reconnected"));
   assertInstanceOf(log.errors[0], Error);

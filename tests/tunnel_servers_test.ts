@@ -12,7 +12,7 @@ import {
 } from "../tunnel.ts";
 import { loadConfig } from "../tunnel/config.ts";
 import { makeFolder, watch } from "./programs.ts";
-import { bytes, LOOPBACK, pattern, readAll, sha256, text } from "./support.ts";
+import { bytes, listenAgain, LOOPBACK, pattern, readAll, sha256, text } from "./support.ts";
 import {
   at,
   changeDelays,
@@ -448,7 +448,7 @@ Deno.test("openTunnel() with several servers connects to those that come later, 
   for (const retry of [false, true]) {
     await using opened = await open([here, there], { forward: [FREE], retry });
     assertEquals(opened.client.serverAddr, second.serverAddr);
-    await using first = serveTunnel({ ...options, listen: here });
+    await using first = await listenAgain(() => serveTunnel({ ...options, listen: here }));
     await opened.switched(here);
     assertEquals(await nameAt(opened.client.listenAddrs[0]!), "named");
     await opened.client.shutdown();
