@@ -13,11 +13,13 @@ import { integer, parse } from "./shared/options.ts";
 export const description = "Sessions over WebSockets, TCP and a bare WebSocket, and a stalled peer: [--rounds 5]";
 
 const END = new URL("websocket/end.ts", import.meta.url).pathname;
-const KINDS = ["bare", "ws1", "ws2", "tcp1", "tcp2"];
+const KINDS = ["bare", "ws1", "ws2", "stream1", "stream2", "tcp1", "tcp2"];
 const LABELS: Record<string, string> = {
   bare: "WebSocket without a session",
   ws1: "WebSocket, version 1",
   ws2: "WebSocket, version 2",
+  stream1: "WebSocketStream, version 1",
+  stream2: "WebSocketStream, version 2",
   tcp1: "TCP, version 1",
   tcp2: "TCP, version 2",
 };

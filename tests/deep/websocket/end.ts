@@ -1,8 +1,8 @@
 /**
  * One end of a measurement. `server KIND` prints its port; `client KIND JOB PORT` prints a result as JSON.
  *
- * KIND is `bare` (a WebSocket without a session), or `tcp` or `ws` followed by the version (`ws2`). JOB is `bulk`,
- * `echo` or `stall`.
+ * KIND is `bare` (a WebSocket without a session), or `tcp`, `ws` or `stream` (the client has a `WebSocketStream`) followed
+ * by the version (`ws2`). JOB is `bulk`, `echo` or `stall`.
  *
  * @module
  */
@@ -91,7 +91,10 @@ function startServer(): void {
 
 async function connect(): Promise<Session> {
   const version = Number(kind.at(-1)) as Version;
-  if (kind.startsWith("ws")) return await connectWebSocket(`ws://127.0.0.1:${port}/`, { version });
+  const url = `ws://127.0.0.1:${port}/`;
+  if (kind.startsWith("ws")) return await connectWebSocket(url, { version });
+  // Its type allows for text, which the server does not send.
+  if (kind.startsWith("stream")) return Session.client(await new WebSocketStream(url).opened as never, { version });
   return Session.client(await Deno.connect({ ...LOOPBACK, port: Number(port) }), { version });
 }
 
