@@ -29,6 +29,7 @@ import {
   at,
   changeDelays,
   dial,
+  exceedHandshakes,
   fetchFiles,
   FREE,
   isEnded,
@@ -264,6 +265,17 @@ Deno.test("serveTunnel() serves a good client beside 100 that send garbage, stop
   assertEquals(await say(connection, "again"), "again");
   for (const connection of silent) connection.close();
   await made.log.until(/failed: the client has closed the connection/, 20);
+});
+
+Deno.test("serveTunnel() with clientCa: one handshake more than 512 ends the oldest", { ignore }, async () => {
+  await using echo = makeEcho();
+  await using made = await makeServer({ target: echo.addr });
+  const ana = await made.issue({ subject: "/CN=ana" });
+  const connections = await exceedHandshakes(made.server.serverAddr, made.log);
+  await using client = await promptly(openTunnel(made.asking(ana, { forward: [FREE] })));
+  using connection = await dial(client.listenAddrs[0]!);
+  assertEquals(await say(connection, "hello"), "hello");
+  for (const connection of connections) connection.close();
 });
 
 Deno.test(

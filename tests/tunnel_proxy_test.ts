@@ -15,6 +15,7 @@ import {
   at,
   changeDelays,
   dial,
+  exceedHandshakes,
   FREE,
   hasIpv6,
   isEnded,
@@ -304,6 +305,30 @@ Deno.test("serveTunnel() with acceptProxy refuses a connection whose header is n
     assertEquals(await promptly(isEnded(connection)), true);
     await log.until(/^Refused a connection from \S+: handshake timed out after 10000 ms$/, n + 1);
   }
+});
+
+Deno.test("serveTunnel() with acceptProxy: one handshake more than 512 ends the oldest, and no session", async () => {
+  await using proxied = makeProxied();
+  const { server, log } = proxied;
+  const open = async (connection: Deno.TcpConn) => {
+    await writeAll(connection, binary("2111", IPV4_ADDRESSES));
+    return Session.client(connection);
+  };
+  const check = async (session: Session) => {
+    await using stream = await session.openStream();
+    assertEquals(await promptly(say(stream, "hello")), "hello");
+  };
+  const before = await open(await dial(server.serverAddr));
+  await check(before);
+  const connections = await exceedHandshakes(server.serverAddr, log);
+  const newest = await open(connections.pop()!);
+  await check(newest);
+  await check(before);
+  for (const session of [before, newest]) {
+    await session.close();
+    await session.closed;
+  }
+  for (const connection of connections) connection.close();
 });
 
 Deno.test("serveTunnel() with acceptProxy treats a header from another address as garbage", async () => {

@@ -1,6 +1,6 @@
 /** Helpers of the tunnel's tests: both ends in this process, targets, clients, and a log of errors and events. */
 
-import { assertEquals, assertInstanceOf, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertMatch } from "@std/assert";
 import { concat } from "@std/bytes";
 import { type Connection, connections, Session } from "../mod.ts";
 import {
@@ -167,6 +167,20 @@ export async function fetchFiles(addr: string, sizes: number[]): Promise<void> {
     const file = new Uint8Array(await response.arrayBuffer());
     assertEquals(await sha256(file), await sha256(pattern(size, size)));
   }));
+}
+
+/**
+ * Opens 514 silent connections, two more than a server allows in their handshake; checks that the two oldest end, and
+ * that this is reported once.
+ */
+export async function exceedHandshakes(addr: string, log: { messages(): string[] }): Promise<Deno.TcpConn[]> {
+  const connections: Deno.TcpConn[] = [];
+  for (let n = 0; n < 513; n++) connections.push(await dial(addr));
+  assert(await promptly(isEnded(connections[0]!)));
+  connections.push(await dial(addr));
+  assert(await promptly(isEnded(connections[1]!)));
+  assertEquals(log.messages(), ["Closed the oldest of more than 512 connections in their handshake"]);
+  return connections;
 }
 
 /** Returns an address that refuses connections. */

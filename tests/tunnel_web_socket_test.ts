@@ -24,6 +24,7 @@ import {
   at,
   changeDelays,
   dial,
+  exceedHandshakes,
   fetchFiles,
   FREE,
   IPV4,
@@ -251,18 +252,11 @@ Deno.test("serveTunnel() over ws: slow handshakes end at their deadline, and do 
 
 Deno.test("serveTunnel() over ws: one handshake more than 512 ends the oldest", async () => {
   await using tunnel = start();
-  const first = await dial(tunnel.addr);
-  const others: Deno.TcpConn[] = [];
-  for (let n = 0; n < 512; n++) others.push(await dial(tunnel.addr));
-  assert(await promptly(isEnded(first)));
-  others.push(await dial(tunnel.addr));
-  assert(await promptly(isEnded(others[0]!)));
-  // Once a minute.
-  assertEquals(tunnel.log.messages(), ["Closed the oldest of more than 512 connections that have sent no request"]);
+  const connections = await exceedHandshakes(tunnel.addr, tunnel.log);
   // The newest one is served.
-  await writeAll(others.at(-1)!, lines(UPGRADE));
-  assertMatch(text(await readHead(others.at(-1)!)), /^HTTP\/1\.1 101 /);
-  for (const connection of [first, ...others]) connection.close();
+  await writeAll(connections.at(-1)!, lines(UPGRADE));
+  assertMatch(text(await readHead(connections.at(-1)!)), /^HTTP\/1\.1 101 /);
+  for (const connection of connections) connection.close();
 });
 
 /** Starts a web server that names what it receives. */

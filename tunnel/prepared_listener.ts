@@ -6,6 +6,7 @@
 
 import { Channel, connections, type Listener } from "../mod.ts";
 import { toError, wrapError } from "./errors.ts";
+import { Handshakes } from "./handshakes.ts";
 import type { Listening, Socket } from "./socket.ts";
 
 /**
@@ -23,12 +24,14 @@ export class PreparedListener implements Listener<Socket> {
   readonly #report: (error: Error) => void;
   readonly #stopping = new AbortController();
   readonly #ready = new Channel<Socket>();
-  readonly #pending = new Map<Socket, Promise<void>>();
+  readonly #pending: Handshakes;
+  readonly #passing = new Set<Promise<void>>();
 
   /** @param prepare Called with each connection. When it rejects, the connection is closed, and the error is reported. */
   constructor(listening: Listening, prepare: Prepare, report: (error: Error) => void) {
     this.#prepare = prepare;
     this.#report = report;
+    this.#pending = new Handshakes(report);
     this.ended = this.#run(listening);
   }
 
@@ -43,18 +46,19 @@ export class PreparedListener implements Listener<Socket> {
   close(): void {
     this.#stopping.abort();
     this.#ready.close();
-    for (const socket of this.#pending.keys()) socket[Symbol.dispose]();
+    this.#pending.close();
   }
 
   async #run(listening: Listening): Promise<void> {
     const { signal } = this.#stopping;
     const onError = (error: unknown) => this.#report(wrapError("Cannot accept a connection", error));
     for await (const socket of connections(listening, { signal, onError })) {
+      this.#pending.add(socket);
       const passed = this.#pass(socket);
-      this.#pending.set(socket, passed);
-      passed.finally(() => this.#pending.delete(socket));
+      this.#passing.add(passed);
+      passed.finally(() => this.#passing.delete(passed));
     }
-    await Promise.all(this.#pending.values());
+    await Promise.all(this.#passing);
   }
 
   /** Prepares a connection, and passes it on. Never rejects. */
@@ -63,10 +67,13 @@ export class PreparedListener implements Listener<Socket> {
     let prepared: Socket | undefined;
     try {
       prepared = await this.#prepare(socket, signal);
+      this.#pending.remove(socket);
       if (prepared !== undefined) await this.#ready.send(prepared);
     } catch (error) {
       (prepared ?? socket)[Symbol.dispose]();
-      if (!signal.aborted) this.#report(toError(error));
+      // Otherwise it was closed at the limit.
+      const wasPending = this.#pending.remove(socket);
+      if (!signal.aborted && wasPending) this.#report(toError(error));
     }
   }
 }

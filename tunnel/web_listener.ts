@@ -8,6 +8,7 @@ import { Channel, type Connection, connections, type DuplexConnection, join, typ
 import { formatPeer, UNNAMED } from "./address.ts";
 import { encoder, writeAll } from "./bytes.ts";
 import { RefusalError, wrapError } from "./errors.ts";
+import { Handshakes } from "./handshakes.ts";
 import { HeadError, type HttpHead, readHttpHead } from "./http_head.ts";
 import type { ServeTunnelOptions } from "./options.ts";
 import { dial, type Socket } from "./socket.ts";
@@ -15,13 +16,6 @@ import { isEqual } from "./users.ts";
 import { setDeadline, withDeadline } from "./wait.ts";
 import { nameOf, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
 import { acceptWebSocket, parseUpgrade } from "./web_socket_handshake.ts";
-
-// Handshakes at the same time; one more ends the oldest. Larger: a flood of silent connections ends fewer slow clients;
-// smaller: less memory for it.
-const MAX_HANDSHAKES = 512;
-
-// Milliseconds between reports of that. Larger: a shorter log in a flood; smaller: a later flood is reported earlier.
-const LIMIT_REPORT_INTERVAL = 60_000;
 
 // Milliseconds in which a refused peer ends its connection, after which it is closed. Larger: slow peers still read the
 // response; smaller: less memory.
@@ -80,18 +74,17 @@ export class WebListener implements Listener<Connection> {
   readonly #cutting: AbortSignal;
   readonly #stopping = new AbortController();
   readonly #ready = new Channel<Connection>();
-  /** The connections whose request is not complete; the oldest is the first. */
-  readonly #pending = new Set<Socket>();
+  /** The connections whose request is not complete. */
+  readonly #pending: Handshakes;
   /** The connections that a response is sent on. */
   readonly #lingering = new Set<Socket>();
   readonly #serving = new Set<Promise<void>>();
-  /** When the limit of handshakes was reported last. */
-  #reportedAt = -Infinity;
 
   constructor(listener: Listener<Socket>, options: WebOptions, report: (error: unknown) => void, cutting: AbortSignal) {
     this.#options = options;
     this.#report = report;
     this.#cutting = cutting;
+    this.#pending = new Handshakes(report);
     this.ended = this.#run(listener);
   }
 
@@ -106,7 +99,8 @@ export class WebListener implements Listener<Connection> {
   close(): void {
     this.#stopping.abort();
     this.#ready.close();
-    for (const socket of [...this.#pending, ...this.#lingering]) socket[Symbol.dispose]();
+    this.#pending.close();
+    for (const socket of this.#lingering) socket[Symbol.dispose]();
   }
 
   /** Replaces the options, for new requests. */
@@ -118,25 +112,12 @@ export class WebListener implements Listener<Connection> {
     const { signal } = this.#stopping;
     const onError = (error: unknown) => this.#report(wrapError("Cannot accept a connection", error));
     for await (const socket of connections(listener, { signal, onError })) {
-      this.#limit();
       this.#pending.add(socket);
       const served = this.#serve(socket);
       this.#serving.add(served);
       served.finally(() => this.#serving.delete(served));
     }
     await Promise.all(this.#serving);
-  }
-
-  /** Makes room for one more handshake. */
-  #limit(): void {
-    if (this.#pending.size < MAX_HANDSHAKES) return;
-    const [oldest] = this.#pending;
-    this.#pending.delete(oldest!);
-    oldest![Symbol.dispose]();
-    const now = performance.now();
-    if (now - this.#reportedAt < LIMIT_REPORT_INTERVAL) return;
-    this.#reportedAt = now;
-    this.#report(new Error(`Closed the oldest of more than ${MAX_HANDSHAKES} connections that have sent no request`));
   }
 
   /** Serves the first request of a connection. Never rejects. */
@@ -148,17 +129,17 @@ export class WebListener implements Listener<Connection> {
       const key = this.#keyOf(head);
       if (key !== undefined) {
         const accepted = await withDeadline(socket, acceptWebSocket(socket, head, key));
-        this.#pending.delete(socket);
+        this.#pending.remove(socket);
         return await this.#ready.send(accepted);
       }
-      this.#pending.delete(socket);
+      this.#pending.remove(socket);
       if (this.#options.backend === undefined) throw new HeadError(404, "another path, or not a WebSocket");
       await this.#forward(socket, head, this.#options.backend).catch(this.#report);
     } catch (error) {
       this.#lingering.add(socket);
       await this.#refuse(socket, error).finally(() => this.#lingering.delete(socket));
     } finally {
-      this.#pending.delete(socket);
+      this.#pending.remove(socket);
     }
   }
 
@@ -172,7 +153,7 @@ export class WebListener implements Listener<Connection> {
 
   /** Reports a connection that is refused, and responds if it has sent a request. */
   async #refuse(socket: Socket, error: unknown): Promise<void> {
-    const wasPending = this.#pending.delete(socket);
+    const wasPending = this.#pending.remove(socket);
     const status = error instanceof HeadError ? error.status : 400;
     // Otherwise it was closed at the limit.
     const isOwn = wasPending || error instanceof HeadError;

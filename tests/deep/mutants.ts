@@ -1206,8 +1206,22 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a proxy that sends no header keeps others waiting",
     file: "tunnel/prepared_listener.ts",
-    from: "      this.#pending.set(socket, passed);\n",
-    to: "      this.#pending.set(socket, passed);\n      await passed;\n",
+    from: "      this.#passing.add(passed);\n",
+    to: "      this.#passing.add(passed);\n      await passed;\n",
+    tests: ["tunnel_proxy_test.ts"],
+  },
+  {
+    name: "handshakes at a server of the tunnel are not limited",
+    file: "tunnel/handshakes.ts",
+    from: "if (this.#sockets.size >= MAX_HANDSHAKES) ",
+    to: "if (this.#sockets.size > 10 * MAX_HANDSHAKES) ",
+    tests: ["tunnel_proxy_test.ts"],
+  },
+  {
+    name: "sessions behind a proxy count as handshakes",
+    file: "tunnel/prepared_listener.ts",
+    from: "      this.#pending.remove(socket);\n      if (prepared",
+    to: "      if (prepared",
     tests: ["tunnel_proxy_test.ts"],
   },
   {
