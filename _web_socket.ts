@@ -132,8 +132,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   readonly remoteAddr?: Address;
   readonly #socket: WebSocketLike;
   readonly #maxReceiveBuffer: number;
-  // Whether `send` copies its bytes before it returns, as the standard requires. The sockets of npm:ws (which can pause,
-  // and may be the global one) and of workerd (which lacks `bufferedAmount`) do not.
+  // Whether the bytes of a message may change after `send`, as the standard allows.
   readonly #isCopying: boolean;
   readonly #messages = unbounded<Uint8Array>();
   // The unread part of the last message that `read` returned in part.
@@ -172,9 +171,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
         `Cannot use a WebSocket that is not open or connecting: expected readyState 0 or 1, ${received}`,
       );
     }
-    const { WebSocket } = globalThis as { WebSocket?: new (url: string) => object };
-    this.#isCopying = WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined &&
-      socket.pause === undefined;
+    this.#isCopying = isCopying(socket);
     this.#socket = socket;
     this.#maxReceiveBuffer = maxReceiveBuffer;
     if (options.remoteAddr !== undefined) this.remoteAddr = options.remoteAddr;
@@ -406,4 +403,18 @@ export class WebSocketConnection implements Connection, PushedConnection {
     // A paused socket does not receive the close frame of the peer.
     this.#resume();
   }
+}
+
+/**
+ * Whether `send` copies its bytes before it returns. The sockets of npm:ws (which can pause, and may be the global one)
+ * and of workerd (which lacks `bufferedAmount`) do not. That of Node, by undici, copies, but reads the length again to
+ * reduce `bufferedAmount`: with an array that was detached meanwhile it would stay too large for ever.
+ */
+function isCopying(socket: WebSocketLike): boolean {
+  const { WebSocket, process } = globalThis as {
+    WebSocket?: new (url: string) => object;
+    process?: { versions?: { undici?: string } };
+  };
+  return WebSocket !== undefined && socket instanceof WebSocket && socket.bufferedAmount !== undefined &&
+    socket.pause === undefined && process?.versions?.undici === undefined;
 }

@@ -411,15 +411,30 @@ Deno.test("a write sends messages of at most 63 KiB, as copies unless the socket
   assertEquals(new Uint8Array(await new Blob(sent as Uint8Array<ArrayBuffer>[]).arrayBuffer()), pattern(200 * KiB));
 });
 
+/** Replaces the WebSocket of the runtime by `FakeSocket`, and `process` by one with these versions. */
+function replaceRuntime(versions: Record<string, string>): Disposable {
+  const { WebSocket, process } = globalThis as typeof globalThis & { process: unknown };
+  Object.assign(globalThis, { WebSocket: FakeSocket, process: { versions } });
+  return { [Symbol.dispose]: () => void Object.assign(globalThis, { WebSocket, process }) };
+}
+
 Deno.test("a socket of npm:ws gets copies, also where it replaces the WebSocket of the runtime", async () => {
-  const { WebSocket } = globalThis;
-  using _restored = { [Symbol.dispose]: () => void (globalThis.WebSocket = WebSocket) };
+  using _replaced = replaceRuntime({});
   const socket = Object.assign(new FakeSocket(), { pause() {}, resume() {} });
-  globalThis.WebSocket = FakeSocket as unknown as typeof WebSocket;
   const data = pattern(100);
   await webSocketConnection(socket).write(data);
   data.fill(0);
   assertEquals(socket.sent, [pattern(100)]);
+});
+
+Deno.test("the WebSocket of Node gets copies, because it reads the length of an array after it was sent", async () => {
+  for (const [versions, isCopied] of [[{ node: "22", undici: "6" }, true], [{ node: "26" }, false]] as const) {
+    using _replaced = replaceRuntime(versions);
+    const socket = new FakeSocket();
+    const data = pattern(100);
+    await webSocketConnection(socket).write(data);
+    assertEquals((socket.sent[0] as Uint8Array).buffer === data.buffer, !isCopied);
+  }
 });
 
 Deno.test("a write waits while more than 512 KiB are queued, and rejects when the socket is closed", async () => {

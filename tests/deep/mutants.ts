@@ -1683,7 +1683,14 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a socket of npm:ws that is the global WebSocket gets no copies",
     file: "_web_socket.ts",
-    from: " &&\n      socket.pause === undefined;",
+    from: "    socket.pause === undefined && ",
+    to: "    ",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "the WebSocket of Node gets views of the write buffer",
+    file: "_web_socket.ts",
+    from: " && process?.versions?.undici === undefined;",
     to: ";",
     tests: ["websocket_test.ts"],
   },

@@ -25,6 +25,8 @@ export const description =
 
 const ROOT = new URL("../../", import.meta.url);
 const VERSIONS: Version[] = [1, 2];
+// Versions of Node besides the installed one, which have a WebSocket of their own.
+const NODES = { "Node 22": "22.23.3", "Node 24": "24.21.0" };
 const PACKAGES = ["ws@8.23.0", "bun@1.4.5", "miniflare@4.20260730.0", "esbuild@0.28.2", "tsx@4.23.15"];
 const PACKAGES_OF_EXAMPLES = ["express@5.3.0", "hono@4.13.19", "@hono/node-server@2.1.9", "pg@8.23.1"];
 const FIXTURES = [
@@ -59,6 +61,9 @@ export async function run(args: string[]): Promise<void> {
     ...await workerCells(folder, streams, go, resources),
     ...scriptCells(folder, streams, "Node", "node", ["net", "tls", "web", "ws"]),
     ...goCells(folder, streams, "Node", "node", go),
+    ...Object.keys(NODES).flatMap((name) =>
+      scriptCells(folder, streams, name, nodePath(folder, name), ["net", "tls", "web", "ws", "websocket"])
+    ),
     ...scriptCells(folder, streams, "Bun", bun, ["net", "tls", "web", "ws", "websocket"]),
     ...goCells(folder, streams, "Bun", bun, go),
   ].filter(({ runtime }) => isWanted(runtime));
@@ -148,9 +153,16 @@ function failure(error: unknown): string {
   return `FAILED: ${error instanceof Error ? error.message.replaceAll("\n", " ").slice(0, 300) : error}`;
 }
 
+const nodeFolder = (name: string) => name.toLowerCase().replace(" ", "");
+const nodePath = (folder: string, name: string) => `${folder}/node_modules/${nodeFolder(name)}/bin/node`;
+
 /** Packs and installs the package, installs the runtimes, and bundles the scripts of the worker and the page. */
 async function fill(folder: string): Promise<void> {
-  await installPackage(folder, ...PACKAGES, ...PACKAGES_OF_EXAMPLES);
+  const { os, arch } = Deno.build;
+  const nodes = Object.entries(NODES).map(([name, version]) =>
+    `${nodeFolder(name)}@npm:node-${os}-${arch === "aarch64" ? "arm64" : "x64"}@${version}`
+  );
+  await installPackage(folder, ...PACKAGES, ...PACKAGES_OF_EXAMPLES, ...nodes);
   const own = Array.from(
     Deno.readDirSync(new URL("runtimes/", import.meta.url)),
     ({ name }) => `tests/deep/runtimes/${name}`,
