@@ -24,8 +24,8 @@ const EXIT_TIMEOUT_MS = 10_000;
 
 /** The end under test. */
 export interface End {
-  /** In Node and in a server in Bun over npm:ws. */
-  runtime: "Deno" | "Node" | "Bun" | "Chromium" | "Firefox";
+  /** In Node and in a server in Bun over npm:ws, in Node 24 over its own WebSocket. */
+  runtime: "Deno" | "Node" | "Node 24" | "Bun" | "Chromium" | "Firefox";
   role: "client" | "server";
 }
 
@@ -90,9 +90,9 @@ function notSmux(expected: string, received: string): Expected {
 
 const isBrowser = ({ runtime }: End) => runtime === "Chromium" || runtime === "Firefox";
 
-/** A client in Deno or a browser may send only 1000 and 3000 to 4999. */
-const sends = (code: number) => (end: End) =>
-  isBrowser(end) || (end.runtime === "Deno" && end.role === "client") ? 3000 + code : code;
+/** A client in Deno, Node 24 or a browser may send only 1000 and 3000 to 4999. */
+const sends = (code: number) => ({ runtime, role }: End) =>
+  role === "client" && runtime !== "Node" && runtime !== "Bun" ? 3000 + code : code;
 
 /** Whether the end has the `maxPayload` of npm:ws. */
 const isLimited = ({ runtime, role }: End) => runtime === "Node" || (runtime === "Bun" && role === "server");
@@ -370,8 +370,8 @@ async function runCase(one: Case, end: End, process: Watched, line: number, peer
   const { cause, ...rest } = error ?? {};
   const { cause: pattern, ...expected } = one.error?.(end) ?? {};
   assertEquals(rest, expected);
-  // Bun has other words, and browsers hide the cause.
-  if (pattern !== undefined && !isBrowser(end) && end.runtime !== "Bun") assertMatch(cause ?? "", pattern);
+  // Others have other words, and browsers hide the cause.
+  if (pattern !== undefined && (end.runtime === "Deno" || end.runtime === "Node")) assertMatch(cause ?? "", pattern);
   // A browser may drop the messages before a failure.
   const isDropped = received.length === 0 && isBrowser(end) && error?.code === 1006;
   assertEquals(received, isDropped ? [] : one.received ?? ["once"]);

@@ -111,6 +111,7 @@ function badInputEnds(folder: string, bun: string, browsers: Browser[]): BadInpu
       { runtime: "Node", role, command: ["node", script] },
       { runtime: "Bun", role, command: [bun, script] },
     ]),
+    { runtime: "Node 24", role: "client", command: [nodePath(folder, "Node 24"), script, "--own"] },
     ...browsers.map(({ id, name }): BadInputEnd => ({
       runtime: name,
       role: "client",
