@@ -331,7 +331,12 @@ async function startWorker(
 ): Promise<string> {
   const options = { cwd: folder, stdin: "piped", stdout: "piped", stderr: "piped" } as const;
   const command = new Deno.Command("node", { args: ["worker_host.js", ...args], ...options });
-  const host = resources.use(watch(command.spawn()));
+  const host = watch(command.spawn());
+  // A host that is killed would leave workerd behind.
+  resources.defer(async () => {
+    await host.child.stdin.close();
+    await host.ended();
+  });
   const [url] = await host.until(/^http\S+/);
   return url!;
 }
