@@ -397,7 +397,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/udp_socket.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/handshakes.ts": ["tunnel/socket.ts"],
+  "tunnel/handshake_limit.ts": ["tunnel/socket.ts"],
   "tunnel/hints.ts": ["tunnel/address.ts", "tunnel/rules.ts", "tunnel/usage.ts", "tunnel/web_socket_address.ts"],
   "tunnel/http_body.ts": [],
   "tunnel/http_connect.ts": [
@@ -469,7 +469,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/listen.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/prepared_listener.ts": ["mod.ts", "tunnel/errors.ts", "tunnel/handshakes.ts", "tunnel/socket.ts"],
+  "tunnel/prepared_listener.ts": ["mod.ts", "tunnel/errors.ts", "tunnel/handshake_limit.ts", "tunnel/socket.ts"],
   "tunnel/proxy_auth.ts": ["tunnel/handshake.ts", "tunnel/users.ts", "tunnel/wait.ts"],
   "tunnel/proxy_entry.ts": [
     "mod.ts",
@@ -740,7 +740,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/address.ts",
     "tunnel/bytes.ts",
     "tunnel/errors.ts",
-    "tunnel/handshakes.ts",
+    "tunnel/handshake_limit.ts",
     "tunnel/http_head.ts",
     "tunnel/options.ts",
     "tunnel/socket.ts",

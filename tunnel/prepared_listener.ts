@@ -6,7 +6,7 @@
 
 import { Channel, connections, type Listener } from "../mod.ts";
 import { toError, wrapError } from "./errors.ts";
-import { Handshakes } from "./handshakes.ts";
+import { HandshakeLimit } from "./handshake_limit.ts";
 import type { Listening, Socket } from "./socket.ts";
 
 /**
@@ -24,14 +24,14 @@ export class PreparedListener implements Listener<Socket> {
   readonly #report: (error: Error) => void;
   readonly #stopping = new AbortController();
   readonly #ready = new Channel<Socket>();
-  readonly #pending: Handshakes;
+  readonly #pending: HandshakeLimit;
   readonly #passing = new Set<Promise<void>>();
 
   /** @param prepare Called with each connection. When it rejects, the connection is closed, and the error is reported. */
   constructor(listening: Listening, prepare: Prepare, report: (error: Error) => void) {
     this.#prepare = prepare;
     this.#report = report;
-    this.#pending = new Handshakes(report);
+    this.#pending = new HandshakeLimit(report);
     this.ended = this.#run(listening);
   }
 

@@ -8,7 +8,7 @@ import { Channel, type Connection, connections, type DuplexConnection, join, typ
 import { formatPeer, UNNAMED } from "./address.ts";
 import { encoder, writeAll } from "./bytes.ts";
 import { RefusalError, wrapError } from "./errors.ts";
-import { Handshakes } from "./handshakes.ts";
+import { HandshakeLimit } from "./handshake_limit.ts";
 import { HeadError, type HttpHead, readHttpHead } from "./http_head.ts";
 import type { ServeTunnelOptions } from "./options.ts";
 import { dial, type Socket } from "./socket.ts";
@@ -75,7 +75,7 @@ export class WebListener implements Listener<Connection> {
   readonly #stopping = new AbortController();
   readonly #ready = new Channel<Connection>();
   /** The connections whose request is not complete. */
-  readonly #pending: Handshakes;
+  readonly #pending: HandshakeLimit;
   /** The connections that a response is sent on. */
   readonly #lingering = new Set<Socket>();
   readonly #serving = new Set<Promise<void>>();
@@ -84,7 +84,7 @@ export class WebListener implements Listener<Connection> {
     this.#options = options;
     this.#report = report;
     this.#cutting = cutting;
-    this.#pending = new Handshakes(report);
+    this.#pending = new HandshakeLimit(report);
     this.ended = this.#run(listener);
   }
 

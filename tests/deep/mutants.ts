@@ -1212,7 +1212,7 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "handshakes at a server of the tunnel are not limited",
-    file: "tunnel/handshakes.ts",
+    file: "tunnel/handshake_limit.ts",
     from: "if (this.#sockets.size >= MAX_HANDSHAKES) ",
     to: "if (this.#sockets.size > 10 * MAX_HANDSHAKES) ",
     tests: ["tunnel_proxy_test.ts"],

@@ -15,8 +15,8 @@ export const MAX_HANDSHAKES = 512;
 // Milliseconds between reports of that. Larger: a shorter log in a flood; smaller: a later flood is reported earlier.
 const REPORT_INTERVAL = 60_000;
 
-/** The connections whose handshake is not complete. */
-export class Handshakes {
+/** The connections whose handshake is not complete, and their limit. */
+export class HandshakeLimit {
   /** The oldest is the first. */
   readonly #sockets = new Set<Socket>();
   readonly #report: (error: Error) => void;
