@@ -26,7 +26,7 @@ import { clock, type Timer } from "./_clock.ts";
 import { closeQuietly, type Connection, ReadBuffer } from "./transport.ts";
 
 // Received bytes after which an acknowledgement is sent. Larger: fewer records; smaller: the peer keeps less.
-const MAX_UNREPORTED_BYTES = 512 * 1024;
+const MAX_UNREPORTED_BYTES = 256 * 1024;
 // Size of a read while the application does not read. Larger: more memory; smaller: more reads.
 const READ_AHEAD_BYTES = 16 * 1024;
 // Written bytes that may wait for the carrier when `write` resolves, and the maximum size of a write while bytes wait.
