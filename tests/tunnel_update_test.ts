@@ -5,7 +5,7 @@ import { hashSecret, openTunnel, serveTunnel, type TunnelClient, TunnelRefusedEr
 import { makeCertificate } from "../tunnel/certificate.ts";
 import { compareLocals } from "../tunnel/places.ts";
 import { checkOptions } from "../tunnel/settings.ts";
-import { freePort, readAll, readSome, text } from "./support.ts";
+import { freePort, readAll, readSome, text, turn } from "./support.ts";
 import {
   at,
   dial,
@@ -160,6 +160,23 @@ Deno.test("TunnelServer.update() listens at all addresses instead of one with th
   assertEquals(pair.server.serverAddr, `0.0.0.0:${port}`);
   await using other = await openTunnel({ connect: `127.0.0.1:${port}`, ...quiet });
   (await other.connect(echo.addr)).close();
+});
+
+Deno.test("TunnelServer.update() resolves when it listens, at an address that was in use for a moment", async () => {
+  await using echo = makeEcho();
+  const log = makeLog();
+  const options = { allow: [echo.addr], insecure: true, ...log.options };
+  await using server = serveTunnel({ ...options, listen: FREE });
+  const port = portOf(server.serverAddr);
+  // Whoever holds another address of this machine prevents listening at all of them.
+  const holder = Deno.listen({ hostname: "127.0.0.2", port });
+  const updated = server.update({ ...options, listen: `0.0.0.0:${port}` });
+  while (!await isFree(`127.0.0.1:${port}`)) await turn();
+  holder.close();
+  await updated;
+  await using client = await openTunnel({ connect: `127.0.0.1:${port}`, ...quiet });
+  (await client.connect(echo.addr)).close();
+  assertEquals(log.errors, []);
 });
 
 for (const version of [1, 2] as const) {

@@ -12,7 +12,7 @@ import { wrapError } from "./errors.ts";
 import { forwardAll } from "./forward.ts";
 import { type Credentials, request } from "./handshake.ts";
 import type { Link } from "./link.ts";
-import { type AnyListening, checkFree, listenTo } from "./listen.ts";
+import { type AnyListening, checkFree, listenAgain, listenTo } from "./listen.ts";
 import type { OpenTunnelOptions, TunnelClient, TunnelServerState, TunnelStats } from "./options.ts";
 import { type Changes, compareLocals, compareReverses, type Local, type Reverse } from "./places.ts";
 import { speakProxy } from "./proxy_entry.ts";
@@ -439,7 +439,7 @@ class Client {
   async #listenAgain(local: Local, delays = backoff(MAX_LISTEN_PAUSE)): Promise<void> {
     const signal = AbortSignal.any([this.#unavailable.signal, this.#stopping.signal, local.removed.signal]);
     try {
-      const listening = await listenTo(local.addr ?? local.listen);
+      const listening = await listenAgain(() => listenTo(local.addr ?? local.listen), signal);
       if (signal.aborted) listening.close();
       else this.#listen(local, listening);
     } catch (error) {

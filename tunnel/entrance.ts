@@ -6,6 +6,7 @@
 
 import type { Connection, Listener } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
+import { listenAgain } from "./listen.ts";
 import type { ServeTunnelOptions } from "./options.ts";
 import { overlaps } from "./ports.ts";
 import { checkProxies, listenBehindProxies } from "./proxy_listener.ts";
@@ -159,7 +160,9 @@ export class Entrance implements Listener<Connection> {
       checkCertificate(options);
       const { promise: tried, resolve } = Promise.withResolvers<void>();
       const closed = this.#closeOpened();
-      this.#use(this.#listenAgain(isSame ? this.#addr : listen, options, closed, this.#renew(), resolve));
+      // Before the address is free: a later attempt uses the options of a later call.
+      this.#options = options;
+      this.#use(this.#listenAgain(isSame ? this.#addr : listen, closed, this.#renew(), resolve));
       await tried;
     } else {
       const opened = open(listen, options, this.#report, this.#closing.signal);
@@ -168,8 +171,8 @@ export class Entrance implements Listener<Connection> {
       this.#opened = opened;
       this.#addr = opened.listening.addr;
       this.#use(Promise.resolve(opened.listener));
+      this.#options = options;
     }
-    this.#options = options;
   }
 
   #use(listener: Promise<Listener<Connection>>): void {
@@ -196,23 +199,24 @@ export class Entrance implements Listener<Connection> {
     await listening.closed;
   }
 
-  /** Listens at an address that was just closed, until it succeeds; `tried` is called after the first attempt. */
+  /** Listens at an address that was just closed, until it succeeds; `tried` is called when it has or was reported. */
   async #listenAgain(
     at: string,
-    options: EntranceOptions,
     closed: Promise<void>,
     signal: AbortSignal,
     tried: () => void,
   ): Promise<Listener<Connection>> {
     await closed;
-    for (const delays = backoff(MAX_PAUSE); !signal.aborted; options = this.#options) {
+    for (const delays = backoff(MAX_PAUSE); !signal.aborted;) {
       try {
-        const opened = open(at, options, this.#report, this.#closing.signal);
-        this.#opened = opened;
-        this.#addr = opened.listening.addr;
-        return opened.listener;
+        return await listenAgain(() => {
+          const opened = open(at, this.#options, this.#report, this.#closing.signal);
+          this.#opened = opened;
+          this.#addr = opened.listening.addr;
+          return opened.listener;
+        }, signal);
       } catch (error) {
-        this.#report(error);
+        if (!signal.aborted) this.#report(error);
       } finally {
         tried();
       }
