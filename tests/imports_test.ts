@@ -365,6 +365,7 @@ const ARROWS: Record<string, string[]> = {
   "tunnel/entrance.ts": [
     "mod.ts",
     "tunnel/address.ts",
+    "tunnel/listen.ts",
     "tunnel/options.ts",
     "tunnel/ports.ts",
     "tunnel/proxy_listener.ts",
@@ -436,7 +437,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/returning.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/listen.ts": ["tunnel/address.ts", "tunnel/socket.ts", "tunnel/udp_socket.ts"],
+  "tunnel/listen.ts": ["tunnel/address.ts", "tunnel/socket.ts", "tunnel/udp_socket.ts", "tunnel/wait.ts"],
   "tunnel/log.ts": ["mod.ts", "tunnel/accounting.ts", "tunnel/address.ts", "tunnel/errors.ts", "tunnel/options.ts"],
   "tunnel/measure.ts": ["mod.ts", "tunnel/bytes.ts", "tunnel/handshake.ts", "tunnel/wait.ts"],
   "tunnel/metrics.ts": [],

@@ -92,7 +92,7 @@ async function describe(task: string, args: string[]): Promise<string | undefine
   const { command } = config.tasks[task as keyof typeof config.tasks];
   const [, script] = /^deno run .*?(\S+\.ts)$/.exec(command) ?? [];
   if (script !== undefined) return await read(script);
-  const [, subcommand] = /^deno (test|bench)\b[^&]*$/.exec(command) ?? [];
+  const [, subcommand] = /^(?:DENO_JOBS=\$\(.*\) )?deno (test|bench)\b[^&]*$/.exec(command) ?? [];
   return subcommand && await deno(subcommand, "--help");
 }
 

@@ -168,7 +168,7 @@ Deno.test("TunnelServer.update() resolves when it listens, at an address that wa
   const options = { allow: [echo.addr], insecure: true, ...log.options };
   await using server = serveTunnel({ ...options, listen: FREE });
   const port = portOf(server.serverAddr);
-  // Whoever holds another address of this machine prevents listening at all of them.
+  // While another address of this machine is in use, all of them cannot be listened on.
   const holder = Deno.listen({ hostname: "127.0.0.2", port });
   const updated = server.update({ ...options, listen: `0.0.0.0:${port}` });
   while (!await isFree(`127.0.0.1:${port}`)) await turn();
