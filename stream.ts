@@ -93,6 +93,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   isAborted = false;
   /** Number of the session's last batch of finished reads with this stream; 0 after the stream reads again. */
   batch = 0;
+  nextInBucket: StreamCore | undefined = undefined;
   readonly #host: StreamHost;
   #isClosed = false;
   // Whether `closed` resolves: both directions ended, or `close()` was called, before any failure.

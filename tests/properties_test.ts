@@ -470,12 +470,13 @@ Deno.test("SendWindow and ReceiveWindow: a transfer always completes, also with 
 
 Deno.test("Table has the entries of a Map after any additions and deletions", () => {
   check(fc.property(fc.array(fc.tuple(fc.boolean(), uint32), { maxLength: 200 }), (steps) => {
-    const table = new Table<Entry>();
-    const model = new Map<number, Entry>();
+    interface Thing extends Entry<Thing> {}
+    const table = new Table<Thing>();
+    const model = new Map<number, Thing>();
     for (const [isAdded, id] of steps) {
       const known = model.get(id);
       if (isAdded && known === undefined) {
-        const thing = { id };
+        const thing = { id, nextInBucket: undefined };
         table.add(thing);
         model.set(id, thing);
       } else if (!isAdded && known !== undefined) {

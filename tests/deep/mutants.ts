@@ -1339,8 +1339,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "removing a stream removes a later one with the same id",
     file: "_table.ts",
-    from: "if (this.#entries[entry.id] !== entry) return false;",
-    to: "if (!(entry.id in this.#entries)) return false;",
+    from: "while (found !== undefined && found !== entry) found",
+    to: "while (found !== undefined && found.id !== entry.id) found",
     tests: ["table_test.ts"],
   },
   {
