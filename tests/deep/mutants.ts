@@ -1337,6 +1337,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["rules_close_test.ts"],
   },
   {
+    name: "a removed stream refers to others of its bucket",
+    file: "_table.ts",
+    from: "    entry.nextInBucket = undefined;\n    this.#size--;",
+    to: "    this.#size--;",
+    tests: ["table_test.ts"],
+  },
+  {
+    name: "an address that is in use for a moment is not listened on again",
+    file: "tunnel/listen.ts",
+    from: "if (!isInUse || performance",
+    to: "if (isInUse || performance",
+    tests: ["tunnel_update_test.ts"],
+  },
+  {
     name: "removing a stream removes a later one with the same id",
     file: "_table.ts",
     from: "while (found !== undefined && found !== entry) found",
