@@ -104,8 +104,7 @@ export class WindowPool {
   readonly largest: number;
   /** The shortest round trip in which a sender waited for credit, in milliseconds; 0 before the first one. */
   roundTrip = 0;
-  /** The window that the link needs, in bytes, by the last measurement of any stream. New streams start with it. */
-  learnt: number;
+  #learnt: number;
   readonly #capacity: number;
   #left: number;
   #granted = 0;
@@ -120,7 +119,7 @@ export class WindowPool {
    */
   constructor(largest: number, growth: number, capacity = Infinity) {
     this.largest = largest;
-    this.first = this.learnt = Math.min(INITIAL_WINDOW, largest);
+    this.first = this.#learnt = Math.min(INITIAL_WINDOW, largest);
     this.#capacity = capacity;
     this.#left = growth;
   }
@@ -133,6 +132,19 @@ export class WindowPool {
     const left = this.#capacity - this.unread;
     if (left > this.#capacity / 2 || left === Infinity) return MAX_WINDOW;
     return Math.min(this.first, Math.max(MIN_SHARE, Math.floor(left * SCARCE_SHARE)));
+  }
+
+  /**
+   * The window that a new stream starts with, in bytes: what the link needs by the last measurement of any stream, and
+   * not less than the first window. A Go peer reads no credit while its receive buffer is full, so that many streams
+   * with less could wait for each other: see docs/protocol.md, "What a receiver accepts".
+   */
+  get learnt(): number {
+    return this.#learnt;
+  }
+
+  set learnt(window: number) {
+    this.#learnt = Math.max(this.first, window);
   }
 
   /** Sum of all windows in bytes. */

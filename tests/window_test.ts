@@ -515,11 +515,25 @@ Deno.test(
     assertEquals(second.window.isSmall, false);
     for (const { window } of [first, second, third]) window.close();
     assertEquals(pool.granted, 0);
+  }),
+);
 
+Deno.test(
+  "rule 10: a new stream starts with the first window after others had to shrink, and after they grow again",
+  withFakeTime((time) => {
+    const pool = new WindowPool(2 * MiB, 3 * MiB);
+    pool.roundTrip = ROUND_TRIP;
     const slow = new Inbound(pool);
     for (let times = 0; times < 30; times++) slow.queue(time, 500);
-    const next = new ReceiveWindow(pool);
-    assertEquals([next.isSmall, next.advertise()], [true, MIN_WINDOW]);
+    assertEquals(slow.advertised, MIN_WINDOW);
+    const sizes = () => {
+      const next = new ReceiveWindow(pool);
+      return [next.isSmall, next.advertise()];
+    };
+    assertEquals(sizes(), [false, INITIAL_WINDOW]);
+    for (let laps = 0; laps < 10; laps++) slow.lap(time);
+    assertEquals([slow.advertised > MIN_WINDOW, slow.advertised < INITIAL_WINDOW], [true, true]);
+    assertEquals(sizes(), [false, INITIAL_WINDOW]);
   }),
 );
 

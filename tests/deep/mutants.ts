@@ -1512,6 +1512,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["window_test.ts"],
   },
   {
+    name: "a new stream starts with a window that had to shrink",
+    file: "_window.ts",
+    from: "this.#learnt = Math.max(this.first, window)",
+    to: "this.#learnt = window",
+    tests: ["window_test.ts"],
+  },
+  {
     name: "version 1 cuts only half of the stalled streams",
     file: "_stalled.ts",
     from: "if (stream.unread < share || (isGentle && this.#windows.unread <= this.#capacity / 2)) break;",

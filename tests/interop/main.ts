@@ -36,13 +36,11 @@ const ECHO: Workload = {
   parallel: 64,
   size: 256 * 1024,
   large: 2 * MiB,
-  // Go with its default may stand still here: see docs/protocol.md, "What a receiver accepts".
-  theirs: { maxReceiveBuffer: 32 * MiB },
 };
 
 const CHURN: Workload = { ...DEFAULTS, name: "churn", kind: "echo", streams: 5000, size: 100 };
 
-const SOME: Workload = { ...ECHO, streams: 200, large: 0, theirs: {} };
+const SOME: Workload = { ...ECHO, streams: 200, large: 0 };
 
 const WORKLOADS: Workload[] = [
   ECHO,
@@ -103,8 +101,7 @@ interface Cell {
 
 /** Starts the Go peer. */
 function spawn(peer: string, role: string, version: number, workload: Workload, port: number) {
-  const { kind, streams, parallel, size, large, idle } = workload;
-  const options = { ...workload.options, ...workload.theirs };
+  const { kind, streams, parallel, size, large, idle, options } = workload;
   const flags = Object.entries({ role, port, version, workload: kind, streams, parallel, size, large, idle });
   const settings = Object.entries(FLAGS).map(([option, flag]) =>
     [flag, options[option as keyof typeof FLAGS]] as const

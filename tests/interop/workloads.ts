@@ -28,8 +28,6 @@ export interface Workload {
   readonly options: SessionOptions;
   /** Additional options of Sluice's side. */
   readonly ours?: SessionOptions;
-  /** Additional options of Go's side. */
-  readonly theirs?: SessionOptions;
   /** Bytes that must be unread at Sluice's server before it answers the first stream. */
   readonly held?: number;
   /** Whether Sluice aborts each stream instead of closing it. A Go peer must see an end, and keep the session. */
