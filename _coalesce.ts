@@ -11,11 +11,12 @@ import { clock, type Pass } from "./_clock.ts";
 /** Maximum number of bytes to coalesce. Larger: fewer writes; smaller: the peer starts earlier. */
 export const COALESCE_BYTES = 64 * 1024;
 
-// Maximum time to coalesce. Larger: the two ends work in turns instead of in parallel; smaller: more writes.
-const MAX_COALESCING_MS = 0.1;
+// Maximum time to coalesce: a write takes a tenth of it. Larger: the two ends work in turns instead of in parallel;
+// smaller: more writes. See docs/tuning.md.
+const MAX_COALESCING_MS = 0.06;
 // The clock is read once in this many frames. Larger: later flushes; smaller: reading the clock slows down small
 // frames.
-const FRAMES_PER_LOOK = 16;
+const FRAMES_PER_LOOK = 8;
 
 /** Decides when to flush. */
 export class Coalescer {
@@ -24,6 +25,7 @@ export class Coalescer {
   #isQueued = false;
   #isHeld = false;
   #awaitsAnswer = false;
+  #isOverdue = false;
   // When the first of the coalesced frames was encoded.
   #startedAt = 0;
 
@@ -37,7 +39,8 @@ export class Coalescer {
   /** Schedules the flush of a buffer, after a frame was encoded into it. */
   schedule(buffer: WriteBuffer): void {
     if (this.#isQueued) return;
-    if (buffer.length >= COALESCE_BYTES || this.#isOverdue(buffer.frames)) this.#queue();
+    this.#isOverdue = this.#hasLasted(buffer.frames);
+    if (buffer.length >= COALESCE_BYTES || this.#isOverdue) this.#queue();
     else if (!this.#isHeld) this.#pass ??= clock.pass(this.#passed);
   }
 
@@ -48,6 +51,11 @@ export class Coalescer {
     if (isWriting) return;
     if (isAnswer && !this.#isQueued) this.#queue();
     else this.schedule(buffer);
+  }
+
+  /** Flushes at once what has been coalesced for that time. */
+  flushOverdue(): void {
+    if (this.#isOverdue) this.#run();
   }
 
   /** Suspends flushes until `release` or `awaitAnswer`, while readers answer what they were served. */
@@ -77,13 +85,13 @@ export class Coalescer {
     queueMicrotask(this.#run);
   }
 
-  #isOverdue(frames: number): boolean {
+  #hasLasted(frames: number): boolean {
     if (frames === 1) this.#startedAt = clock.now();
     return frames % FRAMES_PER_LOOK === 0 && clock.now() - this.#startedAt >= MAX_COALESCING_MS;
   }
 
   readonly #run = (): void => {
-    this.#isQueued = false;
+    this.#isQueued = this.#isOverdue = false;
     this.#flush();
   };
 

@@ -24,6 +24,8 @@ export type Failure = (bytesWritten?: number) => unknown;
 export interface FrameOutput {
   /** Encodes a frame if there is room. */
   tryFrame(command: Command, id: number, bytes: Uint8Array, start: number, end: number): boolean;
+  /** Writes frames that have waited long enough. */
+  flushOverdue(): void;
   /** Returns a handle for frames that wait for room. */
   openSender(): Sender<PendingFrame>;
   /** Waits until a frame is encoded or, at the end of the session, taken back. */
@@ -230,7 +232,10 @@ export class SendHalf {
     if (signal?.aborted) return Promise.reject(signal.reason);
     if (this.#isWriting) return this.#writeInTurn(p, signal, isListened);
     const count = this.#encode(p, 0);
-    if (count === p.length) return count;
+    if (count === p.length) {
+      this.#stream.output.flushOverdue();
+      return count;
+    }
     this.#isWriting = true;
     return this.#writeRest(p, count, signal, isListened, this.#begun);
   }
@@ -240,7 +245,10 @@ export class SendHalf {
     if (!(p instanceof Uint8Array)) throw notBytes(p);
     const refusal = this.#refuse();
     if (refusal !== undefined) throw refusal;
-    return this.#isWriting ? 0 : this.#encode(p, 0);
+    if (this.#isWriting) return 0;
+    const count = this.#encode(p, 0);
+    this.#stream.output.flushOverdue();
+    return count;
   }
 
   /** Aborts the pending write, if it was called with this signal and `isListened`. */

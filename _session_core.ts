@@ -176,6 +176,7 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     if (waiting !== undefined) await this.#waitToOpen(stream, waiting);
     this.opened++;
     stream.announce();
+    this.writer.flushOverdue();
     return stream;
   }
 

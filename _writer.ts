@@ -241,6 +241,14 @@ export class FrameWriter {
     if (!frame.isEncoded) throw ENDED;
   }
 
+  /**
+   * Writes frames that have waited long enough. It is the last step of a call of the application, because the transport
+   * may call the session in its write.
+   */
+  flushOverdue(): void {
+    this.#coalescer.flushOverdue();
+  }
+
   /** Suspends flushes until `release` or `awaitAnswer`, while readers answer what they were served. */
   hold(): void {
     this.#coalescer.hold();

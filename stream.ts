@@ -333,6 +333,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
       this.#leave();
     }
     this.report();
+    this.#host.writer.flushOverdue();
   }
 
   abort(reason: unknown): void {

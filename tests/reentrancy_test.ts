@@ -8,7 +8,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { concat } from "@std/bytes";
 import { clock } from "../_clock.ts";
-import { FIN, PSH, SYN, UPD } from "../frame.ts";
+import { EMPTY_BYTES, FIN, PSH, SYN, UPD } from "../frame.ts";
 import {
   type Connection,
   type ServerSessionOptions,
@@ -17,6 +17,7 @@ import {
   type Stream,
   type Version,
 } from "../mod.ts";
+import { decode } from "./decode_helpers.ts";
 import {
   bytes,
   frame,
@@ -152,6 +153,61 @@ Deno.test("write: a write from the transport's write() leaves after that one", a
   assertEquals(written, [6]);
   session.abort();
 });
+
+// Calls that encode a frame and write frames that have waited long enough, and what a transport does in that write().
+const calls: Record<string, (stream: Stream, session: Session) => unknown> = {
+  write: (stream) => stream.write(bytes("8")),
+  tryWrite: (stream) => stream.tryWrite(bytes("8")),
+  close: (stream) => stream.close(),
+  openStream: async (_, session) => (await session.openStream()).id,
+};
+const interruptions: Record<string, (stream: Stream, session: Session) => void> = {
+  "writes": (stream) => assertEquals(stream.tryWrite(bytes("9")), 1),
+  "closes the stream": (stream) => stream.close(),
+  "aborts the stream": (stream) => stream.abort(),
+  "aborts the session": (_, session) => session.abort(),
+};
+for (const [name, call] of Object.entries(calls)) {
+  for (const [what, interrupt] of Object.entries(interruptions)) {
+    if (name === "close" && what === "writes") continue;
+    Deno.test(`${name}: a transport that ${what} in the write() of this call gets every frame once`, async () => {
+      using clock = new ManualClock();
+      const [near] = memoryPair();
+      const written: Uint8Array[] = [];
+      let hook = () => {};
+      const session = Session.client({
+        read: (p) => near.read(p),
+        write(p) {
+          written.push(p.slice());
+          hook();
+          return Promise.resolve(p.length);
+        },
+        close: () => near.close(),
+      }, { version: 1 });
+      const stream = await session.openStream();
+      await turn();
+      for (let n = 1; n < 8; n++) stream.tryWrite(bytes(`${n}`));
+      clock.freeze(1);
+      hook = () => {
+        hook = () => {};
+        interrupt(stream, session);
+        written.push(EMPTY_BYTES);
+      };
+      const returned = call(stream, session);
+      assertEquals(written.at(-1), EMPTY_BYTES, "the call did not write");
+      assertEquals(await returned, name === "close" ? undefined : name === "openStream" ? 5 : 1);
+      await turn(2);
+      const frames = decode(written, 1).lines.filter((line) => /^(PSH|FIN) 3 /.test(line));
+      const data = frames.filter((line) => line.startsWith("PSH")).map((line) =>
+        text(Uint8Array.fromHex(line.split(": ")[1]!))
+      );
+      const own = name === "write" || name === "tryWrite" ? "8" : "";
+      assertEquals(data.join(""), `1234567${own}${what === "writes" ? "9" : ""}`);
+      assertEquals(frames.length - data.length, name === "close" || /stream/.test(what) ? 1 : 0);
+      session.abort();
+    });
+  }
+}
 
 Deno.test("write: the bytes passed to the transport stay unchanged when it ends the session in its write()", async () => {
   const [near] = memoryPair();

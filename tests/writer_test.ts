@@ -262,20 +262,37 @@ Deno.test("FrameWriter: 64 KiB of coalesced frames leave before the pass of the 
   await writer.flushed();
 });
 
-Deno.test("FrameWriter: frames coalesced for 0.1 ms leave before the pass of the event loop ends", async () => {
+Deno.test("FrameWriter: frames coalesced for 0.06 ms leave before the pass of the event loop ends", async () => {
   using time = stopTime();
   const { link, writer } = start();
   link.open();
-  for (const elapsed of [0.09, 0.02]) {
-    for (let n = 0; n < 16; n++) syn(writer, 3);
+  for (const elapsed of [0.05, 0.02]) {
+    for (let n = 0; n < 8; n++) syn(writer, 3);
     await microtasks(20);
     assertEquals(link.writes.length, 0);
     time.now += elapsed;
   }
-  for (let n = 0; n < 16; n++) syn(writer, 3);
+  for (let n = 0; n < 8; n++) syn(writer, 3);
   await microtasks(3);
-  assertEquals(link.frames().length, 48);
+  assertEquals(link.frames().length, 24);
   await writer.flushed();
+});
+
+Deno.test("FrameWriter.flushOverdue() writes frames coalesced for 0.06 ms at once, and no others", async () => {
+  using time = stopTime();
+  const { link, writer } = start();
+  link.open();
+  const write = (count: number) => {
+    for (let n = 0; n < count; n++) syn(writer, 3);
+    writer.flushOverdue();
+    return link.frames().length;
+  };
+  assertEquals([write(1), write(7)], [0, 0]);
+  time.now += 0.07;
+  assertEquals([write(7), write(1)], [0, 16], "the clock is read once in 8 frames");
+  assertEquals(write(1), 16);
+  await writer.flushed();
+  assertEquals(link.frames().length, 17);
 });
 
 Deno.test("FrameWriter: data after awaitAnswer() leaves at once with the control frames before it; the next data is coalesced", async () => {
