@@ -71,6 +71,7 @@ class ConnectionLink implements Link {
   readonly pushed = undefined;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES);
   #size = MIN_READ_BYTES;
+  #wasShort = false;
 
   constructor(connection: Connection) {
     this.#connection = connection;
@@ -99,10 +100,11 @@ class ConnectionLink implements Link {
   }
 
   read(last: number, isShared: boolean): Promise<number | null> {
+    const isShort = last < this.#size / 4;
     if (last === this.#size) this.#size = Math.min(last * 2, isShared ? MAX_SHARED_READ_BYTES : MAX_READ_BYTES);
-    // A short read has emptied the transport: the next read may wait long and hold its buffer.
-    else if (this.#size > MAX_READ_BYTES) this.#size = MAX_READ_BYTES;
-    else if (last < this.#size / 4) this.#size = Math.max(this.#size / 2, MIN_READ_BYTES);
+    // Not after one short read, because a batch of frames may end with one, and a new buffer costs as much as a read.
+    else if (isShort && this.#wasShort) this.#size = Math.max(this.#size / 2, MIN_READ_BYTES);
+    this.#wasShort = isShort;
     if (this.buffer.bytes.length !== this.#size || this.buffer.isRetained) {
       this.buffer.release();
       this.buffer = new ReadBuffer(new Uint8Array(this.#size));

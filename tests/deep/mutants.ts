@@ -80,6 +80,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["reentrancy_test.ts"],
   },
   {
+    name: "a read buffer shrinks after one short read",
+    file: "_adapt.ts",
+    from: "else if (isShort && this.#wasShort)",
+    to: "else if (isShort)",
+    tests: ["transport_test.ts"],
+  },
+  {
+    name: "a read buffer never shrinks",
+    file: "_adapt.ts",
+    from: "else if (isShort && this.#wasShort)",
+    to: "else if (isShort && !isShort)",
+    tests: ["transport_test.ts"],
+  },
+  {
     name: "a single reader is treated as several",
     file: "_reader.ts",
     from: "link.read(count, isShared);",
