@@ -26,7 +26,7 @@ export class Coalescer {
   #isHeld = false;
   #awaitsAnswer = false;
   #isOverdue = false;
-  // When the first of the coalesced frames was encoded.
+  // When the first of the coalesced frames other than UPD was encoded.
   #startedAt = 0;
 
   /**
@@ -87,7 +87,7 @@ export class Coalescer {
 
   #hasLasted(frames: number): boolean {
     if (frames === 1) this.#startedAt = clock.now();
-    return frames % FRAMES_PER_LOOK === 0 && clock.now() - this.#startedAt >= MAX_COALESCING_MS;
+    return frames > 0 && frames % FRAMES_PER_LOOK === 0 && clock.now() - this.#startedAt >= MAX_COALESCING_MS;
   }
 
   readonly #run = (): void => {

@@ -43,7 +43,7 @@ export class WriteBuffer {
     return this.#dataLength;
   }
 
-  /** Number of encoded frames. */
+  /** Number of encoded frames without the UPDs, which leave with the answers of the readers that caused them. */
   get frames(): number {
     return this.#frames;
   }
@@ -78,7 +78,6 @@ export class WriteBuffer {
   addUpdate(id: number, consumed: number, window: number): void {
     this.#reserve(HEADER_LENGTH + UPDATE_LENGTH);
     this.#end = encodeUpdate(this.#memory, this.#end, id, consumed, window);
-    this.#frames++;
   }
 
   /** Drops `count` bytes from the start. A frame that is cut counts as one. */

@@ -295,6 +295,28 @@ Deno.test("FrameWriter.flushOverdue() writes frames coalesced for 0.06 ms at onc
   assertEquals(link.frames().length, 17);
 });
 
+Deno.test("FrameWriter: a UPD does not begin the 0.06 ms, because the answer of its reader may come later", async () => {
+  using time = stopTime();
+  const { link, writer } = start();
+  link.open();
+  writer.hold();
+  const write = (count: number) => {
+    for (let n = 0; n < count; n++) {
+      assert(writer.tryUpdate(3, n, 65536));
+      assert(data(writer, 3, 1));
+    }
+    writer.flushOverdue();
+    return link.writes.length;
+  };
+  for (let n = 0; n < 8; n++) assert(writer.tryUpdate(3, n, 65536));
+  writer.flushOverdue();
+  time.now += 0.07;
+  assertEquals(write(8), 0);
+  time.now += 0.07;
+  assertEquals(write(8), 1);
+  await writer.flushed();
+});
+
 Deno.test("FrameWriter: data after awaitAnswer() leaves at once with the control frames before it; the next data is coalesced", async () => {
   const { link, writer } = start();
   link.open();

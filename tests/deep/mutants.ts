@@ -59,6 +59,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["writer_test.ts"],
   },
   {
+    name: "a UPD begins the time for which frames are coalesced",
+    file: "_write_buffer.ts",
+    from: "    this.#end = encodeUpdate(this.#memory, this.#end, id, consumed, window);\n",
+    to: "    this.#end = encodeUpdate(this.#memory, this.#end, id, consumed, window);\n    this.#frames++;\n",
+    tests: ["writer_test.ts"],
+  },
+  {
     name: "a write does not send the frames that have waited long enough",
     file: "_send_half.ts",
     from: "    if (count === p.length) {\n      this.#stream.output.flushOverdue();\n",
