@@ -162,10 +162,18 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
 
   // Opening.
 
-  /** Implements `Session.openStream`. */
-  async open(signal: AbortSignal | undefined): Promise<StreamCore> {
+  /** Implements `Session.openStream`. Returns no promise if it need not wait: a promise costs more than a SYN. */
+  open(signal: AbortSignal | undefined): StreamCore | Promise<StreamCore> {
     signal?.throwIfAborted();
-    if (this.version === undefined && this.#phase === "open") await this.#waitForVersion(signal);
+    return this.version === undefined && this.#phase === "open" ? this.#openLater(signal) : this.#open(signal);
+  }
+
+  async #openLater(signal: AbortSignal | undefined): Promise<StreamCore> {
+    await this.#waitForVersion(signal);
+    return this.#open(signal);
+  }
+
+  #open(signal: AbortSignal | undefined): StreamCore | Promise<StreamCore> {
     if (this.#phase !== "open") throw this.closedError("Cannot open a stream on a closed session");
     if (this.nextId > LAST_ID) throw new RangeError("Cannot open a stream: every stream id has been used");
     const stream = new StreamCore(this, this.nextId);
@@ -173,7 +181,11 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     // Before the SYN can leave: the answer of a fast peer must find the stream.
     this.streams.add(stream);
     const waiting = stream.sending.open(signal);
-    if (waiting !== undefined) await this.#waitToOpen(stream, waiting);
+    return waiting === undefined ? this.#announce(stream) : this.#waitToOpen(stream, waiting);
+  }
+
+  /** The SYN is encoded. */
+  #announce(stream: StreamCore): StreamCore {
     this.opened++;
     stream.announce();
     this.writer.flushOverdue();
@@ -188,9 +200,10 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     }
   }
 
-  async #waitToOpen(stream: StreamCore, waiting: Promise<void>): Promise<void> {
+  async #waitToOpen(stream: StreamCore, waiting: Promise<void>): Promise<StreamCore> {
     try {
       await waiting;
+      return this.#announce(stream);
     } catch (error) {
       this.#drop(stream, "The stream was not opened");
       if (!(error instanceof ChannelClosedError)) throw error;

@@ -231,8 +231,8 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @throws The reason of the signal, when it aborts.
    */
   async openStream(options?: AbortOptions): Promise<Stream> {
-    const { stream } = await this.#core.open(options?.signal);
-    return stream;
+    const opening = this.#core.open(options?.signal);
+    return (opening instanceof Promise ? await opening : opening).stream;
   }
 
   /**
@@ -267,7 +267,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    */
   async acceptStream(options?: AbortOptions): Promise<Stream> {
     try {
-      return await this.incoming.receive({ signal: options?.signal });
+      return await this.incoming.receive(options && { signal: options.signal });
     } catch (error) {
       if (!(error instanceof ChannelClosedError)) throw error;
       throw this.#core.closedError("Cannot accept a stream on a closed session");

@@ -40,7 +40,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "coalesced frames wait for the end of the pass",
     file: "_coalesce.ts",
-    from: "    return frames % FRAMES_PER_LOOK === 0 && ",
+    from: "    return frames > 0 && frames % FRAMES_PER_LOOK === 0 && ",
     to: "    return frames < 0 && ",
     tests: ["writer_test.ts"],
   },
@@ -276,9 +276,9 @@ export const MUTANTS: Mutant[] = [
     name: "a stream is registered only after its SYN was written",
     file: "_session_core.ts",
     from:
-      "    this.streams.add(stream);\n    const waiting = stream.sending.open(signal);\n    if (waiting !== undefined) await this.#waitToOpen(stream, waiting);\n",
+      "    this.streams.add(stream);\n    const waiting = stream.sending.open(signal);\n    return waiting === undefined ? this.#announce(stream) : this.#waitToOpen(stream, waiting);\n",
     to:
-      "    const waiting = stream.sending.open(signal);\n    if (waiting !== undefined) await this.#waitToOpen(stream, waiting);\n    await this.writer.flushed();\n    this.streams.add(stream);\n",
+      "    const waiting = stream.sending.open(signal);\n    if (waiting !== undefined) return this.#waitToOpen(stream, waiting);\n    this.#announce(stream);\n    return this.writer.flushed().then(() => {\n      this.streams.add(stream);\n      return stream;\n    });\n",
   },
   {
     name: "tiny frames are not merged",
