@@ -25,6 +25,7 @@ export class Coalescer {
   #isQueued = false;
   #isHeld = false;
   #awaitsAnswer = false;
+  // Whether frames have been coalesced for the maximum time.
   #isOverdue = false;
   // When the first of the coalesced frames other than UPD was encoded.
   #startedAt = 0;
@@ -53,7 +54,7 @@ export class Coalescer {
     else this.schedule(buffer);
   }
 
-  /** Flushes at once what has been coalesced for that time. */
+  /** Flushes now, if the last `schedule` found that frames have been coalesced for the maximum time. */
   flushOverdue(): void {
     if (this.#isOverdue) this.#run();
   }
