@@ -495,11 +495,11 @@ Deno.test("Stream.abort(): a stalled reader of an aborted stream does not keep t
   using clock = new ManualClock();
   const { client, server } = sessionPair({
     version: 1,
-    server: { maxReceiveBuffer: 100_000, stalledStreamTimeout: 1000 },
+    server: { maxReceiveBuffer: 1_000_000, stalledStreamTimeout: 1000 },
   });
   const near = await client.openStream();
   const far = await server.acceptStream();
-  await near.write(new Uint8Array(90_000));
+  await near.write(new Uint8Array(990_000));
   near.abort(REASON);
   await turn(10);
   const other = await client.openStream();
