@@ -11,6 +11,9 @@ import {
   type ChunkConnection,
   closeQuietly,
   type Connection,
+  KEEP,
+  type KeepingConnection,
+  type Kept,
   type Link,
   type NodeStream,
   type PushedConnection,
@@ -46,7 +49,8 @@ export function adapt(transport: Transport): Link {
   if (typeof transport === "object" && transport !== null) {
     if (isNodeStream(transport)) return new ChunkLink(new NodeConnection(transport));
     if (isConnection(transport)) {
-      return "readChunk" in transport ? new ChunkLink(transport as ChunkConnection) : new ConnectionLink(transport);
+      if ("readChunk" in transport) return new ChunkLink(transport as ChunkConnection);
+      return KEEP in transport ? new KeepingLink(transport as KeepingConnection) : new ConnectionLink(transport);
     }
     if (isStreams(transport)) return new StreamsLink(transport);
   }
@@ -69,6 +73,7 @@ function isStreams(transport: Transport): transport is Streams {
 class ConnectionLink implements Link {
   readonly #connection: Connection;
   readonly pushed = undefined;
+  readonly headroom: number = 0;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES);
   #size = MIN_READ_BYTES;
   #wasShort = false;
@@ -138,11 +143,28 @@ class ConnectionLink implements Link {
   }
 }
 
+/** Link over a {@linkcode KeepingConnection}. */
+class KeepingLink extends ConnectionLink {
+  readonly #connection: KeepingConnection;
+  override readonly headroom: number;
+
+  constructor(connection: KeepingConnection) {
+    super(connection);
+    this.#connection = connection;
+    this.headroom = connection.headroom;
+  }
+
+  keep(memory: Uint8Array, end: number): Kept | undefined {
+    return this.#connection[KEEP](memory, end);
+  }
+}
+
 type Streams = Exclude<Transport, Connection | NodeStream>;
 
 /** Link over a {@linkcode ChunkConnection}. */
 class ChunkLink implements Link {
   readonly pushed: PushedConnection | undefined;
+  readonly headroom = 0;
   buffer: ReadBuffer = new ReadBuffer(EMPTY_BYTES, false);
   readonly #connection: ChunkConnection | PushedConnection;
 
@@ -226,6 +248,7 @@ class StreamsLink implements Link {
   readonly localAddr = NO_ADDRESS;
   readonly remoteAddr = NO_ADDRESS;
   readonly pushed = undefined;
+  readonly headroom = 0;
   readonly isSuspended = false;
   readonly resumptions = 0;
 

@@ -93,6 +93,26 @@ export class ReplayBuffer {
     return count;
   }
 
+  /** Whether memory with a payload up to `end` can become a page: a page that is mostly empty would be kept, too. */
+  canAdopt(memory: Uint8Array, end: number): boolean {
+    return end - DATA_HEADER_LENGTH <= this.capacity && end * 2 >= memory.length;
+  }
+
+  /** Appends a payload without a copy: its memory, with room for the header at the start. Returns `false` without room. */
+  adopt(memory: Uint8Array, end: number): boolean {
+    const count = end - DATA_HEADER_LENGTH;
+    if (count > this.room) return false;
+    encodeDataHeader(memory, 0, count);
+    const entry = { start: this.#appended, end: this.#appended += count, at: 0, isEnd: false };
+    this.#pages.push({ bytes: memory, entries: [entry], used: end });
+    return true;
+  }
+
+  /** Returns memory of a page that was freed, or new memory. */
+  takeMemory(size: number): Uint8Array {
+    return this.#takeSpare(({ length }) => length === size) ?? new Uint8Array(size);
+  }
+
   /** Appends the end of writing. */
   appendEnd(): void {
     const page = this.#pageFor(1);
@@ -157,11 +177,15 @@ export class ReplayBuffer {
     // A record in one piece needs fewer writes than one that fills the last page first.
     if (last !== undefined && last.bytes.length - last.used >= Math.min(length, LARGE_PAGE_BYTES)) return last;
     const size = length > SMALL_PAGE_BYTES ? LARGE_PAGE_BYTES : SMALL_PAGE_BYTES;
-    // The page that was freed last is the most likely to be in the cache of the processor.
-    const spare = this.#spare.findLastIndex((bytes) => bytes.length >= size);
-    const bytes = spare < 0 ? new Uint8Array(size) : this.#spare.splice(spare, 1)[0]!;
+    const bytes = this.#takeSpare(({ length }) => length >= size) ?? new Uint8Array(size);
     const page: Page = { bytes, entries: [], used: 0 };
     this.#pages.push(page);
     return page;
+  }
+
+  #takeSpare(isSuitable: (bytes: Uint8Array) => boolean): Uint8Array | undefined {
+    // The page that was freed last is the most likely to be in the cache of the processor.
+    const at = this.#spare.findLastIndex(isSuitable);
+    return at < 0 ? undefined : this.#spare.splice(at, 1)[0];
   }
 }

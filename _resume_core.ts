@@ -15,6 +15,7 @@ import { Gate } from "./_gate.ts";
 import { ReplayBuffer } from "./_replay.ts";
 import {
   CLOSE_RECORD,
+  DATA_HEADER_LENGTH,
   encodeAcknowledgement,
   PROBE_RECORD,
   PROBE_REPLY_RECORD,
@@ -23,7 +24,7 @@ import {
 } from "./_resume_frame.ts";
 import { ResumeTimers, type ResumeTimersHost } from "./_resume_timers.ts";
 import { clock, type Timer } from "./_clock.ts";
-import { closeQuietly, type Connection, ReadBuffer } from "./transport.ts";
+import { closeQuietly, type Connection, type Kept, ReadBuffer } from "./transport.ts";
 
 // Received bytes after which an acknowledgement is sent. Larger: fewer records; smaller: the peer keeps less.
 const MAX_UNREPORTED_BYTES = 256 * 1024;
@@ -332,7 +333,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     // Before the lock is released, so that no later bytes overtake these.
     if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);
     if (this.#phase === "closing") this.#held.clear();
-    this.#send();
+    if (carrier.isAcknowledgementDue || carrier.isProbeReplyDue) this.#send();
     return payload;
   }
 
@@ -382,27 +383,70 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   // Writing.
 
-  /** Implements `Connection.write`. */
+  /**
+   * Implements `Connection.write`. Resolves when almost everything is written below, so that a slow carrier slows down
+   * the application.
+   */
   async write(p: Uint8Array): Promise<number> {
-    let count = 0;
-    for (;;) {
-      // Also after a wait: nothing may follow the end of writing.
-      if (this.#phase !== "open") throw closedError("write to");
-      this.#checkOpen("write to");
-      // A carrier that keeps up gets everything in one piece.
-      count = this.#replay.append(this.#written < this.#replay.appended ? p.subarray(0, MAX_WAITING_BYTES) : p);
-      if (count > 0 || p.length === 0) break;
-      this.#readAhead();
-      await this.#change();
-    }
-    const end = this.#replay.appended;
+    this.#checkWritable();
+    let count;
+    while ((count = this.#append(p)) === 0 && p.length > 0) await this.#room();
+    const { appended } = this.#replay;
     this.#send();
-    // Until almost everything appended is written below, so that a slow carrier slows down the application.
-    while (this.#written < end - (this.#carrier === undefined ? 0 : MAX_WAITING_BYTES)) {
+    if (this.#isBehind(appended)) await this.#writtenUntil(appended);
+    return count;
+  }
+
+  // A carrier that keeps up gets everything in one piece.
+  #append(p: Uint8Array): number {
+    return this.#replay.append(this.#isWritten ? p : p.subarray(0, MAX_WAITING_BYTES));
+  }
+
+  /** Does the same without a copy, if no byte waits for the carrier. */
+  keep(memory: Uint8Array, end: number): Kept | undefined {
+    if (!this.#isWritten || !this.#replay.canAdopt(memory, end)) return undefined;
+    return { writing: this.#keep(memory, end), replacement: this.#replay.takeMemory(memory.length) };
+  }
+
+  async #keep(memory: Uint8Array, end: number): Promise<number> {
+    this.#checkWritable();
+    if (!this.#replay.adopt(memory, end)) {
+      // The next acknowledgement makes room, unless the peer is slow: then the session must see progress with each one.
+      await this.#room();
+      if (!this.#replay.adopt(memory, end)) return await this.write(memory.subarray(DATA_HEADER_LENGTH, end));
+    }
+    const { appended } = this.#replay;
+    this.#send();
+    if (this.#isBehind(appended)) await this.#writtenUntil(appended);
+    return end - DATA_HEADER_LENGTH;
+  }
+
+  #checkWritable(): void {
+    if (this.#phase !== "open") throw closedError("write to");
+    this.#checkOpen("write to");
+  }
+
+  /** Waits until there may be room to write. */
+  async #room(): Promise<void> {
+    this.#readAhead();
+    await this.#change();
+    // Nothing may follow the end of writing.
+    this.#checkWritable();
+  }
+
+  get #isWritten(): boolean {
+    return this.#written === this.#replay.appended;
+  }
+
+  #isBehind(end: number): boolean {
+    return this.#written < end - (this.#carrier === undefined ? 0 : MAX_WAITING_BYTES);
+  }
+
+  async #writtenUntil(end: number): Promise<void> {
+    do {
       this.#checkOpen("write to");
       await this.#change();
-    }
-    return count;
+    } while (this.#isBehind(end));
   }
 
   /** Implements `Connection.closeWrite`: resolves when the peer has received everything. */

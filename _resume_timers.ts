@@ -37,6 +37,8 @@ export class ResumeTimers {
   #suspendedAt = Infinity;
   #closedAt = Infinity;
   #hasProbed = false;
+  // Whether bytes were delivered after the last ones were written.
+  #hasHeard = false;
   #timer: Timer | undefined;
   #timerAt = Infinity;
   #isRef = true;
@@ -77,11 +79,14 @@ export class ResumeTimers {
   heard(): void {
     this.#heardAt = clock.now();
     this.#hasProbed = false;
+    this.#hasHeard = true;
   }
 
   /** Bytes were written to the carrier. */
   sent(): void {
-    this.#sentAt = clock.now();
+    // Reading the clock takes a hundredth of a round trip. An earlier time is safe: the next probe comes earlier.
+    this.#sentAt = this.#hasHeard ? this.#heardAt : clock.now();
+    this.#hasHeard = false;
   }
 
   /** Calls `acknowledge` after a delay, unless that is planned already. */

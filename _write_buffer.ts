@@ -27,11 +27,17 @@ const MAX_MOVED_BYTES = 64 * 1024;
 /** A buffer of encoded frames. */
 export class WriteBuffer {
   #memory: Uint8Array = EMPTY_BYTES;
+  readonly #headroom: number;
   // Position of the first encoded byte, and after the last.
-  #start = 0;
-  #end = 0;
+  #start: number;
+  #end: number;
   #dataLength = 0;
   #frames = 0;
+
+  /** @param headroom Number of bytes that stay free before the first frame. */
+  constructor(headroom: number) {
+    this.#start = this.#end = this.#headroom = headroom;
+  }
 
   /** Number of encoded bytes. */
   get length(): number {
@@ -48,7 +54,7 @@ export class WriteBuffer {
     return this.#frames;
   }
 
-  /** Position after the last encoded byte: `length`, and what was dropped before it. */
+  /** Position after the last encoded byte: `length`, what was dropped before it, and the headroom. */
   get used(): number {
     return this.#end;
   }
@@ -56,6 +62,11 @@ export class WriteBuffer {
   /** Allocated memory in bytes. */
   get capacity(): number {
     return this.#memory.length;
+  }
+
+  /** The memory, from the headroom on. Its bytes up to `used` are valid until the next change. */
+  get memory(): Uint8Array {
+    return this.#memory;
   }
 
   /** The encoded bytes, as a view that is valid until the next change. */
@@ -88,9 +99,9 @@ export class WriteBuffer {
     this.#dataLength = Math.min(this.#dataLength, length);
     this.#frames = 1;
     if (length >= MAX_MOVED_BYTES) return;
-    this.#memory.copyWithin(0, this.#start, this.#end);
-    this.#start = 0;
-    this.#end = length;
+    this.#memory.copyWithin(this.#headroom, this.#start, this.#end);
+    this.#start = this.#headroom;
+    this.#end = this.#headroom + length;
   }
 
   /** Adds the frames of another buffer. */
@@ -104,11 +115,13 @@ export class WriteBuffer {
 
   /** Drops the encoded frames, and keeps the memory. */
   clear(): void {
-    this.#start =
-      this.#end =
-      this.#dataLength =
-      this.#frames =
-        0;
+    this.#start = this.#end = this.#headroom;
+    this.#dataLength = this.#frames = 0;
+  }
+
+  /** Gives the memory away in exchange for `memory`, which has the same size. What `length` counts stays until `clear`. */
+  exchange(memory: Uint8Array): void {
+    this.#memory = memory;
   }
 
   /** Drops the encoded frames, and frees the memory. */

@@ -104,8 +104,8 @@ export class FrameWriter {
   // Streams whose control frames found no room, and ids of refused streams whose FINs found none.
   #queued: ControlSource[] = [];
   #refused: number[] = [];
-  #filling = new WriteBuffer();
-  #leaving = new WriteBuffer();
+  #filling: WriteBuffer;
+  #leaving: WriteBuffer;
   #running: Promise<void> | undefined;
   #isWriting = false;
   #isBusy = false;
@@ -126,6 +126,8 @@ export class FrameWriter {
     this.version = version;
     this.#host = host;
     this.#trace = trace;
+    this.#filling = new WriteBuffer(link.headroom);
+    this.#leaving = new WriteBuffer(link.headroom);
     this.#coalescer = new Coalescer(() => this.#flush());
     const { sender, receiver } = bounded<PendingFrame>(0);
     this.#sender = sender;
@@ -398,7 +400,7 @@ export class FrameWriter {
         const { length } = bytes;
         this.#isWriting = true;
         this.#begunAt = this.#progressAt = clock.now();
-        writing = this.#link.write(bytes);
+        writing = length < COALESCE_BYTES ? this.#link.write(bytes) : this.#writeLarge(bytes);
         this.#refill();
         if (length >= COALESCE_BYTES) slice.observe(writing);
         let count = checkCount(await writing, length);
@@ -422,6 +424,15 @@ export class FrameWriter {
     this.#isBusy = this.#filling.length > 0;
     if (this.#isBusy) this.#schedule();
     else this.#host.writerIdle();
+  }
+
+  /** Writes the leaving buffer, and hands its memory over if the transport wants to keep it. */
+  #writeLarge(bytes: Uint8Array): Promise<number> {
+    const leaving = this.#leaving;
+    const kept = this.#link.keep?.(leaving.memory, leaving.used);
+    if (kept === undefined) return this.#link.write(bytes);
+    leaving.exchange(kept.replacement);
+    return kept.writing;
   }
 
   /** Writes the rest after a partial write, from `at` on. Never two writes at once, because they would interleave. */

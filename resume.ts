@@ -38,7 +38,8 @@ import { type Dial, ResumeDialer } from "./_resume_dialer.ts";
 import { ResumeListener } from "./_resume_listener.ts";
 import { duration } from "./options.ts";
 import type { Listener } from "./serve.ts";
-import type { Address, Connection } from "./transport.ts";
+import { DATA_HEADER_LENGTH } from "./_resume_frame.ts";
+import { type Address, type Connection, KEEP, type KeepingConnection, type Kept } from "./transport.ts";
 
 export { type Dial, type ResumeState, ResumptionError };
 
@@ -286,7 +287,8 @@ function guard(onChange: ResumeOptions["onChange"]): (state: ResumeState, reason
 }
 
 /** The public side of a core. */
-class CoreConnection implements ResumableConnection {
+class CoreConnection implements ResumableConnection, KeepingConnection {
+  readonly headroom: number = DATA_HEADER_LENGTH;
   readonly #core: ResumeCore;
   readonly retry: () => void;
   // Of the last carrier, so that a suspended connection still has its addresses.
@@ -332,6 +334,10 @@ class CoreConnection implements ResumableConnection {
 
   write(p: Uint8Array): Promise<number> {
     return this.#core.write(p);
+  }
+
+  [KEEP](memory: Uint8Array, end: number): Kept | undefined {
+    return this.#core.keep(memory, end);
   }
 
   closeWrite(): Promise<void> {

@@ -243,6 +243,31 @@ export interface PushListener extends ChunkListener {
   overflowed(error: Error): void;
 }
 
+/** Name of the method of a {@linkcode KeepingConnection}. */
+export const KEEP: unique symbol = Symbol("keep");
+
+/** A connection that keeps what was written, in the memory of the writer. */
+export interface KeepingConnection extends Connection {
+  /** Number of bytes that must be free at the start of the memory. */
+  readonly headroom: number;
+  /**
+   * Does the same as `write`, and keeps the memory.
+   *
+   * @param memory The memory. The connection owns it until `writing` resolves with less than all bytes.
+   * @param end Position after the last byte to write. The first is after the headroom.
+   * @returns The result, with other memory of the same size; `undefined` if the bytes must be written with `write`.
+   */
+  [KEEP](memory: Uint8Array, end: number): Kept | undefined;
+}
+
+/** The result of a write that keeps the memory. */
+export interface Kept {
+  /** Number of written bytes. If it is less than all, the memory is not kept, and `write` writes the rest. */
+  readonly writing: Promise<number>;
+  /** Memory in exchange. */
+  readonly replacement: Uint8Array;
+}
+
 /** A transport in the shape that the session uses. */
 export interface Link {
   /**
@@ -262,6 +287,10 @@ export interface Link {
   hold?(chunk: Uint8Array): number;
   /** Writes bytes from the start of `bytes`, and returns their number. `bytes` may be reused when it has settled. */
   write(bytes: Uint8Array): Promise<number>;
+  /** Number of bytes that must be free before those of `keep`. */
+  readonly headroom: number;
+  /** Writes the bytes of `memory` after the headroom and before `end`, and keeps the memory; `undefined`: use `write`. */
+  keep?(memory: Uint8Array, end: number): Kept | undefined;
   /** Ends the writing direction; reading goes on. */
   closeWrite(): Promise<void>;
   /** Closes the transport at once. It never throws. */

@@ -140,6 +140,7 @@ const ARROWS: Record<string, string[]> = {
   "resume.ts": [
     "_resume_core.ts",
     "_resume_dialer.ts",
+    "_resume_frame.ts",
     "_resume_listener.ts",
     "errors.ts",
     "options.ts",

@@ -6,6 +6,7 @@ import fc from "fast-check";
 import { ReplayBuffer } from "../_replay.ts";
 import {
   ACCEPTED,
+  DATA_HEADER_LENGTH,
   decodeHello,
   decodeReply,
   encodeAcknowledgement,
@@ -122,6 +123,7 @@ Deno.test("ReplayBuffer returns every byte after the count of a rewind, whatever
   const steps = fc.array(
     fc.oneof(
       fc.record({ step: fc.constant("append" as const), size: fc.integer({ min: 1, max: 60_000 }) }),
+      fc.record({ step: fc.constant("adopt" as const), size: fc.integer({ min: 1, max: 60_000 }) }),
       fc.record({ step: fc.constant("send" as const), size: fc.integer({ min: 1, max: 3 }) }),
       fc.record({ step: fc.constant("acknowledge" as const), size: fc.nat(100) }),
       fc.record({ step: fc.constant("rewind" as const), size: fc.nat(100) }),
@@ -147,6 +149,7 @@ Deno.test("ReplayBuffer returns every byte after the count of a rewind, whatever
       let appended = 0;
       for (const { step, size } of steps) {
         if (step === "append") appended += replay.append(all.subarray(appended, appended + size));
+        else if (step === "adopt") appended += adopt(replay, all.subarray(appended, appended + size));
         else if (step === "send") { for (let n = 0; n < size; n++) send(); }
         else {
           // The peer has received up to `count`, and says so, now or a part of it.
@@ -174,6 +177,34 @@ Deno.test("ReplayBuffer returns every byte after the count of a rewind, whatever
     }),
     { numRuns: 300 },
   );
+});
+
+/** Hands memory over to the buffer, if it takes it. Returns the number of bytes of its payload. */
+function adopt(replay: ReplayBuffer, payload: Uint8Array): number {
+  const end = DATA_HEADER_LENGTH + payload.length;
+  const memory = new Uint8Array(end + 100);
+  memory.set(payload, DATA_HEADER_LENGTH);
+  const isAdopted = replay.adopt(memory, end);
+  // What was refused still belongs to the caller.
+  if (!isAdopted) memory.fill(0);
+  return isAdopted ? payload.length : 0;
+}
+
+Deno.test("ReplayBuffer.adopt() takes no more than the capacity, and canAdopt() nothing larger or mostly empty", () => {
+  const replay = new ReplayBuffer(100_000);
+  assertEquals([adopt(replay, pattern(60_000)), adopt(replay, pattern(60_000)), replay.room], [60_000, 0, 40_000]);
+  const adopted = replay.next()!;
+  assert(replay.acknowledge(20_000));
+  assertEquals(adopt(replay, pattern(60_000)), 60_000);
+  assertEquals(replay.room, 0);
+  // Memory of an acknowledged page is used again, and never that of a page in use.
+  const size = adopted.buffer.byteLength;
+  assert(replay.takeMemory(size).buffer !== adopted.buffer);
+  assert(replay.acknowledge(60_000));
+  assert(replay.takeMemory(size).buffer === adopted.buffer);
+  assert(replay.takeMemory(size).buffer !== adopted.buffer);
+  const memory = new Uint8Array(200_000);
+  assertEquals([99_999, 100_005, 100_006].map((end) => replay.canAdopt(memory, end)), [false, true, false]);
 });
 
 Deno.test("ReplayBuffer refuses counts that go back in a rewind or beyond what was sent", () => {

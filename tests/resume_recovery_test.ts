@@ -17,6 +17,7 @@ import {
 } from "../_resume_frame.ts";
 import type { Connection, Listener } from "../mod.ts";
 import { resumable, type ResumableConnection, resumableListener, type ResumableOptions } from "../resume.ts";
+import { KEEP, type KeepingConnection, type Kept } from "../transport.ts";
 import {
   ManualClock,
   type MemoryConnection,
@@ -381,5 +382,83 @@ Deno.test("ResumableConnection.write() passes what a session writes at once to a
     assertEquals(await readExactly(far, 230_005), record(sent));
     await writeAll(far, encodeAcknowledgement(230_000 * (n + 1)));
   }
+  client.close();
+});
+
+/** Hands memory with this payload over, as a session does with what it writes. */
+function keep(client: ResumableConnection, payload: Uint8Array): { kept: Kept | undefined; memory: Uint8Array } {
+  const connection = client as ResumableConnection & KeepingConnection;
+  const end = connection.headroom + payload.length;
+  const memory = new Uint8Array(end);
+  memory.set(payload, connection.headroom);
+  return { kept: connection[KEEP](memory, end), memory };
+}
+
+Deno.test("a session's memory is sent, kept without a copy, and sent again from there after a resumption", async () => {
+  using _clock = new ManualClock();
+  const { client, far, next, carriers } = await connect({}, MiB);
+  const sent = pattern(200_000);
+  const { kept, memory } = keep(client, sent);
+  assertEquals(await kept!.writing, 200_000);
+  assertEquals([kept!.replacement.length, kept!.replacement.buffer === memory.buffer], [memory.length, false]);
+  assertEquals(await readExactly(far, 200_005), record(sent));
+  const reading = client.read(new Uint8Array(1));
+  carriers[0]!.reset();
+  const second = await next();
+  await answer(second, RESUMED, 150_000);
+  assertEquals(await readExactly(second, 50_005), record(sent.subarray(150_000)));
+  assertEquals(memory.subarray(150_000), record(sent.subarray(150_000)));
+  client.close();
+  await assertRejects(() => reading);
+});
+
+Deno.test("a session's memory waits for room, and for a carrier, and is not taken while bytes wait", async () => {
+  using _clock = new ManualClock();
+  const { client, far, next, carriers } = await connect({ maxUnacknowledged: 300_000 }, MiB);
+  const [one, two, three] = [pattern(200_000, 1), pattern(200_000, 2), pattern(200_000, 3)];
+  assertEquals(keep(client, pattern(300_001)).kept, undefined);
+  assertEquals(await keep(client, one).kept!.writing, 200_000);
+  const waiting = keep(client, two).kept!.writing;
+  assertEquals(await readExactly(far, 200_005), record(one));
+  assertEquals(await state(waiting), "pending");
+  await writeAll(far, encodeAcknowledgement(200_000));
+  assertEquals(await waiting, 200_000);
+  carriers[0]!.reset();
+  while (client.state === "connected") await turn();
+  // What a lost carrier was written is written, so it does not count as waiting.
+  const suspended = keep(client, three.subarray(0, 100_000)).kept!.writing;
+  assertEquals([keep(client, three).kept, await state(suspended)], [undefined, "pending"]);
+  const second = await next();
+  await answer(second, RESUMED, 200_000);
+  assertEquals(await suspended, 100_000);
+  assertEquals(await readExactly(second, 300_010), concat([record(two), record(three.subarray(0, 100_000))]));
+  client.close();
+});
+
+Deno.test("a session's memory is not kept if an acknowledgement makes too little room: a part of it is copied", async () => {
+  using _clock = new ManualClock();
+  const { client, far } = await connect({ maxUnacknowledged: 300_000 }, MiB);
+  const [one, two] = [pattern(200_000, 1), pattern(200_000, 2)];
+  assertEquals(await keep(client, one).kept!.writing, 200_000);
+  const { kept, memory } = keep(client, two);
+  await writeAll(far, encodeAcknowledgement(50_000));
+  assertEquals(await kept!.writing, 150_000);
+  // It belongs to the session again, which writes the rest.
+  memory.fill(0);
+  assertEquals(await readExactly(far, 350_010), concat([record(one), record(two.subarray(0, 150_000))]));
+  client.close();
+});
+
+Deno.test("a session's memory is refused after the end of writing, also when it waited for room", async () => {
+  using _clock = new ManualClock();
+  const { client, far } = await connect({ maxUnacknowledged: 100_000 }, MiB);
+  assertEquals(await keep(client, pattern(80_000)).kept!.writing, 80_000);
+  const waiting = keep(client, pattern(80_000)).kept!.writing;
+  const closing = client.closeWrite();
+  await readExactly(far, 80_006);
+  await writeAll(far, encodeAcknowledgement(80_001));
+  await closing;
+  await assertRejects(() => waiting, Error, "Cannot write to a closed connection");
+  await assertRejects(() => keep(client, pattern(80_000)).kept!.writing, Error, "Cannot write to a closed connection");
   client.close();
 });

@@ -21,6 +21,7 @@ const NO_ADDRESS = { transport: "tcp", hostname: "", port: 0 } as const;
 /** A transport whose writes settle when the test calls a method. */
 class FakeLink implements Link {
   readonly pushed = undefined;
+  readonly headroom: number = 0;
   readonly isSuspended = false;
   readonly resumptions = 0;
   /** A copy of the bytes of each write. */
@@ -95,6 +96,20 @@ class FakeLink implements Link {
   unref() {}
 }
 
+/** A transport that keeps the memory of large writes. */
+class FakeKeepingLink extends FakeLink {
+  override readonly headroom = 5;
+  /** The memory of each write, and a copy of it. */
+  readonly kept: { memory: Uint8Array; copy: Uint8Array; length: number }[] = [];
+  readonly settled = Promise.withResolvers<void>();
+
+  keep(memory: Uint8Array, end: number) {
+    const length = end - this.headroom;
+    this.kept.push({ memory, copy: memory.slice(), length });
+    return { writing: this.settled.promise.then(() => length), replacement: new Uint8Array(memory.length) };
+  }
+}
+
 function frames(bytes: Uint8Array, version: 1 | 2 = 2): string[] {
   const { lines, error, decoder } = decode([bytes], version);
   assertEquals([error, decoder.isBetweenFrames], [undefined, true]);
@@ -102,8 +117,7 @@ function frames(bytes: Uint8Array, version: 1 | 2 = 2): string[] {
 }
 
 /** A writer over a fake transport, with the calls that its host received. */
-function start(host: Partial<WriterHost> = {}) {
-  const link = new FakeLink();
+function start<L extends FakeLink = FakeLink>(host: Partial<WriterHost> = {}, link: L = new FakeLink() as L) {
   const events: string[] = [];
   const writer: FrameWriter = new FrameWriter(link, 2, {
     refusalsEncoded: () => void events.push("refused"),
@@ -927,6 +941,45 @@ Deno.test("FrameWriter.trim() before a write begins loses no frame", async () =>
   writer.trim();
   await writer.flushed();
   assertEquals([link.writes.map(({ length }) => length), writer.bytes], [[unsent], unsent]);
+});
+
+Deno.test("FrameWriter: the memory of a large write belongs to a transport that keeps it", async () => {
+  const { link, writer } = start({}, new FakeKeepingLink());
+  const encoded = fill(writer, 3, 32 * 1024);
+  await turn();
+  const [first] = link.kept;
+  assertEquals([link.kept.length, first!.length, writer.unsent], [1, encoded, encoded]);
+  // Frames of later writes go elsewhere, and so does what was waiting.
+  fill(writer, 5, 32 * 1024);
+  link.settled.resolve();
+  await writer.flushed();
+  assertEquals([link.kept.length, writer.unsent, writer.bytes], [2, 0, link.kept[0]!.length + link.kept[1]!.length]);
+  assertEquals(new Set(link.kept.map(({ memory }) => memory.buffer)).size, 2);
+  for (const { memory, copy, length } of link.kept) {
+    assertEquals(memory, copy, "the memory changed");
+    assertEquals(memory.subarray(0, 5), new Uint8Array(5), "the headroom is not free");
+    assert(frames(memory.subarray(5, 5 + length)).every((frame) => /^PSH [35] length 32768$/.test(frame)));
+  }
+  // A small write is copied by the transport.
+  link.open();
+  assert(data(writer, 7, 10));
+  await writer.flushed();
+  assertEquals([link.kept.length, link.frames()], [2, ["PSH 7 length 10"]]);
+});
+
+Deno.test("FrameWriter.end() and trim() do not free memory that the transport keeps", async () => {
+  for (const isSettledFirst of [false, true]) {
+    const { link, writer } = start({}, new FakeKeepingLink());
+    fill(writer, 3, 32 * 1024);
+    await turn();
+    if (!isSettledFirst) writer.end();
+    link.settled.resolve();
+    await turn();
+    if (isSettledFirst) writer.trim();
+    writer.end();
+    assertEquals(link.kept.length, 1);
+    for (const { memory, copy } of link.kept) assertEquals(memory, copy);
+  }
 });
 
 Deno.test("FrameWriter.end() frees the buffers", async () => {

@@ -595,8 +595,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a write resolves while suspended, and its bytes are dropped",
     file: "_resume_core.ts",
-    from: "      count = this.#replay.append(",
-    to: "      count = this.#carrier === undefined ? p.length : this.#replay.append(",
+    from: "    return this.#replay.append(",
+    to: "    return this.#carrier === undefined ? p.length : this.#replay.append(",
     isOfCarriers: true,
   },
   {
@@ -609,8 +609,43 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a write to a carrier that is behind takes everything",
     file: "_resume_core.ts",
-    from: "this.#written < this.#replay.appended ? p.subarray(0, MAX_WAITING_BYTES) : p",
+    from: "this.#isWritten ? p : p.subarray(0, MAX_WAITING_BYTES)",
     to: "p",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
+    name: "a session writes into memory that its connection keeps",
+    file: "_writer.ts",
+    from: "    leaving.exchange(kept.replacement);\n",
+    to: "",
+    tests: ["writer_test.ts"],
+  },
+  {
+    name: "memory is handed out although a record is kept there",
+    file: "_replay.ts",
+    from: "this.#spare.splice(at, 1)[0]",
+    to: "this.#spare[at]",
+    isOfCarriers: true,
+  },
+  {
+    name: "a connection keeps more than maxUnacknowledged bytes in the memory of its session",
+    file: "_replay.ts",
+    from: "    if (count > this.room) return false;\n",
+    to: "",
+    tests: ["resume_frame_test.ts"],
+  },
+  {
+    name: "memory that is mostly empty is kept",
+    file: "_replay.ts",
+    from: " && end * 2 >= memory.length",
+    to: "",
+    tests: ["resume_frame_test.ts"],
+  },
+  {
+    name: "a session's memory is kept although the connection has ended",
+    file: "_resume_core.ts",
+    from: "  async #keep(memory: Uint8Array, end: number): Promise<number> {\n    this.#checkWritable();\n",
+    to: "  async #keep(memory: Uint8Array, end: number): Promise<number> {\n",
     tests: ["resume_recovery_test.ts"],
   },
   {

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { KEEP } from "../../transport.ts";
 import { pattern, writeAll } from "../support.ts";
 import { Carriers } from "./carriers.ts";
 import type { CarriersPlan } from "./carriers_plan.ts";
@@ -42,12 +43,27 @@ export async function exchangeBytes(world: BytesWorld): Promise<number> {
   const pause = async () => {
     if (random.oneIn(4)) await scheduler.sleep(random.skewed(random.oneIn(5) ? LONGEST_PAUSE : 50));
   };
+  // As a session does with what it writes at once. Returns `false` if the connection does not take the memory.
+  const writeKept = async (side: SideName, part: Uint8Array): Promise<boolean> => {
+    const transport = carriers.transports[side];
+    const end = transport.headroom + part.length;
+    // Few sizes, so that memory is used again.
+    const memory = new Uint8Array(2 ** Math.ceil(Math.log2(end)));
+    memory.set(part, transport.headroom);
+    const kept = transport[KEEP](memory, end);
+    if (kept === undefined) return false;
+    // The replacement belongs to this end, which may write into it at once.
+    kept.replacement.fill(0xee);
+    const count = await kept.writing;
+    await writeAll(transport, memory.subarray(transport.headroom + count, end));
+    return true;
+  };
   const write = async (side: SideName) => {
     const bytes = pattern(random.oneIn(6) ? 1 : random.skewed(most), random.below(1000) + 1);
     for (let at = 0; at < bytes.length;) {
       await pause();
       const part = bytes.subarray(at, at + random.skewed(plan.mostPiece));
-      await writeAll(carriers.transports[side], part);
+      if (!random.oneIn(3) || !await writeKept(side, part)) await writeAll(carriers.transports[side], part);
       at += part.length;
     }
     await pause();

@@ -5,9 +5,18 @@
  */
 
 import { equals } from "@std/bytes";
-import { BUSY, encodeReply, HELLO_LENGTH, NO_TOKEN, REPLY_LENGTH, TOKEN_LENGTH } from "../../_resume_frame.ts";
+import {
+  BUSY,
+  DATA_HEADER_LENGTH,
+  encodeReply,
+  HELLO_LENGTH,
+  NO_TOKEN,
+  REPLY_LENGTH,
+  TOKEN_LENGTH,
+} from "../../_resume_frame.ts";
 import type { Address, Connection, Listener } from "../../mod.ts";
 import { resumable, type ResumableConnection, resumableListener } from "../../resume.ts";
+import { KEEP, type KeepingConnection, type Kept } from "../../transport.ts";
 import type { CarrierFault, CarriersPlan } from "./carriers_plan.ts";
 import { other, type SideName, type WireRules } from "./invariants.ts";
 import type { Plan } from "./plan.ts";
@@ -315,7 +324,8 @@ class Direction {
 }
 
 /** The transport of a session: an end of the resumable connection, whose bytes are checked. */
-class Checked implements Connection {
+class Checked implements KeepingConnection {
+  readonly headroom: number = DATA_HEADER_LENGTH;
   readonly #inner: Promise<ResumableConnection>;
   readonly #out: Direction;
   readonly #in: Direction;
@@ -356,6 +366,19 @@ class Checked implements Connection {
     const count = await inner.write(p);
     this.#out.settle(count);
     return count;
+  }
+
+  [KEEP](memory: Uint8Array, end: number): Kept | undefined {
+    // Before it is handed over: it is used again after the acknowledgement.
+    const bytes = memory.slice(this.headroom, end);
+    const kept = (this.#known as KeepingConnection | undefined)?.[KEEP](memory, end);
+    if (kept === undefined) return undefined;
+    this.#out.offer(bytes);
+    const writing = kept.writing.then((count) => {
+      this.#out.settle(count);
+      return count;
+    });
+    return { ...kept, writing };
   }
 
   async closeWrite(): Promise<void> {
