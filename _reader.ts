@@ -12,6 +12,7 @@ import { clock, type Pass } from "./_clock.ts";
 import { EMPTY_BYTES, FrameDecoder, type FrameSink, type Version } from "./frame.ts";
 import type { StreamCore } from "./stream.ts";
 import type { Link, PushListener } from "./transport.ts";
+import type { WindowPool } from "./_window.ts";
 import { TimeSlice } from "./_timeslice.ts";
 
 // A read of fewer bytes has emptied the transport, so the next one blocks, and the loop need not check whether to
@@ -26,6 +27,8 @@ const MAX_STEP_BYTES = 1024 * 1024;
 export interface ReaderHost extends FrameSink {
   /** Counts the cost of the peer's frames. */
   readonly flood: FloodGuard;
+  /** The receive windows, which measure round trips. */
+  readonly windows: WindowPool;
   /** Whether the session has ended. */
   readonly hasEnded: boolean;
   /** Whether reading must pause, because too much is unread or too many refusals wait. */
@@ -259,6 +262,7 @@ export class FrameReader implements PushListener {
   /** Decodes received bytes, settles the reads that they fill, and passes on the streams that the peer opened. */
   #decode(bytes: Uint8Array, start: number, end: number, now: number): void {
     const before = this.decoder.progress;
+    this.#host.windows.now = now;
     try {
       this.#decodedTo = this.decoder.push(bytes, this.#sink, end, start);
     } finally {

@@ -29,6 +29,7 @@ const ARROWS: Record<string, string[]> = {
     "_flood.ts",
     "_gate.ts",
     "_timeslice.ts",
+    "_window.ts",
     "_writer.ts",
     "frame.ts",
     "stream.ts",

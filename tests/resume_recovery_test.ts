@@ -385,6 +385,38 @@ Deno.test("ResumableConnection.write() passes what a session writes at once to a
   client.close();
 });
 
+Deno.test("resumableListener() does not read the old carrier any more while it writes the reply to a resumption", async () => {
+  const { listener, dial } = listen();
+  const first = dial();
+  const accepting = listener.accept();
+  const { token } = await greet(first);
+  const server = await accepting;
+  const reading = readExactly(server, 6);
+  const gate = Promise.withResolvers<void>();
+  const second = dial((far) => ({
+    read: (p) => far.read(p),
+    write: async (p) => {
+      await gate.promise;
+      return await far.write(p);
+    },
+    close: () => far.close(),
+  }));
+  await writeAll(second, encodeHello({ token, received: 0 }));
+  await turn();
+  // The reply counts none of these bytes, so the client sends them again.
+  const bytes = pattern(3, 1);
+  await writeAll(first, record(bytes)).catch(() => {});
+  await turn();
+  gate.resolve();
+  const { status, received } = decodeReply(await readExactly(second, REPLY_LENGTH));
+  assertEquals([status, received], [RESUMED, 0]);
+  await writeAll(second, record(bytes));
+  await writeAll(second, record(pattern(3, 2)));
+  assertEquals(await reading, concat([bytes, pattern(3, 2)]));
+  server.close();
+  listener.close();
+});
+
 /** Hands memory with this payload over, as a session does with what it writes. */
 function keep(client: ResumableConnection, payload: Uint8Array): { kept: Kept | undefined; memory: Uint8Array } {
   const connection = client as ResumableConnection & KeepingConnection;

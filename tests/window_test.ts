@@ -4,6 +4,7 @@
  * @module
  */
 import { assert, assertEquals, assertGreater, assertGreaterOrEqual } from "@std/assert";
+import { clock } from "../_clock.ts";
 import {
   INITIAL_WINDOW,
   MAX_WINDOW,
@@ -29,13 +30,16 @@ class Inbound {
   /** The window in the last update. */
   advertised: number;
   updates = 0;
+  readonly #pool: WindowPool;
 
   constructor(pool: WindowPool, onShrunk?: () => void) {
+    this.#pool = pool;
     this.window = new ReceiveWindow(pool, onShrunk && { onShrunk });
     this.limit = this.advertised = pool.first;
   }
 
   arrive(count: number): void {
+    this.#pool.now = clock.now();
     this.window.arrived(count);
     this.received += count;
   }

@@ -586,6 +586,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["rules_liveness_test.ts"],
   },
   {
+    name: "round trips are measured by a clock that stands still",
+    file: "_reader.ts",
+    from: "    this.#host.windows.now = now;\n",
+    to: "",
+    tests: ["rules_credit_test.ts"],
+  },
+  {
     name: "a resumption acknowledges what was only written",
     file: "_resume_core.ts",
     from: "    this.#written = written;\n",
@@ -696,7 +703,7 @@ export const MUTANTS: Mutant[] = [
     file: "_resume_listener.ts",
     from: "    core.detach();\n    try {",
     to: "    try {",
-    isOfCarriers: true,
+    tests: ["resume_recovery_test.ts"],
   },
   {
     name: "the timers of a session run while its connection is suspended",
