@@ -391,7 +391,9 @@ export class FrameWriter {
   async #run(): Promise<void> {
     const { slice } = this;
     let writing: Promise<number> | undefined;
-    if (!this.#isBusy) slice.start(clock.now());
+    // `undefined`: a write has taken time since. Reading the clock takes a hundredth of a round trip.
+    let now: number | undefined = clock.now();
+    if (!this.#isBusy) slice.start(now);
     try {
       do {
         // Before the write, because the transport may call the session in it: frames then go into the other buffer.
@@ -399,7 +401,8 @@ export class FrameWriter {
         const { bytes } = this.#leaving;
         const { length } = bytes;
         this.#isWriting = true;
-        this.#begunAt = this.#progressAt = clock.now();
+        this.#begunAt = this.#progressAt = now ?? clock.now();
+        now = undefined;
         writing = length < COALESCE_BYTES ? this.#link.write(bytes) : this.#writeLarge(bytes);
         this.#refill();
         if (length >= COALESCE_BYTES) slice.observe(writing);
@@ -409,7 +412,10 @@ export class FrameWriter {
         this.#leaving.clear();
         this.#bytes += count;
         if (this.#ended) break;
-        if (length >= COALESCE_BYTES && slice.isExpired(clock.now())) await slice.yieldToEventLoop();
+        if (length >= COALESCE_BYTES) {
+          now = clock.now();
+          if (slice.isExpired(now)) now = await slice.yieldToEventLoop();
+        }
       } while (this.#filling.length >= COALESCE_BYTES);
     } catch (error) {
       // If something else failed, the transport write is still pending, and may reject, too.
