@@ -11,7 +11,6 @@ import { ChunkQueue } from "./_chunks.ts";
 import { deferred } from "./_deferred.ts";
 import { ResumptionError } from "./errors.ts";
 import { ProtocolError } from "./frame.ts";
-import { Gate } from "./_gate.ts";
 import { ReplayBuffer } from "./_replay.ts";
 import {
   CLOSE_RECORD,
@@ -104,8 +103,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   readonly #replay: ReplayBuffer;
   // Created when it is asked for.
   #ended: PromiseWithResolvers<void> | undefined;
-  // Notified of each change that a call may wait for. Created for the first wait.
-  #changed: Gate | undefined;
+  // Resolves with the next change that a call may wait for. Created for the first wait.
+  #changed: PromiseWithResolvers<void> | undefined;
   #state: ResumeState = "suspended";
   #failure: { error: unknown } | undefined;
   #carrier: Carrier | undefined;
@@ -194,8 +193,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#state = "connected";
     this.lastError = undefined;
     this.timers.attached();
-    this.#changed?.notifyAll();
-    this.#changed = undefined;
+    this.#notify();
     this.#onChange("connected", undefined);
     this.#send();
   }
@@ -216,7 +214,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (this.#state === "suspended") return;
     this.#state = "suspended";
     this.timers.suspended();
-    this.#changed?.notifyAll();
+    this.#notify();
     this.#onChange("suspended", error);
   }
 
@@ -234,7 +232,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#failure = failure;
     this.timers.end();
     this.detach();
-    this.#changed?.notifyAll();
+    this.#notify();
     this.#settle();
     this.#onChange("ended", failure?.error);
   }
@@ -339,7 +337,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   #unlockReading(): void {
     this.#isReading = false;
-    if (this.#waitingReads > 0) this.#changed?.notifyAll();
+    if (this.#waitingReads > 0) this.#notify();
   }
 
   // If the application does not read again, the acknowledgement for which it waits must be received.
@@ -361,7 +359,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (!this.#replay.acknowledge(count)) {
       throw new ProtocolError(this.#received, `an acknowledgement of at most ${this.#replay.sent} bytes`, `${count}`);
     }
-    this.#changed?.notifyAll();
+    this.#notify();
   }
 
   probed(): void {
@@ -464,7 +462,12 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   }
 
   #change(): Promise<void> {
-    return (this.#changed ??= new Gate()).wait();
+    return (this.#changed ??= deferred<void>()).promise;
+  }
+
+  #notify(): void {
+    this.#changed?.resolve();
+    this.#changed = undefined;
   }
 
   get #isEndAcknowledged(): boolean {
@@ -485,7 +488,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#phase = "closing";
     this.#held.clear();
     this.timers.close();
-    this.#changed?.notifyAll();
+    this.#notify();
     this.closeWrite().then(() => this.#close(), () => {});
   }
 
@@ -528,7 +531,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   #advance(written: number): void {
     if (written <= this.#written) return;
     this.#written = written;
-    this.#changed?.notifyAll();
+    this.#notify();
   }
 
   #nextBytes(carrier: Carrier): Uint8Array | undefined {

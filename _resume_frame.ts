@@ -182,22 +182,28 @@ export class RecordDecoder {
         payload += length;
         at += length;
       } else {
-        this.#header[this.#held++] = p[at++]!;
-        this.#record();
+        at = this.#readHeader(p, at, count);
       }
     }
     this.#offset += count;
     return payload;
   }
 
-  // Called after each byte of a header.
-  #record(): void {
-    const header = this.#header;
-    const type = header[0]!;
+  /** Reads the header of a record, or the part of it that has arrived. Returns the position after it. */
+  #readHeader(p: Uint8Array, at: number, end: number): number {
+    const type = this.#held === 0 ? p[at]! : this.#header[0]!;
     if (type > CLOSE) throw new ProtocolError(this.#offset, "a record of type 0 to 5", `${type}`);
     const length = type === DATA ? DATA_HEADER_LENGTH : type === ACKNOWLEDGEMENT ? ACKNOWLEDGEMENT_LENGTH : 1;
-    if (this.#held < length) return;
-    this.#held = 0;
+    const stop = Math.min(end, at + length - this.#held);
+    while (at < stop) this.#header[this.#held++] = p[at++]!;
+    if (this.#held === length) {
+      this.#held = 0;
+      this.#record(type, this.#header);
+    }
+    return stop;
+  }
+
+  #record(type: number, header: Uint8Array): void {
     if (this.#hasEnded && (type === DATA || type === END)) {
       throw new ProtocolError(this.#offset, "no data after the end of writing", `a record of type ${type}`);
     }

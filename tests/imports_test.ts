@@ -42,7 +42,6 @@ const ARROWS: Record<string, string[]> = {
     "_chunks.ts",
     "_clock.ts",
     "_deferred.ts",
-    "_gate.ts",
     "_replay.ts",
     "_resume_frame.ts",
     "_resume_timers.ts",
