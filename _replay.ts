@@ -14,9 +14,9 @@ import { freeBuffer } from "./transport.ts";
 // smaller: more writes. Of the second size: larger: more unused memory; smaller: more writes.
 const SMALL_PAGE_BYTES = 2048;
 const LARGE_PAGE_BYTES = 256 * 1024;
-// Pages kept for reuse beyond those of a full buffer, which small records leave partly unused. Larger: more memory after a
-// burst; smaller: more allocations.
-const EXTRA_SPARE_PAGES = 8;
+// Bytes of pages kept for reuse beyond those of a full buffer, which small records leave partly unused. Larger: more
+// memory after a burst; smaller: more allocations.
+const EXTRA_SPARE_BYTES = 2 * 1024 * 1024;
 
 /** A record in a page. */
 interface Entry {
@@ -41,9 +41,9 @@ interface Page {
 export class ReplayBuffer {
   /** Maximum number of bytes that are not acknowledged. */
   readonly capacity: number;
-  readonly #maxSpare: number;
   #pages: Page[] = [];
   #spare: Uint8Array[] = [];
+  #spareBytes = 0;
   // Counts of bytes; the end of writing counts as one.
   #acknowledged = 0;
   #appended = 0;
@@ -56,7 +56,6 @@ export class ReplayBuffer {
   /** @param capacity Maximum number of bytes that are not acknowledged. */
   constructor(capacity: number) {
     this.capacity = capacity;
-    this.#maxSpare = Math.ceil(capacity / LARGE_PAGE_BYTES) + EXTRA_SPARE_PAGES;
   }
 
   /** Count of the bytes that were appended, plus 1 after `appendEnd`. */
@@ -144,7 +143,9 @@ export class ReplayBuffer {
     let freed = 0;
     while (freed < this.#pages.length && this.#pages[freed]!.entries.at(-1)!.end <= count) freed++;
     for (const { bytes } of this.#pages.splice(0, freed)) {
-      if (this.#spare.length < this.#maxSpare) this.#spare.push(bytes);
+      if (this.#spareBytes + bytes.length > this.capacity + EXTRA_SPARE_BYTES) continue;
+      this.#spare.push(bytes);
+      this.#spareBytes += bytes.length;
     }
     if (this.#page < freed) this.#position = 0;
     this.#page = Math.max(0, this.#page - freed);
@@ -170,6 +171,7 @@ export class ReplayBuffer {
   trim(): void {
     this.#spare.forEach(freeBuffer);
     this.#spare = [];
+    this.#spareBytes = 0;
   }
 
   #pageFor(length: number): Page {
@@ -186,6 +188,9 @@ export class ReplayBuffer {
   #takeSpare(isSuitable: (bytes: Uint8Array) => boolean): Uint8Array | undefined {
     // The page that was freed last is the most likely to be in the cache of the processor.
     const at = this.#spare.findLastIndex(isSuitable);
-    return at < 0 ? undefined : this.#spare.splice(at, 1)[0];
+    if (at < 0) return undefined;
+    const [bytes] = this.#spare.splice(at, 1);
+    this.#spareBytes -= bytes!.length;
+    return bytes;
   }
 }

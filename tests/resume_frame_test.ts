@@ -18,7 +18,7 @@ import {
   UNKNOWN,
 } from "../_resume_frame.ts";
 import { ProtocolError } from "../frame.ts";
-import { pattern } from "./support.ts";
+import { MiB, pattern } from "./support.ts";
 
 const TOKEN = Uint8Array.from({ length: 16 }, (_, n) => n + 1);
 
@@ -205,6 +205,20 @@ Deno.test("ReplayBuffer.adopt() takes no more than the capacity, and canAdopt() 
   assert(replay.takeMemory(size).buffer !== adopted.buffer);
   const memory = new Uint8Array(200_000);
   assertEquals([99_999, 100_005, 100_006].map((end) => replay.canAdopt(memory, end)), [false, true, false]);
+});
+
+Deno.test("ReplayBuffer keeps memory for reuse up to its capacity and 2 MiB", () => {
+  const replay = new ReplayBuffer(MiB);
+  const used = new Set<ArrayBufferLike>();
+  for (let n = 0; n < 5; n++) {
+    assertEquals(adopt(replay, pattern(MiB)), MiB);
+    used.add(replay.next()!.buffer);
+    assert(replay.acknowledge(replay.appended));
+  }
+  const [first] = used;
+  const reused = Array.from({ length: 5 }, () => used.has(replay.takeMemory(first!.byteLength).buffer));
+  // The headers make a third one too large.
+  assertEquals(reused, [true, true, false, false, false]);
 });
 
 Deno.test("ReplayBuffer refuses counts that go back in a rewind or beyond what was sent", () => {

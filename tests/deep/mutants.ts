@@ -630,8 +630,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "memory is handed out although a record is kept there",
     file: "_replay.ts",
-    from: "this.#spare.splice(at, 1)[0]",
-    to: "this.#spare[at]",
+    from: "    const [bytes] = this.#spare.splice(at, 1);\n",
+    to: "    const bytes = this.#spare[at];\n",
     isOfCarriers: true,
   },
   {
@@ -722,7 +722,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a write that waits for an acknowledgement sleeps on after a resumption",
     file: "_resume_core.ts",
-    from: "    this.timers.attached();\n    this.#changed?.notifyAll();\n",
+    from: "    this.timers.attached();\n    this.#notify();\n",
     to: "    this.timers.attached();\n",
     isOfCarriers: true,
   },
@@ -1507,7 +1507,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a transport whose writes never block starves the event loop",
     file: "_writer.ts",
-    from: "        if (length >= COALESCE_BYTES && slice.isExpired(clock.now())) await slice.yieldToEventLoop();\n",
+    from: "          if (slice.isExpired(now)) now = await slice.yieldToEventLoop();\n",
     to: "",
     tests: ["session_test.ts"],
   },
