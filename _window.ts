@@ -240,7 +240,7 @@ export class ReceiveWindow {
     this.#host = host;
     this.#window = this.#renewed = pool.first;
     pool.open();
-    if (pool.learnt > pool.first) this.#resize(pool.learnt);
+    this.#resize(pool.learnt);
     this.#renewed = this.#window;
     this.#limit = Math.min(this.#size, INITIAL_WINDOW);
     this.#highest = INITIAL_WINDOW;
