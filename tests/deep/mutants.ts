@@ -1886,8 +1886,9 @@ export const MUTANTS: Mutant[] = [
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
-// Timeout of a run, in milliseconds: a bug may make it hang.
+// Timeouts of a run of the simulation, and of one quick test, in milliseconds: a bug may make them hang.
 const LIMIT = 10 * 60_000;
+const QUICK_LIMIT = 2 * 60_000;
 
 /** Runs the tests for each bug; rejects if a bug is not found. */
 export async function run(args: string[]): Promise<void> {
@@ -1904,7 +1905,7 @@ export async function run(args: string[]): Promise<void> {
     if (!sound.success) throw new Error(`The simulation fails without any bug:\n${sound.output}`);
   }
   if (tests.length > 0) {
-    const quick = await quickTests(copy, tests);
+    const quick = await quickTests(copy, tests, LIMIT);
     if (!quick.success) throw new Error(`The tests fail without any bug:\n${quick.output}`);
   }
 
@@ -1937,7 +1938,7 @@ async function find(copy: string, mutant: Mutant, seeds: number): Promise<string
   const checked = await deno(copy, ["check", "mod.ts", "resume.ts", "websocket.ts"]);
   if (!checked.success) throw new Error(`"${mutant.name}" does not compile:\n${checked.output}`);
   for (const test of mutant.isOfCarriers ? [] : mutant.tests ?? []) {
-    if (!(await quickTests(copy, [test])).success) return `tests/${test}`;
+    if (!(await quickTests(copy, [test], QUICK_LIMIT)).success) return `tests/${test}`;
   }
   // The simulation has no tunnel.
   if (mutant.file.startsWith("tunnel/")) return undefined;
@@ -1963,8 +1964,8 @@ function simulation(copy: string, { isOfCarriers }: Mutant, seeds: number): Prom
   ]);
 }
 
-function quickTests(copy: string, files: string[]): Promise<Result> {
-  return deno(copy, ["test", "-A", "--no-check", "--fail-fast", ...files.map((file) => `tests/${file}`)]);
+function quickTests(copy: string, files: string[], limit: number): Promise<Result> {
+  return deno(copy, ["test", "-A", "--no-check", "--fail-fast", ...files.map((file) => `tests/${file}`)], limit);
 }
 
 interface Result {
@@ -1972,13 +1973,13 @@ interface Result {
   output: string;
 }
 
-async function deno(cwd: string, args: string[]): Promise<Result> {
+async function deno(cwd: string, args: string[], limit = LIMIT): Promise<Result> {
   const child = new Deno.Command(Deno.execPath(), {
     args,
     cwd,
     env: { NO_COLOR: "1" },
     stdin: "null",
-    signal: AbortSignal.timeout(LIMIT),
+    signal: AbortSignal.timeout(limit),
   });
   const { success, stdout, stderr } = await child.output();
   const decoder = new TextDecoder();
