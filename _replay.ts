@@ -7,34 +7,29 @@
  * @module
  */
 
-import { DATA_HEADER_LENGTH, encodeDataHeader, END } from "./_resume_frame.ts";
+import { DATA_HEADER_LENGTH, decodeDataLength, encodeDataHeader, END } from "./_resume_frame.ts";
 import { freeBuffer } from "./transport.ts";
 
-// Size of the pages. The first size is for connections with little traffic. Larger: more memory per idle connection;
-// smaller: more writes. Of the second size: larger: more unused memory; smaller: more writes.
+// Size of the pages. The first size is for connections with little traffic, and such a page is not kept for reuse.
+// Larger: more memory per connection; smaller: more writes. Of the second size: larger: more unused memory; smaller:
+// more writes.
 const SMALL_PAGE_BYTES = 2048;
 const LARGE_PAGE_BYTES = 256 * 1024;
 // Bytes of pages kept for reuse beyond those of a full buffer, which small records leave partly unused. Larger: more
 // memory after a burst; smaller: more allocations.
 const EXTRA_SPARE_BYTES = 2 * 1024 * 1024;
 
-/** A record in a page. */
-interface Entry {
-  /** Count before the record. */
-  readonly start: number;
-  /** Count after the record. */
-  readonly end: number;
-  /** Position of the header in the page. */
-  readonly at: number;
-  /** Whether the record is the end of writing. */
-  readonly isEnd: boolean;
-}
-
 /** A part of the buffer. It has at least one record. */
 interface Page {
   readonly bytes: Uint8Array;
-  readonly entries: Entry[];
+  /** Position of the first record that may be sent again. */
+  first: number;
+  /** Count before that record. */
+  start: number;
+  /** Position after the last record. */
   used: number;
+  /** Count after the last record. */
+  end: number;
 }
 
 /** Keeps what was written until it is acknowledged. */
@@ -49,6 +44,8 @@ export class ReplayBuffer {
   #appended = 0;
   #sent = 0;
   #highestSent = 0;
+  // The count at the last call of `trim`.
+  #trimmedAt = 0;
   // The page and the position after the last byte returned by `next`.
   #page = 0;
   #position = 0;
@@ -84,11 +81,10 @@ export class ReplayBuffer {
     if (wanted <= 0) return 0;
     const page = this.#pageFor(wanted + DATA_HEADER_LENGTH);
     const count = Math.min(wanted, page.bytes.length - page.used - DATA_HEADER_LENGTH);
-    const at = page.used;
-    encodeDataHeader(page.bytes, at, count);
-    page.bytes.set(p.subarray(0, count), at + DATA_HEADER_LENGTH);
+    encodeDataHeader(page.bytes, page.used, count);
+    page.bytes.set(count === p.length ? p : p.subarray(0, count), page.used + DATA_HEADER_LENGTH);
     page.used += DATA_HEADER_LENGTH + count;
-    page.entries.push({ start: this.#appended, end: this.#appended += count, at, isEnd: false });
+    page.end = this.#appended += count;
     return count;
   }
 
@@ -102,8 +98,8 @@ export class ReplayBuffer {
     const count = end - DATA_HEADER_LENGTH;
     if (count > this.room) return false;
     encodeDataHeader(memory, 0, count);
-    const entry = { start: this.#appended, end: this.#appended += count, at: 0, isEnd: false };
-    this.#pages.push({ bytes: memory, entries: [entry], used: end });
+    const start = this.#appended;
+    this.#pages.push({ bytes: memory, first: 0, start, used: end, end: this.#appended += count });
     return true;
   }
 
@@ -115,8 +111,8 @@ export class ReplayBuffer {
   /** Appends the end of writing. */
   appendEnd(): void {
     const page = this.#pageFor(1);
-    page.entries.push({ start: this.#appended, end: ++this.#appended, at: page.used, isEnd: true });
     page.bytes[page.used++] = END;
+    page.end = ++this.#appended;
   }
 
   /** Returns the next encoded bytes to send, valid until they are acknowledged; `undefined` if all were returned. */
@@ -129,7 +125,7 @@ export class ReplayBuffer {
     if (page === undefined || this.#position === page.used) return undefined;
     const bytes = page.bytes.subarray(this.#position, page.used);
     this.#position = page.used;
-    this.#sent = page.entries.at(-1)!.end;
+    this.#sent = page.end;
     this.#highestSent = Math.max(this.#highestSent, this.#sent);
     return bytes;
   }
@@ -141,9 +137,10 @@ export class ReplayBuffer {
     if (count <= this.#acknowledged) return true;
     this.#acknowledged = count;
     let freed = 0;
-    while (freed < this.#pages.length && this.#pages[freed]!.entries.at(-1)!.end <= count) freed++;
+    while (freed < this.#pages.length && this.#pages[freed]!.end <= count) freed++;
     for (const { bytes } of this.#pages.splice(0, freed)) {
-      if (this.#spareBytes + bytes.length > this.capacity + EXTRA_SPARE_BYTES) continue;
+      const isSmall = bytes.length <= SMALL_PAGE_BYTES;
+      if (isSmall || this.#spareBytes + bytes.length > this.capacity + EXTRA_SPARE_BYTES) continue;
       this.#spare.push(bytes);
       this.#spareBytes += bytes.length;
     }
@@ -160,15 +157,29 @@ export class ReplayBuffer {
     this.#page = this.#position = 0;
     const [page] = this.#pages;
     if (page === undefined) return true;
-    const { start, end, at, isEnd } = page.entries.find((entry) => entry.end > count)!;
-    // The header of the rest of a record replaces payload that was received.
-    this.#position = at + count - start;
-    if (!isEnd) encodeDataHeader(page.bytes, this.#position, end - count);
+    let { first, start } = page;
+    while (start < count) {
+      const length = decodeDataLength(page.bytes, first);
+      const received = Math.min(length, count - start);
+      start += received;
+      first += received;
+      // The header of the rest of a record replaces payload that was received.
+      if (received < length) encodeDataHeader(page.bytes, first, length - received);
+      else first += DATA_HEADER_LENGTH;
+    }
+    this.#position = page.first = first;
+    page.start = start;
     return true;
   }
 
-  /** Frees the memory that is not in use. No write of the carrier may be pending. */
+  /**
+   * Frees the memory that is kept for reuse, if nothing was appended since the last call. No write of the carrier may be
+   * pending.
+   */
   trim(): void {
+    const isIdle = this.#appended === this.#trimmedAt;
+    this.#trimmedAt = this.#appended;
+    if (!isIdle) return;
     this.#spare.forEach(freeBuffer);
     this.#spare = [];
     this.#spareBytes = 0;
@@ -180,7 +191,7 @@ export class ReplayBuffer {
     if (last !== undefined && last.bytes.length - last.used >= Math.min(length, LARGE_PAGE_BYTES)) return last;
     const size = length > SMALL_PAGE_BYTES ? LARGE_PAGE_BYTES : SMALL_PAGE_BYTES;
     const bytes = this.#takeSpare(({ length }) => length >= size) ?? new Uint8Array(size);
-    const page: Page = { bytes, entries: [], used: 0 };
+    const page: Page = { bytes, first: 0, start: this.#appended, used: 0, end: this.#appended };
     this.#pages.push(page);
     return page;
   }

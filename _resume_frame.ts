@@ -4,7 +4,7 @@
  * @module
  */
 
-import { ProtocolError } from "./frame.ts";
+import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 
 /** First byte of a hello. Differs from smux (1 and 2), TLS (22) and HTTP (a letter). */
 export const FIRST_BYTE = 0xd5;
@@ -107,6 +107,11 @@ export function encodeDataHeader(bytes: Uint8Array, at: number, length: number):
   encodeUint32(bytes, at + 1, length);
 }
 
+/** Decodes the payload length of the data record at `at`. */
+export function decodeDataLength(bytes: Uint8Array, at: number): number {
+  return decodeUint32(bytes, at + 1);
+}
+
 /** Encodes an acknowledgement. */
 export function encodeAcknowledgement(count: number): Uint8Array {
   const bytes = new Uint8Array(ACKNOWLEDGEMENT_LENGTH);
@@ -150,8 +155,8 @@ export interface RecordSink {
 /** Decodes the records of one carrier, in place. */
 export class RecordDecoder {
   readonly #sink: RecordSink;
-  readonly #header = new Uint8Array(ACKNOWLEDGEMENT_LENGTH);
-  #held = 0;
+  // The start of a header that is cut between two reads.
+  #held: Uint8Array = EMPTY_BYTES;
   // Bytes of the payload that are still to come.
   #remaining = 0;
   #offset = 0;
@@ -189,32 +194,36 @@ export class RecordDecoder {
     return payload;
   }
 
-  /** Reads the header of a record, or the part of it that has arrived. Returns the position after it. */
+  /** Decodes the header of a record, or keeps the part that has arrived. Returns the position after it. */
   #readHeader(p: Uint8Array, at: number, end: number): number {
-    const type = this.#held === 0 ? p[at]! : this.#header[0]!;
+    const held = this.#held;
+    const type = held.length > 0 ? held[0]! : p[at]!;
     if (type > CLOSE) throw new ProtocolError(this.#offset, "a record of type 0 to 5", `${type}`);
     const length = type === DATA ? DATA_HEADER_LENGTH : type === ACKNOWLEDGEMENT ? ACKNOWLEDGEMENT_LENGTH : 1;
-    const stop = Math.min(end, at + length - this.#held);
-    while (at < stop) this.#header[this.#held++] = p[at++]!;
-    if (this.#held === length) {
-      this.#held = 0;
-      this.#record(type, this.#header);
+    const stop = Math.min(end, at + length - held.length);
+    if (stop - at === length) {
+      this.#record(type, p, at);
+      return stop;
     }
+    const header = Uint8Array.of(...held, ...p.subarray(at, stop));
+    const isWhole = header.length === length;
+    this.#held = isWhole ? EMPTY_BYTES : header;
+    if (isWhole) this.#record(type, header, 0);
     return stop;
   }
 
-  #record(type: number, header: Uint8Array): void {
+  #record(type: number, header: Uint8Array, at: number): void {
     if (this.#hasEnded && (type === DATA || type === END)) {
       throw new ProtocolError(this.#offset, "no data after the end of writing", `a record of type ${type}`);
     }
     if (type === DATA) {
-      const size = decodeUint32(header, 1);
+      const size = decodeDataLength(header, at);
       if (size === 0 || size > MAX_RECORD_BYTES) {
         throw new ProtocolError(this.#offset, `a record of 1 to ${MAX_RECORD_BYTES} bytes`, `${size}`);
       }
       this.#remaining = size;
     } else if (type === ACKNOWLEDGEMENT) {
-      this.#sink.acknowledged(decodeCount(header, 1));
+      this.#sink.acknowledged(decodeCount(header, at + 1));
     } else if (type === PROBE) {
       this.#sink.probed();
     } else if (type === END) {

@@ -17,7 +17,7 @@ export interface ResumeTimersHost {
   acknowledge(): void;
   /** Sends a probe, and reads the answer. */
   probe(): void;
-  /** Frees memory that has not been used for a while. */
+  /** Frees memory that has not been used since the last call. */
   trim(): void;
   /** The carrier was silent for `silence`. */
   silenceExpired(): void;
@@ -36,6 +36,8 @@ export class ResumeTimers {
   #sentAt = Infinity;
   #suspendedAt = Infinity;
   #closedAt = Infinity;
+  // When unused memory may be freed again.
+  #trimAt = Infinity;
   #hasProbed = false;
   // Whether bytes were delivered after the last ones were written.
   #hasHeard = false;
@@ -56,7 +58,7 @@ export class ResumeTimers {
 
   /** The connection has a carrier. */
   attached(): void {
-    this.#heardAt = this.#sentAt = clock.now();
+    this.#heardAt = this.#sentAt = this.#trimAt = clock.now();
     this.#suspendedAt = Infinity;
     this.#hasProbed = false;
     this.#schedule();
@@ -142,19 +144,23 @@ export class ResumeTimers {
     }
     const host = this.#host;
     if (now >= Math.min(this.#suspendedAt, this.#closedAt) + this.#resumeTimeout) return host.suspensionExpired();
+    const half = this.#silence / 2;
+    // Before anything is written, because memory is not freed during a write. Not with the probe, because an end whose
+    // peer probes first sends none.
+    if (now >= this.#trimAt) {
+      this.#trimAt = now + half / 2;
+      host.trim();
+    }
     if (now >= this.#acknowledgeAt) {
       // It may have to wait for a pending write, or for the next carrier, and must not make the timer fire at once.
       this.#acknowledgeAt = Infinity;
       host.acknowledge();
     }
     if (now >= this.#heardAt + this.#silence && this.#hasProbed && host.isListening) return host.silenceExpired();
-    const half = this.#silence / 2;
     // A peer that is not read does not see the silence of this end, but must hear it.
     if ((now >= this.#heardAt + half && !this.#hasProbed) || now >= this.#sentAt + half) {
       this.#hasProbed = true;
       this.#sentAt = now;
-      // Before the probe is written: memory is not freed during a write.
-      host.trim();
       host.probe();
     }
     this.#schedule();

@@ -221,6 +221,23 @@ Deno.test("ReplayBuffer keeps memory for reuse up to its capacity and 2 MiB", ()
   assertEquals(reused, [true, true, false, false, false]);
 });
 
+Deno.test("ReplayBuffer keeps no page of a connection with little traffic, and after trim() no other that was not used since", () => {
+  const replay = new ReplayBuffer(MiB);
+  const write = (length: number) => {
+    replay.append(pattern(length));
+    const page = replay.next()!.buffer;
+    assert(replay.acknowledge(replay.appended));
+    return page;
+  };
+  const isKept = (page: ArrayBufferLike) => replay.takeMemory(page.byteLength).buffer === page;
+  assertEquals([isKept(write(100)), isKept(write(10_000))], [false, true]);
+  const page = write(10_000);
+  replay.trim();
+  assert(page.byteLength > 0, "it was used since the last call");
+  replay.trim();
+  assertEquals(page.byteLength, 0);
+});
+
 Deno.test("ReplayBuffer refuses counts that go back in a rewind or beyond what was sent", () => {
   const replay = new ReplayBuffer(100_000);
   replay.append(pattern(1000));

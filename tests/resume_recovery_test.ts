@@ -19,6 +19,7 @@ import type { Connection, Listener } from "../mod.ts";
 import { resumable, type ResumableConnection, resumableListener, type ResumableOptions } from "../resume.ts";
 import { KEEP, type KeepingConnection, type Kept } from "../transport.ts";
 import {
+  KiB,
   ManualClock,
   type MemoryConnection,
   memoryPair,
@@ -32,7 +33,10 @@ import {
 } from "./support.ts";
 
 const TOKEN = new Uint8Array(16).fill(7);
-const [END, CLOSE] = [Uint8Array.of(4), Uint8Array.of(5)];
+const PROBE = Uint8Array.of(2);
+const PROBE_REPLY = Uint8Array.of(3);
+const END = Uint8Array.of(4);
+const CLOSE = Uint8Array.of(5);
 
 const record = (bytes: Uint8Array) =>
   concat([Uint8Array.of(0), new Uint8Array(Uint32Array.of(bytes.length).buffer), bytes]);
@@ -313,6 +317,25 @@ Deno.test("an acknowledgement is sent after half of maxUnacknowledged, so that a
   client.close();
 });
 
+Deno.test("an acknowledgement is sent after 256 KiB, or after 512 KiB while every read of the carrier is full", async () => {
+  using _clock = new ManualClock();
+  const p = new Uint8Array(64 * KiB);
+  const cases = [
+    // Four full reads deliver less than 256 KiB, because of the header. The rest is a short one.
+    { length: 300_000, acknowledged: 300_000 },
+    { length: 600_000, acknowledged: 9 * p.length - 5 },
+  ];
+  for (const { length, acknowledged } of cases) {
+    const { client, far } = await connect({}, MiB);
+    await writeAll(far, record(pattern(length)));
+    let read = 0;
+    while (read < acknowledged) read += (await client.read(p))!;
+    assertEquals(read, acknowledged);
+    assertEquals(await readExactly(far, 9), encodeAcknowledgement(acknowledged));
+    client.close();
+  }
+});
+
 Deno.test("a write that waits for room receives acknowledgements although the application reads only once", async () => {
   using _clock = new ManualClock();
   const { client, far } = await connect({ maxUnacknowledged: 65_536 });
@@ -327,29 +350,37 @@ Deno.test("a write that waits for room receives acknowledgements although the ap
   client.close();
 });
 
-Deno.test("a resumable connection frees the memory of its replay buffer when it is idle", async () => {
-  using time = new ManualClock();
-  const [near, far] = memoryPair(MiB);
-  const written = new Set<ArrayBufferLike>();
-  const client = resumable(() =>
-    Promise.resolve({
-      read: (p: Uint8Array) => near.read(p),
-      write: (p: Uint8Array) => {
-        written.add(p.buffer);
-        return near.write(p);
-      },
-      close: () => near.close(),
-    }), { silence: 1000 });
-  await answer(far, ACCEPTED);
-  await Promise.all([writeAll(client, pattern(300_000)), readSome(far, 300_000)]);
-  const reading = client.read(new Uint8Array(1));
-  await writeAll(far, encodeAcknowledgement(300_000));
-  await time.advance(600);
-  const large = [...written].filter(({ byteLength }) => byteLength > 1000);
-  assertEquals(large, []);
-  client.close();
-  await assertRejects(() => reading);
-});
+for (const isProbed of [false, true]) {
+  const peer = isProbed ? "whose peer sends the probes" : "that sends the probes";
+  Deno.test(`a resumable connection ${peer} frees the memory of its replay buffer within silence`, async () => {
+    using time = new ManualClock();
+    const [near, far] = memoryPair(MiB);
+    const written = new Set<ArrayBufferLike>();
+    const client = resumable(() =>
+      Promise.resolve({
+        read: (p: Uint8Array) => near.read(p),
+        write: (p: Uint8Array) => {
+          written.add(p.buffer);
+          return near.write(p);
+        },
+        close: () => near.close(),
+      }), { silence: 1000 });
+    await answer(far, ACCEPTED);
+    await Promise.all([writeAll(client, pattern(300_000)), readSome(far, 300_000)]);
+    const reading = client.read(new Uint8Array(1));
+    await writeAll(far, encodeAcknowledgement(300_000));
+    const kept = () => [...written].map(({ byteLength }) => byteLength).filter((length) => length > 1000);
+    assert(kept().length > 0);
+    for (let n = 0; n < 3; n++) {
+      await time.advance(350);
+      // Its own first probe leaves after 500 ms.
+      await writeAll(far, isProbed ? PROBE : n === 1 ? PROBE_REPLY : new Uint8Array());
+    }
+    assertEquals([kept(), client.state], [[], "connected"]);
+    client.close();
+    await assertRejects(() => reading);
+  });
+}
 
 Deno.test("ResumableConnection.write() waits for all but the last 64 KiB, and takes 64 KiB while bytes wait", async () => {
   using _clock = new ManualClock();

@@ -13,8 +13,8 @@ import { LOOPBACK, readExactly, writeAll } from "../../support.ts";
 type Kind = "plain" | "resumable";
 
 const CHUNK = 64 * 1024;
-// Milliseconds after which idle connections have freed their buffers: half of the default `silence`, and a margin.
-const IDLE = 6000;
+// Milliseconds after which idle connections have freed their buffers: the default `silence`, and a margin.
+const IDLE = 13_000;
 // Bytes of which each part of the throughput is measured: functions are compiled, and socket buffers grow, in the first.
 const PARTS = [1_000_000_000, 3_000_000_000];
 const WARM_UP = 100_000_000;
