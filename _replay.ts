@@ -7,7 +7,7 @@
  * @module
  */
 
-import { DATA_HEADER_LENGTH, decodeDataLength, encodeDataHeader, END } from "./_resume_frame.ts";
+import { DATA_HEADER_LENGTH, encodeDataHeader, END } from "./_resume_frame.ts";
 import { freeBuffer } from "./transport.ts";
 
 // Size of the pages. The first size is for connections with little traffic, and such a page is not kept for reuse.
@@ -26,10 +26,10 @@ interface Page {
   first: number;
   /** Count before that record. */
   start: number;
+  /** Counts after it and after each later one. Not decoded from `bytes`, which a carrier may have changed. */
+  readonly ends: number[];
   /** Position after the last record. */
   used: number;
-  /** Count after the last record. */
-  end: number;
 }
 
 /** Keeps what was written until it is acknowledged. */
@@ -84,7 +84,7 @@ export class ReplayBuffer {
     encodeDataHeader(page.bytes, page.used, count);
     page.bytes.set(count === p.length ? p : p.subarray(0, count), page.used + DATA_HEADER_LENGTH);
     page.used += DATA_HEADER_LENGTH + count;
-    page.end = this.#appended += count;
+    page.ends.push(this.#appended += count);
     return count;
   }
 
@@ -99,7 +99,7 @@ export class ReplayBuffer {
     if (count > this.room) return false;
     encodeDataHeader(memory, 0, count);
     const start = this.#appended;
-    this.#pages.push({ bytes: memory, first: 0, start, used: end, end: this.#appended += count });
+    this.#pages.push({ bytes: memory, first: 0, start, ends: [this.#appended += count], used: end });
     return true;
   }
 
@@ -112,7 +112,7 @@ export class ReplayBuffer {
   appendEnd(): void {
     const page = this.#pageFor(1);
     page.bytes[page.used++] = END;
-    page.end = ++this.#appended;
+    page.ends.push(++this.#appended);
   }
 
   /** Returns the next encoded bytes to send, valid until they are acknowledged; `undefined` if all were returned. */
@@ -125,7 +125,7 @@ export class ReplayBuffer {
     if (page === undefined || this.#position === page.used) return undefined;
     const bytes = page.bytes.subarray(this.#position, page.used);
     this.#position = page.used;
-    this.#sent = page.end;
+    this.#sent = page.ends.at(-1)!;
     this.#highestSent = Math.max(this.#highestSent, this.#sent);
     return bytes;
   }
@@ -137,7 +137,7 @@ export class ReplayBuffer {
     if (count <= this.#acknowledged) return true;
     this.#acknowledged = count;
     let freed = 0;
-    while (freed < this.#pages.length && this.#pages[freed]!.end <= count) freed++;
+    while (freed < this.#pages.length && this.#pages[freed]!.ends.at(-1)! <= count) freed++;
     for (const { bytes } of this.#pages.splice(0, freed)) {
       const isSmall = bytes.length <= SMALL_PAGE_BYTES;
       if (isSmall || this.#spareBytes + bytes.length > this.capacity + EXTRA_SPARE_BYTES) continue;
@@ -157,18 +157,18 @@ export class ReplayBuffer {
     this.#page = this.#position = 0;
     const [page] = this.#pages;
     if (page === undefined) return true;
-    let { first, start } = page;
-    while (start < count) {
-      const length = decodeDataLength(page.bytes, first);
-      const received = Math.min(length, count - start);
-      start += received;
-      first += received;
+    const { ends } = page;
+    let [received, start] = [0, page.start];
+    while (ends[received]! <= count) start = ends[received++]!;
+    page.first += start - page.start + received * DATA_HEADER_LENGTH;
+    ends.splice(0, received);
+    if (count > start) {
       // The header of the rest of a record replaces payload that was received.
-      if (received < length) encodeDataHeader(page.bytes, first, length - received);
-      else first += DATA_HEADER_LENGTH;
+      page.first += count - start;
+      encodeDataHeader(page.bytes, page.first, ends[0]! - count);
     }
-    this.#position = page.first = first;
-    page.start = start;
+    page.start = count;
+    this.#position = page.first;
     return true;
   }
 
@@ -191,7 +191,7 @@ export class ReplayBuffer {
     if (last !== undefined && last.bytes.length - last.used >= Math.min(length, LARGE_PAGE_BYTES)) return last;
     const size = length > SMALL_PAGE_BYTES ? LARGE_PAGE_BYTES : SMALL_PAGE_BYTES;
     const bytes = this.#takeSpare(({ length }) => length >= size) ?? new Uint8Array(size);
-    const page: Page = { bytes, first: 0, start: this.#appended, used: 0, end: this.#appended };
+    const page: Page = { bytes, first: 0, start: this.#appended, ends: [], used: 0 };
     this.#pages.push(page);
     return page;
   }

@@ -107,11 +107,6 @@ export function encodeDataHeader(bytes: Uint8Array, at: number, length: number):
   encodeUint32(bytes, at + 1, length);
 }
 
-/** Decodes the payload length of the data record at `at`. */
-export function decodeDataLength(bytes: Uint8Array, at: number): number {
-  return decodeUint32(bytes, at + 1);
-}
-
 /** Encodes an acknowledgement. */
 export function encodeAcknowledgement(count: number): Uint8Array {
   const bytes = new Uint8Array(ACKNOWLEDGEMENT_LENGTH);
@@ -217,7 +212,7 @@ export class RecordDecoder {
       throw new ProtocolError(this.#offset, "no data after the end of writing", `a record of type ${type}`);
     }
     if (type === DATA) {
-      const size = decodeDataLength(header, at);
+      const size = decodeUint32(header, at + 1);
       if (size === 0 || size > MAX_RECORD_BYTES) {
         throw new ProtocolError(this.#offset, `a record of 1 to ${MAX_RECORD_BYTES} bytes`, `${size}`);
       }

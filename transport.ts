@@ -69,8 +69,8 @@ export interface Connection {
    */
   read(p: Uint8Array): Promise<number | null>;
   /**
-   * Writes bytes from the start of `p`, and returns their number, which may be less than `p.length`. It must not access
-   * `p` after the promise has settled.
+   * Writes bytes from the start of `p`, and returns their number, which may be less than `p.length`. It must not change
+   * `p`, nor access it after the promise has settled.
    */
   write(p: Uint8Array): Promise<number>;
   /** Closes the connection at once. */

@@ -249,6 +249,15 @@ Deno.test("ReplayBuffer refuses counts that go back in a rewind or beyond what w
   assertEquals([replay.rewind(499), replay.rewind(1001), replay.rewind(500)], [false, false, true]);
 });
 
+Deno.test("ReplayBuffer.rewind() finds the record although the carrier has changed the bytes", () => {
+  const replay = new ReplayBuffer(100_000);
+  for (let n = 0; n < 3; n++) replay.append(pattern(100));
+  replay.next()!.fill(0);
+  assert(replay.rewind(150));
+  const rest = replay.next()!;
+  assertEquals([rest.length, rest.subarray(0, DATA_HEADER_LENGTH).toHex()], [5 + 50 + 5 + 100, "0032000000"]);
+});
+
 Deno.test("ReplayBuffer.append() appends up to the capacity, and more after an acknowledgement", () => {
   const replay = new ReplayBuffer(100_000);
   let appended = 0;
