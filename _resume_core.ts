@@ -27,8 +27,6 @@ import { closeQuietly, type Connection, type Kept, ReadBuffer } from "./transpor
 
 // Received bytes after which an acknowledgement is sent. Larger: fewer records; smaller: the peer keeps less.
 const MAX_UNREPORTED_BYTES = 256 * 1024;
-// The same while more bytes wait in the carrier, so that no peer waits for the acknowledgement. See docs/tuning.md.
-const MAX_UNREPORTED_BUSY_BYTES = 512 * 1024;
 // Size of a read while the application does not read. Larger: more memory; smaller: more reads.
 const READ_AHEAD_BYTES = 16 * 1024;
 // Written bytes that may wait for the carrier when `write` resolves, and the maximum size of a write while bytes wait.
@@ -72,8 +70,6 @@ class Carrier {
   readonly decoder: RecordDecoder;
   isReading = false;
   isWriting = false;
-  /** Whether the last read filled its memory, so that more bytes probably wait. */
-  isBusy = false;
   isAcknowledgementDue = false;
   isProbeDue = false;
   isProbeReplyDue = false;
@@ -329,7 +325,6 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     // The peer sends again what a replaced carrier delivers late.
     if (carrier !== this.#carrier) return 0;
     if (count === null) throw new ResumptionError("The connection below has ended");
-    carrier.isBusy = count === p.length;
     this.timers.heard();
     const payload = carrier.decoder.decode(p, count);
     this.#received += payload;
@@ -352,13 +347,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   /** Acknowledges what the application has read, at once or after a delay. */
   #report(): void {
-    const carrier = this.#carrier;
     const unreported = this.#received - this.#held.length - this.#reported;
-    if (carrier === undefined || unreported === 0) return;
-    const limit = carrier.isBusy ? MAX_UNREPORTED_BUSY_BYTES : MAX_UNREPORTED_BYTES;
     // A peer with the same options must not have to wait for the delay.
-    if (unreported >= Math.min(limit, this.#replay.capacity / 2)) this.acknowledge();
-    else this.timers.acknowledgeLater();
+    if (unreported >= Math.min(MAX_UNREPORTED_BYTES, this.#replay.capacity / 2)) this.acknowledge();
+    else if (unreported > 0 && this.#carrier !== undefined) this.timers.acknowledgeLater();
   }
 
   // Called by the decoder. What is due is sent after the whole read is decoded.
