@@ -1,7 +1,9 @@
 /** Helpers of the tunnel's tests: both ends in this process, targets, clients, and a log of errors and events. */
 
-import { assert, assertEquals, assertInstanceOf, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertMatch, assertNotEquals } from "@std/assert";
 import { concat } from "@std/bytes";
+import * as timers from "node:timers";
+import type { Timer } from "../_clock.ts";
 import { type Connection, connections, Session } from "../mod.ts";
 import {
   openTunnel,
@@ -38,6 +40,9 @@ export type FinishedEvent = Extract<TunnelEvent, { type: "finished" }>;
 /** The event of a client that has left. */
 export type DisconnectedEvent = Extract<TunnelEvent, { type: "disconnected" }>;
 
+// Milliseconds. A test that waits for what never comes fails, instead of keeping all others from being reported.
+const LOG_TIMEOUT = 60_000;
+
 /** Collects the errors and events of a tunnel, those of ended connections apart, and waits for them. */
 export function makeLog() {
   const errors: Error[] = [];
@@ -68,7 +73,15 @@ export function makeLog() {
       typeof what === "string"
         ? [...events, ...finished, ...disconnected].filter(({ type }) => type === what).length
         : messages().filter((message) => what.test(message)).length;
-    while (count() < times) await reported.promise;
+    const late = Promise.withResolvers<never>();
+    const fail = () =>
+      late.reject(new Error(`Nothing of ${what} after ${LOG_TIMEOUT} ms, but:\n${messages().join("\n")}`));
+    const timer = timers.setTimeout(fail, LOG_TIMEOUT);
+    try {
+      while (count() < times) await Promise.race([reported.promise, late.promise]);
+    } finally {
+      timers.clearTimeout(timer);
+    }
   };
   return { errors, events, finished, disconnected, messages, typesOf, until, options: { onError, onEvent } };
 }
@@ -202,6 +215,31 @@ export function changeDelays(change: (delay: number) => number): Disposable {
   const { setTimeout } = globalThis;
   globalThis.setTimeout = ((run: () => void, delay = 0) => setTimeout(run, change(delay))) as typeof setTimeout;
   return { [Symbol.dispose]: () => void (globalThis.setTimeout = setTimeout) };
+}
+
+/** Holds new timers of a delay, in milliseconds, until `fire` or the end: what is too late does not depend on speed. */
+export function holdTimers(delay: number) {
+  const { setTimeout, clearTimeout } = globalThis;
+  const held = new Map<Timer, () => void>();
+  globalThis.setTimeout = ((run: () => void, after = 0) => {
+    const timer = setTimeout(run, after === delay ? 1_000_000 : after) as Timer;
+    if (after === delay) held.set(timer, run);
+    return timer;
+  }) as typeof setTimeout;
+  const clear = (timer: Timer) => {
+    held.delete(timer);
+    clearTimeout(timer);
+  };
+  globalThis.clearTimeout = clear as typeof clearTimeout;
+  /** Runs those that are held now; there must be one. */
+  const fire = () => {
+    assertNotEquals(held.size, 0, `no timer of ${delay} ms is set`);
+    for (const [timer, run] of [...held]) {
+      clear(timer);
+      run();
+    }
+  };
+  return { fire, [Symbol.dispose]: () => void Object.assign(globalThis, { setTimeout, clearTimeout }) };
 }
 
 /** Waits for a promise; rejects after 5 seconds. */
