@@ -312,6 +312,11 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
     return this.#phase === "ended";
   }
 
+  /** Whether the session has ended, or is ending in order. */
+  get isEnding(): boolean {
+    return this.#phase !== "open";
+  }
+
   get mustPause(): boolean {
     if (this.#phase === "lingering") return false;
     return this.windows.unread >= this.settings.maxReceiveBuffer || this.writer.waitingRefusals > MAX_WAITING_REFUSALS;

@@ -11,7 +11,7 @@ import { Channel } from "./channel.ts";
 import { clock } from "./_clock.ts";
 import { SessionClosedError } from "./errors.ts";
 import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
-import { reportStalled, Session } from "./session.ts";
+import { isEnding, reportStalled, Session } from "./session.ts";
 import { type AbortOptions, coreOf, Stream } from "./stream.ts";
 import { closeQuietly, type Connection, type NodeStream, type Transport } from "./transport.ts";
 
@@ -189,10 +189,10 @@ export interface ServeOptions extends Omit<ServerSessionOptions, "incoming"> {
   stalledStreamTimeout?: number | undefined;
   /** Ends the server at once when it aborts: closes the listener and aborts every session with the signal's reason. */
   signal?: AbortSignal | undefined;
-  /** Called with each error of accepting, of a session or of a handler. Default: `console.error`. */
+  /** Called with each error of accepting, of a session or of a callback. Default: `console.error`. */
   onError?: ((error: unknown) => void) | undefined;
-  /** Called with each session when it starts. */
-  onSession?: ((session: Session) => void) | undefined;
+  /** Called with each session when it starts. An error that it throws or rejects with is passed to `onError`. */
+  onSession?: ((session: Session) => unknown) | undefined;
 }
 
 /**
@@ -221,7 +221,7 @@ export interface ServeOptions extends Omit<ServerSessionOptions, "incoming"> {
  * ```
  */
 export interface Server extends AsyncDisposable {
-  /** Resolves when the listener is closed, every session has ended and every handler has settled. It never rejects. */
+  /** Resolves when the listener is closed, every session has ended and every callback has settled. It never rejects. */
   readonly finished: Promise<void>;
   /**
    * Stops accepting connections and streams, waits until no stream is open, and closes the sessions.
@@ -237,7 +237,8 @@ export interface Server extends AsyncDisposable {
  * Accepts connections, starts a server session on each, and calls `handler` for each stream that a peer opens.
  *
  * When the handler resolves, the stream ends as by {@linkcode Stream.closeWrite} and is closed; when it rejects, the
- * stream is closed at once. Errors of accepting, of a session or of a handler are passed to `onError` and do not end
+ * stream is closed at once. The peer reads both as an end of complete data, unless the handler has called
+ * {@linkcode Stream.abort}. Errors of accepting, of a session or of a callback are passed to `onError` and do not end
  * the server.
  *
  * @param listener The source of the connections. The server closes it.
@@ -299,7 +300,7 @@ export function checkServeOptions(options: ServeOptions): ServerSessionOptions {
 class StreamServer {
   readonly #handler: (stream: Stream, session: Session) => void | Promise<void>;
   readonly #onError: (error: unknown) => void;
-  readonly #onSession: ((session: Session) => void) | undefined;
+  readonly #onSession: ((session: Session) => unknown) | undefined;
   readonly #signal: AbortSignal | undefined;
   readonly #sessionOptions: ServerSessionOptions;
   readonly #sessions = new Set<Session>();
@@ -372,11 +373,7 @@ class StreamServer {
       await clock.yieldToEventLoop();
       if (handling.has(stream)) this.#report(error);
     });
-    try {
-      this.#onSession?.(session);
-    } catch (error) {
-      this.#report(error);
-    }
+    const begun = this.#begin(session);
     try {
       for await (const stream of session) {
         const handled = this.#handle(stream, session);
@@ -387,8 +384,16 @@ class StreamServer {
     } catch (error) {
       if (!this.#signal?.aborted) this.#report(error instanceof SessionClosedError ? error.cause ?? error : error);
     }
-    await Promise.all(handling.values());
+    await Promise.all([begun, ...handling.values()]);
     this.#sessions.delete(session);
+  }
+
+  async #begin(session: Session): Promise<void> {
+    try {
+      await this.#onSession?.(session);
+    } catch (error) {
+      this.#reportFrom(session, error);
+    }
   }
 
   async #handle(stream: Stream, session: Session): Promise<void> {
@@ -397,9 +402,13 @@ class StreamServer {
       await stream[Symbol.asyncDispose]();
     } catch (error) {
       stream.close();
-      // The end of a session is reported once, by `#serveSession`.
-      if (!(error instanceof SessionClosedError)) this.#report(error);
+      this.#reportFrom(session, error);
     }
+  }
+
+  /** Reports an error of a callback. The end of its session is reported once, by `#serveSession`. */
+  #reportFrom(session: Session, error: unknown): void {
+    if (!(error instanceof SessionClosedError && isEnding(session))) this.#report(error);
   }
 }
 

@@ -82,6 +82,9 @@ export interface SessionStats {
 /** Sets the callback for streams that `stalledStreamTimeout` cuts. */
 export let reportStalled: (session: Session, report: (stream: Stream, error: Error) => void) => void;
 
+/** Whether the session has ended, or is ending in order. */
+export let isEnding: (session: Session) => boolean;
+
 /** Sets the id of the next stream that a session opens. For tests, which cannot open 2^31 streams. */
 export let setNextId: (session: Session, id: number) => void;
 
@@ -122,6 +125,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
       const onCut = ({ stream }: StreamCore, error: Error) => report(stream, error);
       if (stalled !== undefined) stalled.onCut = onCut;
     };
+    isEnding = (session) => session.#core.isEnding;
     setNextId = (session, id) => session.#core.nextId = id;
   }
 

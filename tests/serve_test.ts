@@ -437,6 +437,62 @@ Deno.test("serve(): onSession is called before the first stream of a session, an
   assertEquals([sessions.length, errors], [2, [reason]]);
 });
 
+Deno.test("serve(): a rejection of onSession is reported, unless the session has ended, and shutdown waits for it", async () => {
+  const errors: unknown[] = [];
+  const reason = new Error("from onSession");
+  let count = 0;
+  const ended = Promise.withResolvers<void>();
+  const opened = Promise.withResolvers<unknown>();
+  const { server, connect, dial } = start(echo, {
+    async onSession(session) {
+      if (count++ === 0) throw reason;
+      // Waits for the first frame, but the peer sends none.
+      await session.openStream().catch((error) => {
+        opened.resolve(error);
+        throw error;
+      });
+    },
+    onError: (error) => errors.push(error),
+  });
+  await (await connect()).close();
+  (await dial()).close();
+  assertInstanceOf(await opened.promise, SessionClosedError);
+  await server.shutdown();
+  assertEquals(errors, [reason]);
+
+  let isSettled = false;
+  const slow = start(echo, {
+    async onSession() {
+      await ended.promise;
+      isSettled = true;
+    },
+  });
+  await (await slow.connect()).close();
+  const finished = slow.server.shutdown().then(() => isSettled);
+  ended.resolve();
+  assertEquals(await finished, true);
+});
+
+Deno.test("serve(): a handler's SessionClosedError of another session is reported", async () => {
+  const errors: unknown[] = [];
+  const upstream = start(echo);
+  const other = await upstream.connect();
+  await other.close();
+  const { server, connect } = start(async (stream) => {
+    await stream.read(new Uint8Array(1));
+    await other.openStream();
+  }, { onError: (error) => errors.push(error) });
+  const session = await connect();
+  const stream = await session.openStream();
+  await stream.write(bytes("x"));
+  assertEquals(await stream.read(new Uint8Array(1)), null);
+  stream.close();
+  await session.close();
+  await server.shutdown();
+  await upstream.server.shutdown();
+  assertEquals(errors.map((error) => (error as Error).name), ["SessionClosedError"]);
+});
+
 Deno.test("connections() yields each connection, and leaving the loop closes the listener", async () => {
   const listener = Deno.listen(LOOPBACK);
   const address = { ...LOOPBACK, port: listener.addr.port };
