@@ -37,9 +37,10 @@
  * - {@linkcode Channel}, {@linkcode bounded}, {@linkcode unbounded} and {@linkcode select} pass values between tasks.
  *   The package uses them itself; they are also exported alone, as `@sluice/smux/channel`.
  * - `@sluice/smux/websocket` has WebSockets as transports: for pages, for Deno Deploy, for any server.
+ * - `@sluice/smux/resume` has connections that survive the loss of their socket.
  * - `@sluice/smux/tunnel` forwards ports over one connection, as `ssh -L`, `-R` and `-D` do: a command and functions.
  * - {@linkcode ProtocolError}, {@linkcode SessionClosedError}, {@linkcode StreamClosedError},
- *   {@linkcode StreamResetError} and {@linkcode ChannelClosedError} are the errors.
+ *   {@linkcode StreamResetError} and {@linkcode ChannelClosedError} are the errors of this module.
  *
  * smux does not encrypt: use TLS as the transport where the network is not trusted. The modules have no dependencies.
  *

@@ -60,7 +60,7 @@ export interface SessionOptions {
    * - {@linkcode Session.close}: the session is aborted.
    *
    * Time in which this process was suspended or blocked does not count. `Infinity`: never. At least
-   * `keepAliveInterval`. Default 30 000, as in Go.
+   * `keepAliveInterval`, and more than that of the peer, or idle sessions end. Default 30 000, as in Go.
    */
   timeout?: number | undefined;
   /**

@@ -127,8 +127,9 @@ export interface ResumableListenerOptions extends ResumeOptions {
 /**
  * A connection that survives the loss of the connection below it.
  *
- * `read` returns `null` only after the peer has ended writing. `write` writes up to 64 KiB; it resolves when at most
- * that much waits to be written below, and waits while the connection is suspended. `closeWrite` resolves when the peer
+ * `read` returns `null` only after the peer has ended writing. `write` writes a part, of at most 64 KiB while earlier
+ * bytes still wait to be written below. It resolves when at most 64 KiB wait there, and waits while the connection is
+ * suspended. `closeWrite` resolves when the peer
  * has received everything. `close` after it goes on until then, for `resumeTimeout` at most.
  *
  * @example The state of a connection

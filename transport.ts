@@ -97,8 +97,8 @@ export interface Connection {
  * A `stream.Duplex` of Node, by shape: a `net.Socket`, a `tls.TLSSocket` or any other duplex stream of bytes. It may
  * still be connecting.
  *
- * The session also calls `read` and `write`. This type omits them, because their signatures differ from those of a
- * {@linkcode Connection}.
+ * The stream must also have `read`, and the session calls `write`, `pause` and `resume`. This type omits them, because
+ * the signatures of `read` and `write` differ from those of a {@linkcode Connection}.
  *
  * A stream created with `emitClose: false` does not report a `destroy()` without an error. Its session ends at the next
  * write, at the latest after `keepAliveInterval`. An "auto" server that has received nothing ends after `timeout`.
@@ -128,7 +128,7 @@ export interface NodeStream {
   end(callback: (error?: Error | null) => void): unknown;
   /** Closes the stream at once. */
   destroy(): unknown;
-  /** Adds a listener for `readable`, `end`, `error` or `close`. */
+  /** Adds a listener for `data`, `end`, `error` or `close`. */
   on(event: string, listener: (error: unknown) => void): unknown;
   /** Sets TCP_NODELAY. The session turns it on, because it coalesces frames itself. */
   setNoDelay?(on?: boolean): unknown;

@@ -30,6 +30,8 @@
  * - `forward`, as `ssh -L`: the client listens, the server connects to one target.
  * - `reverse`, as `ssh -R`: the server listens, the client connects to one target.
  * - `socks`, as `ssh -D`: the client listens, the server connects to the target that each SOCKS or HTTP request names.
+ * - `http`: as `socks`. `reverseSocks`: as `socks`, but the server listens, and the client connects.
+ * - `udp:` before an entry of `forward` or `reverse`: datagrams instead of connections.
  * - {@linkcode TunnelClient.connect}: a stream to a target, without listening.
  *
  * Both ends can use WebSockets: `ws://` and `wss://` in `listen` and `connect`, or {@linkcode tunnelHandler} in a server

@@ -88,14 +88,14 @@ export function webSocketConnection(socket: WebSocketLike, options: WebSocketOpt
 /**
  * Options of {@linkcode connectWebSocket}: the options of a client's session, subprotocols and a signal.
  *
- * @example Connecting with a timeout of 200 ms
+ * @example Giving up after 200 ms
  * ```ts
  * import { connectWebSocket, type ConnectWebSocketOptions } from "@sluice/smux/websocket";
  * import { assertRejects } from "@std/assert";
  *
  * const silent = Deno.listen({ port: 0 }); // accepts connections and never answers
- * const options: ConnectWebSocketOptions = { keepAliveInterval: 100, timeout: 200 };
- * await assertRejects(() => connectWebSocket(`ws://localhost:${silent.addr.port}`, options), DOMException, "200 ms");
+ * const options: ConnectWebSocketOptions = { signal: AbortSignal.timeout(200) };
+ * await assertRejects(() => connectWebSocket(`ws://localhost:${silent.addr.port}`, options), DOMException);
  * silent.close();
  * ```
  */

@@ -21,8 +21,8 @@ const STALLED_STREAM_TIMEOUT = 5000;
 // Milliseconds between attempts to connect. Larger: less load on a server that restarts; smaller: a shorter outage.
 const MAX_PAUSE = 2000;
 
-// Milliseconds to connect, unless `connectTimeout` is set. A lost packet is sent again after 1 and 3 seconds. Larger: tolerates a slower
-// network; smaller: an attempt that began in an outage ends earlier after it.
+// Milliseconds to connect, unless `connectTimeout` is set. A lost packet is sent again after 1 and 3 seconds. Larger:
+// tolerates a slower network; smaller: an attempt that began in an outage ends earlier after it.
 const CONNECT_TIMEOUT = 4000;
 
 // Hellos in a row that may be cut: to the client that looks like a server that does not resume, although it is a Sluice.

@@ -470,8 +470,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
   /** LISTEN: as `socks`, for HTTP above all. The same LISTEN in both is one listener, of `socks`. Default: `[]`. */
   http?: readonly string[] | undefined;
   /**
-   * LISTEN: the server accepts the protocols of `socks`, except UDP ASSOCIATE, and the client connects to the target of each request. The
-   * server's `allowListen` must contain LISTEN. Requires `allow`. Default: `[]`.
+   * LISTEN: the server accepts the protocols of `socks`, except UDP ASSOCIATE, and the client connects to the target of
+   * each request. The server's `allowListen` must contain LISTEN. Requires `allow`. Default: `[]`.
    */
   reverseSocks?: readonly string[] | undefined;
   /**
