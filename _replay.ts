@@ -174,15 +174,16 @@ export class ReplayBuffer {
 
   /**
    * Frees the memory that is kept for reuse, if nothing was appended since the last call. No write of the carrier may be
-   * pending.
+   * pending. Returns whether it was freed.
    */
-  trim(): void {
+  trim(): boolean {
     const isIdle = this.#appended === this.#trimmedAt;
     this.#trimmedAt = this.#appended;
-    if (!isIdle) return;
+    if (!isIdle) return false;
     this.#spare.forEach(freeBuffer);
     this.#spare = [];
     this.#spareBytes = 0;
+    return true;
   }
 
   #pageFor(length: number): Page {

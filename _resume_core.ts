@@ -32,6 +32,10 @@ const READ_AHEAD_BYTES = 16 * 1024;
 // Written bytes that may wait for the carrier when `write` resolves, and the maximum size of a write while bytes wait.
 // Larger: the caller sees the progress of a slow carrier later; smaller: the carrier waits for the next write.
 const MAX_WAITING_BYTES = 64 * 1024;
+// Milliseconds in which a carrier whose write has failed is still read: a peer that closes during its download resets
+// it, and its close record is the last one. Larger: a carrier that only fails to write is replaced later; smaller: the
+// record is missed on a busy machine, and the connection stays suspended.
+const LAST_READ_MS = 100;
 // Milliseconds in which a closed connection sends its last record. Larger: a slow peer learns of it; smaller: a carrier
 // that hangs is closed earlier.
 const CLOSE_TIMEOUT_MS = 1000;
@@ -167,6 +171,11 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     return this.#carrier?.connection;
   }
 
+  /** Whether both ends have ended writing, and the peer has acknowledged that. It may lack the acknowledgement of its own. */
+  get isDone(): boolean {
+    return this.#isEndedByPeer && this.#isEndAcknowledged;
+  }
+
   // Carriers.
 
   /**
@@ -177,6 +186,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
    * @throws {ProtocolError} The count is impossible. The connection has ended.
    */
   attach(connection: Connection, received: number): void {
+    // It was closed, or gave up, during the reply.
+    if (this.hasEnded) return closeQuietly(connection);
     this.detach();
     if (!this.#replay.rewind(received)) {
       const { acknowledged, appended } = this.#replay;
@@ -209,7 +220,6 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   lose(error: unknown): void {
     if (this.hasEnded) return;
     this.detach();
-    if (this.#isEndedByPeer && this.#isEndAcknowledged) return this.end();
     this.lastError = error;
     if (this.#state === "suspended") return;
     this.#state = "suspended";
@@ -484,20 +494,35 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
    */
   close(): void {
     if (this.hasEnded || this.#phase === "closing") return;
-    if (this.#phase === "open" || this.#isEndAcknowledged) return this.#close();
+    const mustResume = this.isDone && this.#carrier === undefined;
+    if (this.#phase === "open" || (this.#isEndAcknowledged && !mustResume)) return this.#close();
     this.#phase = "closing";
     this.#held.clear();
     this.timers.close();
     this.#notify();
-    this.closeWrite().then(() => this.#close(), () => {});
+    this.#closeLater().catch(() => {});
   }
 
-  #close(): void {
+  async #closeLater(): Promise<void> {
+    await this.closeWrite();
+    // The count of the hello or the reply is the acknowledgement that the peer may lack.
+    while (this.isDone && this.#carrier === undefined && !this.hasEnded) await this.#change();
+    if (!this.hasEnded) this.#close();
+  }
+
+  /** Ends the connection with an error. The peer is not left waiting for the next carrier. */
+  abort(error: unknown): void {
+    if (!this.hasEnded) this.#close({ error });
+  }
+
+  #close(failure?: { error: unknown }): void {
     const carrier = this.#carrier;
     // It is closed when the last record is sent.
     this.#carrier = undefined;
-    this.end();
+    this.end(failure);
     if (carrier === undefined) return;
+    // What was dropped was not read.
+    carrier.isAcknowledgementDue = this.#phase !== "closing";
     carrier.isCloseDue = true;
     carrier.closing = clock.setTimer(() => carrier.close(), CLOSE_TIMEOUT_MS);
     this.#send(carrier);
@@ -521,10 +546,16 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         if (bytes === CLOSE_RECORD) carrier.close();
       }
     } catch (error) {
-      carrier.close();
-      this.#lose(carrier, error);
+      return this.#writeFailed(carrier, error);
     }
     carrier.isWriting = false;
+  }
+
+  // Nothing more is written to the carrier, but it is read for a moment.
+  #writeFailed(carrier: Carrier, error: unknown): void {
+    if (carrier !== this.#carrier) return carrier.close();
+    carrier.closing = clock.setTimer(() => this.#lose(carrier, error), LAST_READ_MS);
+    this.#readAhead();
   }
 
   // Headers count as data that is not written yet.
@@ -575,8 +606,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#readAhead();
   }
 
-  trim(): void {
-    if (this.#carrier?.isWriting === false) this.#replay.trim();
+  trim(): boolean {
+    return !this.#carrier?.isWriting && this.#replay.trim();
   }
 
   silenceExpired(): void {
@@ -584,6 +615,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   }
 
   suspensionExpired(): void {
+    if (this.isDone) return this.end();
     const { lastError } = this;
     const options = lastError === undefined ? undefined : { cause: lastError };
     this.end({ error: new ResumptionError("The connection was not resumed in time", options) });

@@ -19,6 +19,7 @@ import {
   type Status,
   UNKNOWN,
 } from "./_resume_frame.ts";
+import type { ResumeTimers } from "./_resume_timers.ts";
 import { clock } from "./_clock.ts";
 import { closeQuietly, type Connection } from "./transport.ts";
 
@@ -64,8 +65,15 @@ export type Dial = (attempt: { n: number; signal: AbortSignal }) => Promise<Conn
 export class ResumeDialer {
   readonly core: ResumeCore;
   readonly #dial: Dial;
-  readonly #timeout: number;
+  readonly #helloTimeout: number;
   #token: Uint8Array | undefined;
+  // The pause before the next attempt.
+  #pause = MIN_PAUSE_MS;
+  // When the last carrier began, and what had been received by either end then.
+  #beganAt = -Infinity;
+  #beganWith = 0;
+  // Whether the carrier before it had delivered something, or lived for long.
+  #hasWorked = true;
   // Ends the attempt, or the wait for the next one.
   #proceed: (() => void) | undefined;
 
@@ -78,7 +86,7 @@ export class ResumeDialer {
    */
   constructor(dial: Dial, settings: ResumeSettings, onChange: (state: ResumeState, reason: unknown) => void) {
     this.#dial = dial;
-    this.#timeout = settings.silence;
+    this.#helloTimeout = settings.silence === Infinity ? DIAL_TIMEOUT_MS : settings.silence;
     this.core = new ResumeCore(settings, (state, reason) => {
       this.#proceed?.();
       onChange(state, reason);
@@ -95,7 +103,11 @@ export class ResumeDialer {
   /** Dials until the connection has a carrier. */
   async #run(): Promise<void> {
     const { core } = this;
-    let pause = MIN_PAUSE_MS;
+    // A second carrier in a row that lived for a moment and delivered nothing counts as an attempt that has failed.
+    const hasWorked = clock.now() - this.#beganAt >= MAX_PAUSE_MS || this.#progress > this.#beganWith;
+    if (hasWorked) this.#pause = MIN_PAUSE_MS;
+    else if (!this.#hasWorked) await this.#wait();
+    this.#hasWorked = hasWorked;
     for (let n = 0; !core.hasEnded; n++) {
       try {
         return await this.#connect(n);
@@ -103,39 +115,48 @@ export class ResumeDialer {
         if (core.hasEnded) return;
         if (error instanceof RetriedError) continue;
         core.lastError = error;
+        // The server has forgotten a connection that had ended at both ends.
+        if (error instanceof RefusedError && core.isDone) return core.end();
         if (error instanceof ProtocolError || error instanceof RefusedError) return core.end({ error });
       }
-      await this.#wait(pause * (1 - Math.random() * JITTER));
-      pause = Math.min(pause * 2, MAX_PAUSE_MS);
+      await this.#wait();
     }
   }
 
-  /** Waits for the end, for `retry`, or for some milliseconds. */
-  async #wait(milliseconds: number): Promise<void> {
+  // What both ends have received.
+  get #progress(): number {
+    return this.core.received + this.core.confirmed;
+  }
+
+  /** Waits for the end, for `retry`, or for a pause. The next one is longer. */
+  async #wait(): Promise<void> {
     const { promise, resolve } = deferred<void>();
     this.#proceed = resolve;
-    const timer = clock.setTimer(resolve, milliseconds);
+    this.core.timers.startDial(resolve, this.#pause * (1 - Math.random() * JITTER));
+    this.#pause = Math.min(this.#pause * 2, MAX_PAUSE_MS);
     await promise;
-    clock.clearTimer(timer);
+    this.core.timers.endDial();
     this.#proceed = undefined;
   }
 
   /** Dials and greets. `#proceed` gives the attempt up. */
   async #connect(n: number): Promise<void> {
     const { core } = this;
-    const attempt = new Attempt();
+    const attempt = new Attempt(core.timers);
     const giveUp = () => attempt.giveUp(new RetriedError("Another attempt was wanted at once"));
     this.#proceed = giveUp;
     try {
       const dialling = this.#open(attempt, n);
       const connection = await attempt.within(DIAL_TIMEOUT_MS, "The dial did not finish", dialling);
       const greeting = greet(connection, { token: this.#token ?? NO_TOKEN, received: core.received });
-      const reply = await attempt.within(this.#timeout, "The server did not answer the hello", greeting);
+      const reply = await attempt.within(this.#helloTimeout, "The server did not answer the hello", greeting);
       const { status, token, received } = reply;
       if (status !== (this.#token === undefined ? ACCEPTED : RESUMED)) throw refusal(status, this.#token !== undefined);
       this.#proceed = undefined;
       this.#token = token;
+      this.#beganAt = clock.now();
       core.attach(connection, received);
+      this.#beganWith = this.#progress;
     } catch (error) {
       this.#proceed = undefined;
       attempt.giveUp(error);
@@ -154,10 +175,13 @@ export class ResumeDialer {
 /** One dial and its hello. */
 class Attempt {
   connection: Connection | undefined;
+  readonly #timers: ResumeTimers;
   readonly #controller = new AbortController();
   readonly #givenUp = deferred<never>();
 
-  constructor() {
+  /** @param timers Has the timer of the attempt. */
+  constructor(timers: ResumeTimers) {
+    this.#timers = timers;
     this.#givenUp.promise.catch(() => {});
   }
 
@@ -169,11 +193,11 @@ class Attempt {
   /** Waits for a part of the attempt, for some milliseconds. */
   async within<T>(milliseconds: number, message: string, part: Promise<T>): Promise<T> {
     const expired = () => this.giveUp(new DOMException(`${message} within ${milliseconds} ms`, "TimeoutError"));
-    const timer = clock.setTimer(expired, milliseconds);
+    this.#timers.startDial(expired, milliseconds);
     try {
       return await Promise.race([part, this.#givenUp.promise]);
     } finally {
-      clock.clearTimer(timer);
+      this.#timers.endDial();
     }
   }
 

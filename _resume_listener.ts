@@ -69,6 +69,8 @@ export class ResumeListener {
   readonly #greeting = new Set<Connection>();
   #isAccepting = false;
   #isClosed = false;
+  // The error of `accept` after the end.
+  #failure: { error: unknown } | undefined;
 
   /**
    * @param listener The source of connections.
@@ -91,7 +93,7 @@ export class ResumeListener {
   /** Waits for the next connection. The first call starts to answer hellos. */
   async accept(): Promise<Connection> {
     this.#acceptAll();
-    const accepted = await this.#ready.receive();
+    const accepted = await this.#ready.receive().catch((error) => this.#failure ?? { error });
     if ("error" in accepted) throw accepted.error;
     return accepted.connection;
   }
@@ -113,9 +115,16 @@ export class ResumeListener {
     try {
       for (;;) this.#greet(await this.#listener.accept());
     } catch (error) {
-      this.#ready.trySend({ error });
+      if (this.#isClosed) this.#fail(error);
+      else this.#ready.trySend({ error });
     }
     this.#isAccepting = false;
+  }
+
+  // Every pending `accept` rejects with the same error.
+  #fail(error: unknown): void {
+    this.#failure = { error };
+    this.#ready.close();
   }
 
   async #greet(connection: Connection): Promise<void> {
@@ -124,6 +133,7 @@ export class ResumeListener {
     let [isHello, isPassed] = [false, false];
     const pass = () => {
       isPassed = true;
+      this.#greeting.delete(connection);
       const plain = new PlainConnection(connection, first, bytes);
       if (this.#isClosed || !this.#ready.trySend({ connection: plain })) closeQuietly(connection);
     };
@@ -219,7 +229,8 @@ export class ResumeListener {
       else this.#entries.delete(key);
     }
     this.#onChange(state, reason);
-    if (state !== "suspended") return;
+    // The callback may have closed it.
+    if (state !== "suspended" || entry.core.hasEnded) return;
     this.#suspended.add(entry);
     if (this.#isClosed) return entry.core.end({ error: new ResumptionError("The listener was closed") });
     if (this.#suspended.size <= this.#settings.maxSuspended) return;

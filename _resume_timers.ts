@@ -17,12 +17,19 @@ export interface ResumeTimersHost {
   acknowledge(): void;
   /** Sends a probe, and reads the answer. */
   probe(): void;
-  /** Frees memory that has not been used since the last call. */
-  trim(): void;
+  /** Frees memory that has not been used since the last call. Returns whether it was freed. */
+  trim(): boolean;
   /** The carrier was silent for `silence`. */
   silenceExpired(): void;
   /** The connection was suspended, or closed without an answer, for `resumeTimeout`. */
   suspensionExpired(): void;
+}
+
+/** A timer of Deno, Node or Bun. Those of browsers are numbers, and keep nothing alive. */
+type NodeTimer = { ref?: () => void; unref?: () => void };
+
+function unref(timer: Timer | undefined): void {
+  (timer as NodeTimer | undefined)?.unref?.();
 }
 
 /** The deadlines of one connection. */
@@ -43,6 +50,8 @@ export class ResumeTimers {
   #hasHeard = false;
   #timer: Timer | undefined;
   #timerAt = Infinity;
+  // The timer of an attempt to connect, or of the pause before it.
+  #dialTimer: Timer | undefined;
   #isRef = true;
   #hasEnded = false;
 
@@ -67,7 +76,7 @@ export class ResumeTimers {
   /** The connection has no carrier. */
   suspended(): void {
     this.#heardAt = this.#sentAt = this.#acknowledgeAt = Infinity;
-    this.#suspendedAt = clock.now();
+    this.#suspendedAt = this.#trimAt = clock.now();
     this.#schedule();
   }
 
@@ -103,11 +112,25 @@ export class ResumeTimers {
     this.#acknowledgeAt = Infinity;
   }
 
-  /** Sets whether the timer keeps the process alive. */
+  /** Starts the timer of the dialer, which keeps the process alive as the others do. There is one at a time. */
+  startDial(run: () => void, milliseconds: number): void {
+    this.#dialTimer = clock.setTimer(run, milliseconds);
+    if (!this.#isRef) unref(this.#dialTimer);
+  }
+
+  /** Clears the timer of the dialer. */
+  endDial(): void {
+    clock.clearTimer(this.#dialTimer);
+    this.#dialTimer = undefined;
+  }
+
+  /** Sets whether the timers keep the process alive. */
   setRef(isRef: boolean): void {
     this.#isRef = isRef;
     this.#timerAt = Infinity;
     this.#schedule();
+    if (isRef) (this.#dialTimer as NodeTimer | undefined)?.ref?.();
+    else unref(this.#dialTimer);
   }
 
   /** Clears the timer for good. */
@@ -121,7 +144,9 @@ export class ResumeTimers {
     // The silence of a carrier that is not read is not known: look again later.
     const silenceAt = Math.max(this.#heardAt + (this.#hasProbed ? this.#silence : half), clock.now() + half / 4);
     const giveUpAt = Math.min(this.#suspendedAt, this.#closedAt) + this.#resumeTimeout;
-    this.#arm(Math.min(this.#acknowledgeAt, silenceAt, this.#sentAt + half, giveUpAt));
+    // With a carrier there is always another deadline before long.
+    const trimAt = this.#suspendedAt === Infinity ? Infinity : this.#trimAt;
+    this.#arm(Math.min(this.#acknowledgeAt, silenceAt, this.#sentAt + half, giveUpAt, trimAt));
   }
 
   #arm(at: number): void {
@@ -129,7 +154,7 @@ export class ResumeTimers {
     clock.clearTimer(this.#timer);
     this.#timerAt = at;
     this.#timer = clock.setTimer(this.#tick, Math.max(0, at - clock.now()));
-    if (!this.#isRef) (this.#timer as { unref?: () => void }).unref?.();
+    if (!this.#isRef) unref(this.#timer);
   }
 
   readonly #tick = (): void => {
@@ -148,8 +173,9 @@ export class ResumeTimers {
     // Before anything is written, because memory is not freed during a write. Not with the probe, because an end whose
     // peer probes first sends none.
     if (now >= this.#trimAt) {
-      this.#trimAt = now + half / 2;
-      host.trim();
+      const isFreed = host.trim();
+      // While suspended, no memory is kept for reuse again.
+      this.#trimAt = isFreed && this.#suspendedAt !== Infinity ? Infinity : now + half / 2;
     }
     if (now >= this.#acknowledgeAt) {
       // It may have to wait for a pending write, or for the next carrier, and must not make the timer fire at once.

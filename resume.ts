@@ -151,7 +151,7 @@ export interface ResumableConnection extends Connection {
   readonly isSuspended: boolean;
   /** How often the connection was resumed. */
   readonly resumptions: number;
-  /** Resolves when both ends have ended, or after `close`; rejects when the connection could not be resumed. */
+  /** Resolves after `close`, also of the peer once it has ended writing; rejects when the connection was not resumed. */
   readonly closed: Promise<void>;
   /** Ends the writing direction. Resolves when the peer has received everything. */
   closeWrite(): Promise<void>;
@@ -213,7 +213,7 @@ export function resumable(dial: Dial, options: ResumableOptions = {}): Resumable
     if (state === "ended") signal?.removeEventListener("abort", abort);
     report(state, reason);
   });
-  const abort = () => dialer.core.end({ error: signal!.reason });
+  const abort = () => dialer.core.abort(signal!.reason);
   signal?.addEventListener("abort", abort);
   if (signal?.aborted) abort();
   return new CoreConnection(dialer.core, () => dialer.retry());

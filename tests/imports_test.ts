@@ -54,6 +54,7 @@ const ARROWS: Record<string, string[]> = {
     "_deferred.ts",
     "_resume_core.ts",
     "_resume_frame.ts",
+    "_resume_timers.ts",
     "errors.ts",
     "frame.ts",
     "transport.ts",

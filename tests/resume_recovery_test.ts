@@ -189,6 +189,117 @@ Deno.test("ResumableConnection.close() during a write completes its record, and 
   assertEquals(time.pending, 0);
 });
 
+Deno.test("ResumableConnection.close() while a reply arrives ends the connection for good, at every moment", async () => {
+  for (let hops = 0; hops < 16; hops++) {
+    using _clock = new ManualClock();
+    const states: string[] = [];
+    const { client, far, next } = await connect({ onChange: (state) => states.push(state) });
+    const reading = client.read(new Uint8Array(1));
+    reading.catch(() => {});
+    far.close();
+    await answer(await next(), RESUMED);
+    for (let hop = 0; hop < hops; hop++) await null;
+    client.close();
+    for (let n = 0; n < 5; n++) await turn();
+    assertEquals({ hops, last: states.at(-1), state: client.state }, { hops, last: "ended", state: "ended" });
+  }
+});
+
+Deno.test("a close of the peer is received although the carrier can no longer be written", async () => {
+  using time = new ManualClock();
+  for (const isClosed of [true, false]) {
+    const { client, far, carriers } = await connect();
+    carriers[0]!.write = () => Promise.reject(new Error("broken pipe"));
+    await client.write(pattern(10));
+    if (isClosed) await writeAll(far, CLOSE);
+    await time.advance(200);
+    assertEquals(client.state, isClosed ? "ended" : "suspended");
+    if (isClosed) await assertRejects(() => client.closed, Error, "The peer has closed the connection");
+    client.close();
+    await turn();
+  }
+  assertEquals(time.pending, 0);
+});
+
+Deno.test("resumable() pauses between carriers that are lost at once, and begins anew after one that has worked", async () => {
+  using time = new ManualClock();
+  let dials = 0;
+  let bytes = 0;
+  const client = resumable(async () => {
+    const [near, far] = memoryPair();
+    (async () => {
+      await answer(far, dials++ === 0 ? ACCEPTED : RESUMED);
+      if (bytes-- > 0) await writeAll(far, record(Uint8Array.of(1)));
+      far.close();
+    })();
+    return await Promise.resolve(near);
+  });
+  const reading = client.read(new Uint8Array(1));
+  await time.advance(3000);
+  // The first two at once, then after 100, 200, 400, 800 and 1600 ms, or half of that.
+  assert(dials >= 6 && dials <= 9, `${dials} dials`);
+  bytes = 1;
+  await time.advance(5000);
+  assertEquals(await reading, 1);
+  const before = dials;
+  client.read(new Uint8Array(1)).catch(() => {});
+  await time.advance(1000);
+  assert(dials >= before + 3, `${dials - before} dials`);
+  client.close();
+});
+
+Deno.test("resumable() sets no timer for an infinite silence, which would expire at once", async () => {
+  using _clock = new ManualClock();
+  const { setTimer } = clock;
+  const delays: number[] = [];
+  clock.setTimer = (run, delay) => {
+    delays.push(delay);
+    return setTimer(run, delay);
+  };
+  const { client } = await connect({ silence: Infinity });
+  assertEquals([client.state, delays.filter((delay) => delay === Infinity)], ["connected", []]);
+  client.close();
+});
+
+Deno.test("ResumableConnection.unref() applies to the timers of a suspension, of an attempt and of a pause", async () => {
+  using time = new ManualClock();
+  const { setTimer } = clock;
+  const refs = new Map<unknown, boolean>();
+  clock.setTimer = (run, delay) => {
+    const id = setTimer(run, delay);
+    const timer = { unref: () => refs.set(timer, false), ref: () => refs.set(timer, true), id };
+    refs.set(timer, true);
+    return timer as unknown as typeof id;
+  };
+  const { clearTimer } = clock;
+  clock.clearTimer = (timer) => {
+    refs.delete(timer);
+    clearTimer((timer as unknown as { id: typeof timer } | undefined)?.id);
+  };
+  const isRef = () => [...new Set(refs.values())];
+  let refuse: (() => void) | undefined;
+  const client = resumable(() => new Promise((_, reject) => refuse = () => reject(new Error("down"))));
+  await turn();
+  assertEquals([refs.size, isRef()], [2, [true]]);
+  client.unref!();
+  assertEquals([refs.size, isRef()], [2, [false]]);
+  refuse!();
+  await time.advance(0);
+  assertEquals([refs.size, isRef()], [2, [false]]);
+  client.ref!();
+  assertEquals([refs.size, isRef()], [2, [true]]);
+  client.close();
+});
+
+Deno.test("resumable() sends a close when its signal aborts", async () => {
+  using _clock = new ManualClock();
+  const stop = new AbortController();
+  const { client, far } = await connect({ signal: stop.signal });
+  stop.abort(new Error("enough"));
+  assertEquals(await readExactly(far, 1), CLOSE);
+  await assertRejects(() => client.closed, Error, "enough");
+});
+
 Deno.test("ResumableConnection.retry() gives a pending dial up, as time does, and closes its late connection", async () => {
   using time = new ManualClock();
   const dials: { signal: AbortSignal; resolve: (connection: Connection) => void }[] = [];
@@ -375,6 +486,29 @@ for (const isProbed of [false, true]) {
     await assertRejects(() => reading);
   });
 }
+
+Deno.test("a suspended connection frees the memory that it keeps for reuse", async () => {
+  using time = new ManualClock();
+  const { client, far, carriers } = await connect({ silence: 1000 }, MiB);
+  const written = new Set<ArrayBufferLike>();
+  const [carrier] = carriers;
+  const write = carrier!.write.bind(carrier);
+  carrier!.write = (p) => {
+    written.add(p.buffer);
+    return write(p);
+  };
+  await Promise.all([writeAll(client, pattern(300_000)), readSome(far, 300_000)]);
+  const reading = client.read(new Uint8Array(1));
+  await writeAll(far, encodeAcknowledgement(300_000));
+  await turn();
+  const kept = () => [...written].map(({ byteLength }) => byteLength).filter((length) => length > 1000);
+  assert(kept().length > 0);
+  carrier!.reset();
+  await time.advance(1250);
+  assertEquals([kept(), client.state], [[], "suspended"]);
+  client.close();
+  await assertRejects(() => reading);
+});
 
 Deno.test("ResumableConnection.write() waits for all but the last 64 KiB, and takes 64 KiB while bytes wait", async () => {
   using _clock = new ManualClock();

@@ -460,6 +460,59 @@ Deno.test("Connection.close() of one end resets the other, unless both have ende
   }
 });
 
+for (const [name, isServer] of [["server", true], ["client", false]] as const) {
+  Deno.test(`closeWrite() resolves although a carrier is lost after the ${name} has ended, and before it has read everything`, async () => {
+    using made = await pair();
+    const { client, server, sockets } = made;
+    const [done, other] = isServer ? [server, client] : [client, server];
+    await client.write(Uint8Array.of(1));
+    assertEquals(await readExactly(server, 1), Uint8Array.of(1));
+    await other.write(pattern(1000));
+    const ending = other.closeWrite();
+    const reading = readAll(other);
+    // It reads the data and the end ahead, and does not acknowledge them.
+    await done.closeWrite();
+    await reading;
+    cut(sockets[0]);
+    while (client.resumptions === 0 || client.state !== "connected") await turn();
+    assertEquals(await readAll(done), pattern(1000));
+    await ending;
+    client.close();
+    await Promise.all([client.closed, server.closed]);
+  });
+}
+
+Deno.test("Connection.close() first acknowledges what the application has read", async () => {
+  using made = await pair();
+  const { client, server } = made;
+  await client.write(pattern(1000));
+  const ending = client.closeWrite();
+  const reading = readAll(client);
+  await server.write(pattern(10));
+  // Reads the data and the end ahead.
+  await server.closeWrite();
+  assertEquals(await readAll(server), pattern(1000));
+  server.close();
+  await ending;
+  assertEquals(await reading, pattern(10));
+  await client.closed;
+});
+
+Deno.test("Connection.close() while suspended goes on until a peer that has ended, too, knows what was received", async () => {
+  using made = await pair();
+  const { client, server, sockets } = made;
+  await client.write(pattern(1000));
+  const ending = client.closeWrite();
+  const reading = readAll(client);
+  await server.closeWrite();
+  await reading;
+  assertEquals(await readAll(server), pattern(1000));
+  cut(sockets[0]);
+  while (server.state === "connected") await turn();
+  server.close();
+  await Promise.all([ending, client.closed, server.closed]);
+});
+
 Deno.test("resumableListener() passes clients without a hello on, also one that is silent for 10 s", async () => {
   using clock = new ManualClock();
   const [[near, far], [silentNear, silentFar]] = [memoryPair(), memoryPair()];
@@ -482,6 +535,8 @@ Deno.test("resumableListener() passes clients without a hello on, also one that 
   await second.write(Uint8Array.of(7));
   assertEquals(await readExactly(silentNear, 1), Uint8Array.of(7));
   assertEquals(clock.pending, 0);
+  listener.close();
+  assertEquals(silentFar.isClosed, false);
 });
 
 Deno.test("resumableListener() closes a client whose hello is garbage or not complete after 10 s, and serves others", async () => {
@@ -602,6 +657,32 @@ Deno.test("resumableListener() ends the connection that is suspended longest whe
   for (const server of servers.slice(1)) {
     await assertRejects(() => server.closed, ResumptionError, "listener was closed");
   }
+});
+
+Deno.test("resumableListener() keeps to maxSuspended although onChange closes a connection that was suspended", async () => {
+  let toClose: ResumableConnection | undefined;
+  using made = listen({ maxSuspended: 1, onChange: (state) => state === "suspended" && toClose?.close() });
+  const servers: ResumableConnection[] = [];
+  for (let n = 0; n < 3; n++) {
+    const accepting = made.listener.accept();
+    const client = await RawClient.dial(made.port);
+    await client.greet();
+    const server = await accepting as ResumableConnection;
+    servers.push(server);
+    toClose = n === 0 ? server : undefined;
+    server.read(new Uint8Array(1)).catch(() => {});
+    client[Symbol.dispose]();
+    while (server.state === "connected") await turn();
+  }
+  assertEquals(servers.map(({ state }) => state), ["ended", "ended", "suspended"]);
+});
+
+Deno.test("resumableListener().close() rejects every pending accept()", async () => {
+  const made = listen();
+  const accepting = [made.listener.accept(), made.listener.accept()];
+  made.listener.close();
+  for (const each of accepting) await assertRejects(() => each, Deno.errors.BadResource);
+  await assertRejects(() => made.listener.accept(), Deno.errors.BadResource);
 });
 
 Deno.test("resumableListener().close() closes clients that are silent, in a hello or not accepted yet", async () => {

@@ -679,9 +679,60 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a lost carrier ends a half-closed connection",
     file: "_resume_core.ts",
-    from: "    if (this.#isEndedByPeer && this.#isEndAcknowledged) return this.end();\n",
-    to: "    if (this.#isEndedByPeer || this.#isEndAcknowledged) return this.end();\n",
+    from: "    this.detach();\n    this.lastError = error;\n",
+    to:
+      "    this.detach();\n    if (this.#isEndedByPeer || this.#isEndAcknowledged) return this.end();\n    this.lastError = error;\n",
     isOfCarriers: true,
+  },
+  {
+    name: "a lost carrier ends a connection although its peer lacks the last acknowledgement",
+    file: "_resume_core.ts",
+    from: "    this.detach();\n    this.lastError = error;\n",
+    to: "    this.detach();\n    if (this.isDone) return this.end();\n    this.lastError = error;\n",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "a connection is closed without an acknowledgement of what was read",
+    file: "_resume_core.ts",
+    from: 'carrier.isAcknowledgementDue = this.#phase !== "closing";',
+    to: "carrier.isAcknowledgementDue = false;",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "close() while suspended leaves a peer without the acknowledgement of its end",
+    file: "_resume_core.ts",
+    from: "this.isDone && this.#carrier === undefined;",
+    to: "false;",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "a carrier continues a connection that has ended",
+    file: "_resume_core.ts",
+    from: "    if (this.hasEnded) return closeQuietly(connection);\n",
+    to: "",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
+    name: "a carrier whose write has failed is not read any more",
+    file: "_resume_core.ts",
+    from:
+      "    carrier.closing = clock.setTimer(() => this.#lose(carrier, error), LAST_READ_MS);\n    this.#readAhead();\n",
+    to: "    this.#lose(carrier, error);\n",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
+    name: "carriers that are lost at once are replaced without a pause",
+    file: "_resume_dialer.ts",
+    from: "    else if (!this.#hasWorked) await this.#wait();\n",
+    to: "",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
+    name: "a suspended connection keeps the memory for reuse",
+    file: "_resume_timers.ts",
+    from: "this.#suspendedAt === Infinity ? Infinity : this.#trimAt;",
+    to: "Infinity;",
+    tests: ["resume_recovery_test.ts"],
   },
   {
     name: "a lost carrier looks like the end of writing",
@@ -756,7 +807,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "close() drops what was written, and not received by the peer",
     file: "_resume_core.ts",
-    from: 'if (this.#phase === "open" || this.#isEndAcknowledged) return this.#close();',
+    from: 'if (this.#phase === "open" || (this.#isEndAcknowledged && !mustResume)) return this.#close();',
     to: "if (this.#phase !== undefined) return this.#close();",
     isOfCarriers: true,
   },
@@ -819,7 +870,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "memory that was used a moment ago is freed",
     file: "_replay.ts",
-    from: "    if (!isIdle) return;\n",
+    from: "    if (!isIdle) return false;\n",
     to: "",
     tests: ["resume_frame_test.ts"],
   },
