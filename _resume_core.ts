@@ -79,7 +79,7 @@ class Carrier {
   isProbeReplyDue = false;
   isCloseDue = false;
   isOpen = true;
-  /** Closes a carrier whose last record is not sent in time. */
+  /** Closes a carrier whose last record is not sent, or not received, in time. */
   closing: Timer | undefined;
 
   constructor(connection: Connection, sink: RecordSink, hasEnded: boolean) {
@@ -524,6 +524,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     // What was dropped was not read.
     carrier.isAcknowledgementDue = this.#phase !== "closing";
     carrier.isCloseDue = true;
+    clock.clearTimer(carrier.closing);
     carrier.closing = clock.setTimer(() => carrier.close(), CLOSE_TIMEOUT_MS);
     this.#send(carrier);
   }
