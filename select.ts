@@ -51,8 +51,10 @@ export type SelectCases = Record<string, SelectCase<object> | undefined>;
  * ```
  */
 export type SelectResult<Cases extends SelectCases> = {
-  [K in keyof Cases]: [NonNullable<Cases[K]>] extends [never] ? never
-    : NonNullable<Cases[K]> extends SelectCase<infer Outcome> ? Outcome extends object ? { key: K } & Outcome : never
+  // The keys of an object are strings at runtime, also those written as integers.
+  [K in keyof Cases]-?: [NonNullable<Cases[K]>] extends [never] ? never
+    : NonNullable<Cases[K]> extends SelectCase<infer Outcome>
+      ? Outcome extends object ? { key: K extends number ? `${K}` : K } & Outcome : never
     : never;
 }[keyof Cases];
 

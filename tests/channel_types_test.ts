@@ -130,6 +130,33 @@ Deno.test("channel types: select() keeps the key of a case that may be undefined
   void wrong;
 });
 
+Deno.test("channel types: the result of select() is never undefined if a case is optional", async () => {
+  const channel = new Channel<number>({ capacity: 1 });
+  const others = new Channel<string>();
+  const paused: boolean = Math.random() > 2;
+  channel.trySend(1);
+  const r = await select({ b: channel.receiveCase(), ...(paused ? { a: others.receiveCase() } : {}) });
+  assertType<Equal<typeof r.key, "a" | "b">>();
+  if (r.key === "a" && !r.done) assertType<Equal<typeof r.value, string>>();
+  assertEquals(r.key, "b");
+  // @ts-expect-error not a key of the cases
+  assert(r.key !== "c");
+});
+
+Deno.test("channel types: select() has the key of an integer case as a string", async () => {
+  const channel = new Channel<number>({ capacity: 1 });
+  channel.trySend(1);
+  const r = await select({ 0: channel.receiveCase(), b: new Channel<string>().receiveCase() });
+  assertType<Equal<typeof r.key, "0" | "b">>();
+  if (r.key === "0" && !r.done) assertType<Equal<typeof r.value, number>>();
+  assertEquals(r, { key: "0", done: false, value: 1 });
+  // @ts-expect-error a key is not a number
+  assert(r.key !== 0);
+
+  const named: Record<string, ReturnType<typeof channel.receiveCase>> = {};
+  assertType<Equal<SelectResult<typeof named>["key"], string>>();
+});
+
 Deno.test("channel types: undefined is a value of Channel<undefined>", async () => {
   const channel = new Channel<undefined>({ capacity: 1 });
   channel.trySend(undefined);
