@@ -457,6 +457,30 @@ export class Core<T> {
   }
 }
 
+// Methods are compared bivariantly, so only the annotations make the handles that hold these types safe to assign.
+
+/** The members of {@linkcode Core} for any handle, which do not depend on the type of the values. */
+export interface HandleCore extends Pick<Core<unknown>, "capacity" | "size" | "senderCount" | "receiverCount"> {}
+
+/** The members of {@linkcode Core} for a sender. */
+export interface SenderCore<in T>
+  extends HandleCore, Pick<Core<T>, "send" | "trySend" | "sendCase" | "closeSender" | "signal"> {}
+
+/** The members of {@linkcode Core} for a receiver. */
+export interface ReceiverCore<out T> extends
+  HandleCore,
+  Pick<
+    Core<T>,
+    | "receive"
+    | "tryReceive"
+    | "receiveMany"
+    | "dequeueMany"
+    | "receiveCase"
+    | "toReadableStream"
+    | "closeReceiver"
+    | "closeHandle"
+  > {}
+
 /** A case of a select that sends. */
 class SendCase<T> implements SelectCase<SendOutcome> {
   readonly #core: Core<T>;
@@ -516,10 +540,10 @@ class ReceiveCase<T> implements SelectCase<ReceiveOutcome<T>> {
 }
 
 export class ChannelIterator<T> implements AsyncIterableIterator<T, undefined> {
-  readonly #core: Core<T>;
+  readonly #core: ReceiverCore<T>;
   readonly #handle: Handle;
 
-  constructor(core: Core<T>, parent?: Handle) {
+  constructor(core: ReceiverCore<T>, parent?: Handle) {
     this.#core = core;
     this.#handle = new Handle(parent, true);
   }

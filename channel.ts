@@ -54,6 +54,9 @@ import {
   type ChannelReceiveResult,
   Core,
   Handle,
+  type HandleCore,
+  type ReceiverCore,
+  type SenderCore,
   toWritableStream,
   VALUE_RESULT,
 } from "./_channel_core.ts";
@@ -404,9 +407,9 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
   }
 }
 
-let newSender: <T>(core: Core<T>) => Sender<T>;
-let newReceiver: <T>(core: Core<T>) => Receiver<T>;
-let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
+let newSender: <T>(core: SenderCore<T>) => Sender<T>;
+let newReceiver: <T>(core: ReceiverCore<T>) => Receiver<T>;
+let newWeakSender: <T>(core: SenderCore<T>) => WeakSender<T>;
 
 /**
  * Base class of {@linkcode Sender} and {@linkcode Receiver}, with the size and the counts of their channel.
@@ -430,10 +433,10 @@ let newWeakSender: <T>(core: Core<T>) => WeakSender<T>;
  * ```
  */
 export class ChannelHandle<T> {
-  readonly #core: Core<T>;
+  readonly #core: HandleCore;
 
   /** Not for direct use: {@linkcode bounded} and {@linkcode unbounded} return handles. */
-  protected constructor(core: Core<T>) {
+  protected constructor(core: HandleCore) {
     this.#core = core;
   }
 
@@ -532,14 +535,14 @@ export class ChannelHandle<T> {
  */
 export class Sender<T> extends ChannelHandle<T> implements Disposable {
   // Also in the base class, whose private field is not accessible here: an accessor would add a call to each operation.
-  readonly #core: Core<T>;
+  readonly #core: SenderCore<T>;
   readonly #handle = new Handle();
 
   static {
     newSender = (core) => new Sender(core);
   }
 
-  private constructor(core: Core<T>) {
+  private constructor(core: SenderCore<T>) {
     super(core);
     this.#core = core;
   }
@@ -659,14 +662,14 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
  * assertEquals(await Array.fromAsync(receiver), ["still there"]);
  * ```
  */
-export class WeakSender<T> {
-  readonly #core: Core<T>;
+export class WeakSender<in T> {
+  readonly #core: SenderCore<T>;
 
   static {
     newWeakSender = (core) => new WeakSender(core);
   }
 
-  private constructor(core: Core<T>) {
+  private constructor(core: SenderCore<T>) {
     this.#core = core;
   }
 
@@ -707,15 +710,15 @@ export class WeakSender<T> {
  * assertEquals(sender.trySend(5), false);
  * ```
  */
-export class Receiver<T> extends ChannelHandle<T> implements AsyncIterable<T>, Disposable {
-  readonly #core: Core<T>;
+export class Receiver<out T> extends ChannelHandle<T> implements AsyncIterable<T>, Disposable {
+  readonly #core: ReceiverCore<T>;
   readonly #handle = new Handle();
 
   static {
     newReceiver = (core) => new Receiver(core);
   }
 
-  private constructor(core: Core<T>) {
+  private constructor(core: ReceiverCore<T>) {
     super(core);
     this.#core = core;
   }

@@ -7,6 +7,7 @@ import { assert, assertEquals, assertStrictEquals } from "@std/assert";
 import {
   bounded,
   Channel,
+  type ChannelHandle,
   type ChannelOptions,
   type ChannelReceiveOptions,
   type ChannelReceiveResult,
@@ -17,6 +18,7 @@ import {
   Sender,
   trySelect,
   unbounded,
+  type WeakSender,
 } from "../channel.ts";
 
 /** The public shape of `@std/async`'s `Channel`, copied because JSR may not be reachable. */
@@ -155,6 +157,42 @@ Deno.test("channel types: select() has the key of an integer case as a string", 
 
   const named: Record<string, ReturnType<typeof channel.receiveCase>> = {};
   assertType<Equal<SelectResult<typeof named>["key"], string>>();
+});
+
+Deno.test("channel types: a Receiver is covariant, a Sender contravariant, a Channel invariant", async () => {
+  interface Animal {
+    name: string;
+  }
+  interface Dog extends Animal {
+    bark(): string;
+  }
+  const animals = unbounded<Animal>();
+  const dogs = unbounded<Dog>();
+  dogs.sender.trySend({ name: "Rex", bark: () => "woof" });
+  const receiver: Receiver<Animal> = dogs.receiver;
+  const sender: Sender<Dog> = animals.sender;
+  const weak: WeakSender<Dog> = animals.sender.downgrade();
+  const handles: ChannelHandle<unknown>[] = [animals.sender, animals.receiver, dogs.sender, dogs.receiver];
+  assertEquals((await receiver.receive()).name, "Rex");
+  assertEquals(handles.filter((handle) => handle.sameChannel(sender)).length, 2);
+  assert(weak.upgrade()?.sameChannel(animals.receiver));
+
+  const wrong = () => {
+    // @ts-expect-error an Animal that is received need not be a Dog
+    const noDogs: Receiver<Dog> = animals.receiver;
+    // @ts-expect-error an Animal must not be sent to a receiver of Dogs
+    const noAnimals: Sender<Animal> = dogs.sender;
+    // @ts-expect-error the same after upgrade()
+    const weakAnimals: WeakSender<Animal> = dogs.sender.downgrade();
+    // @ts-expect-error a handle cannot receive
+    const anyReceiver: Receiver<unknown> = handles[0]!;
+    // @ts-expect-error a Channel also sends
+    const sends: Channel<Animal> = new Channel<Dog>();
+    // @ts-expect-error a Channel also receives
+    const receives: Channel<Dog> = new Channel<Animal>();
+    void [noDogs, noAnimals, weakAnimals, anyReceiver, sends, receives];
+  };
+  void wrong;
 });
 
 Deno.test("channel types: undefined is a value of Channel<undefined>", async () => {
