@@ -16,7 +16,9 @@
  *
  * - A value is transferred in one synchronous step. If an abort or a timeout comes before that step, the value has not
  *   moved; after it, the operation has succeeded. No value is both rejected and delivered, and none is lost: an unsent
- *   value is in {@linkcode ChannelClosedError}, and a value that can no longer be received is passed to `onDrop`.
+ *   value is in {@linkcode ChannelClosedError}, and a value that can no longer be received is passed to `onDrop`. The
+ *   exceptions are a cancelled read and chunks queued behind a failed write: see `toReadableStream` and
+ *   `toWritableStream`.
  * - Values, waiting senders and waiting receivers are first in, first out. `trySend` does not overtake waiting senders.
  * - After a close, buffered values can still be received; waiting sends reject with their values.
  * - `undefined` is a value like any other. A thenable is a value, too, but a promise of it adopts its state:
@@ -196,7 +198,8 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * @throws {RangeError} `capacity` is not an integer of at least 0.
    */
   constructor(options: ChannelOptions<T> = {}) {
-    this.#core = new Core(checkCapacity(options.capacity ?? 0, ""), options);
+    const { capacity = 0 } = options;
+    this.#core = new Core(checkCapacity(capacity, ""), options);
   }
 
   /**
@@ -369,6 +372,9 @@ export class Channel<T> implements AsyncIterable<T>, Disposable, AsyncDisposable
    * Returns a writable stream whose chunks are sent to the channel. Closing it closes the channel; aborting it closes
    * the channel with the reason of the abort.
    *
+   * Chunks that are queued behind a failed write reject with the error of that write, as those of any `WritableStream`.
+   * Its `value` is the chunk of that write; the queued ones are not returned. Await each write to keep them.
+   *
    * @returns A stream whose writes resolve and reject as sends do.
    *
    * @example Distributing lines to two workers
@@ -533,7 +539,7 @@ export class ChannelHandle<T> {
  * await Promise.all(producers);
  * ```
  */
-export class Sender<T> extends ChannelHandle<T> implements Disposable {
+export class Sender<in T> extends ChannelHandle<T> implements Disposable {
   // Also in the base class, whose private field is not accessible here: an accessor would add a call to each operation.
   readonly #core: SenderCore<T>;
   readonly #handle = new Handle();
@@ -586,6 +592,9 @@ export class Sender<T> extends ChannelHandle<T> implements Disposable {
   /**
    * Returns a writable stream whose chunks are sent to the channel. It has a handle of its own: closing the stream
    * closes that handle; aborting it closes the handle with the reason of the abort.
+   *
+   * Chunks that are queued behind a failed write reject with the error of that write, as those of any `WritableStream`.
+   * Its `value` is the chunk of that write; the queued ones are not returned. Await each write to keep them.
    *
    * @returns A stream whose writes resolve and reject as sends do.
    * @throws {ChannelClosedError} This handle is closed.

@@ -9,6 +9,7 @@ import {
   assertEquals,
   assertFalse,
   assertGreaterOrEqual,
+  assertInstanceOf,
   assertRejects,
   assertStrictEquals,
 } from "@std/assert";
@@ -177,6 +178,23 @@ Deno.test("row 37: Sender.toWritableStream() closes its own handle when a write 
   const weak = sender.downgrade();
   sender.close();
   assertEquals([sender.senderCount, weak.upgrade()], [0, undefined]);
+});
+
+Deno.test("row 37: chunks queued behind a failed write reject with its error, which has only the value of that write", async () => {
+  const channel = new Channel<string>();
+  const { sender, receiver } = bounded<string>(0);
+  const ends = [[channel.toWritableStream(), channel], [sender.toWritableStream(), receiver]] as const;
+  for (const [writable, end] of ends) {
+    const writer = writable.getWriter();
+    const writes = ["a", "b", "c"].map((chunk) => reasonOf(writer.write(chunk)));
+    writer.closed.catch(() => {});
+    await microtasks();
+    end.close();
+    const [error, ...behind] = await Promise.all(writes);
+    assertInstanceOf(error, ChannelClosedError);
+    assertEquals(error.value, "a");
+    for (const other of behind) assertStrictEquals(other, error);
+  }
 });
 
 Deno.test("row 38: break in a for await loop leaves the channel open and loses no value", async () => {

@@ -10,13 +10,14 @@ import { assertEnded, assertUnsent, filled, REASON, stateOf } from "./channel_su
 import { reasonOf } from "./errors.ts";
 import { microtasks } from "./support.ts";
 
-Deno.test("row 1: Channel and bounded() throw RangeError for capacity -1, 1.5, NaN and Infinity, and bounded() names unbounded", () => {
-  for (const capacity of [-1, 1.5, NaN, Infinity]) {
+Deno.test("row 1: Channel and bounded() throw RangeError for capacity -1, 1.5, NaN, Infinity and null, and bounded() names unbounded", () => {
+  for (const capacity of [-1, 1.5, NaN, Infinity, null as never]) {
     assertThrows(() => new Channel({ capacity }), RangeError, String(capacity));
     const error = assertThrows(() => bounded(capacity), RangeError, String(capacity));
     assert(error.message.includes("unbounded"), error.message);
   }
   assertEquals(new Channel().capacity, 0);
+  assertEquals(new Channel({ capacity: undefined }).capacity, 0);
   assertEquals(new Channel({ capacity: 3 }).capacity, 3);
   assertEquals(bounded(0).sender.capacity, 0);
   assertEquals(unbounded().receiver.capacity, Infinity);
