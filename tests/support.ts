@@ -48,15 +48,17 @@ export function freePort(used: number[] = []): number {
 }
 
 /**
- * Calls `listen` until its port is free. A process that another test starts holds a copy of a listening socket for a
- * moment, even if the socket is closed meanwhile.
+ * Calls `listen` until its port is free, at most a minute. A process that another test starts holds a copy of a
+ * listening socket for a moment, even if the socket is closed meanwhile.
  */
 export async function listenAgain<T>(listen: () => T): Promise<T> {
+  const limit = performance.now() + 60_000;
   for (;;) {
     try {
       return listen();
     } catch (error) {
-      if (!(error instanceof Error && error.cause instanceof Deno.errors.AddrInUse)) throw error;
+      const cause = error instanceof Deno.errors.AddrInUse ? error : error instanceof Error && error.cause;
+      if (!(cause instanceof Deno.errors.AddrInUse) || performance.now() > limit) throw error;
       await turn();
     }
   }

@@ -6,7 +6,7 @@ import { Session, SessionClosedError } from "../mod.ts";
 import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { Accounting, MAX_SUMS } from "../tunnel/accounting.ts";
 import { Activity } from "../tunnel/activity.ts";
-import { bytes, readAll, tcpPair, writeAll } from "./support.ts";
+import { bytes, listenAgain, readAll, tcpPair, writeAll } from "./support.ts";
 import {
   askSocks,
   at,
@@ -197,7 +197,9 @@ Deno.test("Tunnel.stats() counts a refused entry of reverse, after a reconnect",
   await using client = await openTunnel({ connect: first.serverAddr, reverse: ["0=1"], ...log.options });
   serving.abort();
   await first.finished;
-  await using _second = serveTunnel({ listen: first.serverAddr, allow: ["*:1"], onError() {} });
+  await using _second = await listenAgain(() =>
+    serveTunnel({ listen: first.serverAddr, allow: ["*:1"], onError() {} })
+  );
   await promptly(log.until(/^Reverse forward 0 failed: .*not allowed/));
   assert(client.stats().refused[403]! >= 1);
 });
@@ -212,7 +214,7 @@ Deno.test("Tunnel.stats() counts reconnects of a client", async () => {
   assertEquals(client.stats().reconnects, 0);
   serving.abort();
   await first.finished;
-  await using _second = serveTunnel({ listen: first.serverAddr, ...options });
+  await using _second = await listenAgain(() => serveTunnel({ listen: first.serverAddr, ...options }));
   await promptly(log.until("reconnected"));
   assertEquals(client.stats().reconnects, 1);
 });

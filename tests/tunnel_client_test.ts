@@ -12,7 +12,7 @@ import {
 } from "@std/assert";
 import { ProtocolError } from "../mod.ts";
 import { openTunnel, serveTunnel, type TunnelEvent, TunnelRefusedError } from "../tunnel.ts";
-import { bytes, isRefused, LOOPBACK, readAll, text, writeAll } from "./support.ts";
+import { bytes, isRefused, listenAgain, LOOPBACK, readAll, text, writeAll } from "./support.ts";
 import {
   at,
   changeDelays,
@@ -346,7 +346,9 @@ Deno.test("openTunnel() reconnects, and forward and reverse work again", async (
   await log.until(/^Cannot connect to .+: connection refused$/);
 
   const serverLog = makeLog();
-  await using second = serveTunnel({ listen: first.serverAddr, ...options, ...serverLog.options });
+  await using second = await listenAgain(() =>
+    serveTunnel({ listen: first.serverAddr, ...options, ...serverLog.options })
+  );
   await log.until("reconnected");
   const [event] = log.events;
   assert(event?.type === "reconnected");
@@ -381,7 +383,7 @@ Deno.test("TunnelClient.connect() works once the event reconnected was emitted",
   const client = await openTunnel({ connect: first.serverAddr, onEvent, onError() {} });
   controller.abort();
   await first.finished;
-  await using _second = serveTunnel({ listen: first.serverAddr, target: echo.addr });
+  await using _second = await listenAgain(() => serveTunnel({ listen: first.serverAddr, target: echo.addr }));
   try {
     assertEquals(await again.promise, "hello");
   } finally {
@@ -399,9 +401,10 @@ Deno.test("TunnelClient.listenAddrs contains the new port of a reverse forward a
   // Occupy the port, so that the server uses another.
   controller.abort();
   await first.finished;
-  using _taken = Deno.listen(parse(before));
+  using _taken = await listenAgain(() => Deno.listen(parse(before)));
   const serverLog = makeLog();
-  await using _second = serveTunnel({ listen: first.serverAddr, allowListen: ["127.0.0.1:*"], ...serverLog.options });
+  const options = { listen: first.serverAddr, allowListen: ["127.0.0.1:*"], ...serverLog.options };
+  await using _second = await listenAgain(() => serveTunnel(options));
   await serverLog.until("listening");
   const event = serverLog.events.find(({ type }) => type === "listening");
   assert(event?.type === "listening");

@@ -4,8 +4,8 @@ import { assertEquals, assertLessOrEqual, assertMatch, assertRejects, assertThro
 import { type FrameEvent, Session } from "../mod.ts";
 import { openTunnel, serveTunnel, type TunnelOptions } from "../tunnel.ts";
 import { watch } from "./programs.ts";
-import { LOOPBACK, pattern } from "./support.ts";
-import { at, dial, FREE, makeLog, makeTarget, nowhere, promptly } from "./tunnel_support.ts";
+import { listenAgain, LOOPBACK, pattern } from "./support.ts";
+import { at, dial, FREE, makeLog, makeTarget, nowhere, parse, promptly } from "./tunnel_support.ts";
 
 const SCRIPT = new URL("../tunnel.ts", import.meta.url).href;
 
@@ -23,7 +23,7 @@ Deno.test("openTunnel() and serveTunnel() reject limits that are out of bounds, 
     assertThrows(() => serveTunnel({ listen: place, target: "1", ...options }), RangeError, message);
     await assertRejects(() => openTunnel({ connect: place, forward: [FREE], ...options }), RangeError, message);
   }
-  Deno.listen({ hostname: "127.0.0.1", port: Number(place.split(":")[1]) }).close();
+  (await listenAgain(() => Deno.listen(parse(place)))).close();
 });
 
 Deno.test("openTunnel() and serveTunnel() accept the limits of a peer without keepalive", async () => {

@@ -282,7 +282,7 @@ Deno.test("tunnel: a connection that begins while the server cannot be reached w
   await logs.client.until("suspended");
   using connection = await dial(client.listenAddrs[0]!);
   await writeAll(connection, new TextEncoder().encode("typed"));
-  proxy.start();
+  await proxy.start();
   const p = new Uint8Array(16);
   assertEquals(text(p.subarray(0, (await promptly(connection.read(p)))!)), "typed");
 });
@@ -299,7 +299,7 @@ Deno.test("tunnel: local addresses refuse connections once the server was away f
     using waiting = await dial(forward);
     assertEquals(await promptly(isEnded(waiting)), true);
     assertEquals(await refuses(forward), true);
-    proxy.start();
+    await proxy.start();
     await logs.client.until(resume ? "resumed" : "reconnected");
     using connection = await dial(forward);
     assertEquals(await promptly(say(connection, "again")), "again");

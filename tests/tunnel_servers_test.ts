@@ -113,7 +113,7 @@ for (const version of [1, 2] as const) {
     assertEquals([client.serverAddr, await nameAt(local)], [b.addr, "b"]);
     assertEquals(client.servers, [{ addr: a.addr, isUp: false }, { addr: b.addr, isUp: true }]);
 
-    a.proxy.start();
+    await a.proxy.start();
     await switched(a.addr, 2);
     assertEquals(await nameAt(local), "a");
     const switches = log.events.filter(({ type }) => type === "switched");
@@ -135,7 +135,7 @@ Deno.test("openTunnel() with several servers leaves open connections where they 
   await switched(b.addr);
   using stream = await client.connect(echo.addr);
   assertEquals(await say(stream, "at b"), "at b");
-  a.proxy.start();
+  await a.proxy.start();
   await switched(a.addr, 2);
   using next = await client.connect(other.addr);
   assertEquals([await say(next, "at a"), await say(stream, "still")], ["at a", "still"]);
@@ -160,7 +160,7 @@ Deno.test("openTunnel() with several servers fails over while files are download
   await a.proxy.stop();
   await switched(b.addr);
   await promptly(fetchFiles(local, [1, 100_000, 1_000_000]));
-  a.proxy.start();
+  await a.proxy.start();
   for (let next = await reader.read(); !next.done; next = await reader.read()) chunks.push(next.value);
   const file = new Uint8Array(await new Blob(chunks).arrayBuffer());
   assertEquals([file.length, await sha256(file)], [size, await sha256(pattern(size, size))]);
@@ -186,7 +186,7 @@ Deno.test("openTunnel() with several servers refuses connections once all were a
   await b.proxy.stop();
   await log.until("suspended", 2);
   await promptly(untilRefused(local));
-  b.proxy.start();
+  await b.proxy.start();
   await promptly(log.until("resumed"));
   assertEquals(await nameAt(local), "b");
 });
@@ -213,7 +213,7 @@ Deno.test("openTunnel() with several servers lets a connection wait until one of
   await Promise.all([a.proxy.stop(), b.proxy.stop()]);
   await promptly(log.until("suspended", 2));
   const waiting = nameAt(client.listenAddrs[0]!);
-  b.proxy.start();
+  await b.proxy.start();
   assertEquals(await promptly(waiting), "b");
 });
 
@@ -260,7 +260,7 @@ Deno.test("openTunnel() with several servers has reverse listened for at each, a
 
   stop.abort();
   await first.finished;
-  await using _second = serveTunnel({ ...b, listen: serverAddr });
+  await using _second = await listenAgain(() => serveTunnel({ ...b, listen: serverAddr }));
   await promptly(log.until("bound", 3));
   assertEquals(bound()[2]!.serverAddr, serverAddr);
   assertEquals([await nameAt(bound()[2]!.listenAddr), await nameAt(atA)], ["behind", "behind"]);
@@ -550,7 +550,7 @@ for (const resume of [true, false]) {
           else server.shutdown({ timeout: 1000 });
           await server.finished;
           const before = log.events.filter(({ type }) => type === "reconnected").length;
-          running[n] = start(addr);
+          running[n] = await listenAgain(() => start(addr));
           await promptly(log.until("reconnected", before + 1));
         }
       }

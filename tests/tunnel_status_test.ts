@@ -9,7 +9,7 @@ import { formatMetrics } from "../tunnel/metrics.ts";
 import { StatusServer } from "../tunnel/status.ts";
 import { VERSION } from "../tunnel/version.ts";
 import { hasPrograms, makeFolder, run } from "./programs.ts";
-import { bytes, isRefused, readAll, tcpPair, text, writeAll } from "./support.ts";
+import { bytes, isRefused, listenAgain, readAll, tcpPair, text, writeAll } from "./support.ts";
 import {
   at,
   dial,
@@ -216,7 +216,7 @@ Deno.test("status: /healthz of a client is 200 while it is connected, 503 while 
   await first.finished;
   await log.until(/was lost/);
   assertEquals(await health(), [503, "not connected\n"]);
-  await using _second = serveTunnel({ listen: first.serverAddr, ...options });
+  await using _second = await listenAgain(() => serveTunnel({ listen: first.serverAddr, ...options }));
   await promptly(log.until("reconnected"));
   assertEquals(await health(), [200, "ok\n"]);
 });

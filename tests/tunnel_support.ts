@@ -13,7 +13,7 @@ import {
   type TunnelEvent,
   type TunnelOptions,
 } from "../tunnel.ts";
-import { bytes, freePort, LOOPBACK, pattern, readSome, sha256, text, writeAll } from "./support.ts";
+import { bytes, freePort, listenAgain, LOOPBACK, pattern, readSome, sha256, text, writeAll } from "./support.ts";
 
 // LISTEN of a free loopback port.
 export const FREE = "127.0.0.1:0";
@@ -352,8 +352,8 @@ export function makeProxy(to: string) {
     cut();
     await running;
   };
-  const start = () => {
-    listener = Deno.listen({ ...LOOPBACK, port });
+  const start = async () => {
+    listener = await listenAgain(() => Deno.listen({ ...LOOPBACK, port }));
     isStopped = false;
     running = run();
   };

@@ -407,7 +407,7 @@ Deno.test("a source of UDP survives a lost connection to the server: what waited
   await proxy.stop();
   await log.until("suspended");
   await socket.send(bytes("during"), client.listenAddrs[0]!);
-  proxy.start();
+  await proxy.start();
   await log.until("resumed");
   assertEquals(await word(socket), "during");
   assertEquals(text(await promptly(ask(socket, bytes("after"), client.listenAddrs[0]!))), "after");
@@ -631,7 +631,7 @@ Deno.test("a UDP port stays while the server cannot be reached for longer than w
   await socket.send(bytes("lost"), addr!);
   await promptly(log.until(/cannot be reached|was lost|refused/i));
   await eventually(() => client.stats().dropped > 0);
-  proxy.start();
+  await proxy.start();
   await promptly(log.until("reconnected"));
   assertEquals(text(await promptly(ask(socket, bytes("after"), addr!))), "after");
   assertEquals([...client.listenAddrs], [addr!]);
