@@ -6,6 +6,7 @@
 
 import { TextLineStream } from "@std/streams";
 import { existsSync } from "node:fs";
+import { LONG, within } from "./within.ts";
 
 /** Returns the path of the first of these programs that is installed. */
 export function findProgram(...names: string[]): string | undefined {
@@ -57,16 +58,16 @@ export interface Watched extends AsyncDisposable {
   child: Deno.ChildProcess;
   /** The output so far. */
   printed: { stdout: string; stderr: string };
-  /** Waits until the output matches; rejects if the process exits before. */
+  /** Waits until the output matches; rejects if the process exits before, or after a minute. */
   until(what: RegExp, name?: "stdout" | "stderr"): Promise<RegExpExecArray>;
-  /** Waits until the process has exited. */
+  /** Waits until the process has exited; rejects after a minute. */
   ended(): Promise<{ code: number; signal: Deno.Signal | null; stdout: string; stderr: string }>;
   /** Kills the process unless it has exited, and waits for its end. */
   end(signal?: Deno.Signal): ReturnType<Watched["ended"]>;
 }
 
-/** Collects the output of a child process; disposing kills the process. */
-export function watch(child: Deno.ChildProcess): Watched {
+/** Collects the output of a child process; disposing kills the process. `limit` replaces the minute of each wait. */
+export function watch(child: Deno.ChildProcess, limit = LONG): Watched {
   const printed = { stdout: "", stderr: "" };
   let seen = Promise.withResolvers<void>();
   const listen = async (name: "stdout" | "stderr") => {
@@ -77,17 +78,21 @@ export function watch(child: Deno.ChildProcess): Watched {
     }
   };
   const printing = Promise.all([listen("stdout"), listen("stderr")]);
-  const until = async (what: RegExp, name: "stdout" | "stderr" = "stdout") => {
+  const output = () => `${printed.stdout}${printed.stderr}`;
+  const find = async (what: RegExp, name: "stdout" | "stderr") => {
     for (let hasEnded = false;;) {
       const found = what.exec(printed[name]);
       if (found !== null) return found;
-      if (hasEnded) throw new Error(`The process exited without printing ${what}: ${printed.stdout}${printed.stderr}`);
+      if (hasEnded) throw new Error(`The process exited without printing ${what}: ${output()}`);
       await Promise.race([seen.promise, printing.then(() => hasEnded = true)]);
     }
   };
+  const until = (what: RegExp, name: "stdout" | "stderr" = "stdout") =>
+    within(limit, find(what, name), () => `The process has not printed ${what} after ${limit} ms, but: ${output()}`);
   const ended = async () => {
-    const { code, signal } = await child.status;
-    await printing;
+    const ending = Promise.all([child.status, printing]);
+    const report = () => `The process has not exited after ${limit} ms, and has printed: ${output()}`;
+    const [{ code, signal }] = await within(limit, ending, report);
     return { code, signal, ...printed };
   };
   const end = (signal?: Deno.Signal) => {
@@ -102,6 +107,7 @@ export class Process implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly #lines: ReadableStreamDefaultReader<string>;
   readonly #stderr: Promise<string>;
+  #printed = "";
 
   constructor([command, ...args]: string[]) {
     this.#child = new Deno.Command(command!, {
@@ -115,18 +121,25 @@ export class Process implements AsyncDisposable {
     this.#stderr = new Response(this.#child.stderr).text();
   }
 
-  /** Reads the next line; rejects with the process's error output if it has exited. */
-  async line(): Promise<string> {
+  /** Reads the next line; rejects after a minute, or with the process's error output if it has exited. */
+  line(): Promise<string> {
+    return within(LONG, this.#next(), () => `The process has printed no line for ${LONG} ms, but: ${this.#printed}`);
+  }
+
+  async #next(): Promise<string> {
     const { done, value } = await this.#lines.read();
-    if (!done) return value;
+    if (!done) {
+      this.#printed += `${value}\n`;
+      return value;
+    }
     const { code } = await this.#child.status;
     const [line] = (await this.#stderr).trim().split("\n");
     throw new Error(`process exited with code ${code}${line && `: ${line}`}`);
   }
 
-  /** Reads the next line as JSON; rejects with its `error`, if it has one. */
+  /** Reads the next line as JSON, however long a measurement takes; rejects with its `error`, if it has one. */
   async result<Result extends { error?: string }>(): Promise<Result> {
-    const result: Result = JSON.parse(await this.line());
+    const result: Result = JSON.parse(await this.#next());
     if (result.error !== undefined) throw new Error(result.error);
     return result;
   }

@@ -494,10 +494,12 @@ async function idle(...calls: string[]) {
     stdout: "inherit",
     stderr: "inherit",
   }).spawn();
-  const connection = await listener.accept();
   // A process that does not end would block the tests.
   const watchdog = setTimeout(() => child.kill("SIGKILL"), 20_000);
   const status = child.status.finally(() => clearTimeout(watchdog));
+  const failed = status.then(({ code }) => Promise.reject(new Error(`The process exited with code ${code}`)));
+  // The race also handles `failed` if the process exits later.
+  const connection = await Promise.race([listener.accept(), failed]);
   const peer = new RawPeer(connection, 2);
   assertEquals(new TextDecoder().decode((await peer.nextOf(PSH)).data), "ready");
   return { child, status, connection, peer };

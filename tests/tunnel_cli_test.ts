@@ -28,6 +28,7 @@ import {
   SIZES,
   socksRequest,
 } from "./tunnel_support.ts";
+import { LONG, within } from "./within.ts";
 
 const SCRIPT = new URL("../tunnel.ts", import.meta.url).href;
 
@@ -421,7 +422,8 @@ Deno.test("tunnel command: writes all of an answer to stdout after the session e
   using listener = Deno.listen(LOOPBACK);
   const args = ["client", "--connect", at(listener.addr), "--no-resume", "--forward", "-=echo:1"];
   const child = command(args, { stdin: "piped" }).spawn();
-  const session = Session.server(await listener.accept());
+  const accepting = within(LONG, listener.accept(), () => `The command has not connected after ${LONG} ms`);
+  const session = Session.server(await accepting);
   const answer = pattern(250_000);
   await answerAndHangUp(session, answer);
   // Read stdout only now: the answer is larger than the 64 KiB buffer of a pipe.

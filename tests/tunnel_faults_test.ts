@@ -21,6 +21,7 @@ import {
   promptly,
   socksRequest,
 } from "./tunnel_support.ts";
+import { LONG, within } from "./within.ts";
 
 const { ConnectionReset, BrokenPipe } = Deno.errors;
 
@@ -328,7 +329,7 @@ for (const version of VERSIONS) {
     };
     for (const fault of ["target", "command"] as const) {
       const child = start();
-      const origin = await target.accept();
+      const origin = await within(LONG, target.accept(), () => `The command has not connected after ${LONG} ms`);
       await writeAll(origin, pattern(1000));
       const stdout = child.stdout.getReader();
       await stdout.read();

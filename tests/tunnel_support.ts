@@ -2,7 +2,6 @@
 
 import { assert, assertEquals, assertInstanceOf, assertMatch, assertNotEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import * as timers from "node:timers";
 import type { Timer } from "../_clock.ts";
 import { type Connection, connections, Session } from "../mod.ts";
 import {
@@ -14,6 +13,7 @@ import {
   type TunnelOptions,
 } from "../tunnel.ts";
 import { bytes, freePort, listenAgain, LOOPBACK, pattern, readSome, sha256, text, writeAll } from "./support.ts";
+import { LONG, within } from "./within.ts";
 
 // LISTEN of a free loopback port.
 export const FREE = "127.0.0.1:0";
@@ -39,9 +39,6 @@ export type FinishedEvent = Extract<TunnelEvent, { type: "finished" }>;
 
 /** The event of a client that has left. */
 export type DisconnectedEvent = Extract<TunnelEvent, { type: "disconnected" }>;
-
-// Milliseconds. A test that waits for what never comes fails, instead of keeping all others from being reported.
-const LOG_TIMEOUT = 60_000;
 
 /** Collects the errors and events of a tunnel, those of ended connections apart, and waits for them. */
 export function makeLog() {
@@ -73,15 +70,10 @@ export function makeLog() {
       typeof what === "string"
         ? [...events, ...finished, ...disconnected].filter(({ type }) => type === what).length
         : messages().filter((message) => what.test(message)).length;
-    const late = Promise.withResolvers<never>();
-    const fail = () =>
-      late.reject(new Error(`Nothing of ${what} after ${LOG_TIMEOUT} ms, but:\n${messages().join("\n")}`));
-    const timer = timers.setTimeout(fail, LOG_TIMEOUT);
-    try {
-      while (count() < times) await Promise.race([reported.promise, late.promise]);
-    } finally {
-      timers.clearTimeout(timer);
-    }
+    const find = async () => {
+      while (count() < times) await reported.promise;
+    };
+    await within(LONG, find(), () => `Nothing of ${what} after ${LONG} ms, but:\n${messages().join("\n")}`);
   };
   return { errors, events, finished, disconnected, messages, typesOf, until, options: { onError, onEvent } };
 }
@@ -243,10 +235,8 @@ export function holdTimers(delay: number) {
 }
 
 /** Waits for a promise; rejects after 5 seconds. */
-export async function promptly<T>(promise: Promise<T>): Promise<T> {
-  const late = Promise.withResolvers<never>();
-  const timer = setTimeout(() => late.reject(new Error("Still pending after 5 seconds")), 5000);
-  return await Promise.race([promise, late.promise]).finally(() => clearTimeout(timer));
+export function promptly<T>(promise: Promise<T>): Promise<T> {
+  return within(5000, promise, () => "Still pending after 5 seconds");
 }
 
 /** Opens a client whose server is a bare session. */

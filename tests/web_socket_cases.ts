@@ -355,7 +355,7 @@ const CASES: Case[] = [
 
 /** Returns the outcome that an end prints in this line. */
 async function outcomeIn(line: number, end: Watched): Promise<Outcome> {
-  const [, printed] = await deadline(end.until(new RegExp(`^(?:.*\\n){${line}}(.*)\\n`)), CASE_TIMEOUT_MS);
+  const [, printed] = await end.until(new RegExp(`^(?:.*\\n){${line}}(.*)\\n`));
   return JSON.parse(printed!);
 }
 
@@ -393,6 +393,7 @@ export async function runCases(
   const [program, ...args] = [...command, ...own];
   await using process = watch(
     new Deno.Command(program!, { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn(),
+    CASE_TIMEOUT_MS,
   );
   const [port] = isClient ? [] : await process.until(/^\d+\n/);
   for (const [n, one] of cases.entries()) {
