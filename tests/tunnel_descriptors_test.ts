@@ -7,7 +7,7 @@ import { request } from "../tunnel/handshake.ts";
 import { listenOn } from "../tunnel/socket.ts";
 import { watch } from "./programs.ts";
 import { LOOPBACK } from "./support.ts";
-import { at, dial, FREE, isEnded, promptly, say } from "./tunnel_support.ts";
+import { at, dial, eventually, FREE, isEnded, promptly, say } from "./tunnel_support.ts";
 
 const SCRIPT = new URL("../tunnel.ts", import.meta.url).href;
 const ignore = Deno.build.os === "windows";
@@ -63,11 +63,10 @@ async function openMany(addr: string): Promise<Deno.TcpConn[]> {
 /** Closes connections, then waits until one more is served. */
 async function recover(addr: string, open: Deno.TcpConn[]): Promise<void> {
   for (const connection of open) connection.close();
-  for (;;) {
+  await eventually(async () => {
     using connection = await dial(addr).catch(() => undefined);
-    if (connection === undefined) continue;
-    if (await promptly(say(connection, "again").catch(() => "")) === "again") return;
-  }
+    return connection !== undefined && await promptly(say(connection, "again").catch(() => "")) === "again";
+  });
 }
 
 /** Checks that the log names the limit once. */

@@ -11,6 +11,7 @@ import {
   askSocks,
   at,
   dial,
+  eventually,
   FREE,
   IPV4,
   isEnded,
@@ -228,13 +229,15 @@ for (const way of WAYS) {
       await writeAll(visitor, request);
       await visitor.closeWrite();
       visitor.close();
-      while (tunnel.client.stats().sent + tunnel.client.stats().received < 300_000) await pause();
+      await eventually(() => tunnel.client.stats().sent + tunnel.client.stats().received >= 300_000);
       // What the target sends makes the visitor's end of the tunnel fail. The target reads when the other end has
       // received the reset.
-      while (tunnel.client.stats().open + tunnel.server.stats().open > 1) {
+      await eventually(async () => {
+        if (tunnel.client.stats().open + tunnel.server.stats().open <= 1) return true;
         await writeAll(origin, new Uint8Array(1000));
         await pause();
-      }
+        return false;
+      });
       for (let n = 0; n < 5; n++) await pause();
       assertEquals(await promptly(readAll(origin)), request);
       await promptly(writeUntilError(origin, 200));
@@ -249,7 +252,7 @@ for (const way of WAYS) {
       await origin.closeWrite();
       assertEquals(await readExactly(visitor, 100_000), answer.subarray(0, 100_000));
       // The tunnel has read everything that was sent when it has passed on half of it and the target's end.
-      while (tunnel.client.stats().sent + tunnel.client.stats().received < 200_000) await pause();
+      await eventually(() => tunnel.client.stats().sent + tunnel.client.stats().received >= 200_000);
       origin.reset();
       assertEquals((await promptly(readAll(visitor))).length, 100_000);
       visitor.close();
@@ -269,7 +272,7 @@ for (const way of WAYS) {
         visitor.close();
       }
       await promptly(Promise.all(failed));
-      while (tunnel.client.stats().open + tunnel.server.stats().open > 0) await pause();
+      await eventually(() => tunnel.client.stats().open + tunnel.server.stats().open === 0);
     });
 
     Deno.test(name("both directions end on their own, without a fault"), async () => {

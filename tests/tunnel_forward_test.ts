@@ -11,6 +11,7 @@ import {
   answerAndHangUp,
   at,
   dial,
+  eventually,
   fetchFiles,
   FREE,
   makeEcho,
@@ -393,7 +394,7 @@ async function makeUnread(asked: Omit<OpenTunnelOptions, "connect"> = {}) {
   await served.promise;
   await target.close();
   // Wait for all bytes, including the frames of the end.
-  while (pair.client.stats().received < pair.server.stats().sent || pair.server.stats().open > 0) await turn();
+  await eventually(() => pair.client.stats().received >= pair.server.stats().sent && pair.server.stats().open === 0);
   await turn();
   const moved = resources.move();
   return { ...pair, [Symbol.asyncDispose]: () => moved.disposeAsync() };

@@ -7,21 +7,11 @@ import { serve, Session } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError, type TunnelServer } from "../tunnel.ts";
 import { MAX_HEAD, request, serveRequest } from "../tunnel/handshake.ts";
 import { HANDSHAKE_TIMEOUT } from "../tunnel/wait.ts";
-import {
-  bytes,
-  LOOPBACK,
-  ManualClock,
-  memoryPair,
-  readAll,
-  readSome,
-  sessionPair,
-  text,
-  turn,
-  writeAll,
-} from "./support.ts";
+import { bytes, LOOPBACK, ManualClock, memoryPair, readAll, readSome, sessionPair, text, writeAll } from "./support.ts";
 import {
   at,
   dial,
+  eventually,
   FREE,
   HELLO,
   holdTimers,
@@ -52,7 +42,7 @@ function runByClock(): Disposable {
 /** Waits until the server has all that the session has sent, beside the bytes that it had received before. */
 async function waitForAll(session: Session, server: TunnelServer, before = 0): Promise<void> {
   const isDone = () => server.stats().received >= before + session.stats().bytesSent;
-  while (session.stats().bytesUnsent > 0 || !isDone()) await turn();
+  await eventually(() => session.stats().bytesUnsent === 0 && isDone());
 }
 
 /** Opens a stream, sends a request, and returns the stream and the head of the response. */

@@ -5,7 +5,7 @@ import { Session } from "../mod.ts";
 import { serveTunnel, type ServeTunnelOptions, TunnelRefusedError } from "../tunnel.ts";
 import { request } from "../tunnel/handshake.ts";
 import { measure } from "../tunnel/measure.ts";
-import { changeDelays, dial, FREE, makeLog, promptly } from "./tunnel_support.ts";
+import { changeDelays, dial, eventually, FREE, makeLog, promptly } from "./tunnel_support.ts";
 
 const LIMIT = 64_000_000;
 // Milliseconds until a measurement is cut.
@@ -57,11 +57,11 @@ Deno.test("serveTunnel() measures once at a time for each client", async () => {
   other.abort();
   // The server notices the end, and then measures again.
   stream.close();
-  for (;;) {
+  await eventually(async () => {
     const again = await request(all.session, "MEASURE", "upload").catch(() => undefined);
     again?.stream.close();
-    if (again !== undefined) break;
-  }
+    return again !== undefined;
+  });
 });
 
 Deno.test("serveTunnel() cuts a measurement whose client neither reads nor writes", async () => {

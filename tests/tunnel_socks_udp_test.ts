@@ -1,6 +1,6 @@
 /** UDP ASSOCIATE of SOCKS 5. */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { concat } from "@std/bytes";
 import fc from "fast-check";
 import { decodeSocksDatagram, encodeSocksDatagram, MAX_TARGETS } from "../tunnel/socks_udp.ts";
@@ -8,6 +8,7 @@ import { bytes, pattern, readSome, text, writeAll } from "./support.ts";
 import {
   askSocks,
   dial,
+  eventually,
   FREE,
   hasIpv6,
   HELLO,
@@ -45,14 +46,6 @@ async function exchange(socket: TestSocket, sent: Uint8Array, relay: string): Pr
   const { data, from } = await promptly(receiving).finally(() => clearInterval(timer));
   assertEquals(from, relay);
   return data;
-}
-
-async function eventually(isTrue: () => boolean): Promise<void> {
-  const limit = performance.now() + 5000;
-  while (!isTrue()) {
-    assert(performance.now() < limit, "still false after 5 seconds");
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
 }
 
 const ANY = { allow: ["udp:127.0.0.1:*", "udp:localhost:*", "udp:[::1]:*"] };

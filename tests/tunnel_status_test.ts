@@ -13,6 +13,7 @@ import { bytes, isRefused, listenAgain, readAll, tcpPair, text, writeAll } from 
 import {
   at,
   dial,
+  eventually,
   FREE,
   hasIpv6,
   isEnded,
@@ -196,10 +197,10 @@ Deno.test("status: /status of a server loses a listener when its client has gone
   const client = await openTunnel({ connect: server.serverAddr, reverse: ["0=1"] });
   assertEquals(JSON.parse((await get(server, "/status")).body).listeners.length, 2);
   await client.shutdown();
-  for (;;) {
+  await eventually(async () => {
     const { listeners, sessions } = JSON.parse((await get(server, "/status")).body);
-    if (listeners.length === 1 && sessions.length === 0) break;
-  }
+    return listeners.length === 1 && sessions.length === 0;
+  });
 });
 
 Deno.test("status: /healthz of a client is 200 while it is connected, 503 while it is not", async () => {

@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertInstanceOf, assertMatch, assertNotEquals } from "@std/assert";
 import { concat } from "@std/bytes";
+import * as timers from "node:timers";
 import type { Timer } from "../_clock.ts";
 import { type Connection, connections, Session } from "../mod.ts";
 import {
@@ -237,6 +238,20 @@ export function holdTimers(delay: number) {
 /** Waits for a promise; rejects after 5 seconds. */
 export function promptly<T>(promise: Promise<T>): Promise<T> {
   return within(5000, promise, () => "Still pending after 5 seconds");
+}
+
+/** Waits until a condition holds that is not reported; rejects after a minute. */
+export async function eventually(isTrue: () => boolean | Promise<boolean>): Promise<void> {
+  let isLate = false;
+  const timer = timers.setTimeout(() => isLate = true, LONG);
+  try {
+    while (!await isTrue()) {
+      if (isLate) throw new Error(`Still false after ${LONG} ms: ${isTrue}`);
+      await new Promise<void>((resolve) => void timers.setTimeout(resolve, 1));
+    }
+  } finally {
+    timers.clearTimeout(timer);
+  }
 }
 
 /** Opens a client whose server is a bare session. */

@@ -14,6 +14,7 @@ import { hasPrograms, run, watch } from "./programs.ts";
 import { bytes, freePort, pattern, readSome, text, writeAll } from "./support.ts";
 import {
   dial,
+  eventually,
   FREE,
   hasIpv6,
   makeEcho,
@@ -33,15 +34,6 @@ const ANY = { allow: ["udp:127.0.0.1:*", "udp:localhost:*"], allowListen: ["udp:
 
 /** Returns the text of the next datagram. */
 const word = async (socket: ReturnType<typeof bind>) => text((await promptly(socket.receive())).data);
-
-/** Waits until a condition holds, at most 5 seconds; the condition depends on datagrams, which report nothing. */
-async function eventually(isTrue: () => boolean): Promise<void> {
-  const limit = performance.now() + 5000;
-  while (!isTrue()) {
-    assert(performance.now() < limit, "still false after 5 seconds");
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-}
 
 for (const version of [1, 2] as const) {
   Deno.test(`tunnel: UDP is forwarded in both directions, of 0 to 65507 bytes, in smux ${version}`, async () => {

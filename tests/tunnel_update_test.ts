@@ -5,10 +5,11 @@ import { hashSecret, openTunnel, serveTunnel, type TunnelClient, TunnelRefusedEr
 import { makeCertificate } from "../tunnel/certificate.ts";
 import { compareLocals } from "../tunnel/places.ts";
 import { checkOptions } from "../tunnel/settings.ts";
-import { freePort, readAll, readSome, text, turn } from "./support.ts";
+import { freePort, readAll, readSome, text } from "./support.ts";
 import {
   at,
   dial,
+  eventually,
   FREE,
   makeEcho,
   makeLog,
@@ -171,7 +172,7 @@ Deno.test("TunnelServer.update() resolves when it listens, at an address that wa
   // While another address of this machine is in use, all of them cannot be listened on.
   const holder = Deno.listen({ hostname: "127.0.0.2", port });
   const updated = server.update({ ...options, listen: `0.0.0.0:${port}` });
-  while (!await isFree(`127.0.0.1:${port}`)) await turn();
+  await eventually(() => isFree(`127.0.0.1:${port}`));
   holder.close();
   await updated;
   await using client = await openTunnel({ connect: `127.0.0.1:${port}`, ...quiet });
@@ -354,7 +355,7 @@ for (const version of [1, 2] as const) {
     assertEquals([client.serverAddr, client.listenAddrs[0]], [two.serverAddr, forward]);
     assertEquals(await say(open, "after"), "after");
     await promptly(listened.until("listening"));
-    while (client.listenAddrs[1] === reverse) await open.write(new Uint8Array());
+    await eventually(() => client.listenAddrs[1] !== reverse);
     assertEquals(await nameAt(client.listenAddrs[1]!), "named");
     open.close();
     // The first server is left when its last connection has ended.
@@ -483,7 +484,7 @@ Deno.test("TunnelClient.update() to a server that can be reached listens again a
   await using client = await openTunnel({ connect: first.serverAddr, ...options });
   const [addr] = client.listenAddrs;
   await first.shutdown();
-  while (!await isFree(addr!));
+  await eventually(() => isFree(addr!));
   await client.update({ connect: other.serverAddr, ...options });
   using connection = await dial(client.listenAddrs[0]!);
   assertEquals([client.listenAddrs[0], await say(connection, "hello")], [addr, "hello"]);
