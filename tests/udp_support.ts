@@ -1,5 +1,6 @@
 /** UDP sockets for tests, over those of Deno: the tunnel uses those of Node. */
 
+import { equals } from "@std/bytes";
 import { at, parse } from "./tunnel_support.ts";
 
 /** A bound socket of a test. */
@@ -46,13 +47,26 @@ export function makeUdpTarget(
   return { addr: socket.addr, sources, [Symbol.asyncDispose]: dispose };
 }
 
-/** Sends a datagram and receives the next; a datagram may be lost on a busy machine, so it is sent again each second. */
-export async function ask(socket: TestSocket, data: Uint8Array, to: string): Promise<Uint8Array> {
-  const receiving = socket.receive();
+/**
+ * Sends a datagram and receives its answer, by default the same bytes. A datagram may be lost on a busy machine, so it
+ * is sent again each second; late answers to what was sent again before are skipped.
+ */
+export async function ask(
+  socket: TestSocket,
+  data: Uint8Array,
+  to: string,
+  expected: Uint8Array = data,
+): Promise<Uint8Array> {
+  const receive = async () => {
+    for (;;) {
+      const received = (await socket.receive()).data;
+      if (equals(received, expected)) return received;
+    }
+  };
+  const receiving = receive();
   await socket.send(data, to);
   const timer = setInterval(() => socket.send(data, to), 1000);
-  const received = await receiving.finally(() => clearInterval(timer));
-  return received.data;
+  return await receiving.finally(() => clearInterval(timer));
 }
 
 /** Returns the answer of a DNS server that knows one address for every name; `undefined` for anything but a query. */
