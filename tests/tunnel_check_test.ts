@@ -253,7 +253,7 @@ Deno.test("checkTunnel() with idle reports a connection that survives, and one t
       ? /^the connection was cut after \d s without data$/
       : /^the connection was cut silently/;
     await assertFails(
-      { connect: at(listener.addr), idle: 30, timeout: 600 },
+      { connect: at(listener.addr), idle: 30, timeout: 2000 },
       "idle",
       message,
       /--keepalive that is shorter/,

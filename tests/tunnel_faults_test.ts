@@ -1,6 +1,6 @@
 /** Faults at one end of a forwarded connection: the other end sees a fault, not an end. */
 
-import { assert, assertEquals, assertLess, assertRejects, assertStrictEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
 import type { Connection, Version } from "../mod.ts";
 import { openTunnel, serveTunnel } from "../tunnel.ts";
@@ -83,14 +83,13 @@ async function makeWay(way: Way, version: Version) {
 const pause = () => new Promise<void>((resolve) => setTimeout(resolve, 10));
 
 /** Writes until a write fails. Returns the time that it took, in milliseconds. */
-async function writeUntilError(connection: Pick<Connection, "write">, length: number): Promise<number> {
-  const begun = performance.now();
+async function writeUntilError(connection: Pick<Connection, "write">, length: number): Promise<void> {
   for (;;) {
     try {
       await connection.write(new Uint8Array(length));
     } catch (error) {
       assert(error instanceof ConnectionReset || error instanceof BrokenPipe, `${error}`);
-      return performance.now() - begun;
+      return;
     }
     await pause(); // a source of events
   }
@@ -196,7 +195,7 @@ for (const way of WAYS) {
       for (const end of ["reset", "close"] as const) {
         const { visitor, origin } = await tunnel.connect();
         origin[end]();
-        assertLess(await promptly(writeUntilError(visitor, 200)), 1000);
+        await promptly(writeUntilError(visitor, 200));
         visitor.close();
       }
     });
@@ -206,7 +205,7 @@ for (const way of WAYS) {
       for (const end of ["reset", "close"] as const) {
         const { visitor, origin } = await tunnel.connect();
         visitor[end]();
-        assertLess(await promptly(writeUntilError(origin, 200)), 1000);
+        await promptly(writeUntilError(origin, 200));
         origin.close();
       }
     });
@@ -369,7 +368,7 @@ Deno.test("tunnel: a Unix socket, which cannot be reset, is closed, and its fail
   };
   const first = await connect();
   first.origin.close();
-  assertLess(await promptly(writeUntilError(first.visitor, 200)), 1000);
+  await promptly(writeUntilError(first.visitor, 200));
   first.visitor.close();
   const second = await connect();
   second.visitor.reset();

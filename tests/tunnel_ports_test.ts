@@ -1,17 +1,19 @@
 /** Reverse ports of a tunnel's server, whose client has fallen silent. */
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { type Connection, Session, type Version } from "../mod.ts";
+import { type Connection, type FrameEvent, Session, type Version } from "../mod.ts";
 import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { credentials } from "../tunnel/handshake.ts";
 import { overlaps, PROBE_TIMEOUT } from "../tunnel/ports.ts";
 import { makeFolder } from "./programs.ts";
-import { bytes, LOOPBACK, text, writeAll } from "./support.ts";
+import { bytes, LOOPBACK, text, turn, writeAll } from "./support.ts";
 import {
   at,
   changeDelays,
   dial,
+  eventually,
   FREE,
+  holdTimers,
   makeEcho,
   makeLog,
   nowhere,
@@ -135,12 +137,21 @@ Deno.test("serveTunnel() refuses the port of a silent client to another user, an
 });
 
 Deno.test("serveTunnel() passes the port of a silent client on to one of two new clients, which keeps it", async () => {
-  using _delays = changeDelays((delay) => delay === PROBE_TIMEOUT ? 500 : delay);
+  using held = holdTimers(PROBE_TIMEOUT);
   const place = nowhere();
-  await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], onError() {} });
+  let asked = 0;
+  // BIND is on the second stream of a client.
+  const onFrame = ({ direction, command, id }: FrameEvent) => {
+    if (direction === "received" && command === "PSH" && id === 5) asked++;
+  };
+  await using server = serveTunnel({ listen: FREE, allowListen: ["*:*"], onError() {}, onFrame });
   using old = await bindByHand(server.serverAddr, place);
   old.freeze();
   const opening = [1, 2].map(() => openTunnel({ connect: server.serverAddr, reverse: [`${place}=1`] }));
+  // Both clients wait for one probe of the silent client. That of the new client, which answers, is never late.
+  await eventually(() => asked === 2 && held.count() === 1);
+  await turn();
+  held.fire();
   const outcomes = await Promise.allSettled(opening);
   const opened = outcomes.flatMap((outcome) => outcome.status === "fulfilled" ? [outcome.value] : []);
   const refused = outcomes.flatMap((outcome) => outcome.status === "rejected" ? [`${outcome.reason}`] : []);

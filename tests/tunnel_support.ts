@@ -232,7 +232,8 @@ export function holdTimers(delay: number) {
       run();
     }
   };
-  return { fire, [Symbol.dispose]: () => void Object.assign(globalThis, { setTimeout, clearTimeout }) };
+  const restore = () => void Object.assign(globalThis, { setTimeout, clearTimeout });
+  return { fire, count: () => held.size, [Symbol.dispose]: restore };
 }
 
 /** Waits for a promise; rejects after 5 seconds. */
