@@ -91,7 +91,8 @@ export class ChunkQueue {
       this.#first = undefined;
       return rest;
     }
-    const copied = rest.slice();
+    // Not `slice`, which returns a view if the transport delivers a Buffer of Node.
+    const copied = new Uint8Array(rest);
     this.#dropFirst();
     return copied;
   }

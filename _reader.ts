@@ -161,7 +161,7 @@ export class FrameReader implements PushListener {
     if (this.#decodedTo < chunk.length) {
       // The rest is a batch of its own.
       this.#writer.release();
-      return chunk.slice(this.#decodedTo);
+      return new Uint8Array(chunk.subarray(this.#decodedTo));
     }
     const mustWait = this.#isBlocked || this.#serving > 1 || this.#host.mustPause || this.#host.flood.isExhausted;
     if (mustWait) return EMPTY_BYTES;

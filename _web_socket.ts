@@ -286,7 +286,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   /** Sends one message from the start of `p`, and returns its length. */
   #send(p: Uint8Array): number {
     const part = (p.length > MESSAGE_BYTES ? p.subarray(0, MESSAGE_BYTES) : p) as Uint8Array<ArrayBuffer>;
-    this.#socket.send(this.#isCopying ? part : part.slice());
+    this.#socket.send(this.#isCopying ? part : new Uint8Array(part));
     return part.length;
   }
 
@@ -324,7 +324,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
       );
       return;
     }
-    let chunk: Uint8Array | undefined = data instanceof Uint8Array ? data.slice() : new Uint8Array(data);
+    // Copies a Uint8Array, also a Buffer of Node, whose `slice` returns a view. An ArrayBuffer belongs to the connection.
+    let chunk: Uint8Array | undefined = new Uint8Array(data);
     this.#received += chunk.length;
     if (chunk.length === 0) return;
     if (this.#isAwaited && this.#listener !== undefined && chunk.length <= this.#maxReceiveBuffer) {

@@ -5,6 +5,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
+import { Buffer } from "node:buffer";
 import { ChunkQueue, MIN_VIEW_BYTES } from "../_chunks.ts";
 import { ReadBuffer } from "../transport.ts";
 import { MAX_READ_BYTES } from "../_adapt.ts";
@@ -121,4 +122,15 @@ Deno.test("ChunkQueue.shift() passes ownership of a buffer that is owned, mostly
   assert(!shift(filled(16 * KiB), 16 * KiB, false));
   assert(!shift(new ReadBuffer(pattern(16 * KiB), false), 16 * KiB, true));
   assert(!shift(filled(16 * KiB), 16 * KiB, true, 9 * KiB));
+});
+
+Deno.test("ChunkQueue.shift() copies the bytes of a Buffer of Node that it does not own", () => {
+  const memory = Buffer.alloc(16 * KiB, 1);
+  const chunks = new ChunkQueue();
+  // A large one is kept as a view.
+  chunks.push(new ReadBuffer(memory, false), 0, 16 * KiB, false);
+  const chunk = chunks.shift()!;
+  assert(chunk.buffer !== memory.buffer);
+  memory.fill(2);
+  assertEquals(chunk, new Uint8Array(16 * KiB).fill(1));
 });

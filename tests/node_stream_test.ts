@@ -5,7 +5,9 @@
  */
 
 import { assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
+import { Buffer } from "node:buffer";
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { Duplex, duplexPair, PassThrough } from "node:stream";
@@ -210,6 +212,68 @@ Deno.test("a stream of Node that pushes 200 kB at once is read in parts", async 
   assertEquals(await readAll(await session.acceptStream()), data);
   await session.closed;
 });
+
+/** Reads the web stream to its end. */
+async function collect(readable: ReadableStream<Uint8Array>): Promise<Uint8Array> {
+  return concat(await Array.fromAsync(readable));
+}
+
+// A large frame before many streams, so that each of these has a part of the Buffer that the socket emits.
+Deno.test("readable of 300 streams in one Buffer of a net.Socket: all are read to their ends", async () => {
+  const data = pattern(40_000);
+  const ids = Array.from({ length: 300 }, (_, n) => 3 + 2 * n);
+  const sent = concat([
+    frame(1, SYN, 3),
+    frame(1, PSH, 3, data),
+    ...ids.slice(1).map((id) => frame(1, SYN, id)),
+    ...ids.flatMap((id) => [frame(1, PSH, id, pattern(10, id)), frame(1, FIN, id)]),
+  ]);
+  const { promise: socket, resolve } = Promise.withResolvers<Socket>();
+  const server = createServer({ allowHalfOpen: true }, resolve);
+  const peer = connect(await listen(server));
+  peer.write(sent);
+  const session = Session.server(await socket, { version: 1 });
+  const received = await deadline(
+    Promise.all(ids.map(async () => await collect((await session.acceptStream()).readable))),
+    10_000,
+  );
+  assertEquals(received, ids.map((id) => id === 3 ? concat([data, pattern(10, 3)]) : pattern(10, id)));
+  session.abort();
+  peer.destroy();
+  await new Promise((resolve) => server.close(resolve));
+});
+
+for (const kind of ["stream.Duplex", "a pair of web streams"]) {
+  Deno.test(`readable over ${kind} that reads parts of one Buffer is read to its end`, async () => {
+    const data = pattern(50_000);
+    const memory = Buffer.from(concat([
+      frame(1, SYN, 3),
+      frame(1, PSH, 3, data.subarray(0, 40_000)),
+      frame(1, PSH, 3, data.subarray(40_000)),
+      frame(1, FIN, 3),
+    ]));
+    const [first, second] = [memory.subarray(0, 40_016), memory.subarray(40_016)];
+    const web = new TransformStream<Uint8Array, Uint8Array>();
+    const writer = web.writable.getWriter();
+    const duplex = new Duplex({ read() {}, write: (_chunk, _encoding, callback) => callback() });
+    const isDuplex = kind === "stream.Duplex";
+    const push = (part: Uint8Array) => isDuplex ? void duplex.push(part) : void writer.write(part);
+    const session = Session.server(
+      isDuplex ? duplex : { readable: web.readable, writable: new WritableStream() },
+      { version: 1 },
+    );
+    push(first);
+    const stream = await session.acceptStream();
+    await turn();
+    const reader = stream.readable.getReader();
+    const parts = [(await reader.read()).value!];
+    assertEquals(memory.length, 50_032);
+    push(second);
+    for (let part = await reader.read(); !part.done; part = await reader.read()) parts.push(part.value);
+    assertEquals(concat(parts), data);
+    session.abort();
+  });
+}
 
 Deno.test("a stream of Node that holds the bytes of a write holds a copy", async () => {
   const [near, far] = duplexPair();

@@ -15,6 +15,7 @@ import {
 } from "@std/assert";
 import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
+import { Buffer } from "node:buffer";
 import { clock } from "../_clock.ts";
 import { FLOOD_BUDGET } from "../_flood.ts";
 import { FIN, FrameDecoder, HEADER_LENGTH, NOP, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
@@ -409,6 +410,33 @@ Deno.test("a write sends messages of at most 63 KiB, as copies unless the socket
   data.fill(0);
   assertEquals(sent.map(({ length }) => length), [63 * KiB, 63 * KiB, 63 * KiB, 11 * KiB]);
   assertEquals(new Uint8Array(await new Blob(sent as Uint8Array<ArrayBuffer>[]).arrayBuffer()), pattern(200 * KiB));
+});
+
+Deno.test("a write of a Buffer of Node sends copies", async () => {
+  const socket = new FakeSocket();
+  const data = Buffer.from(pattern(100));
+  await webSocketConnection(socket).write(data);
+  data.fill(0);
+  assertEquals(socket.sent, [pattern(100)]);
+});
+
+Deno.test("messages that are parts of one Buffer of Node arrive whole, and the Buffer is not transferred", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket), { version: 1 });
+  const data = pattern(20_000);
+  const memory = Buffer.from(concat([
+    frame(1, SYN, 3),
+    frame(1, PSH, 3, data.subarray(0, 10_000)),
+    frame(1, PSH, 3, data.subarray(10_000)),
+    frame(1, FIN, 3),
+  ]));
+  for (const message of [memory.subarray(0, 10_016), memory.subarray(10_016)]) {
+    socket.emit("message", { data: message });
+    await turn();
+  }
+  assertEquals(memory.length, 20_032);
+  assertEquals(await readAll(await session.acceptStream()), data);
+  session.abort();
 });
 
 /** Replaces the WebSocket of the runtime by `FakeSocket`, and `process` by one with these versions. */

@@ -1795,8 +1795,29 @@ export const MUTANTS: Mutant[] = [
   {
     name: "the rest of a message shares the buffer that its first part frees",
     file: "_reader.ts",
-    from: "return chunk.slice(this.#decodedTo);",
+    from: "return new Uint8Array(chunk.subarray(this.#decodedTo));",
     to: "return chunk.subarray(this.#decodedTo);",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a chunk of readable is a view of the Buffer of the transport",
+    file: "_chunks.ts",
+    from: "const copied = new Uint8Array(rest);",
+    to: "const copied = rest.slice();",
+    tests: ["chunks_test.ts", "node_stream_test.ts"],
+  },
+  {
+    name: "a message that is a Buffer shares the memory of its socket",
+    file: "_web_socket.ts",
+    from: "undefined = new Uint8Array(data);",
+    to: "undefined = data instanceof Uint8Array ? data.slice() : new Uint8Array(data);",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "a WebSocket that keeps what it sends gets a view of a Buffer",
+    file: "_web_socket.ts",
+    from: "new Uint8Array(part));",
+    to: "part.slice());",
     tests: ["websocket_test.ts"],
   },
   {
@@ -1816,8 +1837,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "answers to the first part of a message are held after its rest was decoded",
     file: "_reader.ts",
-    from: "      this.#writer.release();\n      return chunk.slice",
-    to: "      return chunk.slice",
+    from: "      this.#writer.release();\n      return new Uint8Array",
+    to: "      return new Uint8Array",
     tests: ["websocket_test.ts"],
   },
   {
@@ -1859,7 +1880,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a WebSocket that keeps what it sends gets a view of the write buffer",
     file: "_web_socket.ts",
-    from: "this.#socket.send(this.#isCopying ? part : part.slice());",
+    from: "this.#socket.send(this.#isCopying ? part : new Uint8Array(part));",
     to: "this.#socket.send(part);",
     tests: ["websocket_test.ts"],
   },
