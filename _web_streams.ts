@@ -153,7 +153,7 @@ class WritableSink implements UnderlyingSink<Uint8Array> {
   write(chunk: Uint8Array, controller: WritableStreamDefaultController): Promise<void> | undefined {
     this.#half.queued--;
     const written = this.#half.write(chunk, controller.signal, true);
-    return typeof written === "number" ? undefined : this.#finish(written, chunk.length, controller.signal);
+    return typeof written === "number" ? undefined : this.#finish(written, chunk, controller.signal);
   }
 
   close(): Promise<void> {
@@ -164,9 +164,10 @@ class WritableSink implements UnderlyingSink<Uint8Array> {
     return this.#half.closeWrite({ isAborted: true });
   }
 
-  async #finish(writing: Promise<number>, length: number, signal: AbortSignal): Promise<void> {
+  async #finish(writing: Promise<number>, chunk: Uint8Array, signal: AbortSignal): Promise<void> {
     try {
-      if (await writing < length) throw signal.reason;
+      // The write of a chunk that has no length rejects.
+      if (await writing < chunk.length) throw signal.reason;
     } catch (error) {
       // No further chunk will be written, so end the writing direction here.
       this.abort();

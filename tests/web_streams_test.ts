@@ -109,6 +109,19 @@ for (const version of [1, 2] as const) {
   });
 }
 
+for (const chunk of [undefined, null]) {
+  Deno.test(`Stream.writable: write(${chunk}) rejects with a TypeError, and the peer receives FIN`, async () => {
+    using all = await streamPair();
+    const writer = all.near.writable.getWriter();
+    const closed = outcome(writer.closed);
+    const error = await outcome(writer.write(chunk as unknown as Uint8Array));
+    assertInstanceOf(error, TypeError);
+    assertEquals(error.message, `Expected a Uint8Array, received ${chunk}`);
+    assertStrictEquals(await closed, error);
+    assertEquals(await received(all.far), [0, "end"]);
+  });
+}
+
 Deno.test("Stream.writable: a chunk without credit for the timeout after the peer's FIN ends writing", async () => {
   using time = new ManualClock();
   using all = await rawStream({ timeout: 2000 });

@@ -38,6 +38,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["web_streams_test.ts"],
   },
   {
+    name: "a write of no chunk to a web stream leaves the rejection of its write unhandled",
+    file: "_web_streams.ts",
+    from: 'return typeof written === "number" ? undefined : this.#finish(',
+    to: 'return typeof written === "number" || chunk.length < 0 ? undefined : this.#finish(',
+    tests: ["web_streams_test.ts"],
+  },
+  {
     name: "coalesced frames wait for the end of the pass",
     file: "_coalesce.ts",
     from: "    return frames > 0 && frames % FRAMES_PER_LOOK === 0 && ",
