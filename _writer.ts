@@ -15,7 +15,7 @@ import { clock, excuse } from "./_clock.ts";
 import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP, type Version } from "./frame.ts";
 import { complement } from "./_reset.ts";
 import type { FrameTrace } from "./_trace.ts";
-import { type Link, MESSAGE_BYTES, type PushedConnection } from "./transport.ts";
+import { checkCount, type Link, MESSAGE_BYTES, type PushedConnection } from "./transport.ts";
 import { TimeSlice } from "./_timeslice.ts";
 
 /**
@@ -505,10 +505,4 @@ export class FrameWriter {
     }
     return true;
   }
-}
-
-/** Checks the result of a transport write. */
-function checkCount(count: number, limit: number): number {
-  if (count >= 0 && count <= limit) return count;
-  throw new TypeError(`Transport write must return 0 to ${limit}, received ${count}`);
 }

@@ -13,7 +13,7 @@ import { SessionClosedError } from "./errors.ts";
 import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { isEnding, reportStalled, Session } from "./session.ts";
 import { type AbortOptions, coreOf, Stream } from "./stream.ts";
-import { closeQuietly, type Connection, type NodeStream, type Transport } from "./transport.ts";
+import { checkCount, closeQuietly, type Connection, type NodeStream, type Transport } from "./transport.ts";
 
 /**
  * A source of connections, in the shape of `Deno.Listener`: `Deno.listen` and `Deno.listenTls` return one.
@@ -530,7 +530,18 @@ export async function join(
   b: DuplexConnection | NodeStream,
   options: AbortOptions = {},
 ): Promise<JoinResult> {
-  return await joinConnections(connectionOf(a), connectionOf(b), options);
+  let connections: [DuplexConnection, DuplexConnection];
+  try {
+    connections = [connectionOf(a), connectionOf(b)];
+  } catch (error) {
+    for (const side of [a, b]) {
+      if (side instanceof Stream) side.abort(error);
+      if (isNodeStream(side)) side.destroy();
+      else closeQuietly(side as DuplexConnection);
+    }
+    throw error;
+  }
+  return await joinConnections(...connections, options);
 }
 
 function connectionOf(connection: DuplexConnection | NodeStream): DuplexConnection {
@@ -560,8 +571,10 @@ async function joinConnections(
     if (core?.receiving.isWhole) await rest.catch(() => {});
     fail(error);
   }
-  const there = copy(a, b, fail, (error) => lose(b, back, error));
-  const back = copy(b, a, fail, (error) => lose(a, there, error));
+  let hasSettled = false;
+  const isOver = () => hasSettled;
+  const there = copy(a, b, isOver, fail, (error) => lose(b, back, error));
+  const back = copy(b, a, isOver, fail, (error) => lose(a, there, error));
   // A pending write does not notice that the other side has failed.
   const stopWatching = [
     watch(a, (error) => lose(a, there, error)),
@@ -575,6 +588,7 @@ async function joinConnections(
     for (const connection of [a, b]) if (connection instanceof Stream) connection.abort(error);
     throw error;
   } finally {
+    hasSettled = true;
     signal?.removeEventListener("abort", abort);
     for (const stop of stopWatching) stop();
     for (const connection of [a, b]) closeQuietly(connection);
@@ -591,10 +605,14 @@ function watch(connection: DuplexConnection, lost: (error: unknown) => void): ()
   });
 }
 
-/** Copies from `from` to `to`, its end included. Before it rejects, it calls the callback of the side that failed. */
+/**
+ * Copies from `from` to `to`, its end included, until `isOver` returns `true`. Before it rejects, it calls the callback
+ * of the side that failed.
+ */
 async function copy(
   from: DuplexConnection,
   to: DuplexConnection,
+  isOver: () => boolean,
   unreadable: (error: unknown) => void,
   unwritable: (error: unknown) => void,
 ): Promise<number> {
@@ -605,9 +623,21 @@ async function copy(
     for (;;) {
       failed = unreadable;
       const count = await from.read(p);
+      // A connection need not fail after it was closed.
+      if (isOver()) return total;
+      if (count !== null && !(count >= 0 && count <= p.length)) {
+        throw new TypeError(`Transport read must return 0 to ${p.length} or null, received ${count}`);
+      }
+      // A connection that keeps returning 0 at once would block the event loop.
+      if (count === 0) await clock.yieldToEventLoop();
       failed = unwritable;
       if (count === null) break;
-      for (let at = 0; at < count;) at += await to.write(p.subarray(at, count));
+      for (let at = 0; at < count;) {
+        const written = checkCount(await to.write(p.subarray(at, count)), count - at);
+        if (isOver()) return total;
+        if (written === 0) await clock.yieldToEventLoop();
+        at += written;
+      }
       total += count;
       if (count === p.length && count < MAX_COPY_BYTES) p = new Uint8Array(count * 2);
     }

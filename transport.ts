@@ -358,6 +358,12 @@ export class ReadBuffer {
   }
 }
 
+/** Checks the result of a transport write. */
+export function checkCount(count: number, limit: number): number {
+  if (count >= 0 && count <= limit) return count;
+  throw new TypeError(`Transport write must return 0 to ${limit}, received ${count}`);
+}
+
 // Deno's names and Node's codes of the failures of a connection whose peer has hung up.
 const RESETS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe", "ECONNRESET", "ECONNABORTED", "EPIPE"];
 

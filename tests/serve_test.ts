@@ -4,12 +4,14 @@ import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEqua
 import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
+import { Duplex } from "node:stream";
 import { bounded } from "../channel.ts";
 import { clock } from "../_clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import {
   type Connection,
   connections,
+  type DuplexConnection,
   join,
   type Listener,
   ProtocolError,
@@ -790,6 +792,106 @@ Deno.test("join(): connections that move a few bytes a call pass all of them in 
   assertEquals(await joined, { sent: 5000, received: 3000 });
   assertEquals([a.isClosed, b.isClosed], [true, true]);
 });
+
+/** A connection without data; `changes` replace its methods. */
+function idleConnection(changes: Partial<DuplexConnection> = {}) {
+  return {
+    isClosed: false,
+    read: (): Promise<number | null> => new Promise(() => {}),
+    write: (p: Uint8Array) => Promise.resolve(p.length),
+    closeWrite: () => Promise.resolve(),
+    close() {
+      this.isClosed = true;
+    },
+    ...changes,
+  };
+}
+
+for (
+  const [name, count, expected] of [
+    ["read", 8193, "Transport read must return 0 to 8192 or null, received 8193"],
+    ["read", undefined, "Transport read must return 0 to 8192 or null, received undefined"],
+    ["write", undefined, "Transport write must return 0 to 10, received undefined"],
+    ["write", 11, "Transport write must return 0 to 10, received 11"],
+    ["write", -1, "Transport write must return 0 to 10, received -1"],
+  ] as const
+) {
+  Deno.test(`join() rejects with a TypeError when a ${name} returns ${count}, and closes both`, async () => {
+    // Not again and again, which would block the event loop.
+    const once = (results: unknown[]) => () =>
+      new Promise<number>((resolve) => results.splice(0).forEach((count) => resolve(count as number)));
+    const from = idleConnection({ read: once([name === "read" ? count : 10]) });
+    const to = idleConnection({ write: once([name === "write" ? count : 10]) });
+    await assertRejects(() => join(from, to), TypeError, expected);
+    assertEquals([from.isClosed, to.isClosed], [true, true]);
+  });
+}
+
+for (const name of ["read", "write"] as const) {
+  Deno.test(`join(): a ${name} that keeps returning 0 does not block the event loop, and is repeated`, async () => {
+    let calls = 0;
+    let isReady = false;
+    const zeros = async (count: number): Promise<number> => {
+      if (++calls === 100_000) throw new Error("The event loop is blocked");
+      return await (isReady ? count : 0);
+    };
+    const [near, a] = memoryPair();
+    const [b, far] = memoryPair();
+    const inner = name === "read" ? a : b;
+    const method = inner[name].bind(inner);
+    inner[name] = async (p: Uint8Array) => await zeros(1) === 0 ? 0 : await method(p) as number;
+    await writeAll(near, bytes("hello"));
+    near.closeWrite();
+    far.closeWrite();
+    const joined = join(a, b);
+    await turn(10);
+    assert(calls > 1, "the call is not repeated");
+    isReady = true;
+    assertEquals(text(await readAll(far)), "hello");
+    assertEquals(await joined, { sent: 5, received: 0 });
+  });
+}
+
+for (const name of ["read", "write"] as const) {
+  Deno.test(`join(): a pending ${name} that succeeds after the join was aborted is the last call`, async () => {
+    const { promise, resolve } = Promise.withResolvers<number>();
+    const calls: string[] = [];
+    const from = idleConnection({
+      read() {
+        calls.push("read");
+        return name === "read" ? promise : Promise.resolve(10);
+      },
+    });
+    const to = idleConnection({
+      write() {
+        calls.push("write");
+        return promise;
+      },
+    });
+    const controller = new AbortController();
+    const joined = join(from, to, { signal: controller.signal });
+    await turn();
+    const reason = new Error("enough");
+    controller.abort(reason);
+    assertStrictEquals(await joined.catch((error) => error), reason);
+    resolve(5);
+    await turn();
+    assertEquals(calls, name === "read" ? ["read"] : ["read", "write"]);
+  });
+}
+
+for (const isFirst of [true, false]) {
+  const place = isFirst ? "first" : "second";
+  Deno.test(`join() with a stream of Node in object mode as the ${place} side rejects, closes it and aborts the other`, async () => {
+    const { client, server } = sessionPair();
+    const [near, far] = await Promise.all([client.openStream(), server.acceptStream()]);
+    const duplex = new Duplex({ objectMode: true, read() {}, write: (_chunk, _encoding, callback) => callback() });
+    await assertRejects(() => isFirst ? join(duplex, far) : join(far, duplex), TypeError, "object mode");
+    assertEquals(duplex.destroyed, true);
+    await assertRejects(() => near.read(new Uint8Array(1)), StreamResetError);
+    for (const session of [client, server]) session.abort();
+  });
+}
 
 Deno.test("join() resolves with zeros when both ends close without data", async () => {
   const [near, a] = memoryPair();
