@@ -142,13 +142,23 @@ export async function* connections<Accepted extends Transport>(
         await stopped.receive({ timeout: pause }).catch(() => {});
         continue;
       }
-      if (stopped.closed) return adapt(connection).close();
+      if (stopped.closed) return drop(connection, onError);
       pause = 0;
       yield connection;
     }
   } finally {
     stop();
     signal?.removeEventListener("abort", stop);
+  }
+}
+
+/** Closes a connection that was accepted too late. */
+function drop(connection: Transport, onError: (error: unknown) => void): void {
+  try {
+    adapt(connection).close();
+  } catch (error) {
+    // `adapt` throws for a value that is not a transport.
+    onError(error);
   }
 }
 
@@ -353,7 +363,7 @@ class StreamServer {
     for await (const connection of connections(listener, { signal, onError: this.#report })) {
       // The server may have been stopped after the connection was accepted.
       if (signal.aborted) {
-        adapt(connection).close();
+        drop(connection, this.#report);
         break;
       }
       const ran = this.#serveSession(connection).catch(this.#report);

@@ -33,6 +33,7 @@ import {
   ManualClock,
   type MemoryConnection,
   memoryPair,
+  microtasks,
   pattern,
   RawPeer,
   readAll,
@@ -630,6 +631,21 @@ Deno.test("serve(): a connection accepted after the end is closed", async () => 
   await finished;
   assertEquals(near.isClosed, true);
   assertEquals(await far.read(new Uint8Array(1)), null);
+});
+
+Deno.test("serve(): what is accepted around the end and is not a transport is reported, and finished fulfils", async () => {
+  for (let hops = 0; hops < 12; hops++) {
+    const { errors, onError } = errorList();
+    const accepted = Promise.withResolvers<Connection>();
+    const server = serve(scriptedListener(() => accepted.promise), echo, { onError });
+    accepted.resolve({} as Connection);
+    await microtasks(hops);
+    await server.shutdown();
+    assertEquals(errors.map(String), [
+      "TypeError: Cannot use transport: expected read, write and close, or readable and writable streams, " +
+      "or a stream of Node",
+    ], `${hops} microtasks before the end`);
+  }
 });
 
 Deno.test("serve(): finished fulfils though a handler, a connection and the signal fail", async () => {

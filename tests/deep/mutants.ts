@@ -545,8 +545,15 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a connection accepted during shutdown becomes a session",
     file: "serve.ts",
-    from: "      if (signal.aborted) {\n        adapt(connection).close();",
-    to: "      if (!signal) {\n        adapt(connection).close();",
+    from: "      if (signal.aborted) {\n        drop(connection, this.#report);",
+    to: "      if (!signal) {\n        drop(connection, this.#report);",
+    tests: ["serve_test.ts"],
+  },
+  {
+    name: "a value accepted during shutdown that is not a transport rejects finished",
+    file: "serve.ts",
+    from: "    // `adapt` throws for a value that is not a transport.\n    onError(error);\n",
+    to: "    throw error;\n",
     tests: ["serve_test.ts"],
   },
   {
