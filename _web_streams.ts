@@ -19,7 +19,7 @@ interface Watched {
 
 /** Creates a readable stream of the received data. It reads nothing ahead. */
 export function makeReadable(stream: Watched, half: ReceiveHalf): ReadableStream<Uint8Array<ArrayBuffer>> {
-  return new ReadableStream(new ReadableSource(stream, half), { highWaterMark: 0 });
+  return new ReadableSource(stream, half).readable;
 }
 
 /** Creates a writable stream of the data to send. */
@@ -36,6 +36,7 @@ export function makeWritable(stream: Watched, half: SendHalf): WritableStream<Ui
 /** The source of `readable`. */
 class ReadableSource implements UnderlyingByteSource {
   readonly type = "bytes";
+  readonly readable: ReadableStream<Uint8Array<ArrayBuffer>>;
   readonly #stream: Watched;
   readonly #half: ReceiveHalf;
   #controller!: ReadableByteStreamController;
@@ -48,16 +49,12 @@ class ReadableSource implements UnderlyingByteSource {
   constructor(stream: Watched, half: ReceiveHalf) {
     this.#stream = stream;
     this.#half = half;
+    this.readable = new ReadableStream(this, { highWaterMark: 0 });
   }
 
   start(controller: ReadableByteStreamController): void {
     this.#controller = controller;
-    // Reports a failure to an idle reader through `closed`. Only with an empty queue, because an error drops the queue.
-    this.#stream.watch(() => {
-      if (this.#isPulling || controller.desiredSize !== 0) return;
-      const { error } = this.#half;
-      if (error !== undefined) controller.error(error);
-    });
+    this.#stream.watch(this.#report);
   }
 
   // Returns no promise, so that the stream calls it for every read, also while an earlier pull waits.
@@ -91,7 +88,17 @@ class ReadableSource implements UnderlyingByteSource {
 
   readonly #resume = (): void => {
     this.#isPulling = false;
-    if (!this.#isCancelled) this.pull();
+    if (this.#isCancelled) return;
+    // After `releaseLock` no read waits here, so the data stays for `Stream.read`.
+    if (this.readable.locked) this.pull();
+    else this.#report();
+  };
+
+  // Reports a failure to an idle reader through `closed`. Only with an empty queue, because an error drops the queue.
+  readonly #report = (): void => {
+    if (this.#isPulling || this.#controller.desiredSize !== 0) return;
+    const { error } = this.#half;
+    if (error !== undefined) this.#controller.error(error);
   };
 
   readonly #enqueue = (chunk: Uint8Array | null): void => {

@@ -571,7 +571,8 @@ export class Stream {
   }
 
   /**
-   * The received data as a readable byte stream, created on first use. It reads nothing ahead.
+   * The received data as a readable byte stream, created on first use. It reads nothing ahead. But a pending read into
+   * a buffer of the reader, or under load, consumes the next bytes even after `releaseLock`: the next reader gets them.
    *
    * Cancelling it drops unread and later data; writing goes on. When the session is lost or the peer aborts the stream,
    * it fails after the received data was read.

@@ -487,6 +487,37 @@ for (const mode of MODES) {
   }
 }
 
+Deno.test("Stream.readable: bytes that arrive after a reader was released in a read are left to Stream.read()", async () => {
+  for (const count of [1, 2]) {
+    using all = await streamPair();
+    const reader = all.near.readable.getReader();
+    const released = Array.from({ length: count }, () => outcome(reader.read()));
+    await turn();
+    reader.releaseLock();
+    for (const read of released) assertInstanceOf(await read, TypeError);
+    for (const word of ["hello ", "world"]) {
+      await all.far.write(bytes(word));
+      await turn();
+    }
+    assertEquals(await readText(all.near), "hello world");
+    await all.far.write(bytes("again"));
+    await turn();
+    assertEquals(text((await all.near.readable.getReader().read()).value!), "again");
+  }
+});
+
+Deno.test("Stream.readable: closed of a reader that follows one released in a read rejects at the end of the session", async () => {
+  using all = await streamPair();
+  const reader = all.near.readable.getReader();
+  const released = outcome(reader.read());
+  await turn();
+  reader.releaseLock();
+  await released;
+  all.client.abort();
+  await turn();
+  assertInstanceOf(await outcome(all.near.readable.getReader().closed), SessionClosedError);
+});
+
 Deno.test("Stream.readable: a Uint16Array is filled from odd parts, and an odd byte at the end is an error", async () => {
   using all = await streamPair();
   const reader = all.near.readable.getReader({ mode: "byob" });

@@ -38,6 +38,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["web_streams_test.ts"],
   },
   {
+    name: "a web stream without a reader consumes the next bytes before read()",
+    file: "_web_streams.ts",
+    from: "    if (this.readable.locked) this.pull();\n    else this.#report();\n",
+    to: "    this.pull();\n",
+    tests: ["web_streams_test.ts"],
+  },
+  {
+    name: "a failure is not reported to a reader that follows one that was released in a read",
+    file: "_web_streams.ts",
+    from: "    else this.#report();\n",
+    to: "",
+    tests: ["web_streams_test.ts"],
+  },
+  {
     name: "a write of no chunk to a web stream leaves the rejection of its write unhandled",
     file: "_web_streams.ts",
     from: 'return typeof written === "number" ? undefined : this.#finish(',
