@@ -445,7 +445,7 @@ export class Stream {
    * @param p The buffer to read into.
    * @param options A signal that aborts the wait.
    * @returns The number of bytes, from 1 to `p.length`; `null` only after the peer has ended its direction; 0 if `p` is
-   *   empty.
+   *   empty, or if {@linkcode Stream.readable} was cancelled during the read.
    * @throws {SessionClosedError} The session ended before the peer ended this stream.
    * @throws {StreamClosedError} The stream was closed by {@linkcode Stream.close}.
    * @throws {StreamResetError} The peer aborted the stream, and everything that had arrived was read.

@@ -438,6 +438,18 @@ function readerOf(readable: ReadableStream<Uint8Array<ArrayBuffer>>, mode: typeo
   return { reader, read: async () => await reader.read(new Uint8Array(100)) };
 }
 
+Deno.test("Stream.readable: cancel() during a Stream.read() resolves it with 0, and null follows after the peer's FIN", async () => {
+  using all = await streamPair();
+  const reading = all.near.read(new Uint8Array(10));
+  await all.near.readable.cancel();
+  assertEquals(await outcome(reading), 0);
+  const next = all.near.read(new Uint8Array(10));
+  await all.far.write(bytes("dropped"));
+  assertEquals(await outcome(next), PENDING);
+  await all.far.closeWrite();
+  assertEquals(await outcome(next), null);
+});
+
 for (const mode of MODES) {
   Deno.test(`Stream.readable: cancel() during a read of a ${mode} reader returns the peer's credit, and writing continues`, async () => {
     using all = await streamPair();

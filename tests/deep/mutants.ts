@@ -52,6 +52,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["web_streams_test.ts"],
   },
   {
+    name: "cancelling readable ends a waiting read as if the peer had sent FIN",
+    file: "_receive_half.ts",
+    from: "    if (this.#into !== undefined) this.#endRead()(0);\n    this.#consume",
+    to: "    if (this.#into !== undefined) this.#endRead()(null);\n    this.#consume",
+    tests: ["web_streams_test.ts"],
+  },
+  {
     name: "a write of no chunk to a web stream leaves the rejection of its write unhandled",
     file: "_web_streams.ts",
     from: 'return typeof written === "number" ? undefined : this.#finish(',
