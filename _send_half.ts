@@ -62,8 +62,8 @@ export interface SendHost {
 
 /** How writing ends. */
 export interface EndOptions {
-  /** Whether written data was lost, so that no FIN may be sent. */
-  isCut?: boolean;
+  /** Whether `writable` passes on no further chunk. */
+  isLast?: boolean;
   /** Whether FIN is sent even if writes have failed. */
   isAborted?: boolean;
 }
@@ -72,7 +72,7 @@ export interface EndOptions {
  * State of the half, by what may still be sent:
  *
  * - `open`: data;
- * - `closing`: data written before `closeWrite()`, then FIN;
+ * - `closing`: data written before `closeWrite()`, also to `writable`, then FIN;
  * - `ending`: the same without waiting for credit, because the session is closing;
  * - `cut`: nothing, because the end of the session has cut a write, which a FIN would make look complete;
  * - `failed`: only FIN, if writing is aborted: the peer has violated the rules of credit;
@@ -94,6 +94,8 @@ class Waiting {
   sender: Sender<PendingFrame> | undefined = undefined;
   /** The signal of the pending write, if `abortWrite` aborts it. */
   abortable: AbortSignal | undefined = undefined;
+  /** Resolves when `closeWrite` need not wait for chunks of `writable` any more. */
+  chunksPassed: PromiseWithResolvers<void> | undefined = undefined;
   /** Settles when a FIN that found no room is encoded or dropped. */
   finQueued: PromiseWithResolvers<void> | undefined = undefined;
 
@@ -118,6 +120,10 @@ export class SendHalf {
   #isWriting = false;
   #waiting: Waiting | undefined;
   #closing: Promise<void> | undefined;
+  // Number of chunks that were in the queue of `writable` when `closeWrite` was called, and still are.
+  #due = 0;
+  // Whether a graceful close of the session came before such chunks, so that no FIN may be sent.
+  #isCut = false;
 
   /**
    * @param stream The stream.
@@ -186,7 +192,9 @@ export class SendHalf {
     if (this.#state === "open" || this.#state === "closing") this.#state = "ending";
     this.#waiting?.credit?.close();
     const wasOpen = this.#closing === undefined;
-    const closing = this.closeWrite({ isCut: this.queued > 0 });
+    if ((wasOpen ? this.queued : this.#due) > 0) this.#isCut = true;
+    const closing = this.closeWrite();
+    this.#waiting?.chunksPassed?.resolve();
     if (wasOpen) this.#stream.report();
     try {
       await closing;
@@ -222,11 +230,12 @@ export class SendHalf {
   /**
    * Implements `Stream.write`. Returns a number instead of a promise if all of `p` is encoded at once.
    *
-   * @param isListened Whether the caller listens to the signal and calls `abortWrite`. A listener per write is slower.
+   * @param isListened Whether the caller is `writable`, which listens to the signal and calls `abortWrite`. A listener
+   *   per write is slower.
    */
   write(p: Uint8Array, signal: AbortSignal | undefined, isListened = false): Promise<number> | number {
     if (!(p instanceof Uint8Array)) return Promise.reject(notBytes(p));
-    const refusal = this.#refuse();
+    const refusal = this.#refuse(isListened && this.#passDue());
     if (refusal !== undefined) return Promise.reject(refusal);
     if (p.length === 0) return 0;
     if (signal?.aborted) return Promise.reject(signal.reason);
@@ -260,21 +269,36 @@ export class SendHalf {
   }
 
   /** Implements `Stream.closeWrite`. */
-  closeWrite(options: EndOptions = {}): Promise<void> {
+  closeWrite({ isLast = false, isAborted = false }: EndOptions = {}): Promise<void> {
+    if (isLast) {
+      this.#due = 0;
+      this.#waiting?.chunksPassed?.resolve();
+    }
     let closing = this.#closing;
     if (closing !== undefined) return closing;
     if (this.#stream.isClosed) return Promise.resolve();
     const { failure } = this.#stream;
-    if (failure !== undefined) closing = Promise.reject(failure());
-    else closing = this.#closing = this.#closeInTurn(options);
+    if (failure !== undefined) {
+      closing = Promise.reject(failure());
+    } else {
+      if (!isLast) this.#due = this.queued;
+      closing = this.#closing = this.#closeInTurn(isAborted);
+    }
     // The caller need not await the promise: later writes and `closed` report the error, too.
     closing.catch(() => {});
     return closing;
   }
 
-  /** Returns the error of a new write; `undefined` if writing is possible. */
-  #refuse(): unknown {
-    const isClosing = this.#closing !== undefined && this.#refusal === undefined;
+  /** Returns whether the next chunk of `writable` was queued before `closeWrite`, and removes it from those due. */
+  #passDue(): boolean {
+    if (this.#due === 0) return false;
+    if (--this.#due === 0) this.#waiting?.chunksPassed?.resolve();
+    return true;
+  }
+
+  /** Returns the error of a new write; `undefined` if writing is possible, which it is for a chunk that was due. */
+  #refuse(wasDue = false): unknown {
+    const isClosing = this.#closing !== undefined && this.#refusal === undefined && !wasDue;
     return this.#makeError(0, isClosing || this.#stream.isClosed);
   }
 
@@ -401,11 +425,13 @@ export class SendHalf {
     }
   }
 
-  async #closeInTurn({ isCut, isAborted }: EndOptions): Promise<void> {
+  async #closeInTurn(isAborted: boolean): Promise<void> {
     if (this.#state === "open") this.#state = "closing";
+    // If writing fails meanwhile, `writable` drops its chunks and aborts.
+    if (this.#due > 0 && !this.#isCut) await this.#waitForChunks();
     if (this.#isWriting) await this.#lockQueue.wait();
     this.#isWriting = true;
-    if (isCut) this.#state = "cut";
+    if (this.#isCut) this.#state = "cut";
     const stream = this.#stream;
     try {
       if (stream.failure !== undefined) throw stream.failure();
@@ -424,6 +450,11 @@ export class SendHalf {
   #waitForFin(): Promise<void> {
     const waiting = this.#waiting ??= new Waiting();
     return (waiting.finQueued = deferred()).promise;
+  }
+
+  #waitForChunks(): Promise<void> {
+    const waiting = this.#waiting ??= new Waiting();
+    return (waiting.chunksPassed = deferred()).promise;
   }
 
   get #lockQueue(): Gate {

@@ -164,11 +164,11 @@ class WritableSink implements UnderlyingSink<Uint8Array> {
   }
 
   close(): Promise<void> {
-    return this.#half.closeWrite();
+    return this.#half.closeWrite({ isLast: true });
   }
 
   abort(): Promise<void> {
-    return this.#half.closeWrite({ isAborted: true });
+    return this.#half.closeWrite({ isLast: true, isAborted: true });
   }
 
   async #finish(writing: Promise<number>, chunk: Uint8Array, signal: AbortSignal): Promise<void> {

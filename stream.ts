@@ -632,7 +632,8 @@ export class Stream {
   }
 
   /**
-   * Ends the writing direction: pending writes finish, then FIN is sent. Reading goes on.
+   * Ends the writing direction: pending writes finish, and the chunks in the queue of {@linkcode Stream.writable} are
+   * sent, then FIN. Reading goes on.
    *
    * @returns A promise that resolves when FIN is in the session's write buffer. Later calls return the same promise.
    * @throws {SessionClosedError} The session ended before FIN was encoded.

@@ -17,6 +17,7 @@ import {
   MiB,
   pattern,
   RawPeer,
+  readAll,
   readText,
   sessionPair,
   text,
@@ -164,9 +165,95 @@ Deno.test("Stream.writable: a chunk after closeWrite() rejects, and close() fulf
   assertEquals(await received(other.far), [0, "end"]);
 });
 
-// Aborting.
-
 const WITHOUT_ROOM = { version: 1, capacity: 1000, server: { maxReceiveBuffer: 1000 } } as const;
+
+// Chunks that wait in the queue of `writable` when `closeWrite` is called.
+
+/** States of the first chunk, and the number of bytes that make it wait there. */
+const FIRST_CHUNKS = {
+  "waits for the start of the web stream": { length: 10, isStarted: false, options: {} },
+  "waits for credit": { length: MiB, isStarted: true, options: {} },
+  "waits for room": { length: MiB, isStarted: true, options: WITHOUT_ROOM },
+} as const;
+
+/** Writes three chunks, the first in this state, and calls `closeWrite`. */
+async function closeBehindChunks(name: keyof typeof FIRST_CHUNKS, second: Uint8Array = pattern(20, 2)) {
+  const { length, isStarted, options } = FIRST_CHUNKS[name];
+  const all = await streamPair(options);
+  const writer = all.near.writable.getWriter();
+  if (isStarted) await turn();
+  const chunks = [pattern(length), second, pattern(30, 3)].map((chunk) => outcome(writer.write(chunk)));
+  if (isStarted) await turn();
+  const closing = all.near.closeWrite();
+  return { ...all, writer, chunks, closing, length: length + 50, [Symbol.dispose]: all[Symbol.dispose] };
+}
+
+for (const name of Object.keys(FIRST_CHUNKS) as (keyof typeof FIRST_CHUNKS)[]) {
+  Deno.test(`Stream.writable: closeWrite() while a chunk ${name} sends it and those behind it, then FIN`, async () => {
+    using all = await closeBehindChunks(name);
+    const late = outcome(all.writer.write(pattern(40)));
+    assertInstanceOf(await outcome(all.near.write(pattern(5))), StreamClosedError);
+    assertEquals(await readAll(all.far), concat([pattern(all.length - 50), pattern(20, 2), pattern(30, 3)]));
+    assertEquals(await Promise.all(all.chunks), [undefined, undefined, undefined]);
+    assertInstanceOf(await late, StreamClosedError);
+    assertEquals(await outcome(all.closing), undefined);
+  });
+
+  Deno.test(`Stream.writable: Session.close() after closeWrite(), while a chunk ${name} before others: no FIN is sent`, async () => {
+    using all = await closeBehindChunks(name);
+    const ending = all.client.close({ timeout: 1000 });
+    assertInstanceOf((await received(all.far))[1], SessionClosedError);
+    assertInstanceOf(await outcome(all.closing), SessionClosedError);
+    for (const chunk of (await Promise.all(all.chunks)).slice(1)) assertInstanceOf(chunk, SessionClosedError);
+    await ending;
+  });
+
+  for (
+    const [how, end, isEnd] of [
+      ["Stream.close()", ({ near }) => near.close(), true],
+      ["Stream.abort()", ({ near }) => near.abort(new Error("enough")), false],
+      ["an abort by the peer", ({ far }) => far.abort(), false],
+      ["the end of the session", ({ client }) => client.abort(), false],
+      ["a reset of the connection", ({ connections }) => connections[0].reset(), false],
+      ["abort() of the writer", ({ writer }) => void writer.abort(new Error("enough")).catch(() => {}), true],
+    ] as [string, (all: Awaited<ReturnType<typeof closeBehindChunks>>) => void, boolean][]
+  ) {
+    Deno.test(`Stream.writable: ${how} after closeWrite(), while a chunk ${name} before others: all promises settle`, async () => {
+      using all = await closeBehindChunks(name);
+      end(all);
+      const [count, ended] = await received(all.far);
+      assert(count < all.length, `${count} bytes`);
+      assertEquals(ended === "end", isEnd);
+      assert(await outcome(all.closing) !== PENDING, "closeWrite() is pending");
+      for (const chunk of await Promise.all(all.chunks)) assert(chunk !== PENDING, "a chunk is pending");
+      assert(await outcome(all.writer.closed) !== PENDING, "closed is pending");
+    });
+  }
+
+  Deno.test(`Stream.writable: closeWrite() while a chunk ${name} before an invalid one sends it, then FIN`, async () => {
+    using all = await closeBehindChunks(name, BAD);
+    assertEquals(await received(all.far), [all.length - 50, "end"]);
+    const [first, ...others] = await Promise.all(all.chunks);
+    assertEquals(first, undefined);
+    for (const other of others) assertInstanceOf(other, TypeError);
+    assertEquals(await outcome(all.closing), undefined);
+  });
+
+  Deno.test(`Stream.writable: closeWrite() after close() of the writer, while a chunk ${name}: a refused chunk is not waited for`, async () => {
+    const { length, isStarted, options } = FIRST_CHUNKS[name];
+    using all = await streamPair(options);
+    const writer = all.near.writable.getWriter();
+    if (isStarted) await turn();
+    const chunk = outcome(writer.write(pattern(length)));
+    const closed = outcome(writer.close());
+    assertInstanceOf(await writer.write(pattern(1)).catch((error) => error), TypeError);
+    const closing = all.near.closeWrite();
+    assertEquals(await received(all.far), [length, "end"]);
+    assertEquals(await Promise.all([chunk, closed, outcome(closing)]), [undefined, undefined, undefined]);
+  });
+}
+
+// Aborting.
 
 Deno.test("Stream.writable: abort() before the first chunk fulfils, repeatedly, and the peer receives FIN", async () => {
   using all = await streamPair();
