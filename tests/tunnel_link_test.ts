@@ -4,18 +4,20 @@ import { assertEquals, assertGreater, assertInstanceOf, assertMatch, assertRejec
 import { join, serve } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { MAX_CUT_STARTS } from "../tunnel/link.ts";
-import { freePort, listenAgain, LOOPBACK, text, writeAll } from "./support.ts";
+import { freePort, listenAgain, LOOPBACK, readAll, text, writeAll } from "./support.ts";
 import {
   askSocks,
   at,
   dial,
   FREE,
+  holdTimers,
   IPV4,
   isEnded,
   makeEcho,
   makeLog,
   makeProxy,
   makeTarget,
+  nowhere,
   portOf,
   promptly,
   say,
@@ -64,6 +66,14 @@ async function makeProxied(options: { version?: 1 | 2; wait?: number; resume?: b
     await echo.close();
   };
   return { echo, server, proxy, client, logs, [Symbol.asyncDispose]: dispose };
+}
+
+/** Replaces `Deno.connect` until it is disposed of. */
+function replaceConnect(replaced: (connect: () => Promise<Deno.TcpConn>) => Promise<Deno.TcpConn>): Disposable {
+  const { connect } = Deno;
+  const replacement = (options: Deno.ConnectOptions) => replaced(() => connect(options));
+  Deno.connect = replacement as typeof connect;
+  return { [Symbol.dispose]: () => void (Deno.connect = connect) };
 }
 
 /** Starts a listener that cuts the first connections at their first byte, and joins the others with the server. */
@@ -344,6 +354,100 @@ Deno.test("TunnelClient.shutdown() ends after its timeout while the connection i
   await promptly(all.client.shutdown({ timeout: 50 }));
   assertEquals(await promptly(isEnded(connection)), true);
 });
+
+Deno.test("TunnelClient.shutdown() ends after its timeout when the connection is lost meanwhile", async () => {
+  await using all = await makeProxied();
+  using connection = await dial(all.client.listenAddrs[0]!);
+  assertEquals(await say(connection, "before"), "before");
+  const ending = all.client.shutdown({ timeout: 500 });
+  await all.proxy.stop();
+  await promptly(ending);
+  assertEquals(await promptly(isEnded(connection)), true);
+  assertMatch(
+    all.logs.client.messages().at(-1)!,
+    /^The connection to .+ was lost: the session did not close within 500 ms$/,
+  );
+});
+
+Deno.test("TunnelClient.shutdown() ends at once when the server is gone, if nothing is open", async () => {
+  // So that it does not end by one of the timeouts.
+  using _timers = holdTimers(1000);
+  for (const isNoticed of [true, false]) {
+    const ending = new AbortController();
+    const server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:*"], signal: ending.signal, ...makeLog().options });
+    const proxy = makeProxy(server.serverAddr);
+    const log = makeLog();
+    const client = await openTunnel({ connect: proxy.addr, forward: [`${FREE}=${nowhere()}`], ...log.options });
+    if (isNoticed) {
+      await proxy.stop();
+      await log.until("suspended");
+    }
+    const finished = client.shutdown();
+    await proxy.stop();
+    await promptly(finished);
+    ending.abort();
+    await server.finished;
+  }
+});
+
+Deno.test("TunnelClient.shutdown() ends soon when the server falls silent meanwhile, if nothing is open", async () => {
+  await using all = await makeProxied();
+  // It accepts connections and does not answer.
+  using silent = Deno.listen(LOOPBACK);
+  const { connect } = Deno;
+  using _connect = replaceConnect(() => connect({ ...LOOPBACK, port: silent.addr.port }));
+  const ending = all.client.shutdown();
+  await all.proxy.stop();
+  await promptly(ending);
+});
+
+for (const isBefore of [true, false]) {
+  const when = isBefore ? "before" : "after";
+  Deno.test(`TunnelClient.shutdown() waits for a stream while the connection is lost, from ${when} the call`, async () => {
+    await using all = await makeProxied();
+    const { client, echo, proxy, logs } = all;
+    const stream = await client.connect(echo.addr);
+    assertEquals(await say(stream, "before"), "before");
+    if (isBefore) {
+      await proxy.stop();
+      await logs.client.until("suspended");
+    }
+    const refused = Promise.withResolvers<void>();
+    using _connect = replaceConnect((connect) =>
+      connect().catch((error) => {
+        refused.resolve();
+        throw error;
+      })
+    );
+    const ending = client.shutdown();
+    await proxy.stop();
+    await promptly(refused.promise);
+    proxy.start();
+    assertEquals(await promptly(say(stream, "after")), "after");
+    stream.close();
+    await promptly(ending);
+    assertEquals(logs.client.messages(), []);
+    assertEquals(logs.client.typesOf(), isBefore ? ["suspended", "resumed"] : []);
+  });
+
+  Deno.test(`TunnelClient.shutdown() sends the last bytes of a closed stream over a connection cut ${when} the call`, async () => {
+    const received = Promise.withResolvers<number>();
+    await using target = makeTarget(async (connection) => received.resolve((await readAll(connection)).length));
+    await using all = await makeProxied();
+    const { client, proxy, logs } = all;
+    const stream = await client.connect(target.addr);
+    await writeAll(stream, new Uint8Array(200_000));
+    stream.close();
+    if (isBefore) {
+      proxy.cut();
+      await logs.client.until("suspended");
+    }
+    const ending = client.shutdown();
+    proxy.cut();
+    await promptly(ending);
+    assertEquals(await promptly(received.promise), 200_000);
+  });
+}
 
 Deno.test("openTunnel() reconnects when the server was restarted, and forwarded connections end", async () => {
   const echo = makeEcho();

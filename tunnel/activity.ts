@@ -117,12 +117,21 @@ export class Activity {
     this.#cutting.abort(new SessionClosedError("The tunnel has ended"));
   }
 
-  /** Ends forwarded connections after `timeout` milliseconds unless `finished` settles first; the first call counts. */
+  /**
+   * Ends forwarded connections and sessions after `timeout` milliseconds unless `finished` settles first; the first call
+   * counts.
+   */
   cutAfter(timeout: number, finished: Promise<void>): void {
     const isFirst = !this.#isLimited;
     this.#isLimited = true;
     if (!isFirst || timeout === Infinity) return;
-    finished.catch(() => {}).then(setDeadline(() => this.cut(), timeout));
+    const end = () => {
+      // The timer of a session itself does not run while the session is suspended.
+      const message = `The session did not close within ${timeout} ms`;
+      this.abortIf(() => true, new DOMException(message, "TimeoutError"));
+      this.cut();
+    };
+    finished.catch(() => {}).then(setDeadline(end, timeout));
   }
 
   stats(): TunnelStats {

@@ -26,7 +26,7 @@ import { UDP_TIMEOUT } from "./udp_flow.ts";
 import { forwardDatagrams } from "./udp_forward.ts";
 import { UdpListening } from "./udp_socket.ts";
 import { proxyHeaderOf } from "./visitor.ts";
-import { backoff, clampTimeout, onAbort, setDeadline, sleep } from "./wait.ts";
+import { backoff, clampTimeout, onAbort, sleep } from "./wait.ts";
 
 // Milliseconds between attempts to listen. Larger: less load; smaller: an earlier port.
 const MAX_LISTEN_PAUSE = 30_000;
@@ -357,21 +357,11 @@ class Client {
   }
 
   shutdown(timeout = Infinity): Promise<void> {
+    const limit = clampTimeout(timeout);
     this.#stopping.abort();
-    this.#servers.forEach((link) => this.#close(link, timeout));
-    this.#activity.cutAfter(clampTimeout(timeout), this.finished);
+    this.#servers.forEach(({ session }) => session?.close({ drain: true, timeout: limit }));
+    this.#activity.cutAfter(limit, this.finished);
     return this.finished.catch(() => {});
-  }
-
-  #close(link: Link, timeout: number): void {
-    const { session } = link;
-    const end = () => {
-      if (link.isSuspended) session?.abort();
-    };
-    // The timers of a suspended session do not run, and it cannot end in order.
-    if (this.stats().open === 0) end();
-    else if (timeout !== Infinity) this.finished.catch(() => {}).then(setDeadline(end, clampTimeout(timeout)));
-    session?.close({ drain: true, timeout: clampTimeout(timeout) });
   }
 
   /** Reports the error of a task, and makes the end of the tunnel wait for the task. */

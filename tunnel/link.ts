@@ -88,7 +88,10 @@ export class Link {
     this.#activity = activity;
     this.#host = host;
     this.stopping = AbortSignal.any([stopping, this.#retired.signal]);
-    onAbort(this.stopping, () => this.#host.changed());
+    onAbort(this.stopping, () => {
+      this.#host.changed();
+      this.#limitSuspension();
+    });
   }
 
   /** The address of the server. */
@@ -99,11 +102,6 @@ export class Link {
   /** The session; `undefined` while not connected. */
   get session(): Session | undefined {
     return this.#session;
-  }
-
-  /** Whether the connection is lost, and is being resumed. */
-  get isSuspended(): boolean {
-    return this.#suspendedAt !== undefined;
   }
 
   /** Whether there is a connection to the server. */
@@ -131,10 +129,7 @@ export class Link {
   retire(): void {
     this.#retired.abort();
     this.end();
-    const session = this.#session;
-    // A suspended session cannot end in order.
-    if (this.isSuspended && session?.stats().streams === 0) session.abort();
-    else session?.close({ drain: true, timeout: Infinity });
+    this.#session?.close({ drain: true, timeout: Infinity });
   }
 
   /**
@@ -309,9 +304,15 @@ export class Link {
     this.#activity.emit({ type: "unresumable", serverAddr: this.serverAddr });
   }
 
-  #dial(signal: AbortSignal): Promise<Connection> {
+  async #dial(signal: AbortSignal): Promise<Connection> {
     const { server, connectTimeout = CONNECT_TIMEOUT } = this.#settings;
-    return dialServer(server, signal, { connectTimeout });
+    try {
+      return await dialServer(server, signal, { connectTimeout });
+    } catch (error) {
+      // Another attempt follows one that was given up.
+      if (!signal.aborted) this.#abortIdle(error);
+      throw error;
+    }
   }
 
   /** Waits until the last bytes of a session are sent, but not long, and not after an error. */
@@ -323,7 +324,8 @@ export class Link {
   }
 
   #suspended(error: unknown): void {
-    if (this.#session === undefined || this.stopping.aborted) return;
+    if (this.#session === undefined) return;
+    if (this.stopping.aborted) return this.#limitSuspension();
     this.#suspendedAt = performance.now();
     const { serverAddr } = this;
     const lost = wrapError(`The connection to ${serverAddr} was lost`, error);
@@ -336,6 +338,25 @@ export class Link {
     const downtime = performance.now() - this.#suspendedAt;
     await this.#up();
     this.#activity.emit({ type: "resumed", serverAddr: this.serverAddr, downtime });
+  }
+
+  /** Limits the wait for the last bytes of a suspended session, because its own timers do not run. */
+  #limitSuspension(): void {
+    const session = this.#session;
+    if (!session?.stats().suspended) return;
+    this.retry();
+    const expire = () => this.#abortIdle(new Error(`not resumed within ${CLOSE_TIMEOUT} ms`));
+    session.closed.catch(() => {}).then(setDeadline(expire, CLOSE_TIMEOUT));
+  }
+
+  /** Ends a suspended session that has no stream, when nothing new may begin: only its last bytes may be missing. */
+  #abortIdle(reason: unknown): void {
+    const session = this.#session;
+    if (session === undefined || !this.stopping.aborted) return;
+    const { suspended, streams } = session.stats();
+    if (!suspended || streams > 0) return;
+    session.abort(reason);
+    this.#carrier!.abort(reason);
   }
 
   /** Waits until a session has ended; returns the reason, `undefined` after a clean close. */

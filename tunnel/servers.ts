@@ -232,7 +232,6 @@ export class Servers {
     this.#living.delete(link);
     this.#joined.delete(link);
     link.end();
-    this.#abortIdle();
     // A former link.
     if (!this.#links.includes(link) || this.#hasEnded) return;
     const others = this.#links.filter((link) => this.#living.has(link));
@@ -242,12 +241,6 @@ export class Servers {
     if (error === undefined && others.length > 0) return;
     this.#hasEnded = true;
     this.#host.ended(error);
-  }
-
-  /** Ends suspended sessions that nothing needs any more: they cannot end in order. */
-  #abortIdle(): void {
-    if (!this.#host.stopping.aborted || this.#host.activity.stats().open > 0) return;
-    for (const link of this.#living) if (link.isSuspended) link.session?.abort();
   }
 
   /** Calls `run` with each link, former ones that have not ended among them. */

@@ -1079,6 +1079,27 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_link_test.ts"],
   },
   {
+    name: "shutdown() of a tunnel's client without streams waits for a server that is gone",
+    file: "tunnel/link.ts",
+    from: "      if (!signal.aborted) this.#abortIdle(error);\n",
+    to: "",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "shutdown() of a tunnel's client without streams waits for a server that falls silent",
+    file: "tunnel/link.ts",
+    from: "    if (this.stopping.aborted) return this.#limitSuspension();\n",
+    to: "    if (this.stopping.aborted) return;\n",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "shutdown() of a tunnel's client does not wait for a stream once a connection is refused",
+    file: "tunnel/link.ts",
+    from: "    if (!suspended || streams > 0) return;\n",
+    to: "    if (!suspended && streams > 0) return;\n",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
     name: "a client of a tunnel may run several measurements at the same time",
     file: "tunnel/server.ts",
     from: "    if (this.#measuring.has(session)) throw",
@@ -1291,15 +1312,15 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a tunnel stays at its old server after an update",
     file: "tunnel/link.ts",
-    from: "    else session?.close({ drain: true, timeout: Infinity });\n",
+    from: "    this.#session?.close({ drain: true, timeout: Infinity });\n",
     to: "",
     tests: ["tunnel_update_test.ts"],
   },
   {
     name: "a tunnel cuts connections when it changes its server",
     file: "tunnel/link.ts",
-    from: "else session?.close({ drain: true, timeout: Infinity });",
-    to: "else session?.abort();",
+    from: "this.#session?.close({ drain: true, timeout: Infinity });",
+    to: "this.#session?.abort();",
     tests: ["tunnel_update_test.ts"],
   },
   {
@@ -1521,9 +1542,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a tunnel cannot be shut down while its connection is suspended",
-    file: "tunnel/client.ts",
-    from: "if (link.isSuspended) session?.abort();",
-    to: "",
+    file: "tunnel/activity.ts",
+    from: '      this.abortIf(() => true, new DOMException(message, "TimeoutError"));\n',
+    to: "      void message;\n",
     tests: ["tunnel_link_test.ts"],
   },
   {
