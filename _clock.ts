@@ -121,3 +121,8 @@ function leave(): Promise<unknown> {
 export function excuse(since: number, late: number, now: number, limit: number = Infinity): number {
   return Math.min(now, Math.max(since, now - limit) + late);
 }
+
+/** Lets the process exit while the timer is set, in runtimes with `unref`. */
+export function unrefTimer(timer: Timer): void {
+  (timer as { unref?: () => void }).unref?.();
+}

@@ -8,7 +8,7 @@
  */
 
 import type { FrameWriter } from "./_writer.ts";
-import { clock, excuse, type Timer, TIMER_LAG_MS } from "./_clock.ts";
+import { clock, excuse, type Timer, TIMER_LAG_MS, unrefTimer } from "./_clock.ts";
 
 /**
  * Silence of the peer after which a closing session ends, because Go's peers close only by keepalive. Larger: slower
@@ -212,9 +212,4 @@ export class Deadlines {
     this.#quietBytes = bytesReceived;
     return false;
   }
-}
-
-/** Lets the process exit while the timer is set, in runtimes with `unref`. */
-function unrefTimer(timer: Timer): void {
-  (timer as { unref?: () => void }).unref?.();
 }

@@ -8,9 +8,9 @@ import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
 import { isNodeStream, NodeConnection } from "./_node_stream.ts";
 import { Channel } from "./channel.ts";
-import { clock } from "./_clock.ts";
+import { clock, unrefTimer } from "./_clock.ts";
 import { SessionClosedError } from "./errors.ts";
-import { duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
+import { DEFAULTS, duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { isEnding, reportStalled, Session } from "./session.ts";
 import { type AbortOptions, coreOf, Stream } from "./stream.ts";
 import { checkCount, closeQuietly, type Connection, type NodeStream, type Transport } from "./transport.ts";
@@ -338,10 +338,24 @@ class StreamServer {
 
   /** Stops accepting, and closes every session gracefully. */
   shutdown(options: { timeout?: number | undefined }): Promise<void> {
-    if (options.timeout !== undefined) duration("timeout", options.timeout);
+    const timeout = duration("timeout", options.timeout ?? this.#sessionOptions.timeout ?? DEFAULTS.timeout);
     this.#stopping.abort();
-    for (const session of this.#sessions) session.close({ ...options, drain: true });
+    for (const session of this.#sessions) session.close({ timeout, drain: true });
+    this.#abortSuspended(timeout);
     return this.#finished;
+  }
+
+  /** Aborts sessions that are still suspended after `timeout` milliseconds, because their own timers do not run. */
+  async #abortSuspended(timeout: number): Promise<void> {
+    if (timeout === Infinity || this.#sessions.size === 0) return;
+    const timer = clock.setTimer(() => {
+      const error = new DOMException(`The session did not close within ${timeout} ms`, "TimeoutError");
+      for (const session of this.#sessions) if (session.stats().suspended) session.abort(error);
+    }, timeout);
+    // A connection that is suspended keeps the process alive itself.
+    unrefTimer(timer);
+    await this.#finished;
+    clock.clearTimer(timer);
   }
 
   readonly #abort = (): void => {

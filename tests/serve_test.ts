@@ -5,7 +5,7 @@ import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import * as net from "node:net";
 import { Duplex } from "node:stream";
-import { bounded } from "../channel.ts";
+import { bounded, Channel } from "../channel.ts";
 import { clock } from "../_clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import {
@@ -24,6 +24,7 @@ import {
   StreamClosedError,
   StreamResetError,
 } from "../mod.ts";
+import { resumable, resumableListener } from "../resume.ts";
 import {
   bytes,
   countListeners,
@@ -415,6 +416,39 @@ Deno.test("serve(): shutdown() with a timeout aborts the sessions still open aft
   assertEquals(await stream.read(new Uint8Array(1)).catch((error) => error.name), "SessionClosedError");
   assertEquals(errors.map((error) => (error as Error).name), ["TimeoutError"]);
   session.abort();
+});
+
+Deno.test("serve(): shutdown() with a timeout aborts a session whose connection is suspended", async () => {
+  for (const isOpen of [true, false]) {
+    const far = Deno.listen(LOOPBACK);
+    const peers = resumableListener(far);
+    // The server dials, so the end of its listener does not end the connection.
+    let socket: Deno.TcpConn | undefined;
+    const suspended = Promise.withResolvers<void>();
+    const connection = resumable(
+      async () => socket = await Deno.connect({ ...LOOPBACK, port: far.addr.port }),
+      { onChange: (state) => state === "suspended" && suspended.resolve() },
+    );
+    const listener = new Channel<Connection>({ capacity: 1 });
+    listener.trySend(connection);
+    const errors: unknown[] = [];
+    const server = serve(
+      { accept: () => listener.receive(), close: () => listener.close() },
+      echo,
+      { onError: (error) => errors.push(error) },
+    );
+    const session = Session.client(await peers.accept());
+    const stream = await session.openStream();
+    await stream.write(bytes("hello"));
+    assertEquals(await stream.read(new Uint8Array(5)), 5);
+    if (!isOpen) stream.close();
+    peers.close();
+    socket!.close();
+    await suspended.promise;
+    await deadline(server.shutdown({ timeout: 50 }), 5000);
+    assertEquals(errors.map((error) => (error as Error).name), ["TimeoutError"]);
+    session.abort();
+  }
 });
 
 Deno.test("serve(): onSession is called before the first stream of a session, and its error is reported", async () => {

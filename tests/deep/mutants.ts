@@ -606,6 +606,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["serve_test.ts"],
   },
   {
+    name: "the timeout of a server's shutdown() does not end a suspended session",
+    file: "serve.ts",
+    from: "if (session.stats().suspended) session.abort(error);",
+    to: "if (session.stats().readPaused) session.abort(error);",
+    tests: ["serve_test.ts"],
+  },
+  {
     name: "the buffer being decoded is freed",
     file: "transport.ts",
     from: "    if (--this.#references === 0 && this.#isOwned) freeBuffer(this.bytes);\n",
