@@ -122,7 +122,9 @@ export function excuse(since: number, late: number, now: number, limit: number =
   return Math.min(now, Math.max(since, now - limit) + late);
 }
 
-/** Lets the process exit while the timer is set, in runtimes with `unref`. */
-export function unrefTimer(timer: Timer): void {
-  (timer as { unref?: () => void }).unref?.();
+/** Lets the process exit while the timer is set, or not any more, in runtimes with `unref`. */
+export function setTimerRef(timer: Timer | undefined, isRef: boolean): void {
+  const { ref, unref } = (timer ?? {}) as { ref?: () => void; unref?: () => void };
+  if (isRef) ref?.call(timer);
+  else unref?.call(timer);
 }

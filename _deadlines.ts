@@ -8,7 +8,7 @@
  */
 
 import type { FrameWriter } from "./_writer.ts";
-import { clock, excuse, type Timer, TIMER_LAG_MS, unrefTimer } from "./_clock.ts";
+import { clock, excuse, setTimerRef, type Timer, TIMER_LAG_MS } from "./_clock.ts";
 
 /**
  * Silence of the peer after which a closing session ends, because Go's peers close only by keepalive. Larger: slower
@@ -147,7 +147,7 @@ export class Deadlines {
     clock.clearTimer(this.#timer);
     this.#timerAt = at;
     this.#timer = clock.setTimer(this.#tick, Math.max(0, at - clock.now()));
-    if (!this.#isRef) unrefTimer(this.#timer);
+    if (!this.#isRef) setTimerRef(this.#timer, false);
   }
 
   /** Sets whether the timer keeps the process alive. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { clock, excuse, type Timer, TIMER_LAG_MS } from "./_clock.ts";
+import { clock, excuse, setTimerRef, type Timer, TIMER_LAG_MS } from "./_clock.ts";
 
 // Larger: fewer records; smaller: the peer frees its memory earlier.
 const ACKNOWLEDGEMENT_DELAY_MS = 100;
@@ -23,13 +23,6 @@ export interface ResumeTimersHost {
   silenceExpired(): void;
   /** The connection was suspended, or closed without an answer, for `resumeTimeout`. */
   suspensionExpired(): void;
-}
-
-/** A timer of Deno, Node or Bun. Those of browsers are numbers, and keep nothing alive. */
-type NodeTimer = { ref?: () => void; unref?: () => void };
-
-function unref(timer: Timer | undefined): void {
-  (timer as NodeTimer | undefined)?.unref?.();
 }
 
 /** The deadlines of one connection. */
@@ -115,7 +108,7 @@ export class ResumeTimers {
   /** Starts the timer of the dialer, which keeps the process alive as the others do. There is one at a time. */
   startDial(run: () => void, milliseconds: number): void {
     this.#dialTimer = clock.setTimer(run, milliseconds);
-    if (!this.#isRef) unref(this.#dialTimer);
+    if (!this.#isRef) setTimerRef(this.#dialTimer, false);
   }
 
   /** Clears the timer of the dialer. */
@@ -129,8 +122,7 @@ export class ResumeTimers {
     this.#isRef = isRef;
     this.#timerAt = Infinity;
     this.#schedule();
-    if (isRef) (this.#dialTimer as NodeTimer | undefined)?.ref?.();
-    else unref(this.#dialTimer);
+    setTimerRef(this.#dialTimer, isRef);
   }
 
   /** Clears the timer for good. */
@@ -154,7 +146,7 @@ export class ResumeTimers {
     clock.clearTimer(this.#timer);
     this.#timerAt = at;
     this.#timer = clock.setTimer(this.#tick, Math.max(0, at - clock.now()));
-    if (!this.#isRef) unref(this.#timer);
+    if (!this.#isRef) setTimerRef(this.#timer, false);
   }
 
   readonly #tick = (): void => {

@@ -8,7 +8,7 @@ import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
 import { isNodeStream, NodeConnection } from "./_node_stream.ts";
 import { Channel } from "./channel.ts";
-import { clock, unrefTimer } from "./_clock.ts";
+import { clock, setTimerRef } from "./_clock.ts";
 import { SessionClosedError } from "./errors.ts";
 import { DEFAULTS, duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { isEnding, reportStalled, Session } from "./session.ts";
@@ -353,7 +353,7 @@ class StreamServer {
       for (const session of this.#sessions) if (session.stats().suspended) session.abort(error);
     }, timeout);
     // A connection that is suspended keeps the process alive itself.
-    unrefTimer(timer);
+    setTimerRef(timer, false);
     await this.#finished;
     clock.clearTimer(timer);
   }
