@@ -326,6 +326,19 @@ Deno.test("loadConfig() returns the options, with the content of files and the v
   }
 });
 
+Deno.test("loadConfig() accepts a list of WebSocket servers, and hides the path of one that is malformed", async () => {
+  const file = (...connect: string[]) => JSON.stringify({ client: { connect, socks: ["1080"] } });
+  const connect = ["wss://a.example/sesame", "ws://b.example:1/sesame", "c.example:2"];
+  await withFiles({ "sluice.json": file(...connect) }, (folder) => {
+    const { config, mistakes } = loadConfig(`${folder}/sluice.json`);
+    assertEquals([mistakes, config?.client?.connect], [[], connect]);
+  });
+  assertEquals(await mistakesOf(file("a.example:1", "wss://b.example/ses ame")), [
+    "sluice.json:1:37: client.connect[1] must be ws://HOST:PORT/PATH or wss://HOST:PORT/PATH, " +
+    'received "wss://b.example/..."',
+  ]);
+});
+
 Deno.test("loadConfig() uses $SLUICE_SECRET where neither secret, target nor users is set", async () => {
   const client = '"client": { "connect": "1", "socks": ["2"] }';
   const load = (server: string) =>

@@ -205,7 +205,7 @@ function list(check: (path: string, entry: string) => void): Check {
   };
 }
 
-const servers = list((path, entry) => parseEndpoint(path, entry, 1));
+const servers = list((path, entry) => parseWebSocketUrl(path, entry, 1) ?? parseEndpoint(path, entry, 1));
 
 /** A list, or the path of a file with a list. */
 function users(loader: Loader, path: string, value: unknown): unknown {
