@@ -314,10 +314,10 @@ const HASH = `scrypt:16384:${"a".repeat(22)}:${"b".repeat(43)}`;
 Deno.test("parseUsers() names the place of each mistake, what was expected, and what was received", () => {
   const alice = { name: "alice", secret: HASH };
   const cases: [users: unknown, message: string][] = [
-    [{ alice }, "users must be a list, received {"],
-    ["alice", 'users must be a list, received "alice"'],
-    [[alice, 1], "users[1] must be an object, received 1"],
-    [[[]], "users[0] must be an object, received []"],
+    [{ alice }, "users must be a list, received an object"],
+    ["alice", "users must be a list, received a text"],
+    [[alice, 1], "users[1] must be an object, received a number"],
+    [[[]], "users[0] must be an object, received a list"],
     [[{ name: "alice" }], "users[0] must have the field secret, received only name"],
     [[{ secret: HASH }], "users[0] must have the field name, received only secret"],
     [
@@ -330,12 +330,17 @@ Deno.test("parseUsers() names the place of each mistake, what was expected, and 
     ],
     [[{ ...alice, name: "" }], "users[0].name must be 1 to 64"],
     [[{ ...alice, name: 1 }], "users[0].name must be 1 to 64"],
+    [[{ ...alice, name: { secret: "open-sesame" } }], "users[0].name must be 1 to 64"],
+    [[{ ...alice, maxStreams: { secret: "open-sesame" } }], "users[0].maxStreams must be an integer of at least 0"],
+    [[{ ...alice, allow: [{ secret: "open-sesame" }] }], "users[0].allow[0] must be a text, received an object"],
+    [["open-sesame"], "users[0] must be an object, received a text"],
+    [{ alice: "open-sesame" }, "users must be a list, received an object"],
     [[alice, { ...alice }], 'users[1].name must differ from users[0].name, received "alice" twice'],
     [[{ ...alice, secret: "open-sesame" }], "users[0].secret must be a hash as `sluice hash` prints it"],
     [[{ ...alice, secret: HASH.replace("16384", "16383") }], "users[0].secret must be a hash"],
     [[{ ...alice, secret: HASH.replace("16384", "2097152") }], "users[0].secret must be a hash"],
     [[{ ...alice, secret: HASH.replace("16384", "2") }], "users[0].secret must be a hash"],
-    [[{ ...alice, allow: "*:*" }], 'users[0].allow must be a list of texts, received "*:*"'],
+    [[{ ...alice, allow: "*:*" }], "users[0].allow must be a list of texts, received a text"],
     [[alice, { ...alice, name: "bob", allow: ["1", 2] }], "users[1].allow[1] must be a text, received 2"],
     [[{ ...alice, allowListen: ["1", "x"] }], "users[0].allowListen[1] must be HOST:PORT, "],
     [[{ ...alice, maxStreams: -1 }], "users[0].maxStreams must be an integer of at least 0, received -1"],
@@ -347,7 +352,10 @@ Deno.test("parseUsers() names the place of each mistake, what was expected, and 
     assert(error.message.startsWith(message), error.message);
     assert(!error.message.includes("open-sesame"), "the message contains a secret");
   }
-  assertThrows(() => parseUsers("[\n{]"), RangeError, "users must be a list in JSON: ");
+  assertThrows(() => parseUsers("[\n{]"), RangeError, "users must be a list in JSON: 2:2: expected a name");
+  // The file of a secret, by mistake.
+  const error = assertThrows(() => parseUsers("open-sesame"), RangeError);
+  assertEquals(error.message, "users must be a list in JSON: 1:1: expected a value, received o");
   const all = { ...alice, allow: ["*:443"], allowListen: ["!8000"], maxStreams: 0, maxPorts: 7 };
   assertEquals(parseUsers(JSON.stringify([alice, { ...all, name: "bob" }])), [alice, { ...all, name: "bob" }]);
   assertEquals(checkUsers([{ ...alice, maxStreams: Infinity, allow: undefined }]).length, 1);

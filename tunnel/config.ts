@@ -17,7 +17,7 @@ import { parseRule } from "./rules.ts";
 import { checkOptions as checkServer } from "./server.ts";
 import { checkOptions as checkClient } from "./settings.ts";
 import { parseProxy } from "./upstream.ts";
-import { checkName, checkUsers, show } from "./users.ts";
+import { checkName, checkUsers, show, typeName } from "./users.ts";
 import { MAX_TIMEOUT } from "./wait.ts";
 import { isWebSocketUrl, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
 import { checkHeaders } from "./web_socket_handshake.ts";
@@ -194,7 +194,7 @@ function serverAddress(leastPort: number): Check {
 
 function list(check: (path: string, entry: string) => void): Check {
   return (loader, path, value) => {
-    if (!Array.isArray(value)) throw new RangeError(`${path} must be a list of texts, received ${show(value)}`);
+    if (!Array.isArray(value)) throw new RangeError(`${path} must be a list of texts, received ${typeName(value)}`);
     return value.map((entry: unknown, n) =>
       loader.attempt(() => {
         const text = loader.text(`${path}[${n}]`, entry);
@@ -255,8 +255,9 @@ class Loader {
   text(path: string, value: unknown): string {
     if (typeof value !== "string") throw new RangeError(`${path} must be a text, received ${show(value)}`);
     return value.replaceAll(/\$\{([^}]*)(\}?)/g, (all, name: string, end) => {
+      // What follows without the end of a name may be a part of a secret.
       if (end === "" || !/^[A-Za-z_]\w*$/.test(name)) {
-        throw new RangeError(`${path} must name variables as \${NAME}, received ${show(all)}`);
+        throw new RangeError(`${path} must name variables as \${NAME}, received ${show(end === "" ? "${" : all)}`);
       }
       const found = readVariable(name);
       if (found === undefined) throw new RangeError(`${path} names the variable ${name}, which is not set`);
@@ -374,7 +375,7 @@ class Loader {
   #object(path: string, value: unknown, known: readonly string[]): Record<string, unknown> {
     const what = path || "the file";
     if (typeof value !== "object" || value === null || Array.isArray(value)) {
-      throw new RangeError(`${what} must be an object, received ${show(value)}`);
+      throw new RangeError(`${what} must be an object, received ${typeName(value)}`);
     }
     for (const name of Object.keys(value)) {
       if (known.includes(name)) continue;

@@ -32,9 +32,6 @@ const SPACE = /[ \t\r\n]*/y;
 const STRING = /"(?:[^"\\\n]|\\.)*"/y;
 const OTHER = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.])|(?:true|false|null)(?!\w)/y;
 
-// Characters of a mistake that its message contains.
-const SHOWN = 20;
-
 /** Returns the path of a field. */
 export function join(path: string, name: string): string {
   return path === "" ? name : `${path}.${name}`;
@@ -63,10 +60,9 @@ class Parser {
   }
 
   #fail(expected: string): never {
-    const [rest] = /.*/.exec(this.#text.slice(this.#at)) ?? [""];
-    const shown = rest.length > SHOWN ? `${rest.slice(0, SHOWN)}...` : rest;
-    const received = this.#at === this.#text.length ? "the end of the text" : shown;
-    throw new JsonError(`expected ${expected}, received ${received.trim()}`, this.position(this.#at));
+    // Only one character: what follows may be a secret.
+    const [received = "the end of the text"] = this.#text.slice(this.#at, this.#at + 2);
+    throw new JsonError(`expected ${expected}, received ${received}`, this.position(this.#at));
   }
 
   /** Skips space; returns the next character, empty at the end. */

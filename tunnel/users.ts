@@ -7,8 +7,8 @@
 import { Buffer } from "node:buffer";
 import { createHash, randomBytes, scrypt, timingSafeEqual } from "node:crypto";
 import { SessionClosedError } from "../mod.ts";
-import { errorText } from "./errors.ts";
 import { checkSecret } from "./handshake.ts";
+import { JsonError, parseJson } from "./json.ts";
 import type { TunnelUser } from "./options.ts";
 import { Rules } from "./rules.ts";
 import { Turns } from "./turns.ts";
@@ -152,10 +152,18 @@ export function checkName(path: string, name: unknown): void {
   throw new RangeError(`${path} must be ${expected}, received ${show(name)}`);
 }
 
-/** Formats a value for an error: as JSON, shortened. */
+/** Formats a value for an error: as JSON, shortened; a list or an object, which may contain secrets, as its type. */
 export function show(value: unknown): string {
+  if (typeof value === "object" && value !== null) return typeName(value);
   const text = JSON.stringify(value) ?? String(value);
   return text.length > 60 ? `${text.slice(0, 60)}...` : text;
+}
+
+/** Names the type of a value for an error, where the value may be a secret. */
+export function typeName(value: unknown): string {
+  if (value === null || value === undefined) return String(value);
+  if (typeof value === "object") return Array.isArray(value) ? "a list" : "an object";
+  return typeof value === "string" ? "a text" : `a ${typeof value}`;
 }
 
 const FIELDS: Record<keyof TunnelUser, (path: string, value: unknown) => void> = {
@@ -175,7 +183,7 @@ function checkHash(path: string, hash: unknown): void {
 }
 
 function checkRules(path: string, entries: unknown): void {
-  if (!Array.isArray(entries)) throw new RangeError(`${path} must be a list of texts, received ${show(entries)}`);
+  if (!Array.isArray(entries)) throw new RangeError(`${path} must be a list of texts, received ${typeName(entries)}`);
   for (const [n, entry] of entries.entries()) {
     if (typeof entry !== "string") throw new RangeError(`${path}[${n}] must be a text, received ${show(entry)}`);
     new Rules(`${path}[${n}]`, [entry]);
@@ -194,7 +202,7 @@ function checkCount(path: string, count: unknown): void {
  * @throws {RangeError} It is malformed: the message begins with the path of the mistake, as in "users[1].allow[0]".
  */
 export function checkUsers(users: unknown, name = "users", isCertified = false): readonly TunnelUser[] {
-  if (!Array.isArray(users)) throw new RangeError(`${name} must be a list, received ${show(users)}`);
+  if (!Array.isArray(users)) throw new RangeError(`${name} must be a list, received ${typeName(users)}`);
   const names = new Map<unknown, string>();
   for (const [n, user] of users.entries()) {
     const path = `${name}[${n}]`;
@@ -210,7 +218,7 @@ export function checkUsers(users: unknown, name = "users", isCertified = false):
 
 function checkUser(path: string, user: unknown, isCertified: boolean): asserts user is TunnelUser {
   if (typeof user !== "object" || user === null || Array.isArray(user)) {
-    throw new RangeError(`${path} must be an object, received ${show(user)}`);
+    throw new RangeError(`${path} must be an object, received ${typeName(user)}`);
   }
   const required = isCertified ? ["name"] : ["name", "secret"];
   for (const field of required) {
@@ -237,9 +245,11 @@ function checkUser(path: string, user: unknown, isCertified: boolean): asserts u
 export function parseUsers(text: string, isCertified = false): readonly TunnelUser[] {
   let users: unknown;
   try {
-    users = JSON.parse(text);
+    users = parseJson(text).value;
   } catch (error) {
-    throw new RangeError(`users must be a list in JSON: ${errorText(error)}`, { cause: error });
+    if (!(error instanceof JsonError)) throw error;
+    const { message, position: { line, column } } = error;
+    throw new RangeError(`users must be a list in JSON: ${line}:${column}: ${message}`, { cause: error });
   }
   return checkUsers(users, "users", isCertified);
 }
