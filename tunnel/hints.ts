@@ -47,9 +47,9 @@ function isValid(text: string, use: Use): boolean {
   }
 }
 
-/** Quotes a word for a shell if it contains a wildcard. */
+/** Quotes a word for a shell if it contains a wildcard or `!`. */
 function quote(word: string): string {
-  return word.includes("*") ? `'${word}'` : word;
+  return /[*!]/.test(word) ? `'${word}'` : word;
 }
 
 function write(option: string, { text, why }: Fix): string {
@@ -96,9 +96,17 @@ function fixPort(text: string, use: Use): Fix | undefined {
   return { text: `${name}:${PORTS[service.toLowerCase()] ?? "PORT"}`, why: "the port must be a number" };
 }
 
+/** Corrects a rule with `!` or `udp:` in front. */
+function fixPrefixed(prefix: string, text: string): Fix | undefined {
+  const fix = fixAddress(text.slice(prefix.length), "RULE");
+  return fix && { ...fix, text: prefix + fix.text };
+}
+
 /** Corrects one address; `undefined` if it is valid, or what was meant is unknown. */
 function fixAddress(text: string, use: Use): Fix | undefined {
   if (isValid(text, use) || /^\d*:?$/.test(text)) return undefined;
+  const [prefix] = use === "RULE" ? /^!?(?:udp:)?/i.exec(text)! : [""];
+  if (prefix !== "") return fixPrefixed(prefix, text);
   if (/^\.{0,2}\//.test(text)) return { text: `unix:${text}`, why: "it is a path" };
   const [isAnyHost, anyHostPort = "*"] = /^\*?:(\d+|\*)$|^\*$/.exec(text) ?? [];
   if (isAnyHost !== undefined) return fixAnyHost(anyHostPort, use);

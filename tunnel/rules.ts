@@ -26,9 +26,9 @@ function normalize(endpoint: Endpoint): Endpoint {
 /** The host of an entry. */
 type Host = { isAny: true } | { name: string } | { network: BlockList; family: number };
 
-// Groups: deny, datagrams, path, host, ports, ports without a host.
+// Groups: deny, datagrams, path, host, ports, ports without a host. "udp:*" has no port, and not the host "udp".
 const ENTRY =
-  /^(!?)(udp:)?(?:unix:([!-~]+)|(\*|\[[\da-f:.]+(?:\/\d+)?\]|[\w.-]+(?:\/\d+)?):(\*|\d+(?:-\d+)?)|(\d+(?:-\d+)?))$/i;
+  /^(!?)(?!udp:\*$)(udp:)?(?:unix:([!-~]+)|(\*|\[[\da-f:.]+(?:\/\d+)?\]|[\w.-]+(?:\/\d+)?):(\*|\d+(?:-\d+)?)|(\d+(?:-\d+)?))$/i;
 
 /** The entries of `allow` or `allowListen`. The last entry that matches decides; without one the request is denied. */
 export class Rules {
