@@ -367,6 +367,7 @@ const ARROWS: Record<string, string[]> = {
   "tunnel/entrance.ts": [
     "mod.ts",
     "tunnel/address.ts",
+    "tunnel/errors.ts",
     "tunnel/listen.ts",
     "tunnel/options.ts",
     "tunnel/ports.ts",

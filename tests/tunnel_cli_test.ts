@@ -1,6 +1,14 @@
 /** The tunnel command, in processes of its own. */
 
-import { assert, assertEquals, assertGreater, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertGreater,
+  assertLess,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { pooledMap } from "@std/async";
 import * as net from "node:net";
 import { Session } from "../mod.ts";
@@ -433,7 +441,7 @@ Deno.test("tunnel command: writes all of an answer to stdout after the session e
   await child.stdin.close().catch(() => {});
 });
 
-Deno.test("tunnel command: reports each of 200 connections that are reset before accept, and continues", async () => {
+Deno.test("tunnel command: skips connections that are reset before they are accepted, and continues", async () => {
   const target = makeEcho();
   await using tunnel = await startBoth(target.addr);
   const { server, client } = tunnel;
@@ -452,9 +460,9 @@ Deno.test("tunnel command: reports each of 200 connections that are reset before
   client.child.kill("SIGTERM");
   const { code, stderr } = await client.ended();
   assertEquals(code, 0);
-  const lost = stderr.match(/^cannot accept a connection: .+$/gm) ?? [];
-  assertGreater(lost.length, 0, "no accept failed, so the test proves nothing");
-  assertEquals(stderr.trimEnd().split("\n").length, 200, "each connection is reported once");
+  const reported = stderr.split("\n").filter((line) => line !== "");
+  assertEquals(reported.filter((line) => !/^the connection from 127\.0\.0\.1:\d+ failed: /.test(line)), []);
+  assertLess(reported.length, 200, "all were accepted, so the test proves nothing");
   server.child.kill("SIGTERM");
   assertEquals((await server.ended()).code, 0);
   await target.close();

@@ -87,6 +87,35 @@ Deno.test("serveTunnel() reports a client that does not speak smux, and continue
   assertEquals(errors.length, 1);
 });
 
+for (const isSecure of [false, true]) {
+  const name = `serveTunnel() ${isSecure ? "with TLS " : ""}does not report a connection that is reset or ended`;
+  Deno.test(`${name} before its first byte`, async () => {
+    const { ca, cert, key } = await certificates();
+    const log = makeLog();
+    await using server = serveTunnel({ listen: FREE, allow: [], ...isSecure ? { cert, key } : {}, ...log.options });
+    for (const end of ["resetAndDestroy", "end"] as const) {
+      const before = log.disconnected.length;
+      const socket = net.connect(portOf(server.serverAddr), "127.0.0.1");
+      await new Promise((resolve) => socket.once("connect", resolve));
+      // The server accepts the client after the socket.
+      await (await openTunnel({ connect: server.serverAddr, ...isSecure ? { ca } : {} })).shutdown();
+      socket[end]();
+      await log.until("disconnected", before + 2);
+    }
+    assertEquals(log.messages(), []);
+  });
+}
+
+Deno.test("serveTunnel() reports a connection that is reset after its first byte", async () => {
+  const log = makeLog();
+  await using server = serveTunnel({ listen: FREE, target: "1", ...log.options });
+  const socket = net.connect(portOf(server.serverAddr), "127.0.0.1");
+  socket.write("\x02");
+  await log.until("connected");
+  socket.resetAndDestroy();
+  await log.until(/^A client's connection failed: connection reset by peer$/);
+});
+
 Deno.test("serveTunnel() stops connecting to a target when the client is lost", async () => {
   const { connect } = net;
   const { options, errors } = makeLog();

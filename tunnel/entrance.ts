@@ -6,6 +6,7 @@
 
 import type { Connection, Listener } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
+import { isCut } from "./errors.ts";
 import { listenAgain } from "./listen.ts";
 import type { ServeTunnelOptions } from "./options.ts";
 import { overlaps } from "./ports.ts";
@@ -75,6 +76,23 @@ function checkCertificate({ cert, key }: EntranceOptions): void {
   }
 }
 
+/** Lets a connection that is cut before its first byte end without an error: it is a health check or a port scan. */
+function untilFirstByte(connection: Connection): Connection {
+  const { read } = connection;
+  // A property of this socket: the session must still see a socket of Deno.
+  connection.read = async (p) => {
+    try {
+      const count = await read.call(connection, p);
+      connection.read = read;
+      return count;
+    } catch (error) {
+      if (isCut(error)) return null;
+      throw error;
+    }
+  };
+  return connection;
+}
+
 /** A listener of clients, whose address, certificate and proxies can be replaced. */
 export class Entrance implements Listener<Connection> {
   readonly #report: (error: unknown) => void;
@@ -119,7 +137,7 @@ export class Entrance implements Listener<Connection> {
     for (;;) {
       const listener = this.#listener;
       try {
-        return await (await listener).accept();
+        return untilFirstByte(await (await listener).accept());
       } catch (error) {
         // A replaced listener has ended.
         if (listener === this.#listener) throw error;

@@ -54,6 +54,14 @@ export class PermanentError extends Error {}
 /** A connection that ended in the middle of a handshake. */
 export class CutError extends Error {}
 
+// Deno's names of the errors of accepting.
+const LOSSES = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
+
+/** Whether accepting failed because the connection was lost before. */
+export function isLost(error: unknown): boolean {
+  return error instanceof Error && LOSSES.includes(error.name);
+}
+
 // Deno's names and Node's codes of connections that were cut.
 const CUTS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe", "UnexpectedEof", "ECONNRESET", "EPIPE"];
 

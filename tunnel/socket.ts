@@ -8,7 +8,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Stream } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
 import { descriptorLimit, isLimitError, reserve } from "./descriptors.ts";
-import { errorText, wrapError } from "./errors.ts";
+import { errorText, isLost, wrapError } from "./errors.ts";
 import { resolve } from "./resolve.ts";
 import { connectTcp, listenTcp, TcpListener, TcpSocket } from "./tcp.ts";
 import { closeUnix, identify, listenUnix } from "./unix.ts";
@@ -88,7 +88,7 @@ export class Listening {
     this.#file = identify(this.#path);
   }
 
-  /** Accepts a connection. Rejects once a minute while the process has too many open files; call it again then. */
+  /** Accepts a connection. One that was reset before is skipped. Rejects once a minute while the process has too many open files; call it again then. */
   async accept(): Promise<Socket> {
     for (;;) {
       const accepting = this.#listener.accept();
@@ -99,6 +99,8 @@ export class Listening {
         if (this.#listener instanceof TcpListener || reserve.hold()) return keepAlive(socket);
         socket[Symbol.dispose]();
       } catch (error) {
+        // A port scan: the connection was reset before it was accepted, and has no address to report.
+        if (isLost(error)) continue;
         if (!isLimitError(error)) throw error;
         // It stops listening until descriptors are free.
         const isPaused = this.#listener instanceof TcpListener;
