@@ -134,7 +134,10 @@ Deno.test("checkTunnel() describes the certificate, trusted or not, and why it i
     resolver.lookup = lookup;
   }
   await using plain = start({ allow: ["127.0.0.1:1"] });
-  await assertFails({ connect: plain.serverAddr, ca }, "TLS", /^no handshake: /, /^The server does not use TLS/);
+  for (const options of [{ ca }, { ca, pin: `sha256:${"A".repeat(43)}=` }]) {
+    const connect = plain.serverAddr;
+    await assertFails({ connect, ...options }, "TLS", /^no handshake: /, /^The server does not use TLS/);
+  }
   await assertFails({ connect: server.serverAddr }, "protocol", /expects TLS/, /--tls/);
 });
 
@@ -330,6 +333,9 @@ Deno.test("check command: prints a line for each step, and exits with 0, 1, 2 or
   assertMatch(refused.stdout, /\nfailed +\S+ m?s {2}secret: .*a secret is required\n {18}Use --secret FILE, /);
   const missing = await run("--connect", nowhere());
   assertEquals([missing.code, missing.stderr], [1, "check failed: TCP\n"]);
+  await Deno.writeTextFile(`${folder.path}/ca.pem`, ca);
+  const plain = await run(...connect, "--ca", `${folder.path}/ca.pem`);
+  assertEquals([plain.code, plain.stderr], [3, "check failed: TLS\n"]);
   const wrong = await run("--connect", "localhost");
   assertEquals([wrong.code, wrong.stdout], [2, ""]);
 });

@@ -197,9 +197,18 @@ Deno.test("errorHint() explains a certificate of a CA, an unknown issuer, a peer
     "invalid peer certificate: UnknownIssuer": /--ca FILE/,
     "received corrupt message of type InvalidContentType": /--tls/,
     "Too many open files (os error 24)": /ulimit -n/,
+    "Cannot connect to localhost:9000: unexpected end of file": /the server may not use TLS/,
+    "Cannot connect to localhost:9000: Client network socket disconnected before secure TLS connection was established":
+      /the server may not use TLS/,
+    "Cannot connect to localhost:9000: the connection was closed during the TLS handshake":
+      /the server may not use TLS/,
+    "a client's connection failed: not valid smux at byte 0: expected version 1 or 2, received 22":
+      /the client uses TLS; start the server with --cert and --key$/,
   };
   for (const [message, hint] of Object.entries(explained)) assertEquals(hint.test(errorHint(message)!), true, message);
   assertEquals(errorHint("connection refused"), undefined);
+  assertEquals(errorHint("The connection to localhost:9000 was lost: unexpected end of file"), undefined);
+  assertEquals(errorHint("not valid smux at byte 0: expected version 1 or 2, received 221"), undefined);
 });
 
 Deno.test("VERSION is that of deno.json", () => assertEquals(VERSION, config.version));

@@ -62,7 +62,10 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
       /NotValidForName|only valid for|not valid for/,
       "Connect to a name of the certificate, or make one for this host.",
     ],
-    [/end of file|InvalidContentType|corrupt/, "The server does not use TLS: start it with --cert and --key."],
+    [
+      /end of file|InvalidContentType|corrupt|before secure TLS|during the TLS handshake/,
+      "The server does not use TLS: start it with --cert and --key.",
+    ],
     [/timed out/, "The server does not answer the TLS handshake: it may not use TLS, or is stopped."],
     [undefined, "Compare --ca with the --cert of the server."],
   ],

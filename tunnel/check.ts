@@ -324,7 +324,7 @@ class Check {
       this.#connection = await secureServer(this.#server, socket, this.#stop.signal);
     } catch (error) {
       const found = await describe();
-      if (found === undefined) throw wrapError("no handshake", error);
+      if (found === undefined) throw new PermanentError(`no handshake: ${errorText(error)}`, { cause: error });
       throw new PermanentError(`a certificate ${found} is not trusted: ${errorText(error)}`, { cause: error });
     }
     return `a trusted certificate ${await describe() ?? ""}`.trim();

@@ -317,6 +317,12 @@ const CAUSES: [part: RegExp, hint: string][] = [
   [/CaUsedAsEndEntity/, "the certificate of the server is one of a CA; sluice cert makes one for a server"],
   [/UnknownIssuer/, "trust the certificate of the server with --ca FILE"],
   [/InvalidContentType/, "the other end does not use TLS; clients need --tls, servers --cert and --key"],
+  [
+    /cannot connect to .*(unexpected end of file|before secure TLS|during the TLS handshake)/i,
+    "the server may not use TLS, which needs its options --cert and --key",
+  ],
+  // 22 begins a handshake of TLS.
+  [/expected version 1 or 2, received 22\b/, "the client uses TLS; start the server with --cert and --key"],
   [/the proxy wants a user/, "write --proxy http://USER:PASSWORD@HOST:PORT"],
   [/too many open files/i, "raise the limit with ulimit -n"],
 ];
