@@ -10,10 +10,11 @@ import {
   type TunnelCheck,
 } from "../tunnel.ts";
 import { adviceFor } from "../tunnel/advice.ts";
+import { main } from "../tunnel/cli.ts";
 import { resolver } from "../tunnel/resolve.ts";
 import { formatCheck } from "../tunnel/report.ts";
 import { makeFolder } from "./programs.ts";
-import { bytes, isRefused, LOOPBACK, text, writeAll } from "./support.ts";
+import { bytes, isRefused, LOOPBACK, text, turn, writeAll } from "./support.ts";
 import { at, dial, FREE, makeEcho, makeLog, makeTarget, nowhere, portOf, promptly } from "./tunnel_support.ts";
 
 const readTls = (name: string) => Deno.readTextFileSync(new URL(`fixtures/tls/${name}`, import.meta.url));
@@ -306,6 +307,25 @@ Deno.test("formatCheck() returns lines of at most 80 characters, with the advice
 Deno.test("adviceFor() prefers the advice for a message, and has one for any other", () => {
   assertMatch(adviceFor("TLS", "invalid peer certificate: Expired"), /expired/);
   assertMatch(adviceFor("forward", "whatever"), /^It is allowed/);
+});
+
+Deno.test("main() writes an error after the lines before it, although stdout is slower than stderr", async () => {
+  const { stdout, stderr } = Deno;
+  const written: string[] = [];
+  const output = (wait: () => Promise<void>) => async (p: Uint8Array) => {
+    await wait();
+    written.push(text(p));
+    return p.length;
+  };
+  const before = [stdout.write, stderr.write] as const;
+  [stdout.write, stderr.write] = [output(() => turn()), output(() => Promise.resolve())];
+  try {
+    assertEquals(await main(["check", "--connect", nowhere()]), 1);
+  } finally {
+    [stdout.write, stderr.write] = before;
+  }
+  assertMatch(written[0]!, /^failed /);
+  assertEquals(written.at(-1), "check failed: TCP\n");
 });
 
 Deno.test("check command: prints a line for each step, and exits with 0, 1, 2 or 3", async () => {

@@ -78,6 +78,8 @@ export async function main(args: readonly string[]): Promise<number> {
     return EXIT.ended;
   } catch (error) {
     const code = exitCode(error);
+    // Both may be one file: the error follows what it is about.
+    await display.flush();
     if (error instanceof ConfigError) {
       for (const line of error.mistakes) display.error(formatEntry(errorEntry(line), format, new Date()));
       return code;

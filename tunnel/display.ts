@@ -8,7 +8,7 @@ import type { TunnelStats } from "./options.ts";
 import { Output, type Sink } from "./output.ts";
 import { setDeadline } from "./wait.ts";
 
-// Milliseconds that the end waits for the last lines. Larger: tolerates a slower reader; smaller: earlier exit when the
+// Milliseconds to wait for the lines before the last error, and for the last lines. Larger: tolerates a slower reader; smaller: earlier exit when the
 // output is not read.
 const FLUSH_TIMEOUT = 1000;
 
@@ -54,10 +54,15 @@ export class Display {
     }, 500);
   }
 
-  /** Clears the status line, and waits until the last lines are written, but not long. */
+  /** Clears the status line, and waits for the last lines. */
   async end(): Promise<void> {
     clearInterval(this.#timer);
     this.#out.status("");
+    await this.flush();
+  }
+
+  /** Waits until the lines before are written, but not long. */
+  async flush(): Promise<void> {
     const { promise: late, resolve } = Promise.withResolvers<void>();
     const clear = setDeadline(resolve, FLUSH_TIMEOUT);
     await Promise.race([late, Promise.all([this.#out.flush(), this.#errors.flush()])]);
