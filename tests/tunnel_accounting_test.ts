@@ -84,6 +84,30 @@ Deno.test("tunnel: both ends report a connection of forward, of socks and of rev
   ]);
 });
 
+Deno.test("tunnel: the head of a request of an HTTP proxy counts as sent at both ends", async () => {
+  await using target = makeAnswering();
+  await using pair = await makePair({ allow: [target.addr], allowListen: ["127.0.0.1:*"] }, {
+    http: [FREE],
+    reverseSocks: [FREE],
+    allow: [target.addr],
+  });
+  const { client, logs } = pair;
+  const forwarded = `GET / HTTP/1.1\r\nHost: ${target.addr}\r\nConnection: close\r\n\r\n`.length;
+  for (const [n, addr] of client.listenAddrs.entries()) {
+    using connection = await dial(addr);
+    await writeAll(connection, bytes(`GET http://${target.addr}/ HTTP/1.1\r\n\r\n`));
+    await connection.closeWrite();
+    assertEquals((await readAll(connection)).length, 5);
+    await Promise.all([logs.client.until("finished", n + 1), logs.server.until("finished", n + 1)]);
+  }
+  const sums = (all: FinishedEvent[]) => all.map(({ kind, sent, received }) => ({ kind, sent, received }));
+  assertEquals(sums(logs.client.finished), [
+    { kind: "http", sent: forwarded, received: 5 },
+    { kind: "reverse", sent: 5, received: forwarded },
+  ]);
+  assertEquals(sums(logs.server.finished).at(0), { kind: "connect", sent: 5, received: forwarded });
+});
+
 Deno.test("serveTunnel() reports a client that has left, with its user, and why its connection has failed", async () => {
   const secret = await hashSecret("open-sesame");
   const users = [{ name: "alice", secret }, { name: "bob", secret }];

@@ -473,6 +473,33 @@ Deno.test("openTunnel() reconnects when the server was restarted, and forwarded 
   await echo.close();
 });
 
+Deno.test("openTunnel() reconnects after a restart with a downtime that begins when the connection was lost", async () => {
+  const log = makeLog();
+  const options = { listen: `127.0.0.1:${freePort()}`, target: "1", onError() {} };
+  const stop = new AbortController();
+  const first = serveTunnel({ ...options, signal: stop.signal });
+  const proxy = makeProxy(options.listen);
+  const client = await openTunnel({ connect: proxy.addr, forward: [FREE], wait: 500, ...log.options });
+  await proxy.stop();
+  await log.until("suspended");
+  const began = performance.now();
+  // It waits for the server, and ends when `wait` is over.
+  using waiting = await dial(client.listenAddrs[0]!);
+  assertEquals(await promptly(isEnded(waiting)), true);
+  const least = performance.now() - began;
+  stop.abort();
+  await first.finished;
+  const second = await listenAgain(() => serveTunnel(options));
+  proxy.start();
+  await promptly(log.until("reconnected"));
+  const [downtime] = log.events.flatMap((event) => event.type === "reconnected" ? [event.downtime] : []);
+  assertGreater(downtime!, least - 1);
+  assertEquals(Number.isInteger(downtime), true);
+  await client.shutdown();
+  await second.shutdown();
+  await proxy.stop();
+});
+
 Deno.test("openTunnel() does not report that a server does not resume before that server has answered", async () => {
   const listener = Deno.listen(LOOPBACK);
   const accepting = (async () => {

@@ -178,3 +178,10 @@ Deno.test("listeningEntry() and statusEntry() contain where connections lead, an
   assertEquals(statusEntry("127.0.0.1:9100").text, "status at http://127.0.0.1:9100/status");
   assertEquals(statusEntry("unix:/run/status").text, "status at unix:/run/status");
 });
+
+Deno.test("docs/tunnel.md lists each type of the entries that are not events", async () => {
+  const read = (path: string) => Deno.readTextFile(new URL(`../${path}`, import.meta.url));
+  const [, section] = /^## The log$(.*?)^## /ms.exec(await read("docs/tunnel.md"))!;
+  const types = [...(await read("tunnel/log.ts")).matchAll(/\btype: "(\w+)"/g)].map(([, type]) => type);
+  assertEquals(types.filter((type) => !section!.includes(`\`${type}\``)), []);
+});

@@ -392,9 +392,9 @@ class Client {
         const connect = (asked: string) => this.#connect(to = asked);
         const { auth } = this.#settings.proxy;
         const served = await speakProxy(from, connect, { auth, associate: () => this.#associate(local, from) });
-        const { connected, check } = served;
+        const { connected, sent, check } = served;
         if (connected === undefined) return undefined;
-        return { stream: connected, to, checks: { received: check } };
+        return { stream: connected, to, checks: { received: check }, before: { sent } };
       }
       const stream = await this.#connect(target).catch(resetting(from));
       if (isProxied) await writeFirst(stream, proxyHeaderOf(from));

@@ -25,6 +25,14 @@ export interface Opened {
   /** The target; `undefined` if only the peer knows it. */
   to: string | undefined;
   checks?: Checks | undefined;
+  /** What was forwarded already. */
+  before?: Before | undefined;
+}
+
+/** Bytes of a connection that were forwarded before it is joined: sent to the peer, and received from it. */
+export interface Before {
+  sent?: number | undefined;
+  received?: number | undefined;
 }
 
 /** Checks bytes before they are forwarded; what it throws ends the connection. */
@@ -74,9 +82,9 @@ export async function forwardAll(
     try {
       const opened = await opening(socket);
       if (opened === undefined) return;
-      const { stream, to, checks } = opened;
+      const { stream, to, checks, before } = opened;
       const from = formatPeer(socket.remoteAddr);
-      await forwardStream(activity, stream, socket, `from ${from ?? UNNAMED}`, { ...route, from, to }, checks);
+      await forwardStream(activity, stream, socket, `from ${from ?? UNNAMED}`, { ...route, from, to }, checks, before);
     } finally {
       socket[Symbol.dispose]();
     }
@@ -146,8 +154,11 @@ export async function forwardStream(
   name: string,
   route: Route,
   checks: Checks = {},
+  { sent = 0, received = 0 }: Before = {},
 ): Promise<void> {
   const forwarding = activity.begin(route);
+  forwarding.countSent(sent);
+  forwarding.countReceived(received);
   const joined = new JoinedSocket(socket, checks);
   let failed: Error | undefined;
   try {

@@ -51,6 +51,8 @@ export interface ProxyRequest {
 /** A connection to the target of a request. */
 export interface Served<T> {
   connected: T;
+  /** Bytes that were sent to it already. */
+  sent?: number;
   /** Checks bytes of the client before they are forwarded; throws to end the connection. */
   check?: (p: Uint8Array) => void;
 }
@@ -75,9 +77,10 @@ export async function speakHttp<T extends DuplexConnection>(
       await writeAll(client, encoder.encode("HTTP/1.1 200 Connection established\r\n\r\n"));
       return { connected };
     }
-    await writeAll(connected, encodeLatin1(forwarded.head));
+    const head = encodeLatin1(forwarded.head);
+    await writeAll(connected, head);
     const body = new RequestBody(forwarded.body);
-    return { connected, check: (p) => body.push(p) };
+    return { connected, sent: head.length, check: (p) => body.push(p) };
   } catch (error) {
     connected?.close();
     await withDeadline(client, refuse(client, request === undefined ? 400 : 502, error)).catch(() => {});

@@ -158,12 +158,12 @@ export class Link {
     while (this.#session !== undefined) {
       const reason = await this.#sessionEnd(this.#session);
       const isStopping = this.stopping.aborted;
+      const ended = this.#suspendedAt ?? performance.now();
       this.#hasEnded = true;
       this.#host.changed();
       await this.#closeCarrier(this.#carrier!, reason);
       this.#session = this.#carrier = this.#suspendedAt = undefined;
       this.#hasEnded = false;
-      const ended = performance.now();
       const lost = wrapError(`The connection to ${serverAddr} was lost`, reason ?? "closed by the server");
       if (isStopping || this.stopping.aborted && reason === undefined) {
         if (reason !== undefined && !signal?.aborted) this.#activity.report(lost);
@@ -177,7 +177,7 @@ export class Link {
         if (this.stopping.aborted || await this.#tryStart(() => false).catch(() => false)) break;
       }
       if (this.#session === undefined) return;
-      const downtime = performance.now() - ended;
+      const downtime = Math.round(performance.now() - ended);
       this.#activity.emit({ type: "reconnected", serverAddr, error: lost, downtime });
     }
   }
@@ -335,7 +335,7 @@ export class Link {
 
   async #resumed(): Promise<void> {
     if (this.#suspendedAt === undefined) return;
-    const downtime = performance.now() - this.#suspendedAt;
+    const downtime = Math.round(performance.now() - this.#suspendedAt);
     await this.#up();
     this.#activity.emit({ type: "resumed", serverAddr: this.serverAddr, downtime });
   }

@@ -112,9 +112,9 @@ export function eventLine(event: TunnelEvent): string {
     case "suspended":
       return errorText(event.error);
     case "resumed":
-      return `resumed the connection to ${event.serverAddr} after ${time(Math.round(event.downtime))}`;
+      return `resumed the connection to ${event.serverAddr} after ${time(event.downtime)}`;
     case "reconnected":
-      return `reconnected to ${event.serverAddr} after ${time(Math.round(event.downtime))}`;
+      return `reconnected to ${event.serverAddr} after ${time(event.downtime)}`;
     case "unresumable":
       return `${event.serverAddr} does not resume: forwarded connections end when the connection to it is lost`;
     case "reached":

@@ -27,6 +27,8 @@ export interface ProxySettings {
 interface Reached {
   socket: Socket;
   to: string;
+  /** Bytes that were sent to it already. */
+  sent?: number | undefined;
   /** Checks bytes of the visitor before they are forwarded. */
   check?: ((p: Uint8Array) => void) | undefined;
 }
@@ -48,8 +50,8 @@ export async function reach(
     return await dial(target, stream, { connectTimeout, addresses });
   };
   try {
-    const { connected, check } = await speakProxy(stream, connect, { auth });
-    return { socket: connected, to, check };
+    const { connected, sent, check } = await speakProxy(stream, connect, { auth });
+    return { socket: connected, to, sent, check };
   } catch (error) {
     // The end of a stream comes after the reply, also if the visitor still sends.
     throw error instanceof UnusedError ? error : wrapError("Refused a visitor of reverseSocks", error);

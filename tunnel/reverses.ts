@@ -110,7 +110,8 @@ export class Reverses {
       return await forwardToPeer(activity, stream, opened, route, () => this.#host.current().udpTimeout);
     }
     const socket = reached?.socket ?? opened as Socket;
-    await forwardStream(activity, stream, socket, `to ${to}`, route, { sent: reached?.check });
+    const [checks, before] = [{ sent: reached?.check }, { received: reached?.sent }];
+    await forwardStream(activity, stream, socket, `to ${to}`, route, checks, before);
   }
 
   /** Requests a server to listen, until the returned stream ends. */
