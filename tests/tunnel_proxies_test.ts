@@ -523,7 +523,7 @@ Deno.test("tunnel: reverseSocks connects to addresses that the client's allow co
     for (const target of [`inside.test:${port}`, `127.0.0.2:${port}`, `[::ffff:127.0.0.2]:${port}`, "169.254.1.1:80"]) {
       assertEquals([target, (await ask(target)).status], [target, "403"]);
     }
-    await logs.client.until(/^Refused a visitor of reverseSocks: .* is not allowed$/, 4);
+    await logs.client.until(/^Refused a visitor of reverseSocks from 127\.0\.0\.1:\d+: .* is not allowed$/, 4);
     await allowed.connection.closeWrite();
     await logs.client.until("finished");
     const [{ kind, to, from } = {}] = logs.client.finished;
@@ -575,22 +575,27 @@ Deno.test("TunnelClient.update() adds http and a password, and keeps the listene
   assertEquals(client.listenAddrs.length, 1);
 });
 
-Deno.test("tunnel: a connection to a proxy that ends without a byte is not reported, one with a byte is", async () => {
+Deno.test("tunnel: a connection to a proxy that ends without a byte is not reported, one with a byte is, with its address", async () => {
   await using pair = await makePair({ allow: [], allowListen: ["127.0.0.1:*"] }, {
     http: [FREE],
     reverseSocks: [FREE],
     allow: [],
   });
+  const visitors: string[] = [];
   for (const addr of pair.client.listenAddrs) {
     for (const sent of ["", "C"]) {
       using connection = await dial(addr);
+      if (sent !== "") visitors.push(at(connection.localAddr as Deno.NetAddr));
       await writeAll(connection, bytes(sent));
       await connection.closeWrite();
       await readAll(connection);
     }
   }
   await pair.logs.client.until(/connection closed during handshake$/, 2);
-  assertEquals(pair.logs.client.errors.length, 2);
+  assertEquals(pair.logs.client.messages().sort(), [
+    `Refused a connection from ${visitors[0]}: connection closed during handshake`,
+    `Refused a visitor of reverseSocks from ${visitors[1]}: connection closed during handshake`,
+  ]);
 });
 
 Deno.test("openTunnel() ends although a refused client does not close", async () => {

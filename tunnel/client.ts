@@ -9,7 +9,7 @@ import { Activity } from "./activity.ts";
 import { parseEndpoint } from "./address.ts";
 import { writeFirst } from "./bytes.ts";
 import { wrapError } from "./errors.ts";
-import { forwardAll } from "./forward.ts";
+import { forwardAll, refusedFrom } from "./forward.ts";
 import { type Credentials, request } from "./handshake.ts";
 import type { Link } from "./link.ts";
 import { type AnyListening, checkFree, listenAgain, listenTo } from "./listen.ts";
@@ -391,8 +391,11 @@ class Client {
         let to = target;
         const connect = (asked: string) => this.#connect(to = asked);
         const { auth } = this.#settings.proxy;
-        const served = await speakProxy(from, connect, { auth, associate: () => this.#associate(local, from) });
-        const { connected, sent, check } = served;
+        const associate = () => this.#associate(local, from);
+        const { connected, sent, check } = await speakProxy(from, connect, { auth, associate }).catch((error) => {
+          // That of a request names its target.
+          throw to === undefined ? refusedFrom(from, error) : error;
+        });
         if (connected === undefined) return undefined;
         return { stream: connected, to, checks: { received: check }, before: { sent } };
       }

@@ -98,6 +98,12 @@ export async function forwardAll(
   return { forwarded: Promise.all(forwarding) };
 }
 
+/** Names a connection in the error of why it is refused. */
+export function refusedFrom({ remoteAddr }: Socket, error: unknown): unknown {
+  if (isReportedElsewhere(error)) return error;
+  return wrapError(`Refused a connection from ${formatPeer(remoteAddr) ?? UNNAMED}`, error);
+}
+
 /** A socket in a join, which leaves it to its owner how the socket is closed. */
 class JoinedSocket implements DuplexConnection {
   readonly #socket: Socket;

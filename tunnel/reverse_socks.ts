@@ -36,10 +36,12 @@ interface Reached {
 /**
  * Reads the target of a visitor from its stream, connects to it, and replies.
  *
+ * @param from Names the visitor in errors.
  * @param connectTimeout Milliseconds until resolving fails, and until connecting does.
  */
 export async function reach(
   stream: Stream,
+  from: string,
   { auth, rules }: ProxySettings,
   connectTimeout = CONNECT_TIMEOUT,
 ): Promise<Reached> {
@@ -54,7 +56,7 @@ export async function reach(
     return { socket: connected, to, sent, check };
   } catch (error) {
     // The end of a stream comes after the reply, also if the visitor still sends.
-    throw error instanceof UnusedError ? error : wrapError("Refused a visitor of reverseSocks", error);
+    throw error instanceof UnusedError ? error : wrapError(`Refused a visitor of reverseSocks from ${from}`, error);
   }
 }
 

@@ -101,9 +101,9 @@ export class Reverses {
     });
     if (opened === stream && !isProxy) return;
     const { proxy, connectTimeout } = this.#host.current();
-    const reached = isProxy ? await reach(stream, proxy, connectTimeout) : undefined;
-    to = reached?.to ?? to;
     const from = visitor === undefined ? link.serverAddr : format(visitor);
+    const reached = isProxy ? await reach(stream, from, proxy, connectTimeout) : undefined;
+    to = reached?.to ?? to;
     const forward = isProxy ? listen : `${listen}=${to}`;
     const route = { kind: "reverse" as const, user: undefined, forward, from, to };
     if (opened instanceof UdpPeer) {
