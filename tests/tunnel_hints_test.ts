@@ -106,6 +106,9 @@ const hints: Record<string, string> = {
   [`${server} --allow http://a`]: "it must not be a URL: write --allow a:80",
   [`${server} --allow-listen *`]: "write --allow-listen '*:*'",
   [`${client} --forward 8080=a:1,9090=b:2`]: "write --forward 8080=a:1 --forward 9090=b:2",
+  [`${client} --forward udp:8080=a:1,proxy`]: "datagrams have no header of a proxy: write --forward udp:8080=a:1",
+  [`${client} --forward 8080=a,proxy`]: "it has no port: write --forward 8080=a:PORT,proxy",
+  [`${client} --reverse 8080=a,proxy,9090=b`]: "write --reverse 8080=a:PORT,proxy --reverse 9090=b:PORT",
   [`${client} --reverse 8000 --tls`]: "write --reverse 8000=PORT",
   // Options and commands.
   [`${server} --alow a:1`]: "did you mean --allow?",
@@ -191,12 +194,30 @@ Deno.test("editDistance() counts insertions, deletions, replacements and exchang
   }
 });
 
+Deno.test("parseCommand() advises the option for a URL of a WebSocket without one, and hides its path", () => {
+  const lines = {
+    "client wss://h.example/sesame --forward 8080=a:1": "write --connect wss://...",
+    "client --forward 8080=a:1 ws://h.example/sesame": "write --connect ws://...",
+    "client --connect a:1 wss://h.example/sesame": "write --connect wss://...",
+    "server wss://h.example/sesame": "write --listen wss://...",
+    "check wss://h.example/sesame": "write --connect wss://...",
+  };
+  for (const [line, hint] of Object.entries(lines)) {
+    const { message } = messageFor(line);
+    assertEquals(message.endsWith(`://h.example/...": ${hint}`), true, message);
+  }
+  assertEquals(messageFor("wss://h.example/sesame").message.includes("sesame"), false);
+  assertEquals(messageFor("cert wss://h.example/sesame").message.includes("sesame"), false);
+});
+
 Deno.test("errorHint() explains a certificate of a CA, an unknown issuer, a peer without TLS and a descriptor limit", () => {
   const explained: Record<string, RegExp> = {
     "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))": /sluice cert/,
     "invalid peer certificate: UnknownIssuer": /--ca FILE/,
     "received corrupt message of type InvalidContentType": /--tls/,
     "Too many open files (os error 24)": /ulimit -n/,
+    "Cannot connect to a:1 through http://h:3128: the proxy wants a user and a password": /--proxy http:/,
+    "Cannot connect to a:1 through socks5://h:1080: the proxy wants a user and a password": /--proxy socks5:/,
     "Cannot connect to localhost:9000: unexpected end of file": /the server may not use TLS/,
     "Cannot connect to localhost:9000: Client network socket disconnected before secure TLS connection was established":
       /the server may not use TLS/,

@@ -41,6 +41,7 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
       /cannot resolve|cannot connect to the proxy/i,
       "Check the host and the port in --proxy, and the network of this machine.",
     ],
+    [/socks5:\/\/.*wants a user/, "Write --proxy socks5://USER:PASSWORD@HOST:PORT."],
     [/wants a user/, "Write --proxy http://USER:PASSWORD@HOST:PORT, or set $HTTPS_PROXY like this."],
     [/does not accept/, "Compare the user and the password with those of the proxy; write special characters as %XX."],
     [/only basic/, "Use a proxy in between that can do this, such as cntlm on this machine, or --proxy none."],

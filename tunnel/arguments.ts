@@ -24,6 +24,7 @@ import { targetsOf } from "./settings.ts";
 import { CONFIGURED, OPTIONS } from "./usage.ts";
 import { hashEntry, parseUsers } from "./users.ts";
 import { isPipe, UsageError, Values } from "./values.ts";
+import { withoutPath } from "./web_socket_address.ts";
 
 /** The callbacks of a tunnel. */
 type Reports = Pick<TunnelOptions, "onError" | "onEvent" | "onFrame">;
@@ -283,7 +284,7 @@ export function parseCommand(args: readonly string[]): TunnelCommand | ShortComm
   const expected = 'expected "server", "client", "check", "cert" or "hash"';
   if (role === undefined) throw new UsageError(`${expected}, received nothing`);
   if (!Object.hasOwn(OPTIONS, role)) {
-    throw new UsageError(`${expected}, received "${role}"`, commandHint(role, rest[0]));
+    throw new UsageError(`${expected}, received "${withoutPath(role)}"`, commandHint(role, rest[0]));
   }
   if (role === "hash") return parseHash(rest);
   const values = new Values(role, rest);

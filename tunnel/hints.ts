@@ -34,6 +34,9 @@ const PORTS: Record<string, string> = {
   wss: "443",
 };
 
+// At the end of LISTEN=TARGET: the connection begins with a header of the PROXY protocol.
+const PROXIED = ",proxy";
+
 const isIpv6 = (text: string) => text.includes(":") && URL.canParse(`http://[${text}]/`);
 
 /** Whether an address is valid for its use. */
@@ -140,8 +143,16 @@ function fixColons(text: string): string | undefined {
   return isValid(from, "LISTEN") && isValid(to.replace(/:PORT$/, ":1"), "TARGET") ? `${from}=${to}` : undefined;
 }
 
-/** Corrects LISTEN=TARGET. */
+/** Corrects LISTEN=TARGET, and drops `,proxy` behind datagrams. */
 function fixForward(text: string, needsTarget: boolean): Fix | undefined {
+  if (!text.endsWith(PROXIED)) return fixPlain(text, needsTarget);
+  const rest = text.slice(0, -PROXIED.length);
+  const fix = fixPlain(rest, needsTarget);
+  if (/^udp:/i.test(rest)) return fix ?? { text: rest, why: "datagrams have no header of a proxy" };
+  return fix && { ...fix, text: `${fix.text}${PROXIED}` };
+}
+
+function fixPlain(text: string, needsTarget: boolean): Fix | undefined {
   const [listen, target] = text.split(/=(.*)/s) as [string, string?];
   if (target !== undefined) {
     const [from, to] = [listen === "-" ? undefined : fixAddress(listen, "LISTEN"), fixAddress(target, "TARGET")];
@@ -165,10 +176,10 @@ function fixValue({ value, isRule }: Option, text: string, isReverse: boolean): 
   return { text: `${Number(digits) * { s: 1, m: 60, h: 3600 }[unit as "s" | "m" | "h"]}` };
 }
 
-/** Splits a list; a port alone gets the host of the address before it. */
+/** Splits a list, except before `proxy`; a port alone gets the host of the address before it. */
 function splitList(text: string): string[] {
   let host = "";
-  return text.split(/[,;]\s*/).filter((item) => item !== "").map((item) => {
+  return text.split(/[,;](?!proxy(?:[,;]|$))\s*/).filter((item) => item !== "").map((item) => {
     const whole = host !== "" && /^\d+$/.test(item) ? host + item : item;
     host = /^[^=]+:(?=\d+$)/.exec(whole)?.[0] ?? "";
     return whole;
@@ -301,13 +312,15 @@ export function commandHint(word: string, next?: string): string | undefined {
 /** Suggests an option for a word without one; `last` is the name of the option before it, without dashes. */
 export function wordHint(command: string, word: string, last: string | undefined): string | undefined {
   if (word.startsWith("-")) return undefined;
+  const [name, use] = command === "server" ? ["listen", "LISTEN"] as const : ["connect", "TARGET"] as const;
+  // The path may be a secret.
+  if (isWebSocketUrl(word)) return command === "cert" ? undefined : `write --${name} ${/^\w+/.exec(word)![0]}://...`;
   if (last !== undefined) {
     const option = OPTIONS[command]![last]!;
     if (option.isList) return write(`--${last}`, { text: fixValue(option, word, last === "reverse")?.text ?? word });
     return option.value === undefined ? `--${last} takes no value` : undefined;
   }
   if (command === "cert") return `write --host ${word}`;
-  const [name, use] = command === "server" ? ["listen", "LISTEN"] as const : ["connect", "TARGET"] as const;
   const text = fixed(word, use);
   return isValid(text.replace(/:PORT$/, ":1"), use) ? `write --${name} ${text}` : undefined;
 }
@@ -323,6 +336,7 @@ const CAUSES: [part: RegExp, hint: string][] = [
   ],
   // 22 begins a handshake of TLS.
   [/expected version 1 or 2, received 22\b/, "the client uses TLS; start the server with --cert and --key"],
+  [/socks5:\/\/.*the proxy wants a user/, "write --proxy socks5://USER:PASSWORD@HOST:PORT"],
   [/the proxy wants a user/, "write --proxy http://USER:PASSWORD@HOST:PORT"],
   [/too many open files/i, "raise the limit with ulimit -n"],
 ];

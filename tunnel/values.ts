@@ -14,7 +14,7 @@ import { parsePin } from "./pin.ts";
 import { parseRule } from "./rules.ts";
 import { parseProxy } from "./upstream.ts";
 import { type Option, OPTIONS } from "./usage.ts";
-import { isWebSocketUrl, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
+import { isWebSocketUrl, parseBackend, parseWebSocketUrl, withoutPath } from "./web_socket_address.ts";
 import { checkHeaders } from "./web_socket_handshake.ts";
 
 /** A malformed command line; the message is one line. */
@@ -88,7 +88,7 @@ export class Values {
         last = token.name;
       } else {
         const word = token.kind === "positional" ? token.value : "--";
-        throw new UsageError(`expected an option, received "${word}"`, wordHint(role, word, last));
+        throw new UsageError(`expected an option, received "${withoutPath(word)}"`, wordHint(role, word, last));
       }
     }
   }

@@ -46,10 +46,11 @@ export function nameOf({ isSecure, endpoint }: Pick<WebSocketAddress, "isSecure"
   return `${isSecure ? "wss" : "ws"}://${format(endpoint)}`;
 }
 
-/** Hides the path of a malformed URL, and what looks like a password. */
-function withoutPath(text: string): string {
-  const [, start, authority, rest] = /^(wss?:\/{0,2})([^/?#]*)(.*)$/is.exec(text)!;
-  return start! + (authority!.includes("@") ? "..." : authority!) + (rest === "" ? "" : "/...");
+/** Hides the path of a URL of a WebSocket, valid or not, and what looks like a password. Any other text is unchanged. */
+export function withoutPath(text: string): string {
+  const [, start, authority, rest] = /^(wss?:\/{0,2})([^/?#]*)(.*)$/is.exec(text) ?? [];
+  if (start === undefined) return text;
+  return start + (authority!.includes("@") ? "..." : authority!) + (rest === "" ? "" : "/...");
 }
 
 /** Returns the HOST:PORT of a URL of a WebSocket, and any other address unchanged. */
