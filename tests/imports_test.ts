@@ -208,6 +208,7 @@ const ARROWS: Record<string, string[]> = {
     "mod.ts",
     "tunnel/accounting.ts",
     "tunnel/address.ts",
+    "tunnel/descriptors.ts",
     "tunnel/errors.ts",
     "tunnel/options.ts",
     "tunnel/wait.ts",

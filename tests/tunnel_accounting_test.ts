@@ -6,6 +6,7 @@ import { Session, SessionClosedError } from "../mod.ts";
 import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { Accounting, MAX_SUMS } from "../tunnel/accounting.ts";
 import { Activity } from "../tunnel/activity.ts";
+import { RefusalError } from "../tunnel/errors.ts";
 import { bytes, listenAgain, readAll, tcpPair, writeAll } from "./support.ts";
 import {
   askSocks,
@@ -106,6 +107,31 @@ Deno.test("tunnel: the head of a request of an HTTP proxy counts as sent at both
     { kind: "reverse", sent: 5, received: forwarded },
   ]);
   assertEquals(sums(logs.server.finished).at(0), { kind: "connect", sent: 5, received: forwarded });
+});
+
+Deno.test("Activity.report() reports refusals because of too many open files once a minute, and counts each", () => {
+  const reported: string[] = [];
+  const activity = new Activity({ onError: (error) => reported.push((error as Error).message) });
+  const limit = new Error("Too many open files (os error 24)");
+  const refusals = [
+    new RefusalError(502, "Refused CONNECT a:1 from b:2", limit),
+    new TunnelRefusedError(502, "the peer refused CONNECT a:1: too many open files"),
+    new RefusalError(502, "Refused CONNECT c:3 from b:2", limit),
+  ];
+  const report = () =>
+    [...refusals, new RefusalError(403, "Refused CONNECT a:1 from b:2", "no")].forEach(activity.report);
+  report();
+  const [full, denied] = ["Refused CONNECT a:1 from b:2: too many open files", "Refused CONNECT a:1 from b:2: no"];
+  assertEquals(reported, [full, denied]);
+  const { now } = performance;
+  try {
+    performance.now = () => now.call(performance) + 60_000;
+    report();
+  } finally {
+    performance.now = now;
+  }
+  assertEquals(reported, [full, denied, full, denied]);
+  assertEquals(activity.stats().refused, { 403: 2, 502: 6 });
 });
 
 Deno.test("serveTunnel() reports a client that has left, with its user, and why its connection has failed", async () => {

@@ -7,9 +7,14 @@
 import { type FrameEvent, type Session, SessionClosedError } from "../mod.ts";
 import { Accounting, type Forwarding, type Route, type Sums } from "./accounting.ts";
 import { formatPeer } from "./address.ts";
+import { isLimitError } from "./descriptors.ts";
 import { isReportedElsewhere, RefusalError, toError } from "./errors.ts";
 import { type TunnelEvent, type TunnelOptions, TunnelRefusedError, type TunnelStats } from "./options.ts";
 import { setDeadline } from "./wait.ts";
+
+// Milliseconds between reports that requests are refused because of the limit of open files. Larger: a shorter log;
+// smaller: a later report follows a new cause earlier.
+const LIMIT_REPORT_INTERVAL = 60_000;
 
 /** A session that is open. */
 interface OpenSession {
@@ -44,6 +49,8 @@ export class Activity {
   /** Aborts when forwarded connections must end at once. */
   readonly cutting = this.#cutting.signal;
   #isLimited = false;
+  /** When such a refusal was reported last. */
+  #limitReportedAt = -Infinity;
   readonly #stats = { connections: 0, reconnects: 0, streams: 0, open: 0, sent: 0, received: 0 };
 
   constructor({ onError = console.error, onEvent = () => {}, onFrame }: TunnelOptions) {
@@ -56,7 +63,8 @@ export class Activity {
     };
     this.report = (error) => {
       if (isReportedElsewhere(error)) return;
-      this.countRefusal(error);
+      const isRefusal = this.countRefusal(error);
+      if (isRefusal && isLimitError(error) && !this.#isLimitDue()) return;
       guard(() => onError(toError(error)));
     };
     this.emit = (event) => {
@@ -105,11 +113,20 @@ export class Activity {
     this.#accounting.refuse(status);
   }
 
-  /** Counts an error that is, or is caused by, a refusal of this end or of the peer. */
-  countRefusal(error: unknown): void {
+  /** Counts an error that is, or is caused by, a refusal of this end or of the peer; returns whether it is one. */
+  countRefusal(error: unknown): boolean {
     const causes = [error, error instanceof Error ? error.cause : undefined];
     const refusal = causes.find((cause) => cause instanceof RefusalError || cause instanceof TunnelRefusedError);
     if (refusal !== undefined) this.refuse((refusal as RefusalError | TunnelRefusedError).status);
+    return refusal !== undefined;
+  }
+
+  /** Whether a refusal because of the limit of open files is to be reported: each connection would fill the log. */
+  #isLimitDue(): boolean {
+    const now = performance.now();
+    const isDue = now - this.#limitReportedAt >= LIMIT_REPORT_INTERVAL;
+    if (isDue) this.#limitReportedAt = now;
+    return isDue;
   }
 
   /** Ends forwarded connections at once. */
