@@ -320,10 +320,12 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/web_socket_handshake.ts",
   ],
   "tunnel/configured.ts": [
+    "tunnel/address.ts",
     "tunnel/client.ts",
     "tunnel/config.ts",
     "tunnel/log.ts",
     "tunnel/options.ts",
+    "tunnel/places.ts",
     "tunnel/server.ts",
     "tunnel/settings.ts",
     "tunnel/watch.ts",

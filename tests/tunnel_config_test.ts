@@ -1,7 +1,7 @@
 /** The configuration file of the tunnel: its mistakes, and the command that follows its changes. */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
-import { hashSecret, openTunnel } from "../tunnel.ts";
+import { hashSecret, openTunnel, serveTunnel } from "../tunnel.ts";
 import { setTimeout } from "node:timers/promises";
 import { makeCertificate } from "../tunnel/certificate.ts";
 import { loadConfig } from "../tunnel/config.ts";
@@ -645,6 +645,24 @@ Deno.test("tunnel command: a changed file of users, certificate or secret is app
   assertMatch(await openTunnel({ connect, ca: old.cert, ...quiet }).then(() => "", String), /invalid peer certificate/);
   await using other = await openTunnel({ connect, ca: next.cert, ...quiet });
   (await other.connect(named.addr)).close();
+});
+
+Deno.test("tunnel command: a reverse port that moves to a new server is not logged as stopped, but where it listens", async () => {
+  await using named = await makeNamed("named");
+  const options = { listen: "127.0.0.1:0", allowListen: ["127.0.0.1:*"], onError() {} };
+  await using first = serveTunnel(options);
+  await using second = serveTunnel(options);
+  const place = `127.0.0.1:${freePort()}`;
+  const client = (connect: string, ...reverse: string[]) => ({ client: { connect, socks: ["127.0.0.1:0"], reverse } });
+  const entry = `${place}=${named.addr}`;
+  await using command = await start(client(first.serverAddr, entry), { places: 2 });
+  await command.reload(client(second.serverAddr, entry));
+  const { watched } = command;
+  await watched.until(new RegExp(`^listening on ${place} at ${second.serverAddr}$`, "m"));
+  assertEquals(await nameAt(place), "named");
+  assertEquals(watched.printed.stdout.includes("stopped"), false, watched.printed.stdout);
+  await command.reload(client(second.serverAddr));
+  await watched.until(new RegExp(`^stopped listening on ${place}$`, "m"));
 });
 
 Deno.test("tunnel command: a client that waits for its server follows changes of the file", async () => {

@@ -489,3 +489,21 @@ Deno.test("TunnelClient.update() to a server that can be reached listens again a
   using connection = await dial(client.listenAddrs[0]!);
   assertEquals([client.listenAddrs[0], await say(connection, "hello")], [addr, "hello"]);
 });
+
+Deno.test("openTunnel() with one server emits bound when a refused reverse port is listened on again, and not before", async () => {
+  await using named = makeNamed("named");
+  const allowListen = ["127.0.0.1:*"];
+  const options = { listen: FREE, ...quiet };
+  await using server = serveTunnel({ ...options, allowListen });
+  const place = nowhere();
+  const log = makeLog();
+  const reverse = [`${place}=${named.addr}`];
+  await using client = await openTunnel({ connect: server.serverAddr, reverse, ...log.options });
+  assertEquals(log.typesOf(), []);
+  await server.update({ ...options, allowListen: [] });
+  await promptly(log.until(/^Reverse forward .* failed: .*not allowed/));
+  await server.update({ ...options, allowListen });
+  await promptly(log.until("bound"));
+  assertEquals(log.events, [{ type: "bound", serverAddr: server.serverAddr, listenAddr: place, to: named.addr }]);
+  assertEquals([await nameAt(place), client.listenAddrs], ["named", [place]]);
+});

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { parseForward, splitUdp } from "./address.ts";
 import { openTunnel } from "./client.ts";
 import { type Config, ConfigError, type End, loadConfig, readText } from "./config.ts";
 import {
@@ -16,6 +17,7 @@ import {
   stoppedEntry,
 } from "./log.ts";
 import type { OpenTunnelOptions, Tunnel, TunnelClient, TunnelOptions, TunnelServer, TunnelStats } from "./options.ts";
+import { normalize } from "./places.ts";
 import { serveTunnel } from "./server.ts";
 import { targetsOf } from "./settings.ts";
 import { FileWatcher } from "./watch.ts";
@@ -85,6 +87,14 @@ class Client {
       if (!signal.aborted) this.#finished.reject(error);
     }
   }
+}
+
+/** Whether an address is that of an entry of `reverse` or `reverseSocks`, whose host the server may have resolved. */
+function isReverse({ reverse = [], reverseSocks = [] }: OpenTunnelOptions, addr: string): boolean {
+  const listens = [...reverse.map((text) => parseForward("reverse", text).listen), ...reverseSocks].map(normalize);
+  // The port or the path.
+  const endOf = (text: string) => /[^:]*$/.exec(text)![0];
+  return listens.some((listen) => endOf(listen) === endOf(addr) && splitUdp(listen)[0] === splitUdp(addr)[0]);
 }
 
 /** The tunnels of a configuration file, which follow its changes. */
@@ -235,13 +245,16 @@ export class ConfiguredTunnels implements Running {
     const ofServers = (client?.reverse?.length ?? 0) + (client?.reverseSocks?.length ?? 0);
     const printed = (tunnel?.servers.length ?? 1) > 1 ? targets.length - ofServers : targets.length;
     for (const [n, addr] of (tunnel?.listenAddrs ?? []).slice(0, printed).entries()) addresses.set(addr, targets[n]);
+    // The server of a client that has just changed listens soon, which an event has.
+    const waiting = [...this.#printed].filter((addr) => client !== undefined && isReverse(client, addr));
     for (const addr of this.#printed) {
-      if (!addresses.has(addr) && !tunnel?.listenAddrs.includes(addr)) this.#printer.log(stoppedEntry(addr));
+      const isListening = addresses.has(addr) || tunnel?.listenAddrs.includes(addr);
+      if (!isListening && !waiting.includes(addr)) this.#printer.log(stoppedEntry(addr));
     }
     for (const [addr, to] of addresses) {
       if (!this.#printed.has(addr)) this.#printer.log(listeningEntry(addr, this.#printer.hasTargets ? to : undefined));
     }
-    this.#printed = new Set(addresses.keys());
+    this.#printed = new Set([...addresses.keys(), ...waiting]);
     const pin = this.#server?.pin;
     if (pin !== undefined && pin !== this.#pin) this.#printer.log(pinEntry(pin));
     this.#pin = pin;

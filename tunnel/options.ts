@@ -101,7 +101,8 @@ export interface TunnelOptions {
  * - `"unresumable"`, on a client, once: the server does not support resuming.
  * - `"reached"`, on a client with several servers: it has connected to one of them for the first time.
  * - `"switched"`, on a client with several servers: new connections use this server from now on.
- * - `"bound"`, on a client with several servers: one of them listens for an entry of `reverse`.
+ * - `"bound"`, on a client with several servers: one of them listens for an entry of `reverse`. With one server: it
+ *   listens for an entry after a failure, or at another address, or another server does.
  * - `"finished"`: a forwarded connection has ended.
  *
  * An address is `host:port`, `[ipv6]:port` or `unix:/path`, and one that is listened on for datagrams begins with `udp:`.

@@ -38,6 +38,10 @@ export interface Reverse extends Place {
   readonly addrs: Map<string, string>;
   /** Those of `addrs` that an event has reported. */
   readonly reported: Map<string, string>;
+  /** Where a server has listened last, and its address; `undefined` before. */
+  boundAt: string | undefined;
+  /** Whether listening has failed since, which was reported. */
+  hasFailed: boolean;
   /** `undefined`: that of each request to the proxy of `reverseSocks`. */
   target: string | undefined;
 }
@@ -61,7 +65,8 @@ function makePlace(parsed: Pick<Local, "listen" | "target" | "isProxied">, route
 
 /** Makes an entry of `reverse` or `reverseSocks`. */
 export function makeReverse(parsed: Pick<Reverse, "listen" | "target" | "isProxied">): Reverse {
-  return { ...parsed, addrs: new Map(), reported: new Map(), removed: new AbortController() };
+  const removed = new AbortController();
+  return { ...parsed, addrs: new Map(), reported: new Map(), boundAt: undefined, hasFailed: false, removed };
 }
 
 /** Formats an address so that equal ones have equal texts. */

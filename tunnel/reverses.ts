@@ -120,6 +120,13 @@ export class Reverses {
     const { credentials } = this.#host.current();
     const { stream, addr } = await request(session, isUdp ? "BIND-UDP" : "BIND", address, credentials);
     reverse.addrs.set(serverAddr, addr);
+    const [before, boundAt] = [reverse.boundAt, `${addr} ${serverAddr}`];
+    const hasMoved = before !== undefined && before !== boundAt;
+    // With several servers each is reported.
+    if ((reverse.hasFailed || hasMoved) && !this.#host.current().hasMany) {
+      this.#host.activity.emit({ type: "bound", serverAddr, listenAddr: addr, to: reverse.target });
+    }
+    Object.assign(reverse, { boundAt, hasFailed: false });
     this.#report(reverse);
     return stream;
   }
@@ -208,6 +215,7 @@ export class Reverses {
         stream = undefined;
         if (signal.aborted || error instanceof SessionClosedError) break;
         const at = this.#host.current().hasMany ? ` at ${link.serverAddr}` : "";
+        reverse.hasFailed = true;
         this.#host.activity.report(wrapError(`Reverse forward ${reverse.listen}${at} failed`, error));
       }
       await sleep(delays.next().value, signal);
