@@ -106,6 +106,19 @@ for (const isSecure of [false, true]) {
   });
 }
 
+Deno.test("serveTunnel() at a WebSocket path does not report a connection that is reset before its first byte", async () => {
+  const log = makeLog();
+  await using server = serveTunnel({ listen: `ws://${FREE}/sesame`, allow: [], ...log.options });
+  const visit = async () => await (await openTunnel({ connect: `${server.serverAddr}/sesame` })).shutdown();
+  const socket = net.connect(portOf(server.serverAddr.slice("ws://".length)), "127.0.0.1");
+  await new Promise((resolve) => socket.once("connect", resolve));
+  // The server accepts the client after the socket, and sees the reset before the next client.
+  await visit();
+  socket.resetAndDestroy();
+  await visit();
+  assertEquals(log.messages(), []);
+});
+
 Deno.test("serveTunnel() reports a connection that is reset after its first byte", async () => {
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, target: "1", ...log.options });

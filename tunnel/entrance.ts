@@ -11,7 +11,7 @@ import { listenAgain } from "./listen.ts";
 import type { ServeTunnelOptions } from "./options.ts";
 import { overlaps } from "./ports.ts";
 import { checkProxies, listenBehindProxies } from "./proxy_listener.ts";
-import { type Listening, listenOn } from "./socket.ts";
+import { type Listening, listenOn, type Socket } from "./socket.ts";
 import { listenForCertificates } from "./tls_listener.ts";
 import { backoff, sleep } from "./wait.ts";
 import { checkWeb, WebListener } from "./web_listener.ts";
@@ -40,6 +40,27 @@ function normalize(listen: string): string {
   return format(parseEndpoint("listen", withoutScheme("listen", listen), 0));
 }
 
+/** Lets connections that are cut before their first byte end without an error: health checks and port scans. */
+function quietly(listener: Listener<Socket>): Listener<Socket> {
+  return { accept: async () => untilFirstByte(await listener.accept()), close: () => listener.close() };
+}
+
+function untilFirstByte(socket: Socket): Socket {
+  const { read } = socket;
+  // A property of this socket: the session must still see a socket of Deno.
+  socket.read = async (p) => {
+    try {
+      const count = await read.call(socket, p);
+      socket.read = read;
+      return count;
+    } catch (error) {
+      if (isCut(error)) return null;
+      throw error;
+    }
+  };
+  return socket;
+}
+
 /** @param cutting Aborts when requests to the backend must end. */
 function open(
   at: string,
@@ -57,10 +78,11 @@ function open(
   const prepared = isCertified
     ? listenForCertificates(listening, { cert, key: key!, clientCa }, report)
     : isProxy && listenBehindProxies(listening, isProxy, report);
-  const listener = web === undefined ? undefined : new WebListener(prepared ?? listening, web, report, cutting);
+  const accepting = quietly(prepared ?? listening);
+  const listener = web === undefined ? undefined : new WebListener(accepting, web, report, cutting);
   return {
     listening,
-    listener: listener ?? prepared ?? listening,
+    listener: listener ?? accepting,
     ended: Promise.all([prepared?.ended, listener?.ended]),
   };
 }
@@ -74,23 +96,6 @@ function checkCertificate({ cert, key }: EntranceOptions): void {
     // A process that may listen at some addresses only finds a mistake when it listens.
     if (error instanceof RangeError) throw error;
   }
-}
-
-/** Lets a connection that is cut before its first byte end without an error: it is a health check or a port scan. */
-function untilFirstByte(connection: Connection): Connection {
-  const { read } = connection;
-  // A property of this socket: the session must still see a socket of Deno.
-  connection.read = async (p) => {
-    try {
-      const count = await read.call(connection, p);
-      connection.read = read;
-      return count;
-    } catch (error) {
-      if (isCut(error)) return null;
-      throw error;
-    }
-  };
-  return connection;
 }
 
 /** A listener of clients, whose address, certificate and proxies can be replaced. */
@@ -137,7 +142,7 @@ export class Entrance implements Listener<Connection> {
     for (;;) {
       const listener = this.#listener;
       try {
-        return untilFirstByte(await (await listener).accept());
+        return await (await listener).accept();
       } catch (error) {
         // A replaced listener has ended.
         if (listener === this.#listener) throw error;
