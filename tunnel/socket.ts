@@ -88,7 +88,10 @@ export class Listening {
     this.#file = identify(this.#path);
   }
 
-  /** Accepts a connection. One that was reset before is skipped. Rejects once a minute while the process has too many open files; call it again then. */
+  /**
+   * Accepts a connection. One that was reset before is skipped. Rejects once a minute while the process has too many
+   * open files; call it again then.
+   */
   async accept(): Promise<Socket> {
     for (;;) {
       const accepting = this.#listener.accept();
