@@ -457,7 +457,7 @@ export class Core<T> {
   }
 }
 
-// Methods are compared bivariantly, so only the annotations make the handles that hold these types safe to assign.
+// TypeScript compares methods in both directions, so only `in` and `out` make the handles that hold these types safe.
 
 /** The members of {@linkcode Core} for any handle, which do not depend on the type of the values. */
 export interface HandleCore extends Pick<Core<unknown>, "capacity" | "size" | "senderCount" | "receiverCount"> {}

@@ -447,7 +447,7 @@ for (const { name, commands, check } of TUNNELS) {
     for (const [port, hostname] of [["80", "localhost"], ["443", LOOPBACK], ["3000", LOOPBACK]] as const) {
       ports[port] = resources.use(startService(port, hostname)).port;
     }
-    for (const port of ["9000", "8080", "1080", "8000"]) ports[port] = freePort(Object.values(ports));
+    for (const port of ["9000", "8080", "1080", "8000"]) ports[port] = freePort();
 
     const proxy = resources.use(await startProxy());
     ports[3128] = proxy.port;

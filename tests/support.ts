@@ -33,13 +33,17 @@ export const LOOPBACK = { hostname: "127.0.0.1", port: 0 };
 /** A signal of `null`, as code without type checks may pass it. */
 export const NO_SIGNAL = { signal: null } as unknown as { signal: AbortSignal };
 
+// A port is returned once, because a test may count on it staying free.
+const returnedPorts = new Set<number>();
+
 /** A free port outside the range that systems assign, so that it stays free while tests run in parallel. */
-export function freePort(used: number[] = []): number {
+export function freePort(): number {
   for (;;) {
-    const port = 20_000 + Math.floor(Math.random() * 10_000);
+    const port = 10_000 + Math.floor(Math.random() * 22_000);
     try {
-      if (used.includes(port)) continue;
+      if (returnedPorts.has(port)) continue;
       Deno.listen({ hostname: "0.0.0.0", port }).close();
+      returnedPorts.add(port);
       return port;
     } catch (error) {
       if (!(error instanceof Deno.errors.AddrInUse)) throw error;

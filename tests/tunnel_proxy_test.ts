@@ -523,8 +523,7 @@ Deno.test(
   async () => {
     await using proxied = makeProxied();
     const { server, log } = proxied;
-    const ports = [freePort()];
-    ports.push(freePort(ports));
+    const ports = [freePort(), freePort()];
     const listens = ["send-proxy", "send-proxy-v2"].map((option, n) =>
       `listen l${n}\n  mode tcp\n  bind 127.0.0.1:${ports[n]}\n  server s ${server.serverAddr} ${option}\n`
     );

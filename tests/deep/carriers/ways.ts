@@ -84,8 +84,7 @@ export async function startTunnel(
   const pairs = PROGRAMS.map((program) => `0=127.0.0.1:${targets[program].port}`);
   const reverse = PROGRAMS.map((program) => `127.0.0.1:0=127.0.0.1:${targets[program].port}`);
   // The server distinguishes reverse forwards by their LISTEN.
-  const free: number[] = [];
-  for (const _ of reverse) free.push(freePort(free));
+  const free = reverse.map(() => freePort());
   const client = spawn(started, [
     ...COMMAND,
     "client",

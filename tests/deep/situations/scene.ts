@@ -27,13 +27,8 @@ export interface Situation {
 /** The tunnel did not behave as expected. */
 export class Broken extends Error {}
 
-const used: number[] = [];
-
 /** Returns a free port that no other situation has. */
-export function port(): number {
-  used.push(freePort(used));
-  return used.at(-1)!;
-}
+export const port = (): number => freePort();
 
 /** Where and how a program runs. */
 export interface Place {

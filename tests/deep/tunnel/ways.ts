@@ -127,8 +127,7 @@ async function startSsh(starter: Starter, targets: number[]): Promise<Started> {
   const port = freePort();
   const listen = ["-o", "ListenAddress=127.0.0.1", "-o", "MaxStartups=100", "-p", `${port}`];
   await starter.run(sshd, ["-D", "-e", "-f", `${folder}/config`, ...listen], "stderr", [/Server listening/]);
-  const ports: number[] = [];
-  for (const _ of targets) ports.push(freePort(ports));
+  const ports = targets.map(() => freePort());
   const options = [
     "StrictHostKeyChecking=no",
     "UserKnownHostsFile=/dev/null",
