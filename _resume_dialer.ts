@@ -72,8 +72,8 @@ export class ResumeDialer {
   // When the last carrier began, and what had been received by either end then.
   #beganAt = -Infinity;
   #beganWith = 0;
-  // Whether the carrier before it had delivered something, or lived for long.
-  #hasWorked = true;
+  // Whether the carrier before it was lost too early.
+  #wasShort = false;
   // Ends the attempt, or the wait for the next one.
   #proceed: (() => void) | undefined;
 
@@ -103,11 +103,13 @@ export class ResumeDialer {
   /** Dials until the connection has a carrier. */
   async #run(): Promise<void> {
     const { core } = this;
-    // A second carrier in a row that lived for a moment and delivered nothing counts as an attempt that has failed.
-    const hasWorked = clock.now() - this.#beganAt >= MAX_PAUSE_MS || this.#progress > this.#beganWith;
-    if (hasWorked) this.#pause = MIN_PAUSE_MS;
-    else if (!this.#hasWorked) await this.#wait();
-    this.#hasWorked = hasWorked;
+    const lived = clock.now() - this.#beganAt;
+    const hasProgress = this.#progress > this.#beganWith;
+    if (hasProgress || lived >= MAX_PAUSE_MS) this.#pause = MIN_PAUSE_MS;
+    // The second carrier in a row that was lost too early counts as an attempt that has failed.
+    const isShort = lived < (hasProgress ? MIN_PAUSE_MS : MAX_PAUSE_MS);
+    if (isShort && this.#wasShort) await this.#wait();
+    this.#wasShort = isShort;
     for (let n = 0; !core.hasEnded; n++) {
       try {
         return await this.#connect(n);

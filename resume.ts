@@ -129,8 +129,8 @@ export interface ResumableListenerOptions extends ResumeOptions {
  *
  * `read` returns `null` only after the peer has ended writing. `write` writes a part, of at most 64 KiB while earlier
  * bytes still wait to be written below. It resolves when at most 64 KiB wait there, and waits while the connection is
- * suspended. `closeWrite` resolves when the peer
- * has received everything. `close` after it goes on until then, for `resumeTimeout` at most.
+ * suspended. `closeWrite` resolves when the peer has received everything. `close` after it goes on until then, for
+ * `resumeTimeout` at most.
  *
  * @example The state of a connection
  * ```ts

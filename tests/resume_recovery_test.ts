@@ -245,6 +245,14 @@ Deno.test("resumable() pauses between carriers that are lost at once, and begins
   client.read(new Uint8Array(1)).catch(() => {});
   await time.advance(1000);
   assert(dials >= before + 3, `${dials - before} dials`);
+  // Each of these delivers a byte, so the pause does not grow.
+  bytes = 100;
+  const middle = dials;
+  (async () => {
+    while (await client.read(new Uint8Array(1)) !== null);
+  })().catch(() => {});
+  await time.advance(2000);
+  assert(dials >= middle + 15 && dials <= middle + 45, `${dials - middle} dials`);
   client.close();
 });
 

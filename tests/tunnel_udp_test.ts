@@ -32,7 +32,7 @@ import { answerDns, ask, bind, makeUdpTarget, type TestSocket } from "./udp_supp
 
 const ANY = { allow: ["udp:127.0.0.1:*", "udp:localhost:*"], allowListen: ["udp:127.0.0.1:*"] };
 
-/** Returns the text of the next datagram that is no late answer to what `ask` has sent again. */
+/** Returns the text of the next datagram, without late answers to what `ask` has sent again. */
 async function word(socket: TestSocket, asked: string): Promise<string> {
   for (;;) {
     const received = text((await promptly(socket.receive())).data);

@@ -793,7 +793,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "carriers that are lost at once are replaced without a pause",
     file: "_resume_dialer.ts",
-    from: "    else if (!this.#hasWorked) await this.#wait();\n",
+    from: "    if (isShort && this.#wasShort) await this.#wait();\n",
     to: "",
     tests: ["resume_recovery_test.ts"],
   },
