@@ -8,8 +8,8 @@ import type { TunnelStats } from "./options.ts";
 import { Output, type Sink } from "./output.ts";
 import { setDeadline } from "./wait.ts";
 
-// Milliseconds to wait for the lines before the last error, and for the last lines. Larger: tolerates a slower reader; smaller: earlier exit when the
-// output is not read.
+// Milliseconds to wait for the lines before the last error, and for the last lines. Larger: tolerates a slower reader;
+// smaller: earlier exit when the output is not read.
 const FLUSH_TIMEOUT = 1000;
 
 /** An output of the process. */
