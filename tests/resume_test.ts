@@ -110,6 +110,21 @@ function listen(options: ResumableListenerOptions = {}) {
   return { listener, port: inner.addr.port, [Symbol.dispose]: () => listener.close() };
 }
 
+/** Accepts a connection, passes it on, and cuts it; resolves when it is not connected any more. */
+async function acceptAndCut(
+  { listener, port }: { listener: Listener; port: number },
+  accepted: (server: ResumableConnection) => void,
+): Promise<void> {
+  const accepting = listener.accept();
+  const client = await RawClient.dial(port);
+  await client.greet();
+  const server = await accepting as ResumableConnection;
+  accepted(server);
+  server.read(new Uint8Array(1)).catch(() => {});
+  client[Symbol.dispose]();
+  while (server.state === "connected") await turn();
+}
+
 const record = (bytes: Uint8Array) =>
   concat([Uint8Array.of(0), new Uint8Array(Uint32Array.of(bytes.length).buffer), bytes]);
 
@@ -640,17 +655,7 @@ Deno.test("resumableListener() lets only the latest of two hellos of a token con
 Deno.test("resumableListener() ends the connection that is suspended longest when there are more than maxSuspended", async () => {
   using made = listen({ maxSuspended: 2 });
   const servers: ResumableConnection[] = [];
-  for (let n = 0; n < 3; n++) {
-    const accepting = made.listener.accept();
-    const client = await RawClient.dial(made.port);
-    await client.greet();
-    const server = await accepting as ResumableConnection;
-    servers.push(server);
-    const reading = server.read(new Uint8Array(1));
-    reading.catch(() => {});
-    client[Symbol.dispose]();
-    while (server.state === "connected") await turn();
-  }
+  for (let n = 0; n < 3; n++) await acceptAndCut(made, (server) => servers.push(server));
   await assertRejects(() => servers[0]!.closed, ResumptionError, "More than 2 connections are suspended");
   assertEquals(servers.map(({ state }) => state), ["ended", "suspended", "suspended"]);
   made.listener.close();
@@ -664,15 +669,10 @@ Deno.test("resumableListener() keeps to maxSuspended although onChange closes a 
   using made = listen({ maxSuspended: 1, onChange: (state) => state === "suspended" && toClose?.close() });
   const servers: ResumableConnection[] = [];
   for (let n = 0; n < 3; n++) {
-    const accepting = made.listener.accept();
-    const client = await RawClient.dial(made.port);
-    await client.greet();
-    const server = await accepting as ResumableConnection;
-    servers.push(server);
-    toClose = n === 0 ? server : undefined;
-    server.read(new Uint8Array(1)).catch(() => {});
-    client[Symbol.dispose]();
-    while (server.state === "connected") await turn();
+    await acceptAndCut(made, (server) => {
+      servers.push(server);
+      toClose = n === 0 ? server : undefined;
+    });
   }
   assertEquals(servers.map(({ state }) => state), ["ended", "ended", "suspended"]);
 });

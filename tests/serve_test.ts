@@ -39,6 +39,7 @@ import {
   RawPeer,
   readAll,
   sessionPair,
+  state,
   tcpPair,
   text,
   turn,
@@ -497,17 +498,20 @@ Deno.test("serve(): a rejection of onSession is reported, unless the session has
   await server.shutdown();
   assertEquals(errors, [reason]);
 
-  let isSettled = false;
+  const sessions: Session[] = [];
   const slow = start(echo, {
-    async onSession() {
-      await ended.promise;
-      isSettled = true;
+    onSession(session) {
+      sessions.push(session);
+      return ended.promise;
     },
   });
   await (await slow.connect()).close();
-  const finished = slow.server.shutdown().then(() => isSettled);
+  const finished = slow.server.shutdown();
+  await sessions[0]!.closed;
+  await turn();
+  assertEquals(await state(finished), "pending");
   ended.resolve();
-  assertEquals(await finished, true);
+  await finished;
 });
 
 Deno.test("serve(): a handler's SessionClosedError of another session is reported", async () => {
