@@ -7,6 +7,7 @@
  * @module
  */
 
+import { FlightLimit } from "./_flight.ts";
 import { DATA_HEADER_LENGTH, encodeDataHeader, END } from "./_resume_frame.ts";
 import { freeBuffer } from "./transport.ts";
 
@@ -36,6 +37,7 @@ interface Page {
 export class ReplayBuffer {
   /** Maximum number of bytes that are not acknowledged. */
   readonly capacity: number;
+  readonly #flight: FlightLimit;
   #pages: Page[] = [];
   #spare: Uint8Array[] = [];
   #spareBytes = 0;
@@ -53,6 +55,7 @@ export class ReplayBuffer {
   /** @param capacity Maximum number of bytes that are not acknowledged. */
   constructor(capacity: number) {
     this.capacity = capacity;
+    this.#flight = new FlightLimit(capacity);
   }
 
   /** Count of the bytes that were appended, plus 1 after `appendEnd`. */
@@ -72,7 +75,12 @@ export class ReplayBuffer {
 
   /** Number of bytes that may be appended now. */
   get room(): number {
-    return this.capacity - (this.#appended - this.#acknowledged);
+    return this.#flight.limit - (this.#appended - this.#acknowledged);
+  }
+
+  /** There is too little room for a write. */
+  exhausted(): void {
+    this.#flight.reached(this.#appended, this.#acknowledged);
   }
 
   /** Copies bytes from the start of `p` as one record, and returns their number: 0 when the buffer is full. */
@@ -136,6 +144,7 @@ export class ReplayBuffer {
     // A late acknowledgement counts less than the hello of the resumption did.
     if (count <= this.#acknowledged) return true;
     this.#acknowledged = count;
+    this.#flight.acknowledged(count);
     let freed = 0;
     while (freed < this.#pages.length && this.#pages[freed]!.ends.at(-1)! <= count) freed++;
     for (const { bytes } of this.#pages.splice(0, freed)) {
@@ -152,6 +161,7 @@ export class ReplayBuffer {
   /** Continues after the bytes that the peer has received. Returns `false` if that is impossible. */
   rewind(count: number): boolean {
     if (count < this.#acknowledged || !this.acknowledge(count)) return false;
+    this.#flight.attached();
     this.#sent = count;
     // Pages whose records are all acknowledged were freed.
     this.#page = this.#position = 0;

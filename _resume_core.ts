@@ -32,6 +32,9 @@ const READ_AHEAD_BYTES = 16 * 1024;
 // Written bytes that may wait for the carrier when `write` resolves, and the maximum size of a write while bytes wait.
 // Larger: the caller sees the progress of a slow carrier later; smaller: the carrier waits for the next write.
 const MAX_WAITING_BYTES = 64 * 1024;
+// Milliseconds in which several acknowledgements may make room for one write. Larger: the session sees the progress of a
+// slow peer later; smaller: more writes are copied in parts.
+const MAX_ROOM_WAIT_MS = 5;
 // Milliseconds in which a carrier whose write has failed is still read: a peer that closes during its download resets
 // it, and its close record is the last one. Larger: a carrier that only fails to write is replaced later; smaller: the
 // record is missed on a busy machine, and the connection stays suspended.
@@ -419,8 +422,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   async #keep(memory: Uint8Array, end: number): Promise<number> {
     this.#checkWritable();
     if (!this.#replay.adopt(memory, end)) {
-      // The next acknowledgement makes room, unless the peer is slow: then the session must see progress with each one.
-      await this.#room();
+      await this.#roomFor(end - DATA_HEADER_LENGTH);
       if (!this.#replay.adopt(memory, end)) return await this.write(memory.subarray(DATA_HEADER_LENGTH, end));
     }
     const { appended } = this.#replay;
@@ -436,10 +438,26 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   /** Waits until there may be room to write. */
   async #room(): Promise<void> {
+    this.#replay.exhausted();
     this.#readAhead();
     await this.#change();
     // Nothing may follow the end of writing.
     this.#checkWritable();
+  }
+
+  /**
+   * Waits until there is room for all of it. If the peer is slow, the session must see progress with each
+   * acknowledgement; and what is in flight may be too little for another one.
+   */
+  async #roomFor(count: number): Promise<void> {
+    const replay = this.#replay;
+    const since = clock.now();
+    do {
+      await this.#room();
+    } while (
+      replay.room < count && replay.appended - replay.acknowledged >= MAX_UNREPORTED_BYTES &&
+      clock.now() - since < MAX_ROOM_WAIT_MS
+    );
   }
 
   get #isWritten(): boolean {

@@ -20,6 +20,7 @@ const ARROWS: Record<string, string[]> = {
   "_coalesce.ts": ["_clock.ts", "_write_buffer.ts"],
   "_deadlines.ts": ["_clock.ts", "_writer.ts"],
   "_deferred.ts": [],
+  "_flight.ts": ["_clock.ts"],
   "_flood.ts": ["_window.ts", "frame.ts"],
   "_gate.ts": ["channel.ts"],
   "_node_stream.ts": ["_deferred.ts", "frame.ts", "transport.ts"],
@@ -36,7 +37,7 @@ const ARROWS: Record<string, string[]> = {
     "transport.ts",
   ],
   "_receive_half.ts": ["_chunks.ts", "_gate.ts", "_window.ts", "errors.ts", "frame.ts", "transport.ts"],
-  "_replay.ts": ["_resume_frame.ts", "transport.ts"],
+  "_replay.ts": ["_flight.ts", "_resume_frame.ts", "transport.ts"],
   "_reset.ts": [],
   "_resume_core.ts": [
     "_chunks.ts",

@@ -636,19 +636,64 @@ Deno.test("a session's memory waits for room, and for a carrier, and is not take
   client.close();
 });
 
-Deno.test("a session's memory is not kept if an acknowledgement makes too little room: a part of it is copied", async () => {
-  using _clock = new ManualClock();
-  const { client, far } = await connect({ maxUnacknowledged: 300_000 }, MiB);
-  const [one, two] = [pattern(200_000, 1), pattern(200_000, 2)];
-  assertEquals(await keep(client, one).kept!.writing, 200_000);
-  const { kept, memory } = keep(client, two);
+for (const [link, milliseconds, then] of [["short", 1, 768 * KiB], ["long", 50, 1536 * KiB]] as const) {
+  Deno.test(`writes wait with 768 KiB unacknowledged, and on a ${link} link with ${then / KiB} later`, async () => {
+    using clock = new ManualClock();
+    const { client, far } = await connect({}, 16 * MiB);
+    const roundTrip = async (count: number, size: number) => {
+      await writeAll(client, pattern(size));
+      const waiting = client.write(pattern(1));
+      assertEquals(await state(waiting), "pending");
+      clock.freeze(milliseconds);
+      await writeAll(far, encodeAcknowledgement(count));
+      assertEquals(await waiting, 1);
+    };
+    await roundTrip(768 * KiB, 768 * KiB);
+    for (let n = 2; n <= 8; n++) await roundTrip(n * 768 * KiB, 768 * KiB - 1);
+    await roundTrip(8 * 768 * KiB + then, then - 1);
+    client.close();
+  });
+}
+
+Deno.test("a session's memory waits for several acknowledgements that come soon, and is kept without a copy", async () => {
+  using clock = new ManualClock();
+  const { client, far } = await connect({ maxUnacknowledged: 700_000 }, MiB);
+  const [one, two] = [pattern(400_000, 1), pattern(400_000, 2)];
+  assertEquals(await keep(client, one).kept!.writing, 400_000);
+  const { writing } = keep(client, two).kept!;
   await writeAll(far, encodeAcknowledgement(50_000));
-  assertEquals(await kept!.writing, 150_000);
-  // It belongs to the session again, which writes the rest.
-  memory.fill(0);
-  assertEquals(await readExactly(far, 350_010), concat([record(one), record(two.subarray(0, 150_000))]));
+  await clock.advance(4);
+  assertEquals(await state(writing), "pending");
+  await writeAll(far, encodeAcknowledgement(100_000));
+  assertEquals(await writing, 400_000);
+  assertEquals(await readExactly(far, 800_010), concat([record(one), record(two)]));
   client.close();
 });
+
+for (
+  const [why, max, count, milliseconds] of [
+    ["the peer is slow", 700_000, 400_000, 5],
+    ["too little is in flight for the next acknowledgement", 300_000, 200_000, 0],
+  ] as const
+) {
+  Deno.test(`a session's memory is not kept if ${why}: a part of it is copied`, async () => {
+    using clock = new ManualClock();
+    const { client, far } = await connect({ maxUnacknowledged: max }, MiB);
+    const [one, two] = [pattern(count, 1), pattern(count, 2)];
+    assertEquals(await keep(client, one).kept!.writing, count);
+    const { kept, memory } = keep(client, two);
+    clock.freeze(milliseconds);
+    await writeAll(far, encodeAcknowledgement(50_000));
+    const room = max - count + 50_000;
+    const copied = await kept!.writing;
+    // The page of a copy may end before the room does.
+    assertEquals(copied, Math.min(room, 256 * KiB - 5));
+    // It belongs to the session again, which writes the rest.
+    memory.fill(0);
+    assertEquals(await readExactly(far, count + copied + 10), concat([record(one), record(two.subarray(0, copied))]));
+    client.close();
+  });
+}
 
 Deno.test("a session's memory is refused after the end of writing, also when it waited for room", async () => {
   using _clock = new ManualClock();

@@ -1,0 +1,99 @@
+/**
+ * The limit of bytes in flight of a resumable connection: what the link needs, and not all that may be kept.
+ *
+ * Bytes beyond that only wait in the buffers of the sockets. There they leave the caches of the processor, and a small
+ * message waits behind them.
+ *
+ * @module
+ */
+
+import { clock } from "./_clock.ts";
+
+// Minimum of the limit, in bytes: three acknowledgements. Larger: more than the cache of a core has room for; smaller: the
+// carrier runs dry between two acknowledgements. See docs/tuning.md.
+const MIN_FLIGHT_BYTES = 768 * 1024;
+// Milliseconds of a round trip for which the minimum is enough: with it, 390 MB/s. Larger: fast links of a few
+// milliseconds have pauses; smaller: the work of the two ends counts as a long link.
+const SHORT_ROUND_TRIP_MS = 2;
+// Number of longer ones in a row that show a long link. Larger: such a link is filled later; smaller: the limit grows while
+// the functions of an end are compiled, and congestion control that paces what it sends does so from then on.
+const MIN_LONG_ROUND_TRIPS = 8;
+// The limit of a long link is this multiple of what it carries in its shortest round trip. Larger: longer queues; smaller:
+// links whose round trips vary have pauses, and a fast link is filled later.
+const HEADROOM = 2;
+// In one of this many round trips few bytes are in flight, which shows how long the link is. Larger: a limit that was too
+// high or too low lasts longer; smaller: less throughput on a long link.
+const PROBE_INTERVAL = 32;
+
+/** The limit of one connection, which follows its carrier. */
+export class FlightLimit {
+  readonly #max: number;
+  #limit: number;
+  // The limit after the present round trip, if that is one with few bytes in flight.
+  #next = 0;
+  #roundTrips = 0;
+  // Number of the last ones that were long.
+  #long = 0;
+  // In milliseconds, since the last round trip with few bytes in flight.
+  #shortest = Infinity;
+  // The round trip that is measured: the count whose acknowledgement ends it, and the time and the count at its start.
+  #end = Infinity;
+  #begunAt = 0;
+  #base = 0;
+
+  /** @param max Maximum of the limit in bytes. It is the limit until there is a carrier. */
+  constructor(max: number) {
+    this.#max = this.#limit = max;
+  }
+
+  /** Maximum number of bytes in flight. */
+  get limit(): number {
+    return this.#limit;
+  }
+
+  /** The connection has a new carrier. */
+  attached(): void {
+    this.#end = Infinity;
+    this.#roundTrips = this.#long = 0;
+    this.#probe(0);
+  }
+
+  /**
+   * The limit delays a write. Only such a round trip is measured, because an application that writes less does not show
+   * what the link carries.
+   *
+   * @param end Count of the bytes that were written.
+   * @param acknowledged Count of those that are acknowledged. The others are in flight.
+   */
+  reached(end: number, acknowledged: number): void {
+    // After the limit was lowered, more than that may still be in flight.
+    if (this.#end !== Infinity || end - acknowledged > this.#limit) return;
+    this.#end = end;
+    this.#base = acknowledged;
+    this.#begunAt = clock.now();
+  }
+
+  /** The peer has acknowledged the bytes up to `count`. */
+  acknowledged(count: number): void {
+    if (count < this.#end) return;
+    this.#end = Infinity;
+    const duration = clock.now() - this.#begunAt;
+    this.#shortest = Math.min(this.#shortest, duration);
+    this.#long = duration <= SHORT_ROUND_TRIP_MS ? 0 : this.#long + 1;
+    const needed = HEADROOM * (count - this.#base) * this.#shortest / duration;
+    const limit = this.#long < MIN_LONG_ROUND_TRIPS ? 0 : Math.max(needed, this.#next);
+    this.#next = 0;
+    if (++this.#roundTrips % PROBE_INTERVAL === 0) this.#probe(limit);
+    else this.#set(limit);
+  }
+
+  #probe(next: number): void {
+    this.#next = next;
+    this.#shortest = Infinity;
+    this.#set(0);
+  }
+
+  #set(limit: number): void {
+    this.#limit = Math.min(Math.max(Math.round(limit), MIN_FLIGHT_BYTES), this.#max);
+  }
+}
