@@ -70,7 +70,7 @@ export { type Dial, type ResumeState, ResumptionError };
 export interface ResumeOptions {
   /**
    * Maximum number of bytes that are written and not acknowledged by the peer, in each direction. They are kept to be
-   * sent again. Default 4 MiB.
+   * sent again. A short link gets at most 768 KiB of them, because it needs no more. Default 4 MiB.
    */
   maxUnacknowledged?: number | undefined;
   /** Milliseconds without a connection below before giving up. `Infinity`: never. Default 60 000. */
