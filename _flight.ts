@@ -15,15 +15,16 @@ const MIN_FLIGHT_BYTES = 768 * 1024;
 // Milliseconds of a round trip for which the minimum is enough: with it, 390 MB/s. Larger: fast links of a few
 // milliseconds have pauses; smaller: the work of the two ends counts as a long link.
 const SHORT_ROUND_TRIP_MS = 2;
-// Number of longer ones in a row that show a long link. Larger: such a link is filled later; smaller: the limit grows while
-// the functions of an end are compiled, and congestion control that paces what it sends does so from then on.
-const MIN_LONG_ROUND_TRIPS = 8;
+// Milliseconds that longer ones in a row take before the link counts as long. Larger: such a link is filled later; smaller:
+// the limit grows while the functions of an end are compiled, and congestion control that paces what it sends does so
+// from then on.
+const MIN_LONG_MS = 30;
 // The limit of a long link is this multiple of what it carries in its shortest round trip. Larger: longer queues; smaller:
 // links whose round trips vary have pauses, and a fast link is filled later.
 const HEADROOM = 2;
 // In one of this many round trips few bytes are in flight, which shows how long the link is. Larger: a limit that was too
 // high or too low lasts longer; smaller: less throughput on a long link.
-const PROBE_INTERVAL = 32;
+const PROBE_INTERVAL = 128;
 
 /** The limit of one connection, which follows its carrier. */
 export class FlightLimit {
@@ -32,7 +33,7 @@ export class FlightLimit {
   // The limit after the present round trip, if that is one with few bytes in flight.
   #next = 0;
   #roundTrips = 0;
-  // Number of the last ones that were long.
+  // Milliseconds of the last ones, if they were long.
   #long = 0;
   // In milliseconds, since the last round trip with few bytes in flight.
   #shortest = Infinity;
@@ -79,9 +80,9 @@ export class FlightLimit {
     this.#end = Infinity;
     const duration = clock.now() - this.#begunAt;
     this.#shortest = Math.min(this.#shortest, duration);
-    this.#long = duration <= SHORT_ROUND_TRIP_MS ? 0 : this.#long + 1;
+    this.#long = duration <= SHORT_ROUND_TRIP_MS ? 0 : this.#long + duration;
     const needed = HEADROOM * (count - this.#base) * this.#shortest / duration;
-    const limit = this.#long < MIN_LONG_ROUND_TRIPS ? 0 : Math.max(needed, this.#next);
+    const limit = this.#long < MIN_LONG_MS ? 0 : Math.max(needed, this.#next);
     this.#next = 0;
     if (++this.#roundTrips % PROBE_INTERVAL === 0) this.#probe(limit);
     else this.#set(limit);

@@ -639,7 +639,7 @@ Deno.test("a session's memory waits for room, and for a carrier, and is not take
 for (const [link, milliseconds, then] of [["short", 1, 768 * KiB], ["long", 50, 1536 * KiB]] as const) {
   Deno.test(`writes wait with 768 KiB unacknowledged, and on a ${link} link with ${then / KiB} later`, async () => {
     using clock = new ManualClock();
-    const { client, far } = await connect({}, 16 * MiB);
+    const { client, far } = await connect({}, 8 * MiB);
     const roundTrip = async (count: number, size: number) => {
       await writeAll(client, pattern(size));
       const waiting = client.write(pattern(1));
@@ -649,8 +649,7 @@ for (const [link, milliseconds, then] of [["short", 1, 768 * KiB], ["long", 50, 
       assertEquals(await waiting, 1);
     };
     await roundTrip(768 * KiB, 768 * KiB);
-    for (let n = 2; n <= 8; n++) await roundTrip(n * 768 * KiB, 768 * KiB - 1);
-    await roundTrip(8 * 768 * KiB + then, then - 1);
+    await roundTrip(768 * KiB + then, then - 1);
     client.close();
   });
 }

@@ -800,8 +800,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "the limit of bytes in flight grows after one long round trip",
     file: "_flight.ts",
-    from: "const MIN_LONG_ROUND_TRIPS = 8;",
-    to: "const MIN_LONG_ROUND_TRIPS = 1;",
+    from: "const MIN_LONG_MS = 30;",
+    to: "const MIN_LONG_MS = 1;",
     tests: ["flight_test.ts"],
   },
   {
