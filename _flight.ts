@@ -16,8 +16,7 @@ const MIN_FLIGHT_BYTES = 768 * 1024;
 // milliseconds have pauses; smaller: the work of the two ends counts as a long link.
 const SHORT_ROUND_TRIP_MS = 2;
 // Milliseconds that longer ones in a row take before the link counts as long. Larger: such a link is filled later; smaller:
-// the limit grows while the functions of an end are compiled, and congestion control that paces what it sends does so
-// from then on.
+// the limit grows while the functions of an end are compiled, and throughput stays lower after that. See docs/tuning.md.
 const MIN_LONG_MS = 30;
 // The limit of a long link is this multiple of what it carries in its shortest round trip. Larger: longer queues; smaller:
 // links whose round trips vary have pauses, and a fast link is filled later.
