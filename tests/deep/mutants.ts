@@ -914,7 +914,7 @@ export const MUTANTS: Mutant[] = [
     file: "_resume_listener.ts",
     from: "    if (received < core.confirmed) return closeQuietly(connection);\n",
     to: "",
-    isOfCarriers: true,
+    tests: ["resume_recovery_test.ts"],
   },
   {
     name: "a new connection ends when the write of its reply fails",
