@@ -4,6 +4,7 @@
  * @module
  */
 
+import { DOUBLE } from "./_double.ts";
 import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 import { isNodeStream, NodeConnection } from "./_node_stream.ts";
 import {
@@ -244,7 +245,7 @@ class StreamsLink implements Link {
   // The unread part of a chunk. Chunks have no maximum size (a WebSocket message, for example), so they are read in
   // parts.
   #rest: Uint8Array = EMPTY_BYTES;
-  #received = 0;
+  #received = DOUBLE;
   readonly localAddr = NO_ADDRESS;
   readonly remoteAddr = NO_ADDRESS;
   readonly pushed = undefined;
@@ -253,6 +254,7 @@ class StreamsLink implements Link {
   readonly resumptions = 0;
 
   constructor(transport: Streams) {
+    this.#received = 0;
     this.#reader = transport.readable.getReader();
     this.#writer = transport.writable.getWriter();
     // `read` and `write` report failures. Without these handlers the rejections would be unhandled.

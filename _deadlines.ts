@@ -7,6 +7,7 @@
  * @module
  */
 
+import { DOUBLE } from "./_double.ts";
 import type { FrameWriter } from "./_writer.ts";
 import { clock, excuse, setTimerRef, type Timer, TIMER_LAG_MS } from "./_clock.ts";
 
@@ -89,7 +90,7 @@ export class Deadlines {
   readonly #close = new Deadline(0, Infinity);
   // While lingering: the start of the current silence, and the count of received bytes at that time.
   #quietFrom = 0;
-  #quietBytes = 0;
+  #quietBytes = DOUBLE;
   #timer: Timer | undefined;
   #timerAt = Infinity;
   #tickedAt = clock.now();
@@ -107,6 +108,7 @@ export class Deadlines {
     this.#keepAliveInterval = settings.keepAliveInterval;
     this.#host = host;
     this.#writer = writer;
+    this.#quietBytes = 0;
   }
 
   /** Starts the deadline of a graceful close, which may take `limit` milliseconds. */

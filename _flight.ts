@@ -8,6 +8,7 @@
  */
 
 import { clock } from "./_clock.ts";
+import { DOUBLE } from "./_double.ts";
 
 // Minimum of the limit, in bytes: three acknowledgements. Larger: more than the cache of a core has room for; smaller: the
 // carrier runs dry between two acknowledgements. See docs/tuning.md.
@@ -30,19 +31,21 @@ export class FlightLimit {
   readonly #max: number;
   #limit: number;
   // The limit after the present round trip, if that is one with few bytes in flight.
-  #next = 0;
+  #next = DOUBLE;
   #roundTrips = 0;
   // Milliseconds of the last ones, if they were long.
-  #long = 0;
+  #long = DOUBLE;
   // In milliseconds, since the last round trip with few bytes in flight.
   #shortest = Infinity;
   // The round trip that is measured: the count whose acknowledgement ends it, and the time and the count at its start.
   #end = Infinity;
-  #begunAt = 0;
-  #base = 0;
+  #begunAt = DOUBLE;
+  #base = DOUBLE;
 
   /** @param max Maximum of the limit in bytes. It is the limit until there is a carrier. */
   constructor(max: number) {
+    this.#next = this.#long = 0;
+    this.#begunAt = this.#base = 0;
     this.#max = this.#limit = max;
   }
 

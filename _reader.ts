@@ -4,6 +4,7 @@
  * @module
  */
 
+import { DOUBLE } from "./_double.ts";
 import type { FloodGuard } from "./_flood.ts";
 import { deferred } from "./_deferred.ts";
 import { Gate } from "./_gate.ts";
@@ -63,7 +64,7 @@ export class FrameReader implements PushListener {
   readonly #host: ReaderHost;
   readonly #sink: FrameSink;
   readonly #writer: FrameWriter;
-  #bytesReceived = 0;
+  #bytesReceived = DOUBLE;
   #isPaused = false;
   #resumed: Gate | undefined;
   // Position after the last decoded byte.
@@ -97,6 +98,7 @@ export class FrameReader implements PushListener {
     writer: FrameWriter,
     sink: FrameSink = host,
   ) {
+    this.#bytesReceived = 0;
     this.link = link;
     this.decoder = new FrameDecoder(version);
     this.#host = host;

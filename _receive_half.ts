@@ -5,6 +5,7 @@
  */
 
 import { ChunkQueue, copy } from "./_chunks.ts";
+import { DOUBLE } from "./_double.ts";
 import { Gate } from "./_gate.ts";
 import { StreamClosedError } from "./errors.ts";
 import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
@@ -74,7 +75,7 @@ export class ReceiveHalf {
   readonly #window: ReceiveWindow | undefined;
   #state: State = "open";
   #isEndedByPeer = false;
-  #consumed = 0;
+  #consumed = DOUBLE;
   // Created when data arrives that no read waits for.
   #chunks: ChunkQueue | undefined;
   // The waiting read: its buffer, the number of bytes in it, and the functions that settle it and remove its listener.
@@ -92,6 +93,7 @@ export class ReceiveHalf {
    * @param hasCredit Whether the peer needs credit, as in version 2.
    */
   constructor(stream: ReceiveHost, hasCredit: boolean) {
+    this.#consumed = 0;
     this.#stream = stream;
     this.#window = hasCredit ? new ReceiveWindow(stream.windows, this) : undefined;
   }

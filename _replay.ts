@@ -7,6 +7,7 @@
  * @module
  */
 
+import { DOUBLE } from "./_double.ts";
 import { FlightLimit } from "./_flight.ts";
 import { DATA_HEADER_LENGTH, encodeDataHeader, END } from "./_resume_frame.ts";
 import { freeBuffer } from "./transport.ts";
@@ -42,18 +43,21 @@ export class ReplayBuffer {
   #spare: Uint8Array[] = [];
   #spareBytes = 0;
   // Counts of bytes; the end of writing counts as one.
-  #acknowledged = 0;
-  #appended = 0;
-  #sent = 0;
-  #highestSent = 0;
+  #acknowledged = DOUBLE;
+  #appended = DOUBLE;
+  #sent = DOUBLE;
+  #highestSent = DOUBLE;
   // The count at the last call of `trim`.
-  #trimmedAt = 0;
+  #trimmedAt = DOUBLE;
   // The page and the position after the last byte returned by `next`.
   #page = 0;
   #position = 0;
 
   /** @param capacity Maximum number of bytes that are not acknowledged. */
   constructor(capacity: number) {
+    this.#acknowledged = this.#appended = 0;
+    this.#sent = this.#highestSent = 0;
+    this.#trimmedAt = 0;
     this.capacity = capacity;
     this.#flight = new FlightLimit(capacity);
   }

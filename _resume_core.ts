@@ -8,6 +8,7 @@
  */
 
 import { ChunkQueue } from "./_chunks.ts";
+import { DOUBLE } from "./_double.ts";
 import { deferred } from "./_deferred.ts";
 import { ResumptionError } from "./errors.ts";
 import { ProtocolError } from "./frame.ts";
@@ -116,9 +117,9 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   #failure: { error: unknown } | undefined;
   #carrier: Carrier | undefined;
   // Counts of bytes; the end of writing counts as one.
-  #received = 0;
-  #reported = 0;
-  #written = 0;
+  #received = DOUBLE;
+  #reported = DOUBLE;
+  #written = DOUBLE;
   #isEndedByPeer = false;
   // Whether this end of writing was written, or the connection is to be closed when the peer has received it.
   #phase: "open" | "ending" | "closing" = "open";
@@ -133,6 +134,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
    * @param onChange Called when the state has changed, with the error of a lost carrier or of the end.
    */
   constructor(settings: ResumeSettings, onChange: (state: ResumeState, reason: unknown) => void) {
+    this.#received = this.#reported = 0;
+    this.#written = 0;
     this.#onChange = onChange;
     this.#replay = new ReplayBuffer(settings.maxUnacknowledged);
     this.timers = new ResumeTimers(settings, this);

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { DOUBLE } from "./_double.ts";
 import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 
 /** First byte of a hello. Differs from smux (1 and 2), TLS (22) and HTTP (a letter). */
@@ -154,7 +155,7 @@ export class RecordDecoder {
   #held: Uint8Array = EMPTY_BYTES;
   // Bytes of the payload that are still to come.
   #remaining = 0;
-  #offset = 0;
+  #offset = DOUBLE;
   #hasEnded: boolean;
 
   /**
@@ -162,6 +163,7 @@ export class RecordDecoder {
    * @param hasEnded Whether the end of writing was received by an earlier carrier.
    */
   constructor(sink: RecordSink, hasEnded = false) {
+    this.#offset = 0;
     this.#sink = sink;
     this.#hasEnded = hasEnded;
   }

@@ -6,6 +6,7 @@
 
 import { unbounded } from "./channel.ts";
 import { clock } from "./_clock.ts";
+import { DOUBLE } from "./_double.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
 import { HEADER_LENGTH, MAX_PAYLOAD_LENGTH, ProtocolError } from "./frame.ts";
@@ -143,7 +144,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
   #isAwaited = false;
   // Bytes of unread messages, overhead included.
   #queued = 0;
-  #received = 0;
+  #received = DOUBLE;
   #isPaused = false;
   // The code with which this end has closed the socket.
   #closedWith: number | undefined;
@@ -171,6 +172,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
         `Cannot use a WebSocket that is not open or connecting: expected readyState 0 or 1, ${received}`,
       );
     }
+    this.#received = 0;
     this.#isCopying = isCopying(socket);
     this.#socket = socket;
     this.#maxReceiveBuffer = maxReceiveBuffer;

@@ -62,6 +62,8 @@ const SCARCE_SHARE = 1 / 256;
 // for the head of an HTTP message.
 const MIN_SHARE = 1024;
 
+// Counts of bytes modulo 2^32 are kept as signed integers, because V8 treats those alike on both sides of 2^31.
+
 /** The send window of a stream: what it may send. */
 export class SendWindow {
   #sent = 0;
@@ -75,7 +77,7 @@ export class SendWindow {
 
   /** Counts bytes sent. */
   spend(count: number): void {
-    this.#sent = (this.#sent + count) >>> 0;
+    this.#sent = (this.#sent + count) | 0;
   }
 
   /**
@@ -87,8 +89,8 @@ export class SendWindow {
     if (((this.#sent - consumed) | 0) < 0) return "invalid";
     if (((consumed - this.#consumed) | 0) < 0) return "unchanged";
     window = Math.min(window, MAX_WINDOW);
-    const isMoved = ((consumed + window) >>> 0) !== ((this.#consumed + this.#window) >>> 0);
-    this.#consumed = consumed;
+    const isMoved = ((consumed + window) | 0) !== ((this.#consumed + this.#window) | 0);
+    this.#consumed = consumed | 0;
     this.#window = window;
     return isMoved ? "moved" : "unchanged";
   }
@@ -209,8 +211,7 @@ export interface ReceiveWindowHost {
 /** The receive window of a stream: what the peer may send. */
 export class ReceiveWindow {
   readonly #pool: WindowPool;
-  /** Bytes read since the stream was opened, modulo 2^32. */
-  consumed = 0;
+  #consumed = 0;
   #received = 0;
   // The limit, and the highest it ever was: data up to the latter may be in flight.
   #limit: number;
@@ -248,7 +249,7 @@ export class ReceiveWindow {
 
   /** Maximum number of unread bytes that the peer is entitled to send, including the window before the first UPD. */
   get allowed(): number {
-    return Math.max(INITIAL_WINDOW, this.#window, (this.#highest - this.consumed) | 0);
+    return Math.max(INITIAL_WINDOW, this.#window, (this.#highest - this.#consumed) | 0);
   }
 
   /** Whether the window is smaller than the peer assumes before the first UPD. */
@@ -256,14 +257,19 @@ export class ReceiveWindow {
     return this.#size < INITIAL_WINDOW;
   }
 
+  /** Bytes read since the stream was opened, modulo 2^32. */
+  get consumed(): number {
+    return this.#consumed >>> 0;
+  }
+
   /** Bytes received, modulo 2^32. */
   get received(): number {
-    return this.#received;
+    return this.#received >>> 0;
   }
 
   /** Counts received bytes. */
   arrived(count: number): void {
-    this.#received = (this.#received + count) >>> 0;
+    this.#received = (this.#received + count) | 0;
     const { now } = this.#pool;
     this.#answeredAt ??= now;
     if (this.#probeSentAt === undefined) return;
@@ -340,15 +346,15 @@ export class ReceiveWindow {
    * @returns Whether an update is due.
    */
   read(count: number, unread: number): boolean {
-    this.consumed = (this.consumed + count) >>> 0;
+    this.#consumed = (this.#consumed + count) | 0;
     if (!this.#open) return false;
     const isFirst = this.#reported === undefined;
     const isAssumed = isFirst && this.#size === INITIAL_WINDOW && this.#limit === INITIAL_WINDOW;
-    if (isAssumed && this.consumed < MIN_FIRST_UPDATE_BYTES) return false;
-    const since = (this.consumed - (this.#reported ?? 0)) >>> 0;
-    const isLow = ((this.#limit - this.consumed) | 0) <= this.#size / 2;
+    if (isAssumed && this.#consumed < MIN_FIRST_UPDATE_BYTES) return false;
+    const since = (this.#consumed - (this.#reported ?? 0)) >>> 0;
+    const isLow = ((this.#limit - this.#consumed) | 0) <= this.#size / 2;
     if (!isFirst && !isLow && since < Math.min(this.#renewed / 2, MAX_UPDATE_INTERVAL_BYTES)) return false;
-    this.#reported = this.consumed;
+    this.#reported = this.#consumed;
     this.#fallBack(unread);
     return isFirst || this.#nextLimit() !== this.#limit;
   }
@@ -363,7 +369,7 @@ export class ReceiveWindow {
     }
     this.#limit = limit;
     if (((limit - this.#highest) | 0) > 0) this.#highest = limit;
-    return (limit - this.consumed) >>> 0;
+    return (limit - this.#consumed) >>> 0;
   }
 
   /** Releases the window. No update is due after it. */
@@ -382,7 +388,7 @@ export class ReceiveWindow {
 
   // An advertised limit moves back only in `revoke` and `giveBack`.
   #nextLimit(): number {
-    const limit = (this.consumed + this.#size) >>> 0;
+    const limit = (this.#consumed + this.#size) | 0;
     return ((limit - this.#limit) | 0) > 0 ? limit : this.#limit;
   }
 
@@ -390,7 +396,7 @@ export class ReceiveWindow {
     const { first, share } = this.#pool;
     // The application reads slowly, or other streams need the room: shrink to the initial window.
     if (unread >= this.#renewed / 2 || share < this.#renewed) this.#renewed = Math.min(this.#renewed, first);
-    const promised = (this.#limit - this.consumed) | 0;
+    const promised = (this.#limit - this.#consumed) | 0;
     if (this.#renewed < this.#window) this.#resize(Math.min(this.#window, Math.max(this.#renewed, promised)));
   }
 }

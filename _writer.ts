@@ -9,6 +9,7 @@
  */
 
 import { COALESCE_BYTES, Coalescer } from "./_coalesce.ts";
+import { DOUBLE } from "./_double.ts";
 import { MIN_BUFFER_BYTES, WriteBuffer } from "./_write_buffer.ts";
 import { bounded, ChannelClosedError, type Receiver, type Sender } from "./channel.ts";
 import { clock, excuse } from "./_clock.ts";
@@ -111,7 +112,7 @@ export class FrameWriter {
   #isBusy = false;
   #ended = false;
   #frames = 0;
-  #bytes = 0;
+  #bytes = DOUBLE;
   #begunAt = clock.now();
   #progressAt = 0;
 
@@ -122,6 +123,7 @@ export class FrameWriter {
    * @param trace Reports what is encoded, where that is wanted.
    */
   constructor(link: Link, version: Version, host: WriterHost, trace?: FrameTrace) {
+    this.#bytes = 0;
     this.#link = link;
     this.version = version;
     this.#host = host;

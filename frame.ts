@@ -13,6 +13,8 @@
  * @module
  */
 
+import { DOUBLE } from "./_double.ts";
+
 /** Opens a stream; no payload, no reply. */
 export const SYN = 0;
 /** Ends the sender's half of a stream; no payload. */
@@ -210,9 +212,9 @@ export class FrameDecoder {
   // An incomplete header or UPD payload.
   readonly #scratch = new Uint8Array(HEADER_LENGTH);
   #held = 0;
-  #offset = 0;
+  #offset = DOUBLE;
   #frames = 0;
-  #frameOffset = 0;
+  #frameOffset = DOUBLE;
   #command: Command = NOP;
   #id = 0;
   #remaining = 0;
@@ -223,6 +225,7 @@ export class FrameDecoder {
    */
   constructor(version?: Version) {
     this.#version = version;
+    this.#offset = this.#frameOffset = 0;
   }
 
   /** The version; `undefined` until the first header if none was passed to the constructor. */

@@ -227,6 +227,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["session_test.ts"],
   },
   {
+    name: "counts of bytes begin as integers, and change the shape of their objects at 2 GiB",
+    file: "_double.ts",
+    from: "DOUBLE: number = NaN;",
+    to: "DOUBLE: number = 0;",
+    tests: ["shapes_test.ts"],
+  },
+  {
+    name: "the count of a window changes the shape of its object at 2 GiB",
+    file: "_window.ts",
+    from: "    this.#received = (this.#received + count) | 0;\n",
+    to: "    this.#received = (this.#received + count) >>> 0;\n",
+    tests: ["shapes_test.ts"],
+  },
+  {
     name: "frames of one pass are written one by one",
     file: "_coalesce.ts",
     from: "    else if (!this.#isHeld) this.#pass ??= clock.pass(this.#passed);\n",
