@@ -167,7 +167,7 @@ export class ReceiveHalf {
       this.#finishLater();
       if (stop === end) return;
       start = stop;
-    } else if (into === EMPTY_BYTES) {
+    } else if (into !== undefined && into.length === 0) {
       this.#finishLater();
     }
     const length = end - start;
@@ -205,6 +205,8 @@ export class ReceiveHalf {
       resolve(filled);
     } else if (this.#into === EMPTY_BYTES && this.unread > 0) {
       this.#endRead()(0);
+    } else if (this.#into.length === 0 && this.unread > 0) {
+      this.#rejectRead(shrunk("read"));
     } else if (this.#hasEnded) {
       this.#endRead()(null);
     } else if (this.#stream.failure !== undefined) {
@@ -342,6 +344,7 @@ export class ReceiveHalf {
     let count: number | null = 0;
     try {
       signal?.throwIfAborted();
+      if (p.length === 0) throw shrunk("read");
       count = this.#poll(p);
     } catch (error) {
       this.#unlock();
@@ -401,4 +404,9 @@ export class ReceiveHalf {
 /** Returns the error for an argument that is not a `Uint8Array`. */
 export function notBytes(value: unknown): TypeError {
   return new TypeError(`Expected a Uint8Array, received ${value === null ? "null" : typeof value}`);
+}
+
+/** Returns the error for an array that was transferred, or resized to fewer bytes, while an operation had it. */
+export function shrunk(operation: "read" | "write"): TypeError {
+  return new TypeError(`Cannot ${operation}: the array was transferred or resized before the ${operation} ended`);
 }

@@ -6,7 +6,7 @@
 
 import { deferred } from "./_deferred.ts";
 import { Gate } from "./_gate.ts";
-import { notBytes } from "./_receive_half.ts";
+import { notBytes, shrunk } from "./_receive_half.ts";
 import { PendingFrame } from "./_writer.ts";
 import { ChannelClosedError, type Sender } from "./channel.ts";
 import { clock, excuse, TIMER_LAG_MS } from "./_clock.ts";
@@ -246,7 +246,7 @@ export class SendHalf {
       return count;
     }
     this.#isWriting = true;
-    return this.#writeRest(p, count, signal, isListened, this.#begun);
+    return this.#writeRest(p, p.length, count, signal, isListened, this.#begun);
   }
 
   /** Implements `Stream.tryWrite`. */
@@ -336,8 +336,9 @@ export class SendHalf {
 
   async #writeInTurn(p: Uint8Array, signal: AbortSignal | undefined, isListened: boolean): Promise<number> {
     const begun = this.#begun;
+    const { length } = p;
     await this.#lockQueue.wait({ signal });
-    return this.#writeRest(p, 0, signal, isListened, begun);
+    return this.#writeRest(p, length, 0, signal, isListened, begun);
   }
 
   /** The start of a write, or 0 before the peer's FIN, when the wait for credit has no timeout. */
@@ -345,9 +346,10 @@ export class SendHalf {
     return this.#stream.isEndedByPeer ? clock.now() : 0;
   }
 
-  /** Writes from `at` on, frame by frame, with the lock held. Releases the lock at the end. */
+  /** Writes from `at` to before `length`, frame by frame, with the lock held. Releases the lock at the end. */
   async #writeRest(
     p: Uint8Array,
+    length: number,
     at: number,
     signal: AbortSignal | undefined,
     isListened: boolean,
@@ -358,9 +360,10 @@ export class SendHalf {
     const limit = isListened ? undefined : signal;
     if (isListened) waiting.abortable = signal;
     try {
-      while (at < p.length && this.#maySend) {
+      // A transferred array has no length.
+      while (at < length && length <= p.length && this.#maySend) {
         signal?.throwIfAborted();
-        const count = this.#allowance(p.length - at);
+        const count = this.#allowance(length - at);
         if (count === 0) {
           if (this.#state === "ending") break;
           await this.#waitForCredit(waiting, limit, begun);
@@ -372,13 +375,13 @@ export class SendHalf {
         } else {
           const frame = new PendingFrame(PSH, id, p, at, at + count);
           await output.enqueue(frame, waiting.sender ??= output.openSender(), limit);
-          // The session has ended, which is reported below.
+          // The session has ended or the array has shrunk, which is reported below.
           if (!frame.isEncoded) break;
         }
         this.#window?.spend(count);
         at += count;
       }
-      if (at === p.length) return at;
+      if (at === length) return at;
     } catch (error) {
       const isAborted = signal?.aborted &&
         (Object.is(error, signal.reason) || (isListened && error instanceof ChannelClosedError));
@@ -390,11 +393,12 @@ export class SendHalf {
         throw Object.assign(new DOMException(message, "TimeoutError"), { bytesWritten: at });
       }
     } finally {
-      if (at < p.length && this.#state === "ending") this.#state = "cut";
+      if (at < length && this.#state === "ending") this.#state = "cut";
       waiting.abortable = undefined;
       this.#unlock();
     }
-    throw this.#makeError(at, this.#stream.isClosed);
+    const error = this.#makeError(at, this.#stream.isClosed);
+    throw error === undefined ? Object.assign(shrunk("write"), { bytesWritten: at }) : error;
   }
 
   get #maySend(): boolean {

@@ -228,7 +228,8 @@ export class FrameWriter {
    * @param frame The frame, for which there was no room.
    * @param sender The stream's handle.
    * @param signal Aborts the wait; then the frame is not encoded.
-   * @returns Resolves when the frame was encoded or, at the end of the session, taken back: see its `isEncoded`.
+   * @returns Resolves when the frame was encoded or, at the end of the session or without its bytes, taken back: see its
+   * `isEncoded`.
    * @throws {ChannelClosedError} The handle was closed: the frame is not encoded.
    */
   enqueue(frame: PendingFrame, sender: Sender<PendingFrame>, signal?: AbortSignal): Promise<void> {
@@ -468,6 +469,8 @@ export class FrameWriter {
       const next = this.#waiting.tryReceive();
       if (next.state !== "ok") return;
       const frame = next.value;
+      // The application has transferred or resized the array of its write: only that write may fail.
+      if (frame.end > frame.bytes.length) continue;
       this.#encode(frame.command, frame.id, frame.bytes, frame.start, frame.end);
       frame.isEncoded = true;
     }

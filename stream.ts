@@ -451,7 +451,8 @@ export class Stream {
    * @throws {StreamResetError} The peer aborted the stream, and everything that had arrived was read.
    * @throws {ProtocolError} The peer sent more than its credit allowed.
    * @throws {DOMException} "TimeoutError": the stream was cut by `stalledStreamTimeout`.
-   * @throws {TypeError} `p` is not a `Uint8Array`.
+   * @throws {TypeError} `p` is not a `Uint8Array`, or was transferred during the wait, or resized to nothing. No byte is
+   *   lost.
    * @throws The reason of the signal, when it aborts, or of {@linkcode Stream.abort}.
    *
    * @example Reading up to a delimiter
@@ -501,8 +502,8 @@ export class Stream {
    * It resolves when the bytes are in the session's write buffer, not when they are delivered. Do not change `p` until
    * then. An empty `p` sends nothing.
    *
-   * Errors, except `TypeError` and the reason of a signal or of {@linkcode Stream.abort}, have a property
-   * `bytesWritten`: the number of bytes of `p` that had been encoded.
+   * Errors, except that of a `p` of a wrong type and the reason of a signal or of {@linkcode Stream.abort}, have a
+   * property `bytesWritten`: the number of bytes of `p` that had been encoded.
    *
    * @param p The bytes to write.
    * @param options A signal that aborts the wait.
@@ -513,7 +514,7 @@ export class Stream {
    * @throws {ProtocolError} The peer acknowledged more than was sent, or sent more than its credit allowed.
    * @throws {DOMException} "TimeoutError": the peer has ended its direction and granted no credit for the session's
    *   `timeout` (version 2), or the stream was cut by `stalledStreamTimeout`.
-   * @throws {TypeError} `p` is not a `Uint8Array`.
+   * @throws {TypeError} `p` is not a `Uint8Array`, or was transferred or resized to fewer bytes during the wait.
    * @throws The reason of the signal, when it aborts before a byte was encoded, or of {@linkcode Stream.abort}.
    *
    * @example Concurrent writes

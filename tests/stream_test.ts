@@ -17,6 +17,7 @@ import {
   readAll,
   readText,
   sessionPair,
+  state,
   text,
   turn,
 } from "./support.ts";
@@ -137,6 +138,22 @@ Deno.test("Stream.read(): an abort after the data has arrived has no effect", as
   assertEquals(await reading, 3);
   assertEquals(text(p.subarray(0, 3)), "abc");
 });
+
+for (const end of ["", ", then FIN"]) {
+  Deno.test(`Stream.read(): an array that is transferred during the wait rejects its read, and data${end} is left to the next`, async () => {
+    using all = await streamPair();
+    const { near, far } = all;
+    const arrays = [new Uint8Array(8), new Uint8Array(8)];
+    const taken = arrays.map((p) => near.read(p));
+    const reading = near.read(new Uint8Array(8));
+    for (const { buffer } of arrays) buffer.transfer();
+    await far.write(bytes("data"));
+    if (end) await far.closeWrite();
+    assertEquals(await Promise.all(taken.map(state)), ["rejected", "rejected"]);
+    for (const read of taken) await assertRejects(() => read, TypeError, "transferred");
+    assertEquals(await reading, 4);
+  });
+}
 
 Deno.test("Stream.tryRead() returns the count of bytes that have arrived, 0 without data, null at the end", async () => {
   using all = await rawStream();
@@ -360,6 +377,43 @@ Deno.test("Stream.write(): the reason of a signal or of an abort receives no byt
   all.session.abort(reasons[1]);
   assertStrictEquals((await cut).cause, reasons[1]);
   assertEquals(reasons.map((reason) => "bytesWritten" in reason), [false, false]);
+});
+
+const TAKEN: Record<string, (p: Uint8Array<ArrayBuffer>) => void> = {
+  transferred: ({ buffer }) => void buffer.transfer(),
+  "resized to nothing": ({ buffer }) => buffer.resize(0),
+  "resized to fewer bytes": ({ buffer }) => buffer.resize(MiB / 2 - 1),
+};
+for (const [name, take] of Object.entries(TAKEN)) {
+  Deno.test(`Stream.write(): an array that is ${name} during the wait rejects only its own write`, async () => {
+    using all = await stuckStream();
+    const { session, stream } = all;
+    const p = new Uint8Array(new ArrayBuffer(MiB, { maxByteLength: MiB })).fill(1);
+    const queued = new Uint8Array(new ArrayBuffer(MiB, { maxByteLength: MiB })).fill(2);
+    const other = await session.openStream();
+    const writing = [p, queued, bytes("next")].map((array) => stream.write(array));
+    for (const array of [p, queued]) take(array);
+
+    const finished = all.receiveAll();
+    const [first, second] = await Promise.all(
+      writing.slice(0, 2).map((write) => assertRejects(() => write, TypeError, "resized")),
+    ) as { bytesWritten?: number }[];
+    assertEquals([second!.bytesWritten, await writing[2]], [0, 4]);
+    await other.write(bytes("!"));
+    await stream.closeWrite();
+    assertEquals(await finished, concat([new Uint8Array(first!.bytesWritten!).fill(1), bytes("next!")]));
+  });
+}
+
+Deno.test("Stream.write(): an array that grows during the wait is sent in the length that it had", async () => {
+  using all = await stuckStream();
+  const p = new Uint8Array(new ArrayBuffer(MiB, { maxByteLength: 2 * MiB })).fill(1);
+  const writing = all.stream.write(p);
+  p.buffer.resize(2 * MiB);
+  const finished = all.receiveAll();
+  assertEquals(await writing, MiB);
+  await all.stream.closeWrite();
+  assertEquals((await finished).length, MiB);
 });
 
 Deno.test("Stream.tryWrite() encodes as much as room and credit allow, and returns 0 while a write waits", async () => {

@@ -52,6 +52,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["web_streams_test.ts"],
   },
   {
+    name: "a write whose array is transferred while it waits ends the session",
+    file: "_writer.ts",
+    from: "      if (frame.end > frame.bytes.length) continue;\n",
+    to: "",
+    tests: ["stream_test.ts"],
+  },
+  {
+    name: "a read whose array is transferred while it waits never settles",
+    file: "_receive_half.ts",
+    from: "    } else if (into !== undefined && into.length === 0) {\n",
+    to: "    } else if (into === EMPTY_BYTES) {\n",
+    tests: ["stream_test.ts"],
+  },
+  {
     name: "cancelling readable ends a waiting read as if the peer had sent FIN",
     file: "_receive_half.ts",
     from: "    if (this.#into !== undefined) this.#endRead()(0);\n    this.#consume",
@@ -208,8 +222,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "an aborted chunk of a web stream counts only the bytes that waited",
     file: "_send_half.ts",
-    from: "    return this.#writeRest(p, count, signal, isListened, this.#begun);\n",
-    to: "    return this.#writeRest(p.subarray(count), 0, signal, isListened, this.#begun);\n",
+    from: "    return this.#writeRest(p, p.length, count, signal, isListened, this.#begun);\n",
+    to: "    return this.#writeRest(p.subarray(count), p.length - count, 0, signal, isListened, this.#begun);\n",
     tests: ["web_streams_test.ts"],
   },
   {
@@ -528,7 +542,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a write cut by Session.close() ends with FIN as if complete",
     file: "_send_half.ts",
-    from: '      if (at < p.length && this.#state === "ending") this.#state = "cut";\n',
+    from: '      if (at < length && this.#state === "ending") this.#state = "cut";\n',
     to: "",
     tests: ["rules_close_test.ts"],
   },
