@@ -134,8 +134,9 @@ export class Deadlines {
   schedule(): void {
     const now = clock.now();
     const interval = this.#keepAliveInterval;
+    const due = this.#writer.begunAt + interval;
     // A keepalive that is due but cannot be sent yet must not make the timer fire at once.
-    const keepAlive = Math.max(this.#writer.begunAt, now - interval / 2) + interval;
+    const keepAlive = due > now ? due : now + interval / 2;
     const linger = this.#host.isLingering ? LINGER_MS : Infinity;
     const look = now + Math.min(this.silence.limit, this.#close.limit, linger) / LOOKS_PER_WAIT;
     this.arm(Math.min(keepAlive, this.#silenceAt, look));

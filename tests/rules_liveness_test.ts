@@ -92,6 +92,18 @@ Deno.test("rule 8: a NOP is sent after the interval without a write, before wait
   assertEquals(clock.pending, 0);
 });
 
+Deno.test("rule 8: a NOP is sent after the interval without a write, at whatever time between two NOPs that write was", async () => {
+  using clock = new ManualClock();
+  const { session } = withPeer("client", 1, { timeout: Infinity, keepAliveInterval: 500 });
+  await clock.advance(40);
+  await session.openStream();
+  await clock.advance(499);
+  assertEquals(session.stats().framesSent, 2);
+  await clock.advance(1);
+  assertEquals(session.stats().framesSent, 3);
+  session.abort();
+});
+
 Deno.test("rule 8: with keepAliveInterval Infinity the only NOP is the client's first", async () => {
   using clock = new ManualClock();
   const { session } = withPeer("client", 2, { timeout: Infinity, keepAliveInterval: Infinity });

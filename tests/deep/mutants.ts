@@ -52,6 +52,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["web_streams_test.ts"],
   },
   {
+    name: "a keepalive comes late after a write in the first half of the interval",
+    file: "_deadlines.ts",
+    from: "due > now ? due : now + interval / 2",
+    to: "Math.max(due, now + interval / 2)",
+    tests: ["rules_liveness_test.ts"],
+  },
+  {
     name: "a write whose array is transferred while it waits ends the session",
     file: "_writer.ts",
     from: "      if (frame.end > frame.bytes.length) continue;\n",
