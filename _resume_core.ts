@@ -265,6 +265,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (p.length === 0) return 0;
     for (let count = 0;;) {
       if (this.#phase === "closing") throw closedError("read from");
+      // It had a length before.
+      if (p.length === 0) {
+        throw new TypeError("Cannot read: the array was transferred or resized before the read ended");
+      }
       count = this.#held.read(p);
       if (count === 0 && this.#isEndedByPeer) return null;
       const carrier = this.#carrier;
@@ -341,6 +345,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     // The peer sends again what a replaced carrier delivers late.
     if (carrier !== this.#carrier) return 0;
     if (count === null) throw new ResumptionError("The connection below has ended");
+    // The bytes are lost with the array, so the peer must send them again.
+    if (count > p.length) throw new ResumptionError("The array was transferred or resized during the read");
     this.timers.heard();
     const payload = carrier.decoder.decode(p, count);
     this.#received += payload;

@@ -450,6 +450,17 @@ Deno.test("bytes that a lost carrier delivers late are ignored", async () => {
   connection.close();
 });
 
+Deno.test("ResumableConnection.read(): an array that is transferred during the wait rejects its read, and no byte is lost", async () => {
+  using all = await pair();
+  const p = new Uint8Array(8);
+  const taken = all.server.read(p);
+  p.buffer.transfer();
+  const reading = readExactly(all.server, 100);
+  await all.client.write(pattern(100));
+  await assertRejects(() => taken, TypeError, "transferred");
+  assertEquals(await reading, pattern(100));
+});
+
 Deno.test("Connection.close() of one end resets the other, unless both have ended writing", async () => {
   for (const isEnded of [false, true]) {
     using made = await pair();
