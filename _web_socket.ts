@@ -209,6 +209,8 @@ export class WebSocketConnection implements Connection, PushedConnection {
     try {
       const message = this.#rest ?? await this.readChunk();
       if (message === null) return null;
+      // `set` throws if the array was transferred meanwhile. The message is then left to the next read.
+      this.#rest = message;
       const count = Math.min(p.length, message.length);
       p.set(message.subarray(0, count));
       this.#rest = count < message.length ? message.subarray(count) : undefined;

@@ -385,6 +385,17 @@ Deno.test("concurrent reads of a WebSocket return all of its bytes, in order", a
   assertEquals(await Promise.all(last), [null, null]);
 });
 
+Deno.test("a read of a WebSocket whose array is transferred during the wait rejects, and leaves the message to the next", async () => {
+  const socket = new FakeSocket();
+  const connection = webSocketConnection(socket);
+  const [p, next] = [new Uint8Array(3), new Uint8Array(3)];
+  const reading = [connection.read(p), connection.read(next)];
+  p.buffer.transfer();
+  socket.receive(Uint8Array.of(1, 2, 3));
+  await assertRejects(() => reading[0]!, TypeError);
+  assertEquals([await reading[1], next], [3, Uint8Array.of(1, 2, 3)]);
+});
+
 Deno.test("events after a clean close of a WebSocket have no effect", async () => {
   const socket = new FakeSocket();
   const connection = webSocketConnection(socket, { maxReceiveBuffer: 100_000 });
