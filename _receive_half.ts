@@ -17,8 +17,10 @@ import { ReceiveWindow, type WindowPool } from "./_window.ts";
  * can store more; smaller: such streams are cut.
  */
 export const CREDIT_TOLERANCE = 1024 * 1024;
-// Size of the buffer of `readLarge`. Larger: more memory per waiting read; smaller: more chunks.
+// Size of the buffer of `readLarge`. Larger: more copying for small chunks; smaller: more chunks.
 const MAX_PULL_BYTES = 64 * 1024;
+// In place of that buffer until bytes arrive: thousands of idle streams may wait.
+const LARGE_BYTES = new Uint8Array(0);
 
 /** What the half needs from its stream. */
 export interface ReceiveHost {
@@ -87,6 +89,8 @@ export class ReceiveHalf {
   // The lock of reading: whether it is held, and its queue, created when a read first waits for another.
   #isReading = false;
   #readQueue: Gate | undefined;
+  // The buffer of `readLarge`, from the arrival of bytes to its return.
+  #large: Uint8Array | undefined;
 
   /**
    * @param stream The stream.
@@ -159,6 +163,7 @@ export class ReceiveHalf {
     const window = this.#window;
     window?.arrived(end - start);
     if (this.#state === "discarding") return this.#consume(end - start);
+    if (this.#into === LARGE_BYTES) this.#into = this.#allocate();
     const into = this.#into;
     if (into !== undefined && this.#filled < into.length) {
       const stop = Math.min(end, start + into.length - this.#filled);
@@ -249,7 +254,10 @@ export class ReceiveHalf {
   /** Implements `Stream.read`. */
   read(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
     if (!(p instanceof Uint8Array)) return Promise.reject(notBytes(p));
-    if (p.length === 0) return Promise.resolve(0);
+    return p.length === 0 ? Promise.resolve(0) : this.#read(p, signal);
+  }
+
+  #read(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
     if (signal?.aborted) return Promise.reject(signal.reason);
     if (this.#isReading) return this.#readInTurn(p, signal);
     let count;
@@ -270,10 +278,15 @@ export class ReceiveHalf {
 
   /** Reads up to MAX_PULL_BYTES; waits if nothing is unread. Returns `null` after the peer's FIN. */
   async readLarge(): Promise<Uint8Array | null> {
-    const p = new Uint8Array(MAX_PULL_BYTES);
-    const count = await this.read(p, undefined);
+    const count = await this.#read(LARGE_BYTES, undefined);
+    const p = this.#large ?? EMPTY_BYTES;
+    this.#large = undefined;
     if (count === null) return null;
     return count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
+  }
+
+  #allocate(): Uint8Array {
+    return this.#large = new Uint8Array(MAX_PULL_BYTES);
   }
 
   /** Calls `ready` once, when `tryReadChunk` will return a chunk, return `null` or throw. */
@@ -311,6 +324,7 @@ export class ReceiveHalf {
   /** Reads without waiting. Returns the number of bytes, `null` at the end, or 0 if the caller must wait. */
   #poll(p: Uint8Array): number | null {
     if (this.#state === "closed") throw new StreamClosedError("Cannot read from a closed stream");
+    if (p === LARGE_BYTES && this.unread > 0) p = this.#allocate();
     const count = this.#chunks === undefined ? 0 : this.#chunks.read(p);
     if (count === 0) return this.#atEnd() ? null : 0;
     this.#stream.refund(count);
@@ -344,7 +358,7 @@ export class ReceiveHalf {
     let count: number | null = 0;
     try {
       signal?.throwIfAborted();
-      if (p.length === 0) throw shrunk("read");
+      if (p.length === 0 && p !== LARGE_BYTES) throw shrunk("read");
       count = this.#poll(p);
     } catch (error) {
       this.#unlock();

@@ -1,12 +1,13 @@
 /** Ends of `readable` and `writable`: errors, aborts and cancels, as seen by the peer, by a pipe and by its source. */
 
-import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertLess, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
 import { clock } from "../_clock.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import { ProtocolError, Session, SessionClosedError, type Stream, StreamClosedError } from "../mod.ts";
 import { INITIAL_WINDOW } from "../_window.ts";
 import { CREDIT_TOLERANCE } from "../_receive_half.ts";
+import { collectGarbage } from "./garbage.ts";
 import { deno } from "./programs.ts";
 import {
   bytes,
@@ -692,6 +693,33 @@ Deno.test("web streams: the end of a session with 1000 idle pipes yields to the 
     clock.yieldToEventLoop = yieldToEventLoop;
     server.abort();
   }
+});
+
+Deno.test("Stream.readable: 400 readers that wait after 60 KiB each hold less than 8 MiB", async () => {
+  const { client, server } = sessionPair();
+  const burst = new Uint8Array(60 * KiB);
+  const used = async () => {
+    for (let n = 0; n < 3; n++) {
+      collectGarbage();
+      await turn();
+    }
+    return Deno.memoryUsage().external;
+  };
+  const before = await used();
+  const waiting = [];
+  for (let n = 0; n < 400; n++) {
+    const [near, far] = await Promise.all([client.openStream(), server.acceptStream()]);
+    await far.write(burst);
+    while (client.stats().bytesUnread < burst.length) await turn(1);
+    const reader = near.readable.getReader();
+    for (let left = burst.length; left > 0;) left -= (await reader.read()).value!.length;
+    waiting.push({ far, reading: reader.read() });
+  }
+  assertLess(await used() - before, 8 * MiB);
+  for (const { far } of waiting) await far.write(bytes("last"));
+  for (const { reading } of waiting) assertEquals(text((await reading).value!), "last");
+  client.abort();
+  server.abort();
 });
 
 Deno.test("web streams: pipes and halves without a reference continue after a garbage collection", async () => {

@@ -52,6 +52,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["web_streams_test.ts"],
   },
   {
+    name: "readable holds a large buffer while it waits under load",
+    file: "_receive_half.ts",
+    from: "await this.#read(LARGE_BYTES, undefined)",
+    to: "await this.#read(this.#allocate(), undefined)",
+    tests: ["web_streams_test.ts"],
+  },
+  {
     name: "a keepalive comes late after a write in the first half of the interval",
     file: "_deadlines.ts",
     from: "due > now ? due : now + interval / 2",
