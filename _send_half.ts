@@ -42,6 +42,8 @@ export interface SendHost {
   readonly maxFrameSize: number;
   /** Milliseconds that a write waits for credit after the peer's FIN. */
   readonly timeout: number;
+  /** The connection: whether it waits for another one below, and how often that was replaced. */
+  readonly link: { readonly isSuspended: boolean; readonly resumptions: number };
   /** Position of the frame that is being received, for errors. */
   readonly frameOffset: number;
   /** Encodes the frames. */
@@ -411,20 +413,25 @@ export class SendHalf {
     if (!this.#stream.isEndedByPeer) return await credit.wait({ signal });
     // After its FIN the peer may have closed the stream for good, which smux cannot report. Time in the queue behind
     // another write counts.
-    const { timeout } = this.#stream;
+    const { timeout, link } = this.#stream;
     let now = clock.now();
     let since = waiting.starvedFrom ??= now;
-    for (let isExcused = false;; isExcused = true) {
+    for (let isExcused = false;;) {
+      const { resumptions } = link;
       const due = Math.max(now, Math.max(begun, since) + timeout);
       try {
         return await credit.wait({ signal, timeout: due - now });
       } catch (error) {
         now = clock.now();
         const isLate = now - due > TIMER_LAG_MS && !isExcused;
-        if (!isLate || signal?.aborted || error instanceof ChannelClosedError) throw error;
+        // Without a connection below no credit can arrive, and a new one is a sign of life.
+        const wasSuspended = link.isSuspended || link.resumptions !== resumptions;
+        const isOver = !isLate && !wasSuspended;
+        if (isOver || signal?.aborted || error instanceof ChannelClosedError) throw error;
         // Credit arrived in the same step.
         if (waiting.starvedFrom === undefined) return;
-        since = waiting.starvedFrom = excuse(Math.max(begun, since), now - due, now, timeout);
+        since = waiting.starvedFrom = wasSuspended ? now : excuse(Math.max(begun, since), now - due, now, timeout);
+        isExcused = !wasSuspended;
       }
     }
   }

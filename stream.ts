@@ -55,8 +55,8 @@ export interface StreamHost {
   readonly timeout: number;
   /** State shared by the receive windows of the session. */
   readonly windows: WindowPool;
-  /** The addresses of the connection. */
-  readonly link: Pick<Link, "localAddr" | "remoteAddr">;
+  /** The connection: its addresses, whether it waits for another one below, and how often that was replaced. */
+  readonly link: Pick<Link, "localAddr" | "remoteAddr" | "isSuspended" | "resumptions">;
   /** Position of the frame that is being received, for errors. */
   readonly decoder: { readonly frameOffset: number };
   /** Encodes the stream's frames. */
@@ -210,7 +210,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   // Called by the session.
 
   /** The addresses of the connection. */
-  get link(): Pick<Link, "localAddr" | "remoteAddr"> {
+  get link(): StreamHost["link"] {
     return this.#host.link;
   }
 

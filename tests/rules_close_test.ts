@@ -103,6 +103,29 @@ Deno.test("rule 6: a v2 write without credit for the timeout after the peer's FI
   session.abort();
 });
 
+Deno.test("rule 6: a suspension of the connection extends the wait for credit after the peer's FIN", async () => {
+  using clock = new ManualClock();
+  const options = { timeout: 1000, keepAliveInterval: Infinity };
+  const { session, peer, connection } = withPeer("client", 2, options, 1 << 20);
+  let [isSuspended, resumptions] = [true, 0];
+  Object.defineProperty(connection, "isSuspended", { get: () => isSuspended });
+  Object.defineProperty(connection, "resumptions", { get: () => resumptions });
+  const stream = await session.openStream();
+  const writing = stream.write(pattern(300_000));
+  const failed = assertRejects(() => writing, DOMException, "no credit for 1000 ms");
+  failed.catch(() => {});
+  await peer.send(FIN, 3);
+  await clock.advance(40_500);
+  [isSuspended, resumptions] = [false, 1];
+  await clock.advance(1000);
+  assertEquals(await state(writing), "pending", "a resumption starts the time anew");
+  await peer.send(NOP, 0);
+  await clock.advance(900);
+  await failed;
+  assertEquals(await state(session.closed), "pending");
+  session.abort();
+});
+
 Deno.test("rule 6: a freeze extends the wait for credit after the peer's FIN", async () => {
   using clock = new ManualClock();
   for (const isGiven of [true, false]) {

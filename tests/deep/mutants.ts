@@ -425,6 +425,13 @@ export const MUTANTS: Mutant[] = [
     to: "      waiting.starvedFrom = undefined;\n",
   },
   {
+    name: "a write without credit times out while the connection is suspended",
+    file: "_send_half.ts",
+    from: "link.isSuspended || link.resumptions !== resumptions;",
+    to: "false;",
+    tests: ["rules_close_test.ts"],
+  },
+  {
     name: "lost wake-up: reading does not resume when the buffer has room",
     file: "_session_core.ts",
     from: "    this.stalled?.read(stream);\n    this.reader.wake();\n",
