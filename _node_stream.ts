@@ -20,6 +20,8 @@ interface ReadWriteStream extends NodeStream {
   readonly readableEnded?: boolean;
   /** Whether the stream was destroyed. */
   readonly destroyed?: boolean;
+  /** Whether `finish` was emitted. */
+  readonly writableFinished?: boolean;
   /** The error with which the stream was destroyed. */
   readonly errored?: unknown;
 }
@@ -51,6 +53,7 @@ export class NodeConnection implements ChunkConnection {
   // Ends the wait of `readChunk`, while no chunk is held for it.
   #changed: PromiseWithResolvers<void> | undefined;
   #listener: ChunkListener | undefined;
+  #lost: ((error: unknown) => void) | undefined;
 
   /**
    * Adds listeners to a stream, which the connection owns from now on.
@@ -77,6 +80,7 @@ export class NodeConnection implements ChunkConnection {
     });
     stream.on("close", () => {
       this.#hasClosed = true;
+      this.#notifyLost();
       this.#wake();
     });
   }
@@ -100,7 +104,7 @@ export class NodeConnection implements ChunkConnection {
       if (chunk !== undefined) return chunk;
       if (this.#failure !== undefined) throw this.#failure;
       if (this.#hasEnded) return null;
-      if (this.#hasClosed) throw new Error("The stream of Node was destroyed before its end");
+      if (this.#hasClosed) throw destroyed();
       this.#stream.resume();
       await (this.#changed = deferred()).promise;
     }
@@ -136,6 +140,12 @@ export class NodeConnection implements ChunkConnection {
     this.#stream.destroy();
   }
 
+  /** Calls `lost` when the stream is destroyed before both of its directions have ended. */
+  watch(lost: (error: unknown) => void): void {
+    this.#lost = lost;
+    this.#notifyLost();
+  }
+
   setNoDelay(on: boolean): void {
     this.#stream.setNoDelay?.(on);
   }
@@ -161,10 +171,19 @@ export class NodeConnection implements ChunkConnection {
     this.#wake();
   }
 
+  #notifyLost(): void {
+    if (!this.#hasClosed || this.#hasEnded && this.#stream.writableFinished !== false) return;
+    this.#lost?.(this.#failure ?? destroyed());
+  }
+
   #wake(): void {
     this.#changed?.resolve();
     this.#changed = undefined;
   }
+}
+
+function destroyed(): Error {
+  return new Error("The stream of Node was destroyed before its end");
 }
 
 function address(hostname = "", port = 0): Address {

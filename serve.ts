@@ -514,8 +514,9 @@ const MAX_COPY_BYTES = 64 * 1024;
  * Two `pipeTo` calls do not do this: at its end, a pipe into the `writable` of a Deno connection closes both
  * directions, so a peer that ends its direction first does not receive the answer.
  *
- * When a {@linkcode Stream} fails or is closed, the join rejects at once, even while a write to the other connection
- * waits. If everything up to the peer's end had already arrived on that stream, it is copied first.
+ * When a {@linkcode Stream} fails or is closed, or a stream of Node is destroyed, the join rejects at once, even while a
+ * write to the other connection waits. If everything up to the peer's end had already arrived on a {@linkcode Stream},
+ * it is copied first.
  *
  * A socket of Node must have `allowHalfOpen`: without it, Node ends both directions at the end of the first.
  *
@@ -619,8 +620,9 @@ async function joinConnections(
   }
 }
 
-/** Calls `lost` when a stream fails. Other connections report a failure only to a read or a write. */
+/** Calls `lost` when a stream, also of Node, fails. Other connections report a failure only to a read or a write. */
 function watch(connection: DuplexConnection, lost: (error: unknown) => void): () => void {
+  if (connection instanceof NodeConnection) connection.watch(lost);
   if (!(connection instanceof Stream)) return () => {};
   const core = coreOf(connection);
   return core.watch(() => {

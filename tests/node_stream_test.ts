@@ -19,6 +19,7 @@ import {
   frame,
   LOOPBACK,
   ManualClock,
+  memoryPair,
   pattern,
   readAll,
   readSome,
@@ -367,4 +368,52 @@ Deno.test("join() of a stream with a net.Socket that is refused or fails rejects
   await server.shutdown();
   await new Promise((resolve) => target.close(resolve));
   assertEquals(errors, ["ECONNREFUSED", "ECONNRESET"]);
+});
+
+/** A joined stream of Node whose both ends are a test's, beside a connection in memory with room for 1000 bytes. */
+function joinedDuplex() {
+  const [near, side] = duplexPair();
+  const [slow, far] = memoryPair(1000);
+  return { near, side, far, joined: join(side, slow) };
+}
+
+const beforeDestroy: Record<string, (near: Duplex) => void> = {
+  "after its end": (near) => near.end(),
+  "before its end": () => {},
+  "while a write to the other side is blocked": (near) => near.write(pattern(5000)),
+};
+for (const [when, prepare] of Object.entries(beforeDestroy)) {
+  Deno.test(`join() rejects at once when a stream of Node is destroyed ${when}`, async () => {
+    const { near, side, far, joined } = joinedDuplex();
+    prepare(near);
+    assertEquals(await state(joined), "pending");
+    side.destroy();
+    assertEquals(await state(joined), "rejected");
+    await assertRejects(() => joined, Error, "destroyed before its end");
+    await assertRejects(() => far.write(new Uint8Array(1)));
+  });
+}
+
+Deno.test("join() rejects at once when a stream of Node was destroyed after its end and before the call", async () => {
+  const side = new Duplex({ read() {}, write: (_chunk, _encoding, callback) => callback() });
+  side.push(null);
+  side.resume();
+  await once(side, "end");
+  side.destroy();
+  await once(side, "close");
+  const joined = join(side, memoryPair()[0]);
+  assertEquals(await state(joined), "rejected");
+  await assertRejects(() => joined, Error, "destroyed before its end");
+});
+
+Deno.test("join() goes on when a stream of Node has closed after the end of both its directions", async () => {
+  const { near, side, far, joined } = joinedDuplex();
+  const data = pattern(5000);
+  near.resume();
+  far.closeWrite();
+  near.end(data);
+  await once(side, "close");
+  assertEquals(await state(joined), "pending");
+  assertEquals(await readAll(far), data);
+  assertEquals(await joined, { sent: 5000, received: 0 });
 });

@@ -2195,8 +2195,22 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a stream of Node that is closed before its end counts as ended",
     file: "_node_stream.ts",
-    from: '      if (this.#hasClosed) throw new Error("The stream of Node was destroyed before its end");\n',
+    from: "      if (this.#hasClosed) throw destroyed();\n",
     to: "      if (this.#hasClosed) return null;\n",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "a join does not notice that a stream of Node is destroyed",
+    file: "serve.ts",
+    from: "  if (connection instanceof NodeConnection) connection.watch(lost);\n",
+    to: "",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "a join fails when a stream of Node closes after both of its ends",
+    file: "_node_stream.ts",
+    from: "    if (!this.#hasClosed || this.#hasEnded && this.#stream.writableFinished !== false) return;\n",
+    to: "    if (!this.#hasClosed) return;\n",
     tests: ["node_stream_test.ts"],
   },
   {
