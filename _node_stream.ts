@@ -71,7 +71,8 @@ export class NodeConnection implements ChunkConnection {
     this.#failure = errored ?? undefined;
     stream.on("data", (chunk) => this.#receive(chunk));
     stream.on("end", () => {
-      this.#hasEnded = true;
+      // Bun also emits it for a socket that is destroyed before its end.
+      this.#hasEnded = !stream.destroyed;
       this.#wake();
     });
     stream.on("error", (error) => {

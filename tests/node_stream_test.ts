@@ -154,6 +154,20 @@ Deno.test("a stream of Node that is destroyed before its end ends its session wi
   await assertRejects(() => session.closed, Error, "destroyed before its end");
 });
 
+Deno.test("a stream of Node that emits `end` because it is destroyed, as in Bun, ends its session with an error", async () => {
+  const stream = new Duplex({
+    read() {},
+    write: (_chunk, _encoding, callback) => callback(),
+    destroy(error, callback) {
+      this.emit("end");
+      callback(error);
+    },
+  });
+  const session = Session.server(stream);
+  stream.destroy();
+  await assertRejects(() => session.closed, Error, "destroyed before its end");
+});
+
 Deno.test("a destroyed stream of Node with emitClose: false ends its session at the next keepalive", async () => {
   using time = new ManualClock();
   const stream = new Duplex({ emitClose: false, read() {}, write: (_chunk, _encoding, callback) => callback() });

@@ -2214,6 +2214,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["node_stream_test.ts"],
   },
   {
+    name: "the destruction of a socket in Bun counts as its end",
+    file: "_node_stream.ts",
+    from: "      this.#hasEnded = !stream.destroyed;\n",
+    to: "      this.#hasEnded = true;\n",
+    tests: ["node_stream_test.ts"],
+  },
+  {
     name: "the end of a stream of Node before its session began is missed",
     file: "_node_stream.ts",
     from: "    this.#hasEnded = readableEnded;\n    this.#hasClosed = destroyed;\n",
