@@ -22,6 +22,8 @@ interface ReadWriteStream extends NodeStream {
   readonly destroyed?: boolean;
   /** Whether `finish` was emitted. */
   readonly writableFinished?: boolean;
+  /** Whether a stream of HTTP/2 was reset. It then emits `end` and `finish`, too. */
+  readonly aborted?: boolean;
   /** The error with which the stream was destroyed. */
   readonly errored?: unknown;
 }
@@ -173,8 +175,9 @@ export class NodeConnection implements ChunkConnection {
   }
 
   #notifyLost(): void {
-    if (!this.#hasClosed || this.#hasEnded && this.#stream.writableFinished !== false) return;
-    this.#lost?.(this.#failure ?? destroyed());
+    const { writableFinished = true, aborted = false } = this.#stream;
+    const isComplete = this.#hasEnded && writableFinished && !aborted;
+    if (this.#hasClosed && !isComplete) this.#lost?.(this.#failure ?? destroyed());
   }
 
   #wake(): void {

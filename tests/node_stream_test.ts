@@ -431,3 +431,15 @@ Deno.test("join() goes on when a stream of Node has closed after the end of both
   assertEquals(await readAll(far), data);
   assertEquals(await joined, { sent: 5000, received: 0 });
 });
+
+Deno.test("join() rejects when a stream of HTTP/2 is reset, which emits `end` and `finish` in Node and Bun", async () => {
+  const [near, side] = duplexPair();
+  near.resume();
+  const joined = join(side, memoryPair()[0]);
+  Object.assign(side, { aborted: true });
+  side.end();
+  near.end();
+  await once(side, "close");
+  assertEquals(await state(joined), "rejected");
+  await assertRejects(() => joined, Error, "destroyed before its end");
+});

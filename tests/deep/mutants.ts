@@ -2209,8 +2209,15 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a join fails when a stream of Node closes after both of its ends",
     file: "_node_stream.ts",
-    from: "    if (!this.#hasClosed || this.#hasEnded && this.#stream.writableFinished !== false) return;\n",
-    to: "    if (!this.#hasClosed) return;\n",
+    from: "    if (this.#hasClosed && !isComplete) this.#lost",
+    to: "    if (this.#hasClosed) this.#lost",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "a join does not notice that a stream of HTTP/2 is reset",
+    file: "_node_stream.ts",
+    from: "this.#hasEnded && writableFinished && !aborted;",
+    to: "this.#hasEnded && writableFinished;",
     tests: ["node_stream_test.ts"],
   },
   {
