@@ -162,6 +162,20 @@ Deno.test("openTunnel() connects only to targets of reverse, and refuses other r
   await session.closed;
 });
 
+Deno.test("openTunnel() does not connect over TCP to the target of a reverse entry for UDP", async () => {
+  const { opening, session } = await openAtSession({ reverse: [`udp:7=${nowhere()}`], onError() {} });
+  const asked = await session.acceptStream();
+  await readHead(asked);
+  await writeAll(asked, bytes("HTTP/1.1 200 OK\r\nAddress: udp:127.0.0.1:7\r\n\r\n"));
+  const client = await opening;
+  const stream = await session.openStream();
+  await writeAll(stream, bytes("CONNECT udp:7 HTTP/1.1\r\n\r\n"));
+  assertMatch(text(await readHead(stream)), /^HTTP\/1\.1 403 not in reverse\r\n/);
+  for (const open of [stream, asked]) open.close();
+  await client.shutdown();
+  await session.closed;
+});
+
 Deno.test("tunnel: the signal closes either end and its connections, and finished fulfils", async () => {
   const controller = new AbortController();
   const target = makeEcho();

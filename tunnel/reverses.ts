@@ -87,7 +87,9 @@ export class Reverses {
       const { reverse, connectTimeout } = this.#host.current();
       const isUdp = method === "CONNECT-UDP";
       listen = isUdp ? `${UDP}${address}` : address;
-      const found = isUdp || method === "CONNECT" ? reverse.get(listen) : undefined;
+      // `CONNECT udp:53` would find the entry for datagrams.
+      const isKnown = isUdp || (method === "CONNECT" && !splitUdp(address)[0]);
+      const found = isKnown ? reverse.get(listen) : undefined;
       if (found === undefined) throw new TunnelRefusedError(403, "not in reverse");
       visitor = parseAddress(forwardedFor ?? "");
       to = found.target;

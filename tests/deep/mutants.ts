@@ -1359,6 +1359,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_socket_test.ts"],
   },
   {
+    name: "a server reaches the target of a reverse entry for UDP over TCP",
+    file: "tunnel/reverses.ts",
+    from: '(method === "CONNECT" && !splitUdp(address)[0])',
+    to: '(method === "CONNECT")',
+    tests: ["tunnel_client_test.ts"],
+  },
+  {
     name: "a removed user of a tunnel stays connected",
     file: "tunnel/server.ts",
     from: "this.#activity.abortIf((session) => this.#access.isRemoved(session),",
