@@ -112,6 +112,23 @@ Deno.test("TunnelServer.update() ends the connections of removed users only, and
   assertEquals(await say(again, "again"), "again");
 });
 
+Deno.test("TunnelServer.update() from users to a secret ends the connections and the reverse ports of the users", async () => {
+  await using echo = makeEcho();
+  const secret = await hashSecret("first");
+  const users = [{ name: "alice", secret, allow: [echo.addr], allowListen: ["127.0.0.1:*"] }];
+  const log = makeLog();
+  await using server = serveTunnel({ listen: FREE, users, ...log.options });
+  const client = { connect: server.serverAddr, user: "alice", secret: "first", reverse: [`0=${echo.addr}`] };
+  await using alice = await openTunnel({ ...client, resume: false, reconnect: false, ...quiet });
+  using stream = await alice.connect(echo.addr);
+  assertEquals(await say(stream, "before"), "before");
+
+  await server.update({ listen: FREE, secret: "shared", allow: [echo.addr] });
+  await assertRejects(() => promptly(stream.read(new Uint8Array(1))));
+  await promptly(log.until("stopped"));
+  assertEquals(await isFree(alice.listenAddrs[0]!), true);
+});
+
 Deno.test("TunnelServer.update() counts what a user holds against the new limits", async () => {
   await using echo = makeEcho();
   const secret = await hashSecret("first");

@@ -88,6 +88,11 @@ export class Account {
     return this.#hash;
   }
 
+  /** Whether it is not an account of all clients of a server without users. */
+  get hasOwnRules(): boolean {
+    return this.#base === undefined;
+  }
+
   /** By the method of the request. */
   get rules(): ReadonlyMap<string, Rules> {
     return this.#base?.rules ?? this.#rules;
@@ -186,8 +191,10 @@ export class Access {
   /** Whether the user of a session has been removed, or the session lacks a certificate that is required now. */
   isRemoved(session: Peer): boolean {
     if (this.#isCertified && certifiedUser(session.remoteAddr) === undefined) return true;
-    const name = this.userOf(session);
-    return name !== undefined && this.#users !== undefined && !this.#users.has(name);
+    const account = this.accountOf(session);
+    if (account?.name === undefined) return false;
+    // Without users at all, only the accounts of certificates have a name.
+    return this.#users === undefined ? account.hasOwnRules : !this.#users.has(account.name);
   }
 
   /** Whether the rules allow an address that is listened on. */

@@ -1366,6 +1366,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_client_test.ts"],
   },
   {
+    name: "a user of a tunnel stays connected when the server has no users any more",
+    file: "tunnel/access.ts",
+    from: "? account.hasOwnRules :",
+    to: "? false :",
+    tests: ["tunnel_update_test.ts"],
+  },
+  {
     name: "a removed user of a tunnel stays connected",
     file: "tunnel/server.ts",
     from: "this.#activity.abortIf((session) => this.#access.isRemoved(session),",
