@@ -58,7 +58,7 @@ Deno.test("tunnel command: --log text writes lines with a time, destinations, an
   }
 });
 
-Deno.test("tunnel command: --log json writes an object on each line, errors to stderr", async () => {
+Deno.test("tunnel command: --log json writes an object on each line, errors to stderr", async (test) => {
   await using echo = makeEcho();
   await using server = start(["server", "--listen", "0", "--allow", echo.addr, "--log", "json"]);
   const connect = await addressOf(server, /"listenAddr":"([^"]+)"/);
@@ -90,9 +90,14 @@ Deno.test("tunnel command: --log json writes an object on each line, errors to s
     parseLines(server.printed.stdout).find(({ type }) => type === name)
   );
   assertEquals([left.clientAddr, typeof left.duration, left.error], [connected.clientAddr, "number", undefined]);
-  if (!hasPrograms("jq")) return;
-  const query = ["-r", 'select(.type == "finished") | [.from, .to, .outcome] | join(" ")'];
-  assertEquals(text(await run("jq", query, { input: bytes(stdout) })), `${from} ${echo.addr} closed\n`);
+  await test.step({
+    name: "jq selects entries",
+    ignore: !hasPrograms("jq"),
+    async fn() {
+      const query = ["-r", 'select(.type == "finished") | [.from, .to, .outcome] | join(" ")'];
+      assertEquals(text(await run("jq", query, { input: bytes(stdout) })), `${from} ${echo.addr} closed\n`);
+    },
+  });
 });
 
 Deno.test("tunnel command: without --log, an ended connection and a client that leaves write no line", async () => {

@@ -317,7 +317,7 @@ Deno.test("status: ends with the tunnel although a connection is idle or has sen
   }
 });
 
-Deno.test("status: is served at IPv6 addresses and Unix sockets", async () => {
+Deno.test("status: is served at Unix sockets", async () => {
   await using folder = await makeFolder("status");
   const path = `${folder.path}/status`;
   const server = serveTunnel({ listen: FREE, target: "1", status: `unix:${path}` });
@@ -328,7 +328,9 @@ Deno.test("status: is served at IPv6 addresses and Unix sockets", async () => {
   connection.close();
   await server.shutdown();
   assertEquals(Array.from(Deno.readDirSync(folder.path)), []);
-  if (!hasIpv6()) return;
+});
+
+Deno.test("status: is served at IPv6 addresses", { ignore: !hasIpv6() }, async () => {
   await using other = serveTunnel({ listen: FREE, target: "1", status: "[::1]:0" });
   assertMatch(other.statusAddr!, /^\[::1\]:\d+$/);
   assertGreater(portOf(other.statusAddr!), 0);
