@@ -48,6 +48,16 @@ Deno.test("row 41: select() completes the first case that becomes ready and ends
   assertEquals(await sending, { key: "out", done: false });
 });
 
+Deno.test("row 41: select() waits for each of its cases, in whatever order it tried them", async () => {
+  const channels = Array.from({ length: 4 }, () => new Channel<number>());
+  for (let round = 0; round < 200; round++) {
+    const selected = select(Object.fromEntries(channels.map((channel, i) => [`${i}`, channel.receiveCase()])));
+    const i = round % channels.length;
+    assert(channels[i]!.trySend(round));
+    assertEquals<unknown>(await selected, { key: `${i}`, done: false, value: round });
+  }
+});
+
 Deno.test("row 42: select() rejects on abort and on timeout without receiving or sending", async () => {
   const [a, b] = [new Channel<number>({ capacity: 1 }), new Channel<number>()];
   const controller = new AbortController();

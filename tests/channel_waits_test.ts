@@ -130,6 +130,18 @@ Deno.test("row 21: 600 waits that use six signals in turn add one listener to ea
   assertEquals(await Promise.all(waits), waits.map((_, i) => i));
 });
 
+Deno.test("row 21: the end of a wait whose signal was forgotten adds no second listener to the signal in its place", async () => {
+  const channel = new Channel<number>();
+  const controllers = Array.from({ length: 9 }, () => new AbortController()); // one more than are remembered
+  const counts = controllers.map(({ signal }) => countListeners(signal));
+  const waits = controllers.map(({ signal }) => channel.receive({ signal }));
+  assert(channel.trySend(0)); // ends the wait of the first signal
+  waits.push(channel.receive({ signal: controllers[8]!.signal }));
+  assertEquals(counts.map((count) => count()), [0, 1, 1, 1, 1, 1, 1, 1, 1]);
+  for (let i = 1; i < waits.length; i++) assert(channel.trySend(i));
+  assertEquals(await Promise.all(waits), waits.map((_, i) => i));
+});
+
 Deno.test("row 21: a settled wait holds neither its signal nor its value", async () => {
   const channel = new Channel<object>({ capacity: 4 });
   const held: WeakRef<object>[] = [];

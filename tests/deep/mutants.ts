@@ -31,6 +31,20 @@ export interface Mutant {
 /** The bugs. */
 export const MUTANTS: Mutant[] = [
   {
+    name: "select() does not wait for a case that it tried before its turn",
+    file: "select.ts",
+    from: "    entries[i] = entry;\n",
+    to: "",
+    tests: ["channel_select_test.ts"],
+  },
+  {
+    name: "the end of a wait makes another signal be forgotten, which gets a second listener",
+    file: "_wait.ts",
+    from: "    if (watches[this.#slot] === this) watches",
+    to: "    watches",
+    tests: ["channel_waits_test.ts"],
+  },
+  {
     name: "aborting a web stream aborts writes of the stream too",
     file: "_send_half.ts",
     from: "    if (waiting === undefined || waiting.abortable !== signal) return;\n",
