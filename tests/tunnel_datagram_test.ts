@@ -48,7 +48,8 @@ Deno.test("DatagramReader reads what encodeDatagram() wrote, in chunks of any si
         assertEquals(await readAll(new DatagramReader(from)), datagrams);
       },
     ),
-    { numRuns: 300 },
+    // Of the second datagram more arrives with the first than a small buffer holds.
+    { numRuns: 300, examples: [[[40_000, 40_000], []]] },
   );
 });
 

@@ -182,6 +182,9 @@ Deno.test("parseNetworks() matches addresses and networks of both versions, mapp
   }
   const all = parseNetworks("acceptProxy", ["0.0.0.0/0", "::/0"]);
   assertEquals([all("1.2.3.4"), all("1::2")], [true, true]);
+  const single = parseNetworks("acceptProxy", ["192.0.2.1/32", "2001:db8::1/128"]);
+  const hostnames = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"];
+  assertEquals(hostnames.map(single), [true, false, true, false]);
 });
 
 Deno.test("parseNetworks() throws for a malformed entry", () => {

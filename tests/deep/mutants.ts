@@ -2283,6 +2283,20 @@ export const MUTANTS: Mutant[] = [
     to: "      this.#report();\n",
     tests: ["trace_test.ts"],
   },
+  {
+    name: "a network of a single address is refused",
+    file: "tunnel/cidr.ts",
+    from: "Number(bits ?? 0) > maxBits",
+    to: "Number(bits ?? 0) >= maxBits",
+    tests: ["tunnel_proxy_test.ts"],
+  },
+  {
+    name: "a large datagram that partly arrived with the one before it does not fit",
+    file: "tunnel/datagram.ts",
+    from: "this.#buffer.length > BUFFER && Math",
+    to: "this.#buffer.length > BUFFER || Math",
+    tests: ["tunnel_datagram_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
