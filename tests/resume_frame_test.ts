@@ -13,6 +13,7 @@ import {
   encodeDataHeader,
   encodeHello,
   encodeReply,
+  isSameToken,
   MAX_RECORD_BYTES,
   RecordDecoder,
   UNKNOWN,
@@ -74,6 +75,15 @@ Deno.test("decodeHello() throws for another magic or version, and decodeReply() 
   const count = encodeHello({ token: TOKEN, received: 0 });
   count[30] = 0x20;
   assertThrows(() => decodeHello(count), ProtocolError, "a count below 2^53");
+});
+
+Deno.test("isSameToken() compares every byte", () => {
+  assertEquals(isSameToken(TOKEN, TOKEN.slice()), true);
+  for (let at = 0; at < TOKEN.length; at++) {
+    const other = TOKEN.slice();
+    other[at]! ^= 128;
+    assertEquals([isSameToken(TOKEN, other), isSameToken(other, TOKEN)], [false, false], `byte ${at}`);
+  }
 });
 
 Deno.test("RecordDecoder.decode() finds the records in reads of any size, and moves the payload to the start", () => {

@@ -2297,6 +2297,13 @@ export const MUTANTS: Mutant[] = [
     to: "this.#buffer.length > BUFFER || Math",
     tests: ["tunnel_datagram_test.ts"],
   },
+  {
+    name: "the last byte of a token is not compared",
+    file: "_resume_frame.ts",
+    from: "at < TOKEN_LENGTH; at++",
+    to: "at < TOKEN_LENGTH - 1; at++",
+    tests: ["resume_frame_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
