@@ -231,6 +231,16 @@ Deno.test("Access.check() computes one hash for clients with the same user and s
   assertEquals(work.count - before, 4);
 });
 
+Deno.test("Access.check() verifies clients with the same user and different secrets separately, although they ask at the same time", async () => {
+  using _work = hashFast();
+  const { access } = makeAccess({ users: [await makeUser("alice", { allow: ["*:*"] })] });
+  const ask = (authorization: string) =>
+    access.check({ method: "OPTIONS", address: "*", authorization }, makePeer(), ABORTED);
+  const asked = [basic("alice"), basic("alice", "wrong"), basic("alice"), basic("alice", "wrong")].map(ask);
+  const statuses = (await Promise.allSettled(asked)).map(({ status }) => status);
+  assertEquals(statuses, ["fulfilled", "rejected", "fulfilled", "rejected"]);
+});
+
 Deno.test("Access.check() computes no hash for a client that has ended, and still serves those that wait", async () => {
   using work = hashFast();
   const names = ["alice", "bob", "carol", "dave"];
@@ -251,12 +261,28 @@ Deno.test("Access.check() computes no hash for a client that has ended, and stil
   assertEquals(work.count - before, 3);
 });
 
+Deno.test("Access.check() refuses a secret of a user who is removed, or has another secret, while it is verified", async () => {
+  using _work = hashFast();
+  const user = await makeUser("alice", { allow: ["*:*"] });
+  const other = { ...user, secret: await hashSecret("another") };
+  const { derive } = hashing;
+  for (const [users, expected] of [[[user], 200], [[], 407], [[other], 407]] as const) {
+    const { access, statusOf } = makeAccess({ users: [user] });
+    hashing.derive = (...args) => {
+      access.update({ listen: FREE, users: [...users] });
+      return derive(...args);
+    };
+    assertEquals(await statusOf("OPTIONS", "*", basic("alice")), expected);
+  }
+});
+
 Deno.test("Access.check() rejects with 403 for another user on the same session", async () => {
   using _work = hashFast();
   const users = await Promise.all(["alice", "bob"].map((name) => makeUser(name, { allow: ["*:*"] })));
   const { access, session, statusOf } = makeAccess({ users });
   assertEquals(await statusOf("CONNECT", "192.0.2.1:1", basic("alice")), 200);
   assertEquals(await statusOf("CONNECT", "192.0.2.1:1", basic("bob")), 403);
+  assertEquals(await statusOf("CONNECT", "192.0.2.1:1", basic("alice")), 200);
   assertEquals(access.userOf(session), "alice");
 });
 

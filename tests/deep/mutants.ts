@@ -2304,6 +2304,34 @@ export const MUTANTS: Mutant[] = [
     to: "at < TOKEN_LENGTH - 1; at++",
     tests: ["resume_frame_test.ts"],
   },
+  {
+    name: "clients of one user with different secrets share the result of the first",
+    file: "tunnel/users.ts",
+    from: "`${user} ${hash} ${encode(digestOf(secret))}`",
+    to: "`${user} ${hash}`",
+    tests: ["tunnel_access_test.ts"],
+  },
+  {
+    name: "a user who is removed while the secret is verified is let in",
+    file: "tunnel/access.ts",
+    from: " || this.#users?.get(name) !== account",
+    to: "",
+    tests: ["tunnel_access_test.ts"],
+  },
+  {
+    name: "a secret that is replaced while it is verified is let in",
+    file: "tunnel/access.ts",
+    from: " || account.hash !== hash",
+    to: "",
+    tests: ["tunnel_access_test.ts"],
+  },
+  {
+    name: "after a request of another user every request of the session is refused",
+    file: "tunnel/access.ts",
+    from: "client.checked = checking.catch(() => {})",
+    to: "client.checked = checking",
+    tests: ["tunnel_access_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
