@@ -3,6 +3,7 @@
 import { assertEquals, assertLessOrEqual, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { type FrameEvent, Session } from "../mod.ts";
 import { openTunnel, serveTunnel, type TunnelOptions } from "../tunnel.ts";
+import { limitsOf } from "../tunnel/limits.ts";
 import { watch } from "./programs.ts";
 import { listenAgain, LOOPBACK, pattern } from "./support.ts";
 import { at, dial, FREE, makeLog, makeTarget, nowhere, parse, promptly } from "./tunnel_support.ts";
@@ -59,6 +60,11 @@ Deno.test("timeout ends the connection to a peer that is silent", async () => {
   // A NOP: a client that has sent nothing is awaited for 10 s.
   await connection.write(new Uint8Array([2, 3, 0, 0, 0, 0, 0, 0]));
   await promptly(log.until(/silent for 100 ms/));
+});
+
+Deno.test("limitsOf() returns a third of timeout as the silence of a resumable connection, and by default nothing", () => {
+  const timeouts = [1, 2, 299, 300, 30_000, Infinity, undefined];
+  assertEquals(timeouts.map((timeout) => limitsOf({ timeout }).silence), [1, 1, 99, 100, 10_000, undefined, undefined]);
 });
 
 Deno.test("timeout suspends a connection that is silent for a third of it", async () => {

@@ -1,9 +1,18 @@
 /** The connection of a tunnel's client to its server: retries, resumption, and what happens meanwhile. */
 
-import { assertEquals, assertGreater, assertInstanceOf, assertMatch, assertRejects } from "@std/assert";
+import {
+  assertEquals,
+  assertGreater,
+  assertGreaterOrEqual,
+  assertInstanceOf,
+  assertLessOrEqual,
+  assertMatch,
+  assertRejects,
+} from "@std/assert";
 import { join, serve } from "../mod.ts";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { MAX_CUT_STARTS } from "../tunnel/link.ts";
+import { backoff } from "../tunnel/wait.ts";
 import { freePort, listenAgain, LOOPBACK, readAll, text, writeAll } from "./support.ts";
 import {
   askSocks,
@@ -97,6 +106,22 @@ function makeCutting(serverAddr: string, count: number) {
   };
   return { addr: at(listener.addr), accepted, [Symbol.asyncDispose]: dispose };
 }
+
+Deno.test("backoff() doubles its delays up to the maximum, and shortens each by a random part of its half", () => {
+  const longest = [100, 200, 400, 800, 1000, 1000];
+  const clients = Array.from({ length: 100 }, () => {
+    const delays = backoff(1000);
+    return longest.map(() => delays.next().value);
+  });
+  for (const [n, most] of longest.entries()) {
+    const delays = clients.map((client) => client[n]!);
+    for (const delay of delays) {
+      assertLessOrEqual(delay, most);
+      assertGreaterOrEqual(delay, most / 2);
+    }
+    assertGreater(new Set(delays).size, 50); // clients that were lost at once do not come back at once
+  }
+});
 
 Deno.test("openTunnel() without retry connects although its first connections are cut in the handshake", async () => {
   const [cert, key, ca] = [readTls("localhost.pem"), readTls("localhost.key"), readTls("ca.pem")];

@@ -200,6 +200,15 @@ Deno.test("speakProxy() replies 407 to HTTP without the password, and forwards n
   assertEquals(forwarded, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
 });
 
+Deno.test("speakProxy() accepts a password with colons, and Basic in upper and lower case", async () => {
+  const auth = "alice:open:sesame:";
+  for (const scheme of ["Basic", "basic", "BASIC "]) {
+    const header = `Proxy-Authorization: ${scheme} ${btoa(auth)}\r\n`;
+    const { targets } = await speak(bytes(`CONNECT a:1 HTTP/1.1\r\n${header}\r\n`), { auth });
+    assertEquals(targets, ["a:1"]);
+  }
+});
+
 Deno.test("speakProxy() replies with a status and a text to a refused HTTP request", async () => {
   const cases: [status: number, failure: Error][] = [
     [403, new TunnelRefusedError(403, "not allowed")],

@@ -2332,6 +2332,34 @@ export const MUTANTS: Mutant[] = [
     to: "client.checked = checking",
     tests: ["tunnel_access_test.ts"],
   },
+  {
+    name: "clients that were lost at once come back at once",
+    file: "tunnel/wait.ts",
+    from: "(0.5 + Math.random() / 2)",
+    to: "1",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "the delays of retries hardly grow",
+    file: "tunnel/wait.ts",
+    from: "Math.min(longest * 2, max)",
+    to: "Math.min(longest + 1, max)",
+    tests: ["tunnel_link_test.ts"],
+  },
+  {
+    name: "a silent connection is suspended only after half of the timeout",
+    file: "tunnel/limits.ts",
+    from: "timeout / 3",
+    to: "timeout / 2",
+    tests: ["tunnel_limits_test.ts"],
+  },
+  {
+    name: 'a proxy refuses "basic" in lower case',
+    file: "tunnel/proxy_auth.ts",
+    from: "=*)$/i",
+    to: "=*)$/",
+    tests: ["tunnel_proxies_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
