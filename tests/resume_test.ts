@@ -2,8 +2,10 @@
 
 import { assert, assertEquals, assertInstanceOf, assertLess, assertRejects, assertThrows } from "@std/assert";
 import { concat } from "@std/bytes";
+import { unbounded } from "../channel.ts";
 import {
   ACCEPTED,
+  BUSY,
   decodeReply,
   encodeAcknowledgement,
   encodeHello,
@@ -11,6 +13,7 @@ import {
   NO_TOKEN,
   REPLY_LENGTH,
   RESUMED,
+  TOKEN_LENGTH,
   UNKNOWN,
 } from "../_resume_frame.ts";
 import { ProtocolError, type Version } from "../frame.ts";
@@ -602,6 +605,56 @@ Deno.test("resumableListener() answers an unknown token, and ends a connection w
   assert(await liar.isClosed());
   using late = await RawClient.dial(made.port);
   assertEquals((await late.greet(token)).status, UNKNOWN);
+});
+
+Deno.test("resumableListener() ends one of two connections whose tokens begin alike, and resumes the other", async () => {
+  const { getRandomValues } = crypto;
+  let tokens = 0;
+  crypto.getRandomValues = (array) => {
+    new Uint8Array(array!.buffer).fill(0).set([++tokens], TOKEN_LENGTH - 1);
+    return array;
+  };
+  try {
+    using made = listen();
+    const accepting = made.listener.accept();
+    using first = await RawClient.dial(made.port);
+    const { token } = await first.greet();
+    const ended = await accepting as ResumableConnection;
+    using second = await RawClient.dial(made.port);
+    const [{ token: other }, kept] = await Promise.all([second.greet(), made.listener.accept()]);
+    using liar = await RawClient.dial(made.port);
+    await liar.greet(token, 5);
+    await assertRejects(() => ended.closed, ProtocolError);
+    assertEquals(tokens, 2);
+    using third = await RawClient.dial(made.port);
+    assertEquals((await third.greet(other)).status, RESUMED);
+    kept.close();
+  } finally {
+    crypto.getRandomValues = getRandomValues;
+  }
+});
+
+Deno.test("resumableListener() closes connections, and answers hellos with BUSY, while 1024 wait to be accepted", async () => {
+  const { sender, receiver } = unbounded<Connection>();
+  const listener = resumableListener({ accept: () => receiver.receive(), close: () => sender.close() });
+  const dial = async (...first: number[]) => {
+    const [near, far] = memoryPair();
+    sender.trySend(far);
+    await near.write(Uint8Array.from(first));
+    return near;
+  };
+  const accepted = listener.accept();
+  const waiting = [];
+  for (let n = 0; n < 1025; n++) waiting.push(await dial(2));
+  (await accepted).close();
+  assertEquals(await readAll(await dial(2)), new Uint8Array(0));
+  const client = await dial(...encodeHello({ token: NO_TOKEN, received: 0 }));
+  assertEquals(decodeReply(await readExactly(client, REPLY_LENGTH)).status, BUSY);
+  assertEquals(await readAll(client), new Uint8Array(0));
+  (await listener.accept()).close();
+  const late = await dial(2);
+  listener.close();
+  for (const connection of [...waiting, late]) assertEquals(await readAll(connection), new Uint8Array(0));
 });
 
 Deno.test("resumableListener() lets the latest hello of a token take over, and reports what was received", async () => {

@@ -2360,6 +2360,27 @@ export const MUTANTS: Mutant[] = [
     to: "=*)$/",
     tests: ["tunnel_proxies_test.ts"],
   },
+  {
+    name: "a connection that ends takes others with it whose tokens begin alike",
+    file: "_resume_listener.ts",
+    from: "      if (others.length > 0) this.#entries.set(key, others);\n      else this.#entries.delete(key);\n",
+    to: "      this.#entries.delete(key);\n",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "a hello is not answered with BUSY although too many connections wait",
+    file: "_resume_listener.ts",
+    from: "this.#isClosed || this.#ready.size >= MAX_READY",
+    to: "this.#isClosed",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "a connection for which there is no room stays open, and is never accepted",
+    file: "_resume_listener.ts",
+    from: "if (this.#isClosed || !this.#ready.trySend({ connection: plain })) closeQuietly(connection);",
+    to: "this.#ready.trySend({ connection: plain });",
+    tests: ["resume_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
