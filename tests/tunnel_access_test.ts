@@ -20,7 +20,7 @@ import {
   type TunnelRequest,
   type TunnelUser,
 } from "../tunnel.ts";
-import { Access } from "../tunnel/access.ts";
+import { Access, Account } from "../tunnel/access.ts";
 import { credentials, request } from "../tunnel/handshake.ts";
 import { sourceOf } from "../tunnel/turns.ts";
 import { checkUsers, hashing, parseUsers, verifySecret } from "../tunnel/users.ts";
@@ -472,6 +472,18 @@ Deno.test("serveTunnel() asks authorize for forward, reverse, SOCKS and connect(
     { method: "BIND" as const, target: place, ...what },
     ...Array.from({ length: 4 }, () => ({ method: "CONNECT" as const, target: echo.addr, ...what })),
   ]);
+});
+
+Deno.test("Account: a port that is released twice, and a stream that was not opened, count once and not at all", async () => {
+  const { ports, streams } = new Account({ maxPorts: 1, maxStreams: 1 });
+  const release = ports.take();
+  release();
+  release();
+  ports.take();
+  assertThrows(() => ports.take(), TunnelRefusedError, "at most 1 ports");
+  for (let n = 0; n < 3; n++) {
+    await assertRejects(() => streams.takeFor(() => Promise.reject(new Error("not opened"))), Error, "not opened");
+  }
 });
 
 Deno.test("serveTunnel() limits the streams of a user over all of its sessions, and counts closed ones no more", async () => {

@@ -390,6 +390,13 @@ Deno.test("RequestBody accepts a body in arbitrary pieces, and rejects the first
   );
 });
 
+Deno.test("RequestBody accepts any number of chunks", () => {
+  const body = new RequestBody("chunked");
+  for (let n = 0; n < 2000; n++) body.push(bytes("1\r\na\r\n"));
+  body.push(bytes("0\r\n\r\n"));
+  assertThrows(() => body.push(bytes("G")), Error, "one request for each connection");
+});
+
 Deno.test("RequestBody rejects malformed chunks", () => {
   const wrong = [
     "x\r\n",

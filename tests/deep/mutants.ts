@@ -2381,6 +2381,27 @@ export const MUTANTS: Mutant[] = [
     to: "this.#ready.trySend({ connection: plain });",
     tests: ["resume_test.ts"],
   },
+  {
+    name: "a user loses a place for each stream that is not opened",
+    file: "tunnel/access.ts",
+    from: "      release();\n      throw error;\n",
+    to: "      throw error;\n",
+    tests: ["tunnel_access_test.ts"],
+  },
+  {
+    name: "a place of a user that is released twice is free twice",
+    file: "tunnel/access.ts",
+    from: "      if (isTaken) this.#used--;\n",
+    to: "      this.#used--;\n",
+    tests: ["tunnel_access_test.ts"],
+  },
+  {
+    name: "a proxy refuses a body of many chunks",
+    file: "tunnel/http_body.ts",
+    from: "      if (this.#left > 0) this.#lineBytes = 0;\n",
+    to: "",
+    tests: ["tunnel_proxies_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
