@@ -634,6 +634,29 @@ Deno.test("resumableListener() ends one of two connections whose tokens begin al
   }
 });
 
+Deno.test("resumableListener() passes on the first byte, ref, unref and setNoDelay of a connection without a hello", async () => {
+  const [near, inner] = memoryPair();
+  const calls: string[] = [];
+  const connection: Connection = Object.assign(inner, {
+    setNoDelay: (on?: boolean) => void calls.push(`setNoDelay ${on}`),
+    ref: () => void calls.push("ref"),
+    unref: () => void calls.push("unref"),
+  });
+  const { sender, receiver } = unbounded<Connection>();
+  sender.trySend(connection);
+  const listener = resumableListener({ accept: () => receiver.receive(), close: () => sender.close() });
+  await near.write(Uint8Array.of(2, 3));
+  const accepted = await listener.accept();
+  accepted.setNoDelay?.(false);
+  accepted.unref?.();
+  accepted.ref?.();
+  assertEquals(calls, ["setNoDelay false", "unref", "ref"]);
+  assertEquals(await accepted.read(new Uint8Array(0)), 0);
+  assertEquals(await readExactly(accepted, 2), Uint8Array.of(2, 3));
+  accepted.close();
+  listener.close();
+});
+
 Deno.test("resumableListener() closes connections, and answers hellos with BUSY, while 1024 wait to be accepted", async () => {
   const { sender, receiver } = unbounded<Connection>();
   const listener = resumableListener({ accept: () => receiver.receive(), close: () => sender.close() });

@@ -2402,6 +2402,20 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["tunnel_proxies_test.ts"],
   },
+  {
+    name: "a read without room drops the first byte of a connection without a hello",
+    file: "_resume_listener.ts",
+    from: "    if (p.length === 0) return Promise.resolve(0);\n",
+    to: "",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "a resumable listener drops unref() of a connection without a hello",
+    file: "_resume_listener.ts",
+    from: "    this.#inner.unref?.();\n",
+    to: "",
+    tests: ["resume_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
