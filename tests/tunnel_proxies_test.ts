@@ -7,6 +7,7 @@ import { parseEndpoint } from "../tunnel/address.ts";
 import { makeCertificate } from "../tunnel/certificate.ts";
 import { loadConfig } from "../tunnel/config.ts";
 import { RequestBody } from "../tunnel/http_body.ts";
+import { readHttpHead } from "../tunnel/http_head.ts";
 import { parseRequest } from "../tunnel/http_proxy.ts";
 import { ProxyAuth } from "../tunnel/proxy_auth.ts";
 import { speakProxy } from "../tunnel/proxy_entry.ts";
@@ -358,6 +359,19 @@ Deno.test("parseRequest() rejects a head, or returns one target and a head that 
     { numRuns: numRuns * 10 },
   );
   assert(accepted > 0);
+});
+
+Deno.test("readHttpHead() finds the end of a head that arrives in two pieces, cut at every byte", async () => {
+  const all = bytes("GET / HTTP/1.1\r\nHost: a\r\n\r\nrest");
+  for (let cut = 1; cut < all.length; cut++) {
+    const [near, far] = memoryPair();
+    for (const piece of [all.subarray(0, cut), all.subarray(cut)]) await writeAll(near, piece);
+    near.close();
+    const { first, lines, rest } = (await readHttpHead(far, /^G/))!;
+    assertEquals([first, ...lines], ["GET / HTTP/1.1", "Host: a"]);
+    assertEquals(text(rest) + text(await readAll(far)), "rest");
+    far.close();
+  }
 });
 
 /** Passes bytes to a body in pieces. */

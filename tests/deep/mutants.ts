@@ -2416,6 +2416,13 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["resume_test.ts"],
   },
+  {
+    name: "the end of a head that is cut between two reads is not found",
+    file: "tunnel/http_head.ts",
+    from: "length - END.length + 1",
+    to: "length",
+    tests: ["tunnel_proxies_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
