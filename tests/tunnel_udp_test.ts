@@ -652,6 +652,34 @@ Deno.test("a UDP port at all addresses answers sources of IPv4 and IPv6", { igno
   }
 });
 
+Deno.test("Flows ends the sources that are idle for too long, and no other", async () => {
+  const { setTimeout } = globalThis;
+  let [time, sweep] = [0, () => {}];
+  performance.now = () => time;
+  const hold = (run: () => void) => {
+    sweep = run;
+    return 0;
+  };
+  Object.assign(globalThis, { setTimeout: hold });
+  try {
+    const opened: string[] = [];
+    const flows = makeFlows(new Activity({ onEvent() {} }), 3, opened);
+    for (const key of ["a", "b", "c"]) {
+      flows.push(key, bytes("x"));
+      time += 1000;
+    }
+    time = 61_000; // a minute after the datagram of b
+    sweep();
+    assertEquals(flows.size, 1);
+    for (const key of ["c", "a"]) flows.push(key, bytes("x"));
+    assertEquals(opened, ["a", "b", "c", "a"]);
+    await flows.close();
+  } finally {
+    Reflect.deleteProperty(performance, "now"); // that of the prototype is visible again
+    globalThis.setTimeout = setTimeout;
+  }
+});
+
 Deno.test("Flows does not close a source that only receives, for a new one or as idle", async () => {
   const activity = new Activity({ onEvent() {} });
   const opened: string[] = [];

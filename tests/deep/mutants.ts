@@ -2423,6 +2423,13 @@ export const MUTANTS: Mutant[] = [
     to: "length",
     tests: ["tunnel_proxies_test.ts"],
   },
+  {
+    name: "active sources of UDP end with an idle one",
+    file: "tunnel/udp_flows.ts",
+    from: "      if (flow.activeAt > limit) break;\n",
+    to: "",
+    tests: ["tunnel_udp_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
