@@ -211,6 +211,7 @@ Deno.test("sourceOf() returns an IPv4 address, or the first 64 bits of an IPv6 a
       ["2001:db8:1:2:3:4:5:6", "2001:db8:1:2"],
       ["2001:db8::6", "2001:db8:0:0"],
       ["2001:db8:1:2:3::", "2001:db8:1:2"],
+      ["2001:db8::1:2:3:4:5", "2001:db8:0:1"],
       ["::1", "0:0:0:0"],
     ] as const
   ) assertEquals(of(address), source);

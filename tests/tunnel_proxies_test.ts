@@ -228,11 +228,30 @@ Deno.test("speakProxy() replies with a status and a text to a refused HTTP reque
       assertMatch(head, new RegExp(`\\r\\nContent-Length: ${body.length}\\r\\n`));
     }
   }
+  const wordy = await speak(bytes("GET http://a/ HTTP/1.1\r\n\r\n"), { failure: new Error("x".repeat(5000)) });
+  assertEquals(text(wordy.received).split("\r\n\r\n")[1], `${"x".repeat(1000)}\n`);
   const long = await speak(bytes(`GET http://a/ HTTP/1.1\r\nA: ${"x".repeat(9000)}\r\n\r\n`));
   assertMatch(text(long.received), /^HTTP\/1\.1 431 /);
   const lines = await speak(bytes("GET http://a/ HTTP/1.1\nHost: a\n\n"), { isOpen: true });
   assertMatch(text(lines.received), /^HTTP\/1\.1 400 /);
 });
+
+for (const [what, whole, auth] of GREETINGS) {
+  Deno.test(`speakProxy() closes the connection to the target when the answer to ${what} cannot be written`, async () => {
+    const [near, far] = memoryPair();
+    const [connected] = memoryPair();
+    const gone = () => Promise.reject(new Error("gone"));
+    const connect = () => {
+      // CONNECT and SOCKS answer the client; other requests are written to the target.
+      (what === "GET" ? connected : near).write = gone;
+      return Promise.resolve(connected);
+    };
+    await writeAll(far, whole);
+    const options = { auth: auth === undefined ? undefined : new ProxyAuth(auth) };
+    await assertRejects(() => speakProxy(near, connect, options), Error, "gone");
+    assertEquals(connected.isClosed, true);
+  });
+}
 
 const REWRITTEN: [head: string, target: string, forwarded: string][] = [
   ["GET http://a.test HTTP/1.1", "a.test:80", "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n"],

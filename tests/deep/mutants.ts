@@ -2430,6 +2430,27 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["tunnel_udp_test.ts"],
   },
+  {
+    name: "a connection stays open whose HTTP client has gone before the answer",
+    file: "tunnel/http_proxy.ts",
+    from: "    connected?.close();\n",
+    to: "",
+    tests: ["tunnel_proxies_test.ts"],
+  },
+  {
+    name: "a connection stays open whose SOCKS 5 client has gone before the answer",
+    file: "tunnel/socks5.ts",
+    from: "    connected.close();\n",
+    to: "",
+    tests: ["tunnel_proxies_test.ts"],
+  },
+  {
+    name: "the network of an IPv6 address with many groups after :: is wrong",
+    file: "tunnel/turns.ts",
+    from: "GROUPS - left.length",
+    to: "GROUPS + left.length",
+    tests: ["tunnel_access_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
