@@ -320,6 +320,11 @@ Deno.test("texts: each snippet of the README runs as described", async () => {
   const name = `import { join, serve, Session } from "@sluice/smux";\n`;
   const listen = `${name}const listener = Deno.listen({ port: 9000 });\n`;
   const connect = `${name}const session = Session.client(await Deno.connect({ port: 9000 }));\n`;
+  // Prints when the client ends a stream.
+  const logEnds = connect.replace(
+    "}))",
+    '}), { onFrame: (f) => `${f.direction} ${f.command}` === "sent FIN" && console.log("closed") })',
+  );
   const say = `const stream = await session.openStream();
     await stream.write(new TextEncoder().encode("ping"));
     await stream.closeWrite();
@@ -341,8 +346,8 @@ Deno.test("texts: each snippet of the README runs as described", async () => {
     ],
     [
       listen + server!,
-      connect + client!,
-      "news\n",
+      logEnds + client!,
+      "news\nclosed\n",
       "client",
     ],
     [listen + measure, connect + await snippet("film.mp4") + "await session.close();\n", "1000000\n", "server"],
