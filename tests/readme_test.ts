@@ -373,6 +373,21 @@ Deno.test("texts: each snippet of the README runs as described", async () => {
   assertEquals((await snippets()).length, 6, "a snippet of the README is not tested here");
 });
 
+Deno.test("texts: the servers of the guide survive the loss of a client", async () => {
+  const programs = captures(await read("docs/guide.md"), /^```ts\n(.*?)^```$/gms);
+  const use = (stream: string) => `await ${stream}.write(new Uint8Array(1)); await ${stream}.read(new Uint8Array(1));`;
+  const losses = [
+    ["await client.close();", `const lost = await client.openStream(); ${use("lost")} client.abort();`],
+    ["await stream.closeWrite();\n  await stream.closed;\n  await client.close();", `${use("stream")} client.abort();`],
+  ] as const;
+  await using folder = await makeFolder("guide");
+  for (const [end, loss] of losses) {
+    const [program] = programs.filter((text) => text.includes(end) && text.includes("pipeTo"));
+    await Deno.writeTextFile(`${folder.path}/main.ts`, program!.replace(end, loss));
+    await deno("run", "-A", "--config", "deno.json", `${folder.path}/main.ts`); // an unhandled rejection would end it
+  }
+});
+
 // The tunnel.
 
 /** Replacements for the README's folder and ports. */
