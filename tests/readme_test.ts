@@ -373,6 +373,27 @@ Deno.test("texts: each snippet of the README runs as described", async () => {
   assertEquals((await snippets()).length, 6, "a snippet of the README is not tested here");
 });
 
+Deno.test("texts: the README's sender aborts and fails when its file cannot be read", async () => {
+  await using resources = new AsyncDisposableStack();
+  const { path: folder } = resources.use(await makeFolder("readme"));
+  await Deno.mkdir(`${folder}/film.mp4`); // can be opened, but not read
+  const port = freePort();
+  const programs = {
+    server: `import { serve } from "@sluice/smux";
+      const listener = Deno.listen({ port: 9000 });
+      serve(listener, async (stream) => console.log(await stream.read(new Uint8Array(1)).catch(({ name }) => name)));
+      console.log("ready");\n`,
+    client: `import { Session } from "@sluice/smux";
+      await using session = Session.client(await Deno.connect({ port: 9000 }));
+      ${await snippet("film.mp4")}`,
+  };
+  const server = resources.use(await startProgram(folder, "server.ts", programs.server, port));
+  await server.until(/^ready\n/);
+  const client = resources.use(await startProgram(folder, "client.ts", programs.client, port));
+  assertEquals((await client.ended()).code, 1);
+  await server.until(/StreamResetError\n$/);
+});
+
 Deno.test("texts: the servers of the guide survive the loss of a client", async () => {
   const programs = captures(await read("docs/guide.md"), /^```ts\n(.*?)^```$/gms);
   const use = (stream: string) => `await ${stream}.write(new Uint8Array(1)); await ${stream}.read(new Uint8Array(1));`;
