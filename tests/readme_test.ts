@@ -373,6 +373,14 @@ Deno.test("texts: each snippet of the README runs as described", async () => {
   assertEquals((await snippets()).length, 6, "a snippet of the README is not tested here");
 });
 
+Deno.test("texts: the README's example of a channel prints what its comment shows", async () => {
+  const [program] = captures(await read("README.md"), /^```ts\n(.*?)^```$/gms);
+  const [shown] = captures(program!, /^console\.log\(.*?\); \/\/ (.*)$/gm);
+  await using folder = await makeFolder("readme");
+  await Deno.writeTextFile(`${folder.path}/main.ts`, program!);
+  assertEquals(await deno("run", "--config", "deno.json", `${folder.path}/main.ts`), `${shown}\n`);
+});
+
 Deno.test("texts: the README's sender aborts and fails when its file cannot be read", async () => {
   await using resources = new AsyncDisposableStack();
   const { path: folder } = resources.use(await makeFolder("readme"));
