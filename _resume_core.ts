@@ -17,6 +17,7 @@ import {
   CLOSE_RECORD,
   DATA_HEADER_LENGTH,
   encodeAcknowledgement,
+  invalid,
   PROBE_RECORD,
   PROBE_REPLY_RECORD,
   RecordDecoder,
@@ -197,7 +198,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.detach();
     if (!this.#replay.rewind(received)) {
       const { acknowledged, appended } = this.#replay;
-      const error = new ProtocolError(0, `a count from ${acknowledged} to ${appended}`, `${received}`);
+      const error = invalid(0, `a count from ${acknowledged} to ${appended}`, `${received}`);
       closeQuietly(connection);
       this.end({ error });
       throw error;
@@ -379,7 +380,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   acknowledged(count: number): void {
     if (!this.#replay.acknowledge(count)) {
-      throw new ProtocolError(this.#received, `an acknowledgement of at most ${this.#replay.sent} bytes`, `${count}`);
+      throw invalid(this.#received, `an acknowledgement of at most ${this.#replay.sent} bytes`, `${count}`);
     }
     this.#notify();
   }

@@ -88,13 +88,18 @@ export function encodeReply(status: Status, { token, received }: Greeting): Uint
 export function decodeReply(bytes: Uint8Array): Greeting & { status: Status } {
   checkMagic(bytes);
   const status = bytes[MAGIC.length]!;
-  if (status >= STATUSES) throw new ProtocolError(MAGIC.length, `a status below ${STATUSES}`, `${status}`);
+  if (status >= STATUSES) throw invalid(MAGIC.length, `a status below ${STATUSES}`, `${status}`);
   return { status: status as Status, ...decodeGreeting(bytes, MAGIC.length + 1) };
+}
+
+/** Returns the error for bytes that violate the format. */
+export function invalid(offset: number, expected: string, received: string): ProtocolError {
+  return new ProtocolError(offset, expected, received, { protocol: "resume protocol" });
 }
 
 function checkMagic(bytes: Uint8Array): void {
   for (let at = 0; at < MAGIC.length; at++) {
-    if (bytes[at] !== MAGIC[at]) throw new ProtocolError(at, `byte ${MAGIC[at]} of the magic`, `${bytes[at]}`);
+    if (bytes[at] !== MAGIC[at]) throw invalid(at, `byte ${MAGIC[at]} of the magic`, `${bytes[at]}`);
   }
 }
 
@@ -132,7 +137,7 @@ function encodeCount(bytes: Uint8Array, at: number, count: number): void {
 // A connection carries fewer than 2^53 bytes, so numbers are exact.
 function decodeCount(bytes: Uint8Array, at: number): number {
   const high = decodeUint32(bytes, at + 4);
-  if (high >= MAX_COUNT_HIGH) throw new ProtocolError(at, "a count below 2^53", `${high} * 2^32`);
+  if (high >= MAX_COUNT_HIGH) throw invalid(at, "a count below 2^53", `${high} * 2^32`);
   return high * 2 ** 32 + decodeUint32(bytes, at);
 }
 
@@ -195,7 +200,7 @@ export class RecordDecoder {
   #readHeader(p: Uint8Array, at: number, end: number): number {
     const held = this.#held;
     const type = held.length > 0 ? held[0]! : p[at]!;
-    if (type > CLOSE) throw new ProtocolError(this.#offset, "a record of type 0 to 5", `${type}`);
+    if (type > CLOSE) throw invalid(this.#offset, "a record of type 0 to 5", `${type}`);
     const length = type === DATA ? DATA_HEADER_LENGTH : type === ACKNOWLEDGEMENT ? ACKNOWLEDGEMENT_LENGTH : 1;
     const stop = Math.min(end, at + length - held.length);
     if (stop - at === length) {
@@ -211,12 +216,12 @@ export class RecordDecoder {
 
   #record(type: number, header: Uint8Array, at: number): void {
     if (this.#hasEnded && (type === DATA || type === END)) {
-      throw new ProtocolError(this.#offset, "no data after the end of writing", `a record of type ${type}`);
+      throw invalid(this.#offset, "no data after the end of writing", `a record of type ${type}`);
     }
     if (type === DATA) {
       const size = decodeUint32(header, at + 1);
       if (size === 0 || size > MAX_RECORD_BYTES) {
-        throw new ProtocolError(this.#offset, `a record of 1 to ${MAX_RECORD_BYTES} bytes`, `${size}`);
+        throw invalid(this.#offset, `a record of 1 to ${MAX_RECORD_BYTES} bytes`, `${size}`);
       }
       this.#remaining = size;
     } else if (type === ACKNOWLEDGEMENT) {

@@ -88,7 +88,7 @@ export const COMMAND_NAMES: readonly CommandName[] = ["SYN", "FIN", "PSH", "NOP"
 export type CommandName = "SYN" | "FIN" | "PSH" | "NOP" | "UPD";
 
 /**
- * Reports received bytes that are not smux or violate the protocol.
+ * Reports received bytes that are not smux or violate the protocol, or that of a resumable connection.
  *
  * It ends the session. A violation of credit ends only its stream.
  *
@@ -121,10 +121,11 @@ export class ProtocolError extends Error {
    * @param offset Position of the first byte of the invalid frame, from the start of the session.
    * @param expected What the protocol allows at that position.
    * @param received What was received instead.
-   * @param options The cause, if any.
+   * @param options The cause, if any, and the protocol that the message names, by default "smux".
    */
-  constructor(offset: number, expected: string, received: string, options?: ErrorOptions) {
-    super(`Not valid smux at byte ${offset}: expected ${expected}, received ${received}`, options);
+  constructor(offset: number, expected: string, received: string, options?: ErrorOptions & { protocol?: string }) {
+    const protocol = options?.protocol ?? "smux";
+    super(`Not valid ${protocol} at byte ${offset}: expected ${expected}, received ${received}`, options);
     this.name = "ProtocolError";
     this.offset = offset;
     this.expected = expected;
