@@ -4,6 +4,7 @@
  * @module
  */
 
+import { describeType } from "./_describe.ts";
 import { DOUBLE } from "./_double.ts";
 import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 import { isNodeStream, NodeConnection } from "./_node_stream.ts";
@@ -56,7 +57,8 @@ export function adapt(transport: Transport): Link {
     if (isStreams(transport)) return new StreamsLink(transport);
   }
   throw new TypeError(
-    "Cannot use transport: expected read, write and close, or readable and writable streams, or a stream of Node",
+    "Cannot use transport: expected read, write and close, or readable and writable streams, or a stream of Node, " +
+      `received ${describeType(transport)}`,
   );
 }
 

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { describeValue } from "./_describe.ts";
 import {
   invalidTimeout,
   Queue,
@@ -302,7 +303,9 @@ export class Core<T> {
 
   receiveMany(max: number, options: WaitOptions | undefined, handle?: Handle): Promise<T[]> {
     if (max !== Infinity && !(Number.isInteger(max) && max >= 1)) {
-      return Promise.reject(new RangeError(`Cannot receive: max must be an integer >= 1 or Infinity, received ${max}`));
+      return Promise.reject(
+        new RangeError(`Cannot receive: max must be an integer >= 1 or Infinity, received ${describeValue(max)}`),
+      );
     }
     const invalid = invalidTimeout(options?.timeout);
     if (invalid !== undefined) return Promise.reject(invalid);

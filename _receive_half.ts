@@ -5,6 +5,7 @@
  */
 
 import { ChunkQueue, copy } from "./_chunks.ts";
+import { describeType } from "./_describe.ts";
 import { DOUBLE } from "./_double.ts";
 import { Gate } from "./_gate.ts";
 import { StreamClosedError } from "./errors.ts";
@@ -417,7 +418,7 @@ export class ReceiveHalf {
 
 /** Returns the error for an argument that is not a `Uint8Array`. */
 export function notBytes(value: unknown): TypeError {
-  return new TypeError(`Expected a Uint8Array, received ${value === null ? "null" : typeof value}`);
+  return new TypeError(`Expected a Uint8Array, received ${describeType(value)}`);
 }
 
 /** Returns the error for an array that was transferred, or resized to fewer bytes, while an operation had it. */

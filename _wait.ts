@@ -5,6 +5,7 @@
  */
 
 import { clock, MAX_DELAY_MS, type Timer } from "./_clock.ts";
+import { describeValue } from "./_describe.ts";
 
 /**
  * Options of an operation that may wait. An operation that need not wait succeeds, even if the signal has aborted or
@@ -62,7 +63,9 @@ export interface SelectCase<Outcome extends object> {
 export function invalidTimeout(timeout: number | undefined): RangeError | undefined {
   if (timeout === undefined || timeout === Infinity) return undefined;
   if (typeof timeout === "number" && timeout >= 0 && timeout <= MAX_DELAY_MS) return undefined;
-  return new RangeError(`Cannot wait: timeout must be 0 to ${MAX_DELAY_MS} ms or Infinity, received ${timeout}`);
+  return new RangeError(
+    `Cannot wait: timeout must be 0 to ${MAX_DELAY_MS} ms or Infinity, received ${describeValue(timeout)}`,
+  );
 }
 
 /** Returns a rejection if the signal has aborted or the timeout is 0; otherwise `undefined`. */

@@ -8,6 +8,7 @@ import { unbounded } from "./channel.ts";
 import { clock } from "./_clock.ts";
 import { DOUBLE } from "./_double.ts";
 import { deferred } from "./_deferred.ts";
+import { describeValue } from "./_describe.ts";
 import { WebSocketClosedError } from "./errors.ts";
 import { HEADER_LENGTH, MAX_PAYLOAD_LENGTH, ProtocolError } from "./frame.ts";
 import { Gate } from "./_gate.ts";
@@ -125,7 +126,7 @@ const PRIVATE_CODES = 3000;
  */
 export function resolveReceiveBuffer({ maxReceiveBuffer = DEFAULT_RECEIVE_BUFFER }: WebSocketOptions): number {
   if (maxReceiveBuffer > 0) return Math.max(maxReceiveBuffer, MIN_RECEIVE_BUFFER);
-  throw new RangeError(`maxReceiveBuffer must be a number above 0, received ${maxReceiveBuffer}`);
+  throw new RangeError(`maxReceiveBuffer must be a number above 0, received ${describeValue(maxReceiveBuffer)}`);
 }
 
 /** A connection over a WebSocket. */

@@ -62,6 +62,7 @@ import {
   toWritableStream,
   VALUE_RESULT,
 } from "./_channel_core.ts";
+import { describeValue } from "./_describe.ts";
 import type { SelectCase, WaitOptions } from "./_wait.ts";
 
 export { ChannelClosedError, type ChannelReceiveResult } from "./_channel_core.ts";
@@ -898,7 +899,9 @@ function createHandles<T>(
 
 function checkCapacity(capacity: number, instead: string): number {
   if (!Number.isInteger(capacity) || capacity < 0) {
-    throw new RangeError(`Cannot create a channel: capacity must be an integer >= 0${instead}, received ${capacity}`);
+    throw new RangeError(
+      `Cannot create a channel: capacity must be an integer >= 0${instead}, received ${describeValue(capacity)}`,
+    );
   }
   return capacity;
 }

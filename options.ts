@@ -6,6 +6,7 @@
 
 import { Sender } from "./channel.ts";
 import { MAX_DELAY_MS } from "./_clock.ts";
+import { describeType, describeValue } from "./_describe.ts";
 import { MAX_PAYLOAD_LENGTH, type Version } from "./frame.ts";
 import type { Stream } from "./stream.ts";
 import type { FrameEvent } from "./_trace.ts";
@@ -235,16 +236,20 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
   const keepAliveInterval = options.keepAliveInterval ??
     Math.max(1, Math.min(DEFAULTS.keepAliveInterval, Math.floor(timeout / 3)));
   if (version !== 1 && version !== 2 && !(version === "auto" && role === "server")) {
-    throw new RangeError(`version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${version}`);
+    throw new RangeError(
+      `version must be ${role === "client" ? "1 or 2" : '1, 2 or "auto"'}, received ${describeValue(version)}`,
+    );
   }
   if (incoming !== undefined && !(incoming instanceof Sender)) {
-    throw new TypeError("incoming must be a Sender, as returned by bounded() and unbounded()");
+    throw new TypeError(
+      `incoming must be a Sender, as returned by bounded() and unbounded(), received ${describeType(incoming)}`,
+    );
   }
   if (incoming !== undefined && options.acceptBacklog !== undefined) {
     throw new TypeError("acceptBacklog cannot be combined with incoming: it limits the session's own channel");
   }
   if (onFrame !== undefined && typeof onFrame !== "function") {
-    throw new TypeError(`onFrame must be a function, received ${typeof onFrame}`);
+    throw new TypeError(`onFrame must be a function, received ${describeType(onFrame)}`);
   }
   const settings: Settings = {
     version,
@@ -275,7 +280,9 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
 
 function integer(name: string, value: number, most: number, mostName = "", instead = ""): number {
   if (Number.isSafeInteger(value) && value >= 1 && value <= most) return value;
-  throw new RangeError(`${name} must be an integer from 1 to ${mostName}${most}${instead}, received ${value}`);
+  throw new RangeError(
+    `${name} must be an integer from 1 to ${mostName}${most}${instead}, received ${describeValue(value)}`,
+  );
 }
 
 /**

@@ -32,6 +32,7 @@
  * @module
  */
 
+import { describeType, describeValue } from "./_describe.ts";
 import { ResumptionError } from "./errors.ts";
 import type { ResumeCore, ResumeSettings, ResumeState } from "./_resume_core.ts";
 import { type Dial, ResumeDialer } from "./_resume_dialer.ts";
@@ -205,7 +206,7 @@ const DEFAULT_MAX_SUSPENDED = 1024;
  * ```
  */
 export function resumable(dial: Dial, options: ResumableOptions = {}): ResumableConnection {
-  if (typeof dial !== "function") throw new TypeError(`dial must be a function, received ${typeof dial}`);
+  if (typeof dial !== "function") throw new TypeError(`dial must be a function, received ${describeType(dial)}`);
   const settings = resolve(options);
   const { signal } = options;
   const report = guard(options.onChange);
@@ -251,7 +252,7 @@ export function resumableListener(
 ): Listener<Connection> {
   const { maxSuspended = DEFAULT_MAX_SUSPENDED } = options;
   if (!Number.isSafeInteger(maxSuspended) || maxSuspended < 0) {
-    throw new RangeError(`maxSuspended must be an integer of at least 0, received ${maxSuspended}`);
+    throw new RangeError(`maxSuspended must be an integer of at least 0, received ${describeValue(maxSuspended)}`);
   }
   const settings = { ...resolve(options), maxSuspended };
   return new ResumeListener(listener, settings, (core) => new CoreConnection(core), guard(options.onChange));
@@ -266,7 +267,9 @@ function resolve(options: ResumeOptions): ResumeSettings {
   } = options;
   if (!Number.isSafeInteger(maxUnacknowledged) || maxUnacknowledged < MIN_UNACKNOWLEDGED) {
     throw new RangeError(
-      `maxUnacknowledged must be an integer of at least ${MIN_UNACKNOWLEDGED}, received ${maxUnacknowledged}`,
+      `maxUnacknowledged must be an integer of at least ${MIN_UNACKNOWLEDGED}, received ${
+        describeValue(maxUnacknowledged)
+      }`,
     );
   }
   return {

@@ -6,6 +6,7 @@
 
 import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
+import { describeType } from "./_describe.ts";
 import { isNodeStream, NodeConnection } from "./_node_stream.ts";
 import { Channel } from "./channel.ts";
 import { clock, setTimerRef } from "./_clock.ts";
@@ -281,7 +282,7 @@ export function serve(
 ): Server {
   const sessionOptions = checkServeOptions(options);
   if (typeof listener?.accept !== "function" || typeof listener.close !== "function") {
-    throw new TypeError("Cannot serve: expected a listener with accept and close");
+    throw new TypeError(`Cannot serve: expected a listener with accept and close, received ${describeType(listener)}`);
   }
   const server = new StreamServer(handler, options, sessionOptions);
   const finished = server.run(listener);

@@ -852,5 +852,5 @@ Deno.test("resumable() and resumableListener() throw for options out of bounds",
     assertThrows(() => resumableListener(inner, options), RangeError, `${name} must be`);
   }
   assertThrows(() => resumableListener(inner, { maxSuspended: -1 }), RangeError, "maxSuspended must be");
-  assertThrows(() => resumable({} as never), TypeError, "dial must be a function, received object");
+  assertThrows(() => resumable({} as never), TypeError, "dial must be a function, received Object");
 });

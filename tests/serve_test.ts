@@ -681,7 +681,7 @@ Deno.test("serve(): what is accepted around the end and is not a transport is re
     await server.shutdown();
     assertEquals(errors.map(String), [
       "TypeError: Cannot use transport: expected read, write and close, or readable and writable streams, " +
-      "or a stream of Node",
+      "or a stream of Node, received Object",
     ], `${hops} microtasks before the end`);
   }
 });

@@ -143,7 +143,7 @@ Deno.test('version: "auto" on a client is a type error and a RangeError, and lea
   const transport = pair();
   // @ts-expect-error: only a server can adopt the version of its peer
   const error = assertThrows(() => Session.client(transport, { version: "auto" }), RangeError);
-  assertEquals(error.message, "version must be 1 or 2, received auto");
+  assertEquals(error.message, 'version must be 1 or 2, received "auto"');
   assertEquals([transport.readable.locked, transport.writable.locked], [false, false]);
 });
 
