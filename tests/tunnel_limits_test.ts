@@ -27,6 +27,22 @@ Deno.test("openTunnel() and serveTunnel() reject limits that are out of bounds, 
   (await listenAgain(() => Deno.listen(parse(place)))).close();
 });
 
+Deno.test("openTunnel() and serveTunnel() reject a text instead of a list, whose characters would be entries", async () => {
+  await using server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], allowListen: ["*:*"] });
+  const connect = server.serverAddr;
+  for (const name of ["forward", "reverse", "socks", "http", "reverseSocks", "allow", "headers"]) {
+    const options = { connect, reverseSocks: ["0"], allow: ["*:443"], [name]: "19" };
+    await assertRejects(() => openTunnel(options), RangeError, `${name} must be a list of texts, received a text`);
+  }
+  for (const name of ["allow", "allowListen", "acceptProxy"]) {
+    assertThrows(() => serveTunnel({ listen: FREE, [name]: "19" }), RangeError, `${name} must be a list of texts`);
+  }
+  for (const [wrong, received] of [[9000, "a number"], [undefined, "undefined"]] as const) {
+    const message = `connect must be a text or a list of texts, received ${received}`;
+    await assertRejects(() => openTunnel({ connect: wrong as never }), RangeError, message);
+  }
+});
+
 Deno.test("openTunnel() and serveTunnel() accept the limits of a peer without keepalive", async () => {
   const limits = { timeout: Infinity, keepAliveInterval: Infinity, maxStreams: 1, maxReceiveBuffer: 1000 };
   await using server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], ...limits });

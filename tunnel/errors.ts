@@ -43,6 +43,20 @@ export function errorText(error: unknown): string {
   return /^[A-Z][a-z ]/.test(message) ? message[0]!.toLowerCase() + message.slice(1) : message;
 }
 
+/** Formats a value for an error: as JSON, shortened; a list or an object, which may contain secrets, as its type. */
+export function show(value: unknown): string {
+  if (typeof value === "object" && value !== null) return typeName(value);
+  const text = JSON.stringify(value) ?? String(value);
+  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
+}
+
+/** Names the type of a value for an error, where the value may be a secret. */
+export function typeName(value: unknown): string {
+  if (value === null || value === undefined) return String(value);
+  if (typeof value === "object") return Array.isArray(value) ? "a list" : "an object";
+  return typeof value === "string" ? "a text" : `a ${typeof value}`;
+}
+
 /** Returns the error, or wraps another value that was thrown. */
 export function toError(thrown: unknown): Error {
   return thrown instanceof Error ? thrown : new Error(String(thrown), { cause: thrown });

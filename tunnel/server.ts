@@ -16,6 +16,7 @@ import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import { certifiedUser } from "./identity.ts";
 import { limitsOf } from "./limits.ts";
+import { checkLists } from "./lists.ts";
 import type { AnyListening } from "./listen.ts";
 import { type Direction, serveMeasure } from "./measure.ts";
 import { type ServeTunnelOptions, TunnelRefusedError, type TunnelServer, type TunnelStats } from "./options.ts";
@@ -94,6 +95,7 @@ export function serveTunnel(options: ServeTunnelOptions): TunnelServer {
 /** Throws a `RangeError` for options that are malformed, or cannot be combined. */
 export function checkOptions(options: ServeTunnelOptions): void {
   const { listen, target, secret, users, cert, key, clientCa, allow = [], allowListen = [], authorize } = options;
+  checkLists(options, ["allow", "allowListen", "acceptProxy"]);
   if ((cert === undefined) !== (key === undefined)) {
     throw new RangeError(`cert and key must be set together, received only ${cert === undefined ? "key" : "cert"}`);
   }

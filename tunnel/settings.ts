@@ -6,9 +6,11 @@
 
 import { checkExposed, parseEndpoint, parseForward, splitUdp } from "./address.ts";
 import { parseServerPlace, type ServerPlace } from "./dial_server.ts";
+import { typeName } from "./errors.ts";
 import { checkSecret } from "./handshake.ts";
 import { type Limits, limitsOf } from "./limits.ts";
 import type { LinkSettings } from "./link.ts";
+import { checkLists } from "./lists.ts";
 import type { OpenTunnelOptions } from "./options.ts";
 import { type Local, makeLocal, makeProxy, makeReverse, normalize, type Reverse } from "./places.ts";
 import { ProxyAuth } from "./proxy_auth.ts";
@@ -20,6 +22,8 @@ import { checkTimeout, clampTimeout } from "./wait.ts";
 
 // Milliseconds. Larger: new connections survive a longer outage; smaller: they fail earlier.
 const WAIT = 30_000;
+
+const LISTS = ["forward", "reverse", "socks", "http", "reverseSocks", "allow", "headers"] as const;
 
 /** The checked options of a client, with defaults. */
 export interface Settings {
@@ -40,6 +44,7 @@ export interface Settings {
  */
 export function checkOptions(options: OpenTunnelOptions): Settings {
   const { user, secret, insecure } = options;
+  checkLists(options, LISTS);
   const servers = parseServers(options);
   checkSecret(secret);
   checkStatus(options.status, insecure);
@@ -125,6 +130,9 @@ export function targetsOf(options: OpenTunnelOptions): (string | undefined)[] {
 function parseServers(options: OpenTunnelOptions): ServerPlace[] {
   const { connect } = options;
   const all = typeof connect === "string" ? [connect] : connect;
+  if (!Array.isArray(all)) {
+    throw new RangeError(`connect must be a text or a list of texts, received ${typeName(connect)}`);
+  }
   if (all.length === 0) throw new RangeError("connect must contain at least one server, received []");
   const servers = all.map((connect) => parseServerPlace({ ...options, connect }));
   const names = servers.map(({ name }) => name);

@@ -7,6 +7,7 @@
 import { Buffer } from "node:buffer";
 import { createHash, randomBytes, scrypt, timingSafeEqual } from "node:crypto";
 import { SessionClosedError } from "../mod.ts";
+import { show, typeName } from "./errors.ts";
 import { checkSecret } from "./handshake.ts";
 import { JsonError, parseJson } from "./json.ts";
 import type { TunnelUser } from "./options.ts";
@@ -152,20 +153,6 @@ export function checkName(path: string, name: unknown): void {
   throw new RangeError(`${path} must be ${expected}, received ${show(name)}`);
 }
 
-/** Formats a value for an error: as JSON, shortened; a list or an object, which may contain secrets, as its type. */
-export function show(value: unknown): string {
-  if (typeof value === "object" && value !== null) return typeName(value);
-  const text = JSON.stringify(value) ?? String(value);
-  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
-}
-
-/** Names the type of a value for an error, where the value may be a secret. */
-export function typeName(value: unknown): string {
-  if (value === null || value === undefined) return String(value);
-  if (typeof value === "object") return Array.isArray(value) ? "a list" : "an object";
-  return typeof value === "string" ? "a text" : `a ${typeof value}`;
-}
-
 const FIELDS: Record<keyof TunnelUser, (path: string, value: unknown) => void> = {
   name: checkName,
   secret: checkHash,
@@ -223,7 +210,9 @@ function checkUser(path: string, user: unknown, isCertified: boolean): asserts u
   const required = isCertified ? ["name"] : ["name", "secret"];
   for (const field of required) {
     if (!Object.hasOwn(user, field)) {
-      throw new RangeError(`${path} must have the field ${field}, received only ${Object.keys(user).join(", ")}`);
+      throw new RangeError(
+        `${path} must have the field ${field}, received only ${Object.keys(user).join(", ")}`,
+      );
     }
   }
   for (const [field, value] of Object.entries(user)) {
