@@ -457,7 +457,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/identity.ts": ["mod.ts", "tunnel/users.ts", "tunnel/x509.ts"],
   "tunnel/json.ts": [],
-  "tunnel/limits.ts": ["tunnel/options.ts", "tunnel/wait.ts"],
+  "tunnel/limits.ts": ["tunnel/errors.ts", "tunnel/options.ts", "tunnel/wait.ts"],
   "tunnel/linger.ts": ["mod.ts", "tunnel/wait.ts"],
   "tunnel/link.ts": [
     "mod.ts",
@@ -773,7 +773,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/proxy_protocol.ts",
     "tunnel/socket.ts",
   ],
-  "tunnel/wait.ts": ["mod.ts", "node:timers"],
+  "tunnel/wait.ts": ["mod.ts", "node:timers", "tunnel/errors.ts"],
   "tunnel/watch.ts": ["node:path", "tunnel/errors.ts"],
   "tunnel/web_listener.ts": [
     "mod.ts",

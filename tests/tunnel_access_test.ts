@@ -355,6 +355,7 @@ Deno.test("parseUsers() names the place of each mistake, what was expected, and 
       [{ ...alice, name: "a:b" }],
       "users[0].name must be 1 to 64 printable ASCII characters without space or colon, received",
     ],
+    [[{}], "users[0] must have the field name, received only {}"],
     [[{ ...alice, name: "" }], "users[0].name must be 1 to 64"],
     [[{ ...alice, name: 1 }], "users[0].name must be 1 to 64"],
     [[{ ...alice, name: { secret: "open-sesame" } }], "users[0].name must be 1 to 64"],

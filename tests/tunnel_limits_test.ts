@@ -27,6 +27,20 @@ Deno.test("openTunnel() and serveTunnel() reject limits that are out of bounds, 
   (await listenAgain(() => Deno.listen(parse(place)))).close();
 });
 
+Deno.test("openTunnel() rejects a wait that is out of bounds, and names a text in quotes", async () => {
+  const connect = nowhere();
+  for (const [wait, received] of [[-1, "-1"], [NaN, "NaN"], [0.5, "0.5"], ["5", '"5"']] as const) {
+    const message = `wait must be an integer from 0 to 2147483647 or Infinity, received ${received}`;
+    await assertRejects(() => openTunnel({ connect, wait: wait as number }), RangeError, message);
+  }
+  const options = { connect, maxStreams: "5" as unknown as number };
+  await assertRejects(
+    () => openTunnel(options),
+    RangeError,
+    'maxStreams must be an integer from 1 to 2147483647, received "5"',
+  );
+});
+
 Deno.test("openTunnel() and serveTunnel() reject a text instead of a list, whose characters would be entries", async () => {
   await using server = serveTunnel({ listen: FREE, allow: ["127.0.0.1:1"], allowListen: ["*:*"] });
   const connect = server.serverAddr;

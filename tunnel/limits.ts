@@ -4,6 +4,7 @@
  * @module
  */
 
+import { show } from "./errors.ts";
 import type { TunnelOptions } from "./options.ts";
 import { checkTimeout } from "./wait.ts";
 
@@ -20,7 +21,7 @@ const MAX_NUMBER = 2 ** 31 - 1;
 
 function checkInteger(name: string, value: number | undefined): void {
   if (value === undefined || (Number.isInteger(value) && value >= 1 && value <= MAX_NUMBER)) return;
-  throw new RangeError(`${name} must be an integer from 1 to ${MAX_NUMBER}, received ${value}`);
+  throw new RangeError(`${name} must be an integer from 1 to ${MAX_NUMBER}, received ${show(value)}`);
 }
 
 /**

@@ -533,7 +533,8 @@ export interface OpenTunnelOptions extends TunnelOptions {
   resume?: boolean | undefined;
   /**
    * Milliseconds that a new connection waits while the server cannot be reached. After that the addresses of `forward`,
-   * `socks` and `http` refuse connections until it can be reached again. Default: 30 000.
+   * `socks` and `http` refuse connections until it can be reached again. An integer, or `Infinity`: no limit. Default:
+   * 30 000.
    */
   wait?: number | undefined;
 }

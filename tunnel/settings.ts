@@ -52,6 +52,7 @@ export function checkOptions(options: OpenTunnelOptions): Settings {
   if (user !== undefined && secret === undefined) throw new RangeError("user requires secret, received only user");
   checkTimeout("connectTimeout", options.connectTimeout);
   checkTimeout("udpTimeout", options.udpTimeout);
+  checkTimeout("wait", options.wait, 0);
   const locals = [
     ...(options.forward ?? []).map((text) => makeLocal(parseForward("forward", text))),
     ...makeProxies(options),

@@ -211,7 +211,7 @@ function checkUser(path: string, user: unknown, isCertified: boolean): asserts u
   for (const field of required) {
     if (!Object.hasOwn(user, field)) {
       throw new RangeError(
-        `${path} must have the field ${field}, received only ${Object.keys(user).join(", ")}`,
+        `${path} must have the field ${field}, received only ${Object.keys(user).join(", ") || "{}"}`,
       );
     }
   }

@@ -6,6 +6,7 @@
 
 import * as timers from "node:timers";
 import type { DuplexConnection } from "../mod.ts";
+import { show } from "./errors.ts";
 
 /**
  * Milliseconds for each step of a handshake. Larger: tolerates slower peers; smaller: silent peers occupy less memory.
@@ -61,11 +62,13 @@ export function clampTimeout(timeout: number): number {
 // Milliseconds. When a timer is later than this, the event loop was blocked, and could not read from peers either.
 const LATE = 100;
 
-/** Throws a `RangeError` for a timeout that no timer can wait for. */
-export function checkTimeout(name: string, timeout: number | undefined): void {
-  const isValid = Number.isInteger(timeout) && timeout! >= 1 && timeout! <= MAX_TIMEOUT;
+/** Throws a `RangeError` for a timeout that no timer can wait for, or that is less than `least`. */
+export function checkTimeout(name: string, timeout: number | undefined, least = 1): void {
+  const isValid = Number.isInteger(timeout) && timeout! >= least && timeout! <= MAX_TIMEOUT;
   if (isValid || timeout === undefined || timeout === Infinity) return;
-  throw new RangeError(`${name} must be an integer from 1 to ${MAX_TIMEOUT} or Infinity, received ${timeout}`);
+  throw new RangeError(
+    `${name} must be an integer from ${least} to ${MAX_TIMEOUT} or Infinity, received ${show(timeout)}`,
+  );
 }
 
 /**
