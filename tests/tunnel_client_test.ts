@@ -44,6 +44,13 @@ Deno.test("tunnel: serverAddr and listenAddrs contain the addresses with their p
   await shutdown();
 });
 
+Deno.test("TunnelClient.connect() rejects after shutdown() because the tunnel has ended, not for want of a connection", async () => {
+  const { client, shutdown } = await makeTunnel(nowhere());
+  await client.shutdown();
+  await assertRejects(() => client.connect("1"), Error, "Cannot open a stream: the tunnel has ended");
+  await shutdown();
+});
+
 Deno.test("TunnelClient.listenAddrs lists forward, then socks, then reverse", async () => {
   const [one, two, three, four] = [nowhere(), nowhere(), nowhere(), nowhere()];
   const asked = { reverse: [`${four}=1`], socks: [three], forward: [`${one}=1`, two] };

@@ -289,6 +289,7 @@ export class Servers {
       found = find();
     }
     if (found !== undefined) return found;
+    if (stopping.aborted) throw new Error("Cannot open a stream: the tunnel has ended");
     const names = this.#links.map(({ serverAddr }) => serverAddr).join(" or ");
     throw new Error(`Cannot open a stream: not connected to ${names}`);
   }
