@@ -129,6 +129,7 @@ export interface TunnelCheck {
  * @returns An iterator over the results. Leaving the loop closes the connection.
  * @throws {RangeError} An option is malformed, or would open the tunnel to other machines.
  * @throws {TypeError} The runtime is not Deno.
+ * @throws The reason of the signal, when it aborts during the iteration.
  *
  * @example Why a client is refused
  * ```ts

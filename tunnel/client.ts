@@ -43,8 +43,10 @@ const MAX_LISTEN_PAUSE = 30_000;
  * @returns The tunnel, once it is connected and listens on all addresses.
  * @throws {RangeError} An option is malformed, or would open the tunnel to other machines.
  * @throws {TypeError} The runtime is not Deno.
- * @throws {TunnelRefusedError} The server refuses to listen for `reverse`.
+ * @throws {TunnelRefusedError} The server does not accept the secret, or refuses to listen for `reverse`. With several
+ * servers it is the `cause` of an `Error`.
  * @throws {Error} The client cannot listen on an address, or cannot connect to the server.
+ * @throws The reason of the signal, when it aborts before the tunnel is open.
  *
  * @example A service behind a firewall, made reachable through the server
  * ```ts

@@ -635,8 +635,7 @@ export interface Tunnel extends AsyncDisposable {
    * The addresses that accept connections to forward: on a client one for each entry of `forward`, `socks`, `http`,
    * `reverse` and `reverseSocks`, in that order. With several servers the address for an entry of the last two is that
    * at `serverAddr`, or else at the first server that has listened for it. The list of a server is empty: an address that
-   * it listens on for a client is in the
-   * client's list.
+   * it listens on for a client is in the client's list.
    */
   readonly listenAddrs: readonly string[];
   /** The address of `status`; `undefined` without this option. */
@@ -729,17 +728,18 @@ export interface TunnelClient extends Tunnel {
    * @returns A stream, joined to the target.
    * @throws {RangeError} The target is malformed.
    * @throws {TunnelRefusedError} The server does not allow the target, or cannot connect to it.
-   * @throws {Error} The server could not be reached for `wait` milliseconds.
+   * @throws {Error} The server could not be reached for `wait` milliseconds, or the tunnel has ended.
    */
   connect(target?: string): Promise<Stream>;
   /**
    * Replaces the options, all of them: one that is absent has its default. An entry of `forward`, `socks`, `http`,
-   * `reverse` or `reverseSocks` that stays is not interrupted, also if only its target changes. An address that is not in the options any more is
-   * not listened on any more. Open connections continue.
+   * `reverse` or `reverseSocks` that stays is not interrupted, also if only its target changes. An address that is not
+   * in the options any more is not listened on any more. Open connections continue.
    *
-   * With another `connect`, `headers`, `tls`, `cert`, `key`, `pin`, `proxy`, `user` or `version` the client connects anew before it
-   * leaves the old connection, which ends with its last forwarded connection. Of several servers, those that stay are not interrupted. If none
-   * stays, one of the new ones must be reached; else they are connected to afterwards, and failures are reported.
+   * With another `connect`, `headers`, `tls`, `cert`, `key`, `pin`, `proxy`, `user` or `version` the client connects
+   * anew before it leaves the old connection, which ends with its last forwarded connection. Of several servers, those
+   * that stay are not interrupted. If none stays, one of the new ones must be reached; else they are connected to
+   * afterwards, and failures are reported.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.
    *
