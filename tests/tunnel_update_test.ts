@@ -242,8 +242,9 @@ Deno.test("TunnelServer.update() rejects and changes nothing for malformed optio
     [{ cert: "x", key: "y", listen: at({ hostname: "127.0.0.1", port: freePort() }) }, /^cert and key must be/],
     [
       { stalledStreamTimeout: 3000 },
-      /^stalledStreamTimeout of a server cannot be changed, expected 4000, received 3000/,
+      /^stalledStreamTimeout of a server cannot be changed while it runs, expected 4000, received 3000/,
     ],
+    [{ timeout: 5000 }, /^timeout of a server cannot be changed while it runs, expected its default, received 5000/],
     [{ listen: at(used.addr), status }, /^Cannot listen on .*: address in use/],
     [{ status: at(used.addr), listen: `127.0.0.1:${freePort()}` }, /^Cannot listen on .*: address in use/],
     [{ acceptProxy: ["x"] }, /^acceptProxy must/],

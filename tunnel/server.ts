@@ -11,7 +11,7 @@ import type { Route } from "./accounting.ts";
 import { Activity } from "./activity.ts";
 import { checkExposed, checkTls, formatPeer, parseEndpoint, UDP, UNNAMED } from "./address.ts";
 import { Entrance } from "./entrance.ts";
-import { toError, wrapError } from "./errors.ts";
+import { show, toError, wrapError } from "./errors.ts";
 import { forwardAll, forwardStream } from "./forward.ts";
 import { checkSecret, type Request, request, serveRequest } from "./handshake.ts";
 import { certifiedUser } from "./identity.ts";
@@ -278,7 +278,10 @@ export class ServerEnd {
     for (const name of FIXED) {
       const [present, wanted] = [this.#options[name], options[name]];
       if (wanted === present) continue;
-      throw new RangeError(`${name} of a server cannot be changed, expected ${present}, received ${wanted}`);
+      const [before, after] = [present, wanted].map((value) => value === undefined ? "its default" : show(value));
+      throw new RangeError(
+        `${name} of a server cannot be changed while it runs, expected ${before}, received ${after}`,
+      );
     }
     const { status } = options;
     const old = this.#status;
