@@ -11,9 +11,11 @@ import {
 } from "@std/assert";
 import net from "node:net";
 import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { errorText } from "../tunnel/errors.ts";
 import { eventLine } from "../tunnel/log.ts";
 import { resolver } from "../tunnel/resolve.ts";
 import { dial as dialTarget } from "../tunnel/socket.ts";
+import { translate } from "../tunnel/tcp.ts";
 import { HANDSHAKE_TIMEOUT } from "../tunnel/wait.ts";
 import { makeFolder } from "./programs.ts";
 import { certificates, LOOPBACK } from "./support.ts";
@@ -33,6 +35,16 @@ import {
   say,
   serveFiles,
 } from "./tunnel_support.ts";
+
+Deno.test("translate() names an unreachable host or network in words, and keeps an unknown error", () => {
+  const fail = (code: string) => Object.assign(new Error(`connect ${code} 10.9.9.9:80`), { code });
+  assertEquals(errorText(translate(fail("EHOSTUNREACH"))), "no route to host");
+  const error = translate(fail("ENETUNREACH"));
+  assertInstanceOf(error, Deno.errors.NetworkUnreachable);
+  assertEquals(errorText(error), "network is unreachable");
+  const other = fail("EIO");
+  assertStrictEquals(translate(other), other);
+});
 
 /** Lists the names in a folder. */
 function namesIn(folder: string): string[] {

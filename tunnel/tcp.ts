@@ -271,21 +271,24 @@ async function openServer({ hostname, port, backlog }: Endpoint & { backlog: num
   return server;
 }
 
-/** The names of the errors of Deno, and their messages. */
-const ERRORS: { [code: string]: [name: keyof typeof Deno.errors, message: string] } = {
+/** The names of the errors of Deno, and their messages. One has no class of its own. */
+const ERRORS: { [code: string]: [name: keyof typeof Deno.errors | undefined, message: string] } = {
   EACCES: ["PermissionDenied", "Permission denied"],
   EADDRINUSE: ["AddrInUse", "Address already in use"],
   EADDRNOTAVAIL: ["AddrNotAvailable", "Cannot assign requested address"],
   ECONNABORTED: ["ConnectionAborted", "Connection aborted"],
   ECONNREFUSED: ["ConnectionRefused", "Connection refused"],
   ECONNRESET: ["ConnectionReset", "Connection reset by peer"],
+  EHOSTUNREACH: [undefined, "No route to host"],
+  ENETUNREACH: ["NetworkUnreachable", "Network is unreachable"],
   EPIPE: ["BrokenPipe", "Broken pipe"],
   ETIMEDOUT: ["TimedOut", "Connection timed out"],
 };
 
 /** Returns the error of Deno for one of Node, or the error itself. */
-function translate(error: Error): Error {
+export function translate(error: Error): Error {
   if ((error as NodeJS.ErrnoException).code === "EMFILE") return new Error("Too many open files", { cause: error });
   const [name, message] = ERRORS[(error as NodeJS.ErrnoException).code ?? ""] ?? [];
-  return name === undefined ? error : new Deno.errors[name](message, { cause: error });
+  if (message === undefined) return error;
+  return name === undefined ? new Error(message, { cause: error }) : new Deno.errors[name](message, { cause: error });
 }
