@@ -19,6 +19,9 @@ const MIN_MERGED_BYTES = 64;
 const MAX_MERGED_BYTES = 16 * 1024;
 // Below this length a loop is faster than `set` with a subarray.
 const COPY_BY_LOOP_BYTES = 32;
+// Memory that the chunks which are being read by all streams of a session may keep for nothing: what was read of a chunk,
+// once that is most of it. Larger: more memory; smaller: more copying.
+const MAX_WASTED_BYTES = 1024 * 1024;
 // Chunks are limited by their bytes (credit, maxReceiveBuffer), not by their number.
 const UNLIMITED = 2 ** 31 - 1;
 
@@ -28,8 +31,17 @@ interface Chunk {
   readonly buffer: ReadBuffer | undefined;
 }
 
+/** State shared by the queues of a session. */
+export interface ChunkPool {
+  /** Bytes of memory of chunks that are mostly read. */
+  wasted: number;
+}
+
 /** A queue of bytes, read in pieces of any size. */
 export class ChunkQueue {
+  readonly #pool: ChunkPool;
+  // Its part of `wasted`.
+  #wasted = 0;
   #length = 0;
   // The chunk that is being read, complete chunks after it, and the chunk that is being filled.
   #first: Chunk | undefined;
@@ -37,6 +49,11 @@ export class ChunkQueue {
   #chunks: Channel<Chunk> | undefined;
   #merged: Uint8Array = EMPTY_BYTES;
   #mergedLength = 0;
+
+  /** @param pool State shared by the queues of the session. */
+  constructor(pool: ChunkPool = { wasted: 0 }) {
+    this.#pool = pool;
+  }
 
   /** Number of bytes in the queue. */
   get length(): number {
@@ -78,6 +95,7 @@ export class ChunkQueue {
       this.#dropFirst();
     }
     this.#length -= count;
+    if (this.#length > 0) this.#limitWaste();
     return count;
   }
 
@@ -89,6 +107,7 @@ export class ChunkQueue {
     this.#length -= rest.length;
     if (rest.length * 2 > rest.buffer.byteLength && (buffer === undefined || buffer.giveAway())) {
       this.#first = undefined;
+      this.#waste(0);
       return rest;
     }
     // Not `slice`, which returns a view if the transport delivers a Buffer of Node.
@@ -122,6 +141,24 @@ export class ChunkQueue {
   #dropFirst(): void {
     this.#first!.buffer?.release();
     this.#first = undefined;
+    this.#waste(0);
+  }
+
+  /** Copies the rest of a chunk of which most was read, if the rests of all queues keep too much memory. */
+  #limitWaste(): void {
+    const rest = this.#first === undefined ? this.#length : this.#first.bytes.length - this.#position;
+    const { byteLength } = (this.#first === undefined ? this.#merged : this.#first.bytes).buffer;
+    this.#waste(rest * 2 < byteLength ? byteLength - rest : 0);
+    if (this.#wasted === 0 || this.#pool.wasted <= MAX_WASTED_BYTES || !this.#next()) return;
+    const copied = new Uint8Array(this.#first!.bytes.subarray(this.#position));
+    this.#dropFirst();
+    this.#first = makeChunk(copied, copied);
+    this.#position = 0;
+  }
+
+  #waste(count: number): void {
+    this.#pool.wasted += count - this.#wasted;
+    this.#wasted = count;
   }
 
   #merge(bytes: Uint8Array, start: number, end: number): void {
@@ -161,12 +198,16 @@ export class ChunkQueue {
     const bytes = this.#mergedLength === merged.length ? merged : merged.subarray(0, this.#mergedLength);
     this.#merged = EMPTY_BYTES;
     this.#mergedLength = 0;
-    return { bytes, buffer: merged.length >= MIN_VIEW_BYTES ? new ReadBuffer(merged) : undefined };
+    return makeChunk(bytes, merged);
   }
 
   #pushChunk(chunk: Chunk): void {
     (this.#chunks ??= new Channel({ capacity: UNLIMITED })).trySend(chunk);
   }
+}
+
+function makeChunk(bytes: Uint8Array, memory: Uint8Array): Chunk {
+  return { bytes, buffer: memory.length >= MIN_VIEW_BYTES ? new ReadBuffer(memory) : undefined };
 }
 
 /** Copies `source` from `start` to before `end` to position `at` of `target`. */

@@ -180,7 +180,7 @@ export class ReceiveHalf {
     const unread = this.unread + length;
     if (window !== undefined && unread > window.allowed + CREDIT_TOLERANCE) return this.#overrun(window, unread);
     // A chunk that `readable` waits for is copied, so that the read buffer can be reused.
-    (this.#chunks ??= new ChunkQueue()).push(buffer, start, end, into === EMPTY_BYTES);
+    (this.#chunks ??= new ChunkQueue(this.#stream.windows)).push(buffer, start, end, into === EMPTY_BYTES);
     this.#stream.windows.unread += length;
     if (window?.revoke(unread)) this.#stream.queueUpdate();
   }

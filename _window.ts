@@ -100,6 +100,8 @@ export class SendWindow {
 export class WindowPool {
   /** Bytes received and not read, of all streams. */
   unread = 0;
+  /** Bytes of memory that received chunks keep although they were read. */
+  wasted = 0;
   /**
    * When the bytes that are decoded were read, by the clock. Reading the clock for each stream takes a tenth of the time
    * of a short one.

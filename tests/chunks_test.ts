@@ -3,13 +3,14 @@
  *
  * @module
  */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertLess } from "@std/assert";
 import fc from "fast-check";
 import { Buffer } from "node:buffer";
 import { ChunkQueue, MIN_VIEW_BYTES } from "../_chunks.ts";
 import { ReadBuffer } from "../transport.ts";
 import { MAX_READ_BYTES } from "../_adapt.ts";
 import { DEFAULTS } from "../options.ts";
+import { collectGarbage } from "./garbage.ts";
 import { pattern } from "./support.ts";
 
 const KiB = 1024;
@@ -35,8 +36,11 @@ Deno.test("ChunkQueue returns pushed bytes in order, for any way of pushing and 
     fc.constant({ kind: "shift" as const }),
     fc.constant({ kind: "clear" as const }),
   );
-  fc.assert(fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
-    const chunks = new ChunkQueue();
+  fc.assert(fc.property(fc.array(step, { maxLength: 60 }), fc.boolean(), (steps, isTight) => {
+    // With as much in other queues each rest is copied.
+    const pool = { wasted: isTight ? 1024 * 1024 * KiB : 0 };
+    const others = pool.wasted;
+    const chunks = new ChunkQueue(pool);
     let expected: number[] = [];
     let buffer = new ReadBuffer(new Uint8Array(64 * KiB));
     let next = 0;
@@ -74,6 +78,7 @@ Deno.test("ChunkQueue returns pushed bytes in order, for any way of pushing and 
     }
     assertEquals([...drain(chunks)], expected);
     assertEquals(buffer.isRetained, false);
+    assertEquals(pool.wasted, others);
   }));
 });
 
@@ -109,6 +114,29 @@ Deno.test("ChunkQueue frees a buffer after its last byte was read or dropped and
     assertEquals(buffer.bytes.length, 0);
   }
 });
+
+for (const [name, part] of [["one frame", 60_001], ["small frames", 100]] as const) {
+  Deno.test(`ChunkQueue: 300 queues with one unread byte of ${name} keep less than 2 MiB, and no byte is lost`, () => {
+    const pool = { wasted: 0 };
+    const length = 60_000 + 1;
+    const used = () => {
+      collectGarbage();
+      return Deno.memoryUsage().external;
+    };
+    const before = used();
+    const queues = Array.from({ length: 300 }, () => {
+      const buffer = filled(length);
+      const chunks = new ChunkQueue(pool);
+      for (let at = 0; at < length; at += part) chunks.push(buffer, at, Math.min(length, at + part), false);
+      buffer.release();
+      assertEquals(chunks.read(new Uint8Array(length - 1)), length - 1);
+      return chunks;
+    });
+    assertLess(used() - before, 2 * 1024 * KiB);
+    for (const chunks of queues) assertEquals(drain(chunks), pattern(length).subarray(-1));
+    assertEquals(pool.wasted, 0);
+  });
+}
 
 Deno.test("ChunkQueue.shift() passes ownership of a buffer that is owned, mostly used and not referenced elsewhere", () => {
   const shift = (buffer: ReadBuffer, length: number, isReleased: boolean, skipped = 0) => {

@@ -66,6 +66,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["web_streams_test.ts"],
   },
   {
+    name: "one unread byte keeps a whole read buffer in each of thousands of streams",
+    file: "_chunks.ts",
+    from: "    if (this.#length > 0) this.#limitWaste();\n",
+    to: "",
+    tests: ["chunks_test.ts"],
+  },
+  {
     name: "readable holds a large buffer while it waits under load",
     file: "_receive_half.ts",
     from: "await this.#read(LARGE_BYTES, undefined)",
