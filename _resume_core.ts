@@ -87,9 +87,9 @@ class Carrier {
   /** Closes a carrier whose last record is not sent, or not received, in time. */
   closing: Timer | undefined;
 
-  constructor(connection: Connection, sink: RecordSink, hasEnded: boolean) {
+  constructor(connection: Connection, sink: RecordSink, hasEnded: boolean, repeated: number) {
     this.connection = connection;
-    this.decoder = new RecordDecoder(sink, hasEnded);
+    this.decoder = new RecordDecoder(sink, hasEnded, repeated);
   }
 
   close(): void {
@@ -163,9 +163,17 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     return this.#state === "ended";
   }
 
-  /** Number of bytes received, plus 1 after the peer's end of writing: the count of a hello. */
+  /** Number of bytes received, plus 1 after the peer's end of writing. */
   get received(): number {
     return this.#received;
+  }
+
+  /**
+   * Returns the count for a hello or a reply. The peer may send more after it, so it does not include held bytes: with
+   * each carrier there would be more of them, until no acknowledgement could be received behind them.
+   */
+  greet(): number {
+    return this.#reported = this.#received - (this.#isEndedByPeer ? 0 : this.#held.length);
   }
 
   /** Count of the bytes that the peer has acknowledged. */
@@ -204,8 +212,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       throw error;
     }
     this.#written = received;
-    this.#reported = this.#received;
-    this.#carrier = new Carrier(connection, this, this.#isEndedByPeer);
+    this.#carrier = new Carrier(connection, this, this.#isEndedByPeer, this.#received - this.#reported);
     this.carriers++;
     this.onCarrier?.(connection);
     this.#state = "connected";
@@ -318,7 +325,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   }
 
   get #canReadAhead(): boolean {
-    return !this.#isReading && this.#carrier !== undefined && this.#held.length < this.#replay.capacity;
+    // With as many bytes held as it may, the peer still sends acknowledgements.
+    return !this.#isReading && this.#carrier !== undefined && this.#held.length <= this.#replay.capacity;
   }
 
   /** Waits until there may be a carrier to read. */
@@ -354,6 +362,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     // Before the lock is released, so that no later bytes overtake these.
     if (ahead !== undefined) this.#held.push(ahead, 0, payload, true);
     if (this.#phase === "closing") this.#held.clear();
+    // Of the bytes that were repeated, the application may have read some meanwhile.
+    if (payload === 0) this.#report();
     if (carrier.isAcknowledgementDue || carrier.isProbeReplyDue) this.#send();
     return payload;
   }
@@ -398,8 +408,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   closedByPeer(): void {
     if (this.#isEndedByPeer && (this.#isEndAcknowledged || this.#phase === "open")) return this.end();
     const error = new Error("The peer has closed the connection");
-    error.name = "ConnectionReset";
-    this.end({ error });
+    this.end({ error: Object.assign(error, { name: "ConnectionReset" }) });
   }
 
   // Writing.
@@ -599,7 +608,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     if (carrier.isAcknowledgementDue) {
       carrier.isAcknowledgementDue = false;
       this.timers.acknowledged();
-      const count = this.#received - this.#held.length;
+      // Not of bytes that the peer is still to repeat on this carrier.
+      const count = this.#received - Math.max(this.#held.length, carrier.decoder.repeated);
       if (count > this.#reported) return encodeAcknowledgement(this.#reported = count);
     }
     if (carrier.isProbeReplyDue) {
@@ -652,7 +662,5 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 }
 
 function closedError(action: string): Error {
-  const error = new Error(`Cannot ${action} a closed connection`);
-  error.name = "BadResource";
-  return error;
+  return Object.assign(new Error(`Cannot ${action} a closed connection`), { name: "BadResource" });
 }

@@ -150,7 +150,7 @@ export class ResumeDialer {
     try {
       const dialling = this.#open(attempt, n);
       const connection = await attempt.within(DIAL_TIMEOUT_MS, "The dial did not finish", dialling);
-      const greeting = greet(connection, { token: this.#token ?? NO_TOKEN, received: core.received });
+      const greeting = greet(connection, { token: this.#token ?? NO_TOKEN, received: core.greet() });
       const reply = await attempt.within(this.#helloTimeout, "The server did not answer the hello", greeting);
       const { status, token, received } = reply;
       if (status !== (this.#token === undefined ? ACCEPTED : RESUMED)) throw refusal(status, this.#token !== undefined);

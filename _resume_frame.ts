@@ -155,6 +155,8 @@ export interface RecordSink {
 
 /** Decodes the records of one carrier, in place. */
 export class RecordDecoder {
+  /** Number of bytes of payload, the next ones, that an earlier carrier has delivered. They are dropped. */
+  repeated: number;
   readonly #sink: RecordSink;
   // The start of a header that is cut between two reads.
   #held: Uint8Array = EMPTY_BYTES;
@@ -166,17 +168,19 @@ export class RecordDecoder {
   /**
    * @param sink Receives every record but data.
    * @param hasEnded Whether the end of writing was received by an earlier carrier.
+   * @param repeated Number of bytes of payload at the start that an earlier carrier has delivered.
    */
-  constructor(sink: RecordSink, hasEnded = false) {
+  constructor(sink: RecordSink, hasEnded = false, repeated = 0) {
     this.#offset = 0;
     this.#sink = sink;
     this.#hasEnded = hasEnded;
+    this.repeated = repeated;
   }
 
   /**
-   * Decodes `count` bytes at the start of `p`, and moves the payload among them to the start of `p`.
+   * Decodes `count` bytes at the start of `p`, and moves the new payload among them to the start of `p`.
    *
-   * @returns Number of bytes of payload.
+   * @returns Number of bytes of new payload.
    * @throws {ProtocolError} The bytes are not records.
    */
   decode(p: Uint8Array, count: number): number {
@@ -193,7 +197,10 @@ export class RecordDecoder {
       }
     }
     this.#offset += count;
-    return payload;
+    const repeated = Math.min(payload, this.repeated);
+    this.repeated -= repeated;
+    if (repeated > 0) p.copyWithin(0, repeated, payload);
+    return payload - repeated;
   }
 
   /** Decodes the header of a record, or keeps the part that has arrived. Returns the position after it. */

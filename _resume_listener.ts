@@ -198,7 +198,7 @@ export class ResumeListener {
     // Nothing may be received from the old carrier once its count is reported.
     core.detach();
     try {
-      await writeAll(connection, encodeReply(RESUMED, { token, received: core.received }));
+      await writeAll(connection, encodeReply(RESUMED, { token, received: core.greet() }));
     } catch (error) {
       if (hello === entry.hellos) core.lose(error);
       return closeQuietly(connection);

@@ -71,7 +71,8 @@ export { type Dial, type ResumeState, ResumptionError };
 export interface ResumeOptions {
   /**
    * Maximum number of bytes that are written and not acknowledged by the peer, in each direction. They are kept to be
-   * sent again. A short link gets at most 768 KiB of them, because it needs no more. Default 4 MiB.
+   * sent again. A short link gets at most 768 KiB of them, because it needs no more. Both ends should have the same
+   * value: an end with a smaller one may receive no acknowledgement until its application reads. Default 4 MiB.
    */
   maxUnacknowledged?: number | undefined;
   /** Milliseconds without a connection below before giving up. `Infinity`: never. Default 60 000. */

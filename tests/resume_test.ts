@@ -19,6 +19,7 @@ import {
   encodeHello,
   HELLO_LENGTH,
   NO_TOKEN,
+  RecordDecoder,
   REPLY_LENGTH,
   RESUMED,
   TOKEN_LENGTH,
@@ -36,6 +37,7 @@ import {
 } from "../resume.ts";
 import {
   exchangeHashed,
+  KiB,
   LOOPBACK,
   ManualClock,
   memoryPair,
@@ -47,6 +49,7 @@ import {
   turn,
   writeAll,
 } from "./support.ts";
+import { LONG, within } from "./within.ts";
 
 /** Closes a socket that may be closed already. */
 function cut(socket: Deno.TcpConn | undefined): void {
@@ -227,6 +230,63 @@ Deno.test("resumable() writes on while neither end is read, up to maxUnacknowled
   await back;
   client.close();
   await assertRejects(() => writing, Error, "closed connection");
+});
+
+Deno.test("an end that does not read receives acknowledgements behind all that its peer may send, on every carrier", async () => {
+  const maxUnacknowledged = 64 * KiB;
+  using made = listen({ maxUnacknowledged });
+  const accepting = made.listener.accept();
+  let client = await RawClient.dial(made.port);
+  const { token } = await client.greet();
+  const server = await accepting as ResumableConnection;
+  const sent = pattern(maxUnacknowledged + 1000);
+  let [read, written] = [0, 0];
+  const readSent = async (count: number) => {
+    assertEquals(await readExactly(server, count), sent.subarray(read, read += count));
+  };
+  for (let carrier = 1; carrier <= 3; carrier++) {
+    const acknowledged: number[] = [];
+    const ignore = () => {};
+    const decoder = new RecordDecoder({
+      acknowledged: (count) => acknowledged.push(count),
+      probed: ignore,
+      ended: ignore,
+      closedByPeer: ignore,
+    });
+    const p = new Uint8Array(64 * KiB);
+    const receive = async () => {
+      const count = await within(LONG, client.connection.read(p), () => `nothing more on carrier ${carrier}`);
+      written += decoder.decode(p, count!);
+    };
+    const isRead = read;
+    if (carrier === 3) {
+      await readSent(40 * KiB);
+      await server.write(new Uint8Array(1));
+      await receive();
+      assertEquals(acknowledged, [], "what is read cannot be acknowledged before it is sent again");
+      await client.send(encodeAcknowledgement(written));
+    }
+    await client.send(record(sent.subarray(isRead, isRead + maxUnacknowledged)));
+    const end = written + maxUnacknowledged;
+    await writeAll(server, new Uint8Array(maxUnacknowledged));
+    const waiting = server.write(new Uint8Array(1));
+    while (written < end) await receive();
+    await client.send(encodeAcknowledgement(written));
+    assertEquals(await within(LONG, waiting, () => `no acknowledgement on carrier ${carrier}`), 1);
+    while (written === end) await receive();
+    if (carrier === 3) {
+      while (acknowledged.at(-1) !== read) await receive();
+      break;
+    }
+    client[Symbol.dispose]();
+    while (server.state === "connected") await turn();
+    await readSent(500);
+    client = await RawClient.dial(made.port);
+    assertEquals((await client.greet(token, written)).received, read);
+  }
+  await readSent(sent.length - read);
+  client[Symbol.dispose]();
+  server.close();
 });
 
 Deno.test("resumable() gives up after resumeTimeout with the error of the last attempt, before and after it was connected", async () => {

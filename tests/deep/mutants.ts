@@ -798,8 +798,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a reply to a resumption counts one byte too few",
     file: "_resume_listener.ts",
-    from: "encodeReply(RESUMED, { token, received: core.received })",
-    to: "encodeReply(RESUMED, { token, received: Math.max(0, core.received - 1) })",
+    from: "encodeReply(RESUMED, { token, received: core.greet() })",
+    to: "encodeReply(RESUMED, { token, received: Math.max(0, core.greet() - 1) })",
     isOfCarriers: true,
   },
   {
@@ -1017,8 +1017,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "an acknowledgement of resumption counts what was only received ahead",
     file: "_resume_core.ts",
-    from: "      const count = this.#received - this.#held.length;\n",
-    to: "      const count = this.#received;\n",
+    from: "      const count = this.#received - Math.max(this.#held.length, carrier.decoder.repeated);\n",
+    to: "      const count = this.#received - carrier.decoder.repeated;\n",
     tests: ["resume_test.ts"],
   },
   {
@@ -1096,6 +1096,34 @@ export const MUTANTS: Mutant[] = [
     file: "_resume_listener.ts",
     from: "    if (hello !== entry.hellos || core.hasEnded) return closeQuietly(connection);\n",
     to: "",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "a hello counts what was only received ahead",
+    file: "_resume_core.ts",
+    from: "this.#received - (this.#isEndedByPeer ? 0 : this.#held.length);",
+    to: "this.#received;",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "what a carrier is still to repeat is acknowledged",
+    file: "_resume_core.ts",
+    from: "Math.max(this.#held.length, carrier.decoder.repeated);",
+    to: "this.#held.length;",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "what was repeated is not acknowledged",
+    file: "_resume_core.ts",
+    from: "    if (payload === 0) this.#report();\n",
+    to: "",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "no acknowledgement is received behind all that the peer may send",
+    file: "_resume_core.ts",
+    from: "this.#held.length <= this.#replay.capacity;",
+    to: "this.#held.length < this.#replay.capacity;",
     tests: ["resume_test.ts"],
   },
   {
