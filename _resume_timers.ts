@@ -8,6 +8,9 @@ import { clock, excuse, setTimerRef, type Timer, TIMER_LAG_MS } from "./_clock.t
 
 // Larger: fewer records; smaller: the peer frees its memory earlier.
 const ACKNOWLEDGEMENT_DELAY_MS = 100;
+// Minimum number of timer ticks in `resumeTimeout`: their lag shows how long the process was suspended. Larger: more ticks;
+// smaller: less of that time is noticed.
+const LOOKS_PER_TIMEOUT = 3;
 
 /** What the timers need from their connection. */
 export interface ResumeTimersHost {
@@ -135,10 +138,15 @@ export class ResumeTimers {
     const half = this.#silence / 2;
     // The silence of a carrier that is not read is not known: look again later.
     const silenceAt = Math.max(this.#heardAt + (this.#hasProbed ? this.#silence : half), clock.now() + half / 4);
-    const giveUpAt = Math.min(this.#suspendedAt, this.#closedAt) + this.#resumeTimeout;
+    const isWaiting = Math.min(this.#suspendedAt, this.#closedAt) !== Infinity;
+    const lookAt = isWaiting ? clock.now() + this.#resumeTimeout / LOOKS_PER_TIMEOUT : Infinity;
     // With a carrier there is always another deadline before long.
     const trimAt = this.#suspendedAt === Infinity ? Infinity : this.#trimAt;
-    this.#arm(Math.min(this.#acknowledgeAt, silenceAt, this.#sentAt + half, giveUpAt, trimAt));
+    this.#arm(Math.min(this.#acknowledgeAt, silenceAt, this.#sentAt + half, this.#giveUpAt, lookAt, trimAt));
+  }
+
+  get #giveUpAt(): number {
+    return Math.min(this.#suspendedAt, this.#closedAt) + this.#resumeTimeout;
   }
 
   #arm(at: number): void {
@@ -155,12 +163,13 @@ export class ResumeTimers {
     this.#timerAt = Infinity;
     // The process was suspended or blocked: bytes may wait in the carrier.
     if (late > TIMER_LAG_MS) {
-      // Only one of the two waits has begun; the start of the other is `Infinity`, and must remain so.
+      // The start of a wait that has not begun is `Infinity`, and must remain so.
       if (this.#suspendedAt === Infinity) this.#heardAt = excuse(this.#heardAt, late, now);
       else this.#suspendedAt = excuse(this.#suspendedAt, late, now);
+      if (this.#closedAt !== Infinity) this.#closedAt = excuse(this.#closedAt, late, now);
     }
     const host = this.#host;
-    if (now >= Math.min(this.#suspendedAt, this.#closedAt) + this.#resumeTimeout) return host.suspensionExpired();
+    if (now >= this.#giveUpAt) return host.suspensionExpired();
     const half = this.#silence / 2;
     // Before anything is written, because memory is not freed during a write. Not with the probe, because an end whose
     // peer probes first sends none.

@@ -168,6 +168,24 @@ Deno.test("ResumableConnection.close() after closeWrite() gives up after resumeT
   assertEquals(time.pending, 0);
 });
 
+Deno.test("a freeze of the process does not count for resumeTimeout, neither while suspended nor after close()", async () => {
+  using time = new ManualClock();
+  for (const [isSuspended, isClosed] of [[true, false], [true, true], [false, true]]) {
+    const { client, far } = await connect({ resumeTimeout: 60_000, silence: 600_000 });
+    if (isClosed) client.closeWrite().catch(() => {});
+    else client.read(new Uint8Array(1)).catch(() => {});
+    if (isClosed) client.close();
+    if (isSuspended) far.close();
+    await turn();
+    await time.advance(30_000);
+    time.freeze(3_600_000);
+    await time.advance(15_000);
+    assertEquals(client.state, isSuspended ? "suspended" : "connected");
+    await time.advance(60_000);
+    assertEquals(client.state, "ended");
+  }
+});
+
 Deno.test("ResumableConnection.close() during a write completes its record, and sends the close after it", async () => {
   using time = new ManualClock();
   for (const isRead of [true, false]) {

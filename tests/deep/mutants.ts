@@ -924,6 +924,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["resume_recovery_test.ts"],
   },
   {
+    name: "a freeze during a suspension counts",
+    file: "_resume_timers.ts",
+    from: "isWaiting ? clock.now() + this.#resumeTimeout / LOOKS_PER_TIMEOUT : Infinity;",
+    to: "isWaiting ? this.#giveUpAt : Infinity;",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
+    name: "a freeze after close() counts",
+    file: "_resume_timers.ts",
+    from: "      if (this.#closedAt !== Infinity) this.#closedAt = excuse(this.#closedAt, late, now);\n",
+    to: "",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
     name: "a suspended connection keeps the memory for reuse",
     file: "_resume_timers.ts",
     from: "this.#suspendedAt === Infinity ? Infinity : this.#trimAt;",
