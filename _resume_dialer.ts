@@ -90,7 +90,8 @@ export class ResumeDialer {
     this.core = new ResumeCore(settings, (state, reason) => {
       this.#proceed?.();
       onChange(state, reason);
-      if (state === "suspended") this.#run();
+      // The callback may have closed it.
+      if (state === "suspended" && !this.core.hasEnded) this.#run();
     });
     this.#run();
   }

@@ -276,6 +276,23 @@ Deno.test("resumable() pauses between carriers that are lost at once, and begins
   client.close();
 });
 
+Deno.test("resumable() keeps no timer when onChange closes a connection that would pause before it dials", async () => {
+  using time = new ManualClock();
+  let suspensions = 0;
+  const onChange = (state: string) => {
+    if (state === "suspended" && ++suspensions === 2) client.close();
+  };
+  const { client, far, next } = await connect({ onChange });
+  const reading = client.read(new Uint8Array(1));
+  far.close();
+  const second = await next();
+  await answer(second, RESUMED);
+  second.close();
+  await assertRejects(() => reading, Error, "closed connection");
+  await turn();
+  assertEquals([client.state, suspensions, time.pending], ["ended", 2, 0]);
+});
+
 Deno.test("resumable() sets no timer for an infinite silence, which would expire at once", async () => {
   using _clock = new ManualClock();
   const { setTimer } = clock;

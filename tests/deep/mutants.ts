@@ -938,6 +938,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["resume_recovery_test.ts"],
   },
   {
+    name: "a connection that was closed when it was suspended pauses as if to dial",
+    file: "_resume_dialer.ts",
+    from: 'if (state === "suspended" && !this.core.hasEnded) this.#run();',
+    to: 'if (state === "suspended") this.#run();',
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
     name: "a suspended connection keeps the memory for reuse",
     file: "_resume_timers.ts",
     from: "this.#suspendedAt === Infinity ? Infinity : this.#trimAt;",
