@@ -237,7 +237,8 @@ export interface Server extends AsyncDisposable {
   /**
    * Stops accepting connections and streams, waits until no stream is open, and closes the sessions.
    *
-   * @param options Milliseconds after which open sessions are aborted. Default: the `timeout` of the sessions.
+   * @param options Milliseconds after which open sessions are aborted; only those of the first call count. Default: the
+   * `timeout` of the sessions.
    * @returns The promise {@linkcode Server.finished}.
    * @throws {RangeError} `timeout` is out of bounds.
    */
