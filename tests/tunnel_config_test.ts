@@ -298,6 +298,12 @@ Deno.test("loadConfig() names mistakes of the whole file, of combinations and of
     ['{ "server": { "listen": "1", "allow": [], "secret": "empty.txt" } }', [
       "sluice.json:1:53: server.secret must be non-empty printable ASCII without spaces",
     ]],
+    ['{ "server": { "listen": "1", "allow": [], "timeout": 1, "keepAliveInterval": 2 } }', [
+      "sluice.json:1:54: server.timeout must be at least keepAliveInterval, 2, received 1",
+    ]],
+    ['{ "client": { "connect": "1", "forward": ["2"], "timeout": 1, "keepAliveInterval": 2 } }', [
+      "sluice.json:1:60: client.timeout must be at least keepAliveInterval, 2, received 1",
+    ]],
     ['{ "server": { "listen": "1", "allow": [], "cert": "secret.txt" } }', [
       "sluice.json:1:51: server.cert and key must be set together, received only cert",
     ]],

@@ -109,6 +109,7 @@ export function checkOptions(options: ServeTunnelOptions): void {
   checkStatus(options.status, options.insecure);
   checkTimeout("connectTimeout", options.connectTimeout);
   checkTimeout("udpTimeout", options.udpTimeout);
+  limitsOf(options);
   const hasRules = allow.length > 0 || allowListen.length > 0;
   if (users !== undefined && (secret !== undefined || hasRules)) {
     throw new RangeError("users cannot be combined with secret, allow or allowListen: each user has its own");
@@ -274,7 +275,6 @@ export class ServerEnd {
   async #update(options: ServeTunnelOptions): Promise<void> {
     if (this.#stopping.signal.aborted) throw new Error("Cannot update the tunnel: it has ended");
     checkOptions(options);
-    limitsOf(options);
     for (const name of FIXED) {
       const [present, wanted] = [this.#options[name], options[name]];
       if (wanted === present) continue;
