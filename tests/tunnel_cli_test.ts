@@ -654,6 +654,35 @@ Deno.test("tunnel command: prints its help and its version on stdout", async () 
   }
 });
 
+Deno.test(
+  "tunnel command: exits with 1 when its output cannot be written",
+  { ignore: Deno.build.os !== "linux" },
+  async () => {
+    await using target = makeTarget((connection) => writeAll(connection, bytes("answer")));
+    await using server = serveTunnel({ listen: FREE, target: target.addr, onEvent() {} });
+    const runFull = async (...args: string[]) => {
+      const shell = ["-c", 'echo word | "$@" > /dev/full', "sh", Deno.execPath(), "run", "--no-config", "-A", SCRIPT];
+      const { code, stderr } = await new Deno.Command("sh", { args: [...shell, ...args], env: { NO_COLOR: "1" } })
+        .output();
+      return [code, text(stderr)];
+    };
+    const full = [1, "cannot write to stdout: no space left on device\n"];
+    assertEquals(await runFull("hash", "alice"), full);
+    assertEquals(await runFull("--help"), full);
+    assertEquals(await runFull("client", "--connect", server.serverAddr, "--forward", "-"), full);
+  },
+);
+
+Deno.test("tunnel command: exits with 0 when the reader of its output has ended, as head does", async () => {
+  const child = command(["hash", "alice"], { stdin: "piped" }).spawn();
+  await child.stdout.cancel();
+  const stdin = child.stdin.getWriter();
+  await stdin.write(bytes("word"));
+  await stdin.close();
+  const [{ code }, stderr] = await Promise.all([child.status, new Response(child.stderr).text()]);
+  assertEquals([code, stderr], [0, ""]);
+});
+
 Deno.test("tunnel command: a server whose log is not read serves on, and ends on a signal", async () => {
   await using echo = makeEcho();
   const child = command(["server", "--listen", "0", "--allow", echo.addr]).spawn();

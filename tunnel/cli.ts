@@ -8,7 +8,7 @@ import type { FrameEvent } from "../mod.ts";
 import { parseCommand, type TunnelCommand } from "./arguments.ts";
 import { ConfigError } from "./config.ts";
 import { Display } from "./display.ts";
-import { errorText, PermanentError } from "./errors.ts";
+import { errorText, isCut, PermanentError, wrapError } from "./errors.ts";
 import { errorHint } from "./hints.ts";
 import {
   errorEntry,
@@ -34,10 +34,15 @@ import { setDeadline } from "./wait.ts";
 /** The exit codes of the command. */
 const EXIT = { ended: 0, failed: 1, usage: 2, refused: 3 };
 
+const UNWRITABLE = "cannot write to stdout";
+
 /** Stdin and stdout, to forward. */
 const stdio = {
   read: (p: Uint8Array) => Deno.stdin.read(p),
-  write: (p: Uint8Array) => Deno.stdout.write(p),
+  write: (p: Uint8Array) =>
+    Deno.stdout.write(p).catch((error) => {
+      throw wrapError(UNWRITABLE, error);
+    }),
   close: () => Deno.stdout.close(),
 };
 
@@ -65,12 +70,12 @@ export async function main(args: readonly string[]): Promise<number> {
     const text = textFor(args);
     if (text !== undefined) {
       display.line(text);
-      return EXIT.ended;
+      return await printed(display);
     }
     const command = parseCommand(args);
     if ("run" in command) {
       for await (const line of await command.run()) display.line(line);
-      return EXIT.ended;
+      return await printed(display);
     }
     format = command.log;
     if (command.isPiped) display = new Display(Deno.stderr, Deno.stderr);
@@ -91,6 +96,14 @@ export async function main(args: readonly string[]): Promise<number> {
   } finally {
     await display.end();
   }
+}
+
+/** Waits until the lines of a command that only prints are written; returns the exit code. */
+async function printed(display: Display): Promise<number> {
+  await display.flush();
+  // A reader such as `head` may have had enough.
+  if (display.failure === undefined || isCut(display.failure)) return EXIT.ended;
+  throw wrapError(UNWRITABLE, display.failure);
 }
 
 /** Runs a tunnel until it ends. */

@@ -37,6 +37,11 @@ export class Display {
     this.#out.line(text);
   }
 
+  /** Why lines could not be written; `undefined` if all were. */
+  get failure(): unknown {
+    return this.#out.failure;
+  }
+
   /** Shows a line on stderr. */
   error(text: string): void {
     this.#errors.line(text);

@@ -33,9 +33,15 @@ export class Output {
   /** The status on the screen. */
   #shown = "";
   #writing: Promise<void> | undefined;
+  #failure: unknown;
 
   constructor(sink: Sink) {
     this.#sink = sink;
+  }
+
+  /** Why the first write that failed has failed; `undefined` if none has. */
+  get failure(): unknown {
+    return this.#failure;
   }
 
   /** Queues a line. */
@@ -83,8 +89,9 @@ export class Output {
       this.#lines = 0;
       try {
         await this.#write(encoder.encode(text));
-      } catch {
+      } catch (error) {
         // The terminal is gone, or the reader has exited, as `tee` does after the same Ctrl-C. A later line tries again.
+        this.#failure ??= error;
         this.#dropped += lines;
         this.#shown = "";
         break;

@@ -1443,6 +1443,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_update_test.ts"],
   },
   {
+    name: "a command whose result was not written exits with 0",
+    file: "tunnel/output.ts",
+    from: "this.#failure ??= error;",
+    to: "",
+    tests: ["tunnel_cli_test.ts"],
+  },
+  {
     name: "a removed user of a tunnel stays connected",
     file: "tunnel/server.ts",
     from: "this.#activity.abortIf((session) => this.#access.isRemoved(session),",
