@@ -214,6 +214,9 @@ Deno.test("errorHint() explains a certificate of a CA, an unknown issuer, a peer
   const explained: Record<string, RegExp> = {
     "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))": /sluice cert/,
     "invalid peer certificate: UnknownIssuer": /--ca FILE/,
+    "invalid peer certificate: BadSignature": /copy it/,
+    "Cannot connect to a:1: self-signed certificate": /--ca FILE/,
+    "Cannot connect to a:1: unable to verify the first certificate": /--ca FILE/,
     "received corrupt message of type InvalidContentType": /--tls/,
     "Too many open files (os error 24)": /ulimit -n/,
     "Cannot connect to a:1 through http://h:3128: the proxy wants a user and a password": /--proxy http:/,

@@ -328,7 +328,13 @@ export function wordHint(command: string, word: string, last: string | undefined
 // Parts of messages of the system and of Deno, and what helps.
 const CAUSES: [part: RegExp, hint: string][] = [
   [/CaUsedAsEndEntity/, "the certificate of the server is one of a CA; sluice cert makes one for a server"],
-  [/UnknownIssuer/, "trust the certificate of the server with --ca FILE"],
+  // Of TLS of Deno, and of TLS of Node, which a client with a certificate or a pin uses.
+  [
+    /UnknownIssuer|self-signed certificate|unable to (verify the first|get (local )?issuer) certificate/,
+    "trust the certificate of the server with --ca FILE",
+  ],
+  // The names are those of a certificate in --ca, as when the server has a new one for the same hosts.
+  [/BadSignature/, "the server has another certificate than that in --ca FILE; if it is a new one, copy it"],
   [/InvalidContentType/, "the other end does not use TLS; clients need --tls, servers --cert and --key"],
   [
     /cannot connect to .*(unexpected end of file|before secure TLS|during the TLS handshake)/i,
