@@ -234,7 +234,7 @@ Deno.test("checkTunnel() shows the pin, and offers it for a certificate that is 
   }
   const wrong = await check({ pin: OTHER });
   assertEquals(wrong.isOk, false);
-  assertEquals(wrong.advice, "If the server has a new key, use its pin; else another machine answers.");
+  assertEquals(wrong.advice, "Compare --pin with the pin that the server prints when it starts.");
 });
 
 Deno.test("tunnel command: cert prints the pin, the server logs it, and a client with --pin needs no file", async () => {

@@ -54,7 +54,7 @@ const ADVICE: Record<StepKind, readonly [pattern: RegExp | undefined, advice: st
     [undefined, "The proxy cannot reach the server: check the address in --connect, and whether the server runs."],
   ],
   TLS: [
-    [/has the pin/, "If the server has a new key, use its pin; else another machine answers."],
+    [/has the pin/, "Compare --pin with the pin that the server prints when it starts."],
     [UNTRUSTED, "If this is the certificate of your server, trust it: --ca FILE."],
     [/CaUsedAsEndEntity/, "It is the certificate of a CA. Make one for the server: sluice cert."],
     [/Expired/, "The certificate has expired: make a new one, and restart the server with it."],
