@@ -714,6 +714,26 @@ Deno.test("tunnel command: SIGHUP without a change reloads; a change of another 
   assertEquals(stdout.match(/^reloaded /gm)?.length, 2);
 });
 
+Deno.test("tunnel command: SIGHUP does not end a process with a file while it waits for open connections", async () => {
+  await using echo = makeEcho();
+  const port = `127.0.0.1:${freePort()}`;
+  const local = `127.0.0.1:${freePort()}`;
+  const config = {
+    server: { listen: port, allow: [echo.addr] },
+    client: { connect: port, forward: [`${local}=${echo.addr}`] },
+  };
+  await using command = await start(config, { places: 2 });
+  const { child } = command.watched;
+  using open = await dial(local);
+  assertEquals(await say(open, "before"), "before");
+  child.kill("SIGTERM");
+  await command.watched.until(/shutting down/);
+  child.kill("SIGHUP");
+  assertEquals(await say(open, "after"), "after");
+  open.close();
+  assertEquals((await command.watched.ended()).code, 0);
+});
+
 /** Runs the command with these arguments to its end. */
 async function run(...args: string[]) {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {

@@ -180,14 +180,14 @@ export class ConfiguredTunnels implements Running {
       await Promise.all([this.#server?.finished, this.#client?.finished]);
     } finally {
       this.#stop();
+      // Not before: without a listener the signal ends the process, and the connections that it waits for.
+      if (Deno.build.os !== "windows") Deno.removeSignalListener("SIGHUP", this.#hangUp);
     }
   }
 
   #stop(): void {
-    if (this.#isStopping) return;
     this.#isStopping = true;
     this.#watcher.close();
-    if (Deno.build.os !== "windows") Deno.removeSignalListener("SIGHUP", this.#hangUp);
   }
 
   /** Reloads after earlier reloads, if it is due then. */

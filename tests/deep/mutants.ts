@@ -1450,6 +1450,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_cli_test.ts"],
   },
   {
+    name: "SIGHUP cuts the connections of a tunnel with a file that is shutting down",
+    file: "tunnel/configured.ts",
+    from: "    this.#isStopping = true;\n",
+    to: '    this.#isStopping = true;\n    Deno.removeSignalListener("SIGHUP", this.#hangUp);\n',
+    tests: ["tunnel_config_test.ts"],
+  },
+  {
     name: "a removed user of a tunnel stays connected",
     file: "tunnel/server.ts",
     from: "this.#activity.abortIf((session) => this.#access.isRemoved(session),",
