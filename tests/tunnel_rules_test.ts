@@ -117,6 +117,18 @@ Deno.test("Rules.allows() denies what !* matches, also this machine and link-loc
   assertEquals(isAllowed(["db.local:*", "!10.0.0.0/8:*"], "db.local:80", "10.0.0.1"), false);
 });
 
+Deno.test("Rules.allows() denies a connection to 0.0.0.0 or :: by an entry that denies the loopback address", () => {
+  const entries = ["*:*", "udp:*:*", "!127.0.0.0/8:*", "!udp:127.0.0.1:*", "![::1]:22"];
+  for (const target of ["0.0.0.0:22", "0:22", "0.0.0.1:22", "[::ffff:0.0.0.0]:22", "[::]:22"]) {
+    assertEquals(isAllowed(entries, target), false, target);
+  }
+  assertEquals(isAllowed(entries, "0.0.0.0:22", undefined, true), false);
+  assertEquals(isAllowed(entries, "[::]:80"), true);
+  assertEquals(isAllowed([...entries, "0.0.0.0:80"], "0.0.0.0:80"), true);
+  const listening = new Rules("allowListen", ["*:*", "!127.0.0.0/8:*"]);
+  assertEquals(listening.allows({ hostname: "0.0.0.0", port: 80 }, "0.0.0.0"), true);
+});
+
 Deno.test("Rules with udp: in front are about datagrams only, others about connections only", () => {
   const entries = ["10.0.0.0/8:*", "udp:*:53", "!udp:10.0.0.1:*", "!*:54", "udp:*:54", "UDP:55"];
   const cases: [target: string, tcp: boolean, udp: boolean][] = [
@@ -267,14 +279,18 @@ function isDocumentedToMatch(
   { isDenying, isUdp, host, ports }: Entry,
   { name, address, port, isUdp: isUdpTarget }: { name: string | null; address: Address; port: number; isUdp: boolean },
 ): boolean {
+  const isUnspecified = isIn(address, ipv4(0), 8) || isIn(address, ipv6(0n), 128);
   if (isUdp !== isUdpTarget) return false;
   if (ports !== undefined && (port < ports[0] || port > ports[1])) return false;
   if (host.type === "name") return host.name === name;
-  if (host.type === "network") return isIn(address, host.address, host.prefix);
+  if (host.type === "network") {
+    const reached = address.bits === 32 ? ipv4(0x7f000001) : ipv6(1n);
+    const isReached = isDenying && isUnspecified && isIn(reached, host.address, host.prefix);
+    return isReached || isIn(address, host.address, host.prefix);
+  }
   if (isDenying) return true;
   const isLinkLocal = isIn(address, ipv4(0xa9fe0000), 16) || isIn(address, ipv6(0xfe80n << 112n), 10);
   const isLoopback = isIn(address, ipv4(0x7f000000), 8) || isIn(address, ipv6(1n), 128);
-  const isUnspecified = isIn(address, ipv4(0), 8) || isIn(address, ipv6(0n), 128);
   if (isLinkLocal) return false;
   if (name === null) return true;
   return isLoopback ? name === "localhost" || name.endsWith(".localhost") : !isUnspecified;

@@ -33,6 +33,8 @@ const ENTRY =
 /** The entries of `allow` or `allowListen`. The last entry that matches decides; without one the request is denied. */
 export class Rules {
   readonly #entries: readonly Entry[];
+  /** Whether the addresses are those to listen at. */
+  readonly #isListening: boolean;
 
   /**
    * @param name The name of the option, for errors.
@@ -41,13 +43,18 @@ export class Rules {
    */
   constructor(name: string, entries: readonly string[], isUdp = false) {
     this.#entries = entries.map((entry) => parseRule(name, entry)).filter((entry) => entry.isUdp === isUdp);
+    this.#isListening = name === "allowListen";
   }
 
   /** Whether the endpoint is allowed at an address, which its host was resolved to; empty for a Unix socket. */
   allows(endpoint: Endpoint, address: string): boolean {
     if (endpoint.path === undefined && isIP(address) === 0) return false;
     const normal = normalize(endpoint);
-    return this.#entries.findLast((entry) => entry.matches(normal, address))?.isAllowing ?? false;
+    // What denies 127.0.0.1 must not be avoided by a connection to 0.0.0.0.
+    const reached = this.#isListening ? address : reachedBy(address);
+    const matches = ({ isAllowing, matches }: Entry) =>
+      matches(normal, address) || (!isAllowing && matches(normal, reached));
+    return this.#entries.findLast(matches)?.isAllowing ?? false;
   }
 
   /** Whether the endpoint may be allowed at some address: otherwise its host need not be resolved. */
@@ -129,6 +136,12 @@ const LINK_LOCAL = networks(["169.254.0.0/16", "fe80::/10"]);
 const LOOPBACK = networks(["127.0.0.0/8", "::1/128"]);
 // Connections to them reach this machine.
 const UNSPECIFIED = networks(["0.0.0.0/8", "::/128"]);
+
+/** Returns the address that a connection to an address reaches. */
+function reachedBy(address: string): string {
+  const isUnspecified = address !== "" && UNSPECIFIED.check(address, familyOf(address));
+  return !isUnspecified ? address : isIP(address) === 4 ? "127.0.0.1" : "::1";
+}
 
 function hasHost(host: Host, isAllowing: boolean, endpoint: Endpoint, address: string): boolean {
   if ("name" in host) return host.name === endpoint.hostname;

@@ -1457,6 +1457,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_config_test.ts"],
   },
   {
+    name: "a client of a tunnel reaches a denied loopback address through 0.0.0.0",
+    file: "tunnel/rules.ts",
+    from: "this.#isListening ? address : reachedBy(address);",
+    to: "address;",
+    tests: ["tunnel_rules_test.ts"],
+  },
+  {
     name: "a removed user of a tunnel stays connected",
     file: "tunnel/server.ts",
     from: "this.#activity.abortIf((session) => this.#access.isRemoved(session),",
