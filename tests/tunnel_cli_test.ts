@@ -659,7 +659,7 @@ Deno.test(
   { ignore: Deno.build.os !== "linux" },
   async () => {
     await using target = makeTarget((connection) => writeAll(connection, bytes("answer")));
-    await using server = serveTunnel({ listen: FREE, target: target.addr, onEvent() {} });
+    await using server = serveTunnel({ listen: FREE, target: target.addr, onError() {}, onEvent() {} });
     const runFull = async (...args: string[]) => {
       const shell = ["-c", 'echo word | "$@" > /dev/full', "sh", Deno.execPath(), "run", "--no-config", "-A", SCRIPT];
       const { code, stderr } = await new Deno.Command("sh", { args: [...shell, ...args], env: { NO_COLOR: "1" } })
@@ -672,6 +672,15 @@ Deno.test(
     assertEquals(await runFull("client", "--connect", server.serverAddr, "--forward", "-"), full);
   },
 );
+
+Deno.test("tunnel command: names stdin when it cannot be read", { ignore: Deno.build.os !== "linux" }, async () => {
+  await using echo = makeEcho();
+  await using server = serveTunnel({ listen: FREE, target: echo.addr, onError() {}, onEvent() {} });
+  const line = ["run", "--no-config", "-A", SCRIPT, "client", "--connect", server.serverAddr, "--forward", "-"];
+  const args = ["-c", '"$@" < /', "sh", Deno.execPath(), ...line];
+  const { code, stderr } = await new Deno.Command("sh", { args, env: { NO_COLOR: "1" } }).output();
+  assertEquals([code, text(stderr)], [1, "cannot read stdin: is a directory\n"]);
+});
 
 Deno.test("tunnel command: exits with 0 when the reader of its output has ended, as head does", async () => {
   const child = command(["hash", "alice"], { stdin: "piped" }).spawn();

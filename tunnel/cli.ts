@@ -36,13 +36,17 @@ const EXIT = { ended: 0, failed: 1, usage: 2, refused: 3 };
 
 const UNWRITABLE = "cannot write to stdout";
 
+/** Returns a function that throws an error with more than the message of the system. */
+function failing(what: string): (error: unknown) => never {
+  return (error) => {
+    throw wrapError(what, error);
+  };
+}
+
 /** Stdin and stdout, to forward. */
 const stdio = {
-  read: (p: Uint8Array) => Deno.stdin.read(p),
-  write: (p: Uint8Array) =>
-    Deno.stdout.write(p).catch((error) => {
-      throw wrapError(UNWRITABLE, error);
-    }),
+  read: (p: Uint8Array) => Deno.stdin.read(p).catch(failing("cannot read stdin")),
+  write: (p: Uint8Array) => Deno.stdout.write(p).catch(failing(UNWRITABLE)),
   close: () => Deno.stdout.close(),
 };
 
