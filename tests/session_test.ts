@@ -17,7 +17,7 @@ import {
 import { deadline } from "@std/async";
 import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
-import { clock } from "../_clock.ts";
+import { clock, type Timer } from "../_clock.ts";
 import { FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP, PSH, SYN, UPDATE_LENGTH, type Version } from "../frame.ts";
 import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
 import { DEFAULTS, resolveOptions } from "../options.ts";
@@ -545,6 +545,29 @@ Deno.test("Session.unref(): ref() and unref() are passed on to the connection", 
   session.ref();
   assertEquals(calls, ["unref", "unref", "ref"]);
   session.abort();
+});
+
+Deno.test("Session.unref(): ref() and unref() apply to the timer of the session, for transports without them", () => {
+  const { setTimer, clearTimer } = clock;
+  let isRef: boolean | undefined;
+  clock.setTimer = () => {
+    isRef = true;
+    return { ref: () => isRef = true, unref: () => isRef = false } as unknown as Timer;
+  };
+  clock.clearTimer = () => {};
+  try {
+    const [near] = memoryPair();
+    const session = Session.client(near);
+    const seen = [isRef];
+    for (const call of ["unref", "ref", "unref"] as const) {
+      session[call]();
+      seen.push(isRef);
+    }
+    assertEquals(seen, [true, false, true, false]);
+    session.abort();
+  } finally {
+    Object.assign(clock, { setTimer, clearTimer });
+  }
 });
 
 const LONGEST = pattern(MAX_PAYLOAD_LENGTH);

@@ -2528,6 +2528,13 @@ export const MUTANTS: Mutant[] = [
     to: "GROUPS + left.length",
     tests: ["tunnel_access_test.ts"],
   },
+  {
+    name: "ref() after unref() does not apply to the timer of the session",
+    file: "session.ts",
+    from: "    this.#core.deadlines.setRef(true);\n",
+    to: "",
+    tests: ["session_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
