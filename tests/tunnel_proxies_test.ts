@@ -201,6 +201,14 @@ Deno.test("speakProxy() replies 407 to HTTP without the password, and forwards n
   assertEquals(forwarded, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
 });
 
+Deno.test("speakProxy() forwards the bytes of a head unchanged that are not ASCII", async () => {
+  const head = bytes("GET http://a/ HTTP/1.1\r\nX: ?\r\n\r\n");
+  head[head.indexOf(63)] = 0xe9;
+  const { forwarded } = await speak(head);
+  // One byte, which is no UTF-8.
+  assertEquals(forwarded, "GET / HTTP/1.1\r\nHost: a\r\nX: \ufffd\r\nConnection: close\r\n\r\n");
+});
+
 Deno.test("speakProxy() accepts a password with colons, and Basic in upper and lower case", async () => {
   const auth = "alice:open:sesame:";
   for (const scheme of ["Basic", "basic", "BASIC "]) {

@@ -2535,6 +2535,13 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["session_test.ts"],
   },
+  {
+    name: "a proxy forwards the bytes of a head as UTF-8",
+    file: "tunnel/http_proxy.ts",
+    from: "const head = encodeLatin1(forwarded.head)",
+    to: "const head = encoder.encode(forwarded.head)",
+    tests: ["tunnel_proxies_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
