@@ -547,6 +547,14 @@ Deno.test("Session.unref(): ref() and unref() are passed on to the connection", 
   session.abort();
 });
 
+Deno.test("Session calls setNoDelay(true) of its connection: a frame must not wait for an acknowledgement of TCP", () => {
+  const [near] = memoryPair();
+  const calls: unknown[] = [];
+  const session = Session.client(Object.assign(near, { setNoDelay: (on?: boolean) => void calls.push(on) }));
+  assertEquals(calls, [true]);
+  session.abort();
+});
+
 Deno.test("Session.unref(): ref() and unref() apply to the timer of the session, for transports without them", () => {
   const { setTimer, clearTimer } = clock;
   let isRef: boolean | undefined;
