@@ -296,6 +296,25 @@ async function untilSaid(addr: string): Promise<void> {
   }
 }
 
+Deno.test("overlaps() compares the port, the family and the path, and port 0 overlaps none", () => {
+  const cases: [one: string, other: string, expected: boolean][] = [
+    ["127.0.0.1:80", "127.0.0.1:80", true],
+    ["127.0.0.1:80", "127.0.0.1:81", false],
+    ["127.0.0.1:80", "127.0.0.2:80", false],
+    ["127.0.0.1:80", "0.0.0.0:80", true],
+    ["[::1]:80", "[::]:80", true],
+    ["[::1]:80", "0.0.0.0:80", false],
+    ["127.0.0.1:80", "[::]:80", false],
+    ["127.0.0.1:0", "127.0.0.1:0", false],
+    ["unix:/a:0", "unix:/a:0", true],
+    ["unix:/a", "unix:/b", false],
+    ["unix:/a", "0.0.0.0:80", false],
+  ];
+  for (const [one, other, expected] of cases) {
+    assertEquals([overlaps(one, other), overlaps(other, one)], [expected, expected], `${one} and ${other}`);
+  }
+});
+
 Deno.test("overlaps() compares addresses of UDP with each other only", () => {
   const cases: [one: string, other: string, expected: boolean][] = [
     ["udp:127.0.0.1:53", "udp:127.0.0.1:53", true],

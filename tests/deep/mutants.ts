@@ -2549,6 +2549,20 @@ export const MUTANTS: Mutant[] = [
     to: "    } catch",
     tests: ["session_test.ts"],
   },
+  {
+    name: "the datagrams that wait at one end are without a limit",
+    file: "tunnel/udp_flow.ts",
+    from: "    if (datagrams.queued + datagram.length > MAX_ALL_BYTES) return this.#drop();\n",
+    to: "",
+    tests: ["tunnel_udp_test.ts"],
+  },
+  {
+    name: "an address of IPv4 and all of IPv6 exclude each other",
+    file: "tunnel/ports.ts",
+    from: 'a!.hostname.includes(":") === b!.hostname.includes(":") && ',
+    to: "",
+    tests: ["tunnel_ports_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
