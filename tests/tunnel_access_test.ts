@@ -24,9 +24,10 @@ import { Access, Account } from "../tunnel/access.ts";
 import { credentials, request } from "../tunnel/handshake.ts";
 import { sourceOf } from "../tunnel/turns.ts";
 import { checkUsers, hashing, parseUsers, verifySecret } from "../tunnel/users.ts";
-import { bytes, isRefused } from "./support.ts";
+import { bytes, isRefused, LOOPBACK } from "./support.ts";
 import {
   askSocks,
+  at,
   dial,
   eventually,
   FREE,
@@ -528,6 +529,8 @@ Deno.test("serveTunnel() limits the ports of a user, and counts closed ones no m
   await assertRejects(() => open("0=1"), TunnelRefusedError, "at most 1 ports");
   await client.shutdown();
   await log.until("stopped", 2);
+  using taken = Deno.listen(LOOPBACK);
+  await assertRejects(() => open(`${at(taken.addr)}=1`), TunnelRefusedError, "address in use");
   await (await open("0=1")).shutdown();
 });
 

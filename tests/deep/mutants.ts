@@ -2563,6 +2563,13 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["tunnel_ports_test.ts"],
   },
+  {
+    name: "a user loses a port for each address that cannot be listened on",
+    file: "tunnel/ports.ts",
+    from: "      free();\n      throw error;\n",
+    to: "      throw error;\n",
+    tests: ["tunnel_access_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
