@@ -3,10 +3,11 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { type Connection, type FrameEvent, Session, type Version } from "../mod.ts";
 import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
+import { Account } from "../tunnel/access.ts";
 import { credentials } from "../tunnel/handshake.ts";
-import { overlaps, PROBE_TIMEOUT } from "../tunnel/ports.ts";
+import { overlaps, Ports, PROBE_TIMEOUT } from "../tunnel/ports.ts";
 import { makeFolder } from "./programs.ts";
-import { bytes, LOOPBACK, text, turn, writeAll } from "./support.ts";
+import { bytes, LOOPBACK, memoryPair, text, turn, writeAll } from "./support.ts";
 import {
   at,
   changeDelays,
@@ -135,6 +136,50 @@ Deno.test("serveTunnel() refuses the port of a silent client to another user, an
   await using alice = await open("alice");
   assertEquals(alice.listenAddrs, [place]);
 });
+
+Deno.test("Ports takes no address over from a client whose bytes are not read: its answer would wait behind them", async () => {
+  using _delays = probeAtOnce();
+  const [near, far] = memoryPair();
+  const client = Session.client(near);
+  const server = Session.server(far, { maxReceiveBuffer: 1 });
+  const other = Session.client(memoryPair()[0]);
+  const stream = await client.openStream();
+  await stream.write(bytes("x"));
+  const unread = await server.acceptStream();
+  while (!server.stats().readPaused) await turn();
+
+  const ports = new Ports();
+  const { signal } = new AbortController();
+  const permit = { account: new Account({}), method: "BIND" as const, addresses: ["127.0.0.1"] };
+  const on = (port: number) => ({ ...permit, endpoint: { hostname: "127.0.0.1", port } });
+  const listening = await ports.listen(on(0), server, unread, signal);
+  const port = portOf(listening.addr);
+  await assertRejects(() => ports.listen(on(port), other, unread, signal), Error, "address in use");
+  for (const session of [client, server, other]) session.abort();
+  await assertRejects(() => unread.closed);
+  await listening.closed;
+});
+
+for (const method of ["BIND", "BIND-UDP"] as const) {
+  Deno.test(`Ports listens again at an address that ${method} has released just before`, async () => {
+    const session = Session.client(memoryPair()[0]);
+    const ports = new Ports();
+    const { signal } = new AbortController();
+    const permit = { account: new Account({}), method, addresses: ["127.0.0.1"] };
+    let port = 0;
+    for (let round = 0; round < 3; round++) {
+      const stream = await session.openStream();
+      const endpoint = { hostname: "127.0.0.1", port };
+      const listening = await ports.listen({ ...permit, endpoint }, session, stream, signal);
+      port = portOf(listening.addr.replace("udp:", ""));
+      if ("accept" in listening) listening.accept().catch(() => {});
+      stream.abort();
+      await stream.closed.catch(() => {});
+      if (round === 2) await listening.closed;
+    }
+    session.abort();
+  });
+}
 
 Deno.test("serveTunnel() passes the port of a silent client on to one of two new clients, which keeps it", async () => {
   using held = holdTimers(PROBE_TIMEOUT);

@@ -2570,6 +2570,20 @@ export const MUTANTS: Mutant[] = [
     to: "      throw error;\n",
     tests: ["tunnel_access_test.ts"],
   },
+  {
+    name: "a port of UDP that was released just before cannot be listened on",
+    file: "tunnel/ports.ts",
+    from: "    for (const { addr: other, closed } of this.#closing) if (overlaps(other, addr)) await closed;\n",
+    to: "",
+    tests: ["tunnel_ports_test.ts"],
+  },
+  {
+    name: "a client whose bytes are not read counts as silent, and loses its port",
+    file: "tunnel/ports.ts",
+    from: " && !readPaused",
+    to: "",
+    tests: ["tunnel_ports_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
