@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import { concat } from "@std/bytes";
+import { createHash } from "node:crypto";
 import { serve, Session } from "../mod.ts";
 import { resumableListener } from "../resume.ts";
 import {
@@ -370,8 +371,16 @@ Deno.test("openTunnel() over ws rejects invalid, endless and missing answers", a
       `HTTP/1.1 101 OK\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: ${more}\r\n\r\n`,
     );
   };
+  // The answer to the key that was sent, and another header.
+  const acceptAnd = (head: string, header: string) => {
+    const [, key] = /\r\nSec-WebSocket-Key: (\S+)/.exec(head)!;
+    const answer = createHash("sha1").update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
+    return accept(head, `${answer}\r\n${header}`);
+  };
   const answers: [answer: (head: string) => Uint8Array, message: string][] = [
     [(head) => accept(head, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "invalid answer"],
+    [(head) => acceptAnd(head, "Sec-WebSocket-Extensions: permessage-deflate"), "sec-websocket-extensions, which was"],
+    [(head) => acceptAnd(head, "Sec-WebSocket-Protocol: chat"), "sec-websocket-protocol, which was not requested"],
     [() => bytes("SSH-2.0-OpenSSH\r\n"), 'expected HTTP, received "SSH-2.0-"'],
     [() => bytes(`HTTP/1.1 101 OK\r\na: ${"b".repeat(9000)}`), "HTTP header exceeds 8192 bytes"],
   ];

@@ -2584,6 +2584,13 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["tunnel_ports_test.ts"],
   },
+  {
+    name: "an extension of WebSocket that was not requested is accepted",
+    file: "tunnel/web_socket_handshake.ts",
+    from: "  if (extra !== undefined) throw",
+    to: '  if (extra === "") throw',
+    tests: ["tunnel_web_socket_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
