@@ -18,8 +18,20 @@ import { webSocketConnection, WebSocketListener } from "../websocket.ts";
 import { parseCommand } from "../tunnel/arguments.ts";
 import { PermanentError } from "../tunnel/errors.ts";
 import { UsageError } from "../tunnel/values.ts";
+import { openWebSocket } from "../tunnel/web_socket_handshake.ts";
 import { run, watch } from "./programs.ts";
-import { bytes, certificates, LOOPBACK, pattern, readAll, readSome, sha256, text, writeAll } from "./support.ts";
+import {
+  bytes,
+  certificates,
+  LOOPBACK,
+  memoryPair,
+  pattern,
+  readAll,
+  readSome,
+  sha256,
+  text,
+  writeAll,
+} from "./support.ts";
 import {
   askSocks,
   at,
@@ -364,6 +376,22 @@ Deno.test("openTunnel() over ws says how the server has refused, and which refus
   }
 });
 
+/** Returns the answer to the key in a request. */
+function answerKey(head: string): string {
+  const [, key] = /\r\nSec-WebSocket-Key: (\S+)/.exec(head)!;
+  return createHash("sha1").update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
+}
+
+Deno.test("openWebSocket() keeps the bytes that arrive together with the answer", async () => {
+  const [near, far] = memoryPair();
+  const opening = openWebSocket(near, { host: "a.test", path: "/", headers: [] });
+  const lines = ["HTTP/1.1 101 OK", "Upgrade: websocket", "Connection: upgrade"];
+  const answer = `Sec-WebSocket-Accept: ${answerKey(text(await readHead(far)))}`;
+  const message = [Uint8Array.of(0x82, 5), bytes("hello")];
+  await writeAll(far, concat([bytes([...lines, answer, "", ""].join("\r\n")), ...message]));
+  assertEquals(await readSome(await opening, 5), bytes("hello"));
+});
+
 Deno.test("openTunnel() over ws rejects invalid, endless and missing answers", async () => {
   const accept = (head: string, more = "") => {
     assertMatch(head, /\r\nSec-WebSocket-Key: [A-Za-z\d+/]{22}==\r\n/);
@@ -371,12 +399,7 @@ Deno.test("openTunnel() over ws rejects invalid, endless and missing answers", a
       `HTTP/1.1 101 OK\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: ${more}\r\n\r\n`,
     );
   };
-  // The answer to the key that was sent, and another header.
-  const acceptAnd = (head: string, header: string) => {
-    const [, key] = /\r\nSec-WebSocket-Key: (\S+)/.exec(head)!;
-    const answer = createHash("sha1").update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
-    return accept(head, `${answer}\r\n${header}`);
-  };
+  const acceptAnd = (head: string, header: string) => accept(head, `${answerKey(head)}\r\n${header}`);
   const answers: [answer: (head: string) => Uint8Array, message: string][] = [
     [(head) => accept(head, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "invalid answer"],
     [(head) => acceptAnd(head, "Sec-WebSocket-Extensions: permessage-deflate"), "sec-websocket-extensions, which was"],
@@ -405,6 +428,8 @@ Deno.test("openTunnel() over ws sends the real host, the path, and its headers",
   assertMatch(head, new RegExp(`^GET ${PATH.replace("?", "\\?")} HTTP/1\\.1\r\nHost: ${addr}\r\n`));
   for (const line of headers) assertStringIncludes(head, `\r\n${line}\r\n`);
   assert(!head.includes("sluice/"));
+  const { head: capital } = await openAt(() => bytes("HTTP/1.1 404 No\r\n\r\n"), { headers: ["User-Agent: mine/2"] });
+  assertEquals(capital.match(/^user-agent: .*$/gim), ["User-Agent: mine/2"]);
   const { head: plain } = await openAt(() => bytes("HTTP/1.1 404 No\r\n\r\n"));
   assertMatch(plain, /\r\nUser-Agent: sluice\/[\d.]+\r\n/);
 });

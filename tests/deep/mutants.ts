@@ -2591,6 +2591,13 @@ export const MUTANTS: Mutant[] = [
     to: '  if (extra === "") throw',
     tests: ["tunnel_web_socket_test.ts"],
   },
+  {
+    name: "the bytes that arrive together with the answer of a WebSocket server are lost",
+    file: "tunnel/web_socket_handshake.ts",
+    from: '"client", head.rest.slice()',
+    to: '"client", head.rest.subarray(head.rest.length)',
+    tests: ["tunnel_web_socket_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
