@@ -2598,6 +2598,41 @@ export const MUTANTS: Mutant[] = [
     to: '"client", head.rest.subarray(head.rest.length)',
     tests: ["tunnel_web_socket_test.ts"],
   },
+  {
+    name: "a text for a number looks like a number in the error of an option",
+    file: "_describe.ts",
+    from: '  if (typeof value === "string") return JSON.stringify(value);\n',
+    to: "",
+    tests: ["describe_test.ts"],
+  },
+  {
+    name: "the error of a wrong type contains the value, which may be secret",
+    file: "_describe.ts",
+    from: 'return value === null ? "null" : typeof value;',
+    to: "return String(value);",
+    tests: ["describe_test.ts"],
+  },
+  {
+    name: "errors of a resumable connection call its bytes smux",
+    file: "_resume_frame.ts",
+    from: ', { protocol: "resume protocol" }',
+    to: "",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "each character of a text counts as an entry of a list of a tunnel's client",
+    file: "tunnel/settings.ts",
+    from: "  checkLists(options, LISTS);\n",
+    to: "",
+    tests: ["tunnel_limits_test.ts"],
+  },
+  {
+    name: "a wait of a tunnel's client is not checked",
+    file: "tunnel/settings.ts",
+    from: '  checkTimeout("wait", options.wait, 0);\n',
+    to: "",
+    tests: ["tunnel_limits_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
