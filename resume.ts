@@ -179,6 +179,7 @@ const DEFAULT_MAX_SUSPENDED = 1024;
  * @param options Limits, a signal, and a callback.
  * @returns The connection, which can be used at once.
  * @throws {RangeError} An option is out of bounds.
+ * @throws {TypeError} `dial` is not a function.
  *
  * @example A session that survives its socket
  * ```ts
