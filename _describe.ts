@@ -1,5 +1,5 @@
 /**
- * Values in the messages of errors.
+ * Values in the messages of errors, and a check of arguments.
  *
  * @module
  */
@@ -14,4 +14,14 @@ export function describeValue(value: unknown): string {
 export function describeType(value: unknown): string {
   if (value === null || typeof value !== "object") return value === null ? "null" : typeof value;
   return Object.getPrototypeOf(value)?.constructor?.name || "object";
+}
+
+/**
+ * Checks that a value is a listener. Without this, a promise of one would be an endless series of errors of `accept`.
+ *
+ * @throws {TypeError} It lacks `accept` or `close`.
+ */
+export function checkListener(value: { accept?: unknown; close?: unknown }, action: string): void {
+  if (typeof value?.accept === "function" && typeof value.close === "function") return;
+  throw new TypeError(`Cannot ${action}: expected a listener with accept and close, received ${describeType(value)}`);
 }

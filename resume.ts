@@ -32,7 +32,7 @@
  * @module
  */
 
-import { describeType, describeValue } from "./_describe.ts";
+import { checkListener, describeType, describeValue } from "./_describe.ts";
 import { ResumptionError } from "./errors.ts";
 import type { ResumeCore, ResumeSettings, ResumeState } from "./_resume_core.ts";
 import { type Dial, ResumeDialer } from "./_resume_dialer.ts";
@@ -231,6 +231,7 @@ export function resumable(dial: Dial, options: ResumableOptions = {}): Resumable
  * @param options Limits, and a callback for every connection.
  * @returns The listener, for `serve`.
  * @throws {RangeError} An option is out of bounds.
+ * @throws {TypeError} The listener lacks `accept` or `close`.
  *
  * @example A server
  * ```ts
@@ -252,6 +253,7 @@ export function resumableListener(
   listener: Listener<Connection>,
   options: ResumableListenerOptions = {},
 ): Listener<Connection> {
+  checkListener(listener, "resume");
   const { maxSuspended = DEFAULT_MAX_SUSPENDED } = options;
   if (!Number.isSafeInteger(maxSuspended) || maxSuspended < 0) {
     throw new RangeError(`maxSuspended must be an integer of at least 0, received ${describeValue(maxSuspended)}`);

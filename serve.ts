@@ -6,7 +6,7 @@
 
 import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
-import { describeType } from "./_describe.ts";
+import { checkListener } from "./_describe.ts";
 import { isNodeStream, NodeConnection } from "./_node_stream.ts";
 import { Channel } from "./channel.ts";
 import { clock, setTimerRef } from "./_clock.ts";
@@ -99,6 +99,7 @@ export interface ConnectionsOptions {
  * @param listener The source of the connections.
  * @param options A signal, and a callback for errors.
  * @returns An iterator over the connections.
+ * @throws {TypeError} The listener lacks `accept` or `close`: the first step of the iteration rejects.
  *
  * @example Accepting one connection
  * ```ts
@@ -117,6 +118,7 @@ export async function* connections<Accepted extends Transport>(
   listener: Listener<Accepted>,
   options: ConnectionsOptions = {},
 ): AsyncIterableIterator<Accepted> {
+  checkListener(listener, "accept");
   const { signal, onError = console.error } = options;
   const stopped = new Channel<void>();
 
@@ -282,9 +284,7 @@ export function serve(
   options: ServeOptions = {},
 ): Server {
   const sessionOptions = checkServeOptions(options);
-  if (typeof listener?.accept !== "function" || typeof listener.close !== "function") {
-    throw new TypeError(`Cannot serve: expected a listener with accept and close, received ${describeType(listener)}`);
-  }
+  checkListener(listener, "serve");
   const server = new StreamServer(handler, options, sessionOptions);
   const finished = server.run(listener);
   const shutdown = (options: { timeout?: number | undefined } = {}) => server.shutdown(options);

@@ -4,8 +4,8 @@
  * @module
  */
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { Channel, serve, Session, type SessionOptions, type Stream } from "../mod.ts";
-import { resumable } from "../resume.ts";
+import { Channel, connections, type Listener, serve, Session, type SessionOptions, type Stream } from "../mod.ts";
+import { resumable, resumableListener } from "../resume.ts";
 import { WebSocketListener } from "../websocket.ts";
 import { describeType, describeValue } from "../_describe.ts";
 
@@ -50,4 +50,12 @@ Deno.test("an argument of the wrong type has its class or type in the message, n
   assertThrows(() => serve(new Map() as never, () => {}), TypeError, "with accept and close, received Map");
   const incoming = new Channel<Stream>() as never;
   assertThrows(() => Session.server(transport(), { incoming }), TypeError, "unbounded(), received Channel");
+});
+
+Deno.test("serve(), connections() and resumableListener() reject a promise of a listener, instead of accepting for ever", async () => {
+  const listener = Promise.resolve() as unknown as Listener<Deno.Conn>;
+  const message = "expected a listener with accept and close, received Promise";
+  assertThrows(() => serve(listener, () => {}), TypeError, message);
+  assertThrows(() => resumableListener(listener), TypeError, message);
+  await assertRejects(() => connections(listener).next(), TypeError, message);
 });

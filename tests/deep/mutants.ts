@@ -2633,6 +2633,13 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["tunnel_limits_test.ts"],
   },
+  {
+    name: "resumableListener() accepts a promise of a listener, whose errors never end",
+    file: "resume.ts",
+    from: '  checkListener(listener, "resume");\n',
+    to: "",
+    tests: ["describe_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
