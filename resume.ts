@@ -283,11 +283,13 @@ function resolve(options: ResumeOptions): ResumeSettings {
   };
 }
 
-/** Logs what a callback of the application throws, because no call of the application could reject with it. */
+/** Logs the error of a callback of the application, because no call of the application could reject with it. */
 function guard(onChange: ResumeOptions["onChange"]): (state: ResumeState, reason: unknown) => void {
   return (state, reason) => {
     try {
-      onChange?.(state, reason);
+      const running: unknown = onChange?.(state, reason);
+      // An async function is assignable to the type, too.
+      if (running instanceof Promise) running.catch((error) => console.error(error));
     } catch (error) {
       console.error(error);
     }

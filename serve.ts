@@ -367,7 +367,9 @@ class StreamServer {
 
   readonly #report = (error: unknown): void => {
     try {
-      this.#onError(error);
+      const reporting: unknown = this.#onError(error);
+      // An async function is assignable to the type, too.
+      if (reporting instanceof Promise) reporting.catch((thrown) => console.error(thrown));
     } catch (thrown) {
       console.error(thrown);
     }

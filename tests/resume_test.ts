@@ -426,24 +426,31 @@ Deno.test("resumable() ends with the reason of its signal, and passes dial a sig
   assertEquals(clock.pending, 0);
 });
 
-Deno.test("an error of onChange is logged, and the connection goes on", async () => {
-  const { error } = console;
-  const logged: unknown[] = [];
-  console.error = (error) => logged.push(error);
-  try {
-    using made = await pair({
-      onChange() {
-        throw new Error("on purpose");
-      },
-    });
-    await made.client.write(pattern(100));
-    assertEquals(await readExactly(made.server, 100), pattern(100));
-  } finally {
-    console.error = error;
-  }
-  // Both ends connect and end.
-  assertEquals(logged.map((error) => (error as Error).message), Array(4).fill("on purpose"));
-});
+const failures: Record<string, () => void> = {
+  throws: () => {
+    throw new Error("on purpose");
+  },
+  "rejects with": () => Promise.reject(new Error("on purpose")),
+};
+for (const [how, onChange] of Object.entries(failures)) {
+  Deno.test(`an error that onChange ${how} is logged, and the connection goes on`, async () => {
+    const { error } = console;
+    const logged: unknown[] = [];
+    console.error = (error) => logged.push(error);
+    try {
+      {
+        using made = await pair({ onChange });
+        await made.client.write(pattern(100));
+        assertEquals(await readExactly(made.server, 100), pattern(100));
+      }
+      await turn();
+    } finally {
+      console.error = error;
+    }
+    // Both ends connect and end.
+    assertEquals(logged.map((error) => (error as Error).message), Array(4).fill("on purpose"));
+  });
+}
 
 Deno.test("a carrier that is silent is probed, and lost after silence", async () => {
   using clock = new ManualClock();

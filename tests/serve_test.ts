@@ -182,23 +182,27 @@ Deno.test("serve(): errors go to console.error by default", async () => {
   assertEquals(console.printed.map(String), ["Error: to the console"]);
 });
 
-Deno.test("serve(): an error thrown by onError is printed, and the server continues", async () => {
-  using console = catchConsole();
-  const { server, connect } = start((stream, session) => {
-    if (session.stats().accepted === 1) throw new Error("from the handler");
-    return echo(stream);
-  }, {
-    onError() {
-      throw new Error("from onError");
-    },
+const failing: Record<string, () => void> = {
+  "throws an error": () => {
+    throw new Error("from onError");
+  },
+  "rejects with an error": () => Promise.reject(new Error("from onError")),
+};
+for (const [how, onError] of Object.entries(failing)) {
+  Deno.test(`serve(): when onError ${how}, it is printed, and the server continues`, async () => {
+    using console = catchConsole();
+    const { server, connect } = start((stream, session) => {
+      if (session.stats().accepted === 1) throw new Error("from the handler");
+      return echo(stream);
+    }, { onError });
+    const session = await connect();
+    assertEquals(await ask(session, "one"), "");
+    assertEquals(await ask(session, "two"), "two");
+    await session.close();
+    await server.shutdown();
+    assertEquals(console.printed.map(String), ["Error: from onError"]);
   });
-  const session = await connect();
-  assertEquals(await ask(session, "one"), "");
-  assertEquals(await ask(session, "two"), "two");
-  await session.close();
-  await server.shutdown();
-  assertEquals(console.printed.map(String), ["Error: from onError"]);
-});
+}
 
 Deno.test("serve(): a connection closed between frames is not reported", async () => {
   const { errors, onError } = errorList();

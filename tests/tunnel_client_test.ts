@@ -210,28 +210,32 @@ Deno.test("tunnel: a signal that is aborted already starts neither end", async (
   assertEquals(await isRefused(() => dial(server.serverAddr)), true);
 });
 
-Deno.test("tunnel: errors that callbacks throw are logged, and the tunnel continues", async () => {
-  const { error } = console;
-  const printed: string[] = [];
-  console.error = (error: unknown) => void printed.push(String(error));
-  try {
-    const target = nowhere();
-    const onEvent = ({ type }: TunnelEvent) => {
-      if (type === "connected") throw new Error("from onEvent");
-    };
-    const onError = () => {
-      throw new Error("from onError");
-    };
-    await using server = serveTunnel({ listen: FREE, target, onEvent, onError });
-    await using client = await openTunnel({ connect: server.serverAddr, forward: [FREE], onError });
-    for (const _ of [1, 2]) {
-      assert(await isRefused(() => dial(client.listenAddrs[0]!)));
+const failures: Record<string, (message: string) => void> = {
+  "throw": (message) => {
+    throw new Error(message);
+  },
+  "reject with": (message) => Promise.reject(new Error(message)),
+};
+for (const [how, fail] of Object.entries(failures)) {
+  Deno.test(`tunnel: errors that callbacks ${how} are logged, and the tunnel continues`, async () => {
+    const { error } = console;
+    const printed: string[] = [];
+    console.error = (error: unknown) => void printed.push(String(error));
+    try {
+      const target = nowhere();
+      const onEvent = ({ type }: TunnelEvent) => type === "connected" ? fail("from onEvent") : undefined;
+      const onError = () => fail("from onError");
+      await using server = serveTunnel({ listen: FREE, target, onEvent, onError });
+      await using client = await openTunnel({ connect: server.serverAddr, forward: [FREE], onError });
+      for (const _ of [1, 2]) {
+        assert(await isRefused(() => dial(client.listenAddrs[0]!)));
+      }
+    } finally {
+      console.error = error;
     }
-  } finally {
-    console.error = error;
-  }
-  assertEquals(printed, ["Error: from onEvent", "Error: from onError", "Error: from onError"]);
-});
+    assertEquals(printed, ["Error: from onEvent", "Error: from onError", "Error: from onError"]);
+  });
+}
 
 Deno.test("tunnel: a signal has no listeners after shutdown or a failed start", async () => {
   const { signal } = new AbortController();

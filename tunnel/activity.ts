@@ -54,9 +54,11 @@ export class Activity {
   readonly #stats = { connections: 0, reconnects: 0, streams: 0, open: 0, sent: 0, received: 0 };
 
   constructor({ onError = console.error, onEvent = () => {}, onFrame }: TunnelOptions) {
-    const guard = (run: () => void) => {
+    const guard = (run: () => unknown) => {
       try {
-        run();
+        const running = run();
+        // An async function is assignable to the types of the callbacks, too.
+        if (running instanceof Promise) running.catch((thrown) => console.error(thrown));
       } catch (thrown) {
         console.error(thrown);
       }

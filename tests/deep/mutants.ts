@@ -1926,6 +1926,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["serve_test.ts"],
   },
   {
+    name: "what an async onError rejects with is unhandled",
+    file: "serve.ts",
+    from: "      if (reporting instanceof Promise) reporting.catch((thrown) => console.error(thrown));\n",
+    to: "      void reporting;\n",
+    tests: ["serve_test.ts"],
+  },
+  {
     name: "a join blocks the event loop while a read returns 0",
     file: "serve.ts",
     from: "      if (count === 0) await clock.yieldToEventLoop();\n",
