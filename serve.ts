@@ -522,6 +522,9 @@ const MAX_COPY_BYTES = 64 * 1024;
  * write to the other connection waits. If everything up to the peer's end had already arrived on a {@linkcode Stream},
  * it is copied first.
  *
+ * To end a join, for example after a time without data, abort its signal: that the application has closed a connection
+ * of Deno is noticed only by the next read or write.
+ *
  * A socket of Node must have `allowHalfOpen`: without it, Node ends both directions at the end of the first.
  *
  * @param a The first connection. Both are closed when the promise settles.
