@@ -198,7 +198,8 @@ export class FrameReader implements PushListener {
       while (!host.hasEnded) {
         if (host.mustPause) now = await this.#pause();
         isReading = true;
-        const reading = link.read(count, isShared);
+        // A connection without types may return a number or `null`.
+        const reading = Promise.resolve(link.read(count, isShared));
         // After a small read the next one probably blocks, so it is observed only once in a time slice.
         const isWatched = count >= LARGE_READ_BYTES || slice.isExpired(now);
         // What a transport holds that receives without being read must not grow while this waits.

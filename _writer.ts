@@ -406,7 +406,8 @@ export class FrameWriter {
         this.#isWriting = true;
         this.#begunAt = this.#progressAt = now ?? clock.now();
         now = undefined;
-        writing = length < COALESCE_BYTES ? this.#link.write(bytes) : this.#writeLarge(bytes);
+        // A connection without types may return a number.
+        writing = Promise.resolve(length < COALESCE_BYTES ? this.#link.write(bytes) : this.#writeLarge(bytes));
         this.#refill();
         if (length >= COALESCE_BYTES) slice.observe(writing);
         let count = checkCount(await writing, length);

@@ -651,6 +651,29 @@ Deno.test("transport: a count out of range ends the session with a TypeError tha
   }
 });
 
+Deno.test("transport: a connection without types may return plain numbers, for large reads and writes, too", async () => {
+  let reads = 0;
+  let written = 0;
+  const plain = {
+    read(p: Uint8Array) {
+      if (++reads > 3) return new Promise<never>(() => {});
+      for (let at = 0; at < p.length; at += HEADER_LENGTH) p.set(frame(2, NOP, 0), at);
+      return p.length;
+    },
+    write(p: Uint8Array) {
+      written += p.length;
+      return p.length;
+    },
+  };
+  const { connection } = scripted(plain as unknown as Parameters<typeof scripted>[0]);
+  const session = Session.client(connection);
+  const stream = await session.openStream();
+  assertEquals(await stream.write(new Uint8Array(200_000)), 200_000);
+  while (reads < 4 || session.stats().bytesUnsent > 0) await turn();
+  assertEquals(session.stats().bytesSent, written);
+  session.abort();
+});
+
 Deno.test("transport: a method that throws synchronously ends the session as a rejection does", async () => {
   const reason = new Error("Thrown synchronously");
   const fail = () => {

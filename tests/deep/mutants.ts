@@ -208,8 +208,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a single reader is treated as several",
     file: "_reader.ts",
-    from: "link.read(count, isShared);",
-    to: "link.read(count, true);",
+    from: "link.read(count, isShared));",
+    to: "link.read(count, true));",
     tests: ["transport_test.ts"],
   },
   {
