@@ -195,9 +195,14 @@ export class ReplayBuffer {
     this.#trimmedAt = this.#appended;
     if (!isIdle) return false;
     this.#spare.forEach(freeBuffer);
+    this.release();
+    return true;
+  }
+
+  /** Releases the memory that is kept for reuse. A write of the carrier may be pending, so it is not freed here. */
+  release(): void {
     this.#spare = [];
     this.#spareBytes = 0;
-    return true;
   }
 
   #pageFor(length: number): Page {

@@ -255,6 +255,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     this.#state = "ended";
     this.#failure = failure;
     this.timers.end();
+    this.#replay.release();
     this.detach();
     this.#notify();
     this.#settle();
@@ -655,8 +656,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
 
   suspensionExpired(): void {
     if (this.isDone) return this.end();
-    const { lastError } = this;
-    const options = lastError === undefined ? undefined : { cause: lastError };
+    const options = this.lastError === undefined ? undefined : { cause: this.lastError };
     this.end({ error: new ResumptionError("The connection was not resumed in time", options) });
   }
 }

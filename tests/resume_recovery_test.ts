@@ -729,6 +729,25 @@ for (
   });
 }
 
+Deno.test("a session's memory is kept for reuse after its acknowledgement, until the connection ends", async () => {
+  using _clock = new ManualClock();
+  for (const hasEnded of [false, true]) {
+    const { client, far } = await connect({}, MiB);
+    const { kept, memory } = keep(client, pattern(80_000));
+    await kept!.writing;
+    await readExactly(far, 80_005);
+    const reading = client.read(new Uint8Array(1));
+    await writeAll(far, encodeAcknowledgement(80_000));
+    await turn();
+    if (hasEnded) client.close();
+    const next = keep(client, pattern(80_000)).kept!;
+    assertEquals(next.replacement.buffer === memory.buffer, !hasEnded);
+    await next.writing.catch(() => {});
+    client.close();
+    await assertRejects(() => reading);
+  }
+});
+
 Deno.test("a session's memory is refused after the end of writing, also when it waited for room", async () => {
   using _clock = new ManualClock();
   const { client, far } = await connect({ maxUnacknowledged: 100_000 }, MiB);

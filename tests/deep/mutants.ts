@@ -945,6 +945,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["resume_recovery_test.ts"],
   },
   {
+    name: "a connection that has ended keeps the memory for reuse",
+    file: "_resume_core.ts",
+    from: "    this.#replay.release();\n",
+    to: "",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
     name: "a suspended connection keeps the memory for reuse",
     file: "_resume_timers.ts",
     from: "this.#suspendedAt === Infinity ? Infinity : this.#trimAt;",
