@@ -263,7 +263,6 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/usage.ts",
     "tunnel/users.ts",
     "tunnel/values.ts",
-    "tunnel/web_socket_address.ts",
   ],
   "tunnel/bytes.ts": ["mod.ts", "tunnel/errors.ts"],
   "tunnel/carrier.ts": ["mod.ts", "resume.ts", "tunnel/errors.ts", "tunnel/wait.ts"],

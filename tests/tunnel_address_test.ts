@@ -1,7 +1,8 @@
 /** Parsing, formatting and checking of addresses of a tunnel. */
 
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { canonical, checkExposed, format, parseEndpoint, parseForward } from "../tunnel/address.ts";
+import { parseBackend, parseWebSocketUrl } from "../tunnel/web_socket_address.ts";
 
 const endpoints: Record<string, ReturnType<typeof parseEndpoint>> = {
   "80": { hostname: "127.0.0.1", port: 80 },
@@ -89,5 +90,25 @@ Deno.test("checkExposed() throws for an address that is not loopback, unless ins
   for (const text of ["0.0.0.0:80", "[::]:80", "example.com:80", "127.0.0.1.example.com:80", "[::ffff:127.0.0.1]:80"]) {
     assertThrows(() => checkExposed("listen", text), RangeError, "TLS and a secret");
     checkExposed("listen", text, true);
+  }
+});
+
+Deno.test("errors of addresses do not contain a path or a password, which may be secrets", () => {
+  const cases: [text: string, shown: string][] = [
+    ["https://h:1/sesame", "https://h:1/..."],
+    ["https://h/sesame?a#b", "https://h/..."],
+    ["wss:/h:1/sesame", "wss:/h:1/..."],
+    ["h:1/sesame", "h:1/..."],
+    ["http://u:sesame@h:1", "http://..."],
+    ["u:sesame@h:1/x", ".../..."],
+    ["unix:/a b", "unix:/a b"],
+    ["8080:db:80", "8080:db:80"],
+  ];
+  for (const [text, shown] of cases) {
+    const parse = (name: string) => parseWebSocketUrl(name, text, 1) ?? parseEndpoint(name, text, 1);
+    for (const check of [parse, (name: string) => parseBackend(name, text)]) {
+      const { message } = assertThrows(() => check("a"), RangeError);
+      assertStringIncludes(message, `received "${shown}"`);
+    }
   }
 });

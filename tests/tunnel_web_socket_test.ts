@@ -479,7 +479,7 @@ Deno.test("openTunnel() and serveTunnel() throw for options of WebSockets that a
     [{ listen: "ws:///sesame" }, 'received "ws:///..."'],
     [{ listen: FREE, backend: "http://a" }, "backend requires listen to be ws://"],
     [{ backend: "https://a" }, 'backend must be http://HOST:PORT, received "https://a"'],
-    [{ backend: "http://a/b" }, 'backend must be http://HOST:PORT, received "http://a/b"'],
+    [{ backend: "http://a/b" }, 'backend must be http://HOST:PORT, received "http://a/..."'],
     [{ backend: "8080" }, "backend must be http://HOST:PORT"],
   ];
   for (const [options, message] of server) {

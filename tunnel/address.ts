@@ -22,12 +22,22 @@ export function splitUdp(text: string): [isUdp: boolean, address: string] {
   return text.startsWith(UDP) ? [true, text.slice(UDP.length)] : [false, text];
 }
 
+/**
+ * Hides the path of a URL, or what follows HOST:PORT like a path, and what looks like a password: these may be secrets.
+ * Any other text is unchanged.
+ */
+export function withoutPath(text: string): string {
+  if (text.startsWith("unix:")) return text;
+  const [, start, authority, rest] = /^((?:wss?:\/{0,2}|[a-z][a-z\d+.-]*:\/{1,2})?)([^/?#]*)(.*)$/is.exec(text)!;
+  return start! + (authority!.includes("@") ? "..." : authority!) + (rest === "" ? "" : "/...");
+}
+
 export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
   if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
   const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];
   const host = ipv6 === undefined ? given : `[${ipv6}]`;
   if (digits === undefined || !URL.canParse(`http://${host}/`)) {
-    throw new RangeError(`${name} must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received "${text}"`);
+    throw new RangeError(`${name} must be HOST:PORT, [IPV6]:PORT, PORT or unix:PATH, received "${withoutPath(text)}"`);
   }
   const port = Number(digits);
   if (port >= leastPort && port <= 65535) return { hostname: ipv6 ?? given, port };

@@ -5,7 +5,7 @@
  */
 
 import type { Stream } from "../mod.ts";
-import { parseForward } from "./address.ts";
+import { parseForward, withoutPath } from "./address.ts";
 import { makeCertificate } from "./certificate.ts";
 import { checkTunnel, type CheckTunnelOptions } from "./check.ts";
 import { openTunnel } from "./client.ts";
@@ -24,7 +24,6 @@ import { targetsOf } from "./settings.ts";
 import { CONFIGURED, OPTIONS } from "./usage.ts";
 import { hashEntry, parseUsers } from "./users.ts";
 import { isPipe, UsageError, Values } from "./values.ts";
-import { withoutPath } from "./web_socket_address.ts";
 
 /** The callbacks of a tunnel. */
 type Reports = Pick<TunnelOptions, "onError" | "onEvent" | "onFrame">;

@@ -5,7 +5,7 @@
  */
 
 import { parseArgs } from "node:util";
-import { parseEndpoint, parseForward } from "./address.ts";
+import { parseEndpoint, parseForward, withoutPath } from "./address.ts";
 import { parseHost } from "./certificate.ts";
 import { parseNetworks } from "./cidr.ts";
 import { errorText } from "./errors.ts";
@@ -14,7 +14,7 @@ import { parsePin } from "./pin.ts";
 import { parseRule } from "./rules.ts";
 import { parseProxy } from "./upstream.ts";
 import { type Option, OPTIONS } from "./usage.ts";
-import { isWebSocketUrl, parseBackend, parseWebSocketUrl, withoutPath } from "./web_socket_address.ts";
+import { isWebSocketUrl, parseBackend, parseWebSocketUrl } from "./web_socket_address.ts";
 import { checkHeaders } from "./web_socket_handshake.ts";
 
 /** A malformed command line; the message is one line. */

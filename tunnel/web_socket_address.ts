@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Endpoint, format, parseEndpoint } from "./address.ts";
+import { type Endpoint, format, parseEndpoint, withoutPath } from "./address.ts";
 
 /** A parsed `ws://HOST:PORT/PATH` or `wss://HOST:PORT/PATH`. */
 export interface WebSocketAddress {
@@ -46,13 +46,6 @@ export function nameOf({ isSecure, endpoint }: Pick<WebSocketAddress, "isSecure"
   return `${isSecure ? "wss" : "ws"}://${format(endpoint)}`;
 }
 
-/** Hides the path of a URL of a WebSocket, valid or not, and what looks like a password. Any other text is unchanged. */
-export function withoutPath(text: string): string {
-  const [, start, authority, rest] = /^(wss?:\/{0,2})([^/?#]*)(.*)$/is.exec(text) ?? [];
-  if (start === undefined) return text;
-  return start + (authority!.includes("@") ? "..." : authority!) + (rest === "" ? "" : "/...");
-}
-
 /** Returns the HOST:PORT of a URL of a WebSocket, and any other address unchanged. */
 export function withoutScheme(name: string, text: string): string {
   const parsed = parseWebSocketUrl(name, text, 0);
@@ -73,6 +66,6 @@ export function parseBackend(name: string, text: string): string {
     if (authority === undefined || /^\d+$/.test(authority)) throw new RangeError("not a host");
     return format(parseEndpoint(name, hasPort ? authority : `${authority}:80`, 1));
   } catch (cause) {
-    throw new RangeError(`${name} must be http://HOST:PORT, received "${text}"`, { cause });
+    throw new RangeError(`${name} must be http://HOST:PORT, received "${withoutPath(text)}"`, { cause });
   }
 }

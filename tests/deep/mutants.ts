@@ -1471,6 +1471,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_rules_test.ts"],
   },
   {
+    name: "the error of an address of a tunnel contains the path of a URL",
+    file: "tunnel/address.ts",
+    from: "[a-z][a-z\\d+.-]*:\\/{1,2})?)([^/?#]*)(.*)$",
+    to: "[a-z][a-z\\d+.-]*:\\/{1,2})?)(.*)()$",
+    tests: ["tunnel_address_test.ts"],
+  },
+  {
     name: "a removed user of a tunnel stays connected",
     file: "tunnel/server.ts",
     from: "this.#activity.abortIf((session) => this.#access.isRemoved(session),",
