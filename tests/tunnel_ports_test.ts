@@ -6,6 +6,7 @@ import { hashSecret, openTunnel, serveTunnel, TunnelRefusedError } from "../tunn
 import { Account } from "../tunnel/access.ts";
 import { credentials } from "../tunnel/handshake.ts";
 import { overlaps, Ports, PROBE_TIMEOUT } from "../tunnel/ports.ts";
+import { Returning } from "../tunnel/returning.ts";
 import { makeFolder } from "./programs.ts";
 import { bytes, LOOPBACK, memoryPair, text, turn, writeAll } from "./support.ts";
 import {
@@ -281,6 +282,19 @@ Deno.test("serveTunnel() ends the former session of a client that connects again
   await writeAll(stream, bytes(`BIND ${place} HTTP/1.1\r\nProxy-Authorization: ${alice}\r\n\r\n`));
   assertMatch(text(await promptly(readHead(stream))), /^HTTP\/1\.1 200 /);
   for (const other of [...others, session]) await other.close();
+});
+
+Deno.test("Returning forgets a session that has ended", async () => {
+  const [ended, former, current] = [1, 2, 3].map(() => Session.client(memoryPair()[0])) as [Session, Session, Session];
+  const [returning, account, id] = [new Returning(), new Account({}), "a".repeat(22)];
+  returning.note(`${id} 5`, account, ended);
+  ended.abort();
+  await ended.closed.catch(() => {});
+  // Less than the number of the first, which does not count any more.
+  returning.note(`${id} 3`, account, former);
+  returning.note(`${id} 4`, account, current);
+  await promptly(assertRejects(() => former.closed, Error, "connected again"));
+  current.abort();
 });
 
 /** A proxy that can lose its connections: they are closed towards the client, and stay open towards the server. */

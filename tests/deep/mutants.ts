@@ -2661,6 +2661,13 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["describe_test.ts"],
   },
+  {
+    name: "a server remembers the ended sessions of its clients for ever",
+    file: "tunnel/returning.ts",
+    from: "    session.closed.then(ended, ended);\n",
+    to: "",
+    tests: ["tunnel_ports_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
