@@ -5,6 +5,7 @@ import { Session } from "../mod.ts";
 import { serveTunnel, type ServeTunnelOptions, TunnelRefusedError } from "../tunnel.ts";
 import { request } from "../tunnel/handshake.ts";
 import { measure } from "../tunnel/measure.ts";
+import { readSome } from "./support.ts";
 import { changeDelays, dial, eventually, FREE, makeLog, promptly } from "./tunnel_support.ts";
 
 const LIMIT = 64_000_000;
@@ -37,6 +38,15 @@ for (const version of [1, 2] as const) {
     assertEquals(all.log.messages(), []);
   });
 }
+
+Deno.test("serveTunnel() sends bytes that cannot be compressed to measure a download", async () => {
+  await using all = await start();
+  const { stream } = await request(all.session, "MEASURE", "download");
+  const received = await readSome(stream, 64 * 1024);
+  stream.close();
+  const packed = new Response(new Blob([received]).stream().pipeThrough(new CompressionStream("deflate")));
+  assertGreater((await packed.bytes()).length, 60 * 1024);
+});
 
 Deno.test("serveTunnel() measures only for clients with the secret, and refuses any other direction", async () => {
   await using all = await start({ secret: "right" });

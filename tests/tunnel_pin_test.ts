@@ -38,7 +38,18 @@ Deno.test("parsePin() accepts hex and base64, and returns sha256: and base64", a
 });
 
 Deno.test("parsePin() throws with what was expected and received", () => {
-  for (const text of ["", "sha256:", "sha1:abcd", "ab".repeat(31), "ab".repeat(33), "ab:".repeat(31), "A".repeat(42)]) {
+  for (
+    const text of [
+      "",
+      "sha256:",
+      "sha1:abcd",
+      "ab".repeat(31),
+      "ab".repeat(33),
+      "ab:".repeat(31),
+      `a:b${"ab".repeat(31)}`,
+      "A".repeat(42),
+    ]
+  ) {
     const { message } = assertThrows(() => parsePin("--pin", text), RangeError);
     assertEquals(message, `--pin must be the SHA-256 of a public key in hex or base64, received "${text}"`);
   }

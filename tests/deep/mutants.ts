@@ -2668,6 +2668,13 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["tunnel_ports_test.ts"],
   },
+  {
+    name: "the bytes of a measurement can be compressed",
+    file: "tunnel/measure.ts",
+    from: "crypto.getRandomValues(new Uint8Array(CHUNK))",
+    to: "new Uint8Array(CHUNK)",
+    tests: ["tunnel_measure_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
