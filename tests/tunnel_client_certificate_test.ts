@@ -602,6 +602,11 @@ Deno.test("RefusableConnection throws for a refusal in any chunks, and passes al
   for (const chunks of [["\x02"], ["HTTP/1.1 200 OK\r\n\r\n"], ["H", "T", "X"], [refusal.slice(0, -1)], []]) {
     assertEquals(text(await readAll(new RefusableConnection(reading(...chunks), "x"))), chunks.join(""));
   }
+  const small = new RefusableConnection(reading("abcde"), "x");
+  for (const expected of ["", "ab", "", "cd", "e"]) {
+    const p = new Uint8Array(expected.length);
+    assertEquals([await small.read(p), text(p)], [expected.length, expected]);
+  }
   const alert = new RefusableConnection(reading(new Error("received fatal alert: CertificateExpired")), "x");
   await assertRejects(() => alert.read(new Uint8Array(1)), PermanentError, "CertificateExpired");
   const lost = new RefusableConnection(reading(new Error("reset")), "x");

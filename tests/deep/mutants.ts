@@ -2675,6 +2675,13 @@ export const MUTANTS: Mutant[] = [
     to: "new Uint8Array(CHUNK)",
     tests: ["tunnel_measure_test.ts"],
   },
+  {
+    name: "a small first read over TLS with client certificates loses bytes",
+    file: "tunnel/refusal.ts",
+    from: "    this.#held = this.#held.slice(count);\n",
+    to: "    this.#held = new Uint8Array();\n",
+    tests: ["tunnel_client_certificate_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
