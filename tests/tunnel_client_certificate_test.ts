@@ -602,6 +602,9 @@ Deno.test("RefusableConnection throws for a refusal in any chunks, and passes al
   for (const chunks of [["\x02"], ["HTTP/1.1 200 OK\r\n\r\n"], ["H", "T", "X"], [refusal.slice(0, -1)], []]) {
     assertEquals(text(await readAll(new RefusableConnection(reading(...chunks), "x"))), chunks.join(""));
   }
+  // A terminal must not obey the server.
+  const hostile = new RefusableConnection(reading("HTTP/1.1 403 \x1b[31mRed\r\n\r\n"), "x");
+  await assertRejects(() => hostile.read(new Uint8Array(1)), PermanentError, ": ?[31mRed");
   const small = new RefusableConnection(reading("abcde"), "x");
   for (const expected of ["", "ab", "", "cd", "e"]) {
     const p = new Uint8Array(expected.length);

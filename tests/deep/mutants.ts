@@ -2682,6 +2682,13 @@ export const MUTANTS: Mutant[] = [
     to: "    this.#held = new Uint8Array();\n",
     tests: ["tunnel_client_certificate_test.ts"],
   },
+  {
+    name: "the reason of a refusal can control the terminal of the client",
+    file: "tunnel/refusal.ts",
+    from: "printable(text.slice(BEGIN.length",
+    to: "(text.slice(BEGIN.length",
+    tests: ["tunnel_client_certificate_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
