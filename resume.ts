@@ -79,7 +79,8 @@ export interface ResumeOptions {
   resumeTimeout?: number | undefined;
   /**
    * Milliseconds without a byte before a connection below counts as lost. A probe is sent after half of it, so both
-   * ends should have the same value. `Infinity`: never. Default 10 000.
+   * ends should have the same value, less than the `timeout` of a session above, which otherwise ends first. `Infinity`:
+   * never. Default 10 000.
    */
   silence?: number | undefined;
   /** Called when the state changes, with the error of the lost connection or of the end. */
