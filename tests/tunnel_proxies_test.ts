@@ -205,7 +205,7 @@ Deno.test("speakProxy() forwards the bytes of a head unchanged that are not ASCI
   const head = bytes("GET http://a/ HTTP/1.1\r\nX: ?\r\n\r\n");
   head[head.indexOf(63)] = 0xe9;
   const { forwarded } = await speak(head);
-  // One byte, which is no UTF-8.
+  // One byte that is not valid UTF-8.
   assertEquals(forwarded, "GET / HTTP/1.1\r\nHost: a\r\nX: \ufffd\r\nConnection: close\r\n\r\n");
 });
 

@@ -2473,7 +2473,7 @@ export const MUTANTS: Mutant[] = [
     tests: ["resume_test.ts"],
   },
   {
-    name: "a connection for which there is no room stays open, and is never accepted",
+    name: "a connection that finds no room stays open, and is never accepted",
     file: "_resume_listener.ts",
     from: "if (this.#isClosed || !this.#ready.trySend({ connection: plain })) closeQuietly(connection);",
     to: "this.#ready.trySend({ connection: plain });",
