@@ -258,7 +258,12 @@ class StreamsLink implements Link {
   constructor(transport: Streams) {
     this.#received = 0;
     this.#reader = transport.readable.getReader();
-    this.#writer = transport.writable.getWriter();
+    try {
+      this.#writer = transport.writable.getWriter();
+    } catch (error) {
+      (this.#reader as Partial<ReadableStreamDefaultReader>).releaseLock?.();
+      throw error;
+    }
     // `read` and `write` report failures. Without these handlers the rejections would be unhandled.
     this.#reader.closed.catch(() => {});
     this.#writer.closed.catch(() => {});

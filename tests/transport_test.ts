@@ -1048,3 +1048,13 @@ Deno.test("transport: a value that is neither a connection nor a pair of streams
   readable.getReader();
   assertThrows(() => Session.client({ readable, writable }), TypeError);
 });
+
+Deno.test("Session.client() throws for web streams of which one is locked, and leaves the other unlocked", () => {
+  for (const locked of ["readable", "writable"] as const) {
+    const pair = { readable: new ReadableStream(), writable: new WritableStream() };
+    if (locked === "readable") pair.readable.getReader();
+    else pair.writable.getWriter();
+    assertThrows(() => Session.client(pair), TypeError);
+    assertEquals([pair.readable.locked, pair.writable.locked], [locked === "readable", locked === "writable"]);
+  }
+});

@@ -290,6 +290,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["shapes_test.ts"],
   },
   {
+    name: "a locked writable of a transport leaves its readable locked, too",
+    file: "_adapt.ts",
+    from: "      (this.#reader as Partial<ReadableStreamDefaultReader>).releaseLock?.();\n",
+    to: "",
+    tests: ["transport_test.ts"],
+  },
+  {
     name: "frames of one pass are written one by one",
     file: "_coalesce.ts",
     from: "    else if (!this.#isHeld) this.#pass ??= clock.pass(this.#passed);\n",
