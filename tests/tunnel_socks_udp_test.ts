@@ -4,7 +4,7 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { concat } from "@std/bytes";
 import fc from "fast-check";
 import { decodeSocksDatagram, encodeSocksDatagram, MAX_TARGETS } from "../tunnel/socks_udp.ts";
-import { bytes, pattern, readSome, text, writeAll } from "./support.ts";
+import { bytes, listenAgain, pattern, readSome, text, writeAll } from "./support.ts";
 import {
   askSocks,
   dial,
@@ -150,7 +150,7 @@ Deno.test("tunnel: SOCKS accepts datagrams of the address that was first to send
   assertEquals(echo.sources.length, 1);
   client.connection.close();
   await promptly(pair.logs.client.until("finished"));
-  using successor = bind("127.0.0.1", portOf(client.relay));
+  using successor = await listenAgain(() => bind("127.0.0.1", portOf(client.relay)));
   assertEquals(successor.addr, client.relay);
   assertEquals(pair.client.stats().open, 0);
 });

@@ -11,7 +11,7 @@ import { resolver } from "../tunnel/resolve.ts";
 import { Flow, MAX_QUEUE, MAX_QUEUE_BYTES } from "../tunnel/udp_flow.ts";
 import { Flows, MAX_SOURCES } from "../tunnel/udp_flows.ts";
 import { hasPrograms, run, watch } from "./programs.ts";
-import { bytes, freePort, pattern, readSome, text, turn, writeAll } from "./support.ts";
+import { bytes, freePort, listenAgain, pattern, readSome, text, turn, writeAll } from "./support.ts";
 import {
   dial,
   eventually,
@@ -131,7 +131,7 @@ Deno.test("tunnel: the same port is forwarded for TCP and for UDP, and update() 
 
   await client.update({ ...options, forward: [`${port}=${tcp.addr}`] });
   assertEquals(await say(connection, "stays"), "stays");
-  using successor = bind("127.0.0.1", port);
+  using successor = await listenAgain(() => bind("127.0.0.1", port));
   assertEquals(successor.addr, `127.0.0.1:${port}`);
   connection.close();
   await client.shutdown();
@@ -303,7 +303,7 @@ Deno.test("TunnelServer.update() stops listening for UDP that is not allowed any
   await promptly(ask(socket, bytes("a"), addr!));
   await pair.server.update({ listen: pair.server.serverAddr, allowListen: ["127.0.0.1:*"] });
   await promptly(pair.logs.server.until("stopped"));
-  using successor = bind("127.0.0.1", portOf(addr!.slice("udp:".length)));
+  using successor = await listenAgain(() => bind("127.0.0.1", portOf(addr!.slice("udp:".length))));
   assertNotEquals(successor.addr, "");
 });
 
