@@ -91,7 +91,8 @@ export async function dialUpstream(
  * @param options `signal` ends the attempt. `connectTimeout`: milliseconds to connect to the proxy, and again for its
  * answer; default: 10 000.
  * @returns The connection.
- * @throws {RangeError} The URL, the target or `connectTimeout` is malformed. Messages do not contain the user and the password.
+ * @throws {RangeError} The URL, the target or `connectTimeout` is malformed. Messages do not contain the user and the
+ * password.
  * @throws {TypeError} The runtime is not Deno.
  * @throws {Error} The proxy cannot be reached, or does not connect.
  * @throws The reason of the signal, when it aborts.

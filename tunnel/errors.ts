@@ -43,7 +43,10 @@ export function errorText(error: unknown): string {
   return /^[A-Z][a-z ]/.test(message) ? message[0]!.toLowerCase() + message.slice(1) : message;
 }
 
-/** Formats a value for an error: a text in quotes, shortened; a list or an object, which may contain secrets, as its type. */
+/**
+ * Formats a value for an error: a text in quotes, shortened; a list or an object, which may contain secrets, as its
+ * type.
+ */
 export function show(value: unknown): string {
   if (typeof value === "object" && value !== null) return typeName(value);
   const text = typeof value === "string" ? JSON.stringify(value) : String(value);

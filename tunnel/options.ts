@@ -738,8 +738,8 @@ export interface TunnelClient extends Tunnel {
    *
    * With another `connect`, `headers`, `tls`, `cert`, `key`, `pin`, `proxy`, `user` or `version` the client connects
    * anew before it leaves the old connection, which ends with its last forwarded connection. `timeout` and the other
-   * limits apply to the next connection to a server. Of several servers, those that stay are not interrupted. If none stays, one of the new ones must be reached; else they are connected to
-   * afterwards, and failures are reported.
+   * limits apply to the next connection to a server. Of several servers, those that stay are not interrupted. If none
+   * stays, one of the new ones must be reached; else they are connected to afterwards, and failures are reported.
    *
    * Calls are applied one after the other. When one rejects, nothing has changed.
    *
