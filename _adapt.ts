@@ -17,6 +17,7 @@ import {
   type KeepingConnection,
   type Kept,
   type Link,
+  MAX_SOCKET_WRITE_BYTES,
   type NodeStream,
   type PushedConnection,
   type PushListener,
@@ -121,7 +122,8 @@ class ConnectionLink implements Link {
   }
 
   write(bytes: Uint8Array): Promise<number> {
-    return this.#connection.write(bytes);
+    const isLarge = bytes.length > MAX_SOCKET_WRITE_BYTES;
+    return this.#connection.write(isLarge ? bytes.subarray(0, MAX_SOCKET_WRITE_BYTES) : bytes);
   }
 
   async closeWrite(): Promise<void> {

@@ -25,7 +25,7 @@ import {
 } from "./_resume_frame.ts";
 import { ResumeTimers, type ResumeTimersHost } from "./_resume_timers.ts";
 import { clock, type Timer } from "./_clock.ts";
-import { closeQuietly, type Connection, type Kept, ReadBuffer } from "./transport.ts";
+import { closeQuietly, type Connection, type Kept, MAX_SOCKET_WRITE_BYTES, ReadBuffer } from "./transport.ts";
 
 // Received bytes after which an acknowledgement is sent. Larger: fewer records; smaller: the peer keeps less.
 const MAX_UNREPORTED_BYTES = 256 * 1024;
@@ -574,7 +574,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       for (let bytes; (bytes = this.#nextBytes(carrier)) !== undefined;) {
         const { sent } = this.#replay;
         for (let at = 0; at < bytes.length;) {
-          const count = await carrier.connection.write(at === 0 ? bytes : bytes.subarray(at));
+          const isWhole = at === 0 && bytes.length <= MAX_SOCKET_WRITE_BYTES;
+          const count = await carrier.connection.write(
+            isWhole ? bytes : bytes.subarray(at, at + MAX_SOCKET_WRITE_BYTES),
+          );
           if (!carrier.isOpen) return;
           this.timers.sent();
           at += count;

@@ -216,6 +216,13 @@ export interface ChunkListener {
 }
 
 /**
+ * Maximum size of one write of a connection. On loopback TCP sends 64 KiB at once, and a congestion control that paces
+ * (BBR) no more than two of these before it waits for a timer. Larger: such waits; smaller: more system calls. See
+ * docs/tuning.md.
+ */
+export const MAX_SOCKET_WRITE_BYTES: number = 120 * 1024;
+
+/**
  * Maximum size of a sent message. Larger: lower cost per byte, but from 64 KiB on Deno reads each message with a system
  * call of its own; smaller: the event loop is blocked for less time.
  */

@@ -12,6 +12,7 @@ import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEqua
 import {
   type Address,
   type Connection,
+  type Listener,
   ProtocolError,
   Session,
   SessionClosedError,
@@ -22,6 +23,7 @@ import {
 } from "../mod.ts";
 import { FIN, HEADER_LENGTH, NOP, PSH, SYN } from "../frame.ts";
 import { answer } from "./fixtures/answer.ts";
+import { resumable, resumableListener } from "../resume.ts";
 import { webSocketConnection } from "../websocket.ts";
 import { MAX_READ_BYTES } from "../_adapt.ts";
 import { LINGER_MS } from "../_deadlines.ts";
@@ -31,6 +33,7 @@ import {
   bytes,
   certificates,
   frame,
+  KiB,
   ManualClock,
   memoryPair,
   MiB,
@@ -46,6 +49,17 @@ import {
 const NO_ADDRESS: Address = { transport: "tcp", hostname: "", port: 0 };
 const BULK = 10_000_000;
 const fixture = (name: string) => new URL(`fixtures/${name}`, import.meta.url);
+
+/** A listener that accepts one connection. */
+function listenerOf(connection: Connection): Listener<Connection> {
+  const closed = Promise.withResolvers<Connection>();
+  closed.promise.catch(() => {});
+  const accepted = [connection];
+  return {
+    accept: () => accepted.length > 0 ? Promise.resolve(accepted.pop()!) : closed.promise,
+    close: () => closed.reject(new Deno.errors.BadResource("The listener is closed")),
+  };
+}
 
 /** A connection of one kind, ready for a session at each end. */
 interface Wire {
@@ -1006,6 +1020,30 @@ Deno.test("transport: chunks written to web streams are at most 64 KiB, so that 
   await assertRejects(() => session.closed);
   assert(lengths.length >= 12, `${lengths.length} chunks`);
   assertEquals(Math.max(...lengths), 64 * 1024);
+});
+
+Deno.test("transport: a connection gets at most 120 KiB in one write, also below a resumable one", async () => {
+  for (const isResumable of [false, true]) {
+    const [near, far] = memoryPair(8 * MiB);
+    const lengths: number[] = [];
+    const write = near.write.bind(near);
+    near.write = (p) => {
+      lengths.push(p.length);
+      return write(p);
+    };
+    const transport = isResumable ? resumable(() => Promise.resolve(near)) : near;
+    const listener = isResumable ? resumableListener(listenerOf(far)) : listenerOf(far);
+    const client = Session.client(transport);
+    const server = Session.server(await listener.accept());
+    const data = pattern(MiB);
+    const stream = await client.openStream();
+    const written = writeAll(stream, data).then(() => stream.closeWrite());
+    assertEquals(await readAll(await server.acceptStream()), data);
+    await written;
+    assertEquals(Math.max(...lengths), 120 * KiB, `${lengths}`);
+    await Promise.all([client.close(), server.close()]);
+    listener.close();
+  }
 });
 
 Deno.test("transport: received chunks of a web stream are not changed", async () => {

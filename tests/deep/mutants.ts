@@ -192,6 +192,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["reentrancy_test.ts"],
   },
   {
+    name: "a connection gets all that was coalesced in one write",
+    file: "_adapt.ts",
+    from: "const isLarge = bytes.length > MAX_SOCKET_WRITE_BYTES;",
+    to: "const isLarge = bytes.length > 2 * MAX_SOCKET_WRITE_BYTES;",
+    tests: ["transport_test.ts"],
+  },
+  {
+    name: "a carrier gets a whole record in one write",
+    file: "_resume_core.ts",
+    from: "const isWhole = at === 0 && bytes.length <= MAX_SOCKET_WRITE_BYTES;",
+    to: "const isWhole = at === 0;",
+    tests: ["transport_test.ts"],
+  },
+  {
     name: "a read buffer shrinks after one short read",
     file: "_adapt.ts",
     from: "else if (isShort && this.#wasShort)",
