@@ -10,10 +10,13 @@
 import { clock } from "./_clock.ts";
 import { DOUBLE } from "./_double.ts";
 
-// Minimum of the limit, in bytes: three acknowledgements. Larger: more than the cache of a core has room for; smaller: the
-// carrier runs dry between two acknowledgements. See docs/tuning.md.
+// Minimum of the limit, in bytes: three acknowledgements. Larger: longer queues on slow links; smaller: the carrier runs
+// dry between two acknowledgements.
 const MIN_FLIGHT_BYTES = 768 * 1024;
-// Milliseconds of a round trip for which the minimum is enough: with it, 390 MB/s. Larger: fast links of a few
+// The limit after a short round trip. Larger: more memory; smaller: on loopback each end waits for the other. See
+// docs/tuning.md.
+const SHORT_FLIGHT_BYTES = 2 * MIN_FLIGHT_BYTES;
+// Milliseconds of a round trip for which these limits are enough: with the minimum, 390 MB/s. Larger: fast links of a few
 // milliseconds have pauses; smaller: the work of the two ends counts as a long link.
 const SHORT_ROUND_TRIP_MS = 2;
 // Milliseconds that longer ones in a row take before the link counts as long. Larger: such a link is filled later; smaller:
@@ -82,9 +85,11 @@ export class FlightLimit {
     this.#end = Infinity;
     const duration = clock.now() - this.#begunAt;
     this.#shortest = Math.min(this.#shortest, duration);
-    this.#long = duration <= SHORT_ROUND_TRIP_MS ? 0 : this.#long + duration;
+    const isShort = duration <= SHORT_ROUND_TRIP_MS;
+    this.#long = isShort ? 0 : this.#long + duration;
     const needed = HEADROOM * (count - this.#base) * this.#shortest / duration;
-    const limit = this.#long < MIN_LONG_MS ? 0 : Math.max(needed, this.#next);
+    const isLong = this.#long >= MIN_LONG_MS;
+    const limit = isLong ? Math.max(needed, this.#next) : isShort ? SHORT_FLIGHT_BYTES : MIN_FLIGHT_BYTES;
     this.#next = 0;
     if (++this.#roundTrips % PROBE_INTERVAL === 0) this.#probe(limit);
     else this.#set(limit);

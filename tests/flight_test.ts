@@ -35,18 +35,19 @@ class Link {
   }
 }
 
-Deno.test("the limit of bytes in flight stays at 768 KiB while round trips are short", () => {
+Deno.test("the limit of bytes in flight is 768 KiB, and 1536 KiB after a short round trip", () => {
   using clock = new ManualClock();
   const link = new Link(clock);
   assertEquals(link.flight.limit, MIN);
-  for (const milliseconds of [2, 1, 0, 0.5, 2]) assertEquals(link.roundTrip(milliseconds), MIN);
+  for (const milliseconds of [2, 1, 0, 0.5, 2]) assertEquals(link.roundTrip(milliseconds), 2 * MIN);
+  assertEquals([link.roundTrip(2.1), link.roundTrip(1)], [MIN, 2 * MIN]);
 });
 
 Deno.test("the limit of bytes in flight stays at 768 KiB until long round trips in a row took 30 ms", () => {
   using clock = new ManualClock();
   const link = new Link(clock);
   assertEquals(link.roundTrips(14, 2.1), Array(14).fill(MIN));
-  assertEquals(link.roundTrip(2), MIN);
+  assertEquals(link.roundTrip(2), 2 * MIN);
   assertEquals(link.roundTrips(14, 2.1), Array(14).fill(MIN));
   // Twice what the link carries in 2 ms.
   assertEquals(link.roundTrip(2.1), Math.round(2 * MIN * 2 / 2.1));
@@ -70,7 +71,7 @@ Deno.test("the limit of bytes in flight shrinks with the rate, and when an end h
   using clock = new ManualClock();
   const link = new Link(clock);
   link.roundTrips(3);
-  assertEquals([link.roundTrip(200), link.roundTrip(1)], [2 * MiB, MIN]);
+  assertEquals([link.roundTrip(200), link.roundTrip(3), link.roundTrip(1)], [2 * MiB, MAX, 2 * MIN]);
 });
 
 Deno.test("the limit of bytes in flight stays while the application writes less", () => {

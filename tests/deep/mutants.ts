@@ -884,9 +884,16 @@ export const MUTANTS: Mutant[] = [
   {
     name: "the limit of bytes in flight does not grow on a long link",
     file: "_flight.ts",
-    from: "? 0 : Math.max(needed, this.#next);",
-    to: "? 0 : 0;",
+    from: "isLong ? Math.max(needed, this.#next) : isShort",
+    to: "isShort",
     tests: ["flight_test.ts", "resume_recovery_test.ts"],
+  },
+  {
+    name: "the limit of bytes in flight stays at its minimum after a short round trip",
+    file: "_flight.ts",
+    from: "isShort ? SHORT_FLIGHT_BYTES : MIN_FLIGHT_BYTES",
+    to: "MIN_FLIGHT_BYTES",
+    tests: ["flight_test.ts"],
   },
   {
     name: "the limit of bytes in flight grows after one long round trip",
