@@ -25,7 +25,7 @@ import {
 } from "./_resume_frame.ts";
 import { clock } from "./_clock.ts";
 import { type Address, closeQuietly, type Connection } from "./transport.ts";
-import type { Listener } from "./serve.ts";
+import { type Listener, pauseAfter } from "./serve.ts";
 
 // Larger: a slow client may still finish; smaller: a silent one holds its socket for less time.
 const HELLO_TIMEOUT_MS = 10_000;
@@ -67,8 +67,10 @@ export class ResumeListener {
   readonly #ready = new Channel<Accepted>({ capacity: MAX_READY });
   // Connections whose hello is not complete.
   readonly #greeting = new Set<Connection>();
+  readonly #stopped = new Channel<void>();
   #isAccepting = false;
-  #isClosed = false;
+  // Whether an error waits for `accept`. Later ones are dropped, so that they take no place of a connection.
+  #hasError = false;
   // The error of `accept` after the end.
   #failure: { error: unknown } | undefined;
 
@@ -94,31 +96,37 @@ export class ResumeListener {
   async accept(): Promise<Connection> {
     this.#acceptAll();
     const accepted = await this.#ready.receive().catch((error) => this.#failure ?? { error });
-    if ("error" in accepted) throw accepted.error;
-    return accepted.connection;
+    if ("connection" in accepted) return accepted.connection;
+    this.#hasError = false;
+    throw accepted.error;
   }
 
   /** Closes the listener. No connection can be resumed from then on. */
   close(): void {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
+    if (this.#stopped.closed) return;
+    this.#stopped.close();
     for (const { core } of [...this.#suspended]) core.end({ error: new ResumptionError("The listener was closed") });
     for (const connection of this.#greeting) closeQuietly(connection);
     for (const accepted of this.#ready.drain()) if ("connection" in accepted) closeQuietly(accepted.connection);
     this.#listener.close();
   }
 
-  // Goes on without a pending `accept`, because connections are resumed in it. After an error `accept` is called again.
+  // Goes on without a pending `accept`, also after an error, because connections are resumed in it.
   async #acceptAll(): Promise<void> {
     if (this.#isAccepting) return;
     this.#isAccepting = true;
-    try {
-      for (;;) this.#greet(await this.#listener.accept());
-    } catch (error) {
-      if (this.#isClosed) this.#fail(error);
-      else this.#ready.trySend({ error });
+    for (let pause = 0;;) {
+      try {
+        this.#greet(await this.#listener.accept());
+        pause = 0;
+      } catch (error) {
+        const next = pauseAfter(error, pause);
+        if (this.#stopped.closed || next === undefined) return this.#fail(error);
+        if (!this.#hasError) this.#hasError = this.#ready.trySend({ error });
+        pause = next;
+        if (pause > 0) await this.#stopped.receive({ timeout: pause }).catch(() => {});
+      }
     }
-    this.#isAccepting = false;
   }
 
   // Every pending `accept` rejects with the same error.
@@ -129,13 +137,13 @@ export class ResumeListener {
 
   async #greet(connection: Connection): Promise<void> {
     const bytes = new Uint8Array(HELLO_LENGTH);
-    const first = connection.read(bytes.subarray(0, 1));
+    const first = readFirst(connection, bytes);
     let [isHello, isPassed] = [false, false];
     const pass = () => {
       isPassed = true;
       this.#greeting.delete(connection);
       const plain = new PlainConnection(connection, first, bytes);
-      if (this.#isClosed || !this.#ready.trySend({ connection: plain })) closeQuietly(connection);
+      if (this.#stopped.closed || !this.#ready.trySend({ connection: plain })) closeQuietly(connection);
     };
     const timer = clock.setTimer(() => {
       // A client of plain smux may be silent at first.
@@ -172,7 +180,7 @@ export class ResumeListener {
       await reply(UNKNOWN, NO_TOKEN, 0);
       return closeQuietly(connection);
     }
-    if (this.#isClosed || this.#ready.size >= MAX_READY) {
+    if (this.#stopped.closed || this.#ready.size >= MAX_READY) {
       await reply(BUSY, NO_TOKEN, 0);
       return closeQuietly(connection);
     }
@@ -232,12 +240,17 @@ export class ResumeListener {
     // The callback may have closed it.
     if (state !== "suspended" || entry.core.hasEnded) return;
     this.#suspended.add(entry);
-    if (this.#isClosed) return entry.core.end({ error: new ResumptionError("The listener was closed") });
+    if (this.#stopped.closed) return entry.core.end({ error: new ResumptionError("The listener was closed") });
     if (this.#suspended.size <= this.#settings.maxSuspended) return;
     const [longest] = this.#suspended;
     const message = `More than ${this.#settings.maxSuspended} connections are suspended`;
     longest!.core.end({ error: new ResumptionError(message) });
   }
+}
+
+/** Reads the first byte. Rejects also when `read` throws, so that the user of the connection receives the error. */
+async function readFirst(connection: Connection, bytes: Uint8Array): Promise<number | null> {
+  return await connection.read(bytes.subarray(0, 1));
 }
 
 function bucketOf(token: Uint8Array): number {

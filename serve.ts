@@ -61,6 +61,18 @@ const MIN_PAUSE_MS = 5;
 const MAX_PAUSE_MS = 1000;
 
 /**
+ * Returns the pause before `accept` is called again after an error; `undefined` when the listener was closed.
+ *
+ * @param error What `accept` threw.
+ * @param last The pause before this call of it in milliseconds.
+ */
+export function pauseAfter(error: unknown, last: number): number | undefined {
+  const name = error instanceof Error ? error.name : "";
+  if (LISTENER_CLOSED.includes(name)) return undefined;
+  return CONNECTION_LOST.includes(name) ? 0 : Math.min(Math.max(last * 2, MIN_PAUSE_MS), MAX_PAUSE_MS);
+}
+
+/**
  * Options of {@linkcode connections}.
  *
  * @example Ending the loop with a signal
@@ -137,12 +149,11 @@ export async function* connections<Accepted extends Transport>(
       try {
         connection = await listener.accept();
       } catch (error) {
-        const name = error instanceof Error ? error.name : "";
-        if (stopped.closed || LISTENER_CLOSED.includes(name)) return;
+        const next = pauseAfter(error, pause);
+        if (stopped.closed || next === undefined) return;
         onError(error);
-        if (CONNECTION_LOST.includes(name)) continue;
-        pause = Math.min(Math.max(pause * 2, MIN_PAUSE_MS), MAX_PAUSE_MS);
-        await stopped.receive({ timeout: pause }).catch(() => {});
+        pause = next;
+        if (pause > 0) await stopped.receive({ timeout: pause }).catch(() => {});
         continue;
       }
       if (stopped.closed) return drop(connection, onError);

@@ -373,6 +373,77 @@ Deno.test("ResumableConnection.retry() gives a pending dial up, as time does, an
   assertEquals(time.pending, 0);
 });
 
+Deno.test("resumableListener() answers hellos after an error of accept() without another call of its own", async () => {
+  using time = new ManualClock();
+  const waiting: (() => Promise<Connection>)[] = [];
+  let accepting: PromiseWithResolvers<void> | undefined;
+  const listener = resumableListener({
+    async accept() {
+      while (waiting.length === 0) await (accepting = Promise.withResolvers<void>()).promise;
+      return await waiting.shift()!();
+    },
+    close() {},
+  });
+  const arrive = (...results: (() => Promise<Connection>)[]) => {
+    waiting.push(...results);
+    accepting?.resolve();
+  };
+  const fail = (name: string) => () => Promise.reject(Object.assign(new Error("on purpose"), { name }));
+  const [[first, far], [second, secondFar]] = [memoryPair(), memoryPair()];
+  const accepted = listener.accept();
+  arrive(() => Promise.resolve(far));
+  const { token } = await greet(first);
+  const server = await accepted as ResumableConnection;
+  first.close();
+  // One that may last is followed by a pause.
+  arrive(...Array(2000).fill(fail("ConnectionReset")), fail("Error"), () => Promise.resolve(secondFar));
+  const greeting = greet(second, token);
+  await turn();
+  assertEquals(await state(greeting), "pending");
+  await time.advance(5);
+  assertEquals([(await greeting).status, server.state], [RESUMED, "connected"]);
+  // Of the errors one is kept.
+  await assertRejects(() => listener.accept(), Error, "on purpose");
+  const next = listener.accept();
+  assertEquals(await state(next), "pending");
+  arrive(fail("Interrupted"));
+  await assertRejects(() => next, Error, "on purpose");
+  await assertRejects(() => listener.accept(), Error, "on purpose");
+  assertEquals(await state(server.closed), "pending");
+  server.close();
+  listener.close();
+});
+
+Deno.test("resumableListener().close() ends its pause after an error of accept()", async () => {
+  using time = new ManualClock();
+  const listener = resumableListener({ accept: () => Promise.reject(new Error("too many open files")), close() {} });
+  await assertRejects(() => listener.accept(), Error, "too many");
+  const accepting = listener.accept();
+  listener.close();
+  await assertRejects(() => accepting, Error, "too many");
+  assertEquals(time.pending, 0);
+});
+
+Deno.test("resumableListener() passes a connection on whose read throws, or that lacks one", async () => {
+  const broken = {
+    read: () => {
+      throw new Error("on purpose");
+    },
+    write: () => Promise.resolve(0),
+    close() {},
+  };
+  const waiting = [broken, {} as Connection];
+  const listener = resumableListener({
+    accept: () => waiting.length > 0 ? Promise.resolve(waiting.shift()!) : new Promise<never>(() => {}),
+    close() {},
+  });
+  for (const message of ["on purpose", "read is not a function"]) {
+    const connection = await listener.accept();
+    await assertRejects(() => connection.read(new Uint8Array(1)), Error, message);
+  }
+  listener.close();
+});
+
 Deno.test("ResumableConnection.close() while it greets closes the carrier, and the connection stays ended", async () => {
   using time = new ManualClock();
   const [near, far] = memoryPair();

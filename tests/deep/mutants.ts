@@ -952,6 +952,15 @@ export const MUTANTS: Mutant[] = [
     tests: ["resume_recovery_test.ts"],
   },
   {
+    name: "no hello is answered after an error of accept() until its next call",
+    file: "_resume_listener.ts",
+    from: "        if (this.#stopped.closed || next === undefined) return this.#fail(error);\n",
+    to: "        if (this.#stopped.closed) return this.#fail(error);\n" +
+      "        this.#isAccepting = !this.#ready.trySend({ error });\n" +
+      "        if (next === undefined || next >= 0) return;\n",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
     name: "a freeze during a suspension counts",
     file: "_resume_timers.ts",
     from: "isWaiting ? clock.now() + this.#resumeTimeout / LOOKS_PER_TIMEOUT : Infinity;",
