@@ -124,6 +124,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   #isEndedByPeer = false;
   // Whether this end of writing was written, or the connection is to be closed when the peer has received it.
   #phase: "open" | "ending" | "closing" = "open";
+  // Whether the application has closed the connection, also one that had ended before.
+  #isClosed = false;
   // Bytes received while the application did not read.
   readonly #held = new ChunkQueue();
   // The lock of reading, and the number of reads that wait for it.
@@ -273,7 +275,7 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   async read(p: Uint8Array): Promise<number | null> {
     if (p.length === 0) return 0;
     for (let count = 0;;) {
-      if (this.#phase === "closing") throw closedError("read from");
+      if (this.#isClosed) throw closedError("read from");
       // It had a length before.
       if (p.length === 0) {
         throw new TypeError("Cannot read: the array was transferred or resized before the read ended");
@@ -531,7 +533,9 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
    * received everything, as a TCP connection does.
    */
   close(): void {
-    if (this.hasEnded || this.#phase === "closing") return;
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    if (this.hasEnded) return void this.#held.clear();
     const mustResume = this.isDone && this.#carrier === undefined;
     if (this.#phase === "open" || (this.#isEndAcknowledged && !mustResume)) return this.#close();
     this.#phase = "closing";

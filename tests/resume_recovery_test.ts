@@ -373,6 +373,26 @@ Deno.test("ResumableConnection.retry() gives a pending dial up, as time does, an
   assertEquals(time.pending, 0);
 });
 
+Deno.test("ResumableConnection.read() rejects after close(), also with bytes that were received before", async () => {
+  using time = new ManualClock();
+  for (const isEnded of [false, true]) {
+    const { client, far } = await connect({ silence: 1000 });
+    // The connection reads ahead for the reply to its probe.
+    await time.advance(550);
+    await writeAll(far, isEnded ? concat([record(pattern(10)), END, CLOSE]) : record(pattern(10)));
+    await turn();
+    assertEquals(client.state, isEnded ? "ended" : "connected");
+    assertEquals(await readExactly(client, 4), pattern(10).subarray(0, 4));
+    client.close();
+    const error = await assertRejects(
+      () => client.read(new Uint8Array(1)),
+      Error,
+      "Cannot read from a closed connection",
+    );
+    assertEquals(error.name, "BadResource");
+  }
+});
+
 Deno.test("resumableListener() answers hellos after an error of accept() without another call of its own", async () => {
   using time = new ManualClock();
   const waiting: (() => Promise<Connection>)[] = [];

@@ -952,6 +952,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["resume_recovery_test.ts"],
   },
   {
+    name: "read() returns bytes after close()",
+    file: "_resume_core.ts",
+    from: '      if (this.#isClosed) throw closedError("read from");\n',
+    to: '      if (this.#phase === "closing") throw closedError("read from");\n',
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
     name: "no hello is answered after an error of accept() until its next call",
     file: "_resume_listener.ts",
     from: "        if (this.#stopped.closed || next === undefined) return this.#fail(error);\n",
