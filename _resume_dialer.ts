@@ -76,6 +76,8 @@ export class ResumeDialer {
   #wasShort = false;
   // Ends the attempt, or the wait for the next one.
   #proceed: (() => void) | undefined;
+  // Whether `retry` was called while there was neither.
+  #isRetried = false;
 
   /**
    * Starts to dial.
@@ -98,7 +100,9 @@ export class ResumeDialer {
 
   /** Dials at once, if the connection is suspended. */
   retry(): void {
-    if (this.core.state === "suspended") this.#proceed?.();
+    if (this.core.state !== "suspended") return;
+    if (this.#proceed === undefined) this.#isRetried = true;
+    else this.#proceed();
   }
 
   /** Dials until the connection has a carrier. */
@@ -133,6 +137,7 @@ export class ResumeDialer {
 
   /** Waits for the end, for `retry`, or for a pause. The next one is longer. */
   async #wait(): Promise<void> {
+    if (this.#isRetried) return;
     const { promise, resolve } = deferred<void>();
     this.#proceed = resolve;
     this.core.timers.startDial(resolve, this.#pause * (1 - Math.random() * JITTER));
@@ -145,6 +150,7 @@ export class ResumeDialer {
   /** Dials and greets. `#proceed` gives the attempt up. */
   async #connect(n: number): Promise<void> {
     const { core } = this;
+    this.#isRetried = false;
     const attempt = new Attempt(core.timers);
     const giveUp = () => attempt.giveUp(new RetriedError("Another attempt was wanted at once"));
     this.#proceed = giveUp;

@@ -373,6 +373,33 @@ Deno.test("ResumableConnection.retry() gives a pending dial up, as time does, an
   assertEquals(time.pending, 0);
 });
 
+Deno.test("ResumableConnection.retry() in onChange dials at once, where there would be a pause", async () => {
+  using time = new ManualClock();
+  let suspensions = 0;
+  const onChange = (state: string) => {
+    if (state === "suspended" && ++suspensions === 2) client.retry();
+  };
+  const { client, far, next } = await connect({ onChange });
+  const reading = client.read(new Uint8Array(1));
+  far.close();
+  const second = await next();
+  await answer(second, RESUMED);
+  second.close();
+  const third = await next();
+  await answer(third, RESUMED);
+  await turn();
+  assertEquals([client.state, suspensions], ["connected", 2]);
+  // Without it there is a pause.
+  third.close();
+  const fourth = next();
+  await turn();
+  assertEquals([client.state, await state(fourth)], ["suspended", "pending"]);
+  await time.advance(100);
+  assertEquals(await state(fourth), "fulfilled");
+  client.close();
+  await assertRejects(() => reading);
+});
+
 Deno.test("ResumableConnection.read() rejects after close(), also with bytes that were received before", async () => {
   using time = new ManualClock();
   for (const isEnded of [false, true]) {

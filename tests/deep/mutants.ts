@@ -952,6 +952,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["resume_recovery_test.ts"],
   },
   {
+    name: "retry() in onChange has no effect",
+    file: "_resume_dialer.ts",
+    from: "    if (this.#proceed === undefined) this.#isRetried = true;\n",
+    to: "    if (this.#proceed === undefined) return;\n",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
     name: "read() returns bytes after close()",
     file: "_resume_core.ts",
     from: '      if (this.#isClosed) throw closedError("read from");\n',
