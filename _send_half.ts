@@ -110,7 +110,7 @@ class Waiting {
 
 /** The sending half of one stream. */
 export class SendHalf {
-  /** Number of chunks in the queue of `writable`. */
+  /** Number of chunks in the queue of `writable`, and of those that it refused after its `close`. */
   queued = 0;
   readonly #stream: SendHost;
   // In version 2.
@@ -124,7 +124,7 @@ export class SendHalf {
   #closing: Promise<void> | undefined;
   // Number of chunks that were in the queue of `writable` when `closeWrite` was called, and still are.
   #due = 0;
-  // Whether a graceful close of the session came before such chunks, so that no FIN may be sent.
+  // Whether such a chunk came after a graceful close of the session, so that no FIN may be sent.
   #isCut = false;
 
   /**
@@ -194,15 +194,14 @@ export class SendHalf {
     if (this.#state === "open" || this.#state === "closing") this.#state = "ending";
     this.#waiting?.credit?.close();
     const wasOpen = this.#closing === undefined;
-    if ((wasOpen ? this.queued : this.#due) > 0) this.#isCut = true;
-    const closing = this.closeWrite();
-    this.#waiting?.chunksPassed?.resolve();
-    if (wasOpen) this.#stream.report();
     try {
-      await closing;
+      // `writable` passes on the next chunk, which is refused, or its end, whatever `queued` counts.
+      await this.closeWrite();
     } catch {
       // No FIN, so that the peer's read rejects instead of ending.
     }
+    // An end that waits behind the last chunk comes first, and succeeds.
+    if (wasOpen) clock.pass(() => this.#stream.report());
   }
 
   /** Settles pending operations, after the stream has failed or was closed. */
@@ -237,7 +236,9 @@ export class SendHalf {
    */
   write(p: Uint8Array, signal: AbortSignal | undefined, isListened = false): Promise<number> | number {
     if (!(p instanceof Uint8Array)) return Promise.reject(notBytes(p));
-    const refusal = this.#refuse(isListened && this.#passDue());
+    const wasDue = isListened && this.#passDue();
+    const refusal = this.#refuse(wasDue);
+    if (wasDue && this.#state === "ending") this.#isCut = true;
     if (refusal !== undefined) return Promise.reject(refusal);
     if (p.length === 0) return 0;
     if (signal?.aborted) return Promise.reject(signal.reason);

@@ -254,6 +254,27 @@ for (const name of Object.keys(FIRST_CHUNKS) as (keyof typeof FIRST_CHUNKS)[]) {
   });
 }
 
+for (const [name, options] of Object.entries({ "waits for room": WITHOUT_ROOM, "was written": {} })) {
+  Deno.test(`Stream.writable: Session.close() after close() of the writer, while the last chunk ${name}: close() fulfils, and FIN is sent`, async () => {
+    for (const isWrittenAfter of [false, true]) {
+      using all = await streamPair(options);
+      const writer = all.near.writable.getWriter();
+      await turn();
+      const length = options === WITHOUT_ROOM ? MiB : 10;
+      const chunk = outcome(writer.write(pattern(length)));
+      if (options === WITHOUT_ROOM) await turn();
+      const closed = outcome(writer.close());
+      const late = isWrittenAfter ? outcome(writer.write(pattern(5))) : new TypeError();
+      const closing = all.client.close();
+      assertEquals(await received(all.far), [length, "end"]);
+      assertEquals(await Promise.all([chunk, closed]), [undefined, undefined]);
+      assertInstanceOf(await late, TypeError);
+      await all.server.close();
+      await closing;
+    }
+  });
+}
+
 // Aborting.
 
 Deno.test("Stream.writable: abort() before the first chunk fulfils, repeatedly, and the peer receives FIN", async () => {

@@ -124,8 +124,15 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a graceful close sends FIN before the chunks that closeWrite() waits for",
     file: "_send_half.ts",
-    from: "    if ((wasOpen ? this.queued : this.#due) > 0) this.#isCut = true;\n",
-    to: "    if (wasOpen && this.queued > 0) this.#isCut = true;\n    this.#due = 0;\n",
+    from: '    if (wasDue && this.#state === "ending") this.#isCut = true;\n',
+    to: "",
+    tests: ["web_streams_test.ts"],
+  },
+  {
+    name: "a graceful close rejects close() of the writer behind the last chunk",
+    file: "_send_half.ts",
+    from: "    if (wasOpen) clock.pass(() => this.#stream.report());\n  }\n",
+    to: "    if (wasOpen) this.#stream.report();\n  }\n",
     tests: ["web_streams_test.ts"],
   },
   {
