@@ -123,8 +123,7 @@ export class ResumeListener {
         const next = pauseAfter(error, pause);
         if (this.#stopped.closed || next === undefined) return this.#fail(error);
         if (!this.#hasError) this.#hasError = this.#ready.trySend({ error });
-        pause = next;
-        if (pause > 0) await this.#stopped.receive({ timeout: pause }).catch(() => {});
+        if (next > 0) await this.#stopped.receive({ timeout: pause = next }).catch(() => {});
       }
     }
   }

@@ -152,8 +152,7 @@ export async function* connections<Accepted extends Transport>(
         const next = pauseAfter(error, pause);
         if (stopped.closed || next === undefined) return;
         onError(error);
-        pause = next;
-        if (pause > 0) await stopped.receive({ timeout: pause }).catch(() => {});
+        if (next > 0) await stopped.receive({ timeout: pause = next }).catch(() => {});
         continue;
       }
       if (stopped.closed) return drop(connection, onError);

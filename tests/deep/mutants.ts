@@ -2526,14 +2526,14 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a hello is not answered with BUSY although too many connections wait",
     file: "_resume_listener.ts",
-    from: "this.#isClosed || this.#ready.size >= MAX_READY",
-    to: "this.#isClosed",
+    from: "this.#stopped.closed || this.#ready.size >= MAX_READY",
+    to: "this.#stopped.closed",
     tests: ["resume_test.ts"],
   },
   {
     name: "a connection that finds no room stays open, and is never accepted",
     file: "_resume_listener.ts",
-    from: "if (this.#isClosed || !this.#ready.trySend({ connection: plain })) closeQuietly(connection);",
+    from: "if (this.#stopped.closed || !this.#ready.trySend({ connection: plain })) closeQuietly(connection);",
     to: "this.#ready.trySend({ connection: plain });",
     tests: ["resume_test.ts"],
   },
