@@ -1,5 +1,5 @@
 /**
- * Values in the messages of errors, and a check of arguments.
+ * Values in the messages of errors, and checks of arguments.
  *
  * @module
  */
@@ -14,6 +14,12 @@ export function describeValue(value: unknown): string {
 export function describeType(value: unknown): string {
   if (value === null || typeof value !== "object") return value === null ? "null" : typeof value;
   return Object.getPrototypeOf(value)?.constructor?.name || "object";
+}
+
+/** Returns the error for a signal that is not an `AbortSignal`; `undefined` for a valid one. `null` counts as no signal. */
+export function invalidSignal(signal: { throwIfAborted?: unknown } | null | undefined): TypeError | undefined {
+  if (signal === undefined || signal === null || typeof signal.throwIfAborted === "function") return undefined;
+  return new TypeError(`signal must be an AbortSignal, received ${describeType(signal)}`);
 }
 
 /**

@@ -5,7 +5,7 @@
  */
 
 import { ChunkQueue, copy } from "./_chunks.ts";
-import { describeType } from "./_describe.ts";
+import { describeType, invalidSignal } from "./_describe.ts";
 import { DOUBLE } from "./_double.ts";
 import { Gate } from "./_gate.ts";
 import { StreamClosedError } from "./errors.ts";
@@ -259,6 +259,8 @@ export class ReceiveHalf {
   }
 
   #read(p: Uint8Array, signal: AbortSignal | undefined): Promise<number | null> {
+    const invalid = invalidSignal(signal);
+    if (invalid !== undefined) return Promise.reject(invalid);
     if (signal?.aborted) return Promise.reject(signal.reason);
     if (this.#isReading) return this.#readInTurn(p, signal);
     let count;

@@ -5,6 +5,7 @@
  */
 
 import { deferred } from "./_deferred.ts";
+import { invalidSignal } from "./_describe.ts";
 import { Gate } from "./_gate.ts";
 import { notBytes, shrunk } from "./_receive_half.ts";
 import { PendingFrame } from "./_writer.ts";
@@ -237,7 +238,7 @@ export class SendHalf {
   write(p: Uint8Array, signal: AbortSignal | undefined, isListened = false): Promise<number> | number {
     if (!(p instanceof Uint8Array)) return Promise.reject(notBytes(p));
     const wasDue = isListened && this.#passDue();
-    const refusal = this.#refuse(wasDue);
+    const refusal = this.#refuse(wasDue) ?? invalidSignal(signal);
     if (wasDue && this.#state === "ending") this.#isCut = true;
     if (refusal !== undefined) return Promise.reject(refusal);
     if (p.length === 0) return 0;

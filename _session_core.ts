@@ -9,6 +9,7 @@
 import { Acceptor, type AcceptorHost } from "./_acceptor.ts";
 import { type DeadlineHost, Deadlines } from "./_deadlines.ts";
 import { deferred } from "./_deferred.ts";
+import { invalidSignal } from "./_describe.ts";
 import { FloodGuard } from "./_flood.ts";
 import { Gate } from "./_gate.ts";
 import { FrameReader, type ReaderHost } from "./_reader.ts";
@@ -164,6 +165,8 @@ export class SessionCore implements AcceptorHost, DeadlineHost, ReaderHost, Stre
 
   /** Implements `Session.openStream`. Returns no promise if it need not wait: a promise costs more than a SYN. */
   open(signal: AbortSignal | undefined): StreamCore | Promise<StreamCore> {
+    const invalid = invalidSignal(signal);
+    if (invalid !== undefined) throw invalid;
     signal?.throwIfAborted();
     return this.version === undefined && this.#phase === "open" ? this.#openLater(signal) : this.#open(signal);
   }

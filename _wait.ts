@@ -5,7 +5,7 @@
  */
 
 import { clock, MAX_DELAY_MS, type Timer } from "./_clock.ts";
-import { describeValue } from "./_describe.ts";
+import { describeValue, invalidSignal } from "./_describe.ts";
 
 /**
  * Options of an operation that may wait. An operation that need not wait succeeds, even if the signal has aborted or
@@ -68,8 +68,10 @@ export function invalidTimeout(timeout: number | undefined): RangeError | undefi
   );
 }
 
-/** Returns a rejection if the signal has aborted or the timeout is 0; otherwise `undefined`. */
+/** Returns a rejection if the signal is invalid or has aborted, or the timeout is 0; otherwise `undefined`. */
 export function rejectBeforeWait(options: WaitOptions | undefined): Promise<never> | undefined {
+  const invalid = invalidSignal(options?.signal);
+  if (invalid !== undefined) return Promise.reject(invalid);
   if (options?.signal?.aborted) return Promise.reject(options.signal.reason);
   return options?.timeout === 0 ? Promise.reject(timeoutError(0)) : undefined;
 }

@@ -32,7 +32,7 @@
  * @module
  */
 
-import { checkListener, describeType, describeValue } from "./_describe.ts";
+import { checkListener, describeType, describeValue, invalidSignal } from "./_describe.ts";
 import { ResumptionError } from "./errors.ts";
 import type { ResumeCore, ResumeSettings, ResumeState } from "./_resume_core.ts";
 import { type Dial, ResumeDialer } from "./_resume_dialer.ts";
@@ -212,6 +212,8 @@ export function resumable(dial: Dial, options: ResumableOptions = {}): Resumable
   if (typeof dial !== "function") throw new TypeError(`dial must be a function, received ${describeType(dial)}`);
   const settings = resolve(options);
   const { signal } = options;
+  const invalid = invalidSignal(signal);
+  if (invalid !== undefined) throw invalid;
   const report = guard(options.onChange);
   const dialer = new ResumeDialer(dial, settings, (state, reason) => {
     if (state === "ended") signal?.removeEventListener("abort", abort);

@@ -263,6 +263,22 @@ Deno.test("row 23: an invalid timeout rejects with RangeError, Infinity is no li
   }
 });
 
+Deno.test("channel: a signal that is not an AbortSignal rejects each operation that would wait, which leaves nothing behind", async () => {
+  const channel = new Channel<number>();
+  const options = { signal: 1 as unknown as AbortSignal };
+  for (
+    const operation of [
+      () => channel.send(1, options),
+      () => channel.receive(options),
+      () => channel.receiveMany(1, options),
+      () => select({ a: channel.receiveCase() }, options),
+    ]
+  ) {
+    await assertRejects(operation, TypeError, "signal must be an AbortSignal, received number");
+    assertNoWaits(channel);
+  }
+});
+
 Deno.test("channel: null as the signal counts as no signal in each waiting operation", async () => {
   const channel = new Channel<number>();
   const sent = channel.send(1, NO_SIGNAL);

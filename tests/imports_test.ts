@@ -88,6 +88,7 @@ const ARROWS: Record<string, string[]> = {
   "_send_half.ts": [
     "_clock.ts",
     "_deferred.ts",
+    "_describe.ts",
     "_gate.ts",
     "_receive_half.ts",
     "_window.ts",
@@ -101,6 +102,7 @@ const ARROWS: Record<string, string[]> = {
     "_adapt.ts",
     "_deadlines.ts",
     "_deferred.ts",
+    "_describe.ts",
     "_flood.ts",
     "_gate.ts",
     "_reader.ts",

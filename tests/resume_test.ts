@@ -904,7 +904,8 @@ Deno.test("resumableListener() passes errors of accept() on, and accepts again a
 });
 
 Deno.test("resumable() and resumableListener() throw for options out of bounds", () => {
-  const dial = () => Promise.reject(new Error("dialled"));
+  let dials = 0;
+  const dial = () => Promise.reject(new Error(`dial ${++dials}`));
   const inner = { accept: () => new Promise<never>(() => {}), close() {} };
   const invalid: ResumableOptions[] = [
     { maxUnacknowledged: 65_535 },
@@ -920,4 +921,6 @@ Deno.test("resumable() and resumableListener() throw for options out of bounds",
   }
   assertThrows(() => resumableListener(inner, { maxSuspended: -1 }), RangeError, "maxSuspended must be");
   assertThrows(() => resumable({} as never), TypeError, "dial must be a function, received Object");
+  assertThrows(() => resumable(dial, { signal: 1 as never }), TypeError, "signal must be an AbortSignal");
+  assertEquals(dials, 0);
 });

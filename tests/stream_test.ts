@@ -12,6 +12,7 @@ import {
   MemoryConnection,
   memoryPair,
   MiB,
+  NO_SIGNAL,
   pattern,
   RawPeer,
   readAll,
@@ -179,6 +180,23 @@ Deno.test("Stream.read() and write(): a TypeError for a value that is not a Uint
   await assertRejects(() => all.near.write(wrong), TypeError, "Uint8Array");
   assertThrows(() => all.near.tryRead(wrong), TypeError);
   assertThrows(() => all.near.tryWrite(wrong), TypeError);
+});
+
+Deno.test("Stream.read(), write() and openStream(): a TypeError for a signal that is not an AbortSignal, which consumes no byte", async () => {
+  using all = await streamPair();
+  const message = "signal must be an AbortSignal, received";
+  for (const signal of [1, "text", {}, new EventTarget()]) {
+    const options = { signal: signal as AbortSignal };
+    await assertRejects(() => all.near.read(new Uint8Array(4), options), TypeError, message);
+    for (const p of [bytes("x"), new Uint8Array(MiB)]) {
+      await assertRejects(() => all.near.write(p, options), TypeError, message);
+    }
+    await assertRejects(() => all.client.openStream(options), TypeError, message);
+    await assertRejects(() => all.client.acceptStream(options), TypeError, message);
+  }
+  await all.far.write(bytes("abc"));
+  assertEquals(await all.near.read(new Uint8Array(4), NO_SIGNAL), 3);
+  assertEquals(all.client.stats().streams, 1);
 });
 
 Deno.test("Stream.read(): data after the peer's FIN is dropped, and a second FIN is ignored", async () => {

@@ -129,6 +129,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["web_streams_test.ts"],
   },
   {
+    name: "a read with an invalid signal stays in the way of the next",
+    file: "_receive_half.ts",
+    from: "    if (invalid !== undefined) return Promise.reject(invalid);\n",
+    to: "",
+    tests: ["stream_test.ts"],
+  },
+  {
     name: "a graceful close rejects close() of the writer behind the last chunk",
     file: "_send_half.ts",
     from: "    if (wasOpen) clock.pass(() => this.#stream.report());\n  }\n",
