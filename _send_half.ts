@@ -57,6 +57,8 @@ export interface SendHost {
   readonly isEndedByPeer: boolean;
   /** Creates the error of an operation, after the stream has failed. */
   readonly failure: Failure | undefined;
+  /** Returns a function that also notes that the application has received the error. */
+  reported<T>(failure: (bytesWritten?: number) => T): (bytesWritten?: number) => T;
   /** Queues a FIN. */
   queueFin(): void;
   /** Called when writing has failed for good. */
@@ -170,7 +172,7 @@ export class SendHalf {
     this.#state = "failed";
     const refusal = () =>
       new ProtocolError(frameOffset, "a UPD for bytes that were sent", `${consumed} on stream ${id}`);
-    this.#refusal = refusal;
+    this.#refusal = this.#stream.reported(refusal);
     waiting?.credit?.close();
     this.#stream.report();
   }
@@ -191,7 +193,7 @@ export class SendHalf {
    * Ends writing for a graceful close: writes that wait for room finish, those that wait for credit reject, then FIN.
    */
   async end(failure: () => Error): Promise<void> {
-    this.#refusal ??= failure;
+    this.#refusal ??= this.#stream.reported(failure);
     if (this.#state === "open" || this.#state === "closing") this.#state = "ending";
     this.#waiting?.credit?.close();
     const wasOpen = this.#closing === undefined;

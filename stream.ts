@@ -91,6 +91,8 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   isFinDue = false;
   isResetDue = false;
   isAborted = false;
+  /** Whether the application has received the error that ended the stream, or has passed it to `abort`. */
+  isReported = false;
   /** Number of the session's last batch of finished reads with this stream; 0 after the stream reads again. */
   batch = 0;
   nextInBucket: StreamCore | undefined = undefined;
@@ -179,6 +181,13 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     this.#host.refund(this, count);
   }
 
+  reported<T>(failure: (bytesWritten?: number) => T): (bytesWritten?: number) => T {
+    return (bytesWritten) => {
+      this.isReported = true;
+      return failure(bytesWritten);
+    };
+  }
+
   report(): void {
     if (this.#watchers !== undefined) { for (const run of this.#watchers) run(); }
   }
@@ -265,7 +274,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
    */
   fail(failure: Failure): boolean {
     if (this.#failure !== undefined) return false;
-    this.#failure = failure;
+    this.#failure = this.reported(failure);
     this.isFinDue = false;
     this.receiving.fail();
     return true;
@@ -339,7 +348,7 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
   abort(reason: unknown): void {
     if (this.#failure !== undefined || this.#isClosed) return;
     const isDone = this.#isDone;
-    this.isAborted = true;
+    this.isAborted = this.isReported = true;
     this.cut(() => reason);
     this.#isDone = isDone;
   }
@@ -707,11 +716,19 @@ export class Stream {
     this.close();
   }
 
-  /** Ends the writing direction with {@linkcode Stream.closeWrite}, then closes the stream, for `await using`. */
+  /**
+   * Ends the writing direction with {@linkcode Stream.closeWrite}, then closes the stream, for `await using`.
+   *
+   * It rejects as `closeWrite` does, unless another operation of the stream has rejected with that error before, or
+   * {@linkcode Stream.abort} was called.
+   */
   async [Symbol.asyncDispose](): Promise<void> {
+    const { isReported } = this.#core;
     try {
-      // The caller knows the reason of the abort.
-      if (!this.#core.isAborted) await this.closeWrite();
+      await this.closeWrite();
+    } catch (error) {
+      // A second error would hide the first in a `SuppressedError`.
+      if (!isReported) throw error;
     } finally {
       this.close();
     }

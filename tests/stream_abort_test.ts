@@ -478,6 +478,46 @@ Deno.test("Stream[Symbol.asyncDispose]() resolves after abort(), and rejects aft
   await assertRejects(() => all.far[Symbol.asyncDispose](), StreamResetError);
 });
 
+const FAILED_OPERATIONS: Record<string, (stream: Stream) => Promise<unknown>> = {
+  "read()": (stream) => stream.read(new Uint8Array(1)),
+  "write()": (stream) => stream.write(new Uint8Array(1)),
+  "closeWrite()": (stream) => stream.closeWrite(),
+  "a read of readable": (stream) => stream.readable.getReader().read(),
+  "a write of writable": (stream) => stream.writable.getWriter().write(new Uint8Array(1)),
+};
+for (const [name, operate] of Object.entries(FAILED_OPERATIONS)) {
+  Deno.test(`Stream: await using after ${name} has failed: the error of the block is that error`, async () => {
+    for (const isSession of [false, true]) {
+      using all = await streamPair();
+      const block = async () => {
+        await using stream = all.near;
+        if (isSession) all.client.abort(REASON);
+        else all.far.abort();
+        await turn();
+        await operate(stream);
+      };
+      await assertRejects(block, isSession ? SessionClosedError : StreamResetError);
+    }
+  });
+}
+
+Deno.test("Stream: await using after Session.close() has cut a write: the error of the block is that of the write", async () => {
+  const [connection, remote] = memoryPair(1000);
+  const client = Session.client(connection, { version: 1 });
+  const block = async () => {
+    await using stream = await client.openStream();
+    const written = stream.write(new Uint8Array(MiB));
+    written.catch(() => {});
+    void client.close({ timeout: 1000 });
+    await turn();
+    await stream.write(new Uint8Array(1));
+  };
+  const ended = assertRejects(block, SessionClosedError);
+  await turn(20);
+  remote.reset();
+  await ended;
+});
+
 Deno.test("Stream.abort(): the end of the session keeps the errors of an aborted stream", async () => {
   using all = await streamPair();
   all.near.abort(REASON);

@@ -136,6 +136,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["stream_test.ts"],
   },
   {
+    name: "await using hides the error of its block behind the same error of the stream",
+    file: "stream.ts",
+    from: "      if (!isReported) throw error;\n",
+    to: "      throw error;\n",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
     name: "a graceful close rejects close() of the writer behind the last chunk",
     file: "_send_half.ts",
     from: "    if (wasOpen) clock.pass(() => this.#stream.report());\n  }\n",
