@@ -41,7 +41,7 @@ import { MAX_WINDOW } from "./_window.ts";
 export interface SessionOptions {
   /**
    * Channel that receives the streams opened by the peer, so that several sessions can feed one pool of workers. The
-   * session owns this handle and closes it when it ends: pass a clone. When the channel is full, further streams are
+   * session owns this handle and closes it when it ends or cannot start: pass a clone. When the channel is full, further streams are
    * refused, as with `acceptBacklog`. Cannot be combined with `acceptBacklog`. Default: a channel of the session's own.
    */
   incoming?: Sender<Stream> | undefined;
@@ -276,6 +276,11 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
     throw new RangeError(`timeout must be at least keepAliveInterval, ${keepAliveInterval}, received ${timeout}`);
   }
   return settings;
+}
+
+/** Closes the caller's handle of a session that could not start. Otherwise its channel would never end. */
+export function closeIncoming(options: SessionOptions): void {
+  if (options?.incoming instanceof Sender) options.incoming.close();
 }
 
 function integer(name: string, value: number, most: number, mostName = "", instead = ""): number {

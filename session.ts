@@ -4,11 +4,12 @@
  * @module
  */
 
-import { SessionCore } from "./_session_core.ts";
+import { type Role, SessionCore } from "./_session_core.ts";
 import { ChannelClosedError, type Receiver } from "./channel.ts";
 import type { Version } from "./frame.ts";
 import {
   type ClientSessionOptions,
+  closeIncoming,
   duration,
   resolveOptions,
   type ServerSessionOptions,
@@ -168,7 +169,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * ```
    */
   static client(transport: Transport, options: ClientSessionOptions = {}): Session {
-    return new Session(new SessionCore(transport, resolveOptions(options, "client"), "client"));
+    return new Session(start(transport, options, "client"));
   }
 
   /**
@@ -181,7 +182,7 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
    * @throws {TypeError} `transport` is not a transport, or options cannot be combined.
    */
   static server(transport: Transport, options: ServerSessionOptions = {}): Session {
-    return new Session(new SessionCore(transport, resolveOptions(options, "server"), "server"));
+    return new Session(start(transport, options, "server"));
   }
 
   private constructor(core: SessionCore) {
@@ -371,5 +372,14 @@ export class Session implements AsyncDisposable, AsyncIterable<Stream> {
   /** Closes the session gracefully, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+}
+
+function start(transport: Transport, options: ServerSessionOptions, role: Role): SessionCore {
+  try {
+    return new SessionCore(transport, resolveOptions(options, role), role);
+  } catch (error) {
+    closeIncoming(options);
+    throw error;
   }
 }

@@ -44,7 +44,7 @@ import { Channel } from "./channel.ts";
 import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
-import { type ClientSessionOptions, DEFAULTS, resolveOptions } from "./options.ts";
+import { type ClientSessionOptions, closeIncoming, DEFAULTS, resolveOptions } from "./options.ts";
 import { checkServeOptions, type Listener, serve, type ServeOptions } from "./serve.ts";
 import { Session } from "./session.ts";
 import type { Stream } from "./stream.ts";
@@ -136,6 +136,22 @@ export interface ConnectWebSocketOptions extends ClientSessionOptions {
  */
 export async function connectWebSocket(url: string | URL, options: ConnectWebSocketOptions = {}): Promise<Session> {
   const { protocols = [], signal, ...sessionOptions } = options;
+  let connection;
+  try {
+    connection = await connect(url, protocols, signal, sessionOptions);
+  } catch (error) {
+    closeIncoming(sessionOptions);
+    throw error;
+  }
+  return Session.client(connection, sessionOptions);
+}
+
+async function connect(
+  url: string | URL,
+  protocols: string | string[],
+  signal: AbortSignal | undefined,
+  sessionOptions: ClientSessionOptions,
+): Promise<Connection> {
   const { maxReceiveBuffer, timeout } = resolveOptions(sessionOptions, "client");
   signal?.throwIfAborted();
   const { WebSocket } = globalThis as {
@@ -160,7 +176,7 @@ export async function connectWebSocket(url: string | URL, options: ConnectWebSoc
     clock.clearTimer(timer);
     signal?.removeEventListener("abort", abort);
   }
-  return Session.client(connection, sessionOptions);
+  return connection;
 }
 
 /** The functions of Deno and workerd that upgrade a request. */

@@ -249,6 +249,21 @@ Deno.test("accepting: incoming together with acceptBacklog is a TypeError", () =
   }
 });
 
+Deno.test("accepting: a session that cannot start closes its clone of the caller's channel, and leaves the transport alone", async () => {
+  const transport = { readable: new ReadableStream<Uint8Array>(), writable: new WritableStream<Uint8Array>() };
+  const invalid = [{ maxFrameSize: 0 }, { acceptBacklog: 1 }, { version: 3 as 1 }, { onFrame: 1 as never }];
+  for (const start of [Session.client, Session.server]) {
+    const { sender, receiver } = bounded<Stream>(1);
+    for (const options of invalid) assertThrows(() => start(transport, { incoming: sender.clone(), ...options }));
+    for (const wrong of [{}, null]) assertThrows(() => start(wrong as never, { incoming: sender.clone() }), TypeError);
+    assertEquals(receiver.senderCount, 1);
+    sender.close();
+    await assertRejects(() => receiver.receive(), ChannelClosedError);
+    assertThrows(() => start(transport, null as never), TypeError);
+  }
+  assertEquals([transport.readable.locked, transport.writable.locked], [false, false]);
+});
+
 Deno.test("accepting: an incoming that is not a Sender is a TypeError", () => {
   const { receiver } = bounded<Stream>(1);
   for (const incoming of [receiver, new Channel<Stream>(), {}, null, 5]) {

@@ -22,6 +22,7 @@ import { FIN, FrameDecoder, HEADER_LENGTH, NOP, ProtocolError, PSH, SYN, type Ve
 import { bounded, serve, Session, SessionClosedError, type Stream } from "../mod.ts";
 import {
   connectWebSocket,
+  type ConnectWebSocketOptions,
   upgradeWebSocket,
   WebSocketClosedError,
   webSocketConnection,
@@ -178,6 +179,20 @@ Deno.test("connectWebSocket() rejects with the reason of its signal, aborted bef
 Deno.test("connectWebSocket() rejects for an invalid option and for an invalid url", async () => {
   await assertRejects(() => connectWebSocket("ws://127.0.0.1:9/", { maxFrameSize: 0 }), RangeError, "maxFrameSize");
   await assertRejects(() => connectWebSocket("nowhere"), DOMException);
+});
+
+Deno.test("connectWebSocket() closes its clone of the caller's channel when it rejects", async () => {
+  const { sender, receiver } = bounded<Stream>(1);
+  const invalid: [url: string, options: ConnectWebSocketOptions][] = [
+    ["ws://127.0.0.1:9/", {}],
+    ["ws://127.0.0.1:9/", { maxFrameSize: 0 }],
+    ["ws://127.0.0.1:9/", { signal: AbortSignal.abort() }],
+    ["nowhere", {}],
+  ];
+  for (const [url, options] of invalid) {
+    await assertRejects(() => connectWebSocket(url, { ...options, incoming: sender.clone() }));
+    assertEquals(receiver.senderCount, 1);
+  }
 });
 
 // Ends of a connection.

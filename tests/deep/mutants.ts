@@ -136,6 +136,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["stream_test.ts"],
   },
   {
+    name: "a session that cannot start keeps its clone of the caller's channel open",
+    file: "options.ts",
+    from: "  if (options?.incoming instanceof Sender) options.incoming.close();\n",
+    to: "",
+    tests: ["accept_test.ts", "websocket_test.ts"],
+  },
+  {
     name: "await using hides the error of its block behind the same error of the stream",
     file: "stream.ts",
     from: "      if (!isReported) throw error;\n",
