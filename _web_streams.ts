@@ -117,9 +117,18 @@ class ReadableSource implements UnderlyingByteSource {
       if (this.#isCancelled || count === 0) return;
       if (count === null) return this.#end();
       // A reader without a buffer may have replaced the first one, and a response would not reach it.
-      if (this.#wasAskedAgain) this.#controller.enqueue(p.slice(0, count));
+      if (this.#wasAskedAgain) this.#enqueueFirst(p.slice(0, count));
       else this.#controller.byobRequest!.respond(count);
     }).catch(this.#fail);
+  }
+
+  /** Enqueues bytes behind those of a released request, whose delivery may call `pull`: later bytes come after both. */
+  #enqueueFirst(chunk: Uint8Array<ArrayBuffer>): void {
+    this.#isPulling = true;
+    this.#wasAskedAgain = false;
+    this.#controller.enqueue(chunk);
+    this.#isPulling = false;
+    if (this.#wasAskedAgain) this.pull();
   }
 
   readonly #fail = (error: unknown): void => {

@@ -608,6 +608,22 @@ for (const mode of MODES) {
   }
 }
 
+Deno.test("Stream.readable: reads without a buffer receive the bytes in order after a half-filled BYOB read was released", async () => {
+  using all = await streamPair();
+  const byob = all.near.readable.getReader({ mode: "byob" });
+  const first = outcome(byob.read(new Uint32Array(5)));
+  await all.far.write(pattern(4002).subarray(0, 2));
+  await turn(3);
+  byob.releaseLock();
+  assertInstanceOf(await first, TypeError);
+  const reader = all.near.readable.getReader();
+  const reads = [reader.read(), reader.read(), reader.read()];
+  await turn();
+  await all.far.write(pattern(4002).subarray(2));
+  const chunks = (await Promise.all(reads)).map(({ value }) => value!);
+  assertEquals(concat(chunks), pattern(4002));
+});
+
 Deno.test("Stream.readable: bytes that arrive after a reader was released in a read are left to Stream.read()", async () => {
   for (const count of [1, 2]) {
     using all = await streamPair();

@@ -143,6 +143,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["accept_test.ts", "websocket_test.ts"],
   },
   {
+    name: "later bytes overtake those behind a half-filled request of a released reader",
+    file: "_web_streams.ts",
+    from: "    this.#isPulling = true;\n    this.#wasAskedAgain = false;\n    this.#controller.enqueue(chunk);\n",
+    to: "    this.#wasAskedAgain = false;\n    this.#controller.enqueue(chunk);\n",
+    tests: ["web_streams_test.ts"],
+  },
+  {
     name: "await using hides the error of its block behind the same error of the stream",
     file: "stream.ts",
     from: "      if (!isReported) throw error;\n",
