@@ -381,11 +381,15 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     return this.#replay.room <= 0 || (this.#phase !== "open" && !this.#isEndAcknowledged);
   }
 
+  // A peer with the same options must not have to wait for the delay.
+  get #maxUnreported(): number {
+    return Math.min(MAX_UNREPORTED_BYTES, this.#replay.capacity / 2);
+  }
+
   /** Acknowledges what the application has read, at once or after a delay. */
   #report(): void {
     const unreported = this.#received - this.#held.length - this.#reported;
-    // A peer with the same options must not have to wait for the delay.
-    if (unreported >= Math.min(MAX_UNREPORTED_BYTES, this.#replay.capacity / 2)) this.acknowledge();
+    if (unreported >= this.#maxUnreported) this.acknowledge();
     else if (unreported > 0 && this.#carrier !== undefined) this.timers.acknowledgeLater();
   }
 
@@ -444,7 +448,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
   async #keep(memory: Uint8Array, end: number): Promise<number> {
     this.#checkWritable();
     if (!this.#replay.adopt(memory, end)) {
-      await this.#roomFor(end - DATA_HEADER_LENGTH);
+      // The peer acknowledges less than that only after a delay.
+      if (this.#inFlight >= this.#maxUnreported) await this.#roomFor(end - DATA_HEADER_LENGTH);
       if (!this.#replay.adopt(memory, end)) return await this.write(memory.subarray(DATA_HEADER_LENGTH, end));
     }
     const { appended } = this.#replay;
@@ -477,9 +482,13 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
     do {
       await this.#room();
     } while (
-      replay.room < count && replay.appended - replay.acknowledged >= MAX_UNREPORTED_BYTES &&
+      replay.room < count && this.#inFlight >= MAX_UNREPORTED_BYTES &&
       clock.now() - since < MAX_ROOM_WAIT_MS
     );
+  }
+
+  get #inFlight(): number {
+    return this.#replay.appended - this.#replay.acknowledged;
   }
 
   get #isWritten(): boolean {

@@ -847,6 +847,18 @@ for (
   });
 }
 
+Deno.test("a session's memory does not wait for an acknowledgement that the peer sends only after its delay", async () => {
+  using _clock = new ManualClock();
+  const { client, far } = await connect({ maxUnacknowledged: 200_000 }, MiB);
+  const [one, two] = [pattern(99_000, 1), pattern(150_000, 2)];
+  assertEquals(await keep(client, one).kept!.writing, 99_000);
+  const { writing } = keep(client, two).kept!;
+  await turn();
+  assertEquals([await state(writing), await writing], ["fulfilled", 101_000]);
+  assertEquals(await readExactly(far, 200_010), concat([record(one), record(two.subarray(0, 101_000))]));
+  client.close();
+});
+
 Deno.test("a session's memory is kept for reuse after its acknowledgement, until the connection ends", async () => {
   using _clock = new ManualClock();
   for (const hasEnded of [false, true]) {

@@ -961,8 +961,8 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a session's memory is copied unless one acknowledgement makes room",
     file: "_resume_core.ts",
-    from: "replay.room < count && replay.appended",
-    to: "replay.room < 0 && replay.appended",
+    from: "replay.room < count && this.#inFlight",
+    to: "replay.room < 0 && this.#inFlight",
     tests: ["resume_recovery_test.ts"],
   },
   {
@@ -975,8 +975,15 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a session waits for an acknowledgement for which too little is in flight",
     file: "_resume_core.ts",
-    from: "replay.appended - replay.acknowledged >= MAX_UNREPORTED_BYTES",
-    to: "replay.appended - replay.acknowledged > 0",
+    from: "this.#inFlight >= MAX_UNREPORTED_BYTES",
+    to: "this.#inFlight > 0",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
+    name: "a session waits for an acknowledgement that the peer delays",
+    file: "_resume_core.ts",
+    from: "      if (this.#inFlight >= this.#maxUnreported) await this.#roomFor(",
+    to: "      await this.#roomFor(",
     tests: ["resume_recovery_test.ts"],
   },
   {
