@@ -103,7 +103,7 @@ export class FrameWriter {
   readonly #sender: Sender<PendingFrame>;
   readonly #waiting: Receiver<PendingFrame>;
   // Streams whose control frames found no room, and ids of refused streams whose FINs found none.
-  #queued: ControlSource[] = [];
+  readonly #queued = new Set<ControlSource>();
   #refused: number[] = [];
   #filling: WriteBuffer;
   #leaving: WriteBuffer;
@@ -209,7 +209,14 @@ export class FrameWriter {
   queueControl(source: ControlSource): void {
     if (source.isQueued || this.#ended || this.#encodeControl(source)) return;
     source.isQueued = true;
-    this.#queued.push(source);
+    this.#queued.add(source);
+  }
+
+  /** Removes a stream that has left the session from the queue. No control frame of it is due. */
+  dequeueControl(source: ControlSource): void {
+    if (!source.isQueued) return;
+    source.isQueued = false;
+    this.#queued.delete(source);
   }
 
   /** Encodes the FIN that refuses a stream, now or when there is room. */
@@ -283,7 +290,7 @@ export class FrameWriter {
     this.#ended = true;
     this.#coalescer.end();
     this.#filling.free();
-    this.#queued = [];
+    this.#queued.clear();
     this.#refused = [];
     // A pending transport write still needs its memory.
     if (!this.#isWriting) this.#leaving.free();
@@ -478,9 +485,9 @@ export class FrameWriter {
   }
 
   #encodeQueued(): void {
-    const queued = this.#queued;
-    if (queued.length > 0) {
-      this.#queued = [];
+    if (this.#queued.size > 0) {
+      const queued = Array.from(this.#queued);
+      this.#queued.clear();
       for (const source of queued) {
         source.isQueued = false;
         this.queueControl(source);

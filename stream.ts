@@ -65,6 +65,8 @@ export interface StreamHost {
     readonly version: Version;
     /** Encodes the control frames that are due, now or when there is room. */
     queueControl(source: ControlSource): void;
+    /** Called when the stream leaves the session: nothing of it waits for room any more. */
+    dequeueControl(source: ControlSource): void;
   };
   /** Called when `count` received bytes were read or dropped. `stream.unread` does not include them any more. */
   refund(stream: StreamCore, count: number): void;
@@ -365,6 +367,8 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
 
   #leave(): void {
     this.#host.remove(this);
+    // While the peer reads nothing, the queue would grow with each stream that it opens and aborts.
+    this.#host.writer.dequeueControl(this);
     this.#done();
   }
 

@@ -2,9 +2,10 @@
 
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals } from "@std/assert";
 import { concat } from "@std/bytes";
-import { type Command, FIN, NOP, PSH, SYN } from "../frame.ts";
+import { type Command, FIN, NOP, PSH, SYN, UPD } from "../frame.ts";
 import { join, Session, SessionClosedError, type Stream, StreamClosedError, StreamResetError } from "../mod.ts";
 import { complement, ResetDetector } from "../_reset.ts";
+import { coreOf } from "../stream.ts";
 import {
   bytes,
   frame,
@@ -565,4 +566,25 @@ Deno.test("Stream.abort() works over TCP, with megabytes under way in both direc
   await assertRejects(() => readAll(far), StreamResetError);
   await client.close();
   await server.closed;
+});
+
+Deno.test("rule 12: an aborted stream whose update found no room leaves the queue of control frames", async () => {
+  // A window below the first one of the protocol, so that an update is due for each stream.
+  const { session, peer } = withPeer("server", 2, { maxStreamBuffer: 4 * KiB }, 1000);
+  await peer.send(SYN, 3);
+  await fill(await session.acceptStream());
+  const queued: Stream[] = [];
+  for (let id = 5; queued.length < 3; id += 2) {
+    await peer.send(SYN, id);
+    const stream = await session.acceptStream();
+    if (coreOf(stream).isQueued) queued.push(stream);
+  }
+  const [first, aborted, last] = queued.map(coreOf);
+  await reset(peer, aborted!.id);
+  await assertRejects(() => aborted!.stream.read(new Uint8Array(1)), StreamResetError);
+  assertEquals([first!.isQueued, aborted!.isQueued, last!.isQueued], [true, false, true]);
+  const updated: number[] = [];
+  while (updated.at(-1) !== last!.id) updated.push((await peer.nextOf(UPD)).id);
+  assertEquals(updated.slice(-2), [first!.id, last!.id]);
+  session.abort();
 });

@@ -591,6 +591,23 @@ Deno.test("FrameWriter.queueControl() encodes due frames at once if there is roo
   assertEquals([encoded, writer.unsent], [["FIN 7"], 0]);
 });
 
+Deno.test("FrameWriter.dequeueControl() removes a stream from the queue of control frames, and no other", async () => {
+  const { link, writer } = start();
+  const encoded: string[] = [];
+  assert(data(writer, 3, 1));
+  await link.begun(1);
+  fill(writer, 3, 32 * 1024);
+  while (writer.tryControl(NOP, 0));
+  const sources = [7, 9, 11].map((id) => source(id, { fin: true }, encoded));
+  for (const source of sources) writer.queueControl(source);
+  writer.dequeueControl(sources[1]!);
+  assertEquals(sources.map(({ isQueued }) => isQueued), [true, false, true]);
+  writer.dequeueControl(sources[1]!); // not queued: no effect
+  link.open();
+  await writer.flushed();
+  assertEquals(encoded, ["FIN 7", "FIN 11"]);
+});
+
 Deno.test("FrameWriter.queueControl() encodes a reset as two adjacent NOPs, with FIN where it is due or missing", async () => {
   const { link, writer } = start();
   const encoded: string[] = [];

@@ -386,6 +386,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["writer_test.ts", "stream_abort_test.ts"],
   },
   {
+    name: "streams that the peer has aborted stay in the queue of control frames while it reads nothing",
+    file: "stream.ts",
+    from: "    this.#host.writer.dequeueControl(this);\n",
+    to: "",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
     name: "two NOPs abort a stream although a frame arrived between them",
     file: "_reset.ts",
     from: "this.#id === first && this.#position + 1 === position",
