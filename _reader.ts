@@ -161,7 +161,8 @@ export class FrameReader implements PushListener {
     }
     this.#host.readDone();
     if (this.#decodedTo < chunk.length) {
-      // The rest is a batch of its own.
+      // The rest is a batch of its own, and counted with it.
+      this.#bytesReceived -= chunk.length - this.#decodedTo;
       this.#writer.release();
       return new Uint8Array(chunk.subarray(this.#decodedTo));
     }

@@ -12,7 +12,14 @@ import { describeValue } from "./_describe.ts";
 import { WebSocketClosedError } from "./errors.ts";
 import { HEADER_LENGTH, MAX_PAYLOAD_LENGTH, ProtocolError } from "./frame.ts";
 import { Gate } from "./_gate.ts";
-import { type Address, type Connection, MESSAGE_BYTES, type PushedConnection, type PushListener } from "./transport.ts";
+import {
+  type Address,
+  type Connection,
+  freeBuffer,
+  MESSAGE_BYTES,
+  type PushedConnection,
+  type PushListener,
+} from "./transport.ts";
 
 /**
  * A WebSocket of any runtime, by shape: that of browsers, Deno, Node 22, Bun and workerd, and that of `npm:ws`.
@@ -99,6 +106,9 @@ const MAX_QUEUED_BYTES = 512 * 1024;
 // While more than this is unread, the session reads without yielding. Larger: other sessions wait less; smaller: less
 // memory.
 const BEHIND_BYTES = 1024 * 1024;
+// A longer message is divided, because the session decodes each at once. Larger: the event loop is blocked longer;
+// smaller: more copying. Peers that send each frame as a message stay below.
+const MAX_PART_BYTES = 128 * 1024;
 // Added to the size of each unread message, so that tiny messages are limited, too.
 const MESSAGE_OVERHEAD_BYTES = 256;
 // A peer may send a frame of the maximum size in one message.
@@ -333,7 +343,10 @@ export class WebSocketConnection implements Connection, PushedConnection {
     let chunk: Uint8Array | undefined = new Uint8Array(data);
     this.#received += chunk.length;
     if (chunk.length === 0) return;
-    if (this.#isAwaited && this.#listener !== undefined && chunk.length <= this.#maxReceiveBuffer) {
+    if (
+      this.#isAwaited && this.#listener !== undefined &&
+      chunk.length <= Math.min(MAX_PART_BYTES, this.#maxReceiveBuffer)
+    ) {
       chunk = this.#listener.tryReceive(chunk);
     }
     if (chunk !== undefined) this.#hold(chunk);
@@ -347,13 +360,24 @@ export class WebSocketConnection implements Connection, PushedConnection {
       this.#fail(new WebSocketClosedError(TOO_BIG, message), TOO_BIG, "maxReceiveBuffer exceeded");
       return this.#listener?.overflowed(this.#failure!);
     }
-    this.#queued += cost;
-    this.#messages.sender.trySend(chunk);
+    if (chunk.length <= MAX_PART_BYTES) this.#enqueue(chunk);
+    else this.#divide(chunk);
     if (this.isBehind) this.#listener?.fellBehind();
     if (this.#socket.pause !== undefined && !this.#isPaused && this.#queued >= this.#maxReceiveBuffer / 2) {
       this.#isPaused = true;
       this.#socket.pause();
     }
+  }
+
+  #enqueue(chunk: Uint8Array): void {
+    this.#queued += chunk.length + MESSAGE_OVERHEAD_BYTES;
+    this.#messages.sender.trySend(chunk);
+  }
+
+  /** Enqueues copies of the parts, because the session frees each separately. */
+  #divide(chunk: Uint8Array): void {
+    for (let at = 0; at < chunk.length; at += MAX_PART_BYTES) this.#enqueue(chunk.slice(at, at + MAX_PART_BYTES));
+    freeBuffer(chunk);
   }
 
   #resume(): void {

@@ -612,6 +612,48 @@ Deno.test("a session reads all messages that its socket holds, and frees each bu
   }
 });
 
+Deno.test("a long message is decoded in parts of 128 KiB, and received whole", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket));
+  const data = pattern(40 * 60_000);
+  const frames = Array.from({ length: 40 }, (_, n) => frame(1, PSH, 3, data.subarray(n * 60_000, (n + 1) * 60_000)));
+  const message = concat([frame(1, SYN, 3), ...frames, frame(1, FIN, 3)]);
+  await turn(); // until the session reads
+  socket.emit("message", { data: message.buffer });
+  assertEquals([session.stats().framesReceived, message.length], [0, 0], "not at once, and the memory is freed");
+  const stream = await session.acceptStream();
+  assertLess(session.stats().framesReceived, frames.length, "the session reads 1 MiB in one step");
+  assertEquals(await readAll(stream), data);
+  assertEquals(session.stats().bytesReceived, data.length + 42 * HEADER_LENGTH);
+  session.abort();
+});
+
+Deno.test("a long message of SYNs stops after 1024 refusals and one part while its socket is full", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket), { maxStreams: 1 });
+  const count = MiB / HEADER_LENGTH;
+  const message = new Uint8Array(MiB);
+  for (let n = 0; n < count; n++) message.set(frame(1, SYN, 3 + 2 * n), n * HEADER_LENGTH);
+  socket.bufferedAmount = Infinity;
+  socket.receive(message);
+  while (!session.stats().readPaused) await turn();
+  const { refused, framesSent, framesReceived } = session.stats();
+  assertLessOrEqual(refused - framesSent, 1024 + 128 * KiB / HEADER_LENGTH);
+  assertLess(framesReceived, count);
+  session.abort();
+});
+
+Deno.test("Session.stats(): bytesReceived counts a message once that is decoded in two steps", async () => {
+  const socket = new FakeSocket();
+  const session = Session.server(webSocketConnection(socket));
+  await turn();
+  const message = concat(Array.from({ length: 300 }, (_, n) => frame(1, SYN, 3 + 2 * n)));
+  socket.receive(message as Uint8Array<ArrayBuffer>);
+  for (let n = 0; n < 300; n++) await session.acceptStream();
+  assertEquals(session.stats().bytesReceived, message.length);
+  session.abort();
+});
+
 Deno.test("a session that pauses reading ends with code 1009 when its socket exceeds maxReceiveBuffer", async () => {
   const socket = new FakeSocket();
   const options = { maxReceiveBuffer: 100_000, keepAliveInterval: Infinity, timeout: Infinity };

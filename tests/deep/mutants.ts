@@ -393,6 +393,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["stream_abort_test.ts"],
   },
   {
+    name: "a message of a WebSocket of any length is decoded at once",
+    file: "_web_socket.ts",
+    from: "    if (chunk.length <= MAX_PART_BYTES) this.#enqueue(chunk);\n    else this.#divide(chunk);\n",
+    to: "    this.#enqueue(chunk);\n",
+    tests: ["websocket_test.ts"],
+  },
+  {
+    name: "the rest of a message that is decoded in two steps counts twice in bytesReceived",
+    file: "_reader.ts",
+    from: "      this.#bytesReceived -= chunk.length - this.#decodedTo;\n",
+    to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
     name: "two NOPs abort a stream although a frame arrived between them",
     file: "_reset.ts",
     from: "this.#id === first && this.#position + 1 === position",
