@@ -57,11 +57,6 @@ async function spend(microtasks: number): Promise<void> {
   for (let n = 0; n < microtasks; n++) await null;
 }
 
-async function writeAll(pipe: Pipe, p: Uint8Array): Promise<void> {
-  let at = await pipe.write(p);
-  while (at < p.length) at += await pipe.write(p.subarray(at));
-}
-
 async function fill(pipe: Pipe, p: Uint8Array): Promise<void> {
   for (let at = 0; at < p.length;) {
     const count = await pipe.read(at === 0 ? p : p.subarray(at));
@@ -77,7 +72,7 @@ async function echo(pipe: Pipe, size: number): Promise<void> {
   for (;;) {
     const count = await pipe.read(p);
     if (count === null) return pipe.close();
-    await writeAll(pipe, count === size ? p : p.subarray(0, count));
+    for (let at = 0; at < count;) at += await pipe.write(at === 0 && count === size ? p : p.subarray(at, count));
   }
 }
 
@@ -216,6 +211,10 @@ async function openAll(peer: Peer, { connections, streams, port }: Plan): Promis
   return pipes;
 }
 
+/**
+ * Writes until it is stopped. In the loop of an application: no other async function runs between two writes, because
+ * the microtasks of one would hide what a tight loop costs. The plan may ask for microtasks.
+ */
 async function send(pipe: Pipe, first: number, plan: Plan, state: { stop: boolean }): Promise<number> {
   if (plan.web !== undefined) return await sendWeb(pipe, first, plan, state);
   const { size, eager, microtasks } = plan;
@@ -224,15 +223,11 @@ async function send(pipe: Pipe, first: number, plan: Plan, state: { stop: boolea
   let bytes = 0;
   for (let number = first; !state.stop; bytes += size) {
     for (let at = 0; at < words.length; at += BLOCK / 4) words[at] = number++;
-    if (!eager) {
-      await writeAll(pipe, p);
-      if (microtasks > 0) await spend(microtasks);
-      continue;
-    }
     for (let at = 0; at < size;) {
       const part = at === 0 ? p : p.subarray(at);
-      at += pipe.tryWrite!(part) || await pipe.write(part);
+      at += (eager ? pipe.tryWrite!(part) : 0) || await pipe.write(part);
     }
+    if (microtasks > 0) await spend(microtasks);
   }
   await pipe.closeWrite();
   return bytes;
@@ -291,7 +286,8 @@ async function joined(peer: Peer, plan: Plan): Promise<Result> {
 /** Sends a message and checks its echo. */
 async function exchange(pipe: Pipe, p: Uint32Array, q: Uint32Array): Promise<void> {
   const first = p[0] = p.at(-1)! + 1;
-  await writeAll(pipe, new Uint8Array(p.buffer));
+  const bytes = new Uint8Array(p.buffer);
+  for (let at = 0; at < bytes.length;) at += await pipe.write(at === 0 ? bytes : bytes.subarray(at));
   await fill(pipe, new Uint8Array(q.buffer));
   if (q[0] !== first || q.at(-1) !== p.at(-1)) throw new Error("wrong data in an echo");
   p[p.length - 1] = first;

@@ -68,7 +68,7 @@ export interface Plan {
   eager: boolean;
   /** bulk: both sides use web streams, with `pipeTo` or with a reader and a writer. */
   web?: "pipe" | "locked";
-  /** bulk: number of microtasks between two reads or writes, as in adapters. */
+  /** bulk: number of microtasks between two reads or writes, as in adapters; 0: the plain loop of an application. */
   microtasks: number;
   /** echo: number of messages on each stream; 0: limited by time. */
   messages: number;
