@@ -6,7 +6,7 @@
 
 import { deferred } from "./_deferred.ts";
 import { EMPTY_BYTES } from "./frame.ts";
-import type { Address, ChunkConnection, ChunkListener, NodeStream } from "./transport.ts";
+import type { Address, ChunkConnection, ChunkListener, Connection, NodeStream } from "./transport.ts";
 
 /** A {@linkcode NodeStream} with the members that its public type omits. */
 interface ReadWriteStream extends NodeStream {
@@ -37,6 +37,11 @@ export function isNodeStream(value: object): value is ReadWriteStream {
   return ["on", "read", "write", "end", "destroy"].every((name) =>
     typeof (value as Record<string, unknown>)[name] === "function"
   );
+}
+
+/** Adapts a stream of Node; returns any other connection itself. */
+export function connectionOf<C extends Connection>(connection: C | NodeStream): C | NodeConnection {
+  return isNodeStream(connection) ? new NodeConnection(connection) : connection as C;
 }
 
 /** A connection over a stream of Node. */

@@ -7,6 +7,7 @@
 import { deferred } from "./_deferred.ts";
 import { ResumptionError } from "./errors.ts";
 import { ProtocolError } from "./frame.ts";
+import { connectionOf } from "./_node_stream.ts";
 import { ResumeCore, type ResumeSettings, type ResumeState } from "./_resume_core.ts";
 import {
   ACCEPTED,
@@ -21,7 +22,7 @@ import {
 } from "./_resume_frame.ts";
 import type { ResumeTimers } from "./_resume_timers.ts";
 import { clock } from "./_clock.ts";
-import { closeQuietly, type Connection } from "./transport.ts";
+import { closeQuietly, type Connection, type NodeStream } from "./transport.ts";
 
 // Pauses between attempts: they double from the first to the last. Larger: less load on a server that restarts;
 // smaller: earlier resumption.
@@ -59,7 +60,7 @@ const DIAL_TIMEOUT_MS = 10_000;
  * assertEquals(tried, ["one.example", "one.example", "one.example", "two.example"]);
  * ```
  */
-export type Dial = (attempt: { n: number; signal: AbortSignal }) => Promise<Connection>;
+export type Dial = (attempt: { n: number; signal: AbortSignal }) => Promise<Connection | NodeStream>;
 
 /** Keeps a core supplied with carriers. */
 export class ResumeDialer {
@@ -175,7 +176,7 @@ export class ResumeDialer {
 
   async #open(attempt: Attempt, n: number): Promise<Connection> {
     const { signal } = attempt;
-    const connection = attempt.connection = await this.#dial({ n, signal });
+    const connection = attempt.connection = connectionOf(await this.#dial({ n, signal }));
     if (signal.aborted) closeQuietly(connection);
     return connection;
   }

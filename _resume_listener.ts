@@ -6,6 +6,7 @@
 
 import { Channel } from "./channel.ts";
 import { ResumptionError } from "./errors.ts";
+import { connectionOf } from "./_node_stream.ts";
 import { ResumeCore, type ResumeSettings, type ResumeState } from "./_resume_core.ts";
 import { writeAll } from "./_resume_dialer.ts";
 import {
@@ -24,7 +25,7 @@ import {
   UNKNOWN,
 } from "./_resume_frame.ts";
 import { clock } from "./_clock.ts";
-import { type Address, closeQuietly, type Connection } from "./transport.ts";
+import { type Address, closeQuietly, type Connection, type NodeStream } from "./transport.ts";
 import { type Listener, pauseAfter } from "./serve.ts";
 
 // Larger: a slow client may still finish; smaller: a silent one holds its socket for less time.
@@ -56,7 +57,7 @@ export interface ResumeListenerSettings extends ResumeSettings {
 
 /** Accepts connections: resumable ones, once for all of their carriers, and others unchanged. */
 export class ResumeListener {
-  readonly #listener: Listener<Connection>;
+  readonly #listener: Listener<Connection | NodeStream>;
   readonly #settings: ResumeListenerSettings;
   readonly #wrap: (core: ResumeCore) => Connection;
   readonly #onChange: (state: ResumeState, reason: unknown) => void;
@@ -81,7 +82,7 @@ export class ResumeListener {
    * @param onChange Called when the state of a connection has changed.
    */
   constructor(
-    listener: Listener<Connection>,
+    listener: Listener<Connection | NodeStream>,
     settings: ResumeListenerSettings,
     wrap: (core: ResumeCore) => Connection,
     onChange: (state: ResumeState, reason: unknown) => void,
@@ -117,7 +118,7 @@ export class ResumeListener {
     this.#isAccepting = true;
     for (let pause = 0;;) {
       try {
-        this.#greet(await this.#listener.accept());
+        this.#greet(connectionOf(await this.#listener.accept()));
         pause = 0;
       } catch (error) {
         const next = pauseAfter(error, pause);

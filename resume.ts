@@ -40,7 +40,14 @@ import { ResumeListener } from "./_resume_listener.ts";
 import { duration } from "./options.ts";
 import type { Listener } from "./serve.ts";
 import { DATA_HEADER_LENGTH } from "./_resume_frame.ts";
-import { type Address, type Connection, KEEP, type KeepingConnection, type Kept } from "./transport.ts";
+import {
+  type Address,
+  type Connection,
+  KEEP,
+  type KeepingConnection,
+  type Kept,
+  type NodeStream,
+} from "./transport.ts";
 
 export { type Dial, type ResumeState, ResumptionError };
 
@@ -228,7 +235,7 @@ export function resumable(dial: Dial, options: ResumableOptions = {}): Resumable
 /**
  * Makes a listener of resumable connections from any listener.
  *
- * `accept` returns each resumable connection once, and clients without a hello unchanged.
+ * `accept` returns each resumable connection once. It also returns clients without a hello, which are not resumed.
  *
  * @param listener The source of connections. Closed together with the returned listener.
  * @param options Limits, and a callback for every connection.
@@ -253,7 +260,7 @@ export function resumable(dial: Dial, options: ResumableOptions = {}): Resumable
  * ```
  */
 export function resumableListener(
-  listener: Listener<Connection>,
+  listener: Listener<Connection | NodeStream>,
   options: ResumableListenerOptions = {},
 ): Listener<Connection> {
   checkListener(listener, "resume");

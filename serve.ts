@@ -7,7 +7,7 @@
 import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
 import { checkListener } from "./_describe.ts";
-import { isNodeStream, NodeConnection } from "./_node_stream.ts";
+import { connectionOf, isNodeStream, NodeConnection } from "./_node_stream.ts";
 import { Channel } from "./channel.ts";
 import { clock, setTimerRef } from "./_clock.ts";
 import { SessionClosedError } from "./errors.ts";
@@ -584,10 +584,6 @@ export async function join(
     throw error;
   }
   return await joinConnections(...connections, options);
-}
-
-function connectionOf(connection: DuplexConnection | NodeStream): DuplexConnection {
-  return isNodeStream(connection) ? new NodeConnection(connection) : connection as DuplexConnection;
 }
 
 async function joinConnections(

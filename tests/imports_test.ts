@@ -66,6 +66,7 @@ const ARROWS: Record<string, string[]> = {
   "_resume_dialer.ts": [
     "_clock.ts",
     "_deferred.ts",
+    "_node_stream.ts",
     "_resume_core.ts",
     "_resume_frame.ts",
     "_resume_timers.ts",
@@ -76,6 +77,7 @@ const ARROWS: Record<string, string[]> = {
   "_resume_frame.ts": ["_double.ts", "frame.ts"],
   "_resume_listener.ts": [
     "_clock.ts",
+    "_node_stream.ts",
     "_resume_core.ts",
     "_resume_dialer.ts",
     "_resume_frame.ts",

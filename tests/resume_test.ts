@@ -10,6 +10,8 @@ import {
   assertThrows,
 } from "@std/assert";
 import { concat } from "@std/bytes";
+import { once } from "node:events";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { unbounded } from "../channel.ts";
 import {
   ACCEPTED,
@@ -209,6 +211,34 @@ for (const version of [1, 2] as const satisfies Version[]) {
     await server.shutdown();
   });
 }
+
+Deno.test("resumable() and resumableListener() accept sockets of Node, also of clients without a hello", async () => {
+  const { sender, receiver } = unbounded<Socket>();
+  const nodeServer = createServer((socket) => void sender.trySend(socket)).listen(0, LOOPBACK.hostname);
+  await once(nodeServer, "listening");
+  const { port } = nodeServer.address() as AddressInfo;
+  const accept = () => receiver.receive().catch(() => Promise.reject(new Deno.errors.Interrupted()));
+  const listener = resumableListener({ accept, close: () => void sender.close() });
+  const server = serve(listener, (stream) => stream.readable.pipeTo(stream.writable));
+  const dial = () => Promise.resolve(connect(port, LOOPBACK.hostname));
+  const sockets: Socket[] = [];
+  const connection = resumable(async () => {
+    const socket = await dial();
+    sockets.push(socket);
+    return socket;
+  });
+  const session = Session.client(connection);
+  await exchangeHashed(session, 10);
+  sockets[0]!.destroy();
+  await exchangeHashed(session, 10);
+  assertEquals([connection.resumptions, sockets.length], [1, 2]);
+
+  const plain = Session.client(await dial());
+  await exchangeHashed(plain, 10);
+  await Promise.all([session.close(), plain.close()]);
+  await server.shutdown();
+  await new Promise((resolve) => nodeServer.close(resolve));
+});
 
 Deno.test("resumable() writes on while neither end is read, up to maxUnacknowledged and what the sockets hold", async () => {
   using made = await pair({ maxUnacknowledged: MiB });

@@ -2440,6 +2440,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["node_stream_test.ts"],
   },
   {
+    name: "a resumable connection cannot dial a socket of Node",
+    file: "_resume_dialer.ts",
+    from: "connectionOf(await this.#dial({ n, signal }));",
+    to: "(await this.#dial({ n, signal })) as Connection;",
+    tests: ["resume_test.ts"],
+  },
+  {
+    name: "a listener of resumable connections cannot accept a socket of Node",
+    file: "_resume_listener.ts",
+    from: "connectionOf(await this.#listener.accept())",
+    to: "(await this.#listener.accept()) as Connection",
+    tests: ["resume_test.ts"],
+  },
+  {
     name: "a join does not notice that a stream of Node is destroyed",
     file: "serve.ts",
     from: "  if (connection instanceof NodeConnection) connection.watch(lost);\n",
