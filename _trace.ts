@@ -147,7 +147,11 @@ export class FrameTrace implements FrameSink {
     const events = this.#events;
     this.#events = [];
     try {
-      for (const event of events) this.#onFrame({ ...event, remoteAddr: this.#link.remoteAddr });
+      for (const event of events) {
+        const reporting: unknown = this.#onFrame({ ...event, remoteAddr: this.#link.remoteAddr });
+        // An async function is assignable to the type, too.
+        if (reporting instanceof Promise) reporting.catch(this.#failed);
+      }
     } catch (error) {
       this.#failed(error);
     }

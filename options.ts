@@ -105,7 +105,7 @@ export interface SessionOptions {
   stalledStreamTimeout?: number | undefined;
   /**
    * Receives every frame that is sent or received, in order, soon after it: to see why a stream is stuck. An error that it
-   * throws ends the session. It costs time for every frame; without it a session does not spend any.
+   * throws, or rejects with, ends the session. It costs time for every frame; without it a session does not spend any.
    */
   onFrame?: ((frame: FrameEvent) => void) | undefined;
 }

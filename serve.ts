@@ -151,7 +151,7 @@ export async function* connections<Accepted extends Transport>(
       } catch (error) {
         const next = pauseAfter(error, pause);
         if (stopped.closed || next === undefined) return;
-        onError(error);
+        report(onError, error);
         if (next > 0) await stopped.receive({ timeout: pause = next }).catch(() => {});
         continue;
       }
@@ -165,13 +165,19 @@ export async function* connections<Accepted extends Transport>(
   }
 }
 
+/** Calls `onError`. An async function is assignable to its type, too: what it rejects with is logged. */
+function report(onError: (error: unknown) => void, error: unknown): void {
+  const reporting: unknown = onError(error);
+  if (reporting instanceof Promise) reporting.catch((thrown) => console.error(thrown));
+}
+
 /** Closes a connection that was accepted too late. */
 function drop(connection: Transport, onError: (error: unknown) => void): void {
   try {
     adapt(connection).close();
   } catch (error) {
     // `adapt` throws for a value that is not a transport.
-    onError(error);
+    report(onError, error);
   }
 }
 
@@ -377,9 +383,7 @@ class StreamServer {
 
   readonly #report = (error: unknown): void => {
     try {
-      const reporting: unknown = this.#onError(error);
-      // An async function is assignable to the type, too.
-      if (reporting instanceof Promise) reporting.catch((thrown) => console.error(thrown));
+      report(this.#onError, error);
     } catch (thrown) {
       console.error(thrown);
     }

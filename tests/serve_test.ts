@@ -563,6 +563,21 @@ Deno.test("connections(): a signal ends the loop and closes the listener, aborte
   await assertRejects(() => other.accept(), Deno.errors.BadResource);
 });
 
+Deno.test("connections(): when onError rejects, it is printed, and the loop continues", async () => {
+  using console = catchConsole();
+  const [, connection] = memoryPair();
+  const listener = scriptedListener(
+    () => Promise.reject(new Deno.errors.ConnectionReset()),
+    () => connection,
+  );
+  const onError = () => Promise.reject(new Error("from onError"));
+  for await (const accepted of connections(listener, { onError })) {
+    assertEquals(accepted, connection);
+    break;
+  }
+  assertEquals(console.printed.map(String), ["Error: from onError"]);
+});
+
 Deno.test("serve(): finished waits for the sessions, and for handlers that outlast them", async () => {
   const serving = Promise.withResolvers<Session>();
   const mayReturn = Promise.withResolvers<void>();

@@ -113,19 +113,22 @@ Deno.test("onFrame is called after all frames of one read were decoded", async (
   session.abort();
 });
 
-Deno.test("onFrame that throws ends the session with its error", async () => {
-  const thrown = new Error("No room for the trace");
-  const { client, server } = sessionPair({
-    onFrame() {
-      throw thrown;
-    },
-    server: {},
+const thrown = new Error("No room for the trace");
+const failing: Record<string, () => void> = {
+  "throws": () => {
+    throw thrown;
+  },
+  "rejects": () => Promise.reject(thrown),
+};
+for (const [how, onFrame] of Object.entries(failing)) {
+  Deno.test(`onFrame that ${how} ends the session with its error`, async () => {
+    const { client, server } = sessionPair({ onFrame, server: {} });
+    assertEquals(await assertRejects(() => client.closed), thrown);
+    const error = await assertRejects(() => client.openStream());
+    assertEquals((error as Error).cause, thrown);
+    await server.closed;
   });
-  assertEquals(await assertRejects(() => client.closed), thrown);
-  const error = await assertRejects(() => client.openStream());
-  assertEquals((error as Error).cause, thrown);
-  await server.closed;
-});
+}
 
 Deno.test("onFrame reports the frames that refuse a stream, and no frame after the session's end", async () => {
   const lines: string[] = [];

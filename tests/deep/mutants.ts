@@ -748,7 +748,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a value accepted during shutdown that is not a transport rejects finished",
     file: "serve.ts",
-    from: "    // `adapt` throws for a value that is not a transport.\n    onError(error);\n",
+    from: "    // `adapt` throws for a value that is not a transport.\n    report(onError, error);\n",
     to: "    throw error;\n",
     tests: ["serve_test.ts"],
   },
@@ -2056,9 +2056,16 @@ export const MUTANTS: Mutant[] = [
   {
     name: "what an async onError rejects with is unhandled",
     file: "serve.ts",
-    from: "      if (reporting instanceof Promise) reporting.catch((thrown) => console.error(thrown));\n",
-    to: "      void reporting;\n",
+    from: "  if (reporting instanceof Promise) reporting.catch((thrown) => console.error(thrown));\n",
+    to: "  void reporting;\n",
     tests: ["serve_test.ts"],
+  },
+  {
+    name: "what an async onFrame rejects with is unhandled",
+    file: "_trace.ts",
+    from: "        if (reporting instanceof Promise) reporting.catch(this.#failed);\n",
+    to: "        void reporting;\n",
+    tests: ["trace_test.ts"],
   },
   {
     name: "a join blocks the event loop while a read returns 0",
