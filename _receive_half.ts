@@ -11,6 +11,7 @@ import { Gate } from "./_gate.ts";
 import { StreamClosedError } from "./errors.ts";
 import { EMPTY_BYTES, ProtocolError } from "./frame.ts";
 import type { ReadBuffer } from "./transport.ts";
+import { onAbort } from "./_wait.ts";
 import { ReceiveWindow, type WindowPool } from "./_window.ts";
 
 /**
@@ -347,12 +348,7 @@ export class ReceiveHalf {
     const promise = new Promise<number | null>(park);
     this.#wait(p, parked);
     // `null` counts as no signal.
-    if (signal) {
-      const abort = () => this.#rejectRead(signal.reason);
-      signal.addEventListener("abort", abort);
-      const unlisten = () => signal.removeEventListener("abort", abort);
-      this.#unlisten = unlisten;
-    }
+    if (signal) this.#unlisten = onAbort(signal, (reason) => this.#rejectRead(reason));
     return promise;
   }
 

@@ -184,3 +184,17 @@ function watchSignal(signal: AbortSignal): SignalWatch {
   oldest = (oldest + 1) % watches.length;
   return watch;
 }
+
+/**
+ * Calls `abort` when the signal aborts later; returns a function that prevents that. The uses of one signal share a
+ * listener: Node 20 warns of more than 10. `abort` must not throw.
+ */
+export function onAbort(signal: AbortSignal, abort: (reason: unknown) => void): () => void {
+  const limit = new WaitLimit({ signal }, {
+    fail(reason) {
+      limit.stop();
+      abort(reason);
+    },
+  });
+  return () => limit.stop();
+}

@@ -37,6 +37,7 @@ import { ResumptionError } from "./errors.ts";
 import type { ResumeCore, ResumeSettings, ResumeState } from "./_resume_core.ts";
 import { type Dial, ResumeDialer } from "./_resume_dialer.ts";
 import { ResumeListener } from "./_resume_listener.ts";
+import { onAbort } from "./_wait.ts";
 import { duration } from "./options.ts";
 import type { Listener } from "./serve.ts";
 import { DATA_HEADER_LENGTH } from "./_resume_frame.ts";
@@ -223,12 +224,11 @@ export function resumable(dial: Dial, options: ResumableOptions = {}): Resumable
   if (invalid !== undefined) throw invalid;
   const report = guard(options.onChange);
   const dialer = new ResumeDialer(dial, settings, (state, reason) => {
-    if (state === "ended") signal?.removeEventListener("abort", abort);
+    if (state === "ended") unlisten?.();
     report(state, reason);
   });
-  const abort = () => dialer.core.abort(signal!.reason);
-  signal?.addEventListener("abort", abort);
-  if (signal?.aborted) abort();
+  const unlisten = signal && onAbort(signal, (reason) => dialer.core.abort(reason));
+  if (signal?.aborted) dialer.core.abort(signal.reason);
   return new CoreConnection(dialer.core, () => dialer.retry());
 }
 

@@ -8,6 +8,7 @@ import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
 import { checkListener } from "./_describe.ts";
 import { connectionOf, isNodeStream, NodeConnection } from "./_node_stream.ts";
+import { onAbort } from "./_wait.ts";
 import { Channel } from "./channel.ts";
 import { clock, setTimerRef } from "./_clock.ts";
 import { SessionClosedError } from "./errors.ts";
@@ -597,9 +598,8 @@ async function joinConnections(
 ): Promise<JoinResult> {
   const { signal } = options;
   const { promise, resolve, reject } = deferred<JoinResult>();
-  const abort = () => reject(signal!.reason);
-  signal?.addEventListener("abort", abort);
-  if (signal?.aborted) abort();
+  const unlisten = signal && onAbort(signal, reject);
+  if (signal?.aborted) reject(signal.reason);
 
   let first: { error: unknown } | undefined;
   const fail = (error: unknown) => reject((first ??= { error }).error);
@@ -631,7 +631,7 @@ async function joinConnections(
     throw error;
   } finally {
     hasSettled = true;
-    signal?.removeEventListener("abort", abort);
+    unlisten?.();
     for (const stop of stopWatching) stop();
     for (const connection of [a, b]) closeQuietly(connection);
   }

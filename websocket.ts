@@ -40,6 +40,7 @@
  * @module
  */
 
+import { onAbort } from "./_wait.ts";
 import { Channel } from "./channel.ts";
 import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
@@ -162,10 +163,9 @@ async function connect(
   }
   const connection = new WebSocketConnection(new WebSocket(url, protocols), { maxReceiveBuffer });
   const stop = deferred<never>();
-  const abort = () => stop.reject(signal!.reason);
   const expired = () =>
     stop.reject(new DOMException(`The WebSocket did not open within ${timeout} ms`, "TimeoutError"));
-  signal?.addEventListener("abort", abort);
+  const unlisten = signal && onAbort(signal, stop.reject);
   const timer = timeout === Infinity ? undefined : clock.setTimer(expired, timeout);
   try {
     await Promise.race([connection.opened, stop.promise]);
@@ -174,7 +174,7 @@ async function connect(
     throw error;
   } finally {
     clock.clearTimer(timer);
-    signal?.removeEventListener("abort", abort);
+    unlisten?.();
   }
   return connection;
 }

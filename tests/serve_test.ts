@@ -45,6 +45,7 @@ import {
   turn,
   writeAll,
 } from "./support.ts";
+import { connectWebSocket } from "../websocket.ts";
 
 const MEGABYTE = 1_000_000;
 
@@ -561,6 +562,41 @@ Deno.test("connections(): a signal ends the loop and closes the listener, aborte
   const other = Deno.listen(LOOPBACK);
   assertEquals(await Array.fromAsync(connections(other, { signal: controller.signal })), []);
   await assertRejects(() => other.accept(), Deno.errors.BadResource);
+});
+
+Deno.test("join(), read(), resumable() and connectWebSocket() that wait with one signal share its listener", async () => {
+  const controller = new AbortController();
+  const { signal } = controller;
+  let listeners = 0;
+  for (const [name, step] of [["addEventListener", 1], ["removeEventListener", -1]] as const) {
+    const original = signal[name].bind(signal) as (type: string, listener: EventListenerOrEventListenerObject) => void;
+    signal[name] = (type: string, listener: EventListenerOrEventListenerObject) => {
+      listeners += step;
+      original(type, listener);
+    };
+  }
+  const silent = Deno.listen(LOOPBACK);
+  const { client } = sessionPair();
+  const stream = await client.openStream();
+  const never = new Promise<never>(() => {});
+  const waiting: Promise<unknown>[] = [];
+  for (let n = 0; n < 3; n++) {
+    waiting.push(
+      join(memoryPair()[0], memoryPair()[0], { signal }),
+      (await client.openStream()).read(new Uint8Array(1), { signal }),
+      stream.read(new Uint8Array(1), { signal }),
+      resumable(() => never, { signal }).closed,
+      connectWebSocket(`ws://${LOOPBACK.hostname}:${silent.addr.port}`, { signal }),
+    );
+  }
+  await turn();
+  assertEquals(listeners, 1);
+  const reason = new Error("the end of all");
+  controller.abort(reason);
+  for (const settled of await Promise.allSettled(waiting)) assertEquals(settled, { status: "rejected", reason });
+  assertEquals(listeners, 0);
+  client.abort();
+  silent.close();
 });
 
 Deno.test("connections(): when onError rejects, it is printed, and the loop continues", async () => {

@@ -2068,6 +2068,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["trace_test.ts"],
   },
   {
+    name: "each use of a signal has a listener of its own",
+    file: "_wait.ts",
+    from: "  const limit = new WaitLimit({ signal }, {\n",
+    to: '  signal.addEventListener("abort", () => {});\n  const limit = new WaitLimit({ signal }, {\n',
+    tests: ["serve_test.ts"],
+  },
+  {
     name: "a join blocks the event loop while a read returns 0",
     file: "serve.ts",
     from: "      if (count === 0) await clock.yieldToEventLoop();\n",
