@@ -72,8 +72,9 @@ export class NodeConnection implements ChunkConnection {
     this.#stream = stream;
     this.#isSocket = typeof stream.setNoDelay === "function";
     // These events are not repeated for a stream that has already ended or was destroyed.
-    const { readableEnded = false, destroyed = false, errored } = stream;
-    this.#hasEnded = readableEnded;
+    const { readableEnded = false, writableFinished = true, destroyed = false, errored } = stream;
+    // In Bun a socket that was destroyed before its end has ended, too.
+    this.#hasEnded = readableEnded && (writableFinished || !destroyed);
     this.#hasClosed = destroyed;
     this.#failure = errored ?? undefined;
     stream.on("data", (chunk) => this.#receive(chunk));

@@ -251,7 +251,8 @@ export class WebSocketListener implements Listener {
    * socket.
    *
    * @param socket The socket, open or connecting.
-   * @param info The address of the peer.
+   * @param info The address of the peer. Not the second argument of the handler of `Deno.serve`, which has no address
+   * after the upgrade: read `remoteAddr` of it before, and pass `{ remoteAddr }`.
    * @throws {TypeError} `socket` is closing or closed, or is not a WebSocket.
    */
   add(socket: WebSocketLike, info: { remoteAddr?: Address } = {}): void {

@@ -2498,8 +2498,15 @@ export const MUTANTS: Mutant[] = [
   {
     name: "the end of a stream of Node before its session began is missed",
     file: "_node_stream.ts",
-    from: "    this.#hasEnded = readableEnded;\n    this.#hasClosed = destroyed;\n",
+    from: "    this.#hasClosed = destroyed;\n",
     to: "    this.#hasEnded = this.#hasClosed = false;\n",
+    tests: ["node_stream_test.ts"],
+  },
+  {
+    name: "a socket that was destroyed in Bun before its session began counts as ended",
+    file: "_node_stream.ts",
+    from: "readableEnded && (writableFinished || !destroyed);",
+    to: "readableEnded;",
     tests: ["node_stream_test.ts"],
   },
   {
