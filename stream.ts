@@ -149,8 +149,9 @@ export class StreamCore implements ControlSource, ReceiveHost, SendHost {
     return this.#isClosed;
   }
 
+  /** Whether the peer has ended its direction, or aborted the stream: no more data is in flight. */
   get isEndedByPeer(): boolean {
-    return this.receiving.isEndedByPeer;
+    return this.#isReset || this.receiving.isEndedByPeer;
   }
 
   get failure(): Failure | undefined {

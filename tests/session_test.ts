@@ -19,8 +19,9 @@ import { concat, repeat } from "@std/bytes";
 import { setImmediate } from "node:timers/promises";
 import { clock, type Timer } from "../_clock.ts";
 import { FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP, PSH, SYN, UPDATE_LENGTH, type Version } from "../frame.ts";
-import { bounded, Session, SessionClosedError, type Stream } from "../mod.ts";
+import { bounded, Session, SessionClosedError, type Stream, StreamResetError } from "../mod.ts";
 import { DEFAULTS, resolveOptions } from "../options.ts";
+import { complement } from "../_reset.ts";
 import { INITIAL_WINDOW } from "../_window.ts";
 import { EMPTY_STREAM_COST, FLOOD_BUDGET, MAX_PAUSE_MS, PAUSE_MS, REFUSAL_COST, SHORT_PAUSE_MS } from "../_flood.ts";
 import {
@@ -682,6 +683,24 @@ Deno.test("flood: late data for a stream closed locally causes no pause up to 25
     assertEquals(sleeps.count, 1);
     session.abort();
     await assertRejects(() => session.closed);
+  }
+});
+
+Deno.test("flood: data for a stream that the peer has aborted pauses it, before and after the stream leaves the table", async () => {
+  for (const hasLeft of [false, true]) {
+    const [near, far] = memoryPair();
+    using sleeps = countSleeps();
+    const session = Session.server(near, { version: 1 });
+    await writeAll(far, frame(1, SYN, 3));
+    const stream = await session.acceptStream();
+    await writeAll(far, concat([frame(1, NOP, 3), frame(1, NOP, complement(3))]));
+    await turn();
+    if (hasLeft) await assertRejects(() => stream.read(new Uint8Array(1)), StreamResetError);
+    assertEquals([session.stats().streams, sleeps.count], [hasLeft ? 0 : 1, 0]);
+    await writeAll(far, repeat(frame(1, PSH, 3, pattern(1)), REFUSALS));
+    for (let n = 0; n < 10; n++) await turn();
+    assertEquals(sleeps.count, 1);
+    session.abort();
   }
 });
 

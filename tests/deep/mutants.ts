@@ -407,6 +407,13 @@ export const MUTANTS: Mutant[] = [
     tests: ["websocket_test.ts"],
   },
   {
+    name: "data for a stream that the peer has aborted costs nothing",
+    file: "stream.ts",
+    from: "    return this.#isReset || this.receiving.isEndedByPeer;\n",
+    to: "    return this.receiving.isEndedByPeer;\n",
+    tests: ["session_test.ts"],
+  },
+  {
     name: "two NOPs abort a stream although a frame arrived between them",
     file: "_reset.ts",
     from: "this.#id === first && this.#position + 1 === position",
