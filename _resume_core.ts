@@ -13,6 +13,7 @@ import { deferred } from "./_deferred.ts";
 import { ResumptionError } from "./errors.ts";
 import { ProtocolError } from "./frame.ts";
 import { ReplayBuffer } from "./_replay.ts";
+import { Carrier } from "./_resume_carrier.ts";
 import {
   CLOSE_RECORD,
   DATA_HEADER_LENGTH,
@@ -20,12 +21,18 @@ import {
   invalid,
   PROBE_RECORD,
   PROBE_REPLY_RECORD,
-  RecordDecoder,
   type RecordSink,
 } from "./_resume_frame.ts";
 import { ResumeTimers, type ResumeTimersHost } from "./_resume_timers.ts";
-import { clock, type Timer } from "./_clock.ts";
-import { closeQuietly, type Connection, type Kept, MAX_SOCKET_WRITE_BYTES, ReadBuffer } from "./transport.ts";
+import { clock } from "./_clock.ts";
+import {
+  checkCount,
+  closeQuietly,
+  type Connection,
+  type Kept,
+  MAX_SOCKET_WRITE_BYTES,
+  ReadBuffer,
+} from "./transport.ts";
 
 // Received bytes after which an acknowledgement is sent. Larger: fewer records; smaller: the peer keeps less.
 const MAX_UNREPORTED_BYTES = 256 * 1024;
@@ -71,32 +78,6 @@ export interface ResumeSettings {
   readonly resumeTimeout: number;
   /** Milliseconds without a byte before a carrier counts as lost. */
   readonly silence: number;
-}
-
-/** A connection below, and the records that are due on it. */
-class Carrier {
-  readonly connection: Connection;
-  readonly decoder: RecordDecoder;
-  isReading = false;
-  isWriting = false;
-  isAcknowledgementDue = false;
-  isProbeDue = false;
-  isProbeReplyDue = false;
-  isCloseDue = false;
-  isOpen = true;
-  /** Closes a carrier whose last record is not sent, or not received, in time. */
-  closing: Timer | undefined;
-
-  constructor(connection: Connection, sink: RecordSink, hasEnded: boolean, repeated: number) {
-    this.connection = connection;
-    this.decoder = new RecordDecoder(sink, hasEnded, repeated);
-  }
-
-  close(): void {
-    this.isOpen = false;
-    clock.clearTimer(this.closing);
-    closeQuietly(this.connection);
-  }
 }
 
 /** The bytes of one connection, and its present carrier. */
@@ -588,9 +569,8 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         const { sent } = this.#replay;
         for (let at = 0; at < bytes.length;) {
           const isWhole = at === 0 && bytes.length <= MAX_SOCKET_WRITE_BYTES;
-          const count = await carrier.connection.write(
-            isWhole ? bytes : bytes.subarray(at, at + MAX_SOCKET_WRITE_BYTES),
-          );
+          const part = isWhole ? bytes : bytes.subarray(at, at + MAX_SOCKET_WRITE_BYTES);
+          const count = checkCount(await carrier.connection.write(part), part.length);
           if (!carrier.isOpen) return;
           this.timers.sent();
           at += count;

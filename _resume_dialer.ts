@@ -8,6 +8,7 @@ import { deferred } from "./_deferred.ts";
 import { ResumptionError } from "./errors.ts";
 import { ProtocolError } from "./frame.ts";
 import { connectionOf } from "./_node_stream.ts";
+import { readRest, writeAll } from "./_resume_carrier.ts";
 import { ResumeCore, type ResumeSettings, type ResumeState } from "./_resume_core.ts";
 import {
   ACCEPTED,
@@ -238,15 +239,6 @@ function refusal(status: Status, isKnown: boolean): Error {
 async function greet(connection: Connection, hello: Greeting): Promise<ReturnType<typeof decodeReply>> {
   await writeAll(connection, encodeHello(hello));
   const bytes = new Uint8Array(REPLY_LENGTH);
-  for (let at = 0; at < bytes.length;) {
-    const count = await connection.read(bytes.subarray(at));
-    if (count === null) throw new ResumptionError("The server has ended the connection instead of a reply");
-    at += count;
-  }
+  await readRest(connection, bytes, 0, "The server has ended the connection instead of a reply");
   return decodeReply(bytes);
-}
-
-/** Writes all of `bytes`. */
-export async function writeAll(connection: Connection, bytes: Uint8Array): Promise<void> {
-  for (let at = 0; at < bytes.length;) at += await connection.write(bytes.subarray(at));
 }

@@ -7,8 +7,8 @@
 import { Channel } from "./channel.ts";
 import { ResumptionError } from "./errors.ts";
 import { connectionOf } from "./_node_stream.ts";
+import { readRest, writeAll } from "./_resume_carrier.ts";
 import { ResumeCore, type ResumeSettings, type ResumeState } from "./_resume_core.ts";
-import { writeAll } from "./_resume_dialer.ts";
 import {
   ACCEPTED,
   BUSY,
@@ -156,11 +156,7 @@ export class ResumeListener {
       if (isPassed) return;
       if (bytes[0] !== FIRST_BYTE) return pass();
       isHello = true;
-      for (let at = 1; at < bytes.length;) {
-        const count = await connection.read(bytes.subarray(at));
-        if (count === null) throw new ResumptionError("The client has ended the connection instead of a hello");
-        at += count;
-      }
+      await readRest(connection, bytes, 1, "The client has ended the connection instead of a hello");
       await this.#answer(connection, decodeHello(bytes));
     } catch {
       // A client without a valid hello has no connection to which an error could belong.

@@ -491,6 +491,45 @@ Deno.test("resumableListener() passes a connection on whose read throws, or that
   listener.close();
 });
 
+Deno.test("resumable() leaves the event loop free while a carrier writes or reads nothing of the hello, and gives it up", async () => {
+  for (const method of ["write", "read"] as const) {
+    using time = new ManualClock();
+    let [calls, dials] = [0, 0];
+    const nothing = () => {
+      if (calls++ > 100_000) throw new Error("the event loop was blocked");
+      return Promise.resolve(0);
+    };
+    const client = resumable(() => {
+      const [near] = memoryPair();
+      if (dials++ === 0) near[method] = nothing;
+      return Promise.resolve(near);
+    }, { silence: 1000 });
+    await time.advance(1150);
+    assertEquals([client.state, dials], ["suspended", 2]);
+    assertLess(calls, 100_000);
+    // The end of the loop.
+    calls = 100_000;
+    client.close();
+    await turn();
+  }
+});
+
+Deno.test("a carrier whose write returns no valid count is lost, and its bytes are sent again", async () => {
+  for (const count of [-1, 1e9, NaN]) {
+    using time = new ManualClock();
+    const { client, far, next, carriers } = await connect();
+    carriers[0]!.write = () => Promise.resolve(count);
+    await client.write(pattern(10));
+    await time.advance(100);
+    assertEquals([client.state, carriers[0]!.isClosed], ["suspended", true]);
+    far.close();
+    const second = await next();
+    await answer(second, RESUMED);
+    assertEquals(await readExactly(second, 15), record(pattern(10)));
+    client.close();
+  }
+});
+
 Deno.test("ResumableConnection.close() while it greets closes the carrier, and the connection stays ended", async () => {
   using time = new ManualClock();
   const [near, far] = memoryPair();

@@ -1015,6 +1015,22 @@ export const MUTANTS: Mutant[] = [
     tests: ["resume_recovery_test.ts"],
   },
   {
+    name: "a carrier that writes nothing of the hello blocks the event loop",
+    file: "_resume_carrier.ts",
+    from: "    const count = checkCount(await connection.write(rest), rest.length);\n" +
+      "    // A connection that keeps returning 0 would block the event loop, and the timers that give it up.\n" +
+      "    if (count === 0) await clock.yieldToEventLoop();\n",
+    to: "    const count = await connection.write(rest);\n",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
+    name: "a count of a carrier's write is believed",
+    file: "_resume_core.ts",
+    from: "checkCount(await carrier.connection.write(part), part.length)",
+    to: "await carrier.connection.write(part)",
+    tests: ["resume_recovery_test.ts"],
+  },
+  {
     name: "carriers that are lost at once are replaced without a pause",
     file: "_resume_dialer.ts",
     from: "    if (isShort && this.#wasShort) await this.#wait();\n",
