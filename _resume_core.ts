@@ -274,7 +274,10 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
         // Not a function of its own, because an idle connection would keep the memory of its call.
         this.#beginRead(carrier!);
         try {
-          count = this.#endRead(carrier!, p, await carrier!.connection.read(p));
+          const size = await carrier!.connection.read(p);
+          // A carrier that keeps returning 0 would block the event loop.
+          if (size === 0) await clock.yieldToEventLoop();
+          count = this.#endRead(carrier!, p, size);
         } catch (error) {
           this.#lose(carrier!, error);
         }
@@ -299,7 +302,9 @@ export class ResumeCore implements RecordSink, ResumeTimersHost {
       const carrier = this.#carrier!;
       this.#beginRead(carrier);
       try {
-        this.#endRead(carrier, buffer.bytes, await carrier.connection.read(buffer.bytes), buffer);
+        const size = await carrier.connection.read(buffer.bytes);
+        if (size === 0) await clock.yieldToEventLoop();
+        this.#endRead(carrier, buffer.bytes, size, buffer);
       } catch (error) {
         this.#lose(carrier, error);
       }

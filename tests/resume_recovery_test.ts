@@ -514,6 +514,27 @@ Deno.test("resumable() leaves the event loop free while a carrier writes or read
   }
 });
 
+Deno.test("a carrier whose read keeps returning 0 leaves the event loop free, whether the application reads or not", async () => {
+  for (const isRead of [true, false]) {
+    using _clock = new ManualClock();
+    const { client, carriers } = await connect({ maxUnacknowledged: 65_536 }, MiB);
+    let calls = 0;
+    carriers[0]!.read = () => {
+      if (calls++ > 100_000) throw new Error("the event loop was blocked");
+      return Promise.resolve(0);
+    };
+    const waiting = isRead ? [client.read(new Uint8Array(1))] : [0, 1].map(() => client.write(pattern(65_536)));
+    waiting.forEach((each) => each.catch(() => {}));
+    await turn();
+    assertEquals(client.state, "connected");
+    assert(calls > 0 && calls < 100_000, `${calls} calls`);
+    client.close();
+    await Promise.allSettled(waiting);
+    calls = 200_000;
+    await turn();
+  }
+});
+
 Deno.test("a carrier whose write returns no valid count is lost, and its bytes are sent again", async () => {
   for (const count of [-1, 1e9, NaN]) {
     using time = new ManualClock();
