@@ -235,7 +235,9 @@ export function resumable(dial: Dial, options: ResumableOptions = {}): Resumable
 /**
  * Makes a listener of resumable connections from any listener.
  *
- * `accept` returns each resumable connection once. It also returns clients without a hello, which are not resumed.
+ * `accept` returns each resumable connection once. It also returns clients without a hello, which are not resumed. After
+ * its first call the connections of `listener` are accepted until `close`, also after an error, so that clients can
+ * resume.
  *
  * @param listener The source of connections. Closed together with the returned listener.
  * @param options Limits, and a callback for every connection.
