@@ -300,9 +300,11 @@ class StreamsLink implements Link {
   }
 
   close(): void {
-    this.#reader.cancel().catch(() => {});
+    // The other end of a TransformStream would reject with `undefined` otherwise.
+    const reason = new DOMException("The session has ended", "AbortError");
+    this.#reader.cancel(reason).catch(() => {});
     // Has no effect on a closed writer.
-    this.#writer.abort().catch(() => {});
+    this.#writer.abort(reason).catch(() => {});
   }
 
   free(): void {}

@@ -182,7 +182,7 @@ export type Transport =
     readonly readable: {
       getReader(): {
         read(): Promise<{ done: boolean; value?: Uint8Array | string | undefined }>;
-        cancel(): Promise<unknown>;
+        cancel(reason?: unknown): Promise<unknown>;
         readonly closed: Promise<unknown>;
       };
     };
@@ -190,7 +190,7 @@ export type Transport =
       getWriter(): {
         write(chunk: Uint8Array<ArrayBuffer>): Promise<unknown>;
         close(): Promise<unknown>;
-        abort(): Promise<unknown>;
+        abort(reason?: unknown): Promise<unknown>;
         readonly closed: Promise<unknown>;
       };
     };

@@ -878,6 +878,19 @@ Deno.test("transport: close() of a session ends its web streams; abort() cancels
   assertEquals(calls, []);
 });
 
+Deno.test("transport: abort() of a session cancels and aborts its web streams with an AbortError", async () => {
+  const there = new TransformStream<Uint8Array, Uint8Array>();
+  const back = new TransformStream<Uint8Array, Uint8Array>();
+  const session = Session.client({ readable: there.readable, writable: back.writable });
+  const reading = back.readable.pipeTo(new WritableStream());
+  const writer = there.writable.getWriter();
+  session.abort(new Error("private"));
+  for (const ended of [() => reading, () => writer.closed]) {
+    const error = await assertRejects(ended, DOMException, "The session has ended");
+    assertEquals(error.name, "AbortError");
+  }
+});
+
 Deno.test("transport: read, write and close are enough for a connection", async () => {
   using clock = new ManualClock();
   const [near, far] = memoryPair();
