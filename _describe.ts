@@ -23,6 +23,16 @@ export function invalidSignal(signal: { throwIfAborted?: unknown } | null | unde
 }
 
 /**
+ * Checks that a value is a function, which a later call would report without its name.
+ *
+ * @throws {TypeError} It is not a function.
+ */
+export function checkFunction(name: string, value: unknown): void {
+  if (typeof value === "function") return;
+  throw new TypeError(`${name} must be a function, received ${describeType(value)}`);
+}
+
+/**
  * Checks that a value is a listener. Without this, a promise of one would be an endless series of errors of `accept`.
  *
  * @throws {TypeError} It lacks `accept` or `close`.

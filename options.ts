@@ -6,7 +6,7 @@
 
 import { Sender } from "./channel.ts";
 import { MAX_DELAY_MS } from "./_clock.ts";
-import { describeType, describeValue } from "./_describe.ts";
+import { checkFunction, describeType, describeValue } from "./_describe.ts";
 import { MAX_PAYLOAD_LENGTH, type Version } from "./frame.ts";
 import type { Stream } from "./stream.ts";
 import type { FrameEvent } from "./_trace.ts";
@@ -248,9 +248,7 @@ export function resolveOptions(options: ServerSessionOptions, role: "client" | "
   if (incoming !== undefined && options.acceptBacklog !== undefined) {
     throw new TypeError("acceptBacklog cannot be combined with incoming: it limits the session's own channel");
   }
-  if (onFrame !== undefined && typeof onFrame !== "function") {
-    throw new TypeError(`onFrame must be a function, received ${describeType(onFrame)}`);
-  }
+  if (onFrame !== undefined) checkFunction("onFrame", onFrame);
   const settings: Settings = {
     version,
     incoming,

@@ -32,7 +32,7 @@
  * @module
  */
 
-import { checkListener, describeType, describeValue, invalidSignal } from "./_describe.ts";
+import { checkFunction, checkListener, describeValue, invalidSignal } from "./_describe.ts";
 import { ResumptionError } from "./errors.ts";
 import type { ResumeCore, ResumeSettings, ResumeState } from "./_resume_core.ts";
 import { type Dial, ResumeDialer } from "./_resume_dialer.ts";
@@ -217,7 +217,7 @@ const DEFAULT_MAX_SUSPENDED = 1024;
  * ```
  */
 export function resumable(dial: Dial, options: ResumableOptions = {}): ResumableConnection {
-  if (typeof dial !== "function") throw new TypeError(`dial must be a function, received ${describeType(dial)}`);
+  checkFunction("dial", dial);
   const settings = resolve(options);
   const { signal } = options;
   const invalid = invalidSignal(signal);

@@ -6,7 +6,7 @@
 
 import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
-import { checkListener } from "./_describe.ts";
+import { checkFunction, checkListener } from "./_describe.ts";
 import { connectionOf, isNodeStream, NodeConnection } from "./_node_stream.ts";
 import { onAbort } from "./_wait.ts";
 import { Channel } from "./channel.ts";
@@ -277,7 +277,7 @@ export interface Server extends AsyncDisposable {
  * @param options Limits and timeouts of the sessions, a signal, and callbacks.
  * @returns The running server.
  * @throws {RangeError} An option is out of bounds.
- * @throws {TypeError} `options` has `incoming`, or the listener lacks `accept` or `close`.
+ * @throws {TypeError} `handler` is not a function, `options` has `incoming`, or the listener lacks `accept` or `close`.
  *
  * @example An echo server
  * ```ts
@@ -300,7 +300,7 @@ export function serve(
   handler: (stream: Stream, session: Session) => void | Promise<void>,
   options: ServeOptions = {},
 ): Server {
-  const sessionOptions = checkServeOptions(options);
+  const sessionOptions = checkServing(handler, options);
   checkListener(listener, "serve");
   const server = new StreamServer(handler, options, sessionOptions);
   const finished = server.run(listener);
@@ -309,12 +309,13 @@ export function serve(
 }
 
 /**
- * Checks the options of a server, and returns those of its sessions.
+ * Checks the handler and the options of a server, and returns the options of its sessions.
  *
  * @throws {RangeError} An option is out of bounds.
- * @throws {TypeError} `options` has `incoming`.
+ * @throws {TypeError} `handler` is not a function, or `options` has `incoming`.
  */
-export function checkServeOptions(options: ServeOptions): ServerSessionOptions {
+export function checkServing(handler: unknown, options: ServeOptions): ServerSessionOptions {
+  checkFunction("handler", handler);
   if ((options as ServerSessionOptions).incoming !== undefined) {
     throw new TypeError("incoming cannot be used with serve: every stream is passed to the handler");
   }

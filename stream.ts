@@ -653,6 +653,8 @@ export class Stream {
    * @returns A promise that resolves when FIN is in the session's write buffer. Later calls return the same promise.
    * @throws {SessionClosedError} The session ended before FIN was encoded.
    * @throws {StreamResetError} The peer aborted the stream before FIN was encoded.
+   * @throws {ProtocolError} The peer acknowledged more than was sent, or sent more than its credit allowed.
+   * @throws {DOMException} "TimeoutError": the stream was cut by `stalledStreamTimeout`.
    * @throws The reason of {@linkcode Stream.abort}.
    */
   closeWrite(): Promise<void> {

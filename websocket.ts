@@ -46,7 +46,7 @@ import { clock } from "./_clock.ts";
 import { deferred } from "./_deferred.ts";
 import { WebSocketClosedError } from "./errors.ts";
 import { type ClientSessionOptions, closeIncoming, DEFAULTS, resolveOptions } from "./options.ts";
-import { checkServeOptions, type Listener, serve, type ServeOptions } from "./serve.ts";
+import { checkServing, type Listener, serve, type ServeOptions } from "./serve.ts";
 import { Session } from "./session.ts";
 import type { Stream } from "./stream.ts";
 import type { Address, Connection } from "./transport.ts";
@@ -336,7 +336,7 @@ function upgrade(
  * @returns The response for the client. Status 101: upgraded. 426: the request has no `upgrade: websocket`. 400: the
  * handshake is malformed.
  * @throws {RangeError} An option is out of bounds.
- * @throws {TypeError} `options.incoming` is set, or the runtime cannot upgrade a request.
+ * @throws {TypeError} `handler` is not a function, `options.incoming` is set, or the runtime cannot upgrade a request.
  *
  * @example Pages and streams from one server
  * ```ts
@@ -362,7 +362,7 @@ export function upgradeWebSocket(
 ): Response {
   if (!isUpgrade(request)) return upgradeRequired();
   // Checked before the upgrade, which cannot be undone.
-  const { maxReceiveBuffer, timeout = DEFAULTS.timeout } = checkServeOptions(options);
+  const { maxReceiveBuffer, timeout = DEFAULTS.timeout } = checkServing(handler, options);
   // Deno must not close the socket of a client that is silent for less than `timeout`.
   const idleTimeout = timeout === Infinity ? 0 : Math.max(DENO_IDLE_TIMEOUT_SECONDS, Math.ceil(timeout / 1000));
   const upgraded = upgrade(request, { idleTimeout });
