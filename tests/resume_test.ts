@@ -38,6 +38,7 @@ import {
   ResumptionError,
 } from "../resume.ts";
 import {
+  countListeners,
   exchangeHashed,
   KiB,
   LOOPBACK,
@@ -427,6 +428,27 @@ Deno.test("resumable() dials again when the server is busy, ends the connection 
   connection.close();
 });
 
+Deno.test("resumable() and resumableListener() read a hello, a reply and what follows in pieces of one byte", async () => {
+  const [near, far] = memoryPair();
+  const inPieces = (connection: Connection): Connection => ({
+    read: (p) => connection.read(p.subarray(0, 1)),
+    write: (p) => connection.write(p),
+    close: () => connection.close(),
+  });
+  const inner = [Promise.resolve(inPieces(far)), new Promise<never>(() => {})];
+  const listener = resumableListener({ accept: () => inner.shift()!, close() {} });
+  const client = resumable(() => Promise.resolve(inPieces(near)));
+  const server = await listener.accept();
+  for (const [from, to] of [[client, server], [server, client]] as const) {
+    await writeAll(from, pattern(300));
+    assertEquals(await readExactly(to, 300), pattern(300));
+  }
+  assertEquals((client as ResumableConnection).resumptions, 0);
+  client.close();
+  server.close();
+  listener.close();
+});
+
 Deno.test("ResumableConnection.retry() dials at once", async () => {
   using clock = new ManualClock();
   let attempts = 0;
@@ -443,6 +465,7 @@ Deno.test("ResumableConnection.retry() dials at once", async () => {
 Deno.test("resumable() ends with the reason of its signal, and passes dial a signal and the number of attempts", async () => {
   using clock = new ManualClock();
   const stop = new AbortController();
+  const listeners = countListeners(stop.signal);
   const seen: [number, AbortSignal][] = [];
   const connection = resumable(({ n, signal }) => {
     seen.push([n, signal]);
@@ -450,8 +473,10 @@ Deno.test("resumable() ends with the reason of its signal, and passes dial a sig
   }, { signal: stop.signal });
   await clock.advance(350);
   assertEquals(seen.map(([n]) => n), [...seen.keys()]);
+  assertEquals(listeners(), 1);
   stop.abort(new Error("enough"));
   await assertRejects(() => connection.closed, Error, "enough");
+  assertEquals(listeners(), 0);
   assert(seen.every(([, signal]) => signal.aborted));
   assertEquals(clock.pending, 0);
 });
@@ -897,6 +922,21 @@ Deno.test("resumableListener().close() closes clients that are silent, in a hell
   assertEquals(clock.pending, 0);
   // A connection that was accepted belongs to the application.
   assertEquals(pairs[0]![1].isClosed, false);
+  accepted.close();
+});
+
+Deno.test("resumableListener().close() keeps connections that were accepted, with a hello and without one", async () => {
+  using both = await pair();
+  const { client, server, listener, port } = both;
+  using plain = await Deno.connect({ ...LOOPBACK, port });
+  await plain.write(Uint8Array.of(7));
+  const accepted = await listener.accept() as Connection;
+  assertEquals(await readExactly(accepted, 1), Uint8Array.of(7));
+  listener.close();
+  for (const [from, to] of [[client, server], [server, client], [plain, accepted], [accepted, plain]] as const) {
+    await writeAll(from, Uint8Array.of(1, 2, 3));
+    assertEquals(await readExactly(to, 3), Uint8Array.of(1, 2, 3));
+  }
   accepted.close();
 });
 

@@ -555,10 +555,13 @@ Deno.test("connections() yields each connection, and leaving the loop closes the
 
 Deno.test("connections(): a signal ends the loop and closes the listener, aborted during the loop or before it", async () => {
   const controller = new AbortController();
+  const listeners = countListeners(controller.signal);
   const listener = Deno.listen(LOOPBACK);
   const accepting = Array.fromAsync(connections(listener, { signal: controller.signal }));
+  assertEquals(listeners(), 1);
   controller.abort();
   assertEquals(await accepting, []);
+  assertEquals(listeners(), 0);
   const other = Deno.listen(LOOPBACK);
   assertEquals(await Array.fromAsync(connections(other, { signal: controller.signal })), []);
   await assertRejects(() => other.accept(), Deno.errors.BadResource);
@@ -767,6 +770,8 @@ Deno.test("serve(): invalid options throw at once, and an undefined option count
   assertThrows(() => serve(listener, echo, { timeout: 5, keepAliveInterval: 6 }), RangeError, "keepAliveInterval");
   assertThrows(() => serve(listener, echo, { version: 3 as 2 }), RangeError, "version");
   const { sender } = bounded<Stream>(1);
+  // @ts-expect-error: the handler is required
+  assertThrows(() => serve(listener), TypeError, "handler must be a function, received undefined");
   // @ts-expect-error: `incoming` is not an option of serve()
   assertThrows(() => serve(listener, echo, { incoming: sender }), TypeError, "incoming");
   assertEquals(listener.isClosed, false);

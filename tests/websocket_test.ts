@@ -16,10 +16,10 @@ import {
 import { deadline } from "@std/async";
 import { concat } from "@std/bytes";
 import { Buffer } from "node:buffer";
-import { clock } from "../_clock.ts";
+import { clock, type Timer } from "../_clock.ts";
 import { FLOOD_BUDGET } from "../_flood.ts";
 import { FIN, FrameDecoder, HEADER_LENGTH, NOP, ProtocolError, PSH, SYN, type Version } from "../frame.ts";
-import { bounded, serve, Session, SessionClosedError, type Stream } from "../mod.ts";
+import { bounded, ChannelClosedError, serve, Session, SessionClosedError, type Stream } from "../mod.ts";
 import {
   connectWebSocket,
   type ConnectWebSocketOptions,
@@ -31,6 +31,7 @@ import {
 } from "../websocket.ts";
 import {
   collector,
+  countListeners,
   exchangeHashed,
   frame,
   KiB,
@@ -170,10 +171,13 @@ Deno.test("connectWebSocket() rejects with the reason of its signal, aborted bef
   const reason = new Error("Not needed any more");
   assertEquals(await assertRejects(() => connectWebSocket(url, { signal: AbortSignal.abort(reason) })), reason);
   const controller = new AbortController();
+  const listeners = countListeners(controller.signal);
   const connecting = connectWebSocket(url, { signal: controller.signal });
   using _accepted = await silent.accept();
+  assertEquals(listeners(), 1);
   controller.abort(reason);
   assertEquals(await assertRejects(() => connecting), reason);
+  assertEquals(listeners(), 0);
 });
 
 Deno.test("connectWebSocket() rejects for an invalid option and for an invalid url", async () => {
@@ -495,7 +499,13 @@ Deno.test("a write waits while more than 512 KiB are queued, and rejects when th
   for (const outcome of ["drained", "closed"] as const) {
     using time = new ManualClock();
     let endPause: (() => void) | undefined;
-    clock.sleep = (run) => void (endPause = run);
+    const pause = -1 as unknown as Timer;
+    const cleared: (Timer | undefined)[] = [];
+    clock.sleep = (run) => {
+      endPause = run;
+      return pause;
+    };
+    clock.clearTimer = (timer) => void cleared.push(timer);
     const socket = new FakeSocket();
     const connection = webSocketConnection(socket);
     const p = new Uint8Array(60 * KiB);
@@ -520,6 +530,7 @@ Deno.test("a write waits while more than 512 KiB are queued, and rejects when th
     }
     socket.emit("close", { code: 1011, reason: "broken" });
     await assertRejects(() => writing, WebSocketClosedError, "1011: broken");
+    assert(cleared.includes(pause));
   }
 });
 
@@ -764,11 +775,12 @@ Deno.test("upgradeWebSocket() answers 426 to a request without an upgrade, and 4
   assertEquals(malformed.status, 400);
 });
 
-Deno.test("upgradeWebSocket() throws for an option out of bounds and for incoming", () => {
+Deno.test("upgradeWebSocket() throws for an option out of bounds, for incoming and without a handler", () => {
   const request = new Request("http://localhost/", { headers: { upgrade: "websocket" } });
   assertThrows(() => upgradeWebSocket(request, echo, { maxStreams: 0 }), RangeError, "maxStreams");
   const { sender: incoming } = bounded<Stream>(1);
   assertThrows(() => upgradeWebSocket(request, echo, { incoming } as object), TypeError, "incoming");
+  assertThrows(() => upgradeWebSocket(request, undefined as never), TypeError, "handler must be a function");
 });
 
 Deno.test("upgradeWebSocket() ends the session at once when its signal aborts", async () => {
@@ -873,6 +885,7 @@ Deno.test("WebSocketListener.close() closes sockets that wait to be accepted, an
   assertEquals([first.closes.length, second.closes.length, late.closes.length], [0, 1, 1]);
   const error = await assertRejects(() => sockets.accept(), Error, "closed");
   assertEquals(error.name, "Interrupted");
+  assertInstanceOf(error.cause, ChannelClosedError);
   accepted.close();
 });
 
