@@ -9,11 +9,13 @@ import { MAX_WAITING_REFUSALS } from "../_session_core.ts";
 import { MIN_VIEW_BYTES } from "../_chunks.ts";
 import { MAX_READ_BYTES } from "../_adapt.ts";
 import { DEFAULTS } from "../options.ts";
+import { untilCollected } from "./channel_support.ts";
 import {
   bytes,
   frame,
   ManualClock,
   pattern,
+  readAll,
   readText,
   sessionPair,
   state,
@@ -119,6 +121,28 @@ Deno.test("rule 11: stalledStreamTimeout cuts the largest stream that is not rea
   assertEquals(session.stats().streams, 2);
   assertEquals((await peer.nextOf(FIN)).id, 3, "stream 7 is the largest but was read");
   assertEquals(session.stats().readPaused, false);
+  session.abort();
+});
+
+Deno.test("rule 11: a session with stalledStreamTimeout holds no stream that has ended and was read", async () => {
+  const { session, peer } = withPeer("server", 1, { stalledStreamTimeout: 500 }, 1 << 20);
+  await peer.send(SYN, 3);
+  await peer.send(PSH, 3, pattern(100));
+  await peer.send(FIN, 3);
+  const held: WeakRef<object>[] = [];
+  await (async () => {
+    const stream = await session.acceptStream();
+    held.push(new WeakRef(stream));
+    await turn();
+    await stream.closeWrite();
+    assertEquals([session.stats().streams, session.stats().bytesUnread], [0, 100]);
+    assertEquals(await readAll(stream), pattern(100));
+  })();
+  // The last stream with data is held until there is another one.
+  await peer.send(SYN, 5);
+  await peer.send(PSH, 5, pattern(1));
+  await turn();
+  await untilCollected(...held);
   session.abort();
 });
 

@@ -7,6 +7,7 @@ import * as net from "node:net";
 import { Duplex } from "node:stream";
 import { bounded, Channel } from "../channel.ts";
 import { clock } from "../_clock.ts";
+import { untilCollected } from "./channel_support.ts";
 import { FIN, PSH, SYN } from "../frame.ts";
 import {
   type Connection,
@@ -615,6 +616,23 @@ Deno.test("connections(): when onError rejects, it is printed, and the loop cont
     break;
   }
   assertEquals(console.printed.map(String), ["Error: from onError"]);
+});
+
+Deno.test("serve(): a server holds no session that has ended", async () => {
+  const held: WeakRef<object>[] = [];
+  const ended = Promise.withResolvers<void>();
+  const { server, connect } = start(echo, {
+    onSession: (session) => {
+      held.push(new WeakRef(session));
+      session.closed.then(ended.resolve, ended.reject);
+    },
+  });
+  const client = await connect();
+  assertEquals(await ask(client, "one"), "one");
+  await client.close();
+  await ended.promise;
+  await untilCollected(...held);
+  await server.shutdown();
 });
 
 Deno.test("serve(): finished waits for the sessions, and for handlers that outlast them", async () => {

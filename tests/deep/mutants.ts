@@ -2931,6 +2931,27 @@ export const MUTANTS: Mutant[] = [
     to: "this.#writer.abort()",
     tests: ["transport_test.ts"],
   },
+  {
+    name: "a server holds every session that has ended",
+    file: "serve.ts",
+    from: "    this.#sessions.delete(session);\n",
+    to: "",
+    tests: ["serve_test.ts"],
+  },
+  {
+    name: "closed of a stream that had ended rejects after abort()",
+    file: "stream.ts",
+    from: "    this.#isDone = isDone;\n",
+    to: "",
+    tests: ["stream_abort_test.ts"],
+  },
+  {
+    name: "a session holds every ended stream that had unread bytes",
+    file: "_stalled.ts",
+    from: "    if (stream.unread === 0 && this.#left.size > 0) this.#left.delete(stream);\n",
+    to: "",
+    tests: ["rules_limits_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
