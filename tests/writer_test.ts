@@ -12,7 +12,7 @@ import { type Command, EMPTY_BYTES, FIN, HEADER_LENGTH, MAX_PAYLOAD_LENGTH, NOP,
 
 import { adapt } from "../_adapt.ts";
 import { type Connection, type Link, ReadBuffer } from "../transport.ts";
-import { MIN_BUFFER_BYTES } from "../_write_buffer.ts";
+import { MIN_BUFFER_BYTES, WriteBuffer } from "../_write_buffer.ts";
 import { decode } from "./decode_helpers.ts";
 import { pattern, turn } from "./support.ts";
 
@@ -1042,4 +1042,19 @@ Deno.test("FrameWriter: a write that fails after end() frees its buffer", async 
   link.fail(new Error("broken"));
   await microtasks(20);
   assertEquals(link.held, 0);
+});
+
+Deno.test("WriteBuffer: append() adds the counts of the other buffer, and drop() leaves no more data than bytes", () => {
+  const [first, second] = [new WriteBuffer(4), new WriteBuffer(4)];
+  first.addFrame(1, NOP, 0, EMPTY_BYTES, 0, 0);
+  second.addFrame(1, PSH, 3, pattern(100), 0, 100);
+  second.addFrame(1, FIN, 3, EMPTY_BYTES, 0, 0);
+  first.append(second);
+  const all = 3 * HEADER_LENGTH + 100;
+  assertEquals([first.length, first.dataLength, first.frames], [all, 100, 3]);
+  // All but the FIN and ten bytes.
+  first.drop(all - HEADER_LENGTH - 10);
+  assertEquals([first.length, first.dataLength, first.frames], [HEADER_LENGTH + 10, HEADER_LENGTH + 10, 1]);
+  first.drop(first.length);
+  assertEquals([first.length, first.dataLength, first.frames, first.used], [0, 0, 0, 4]);
 });

@@ -2952,6 +2952,13 @@ export const MUTANTS: Mutant[] = [
     to: "",
     tests: ["rules_limits_test.ts"],
   },
+  {
+    name: "data that could not be written yet does not count as unsent",
+    file: "_write_buffer.ts",
+    from: "    this.#dataLength += other.dataLength;\n",
+    to: "",
+    tests: ["writer_test.ts"],
+  },
 ];
 
 const ROOT = `${import.meta.dirname}/../..`;
