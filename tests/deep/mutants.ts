@@ -2864,7 +2864,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "connectWebSocket() leaves a listener on its signal",
     file: "websocket.ts",
-    from: '    clock.clearTimer(timer);\n    signal?.removeEventListener("abort", abort);\n',
+    from: "    clock.clearTimer(timer);\n    unlisten?.();\n",
     to: "    clock.clearTimer(timer);\n",
     tests: ["websocket_test.ts"],
   },
@@ -2899,7 +2899,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "resumable() leaves a listener on its signal",
     file: "resume.ts",
-    from: '    if (state === "ended") signal?.removeEventListener("abort", abort);\n',
+    from: '    if (state === "ended") unlisten?.();\n',
     to: "",
     tests: ["resume_test.ts"],
   },
@@ -2912,9 +2912,9 @@ export const MUTANTS: Mutant[] = [
   },
   {
     name: "a reply that arrives in pieces ends the connection",
-    file: "_resume_dialer.ts",
-    from: "  for (let at = 0; at < bytes.length;) {\n    const count = await connection.read(bytes.subarray(at));\n",
-    to: "  for (let at = 0; at < bytes.length - 1;) {\n    const count = await connection.read(bytes.subarray(at));\n",
+    file: "_resume_carrier.ts",
+    from: "  while (at < bytes.length) {\n    const count = await connection.read(bytes.subarray(at));\n",
+    to: "  while (at < bytes.length - 1) {\n    const count = await connection.read(bytes.subarray(at));\n",
     tests: ["resume_test.ts"],
   },
   {
