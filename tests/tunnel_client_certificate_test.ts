@@ -490,6 +490,7 @@ Deno.test("serveTunnel() and openTunnel() throw for certificates that are malfor
     "cert and key must be a certificate and its private key in PEM, received the key of another certificate";
   assertThrows(serve({ cert: undefined, key: undefined }), RangeError, "clientCa requires cert and key");
   assertThrows(serve({ key: other.key }), RangeError, wrong);
+  assertThrows(serve({ key: other.key, clientCa: undefined }), RangeError, wrong);
   assertThrows(
     serve({ key: "nothing" }),
     RangeError,

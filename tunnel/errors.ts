@@ -60,6 +60,9 @@ export function typeName(value: unknown): string {
   return typeof value === "string" ? "a text" : `a ${typeof value}`;
 }
 
+/** What the options `cert` and `key` must be, for errors. */
+export const KEY_PAIR = "cert and key must be a certificate and its private key in PEM";
+
 /** Returns the error, or wraps another value that was thrown. */
 export function toError(thrown: unknown): Error {
   return thrown instanceof Error ? thrown : new Error(String(thrown), { cause: thrown });
@@ -71,16 +74,16 @@ export class PermanentError extends Error {}
 /** A connection that ended in the middle of a handshake. */
 export class CutError extends Error {}
 
-// Deno's names of the errors of accepting.
-const LOSSES = ["NotConnected", "ConnectionReset", "ConnectionAborted"];
-
-/** Whether accepting failed because the connection was lost before. */
-export function isLost(error: unknown): boolean {
-  return error instanceof Error && LOSSES.includes(error.name);
-}
-
 // Deno's names and Node's codes of connections that were cut.
-const CUTS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe", "UnexpectedEof", "ECONNRESET", "EPIPE"];
+const CUTS = [
+  "NotConnected",
+  "ConnectionReset",
+  "ConnectionAborted",
+  "BrokenPipe",
+  "UnexpectedEof",
+  "ECONNRESET",
+  "EPIPE",
+];
 
 /** Whether the error, or one of its causes, says that a connection was cut, so that another attempt may succeed. */
 export function isCut(error: unknown): boolean {

@@ -8,7 +8,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Stream } from "../mod.ts";
 import { format, parseEndpoint } from "./address.ts";
 import { descriptorLimit, isLimitError, reserve } from "./descriptors.ts";
-import { errorText, isLost, wrapError } from "./errors.ts";
+import { errorText, isCut, KEY_PAIR, wrapError } from "./errors.ts";
 import { resolve } from "./resolve.ts";
 import { connectTcp, listenTcp, TcpListener, TcpSocket } from "./tcp.ts";
 import { closeUnix, identify, listenUnix } from "./unix.ts";
@@ -103,7 +103,7 @@ export class Listening {
         socket[Symbol.dispose]();
       } catch (error) {
         // A port scan: the connection was reset before it was accepted, and has no address to report.
-        if (isLost(error)) continue;
+        if (isCut(error)) continue;
         if (!isLimitError(error)) throw error;
         // It stops listening until descriptors are free.
         const isPaused = this.#listener instanceof TcpListener;
@@ -155,13 +155,14 @@ export function listenOn(at: string, tls?: { cert: string; key: string }): Liste
     const options = { hostname, port, tcpBacklog: BACKLOG };
     return new Listening(tls ? Deno.listenTls({ ...options, ...tls }) : Deno.listen(options));
   } catch (error) {
-    // Deno has no class for the error of a key that belongs to another certificate.
-    if (!(error instanceof Deno.errors.InvalidData) && !/KeyMismatch/.test(String(error))) {
-      throw wrapError(`Cannot listen on ${format({ path, hostname, port })}`, error);
+    // Deno has no class for this error.
+    if (/KeyMismatch/.test(String(error))) {
+      throw new RangeError(`${KEY_PAIR}, received the key of another certificate`, { cause: error });
     }
-    throw new RangeError(`cert and key must be a certificate and its private key in PEM: ${errorText(error)}`, {
-      cause: error,
-    });
+    if (error instanceof Deno.errors.InvalidData) {
+      throw new RangeError(`${KEY_PAIR}: ${errorText(error)}`, { cause: error });
+    }
+    throw wrapError(`Cannot listen on ${format({ path, hostname, port })}`, error);
   }
 }
 

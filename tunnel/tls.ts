@@ -17,7 +17,7 @@ import nodeTls, {
 } from "node:tls";
 import type { Connection } from "../mod.ts";
 import { ConnectionDuplex } from "./duplex.ts";
-import { CutError, errorText, PermanentError } from "./errors.ts";
+import { CutError, errorText, KEY_PAIR, PermanentError } from "./errors.ts";
 import { pinOf } from "./pin.ts";
 import { TcpSocket } from "./tcp.ts";
 import { HANDSHAKE_TIMEOUT, onAbort, setDeadline } from "./wait.ts";
@@ -157,7 +157,6 @@ function checkPin(socket: TLSSocket, pin: string | undefined): void {
  * @throws {RangeError} They are malformed, or do not belong together.
  */
 export function checkKeyPair(cert: string, key: string): void {
-  const expected = "cert and key must be a certificate and its private key in PEM";
   const [{ publicKey }] = readCertificates("cert", cert);
   let found: Uint8Array;
   try {
@@ -167,8 +166,8 @@ export function checkKeyPair(cert: string, key: string): void {
       format: "der",
     });
   } catch (error) {
-    throw new RangeError(`${expected}: ${errorText(error)}`, { cause: error });
+    throw new RangeError(`${KEY_PAIR}: ${errorText(error)}`, { cause: error });
   }
   if (found.length === publicKey.length && found.every((byte, n) => byte === publicKey[n])) return;
-  throw new RangeError(`${expected}, received the key of another certificate`);
+  throw new RangeError(`${KEY_PAIR}, received the key of another certificate`);
 }
