@@ -276,7 +276,7 @@ const ARROWS: Record<string, string[]> = {
   ],
   "tunnel/bytes.ts": ["mod.ts", "tunnel/errors.ts"],
   "tunnel/carrier.ts": ["mod.ts", "resume.ts", "tunnel/errors.ts", "tunnel/wait.ts"],
-  "tunnel/certificate.ts": ["tunnel/bytes.ts"],
+  "tunnel/certificate.ts": ["tunnel/address.ts", "tunnel/bytes.ts"],
   "tunnel/check.ts": [
     "mod.ts",
     "node:net",
@@ -296,7 +296,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/upstream.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/cidr.ts": ["node:net"],
+  "tunnel/cidr.ts": ["node:net", "tunnel/address.ts"],
   "tunnel/cli.ts": [
     "mod.ts",
     "tunnel/arguments.ts",
@@ -503,7 +503,7 @@ const ARROWS: Record<string, string[]> = {
     "tunnel/tls.ts",
     "tunnel/wait.ts",
   ],
-  "tunnel/pin.ts": ["node:crypto", "tunnel/x509.ts"],
+  "tunnel/pin.ts": ["node:crypto", "tunnel/address.ts", "tunnel/x509.ts"],
   "tunnel/places.ts": ["tunnel/accounting.ts", "tunnel/address.ts", "tunnel/listen.ts", "tunnel/ports.ts"],
   "tunnel/ports.ts": [
     "mod.ts",

@@ -68,7 +68,11 @@ const hints: Record<string, string> = {
   "client --connect ::1:9000": "IPv6 needs brackets: write --connect [::1]:9000",
   "client --connect :9000": "write --connect localhost:9000",
   "client --connect *:9000": "write --connect localhost:9000",
-  "client --connect https://host/": "it must not be a URL: write --connect host:443",
+  "client --connect https://host/": "it must not be a URL: write --connect host:443 --tls",
+  "client --connect https://[::1]:9000": "it must not be a URL: write --connect [::1]:9000 --tls",
+  "client https://host": "it must not be a URL: write --connect host:443 --tls",
+  "client --connect http://host": "it must not be a URL: write --connect host:80",
+  "server https://host:9000": "write --listen host:9000",
   "client --connect tcp://host:9000": "it must not be a URL: write --connect host:9000",
   "client --connect tcp://host": "it must not be a URL: write --connect host:PORT",
   "client --connect user@host:22": "write --connect host:22",
@@ -179,6 +183,26 @@ Deno.test("parseCommand() does not print the value of --secret, which may be the
   assertEquals(messageFor(`${server} --secret hunter2`).message.includes("hunter2"), false);
 });
 
+Deno.test("parseCommand() does not print the path and the password of a URL", () => {
+  const lines = [
+    `${client} --allow`,
+    `${client} --allow a:1`,
+    `${client} --proxy`,
+    `${client} --pin`,
+    `${server} --allow`,
+    `${server} --allow-listen`,
+    `${server} --accept-proxy`,
+    "cert",
+    "cert --host",
+  ];
+  for (const line of lines) {
+    for (const url of ["wss://h.example/sesame", "http://u:sesame@h.example/sesame", "!udp:wss:/h.example/sesame"]) {
+      const { message } = messageFor(`${line} ${url}`);
+      assertEquals(message.includes("sesame"), false, message);
+    }
+  }
+});
+
 Deno.test("editDistance() counts insertions, deletions, replacements and exchanges", () => {
   const distances: [a: string, b: string, distance: number][] = [
     ["", "", 0],
@@ -206,6 +230,18 @@ Deno.test("parseCommand() advises the option for a URL of a WebSocket without on
     const { message } = messageFor(line);
     assertEquals(message.endsWith(`://h.example/...": ${hint}`), true, message);
   }
+  const others = {
+    "client https://h.example/sesame": "wss://...",
+    "client --connect https://u:sesame@h.example:1/x": "wss://...",
+    "client --connect http://h.example/sesame": "ws://...",
+    "client --connect a:1 http://h.example:8080/sesame": "ws://...",
+    "client --connect h.example:8080/sesame": "ws://... or wss://...",
+  };
+  for (const [line, urls] of Object.entries(others)) {
+    const { message } = messageFor(line);
+    const hint = `only the URL of a WebSocket has a path: write --connect ${urls}`;
+    assertEquals(message.endsWith(hint) && !message.includes("sesame"), true, message);
+  }
   assertEquals(messageFor("wss://h.example/sesame").message.includes("sesame"), false);
   assertEquals(messageFor("cert wss://h.example/sesame").message.includes("sesame"), false);
 });
@@ -226,7 +262,7 @@ Deno.test("errorHint() explains a certificate of a CA, an unknown issuer, a peer
       /the server may not use TLS/,
     "Cannot connect to localhost:9000: the connection was closed during the TLS handshake":
       /the server may not use TLS/,
-    "a client's connection failed: not valid smux at byte 0: expected version 1 or 2, received 22":
+    "a client's connection from 10.0.0.1:1 failed: not valid smux at byte 0: expected version 1 or 2, received 22":
       /the client uses TLS; start the server with --cert and --key$/,
   };
   for (const [message, hint] of Object.entries(explained)) assertEquals(hint.test(errorHint(message)!), true, message);

@@ -32,6 +32,11 @@ export function withoutPath(text: string): string {
   return start! + (authority!.includes("@") ? "..." : authority!) + (rest === "" ? "" : "/...");
 }
 
+/** Hides the path and the password of a URL that was written instead of another value. */
+export function withoutUrlPath(text: string): string {
+  return /^!?(?:udp:)?(?!unix:)[a-z][a-z\d+.-]*:\//i.test(text) ? withoutPath(text) : text;
+}
+
 export function parseEndpoint(name: string, text: string, leastPort: number): Endpoint {
   if (/^unix:[!-~]+$/.test(text)) return { path: text.slice("unix:".length) };
   const [, ipv6, given = "127.0.0.1", digits] = /^(?:(?:\[([\da-f:.]+)\]|([\w.-]+)):)?(\d+)$/i.exec(text) ?? [];

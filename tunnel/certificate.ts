@@ -4,6 +4,7 @@
  * @module
  */
 
+import { withoutUrlPath } from "./address.ts";
 import { encoder } from "./bytes.ts";
 
 // Milliseconds.
@@ -73,7 +74,7 @@ export function parseHost(option: string, text: string): string {
   if (url !== undefined && /^([a-z\d.-]+|\[.*\])$/.test(url.hostname) && url.href === `http://${url.hostname}/`) {
     return wildcard + url.hostname;
   }
-  throw new RangeError(`${option} must be a DNS name or an IP address, received "${text}"`);
+  throw new RangeError(`${option} must be a DNS name or an IP address, received "${withoutUrlPath(text)}"`);
 }
 
 function pem(label: string, der: Uint8Array): string {

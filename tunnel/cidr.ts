@@ -5,6 +5,7 @@
  */
 
 import { BlockList, isIP } from "node:net";
+import { withoutUrlPath } from "./address.ts";
 
 /** Whether an IP address, as a socket has it, is in one of some networks. */
 export type Networks = (hostname: string) => boolean;
@@ -21,7 +22,7 @@ export function parseNetworks(name: string, entries: readonly string[]): Network
     const version = isIP(address);
     const maxBits = version === 4 ? 32 : 128;
     if (version === 0 || Number(bits ?? 0) > maxBits) {
-      throw new RangeError(`${name} must be an IP address or ADDRESS/BITS, received "${entry}"`);
+      throw new RangeError(`${name} must be an IP address or ADDRESS/BITS, received "${withoutUrlPath(entry)}"`);
     }
     list.addSubnet(address, Number(bits ?? maxBits), version === 4 ? "ipv4" : "ipv6");
   }

@@ -6,7 +6,7 @@
  * @module
  */
 
-import { parseEndpoint } from "./address.ts";
+import { parseEndpoint, withoutUrlPath } from "./address.ts";
 import { parseRule } from "./rules.ts";
 import { type Option, OPTIONS } from "./usage.ts";
 import { isWebSocketUrl } from "./web_socket_address.ts";
@@ -186,10 +186,27 @@ function splitList(text: string): string[] {
   });
 }
 
+/** Suggests the URL of a WebSocket for another address with a path, and `--tls` for the URL of a server with TLS. */
+function urlHint(name: string, text: string): string | undefined {
+  const [, scheme = "", authority, port, path] =
+    /^(https?:\/\/)?(?:[^@/]*@)?([\w.-]+|\[[\da-f:.]+\])(:\d+)?(\/.*)?$/i.exec(text) ?? [];
+  if (authority === undefined || (scheme === "" && (port === undefined || !path))) return undefined;
+  const isSecure = /^https/i.test(scheme);
+  // The path may be a secret.
+  if (path !== undefined && path !== "/") {
+    const urls = scheme === "" ? "ws://... or wss://..." : isSecure ? "wss://..." : "ws://...";
+    return `only the URL of a WebSocket has a path: write ${name} ${urls}`;
+  }
+  if (!isSecure || name !== "--connect") return undefined;
+  return `it must not be a URL: write ${name} ${authority}${port ?? ":443"} --tls`;
+}
+
 /** Suggests a valid value for an option, such as `--forward`. */
 export function valueHint(name: string, option: Option, text: string): string | undefined {
   // The path and the value of a header may be secrets.
   if (option.value === "HEADER" || (option.isUrl && isWebSocketUrl(text))) return undefined;
+  const ofUrl = option.isUrl && urlHint(name, text);
+  if (ofUrl) return ofUrl;
   const fix = (item: string) => fixValue(option, item, name === "--reverse");
   const items = splitList(text);
   if (items.length > 1) {
@@ -317,10 +334,19 @@ export function wordHint(command: string, word: string, last: string | undefined
   if (isWebSocketUrl(word)) return command === "cert" ? undefined : `write --${name} ${/^\w+/.exec(word)![0]}://...`;
   if (last !== undefined) {
     const option = OPTIONS[command]![last]!;
-    if (option.isList) return write(`--${last}`, { text: fixValue(option, word, last === "reverse")?.text ?? word });
+    const ofUrl = option.isUrl && option.isList && urlHint(`--${last}`, word);
+    if (ofUrl) return ofUrl;
+    if (option.isList) {
+      const text = fixValue(option, word, last === "reverse")?.text ?? word;
+      const isMistake = option.isUrl && !isValid(text.replace(/:PORT$/, ":1"), "TARGET");
+      // The path of a URL may be a secret.
+      return isMistake || withoutUrlPath(text) !== text ? undefined : write(`--${last}`, { text });
+    }
     return option.value === undefined ? `--${last} takes no value` : undefined;
   }
-  if (command === "cert") return `write --host ${word}`;
+  if (command === "cert") return /^[^/@]+$/.test(word) ? `write --host ${word}` : undefined;
+  const ofUrl = urlHint(`--${name}`, word);
+  if (ofUrl) return ofUrl;
   const text = fixed(word, use);
   return isValid(text.replace(/:PORT$/, ":1"), use) ? `write --${name} ${text}` : undefined;
 }

@@ -5,6 +5,7 @@
  */
 
 import { createHash } from "node:crypto";
+import { withoutUrlPath } from "./address.ts";
 import { readCertificate, readCertificates } from "./x509.ts";
 
 // Bytes.
@@ -54,5 +55,7 @@ function decode(text: string): number[] | undefined {
 export function parsePin(option: string, text: string): string {
   const bytes = decode(text.replace(/^sha256:(\/\/)?/i, ""));
   if (bytes?.length === LENGTH) return `sha256:${btoa(String.fromCharCode(...bytes))}`;
-  throw new RangeError(`${option} must be the SHA-256 of a public key in hex or base64, received "${text}"`);
+  throw new RangeError(
+    `${option} must be the SHA-256 of a public key in hex or base64, received "${withoutUrlPath(text)}"`,
+  );
 }

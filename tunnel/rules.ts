@@ -5,7 +5,7 @@
  */
 
 import { BlockList, isIP } from "node:net";
-import { canonical, type Endpoint } from "./address.ts";
+import { canonical, type Endpoint, withoutUrlPath } from "./address.ts";
 
 /** One entry: whether it allows or denies, and what it matches. The host of an endpoint must be canonical. */
 interface Entry {
@@ -79,9 +79,10 @@ export function parseRule(name: string, entry: string): Entry {
   const range = ports ?? portsAlone;
   const host = range === undefined ? undefined : parseHost(given);
   if (host === undefined) {
+    const received = withoutUrlPath(entry);
     throw new RangeError(
       `${name} must be HOST:PORT, [IPV6]:PORT, NETWORK/BITS:PORT, PORT or unix:PATH, where HOST may be *, PORT may be * ` +
-        `or a range as 8000-8010, ! in front denies, and udp: before HOST is for datagrams, received "${entry}"`,
+        `or a range as 8000-8010, ! in front denies, and udp: before HOST is for datagrams, received "${received}"`,
     );
   }
   const [least, most] = parsePorts(name, range!);

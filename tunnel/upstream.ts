@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Endpoint, format, isLoopback, parseEndpoint } from "./address.ts";
+import { type Endpoint, format, isLoopback, parseEndpoint, withoutUrlPath } from "./address.ts";
 import { encoder } from "./bytes.ts";
 
 /** The value of `proxy` that stands for a direct connection. */
@@ -37,7 +37,7 @@ function withoutCredentials(text: string): string {
 
 /** Makes the error of a URL; its message and its cause do not have the credentials. */
 function mistake(name: string, text: string, why?: string): RangeError {
-  const received = `${name} must be ${EXPECTED}, received "${withoutCredentials(text)}"`;
+  const received = `${name} must be ${EXPECTED}, received "${withoutUrlPath(withoutCredentials(text))}"`;
   return new RangeError(why === undefined ? received : `${received}: ${why}`);
 }
 
