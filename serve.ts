@@ -424,10 +424,12 @@ class StreamServer {
         handling.set(stream, handled);
         handled.finally(() => handling.delete(stream));
       }
-      await session.closed;
-    } catch (error) {
-      if (!this.#signal?.aborted) this.#report(error instanceof SessionClosedError ? error.cause ?? error : error);
+    } catch {
+      // `closed` rejects with the cause.
     }
+    await session.closed.catch((error) => {
+      if (!this.#signal?.aborted) this.#report(error);
+    });
     await Promise.all([begun, ...handling.values()]);
     this.#sessions.delete(session);
   }

@@ -15,6 +15,7 @@ import { openTunnel, serveTunnel, TunnelRefusedError } from "../tunnel.ts";
 import { WRONG_SECRET_DELAY } from "../tunnel/handshake.ts";
 import { bytes, certificates, isRefused, readAll, text, writeAll } from "./support.ts";
 import {
+  at,
   changeDelays,
   dial,
   fetchFiles,
@@ -77,7 +78,7 @@ Deno.test("serveTunnel() reports a client that does not speak smux, and continue
   const { client, server, shutdown } = await makeTunnel(target.addr, options);
   using stranger = await dial(server.serverAddr);
   await writeAll(stranger, bytes("GET / HTTP/1.1\r\n\r\n"));
-  await until(/^A client's connection failed: /);
+  await until(new RegExp(`^A client's connection from ${at(stranger.localAddr)} failed: `));
   assertInstanceOf(errors[0]!.cause, ProtocolError);
   using connection = await dial(client.listenAddrs[0]!);
   assertEquals(await say(connection, "still here"), "still here");
@@ -126,7 +127,7 @@ Deno.test("serveTunnel() reports a connection that is reset after its first byte
   socket.write("\x02");
   await log.until("connected");
   socket.resetAndDestroy();
-  await log.until(/^A client's connection failed: connection reset by peer$/);
+  await log.until(/^A client's connection from \S+ failed: connection reset by peer$/);
 });
 
 Deno.test("serveTunnel() stops connecting to a target when the client is lost", async () => {

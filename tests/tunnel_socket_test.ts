@@ -81,7 +81,7 @@ Deno.test("openTunnel() connects with TLS if ca trusts the server's certificate,
     "Cannot connect to ",
   );
   assertMatch(error.message, /certificate/i);
-  await log.until(/^A client's connection failed: /);
+  await log.until(/^A client's connection from \S+ failed: /);
   await web.shutdown();
 });
 
@@ -91,7 +91,7 @@ Deno.test("serveTunnel() with TLS reports a client without TLS, and continues", 
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, allow: [echo.addr], cert, key, ...log.options });
   await assertRejects(() => openTunnel({ connect: server.serverAddr }), Error, "expects TLS");
-  await log.until(/^A client's connection failed: /);
+  await log.until(/^A client's connection from \S+ failed: /);
   await using client = await openTunnel({ connect: server.serverAddr, ca });
   const connection = await client.connect(echo.addr);
   assertEquals(await say(connection, "still here"), "still here");
@@ -103,7 +103,7 @@ Deno.test("openTunnel() with TLS rejects at a server without TLS", async () => {
   const log = makeLog();
   await using server = serveTunnel({ listen: FREE, target: "1", ...log.options });
   await assertRejects(() => openTunnel({ connect: server.serverAddr, ca }), Error, "Cannot connect to ");
-  await log.until(/^A client's connection failed: /);
+  await log.until(/^A client's connection from \S+ failed: /);
 });
 
 Deno.test("openTunnel() rejects with the signal's reason during a TLS handshake", async () => {

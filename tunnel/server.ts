@@ -162,6 +162,8 @@ export class ServerEnd {
   readonly #returning = new Returning();
   /** Sessions whose throughput is being measured. */
   readonly #measuring = new WeakSet<Session>();
+  /** Errors of sessions, which were reported with the addresses of the clients. */
+  readonly #reported = new WeakSet<Error>();
   /** Headers of the response to OPTIONS. */
   readonly #about: string;
   /** The entries of `allow`, as they were written. */
@@ -198,8 +200,11 @@ export class ServerEnd {
       ...session,
       stalledStreamTimeout: options.stalledStreamTimeout,
       onFrame: this.#activity.frame,
-      onError: (error) => this.#activity.report(wrapError("A client's connection failed", error)),
-      onSession: (session) => this.#begin(session),
+      onError: (error) => {
+        const isReported = error instanceof Error && this.#reported.has(error);
+        if (!isReported) this.#activity.report(wrapError("A client's connection failed", error));
+      },
+      onSession: (session) => this.#begin(session, cut.signal),
     });
     const off = onAbort(options.signal, (reason) => {
       this.#stopping.abort(reason);
@@ -215,7 +220,7 @@ export class ServerEnd {
   }
 
   /** Counts and reports a client that has connected, and reports its end. */
-  #begin(session: Session): void {
+  #begin(session: Session, cut: AbortSignal): void {
     const began = performance.now();
     // A connection that is resumed may come from another address then.
     const clientAddr = formatPeer(session.remoteAddr);
@@ -223,6 +228,12 @@ export class ServerEnd {
     this.#activity.add(session);
     this.#activity.setUser(session, user);
     this.#activity.emit({ type: "connected", clientAddr, ...user === undefined ? {} : { user } });
+    // Before the server reports the error without the address.
+    session.closed.catch((error) => {
+      if (cut.aborted || !(error instanceof Error)) return;
+      this.#reported.add(error);
+      this.#activity.report(wrapError(`A client's connection from ${clientAddr ?? UNNAMED} failed`, error));
+    });
     session.closed.then(() => undefined, toError).then((error) => {
       const duration = Math.round(performance.now() - began);
       this.#activity.emit({

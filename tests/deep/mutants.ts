@@ -31,6 +31,20 @@ export interface Mutant {
 /** The bugs. */
 export const MUTANTS: Mutant[] = [
   {
+    name: "the error of a wrong rule contains the path of a URL, which may be a secret",
+    file: "tunnel/rules.ts",
+    from: "withoutUrlPath(entry)",
+    to: "entry",
+    tests: ["tunnel_hints_test.ts"],
+  },
+  {
+    name: "the error of a client that failed lacks its address",
+    file: "tunnel/server.ts",
+    from: "      this.#reported.add(error);\n",
+    to: "      return;\n",
+    tests: ["tunnel_socket_test.ts"],
+  },
+  {
     name: "select() does not wait for a case that it tried before its turn",
     file: "select.ts",
     from: "    entries[i] = entry;\n",
