@@ -231,7 +231,7 @@ export class WebSocketConnection implements Connection, PushedConnection {
     }
   }
 
-  /** Returns the next message. It must not be mixed with `read`. */
+  /** Returns the next message, or what `read` has left of one. No `read` may be pending. */
   async readChunk(): Promise<Uint8Array | null> {
     const held = this.tryReadChunk();
     if (held !== undefined) return held;
@@ -245,6 +245,9 @@ export class WebSocketConnection implements Connection, PushedConnection {
   }
 
   tryReadChunk(): Uint8Array | undefined {
+    const rest = this.#rest;
+    this.#rest = undefined;
+    if (rest !== undefined) return rest;
     const next = this.#messages.receiver.tryReceive();
     return next.state === "ok" ? this.#dequeued(next.value) : undefined;
   }

@@ -305,6 +305,17 @@ Deno.test("a text message ends the session with a ProtocolError and closes the s
   assertEquals((await closed).code, 4003);
 });
 
+Deno.test("a session over a WebSocket begins with what read() has left of a message", async () => {
+  const socket = new FakeSocket();
+  const connection = webSocketConnection(socket);
+  socket.receive(concat([pattern(2), frame(2, SYN, 3), frame(2, PSH, 3, pattern(5))]));
+  assertEquals(await connection.read(new Uint8Array(2)), 2);
+  const session = Session.server(connection);
+  const stream = await session.acceptStream();
+  assertEquals([stream.id, await readExactly(stream, 5)], [3, pattern(5)]);
+  session.abort();
+});
+
 Deno.test("messages that arrived before the close stay readable, and each byte is delivered once", async () => {
   const socket = new FakeSocket();
   const connection = webSocketConnection(socket);
