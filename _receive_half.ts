@@ -91,8 +91,9 @@ export class ReceiveHalf {
   // The lock of reading: whether it is held, and its queue, created when a read first waits for another.
   #isReading = false;
   #readQueue: Gate | undefined;
-  // The buffer of `readLarge`, from the arrival of bytes to its return.
+  // The buffer of `readLarge` or `readLent`, from the arrival of bytes to its return.
   #large: Uint8Array | undefined;
+  #lend: () => Uint8Array = newLarge;
 
   /**
    * @param stream The stream.
@@ -282,15 +283,24 @@ export class ReceiveHalf {
 
   /** Reads up to MAX_PULL_BYTES; waits if nothing is unread. Returns `null` after the peer's FIN. */
   async readLarge(): Promise<Uint8Array | null> {
+    const p = await this.readLent(newLarge);
+    return p === null || p.length * 2 > MAX_PULL_BYTES ? p : p.slice();
+  }
+
+  /**
+   * Reads into a buffer that `lend` returns when bytes have arrived, so that a read that waits needs none. Returns the
+   * part with the bytes; `null` after the peer's FIN.
+   */
+  async readLent(lend: () => Uint8Array): Promise<Uint8Array | null> {
+    this.#lend = lend;
     const count = await this.#read(LARGE_BYTES, undefined);
     const p = this.#large ?? EMPTY_BYTES;
     this.#large = undefined;
-    if (count === null) return null;
-    return count * 2 > p.length ? p.subarray(0, count) : p.slice(0, count);
+    return count === null ? null : p.subarray(0, count);
   }
 
   #allocate(): Uint8Array {
-    return this.#large = new Uint8Array(MAX_PULL_BYTES);
+    return this.#large = this.#lend();
   }
 
   /** Calls `ready` once, when `tryReadChunk` will return a chunk, return `null` or throw. */
@@ -412,6 +422,10 @@ export class ReceiveHalf {
     this.#stream.dropUpdate();
     this.#window?.close();
   }
+}
+
+function newLarge(): Uint8Array {
+  return new Uint8Array(MAX_PULL_BYTES);
 }
 
 /** Returns the error for an argument that is not a `Uint8Array`. */

@@ -8,6 +8,7 @@ import { adapt } from "./_adapt.ts";
 import { deferred } from "./_deferred.ts";
 import { checkFunction, checkListener } from "./_describe.ts";
 import { connectionOf, isNodeStream, NodeConnection } from "./_node_stream.ts";
+import type { ReceiveHalf } from "./_receive_half.ts";
 import { onAbort } from "./_wait.ts";
 import { Channel } from "./channel.ts";
 import { clock, setTimerRef } from "./_clock.ts";
@@ -15,7 +16,14 @@ import { SessionClosedError } from "./errors.ts";
 import { DEFAULTS, duration, resolveOptions, type ServerSessionOptions } from "./options.ts";
 import { isEnding, reportStalled, Session } from "./session.ts";
 import { type AbortOptions, coreOf, Stream } from "./stream.ts";
-import { checkCount, closeQuietly, type Connection, type NodeStream, type Transport } from "./transport.ts";
+import {
+  checkCount,
+  type ChunkConnection,
+  closeQuietly,
+  type Connection,
+  type NodeStream,
+  type Transport,
+} from "./transport.ts";
 
 /**
  * A source of connections, in the shape of `Deno.Listener`: `Deno.listen` and `Deno.listenTls` return one.
@@ -524,9 +532,13 @@ export interface JoinResult {
   received: number;
 }
 
-// The buffer of a direction doubles when a read fills it. Larger: fewer reads and writes; smaller: less memory.
+// The buffer of a direction from a connection doubles when a read fills it. Larger: fewer reads and writes; smaller: less
+// memory.
 const MIN_COPY_BYTES = 8 * 1024;
 const MAX_COPY_BYTES = 64 * 1024;
+// Buffers of MAX_COPY_BYTES that are kept for the next reads from streams. Larger: fewer allocations while many streams
+// are busy; smaller: less memory after that.
+const MAX_SPARE_BUFFERS = 16;
 
 /**
  * Copies between two connections in both directions until both have ended, and closes them. The end of one direction is
@@ -651,6 +663,65 @@ function watch(connection: DuplexConnection, lost: (error: unknown) => void): ()
   });
 }
 
+/** What a direction of a join reads. */
+interface Source {
+  /** Returns bytes, or `null` at the end. */
+  read(): Promise<Uint8Array | null>;
+  /** Takes back what `read` has returned. */
+  release?(chunk: Uint8Array): void;
+}
+
+function sourceOf(from: DuplexConnection): Source {
+  if (from instanceof Stream) return new StreamSource(from);
+  const { readChunk } = from as Partial<ChunkConnection>;
+  return typeof readChunk === "function" ? { read: () => readChunk.call(from) } : new BufferSource(from);
+}
+
+// Shared by all joins: most streams wait, and hold no buffer meanwhile.
+const spares: Uint8Array[] = [];
+const lend = (): Uint8Array => spares.pop() ?? new Uint8Array(MAX_COPY_BYTES);
+
+class StreamSource implements Source {
+  readonly #half: ReceiveHalf;
+
+  constructor(stream: Stream) {
+    this.#half = coreOf(stream).receiving;
+  }
+
+  read(): Promise<Uint8Array | null> {
+    return this.#half.readLent(lend);
+  }
+
+  release({ buffer }: Uint8Array): void {
+    // Not the empty one.
+    const isLent = buffer.byteLength === MAX_COPY_BYTES;
+    if (isLent && spares.length < MAX_SPARE_BUFFERS) spares.push(new Uint8Array(buffer));
+  }
+}
+
+class BufferSource implements Source {
+  readonly #from: DuplexConnection;
+  #p: Uint8Array = new Uint8Array(MIN_COPY_BYTES);
+  #count = 0;
+
+  constructor(from: DuplexConnection) {
+    this.#from = from;
+  }
+
+  async read(): Promise<Uint8Array | null> {
+    const { length } = this.#p;
+    if (this.#count === length && length < MAX_COPY_BYTES) this.#p = new Uint8Array(length * 2);
+    const p = this.#p;
+    const count = await this.#from.read(p);
+    if (count === null) return null;
+    if (!(count >= 0 && count <= p.length)) {
+      throw new TypeError(`Transport read must return 0 to ${p.length} or null, received ${count}`);
+    }
+    this.#count = count;
+    return p.subarray(0, count);
+  }
+}
+
 /**
  * Copies from `from` to `to`, its end included, until `isOver` returns `true`. Before it rejects, it calls the callback
  * of the side that failed.
@@ -665,27 +736,25 @@ async function copy(
   let failed = unreadable;
   try {
     let total = 0;
-    let p = new Uint8Array(MIN_COPY_BYTES);
+    const source = sourceOf(from);
     for (;;) {
       failed = unreadable;
-      const count = await from.read(p);
+      const chunk = await source.read();
       // A connection need not fail after it was closed.
       if (isOver()) return total;
-      if (count !== null && !(count >= 0 && count <= p.length)) {
-        throw new TypeError(`Transport read must return 0 to ${p.length} or null, received ${count}`);
-      }
-      // A connection that keeps returning 0 at once would block the event loop.
-      if (count === 0) await clock.yieldToEventLoop();
       failed = unwritable;
-      if (count === null) break;
-      for (let at = 0; at < count;) {
-        const written = checkCount(await to.write(p.subarray(at, count)), count - at);
+      if (chunk === null) break;
+      const { length } = chunk;
+      // A connection that keeps returning 0 at once would block the event loop.
+      if (length === 0) await clock.yieldToEventLoop();
+      for (let at = 0; at < length;) {
+        const written = checkCount(await to.write(at === 0 ? chunk : chunk.subarray(at)), length - at);
         if (isOver()) return total;
         if (written === 0) await clock.yieldToEventLoop();
         at += written;
       }
-      total += count;
-      if (count === p.length && count < MAX_COPY_BYTES) p = new Uint8Array(count * 2);
+      total += length;
+      source.release?.(chunk);
     }
     await to.closeWrite();
     return total;

@@ -26,6 +26,7 @@ import {
   StreamResetError,
 } from "../mod.ts";
 import { resumable, resumableListener } from "../resume.ts";
+import { collectGarbage } from "./garbage.ts";
 import {
   bytes,
   countListeners,
@@ -39,6 +40,7 @@ import {
   pattern,
   RawPeer,
   readAll,
+  readExactly,
   sessionPair,
   state,
   tcpPair,
@@ -1281,4 +1283,35 @@ Deno.test("join() rejects after close() of a stream or an abort when closeWrite(
     far.close();
     for (const session of [client, server]) session.abort();
   }
+});
+
+Deno.test("join(): 100 joins that wait after 256 KiB each hold less than 3 MiB", async () => {
+  const { client, server } = sessionPair();
+  const used = async () => {
+    for (let n = 0; n < 3; n++) {
+      collectGarbage();
+      await turn();
+    }
+    return Deno.memoryUsage().external;
+  };
+  const before = await used();
+  const sent = pattern(256 * 1024);
+  const waiting = [];
+  for (let n = 0; n < 100; n++) {
+    const [near, far] = await Promise.all([client.openStream(), server.acceptStream()]);
+    const [left, right] = memoryPair();
+    const joining = join(near, left as DuplexConnection);
+    const [received] = await Promise.all([readExactly(right, sent.length), writeAll(far, sent)]);
+    assertEquals(received.length, sent.length);
+    waiting.push({ far, right, joining });
+  }
+  const held = await used() - before;
+  assert(held < 3 * 1024 * 1024, `${held} bytes`);
+  for (const { far, right, joining } of waiting) {
+    await far.closeWrite();
+    right.close();
+    await joining.catch(() => {});
+  }
+  client.abort();
+  server.abort();
 });

@@ -127,10 +127,22 @@ export class Forwarding {
 export class CountedConnection implements DuplexConnection {
   readonly #socket: DuplexConnection;
   readonly #counter: Pick<Forwarding, "countSent" | "countReceived">;
+  /** Reads bytes in a buffer of the socket, if the socket can. `join` prefers it to `read`. */
+  readonly readChunk: (() => Promise<Uint8Array | null>) | undefined;
 
-  constructor(socket: DuplexConnection, counter: Pick<Forwarding, "countSent" | "countReceived">) {
+  constructor(
+    socket: DuplexConnection & { readChunk?: (() => Promise<Uint8Array | null>) | undefined },
+    counter: Pick<Forwarding, "countSent" | "countReceived">,
+  ) {
     this.#socket = socket;
     this.#counter = counter;
+    const { readChunk } = socket;
+    if (readChunk === undefined) return;
+    this.readChunk = async () => {
+      const chunk = await readChunk();
+      counter.countSent(chunk?.length ?? 0);
+      return chunk;
+    };
   }
 
   async read(p: Uint8Array): Promise<number | null> {

@@ -12,6 +12,7 @@ import { writeAll } from "./bytes.ts";
 import { isReportedElsewhere, toError, wrapError } from "./errors.ts";
 import { linger } from "./linger.ts";
 import { type Listening, reset, type Socket } from "./socket.ts";
+import { TcpSocket } from "./tcp.ts";
 import { onAbort, sleep } from "./wait.ts";
 
 // Milliseconds until a failed socket is closed after the end of a complete direction was written to it. It is not
@@ -108,12 +109,21 @@ export function refusedFrom({ remoteAddr }: Socket, error: unknown): unknown {
 class JoinedSocket implements DuplexConnection {
   readonly #socket: Socket;
   readonly #checks: Checks;
+  /** Of a socket that has buffers of its own. */
+  readonly readChunk: (() => Promise<Uint8Array | null>) | undefined;
   /** Whether the end of a complete direction was written. */
   hasEnded = false;
 
   constructor(socket: Socket, checks: Checks) {
     this.#socket = socket;
     this.#checks = checks;
+    if (socket instanceof TcpSocket) this.readChunk = () => this.#readChunk(socket);
+  }
+
+  async #readChunk(socket: TcpSocket): Promise<Uint8Array | null> {
+    const chunk = await socket.readReceived();
+    if (chunk !== null) this.#checks.received?.(chunk);
+    return chunk;
   }
 
   read(p: Uint8Array): Promise<number | null> {

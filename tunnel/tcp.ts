@@ -78,15 +78,29 @@ export class TcpSocket implements DuplexConnection {
     });
   }
 
-  async read(p: Uint8Array): Promise<number | null> {
-    if (p.length === 0) return 0;
+  /** Waits for bytes. Returns `false` at the end. */
+  async #hasBytes(): Promise<boolean> {
     while (this.#received === 0) {
       if (this.#failure !== undefined) throw this.#failure;
-      if (this.#hasEnded) return null;
+      if (this.#hasEnded) return false;
       if (this.#hasClosed || this.#socket.destroyed) throw new Deno.errors.BadResource("The connection is closed");
       this.#socket.resume();
       await (this.#changed ??= Promise.withResolvers()).promise;
     }
+    return true;
+  }
+
+  /** Returns bytes in the buffer that they were received in, so that waiting needs none; `null` at the end. */
+  async readReceived(): Promise<Uint8Array | null> {
+    if (!await this.#hasBytes()) return null;
+    const chunk = this.#chunks.shift()!;
+    this.#consume(chunk.length);
+    return chunk;
+  }
+
+  async read(p: Uint8Array): Promise<number | null> {
+    if (p.length === 0) return 0;
+    if (!await this.#hasBytes()) return null;
     let count = 0;
     while (count < p.length && this.#chunks.length > 0) {
       const [chunk] = this.#chunks;
@@ -96,9 +110,13 @@ export class TcpSocket implements DuplexConnection {
       if (part.length < chunk!.length) this.#chunks[0] = chunk!.subarray(part.length);
       else this.#chunks.shift();
     }
+    this.#consume(count);
+    return count;
+  }
+
+  #consume(count: number): void {
     this.#received -= count;
     if (this.#received < this.#readAhead / 2) this.#socket.resume();
-    return count;
   }
 
   /** Writes all bytes. */

@@ -45,6 +45,20 @@ export const MUTANTS: Mutant[] = [
     tests: ["tunnel_socket_test.ts"],
   },
   {
+    name: "a join holds a large buffer while it waits for a stream",
+    file: "serve.ts",
+    from: "return this.#half.readLent(lend);",
+    to: "const p = lend();\n    return this.#half.readLent(() => p);",
+    tests: ["serve_test.ts"],
+  },
+  {
+    name: "a session over a WebSocket loses what a read has left of a message",
+    file: "_web_socket.ts",
+    from: "    if (rest !== undefined) return rest;\n",
+    to: "",
+    tests: ["websocket_test.ts"],
+  },
+  {
     name: "select() does not wait for a case that it tried before its turn",
     file: "select.ts",
     from: "    entries[i] = entry;\n",
@@ -2114,7 +2128,7 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a join blocks the event loop while a read returns 0",
     file: "serve.ts",
-    from: "      if (count === 0) await clock.yieldToEventLoop();\n",
+    from: "      if (length === 0) await clock.yieldToEventLoop();\n",
     to: "",
     tests: ["serve_test.ts"],
   },
@@ -2128,15 +2142,15 @@ export const MUTANTS: Mutant[] = [
   {
     name: "a join loses the data of a write that returns no number",
     file: "serve.ts",
-    from: "checkCount(await to.write(p.subarray(at, count)), count - at);",
-    to: "await to.write(p.subarray(at, count));",
+    from: "checkCount(await to.write(at === 0 ? chunk : chunk.subarray(at)), length - at);",
+    to: "await to.write(at === 0 ? chunk : chunk.subarray(at));",
     tests: ["serve_test.ts"],
   },
   {
     name: "a join writes what it has read after it has settled",
     file: "serve.ts",
-    from: "      if (isOver()) return total;\n      if (count !== null",
-    to: "      if (count !== null",
+    from: "      if (isOver()) return total;\n      failed = unwritable;\n",
+    to: "      failed = unwritable;\n",
     tests: ["serve_test.ts"],
   },
   {
