@@ -42,6 +42,8 @@ Deno.test("translate() names an unreachable host or network in words, and keeps 
   const error = translate(fail("ENETUNREACH"));
   assertInstanceOf(error, Deno.errors.NetworkUnreachable);
   assertEquals(errorText(error), "network is unreachable");
+  assertEquals(errorText(new Error("Content-Length must be one value")), "Content-Length must be one value");
+  assertEquals(errorText(new Error("A listener has failed")), "a listener has failed");
   const other = fail("EIO");
   assertStrictEquals(translate(other), other);
 });

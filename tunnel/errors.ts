@@ -40,7 +40,8 @@ export function errorText(error: unknown): string {
   // The system's message differs between systems.
   if (error instanceof Deno.errors.AddrInUse) return "address in use";
   const message = error.message.replace(/ \(os error \d+\)/, "");
-  return /^[A-Z][a-z ]/.test(message) ? message[0]!.toLowerCase() + message.slice(1) : message;
+  // Not of a name such as Content-Length.
+  return /^[A-Z](?: |[a-z]+\b(?!-))/.test(message) ? message[0]!.toLowerCase() + message.slice(1) : message;
 }
 
 /**
