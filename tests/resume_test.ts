@@ -481,6 +481,16 @@ Deno.test("resumable() ends with the reason of its signal, and passes dial a sig
   assertEquals(clock.pending, 0);
 });
 
+Deno.test("resumable() leaves no listener on its signal when the connection is closed", async () => {
+  const { signal } = new AbortController();
+  const listeners = countListeners(signal);
+  const connection = resumable(() => new Promise(() => {}), { signal });
+  assertEquals(listeners(), 1);
+  connection.close();
+  await connection.closed;
+  assertEquals(listeners(), 0);
+});
+
 const failures: Record<string, () => void> = {
   throws: () => {
     throw new Error("on purpose");

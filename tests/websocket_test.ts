@@ -152,9 +152,12 @@ for (const status of [401, 404, 502]) {
 }
 
 Deno.test("connectWebSocket() rejects with code 1006 when the connection is refused", async () => {
-  const error = await assertRejects(() => connectWebSocket("ws://127.0.0.1:9/"), WebSocketClosedError);
+  const { signal } = new AbortController();
+  const listeners = countListeners(signal);
+  const error = await assertRejects(() => connectWebSocket("ws://127.0.0.1:9/", { signal }), WebSocketClosedError);
   assertEquals(error.code, 1006);
   assertInstanceOf(error.cause, Error);
+  assertEquals(listeners(), 0);
 });
 
 Deno.test("connectWebSocket() rejects with a TimeoutError when the server accepts and stays silent", async () => {
