@@ -41,8 +41,9 @@ import { MAX_WINDOW } from "./_window.ts";
 export interface SessionOptions {
   /**
    * Channel that receives the streams opened by the peer, so that several sessions can feed one pool of workers. The
-   * session owns this handle and closes it when it ends or cannot start: pass a clone. When the channel is full, further streams are
-   * refused, as with `acceptBacklog`. Cannot be combined with `acceptBacklog`. Default: a channel of the session's own.
+   * session owns this handle and closes it when it ends or cannot start: pass a clone. When the channel is full, further
+   * streams are refused, as with `acceptBacklog`. Cannot be combined with `acceptBacklog`. Default: a channel of the
+   * session's own.
    */
   incoming?: Sender<Stream> | undefined;
   /**
